@@ -1,0 +1,134 @@
+"""Typed face motion: an array of coefficients never travels without its layout.
+
+Published corpora disagree silently on the order of expression, rotation and jaw, on the frame rate
+and on the face model behind the coefficients. Here a layout names all three; arrays of unlike
+layouts cannot be compared, and every conversion is a call that somebody wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+Topology = Literal["flame2020", "flame2023", "builtin", "faceverse", "arkit"]
+
+# Eyelids close at 1; every other FLAME group is expression coefficients or axis-angle radians.
+GROUPS = ("expr", "jaw", "neck", "eyelid", "eyepose", "rot", "trans")
+
+
+class LayoutError(ValueError):
+    """Motion of one layout was used where another is needed."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of a motion array mean.
+
+    Args:
+        groups: `(name, width)` in column order, names from `GROUPS`.
+        fps: frames per second.
+        topology: the face model that gives the coefficients their meaning.
+    """
+
+    groups: tuple[tuple[str, int], ...]
+    fps: float
+    topology: Topology
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple((str(n), int(w)) for n, w in self.groups))
+        names = self.names
+        unknown = [n for n in names if n not in GROUPS]
+        if unknown or len(set(names)) != len(names) or not names:
+            raise LayoutError(f"layout groups {list(names)}: each must be one of {list(GROUPS)}, once")
+        if any(w < 1 for _, w in self.groups) or not self.fps > 0:
+            raise LayoutError(f"layout {self}: widths and fps must be positive")
+        if self.topology not in get_args(Topology):
+            raise LayoutError(f"unknown topology {self.topology!r}, expected one of {list(get_args(Topology))}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.groups)
+
+    @property
+    def dim(self) -> int:
+        return sum(width for _, width in self.groups)
+
+    def width(self, group: str) -> int:
+        return self.columns(group).stop - self.columns(group).start
+
+    def columns(self, group: str) -> slice:
+        """Columns of one group. Raises `LayoutError` when the layout lacks it."""
+        start = 0
+        for name, width in self.groups:
+            if name == group:
+                return slice(start, start + width)
+            start += width
+        raise LayoutError(f"this motion has no group {group!r}, only {list(self.names)} ({self})")
+
+    def subset(self, widths: dict[str, int]) -> Layout:
+        """The layout with only these groups, in this order, each cut to its first `width` columns."""
+        for name, width in widths.items():
+            if width > self.width(name):
+                raise LayoutError(f"group {name!r} has {self.width(name)} columns here, {width} were asked for")
+        return replace(self, groups=tuple(widths.items()))
+
+    def to_json(self) -> str:
+        return json.dumps({"groups": [list(g) for g in self.groups], "fps": self.fps, "topology": self.topology})
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        return cls(**json.loads(text))
+
+    def __str__(self) -> str:
+        groups = " + ".join(f"{n} {w}" for n, w in self.groups)
+        return f"{groups} @ {self.fps:g} fps, {self.topology}"
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """`values` of shape (time, layout.dim), float32, finite; read-only by convention."""
+
+    values: np.ndarray
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=np.float32)
+        if values.ndim != 2 or values.shape[1] != self.layout.dim:
+            raise LayoutError(f"motion of shape {values.shape} does not fit (time, {self.layout.dim}): {self.layout}")
+        if not np.isfinite(values).all():
+            frame, column = np.argwhere(~np.isfinite(values))[0]
+            raise LayoutError(f"motion has NaN or infinity, first at frame {frame}, column {column}; mark it missing")
+        object.__setattr__(self, "values", values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def seconds(self) -> float:
+        return len(self) / self.layout.fps
+
+    def group(self, name: str) -> np.ndarray:
+        """Columns of one group, (time, width)."""
+        return self.values[:, self.layout.columns(name)]
+
+    def subset(self, layout: Layout) -> Motion:
+        """Only the groups of `layout`, in its order. Frame rate and topology must already agree."""
+        if (layout.fps, layout.topology) != (self.layout.fps, self.layout.topology):
+            raise LayoutError(f"cannot take {layout} out of {self.layout}: frame rate or topology differ")
+        self.layout.subset(dict(layout.groups))
+        return Motion(np.concatenate([self.group(n)[:, :w] for n, w in layout.groups], axis=1), layout)
+
+    def window(self, start: int, length: int) -> Motion:
+        """Frames [start, start + length)."""
+        if start < 0 or start + length > len(self):
+            raise LayoutError(f"window [{start}, {start + length}) reaches outside a motion of {len(self)} frames")
+        return Motion(self.values[start : start + length], self.layout)
+
+
+def require_same_layout(a: Layout, b: Layout, what: str) -> None:
+    """Raise `LayoutError`, naming `what` was tried, unless both layouts are the same."""
+    if a != b:
+        raise LayoutError(f"{what}: unlike layouts\n  {a}\n  {b}\nConvert explicitly with Motion.subset or resample.")
