@@ -1,0 +1,37 @@
+# make dpo | make test | make ui | make lint | make clean     (EXTRA=cuda on machines with NVIDIA GPUs)
+PYTHON ?= python3.11
+EXTRA  ?= cpu
+VENV   := .venv
+PY     := $(VENV)/bin/python
+LOCK   := infra/requirements/$(EXTRA).lock
+READY  := $(VENV)/.ready-$(EXTRA)
+RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: dpo test lint ui clean install
+
+dpo: $(READY)
+	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR)
+
+# Fast tests first, then the real engines, then whole recipes.
+test: lint
+	$(PY) -m pytest -m "not engine and not e2e"
+	$(PY) -m pytest -m "engine"
+	$(PY) -m pytest -m "e2e"
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+
+ui: $(READY)
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --host 127.0.0.1 --port 5000
+
+install: $(READY)
+
+# Skipped while neither the lock nor pyproject.toml changed.
+$(READY): $(LOCK) pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --no-deps -r $(LOCK)
+	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
