@@ -1,0 +1,324 @@
+"""Typed configuration: one section per part of the system, one recipe config that names its sections.
+
+A value is looked up in this order: `key=value` on the command line, the file given with `--config`,
+the default written here. The defaults are the `tiny` size, which needs no asset and no GPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message says which key and what would be valid."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusConfig(Section):
+    kind: Literal["synthetic", "dualtalk", "parquet"] = Field(
+        "synthetic", description="synthetic dyads, DualTalk's published files, or a corpus `prepare` wrote"
+    )
+    root: Path | None = Field(None, description="folder of the files (dualtalk, parquet); not used by synthetic")
+    seconds: float = Field(4.0, gt=0, description="length of a clip, seconds")
+    stride: float = Field(4.0, gt=0, description="seconds between starts of clips cut from a recording (dualtalk)")
+    train_clips: int = Field(512, ge=1, description="training clips to generate (synthetic)")
+    test_clips: int = Field(96, ge=1, description="held-out clips to generate (synthetic)")
+    image_size: int = Field(56, ge=14, description="speaker frames: height and width, pixels")
+    frames: int = Field(4, ge=1, description="speaker frames per clip, evenly spaced")
+    seed: int = Field(0, description="seed of the generator (synthetic)")
+
+
+class HeadConfig(Section):
+    path: Path | None = Field(None, description="FLAME 2020/2023 model file; empty = the built-in CC0 head")
+    topology: Literal["flame2020", "flame2023"] | None = Field(
+        None, description="which FLAME the file is, when it does not say so itself"
+    )
+
+
+class RenderConfig(Section):
+    workers: int = Field(2, ge=1, description="render actors")
+    cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per actor (phases alternate, so less than 1)")
+    size: int = Field(256, ge=64, description="height and width of one panel, pixels")
+    supersample: Literal[1, 2] = Field(1, description="samples per pixel side; 2 = clean edges, a third of the speed")
+    codec: Literal["libx264", "libvpx-vp9"] = Field("libx264", description="video codec (VP9 is free of patents)")
+    crf: int = Field(23, ge=0, le=51, description="constant rate factor: lower = larger and better")
+    videos: int = Field(16, ge=0, description="candidate videos written per phase; raters' packages write all")
+    timeout_s: float = Field(300, gt=0, description="deadline of one clip")
+
+
+class ActionConfig(Section):
+    expr_dims: int = Field(50, ge=1, le=100, description="leading expression coefficients in the action")
+    head: Literal["auto", "rot", "neck"] = Field(
+        "auto", description="group that carries head rotation; auto = rot, or neck where the corpus has no rot"
+    )
+    rate: float = Field(5.0, gt=0, description="actions per second; splined to the corpus frame rate")
+    bins: int = Field(256, ge=2, le=256, description="bins per action dimension (Eq. 5)")
+    truncation: float = Field(0.01, ge=0, lt=0.5, description="share of values cut off at each end before binning")
+
+
+class PolicyConfig(Section):
+    size: Literal["tiny", "pretrained"] = Field(
+        "tiny", description="tiny = small random weights of the same classes; pretrained = the checkpoints below"
+    )
+    action: ActionConfig = ActionConfig()
+    text_tokens: int = Field(16, ge=1, description="text tokens in the prompt; longer text keeps its end")
+    hidden: int = Field(128, ge=32, description="LLaMA width (tiny)")
+    layers: int = Field(3, ge=1, description="LLaMA layers (tiny)")
+    heads: int = Field(4, ge=1, description="LLaMA attention heads (tiny)")
+    vision_hidden: int = Field(64, ge=16, description="width of each vision tower (tiny)")
+    vision_layers: int = Field(2, ge=2, description="layers of each vision tower (tiny)")
+    vocabulary: int = Field(1024, ge=600, description="vocabulary, action ids included (tiny)")
+    llama: str | None = Field(None, description="LLaMA checkpoint: local path or hub name (pretrained)")
+    dino: str | None = Field(None, description="DINOv2 checkpoint (pretrained)")
+    siglip: str | None = Field(None, description="SigLIP checkpoint (pretrained)")
+    openvla: str | None = Field(None, description="OpenVLA-lineage checkpoint to start from, where shapes allow")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the weights")
+    lora_rank: int = Field(0, ge=0, description="rank of LoRA adapters on the language model; 0 = full fine-tuning")
+    freeze_vision: bool = Field(False, description="keep both vision towers fixed")
+
+
+class LearnerConfig(Section):
+    world_size: int = Field(2, ge=1, description="learner processes")
+    cpus: float = Field(0.4, gt=0, description="CPU share Ray reserves per learner")
+    gpus: float = Field(0, ge=0, description="GPUs per learner")
+    threads: int = Field(1, ge=1, description="torch threads per learner on CPU")
+    zero_stage: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    gradient_clipping: float = Field(1.0, gt=0, description="global gradient norm")
+    max_failures: int = Field(1, ge=0, description="restarts from the last checkpoint after a lost learner")
+    checkpoint_every: int = Field(100, ge=1, description="optimiser steps between checkpoints")
+    timeout_s: float = Field(3600, gt=0, description="deadline of one learning phase")
+
+
+class SftConfig(Section):
+    checkpoint: Path | None = Field(None, description="skip SFT and start from this policy checkpoint")
+    steps: int = Field(200, ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="clips per step over all learners")
+    learning_rate: float = Field(3e-3, gt=0, description="peak; linear warm-up over 5 % of steps, then cosine to 10 %")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    lambda_exp: float = Field(1.0, ge=0, description="weight of the expression tokens (Eq. 7)")
+    lambda_pose: float = Field(1.0, ge=0, description="weight of the pose tokens (Eq. 7)")
+    lambda_reg: float = Field(0.1, ge=0, description="weight of temporal coherence and identity (Eq. 8-9)")
+
+
+class RolloutConfig(Section):
+    engine: Literal["vllm", "hf"] = Field("vllm", description="sampling engine; hf = transformers, for debugging")
+    workers: int = Field(2, ge=1, description="engines in the fleet, one actor each")
+    cpus: float = Field(0.4, gt=0, description="CPU share Ray reserves per engine")
+    gpus: float = Field(0, ge=0, description="GPUs per engine (times tensor_parallel)")
+    threads: int = Field(1, ge=1, description="torch threads per engine on CPU")
+    tensor_parallel: int = Field(1, ge=1, description="shards of one engine")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the engine")
+    kv_cache_gib: float = Field(0.5, gt=0, description="key-value cache per engine, GiB (CPU)")
+    prompts: int = Field(96, ge=1, description="training prompts to roll out")
+    samples: int = Field(4, ge=1, description="candidates per prompt (K)")
+    batch_prompts: int = Field(8, ge=1, description="prompts per call to an engine")
+    in_flight: int = Field(2, ge=1, description="calls queued per engine: back-pressure")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; there is no top-p or top-k")
+    canary_tolerance: float = Field(1e-3, gt=0, description="largest log-prob gap allowed after a weight update")
+    start_timeout_s: float = Field(300, gt=0, description="deadline for placement and engine start")
+    timeout_s: float = Field(600, gt=0, description="deadline of one call to an engine")
+
+
+class ScoreConfig(Section):
+    empathy: float = Field(0.25, ge=0, description="w_E (Eq. 10)")
+    appropriateness: float = Field(0.25, ge=0, description="w_A (Eq. 10)")
+    engagement: float = Field(0.25, ge=0, description="w_En (Eq. 10)")
+    naturalness: float = Field(0.25, ge=0, description="w_N (Eq. 10); the four sum to 1")
+    minimum_margin: float = Field(0.0, ge=0, description="pairs whose scores (0 to 1) differ by less are dropped")
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> ScoreConfig:
+        total = sum(self.weights.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the four weights must sum to 1, they sum to {total:g}")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("empathy", "appropriateness", "engagement", "naturalness")}
+
+
+class RatersConfig(Section):
+    count: int = Field(5, ge=1, description="simulated raters in the panel")
+    workers: int = Field(1, ge=1, description="reward actors")
+    cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per reward actor")
+    timeout_s: float = Field(120, gt=0, description="deadline of one group of candidates")
+    attempts: int = Field(2, ge=1, description="tries before a group's ratings are missing")
+
+
+class DpoConfig(Section):
+    beta: float = Field(0.1, gt=0, description="strength of the tie to the reference (Eq. 11)")
+    loss: Literal["sigmoid", "ipo", "robust", "margin"] = Field("sigmoid", description="sigmoid is the paper's")
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of flipped labels assumed by `robust`")
+    epochs: int = Field(2, ge=1, description="passes over the pairs")
+    batch_size: int = Field(8, ge=1, description="pairs per step over all learners")
+    learning_rate: float = Field(3e-4, gt=0, description="peak; same schedule as SFT")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+
+
+class EvaluationConfig(Section):
+    prompts: int = Field(48, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
+    samples: int = Field(2, ge=1, description="candidates per prompt")
+    clips: int = Field(4, ge=0, description="comparison videos: ground truth, SFT, SFT + DPO side by side")
+    bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
+
+
+class TrackingConfig(Section):
+    uri: str | None = Field(None, description="MLflow URI; empty = runs/mlflow.db beside the run folders (SQLite)")
+    experiment: str = Field("rapport", description="MLflow experiment")
+    system_metrics: bool = Field(True, description="log CPU, memory and disk during the run")
+
+
+class ClusterConfig(Section):
+    address: str | None = Field(None, description="Ray address; empty = the job's cluster, or a local one")
+    cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's, at least 2")
+    start_timeout_s: float = Field(120, gt=0, description="deadline for joining or starting Ray")
+
+
+class RecipeConfig(Section):
+    """What every recipe takes."""
+
+    seed: int = Field(0, description="seeds data order, initial weights, sampling and simulated raters")
+    corpus: CorpusConfig = CorpusConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class PrepareConfig(RecipeConfig):
+    pass
+
+
+class SftRecipeConfig(RecipeConfig):
+    policy: PolicyConfig = PolicyConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class RolloutRecipeConfig(SftRecipeConfig):
+    head: HeadConfig = HeadConfig()
+    render: RenderConfig = RenderConfig()
+    rollout: RolloutConfig = RolloutConfig()
+
+
+class EvaluateConfig(RolloutRecipeConfig):
+    checkpoint: Path | None = Field(None, description="policy checkpoint to judge; empty = train SFT and judge that")
+    score: ScoreConfig = ScoreConfig()
+    raters: RatersConfig = RatersConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class DpoRecipeConfig(RolloutRecipeConfig):
+    ratings: Path | None = Field(
+        None, description="people's ratings (CSV, JSONL or Parquet) of `candidates`; empty = simulated raters"
+    )
+    candidates: Path | None = Field(
+        None, description="folder of a `rollout` run whose candidates (and policy) are used; needed with `ratings`"
+    )
+    score: ScoreConfig = ScoreConfig()
+    raters: RatersConfig = RatersConfig()
+    dpo: DpoConfig = DpoConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _ratings_need_candidates(self) -> DpoRecipeConfig:
+        if self.ratings is not None and self.candidates is None:
+            raise ValueError("ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about")
+        return self
+
+
+def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[str]) -> RecipeConfig:
+    """Defaults, then `file`, then `key=value` overrides. Raises `ConfigError` naming key and remedy."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_yaml(file)
+        for key in _flatten(values):
+            _require_known(recipe, key, f"in {file}")
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not key=value")
+        _require_known(recipe, key, "on the command line")
+        _set(values, key, yaml.safe_load(raw) if raw else None)
+    try:
+        return recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or recipe.__name__}: {e['msg']} (got {_short(e['input'])})"
+                 for e in error.errors()]
+        raise ConfigError("invalid configuration:\n" + "\n".join(lines)) from None
+
+
+def describe(recipe: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """`(key, type, default, meaning)` of every leaf key, in order."""
+    rows = []
+    for name, field in recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += describe(field.annotation, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, _type_name(field.annotation), _scalar(field.default), field.description or ""))
+    return rows
+
+
+def to_yaml(config: RecipeConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"no config file {file}")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold a mapping of keys to values")
+    return values
+
+
+def _require_known(recipe: type[RecipeConfig], key: str, where: str) -> None:
+    known = [row[0] for row in describe(recipe)]
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    near = near or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    hint = f"nearest: {', '.join(near)}" if near else "run with --help for the list"
+    raise ConfigError(f"unknown key {key!r} {where}; {hint}")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in values.items():
+        keys += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return keys
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[leaf] = value
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    parts = [a for a in get_args(annotation) if a is not type(None)]
+    if parts:
+        return "|".join(_type_name(p) for p in parts) + (" or empty" if len(parts) < len(get_args(annotation)) else "")
+    return annotation.__name__.lower()
+
+
+def _scalar(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."

@@ -1,0 +1,80 @@
+"""The command line: `python -m pipeline.run RECIPE [key=value ...] [--config FILE] [--run-dir DIR] [--resume]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from pipeline import config as cfg
+
+RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
+    "prepare": (cfg.PrepareConfig, "read or generate a corpus and store it as Parquet clips"),
+    "sft": (cfg.SftRecipeConfig, "train the VLA policy to imitate listeners (Eq. 7-9)"),
+    "rollout": (cfg.RolloutRecipeConfig, "generate and render candidate reactions for people to rate"),
+    "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
+    "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)  # key=value may also stand after an option
+    if any(text.startswith("-") for text in rest):
+        parser.error(f"unknown option {' '.join(t for t in rest if t.startswith('-'))}")
+    if args.resume and args.run_dir is None:
+        parser.error("--resume needs --run-dir")
+    run_dir = args.run_dir or Path("runs") / f"{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    config_type, _ = RECIPES[args.recipe]
+    file = args.config or (run_dir / "config.yaml" if args.resume else None)
+    try:
+        config = cfg.load_config(config_type, file, args.overrides + rest)
+    except cfg.ConfigError as error:
+        print(f"rapport {args.recipe}: {error}", file=sys.stderr)
+        return 2
+
+    from pipeline.rundir import Run, RunError
+
+    recipe = importlib.import_module(f"pipeline.recipes.{args.recipe}")
+    try:
+        with Run(args.recipe, config, run_dir.absolute(), resume=args.resume) as run:
+            recipe.run(config, run)
+    except RunError as error:
+        print(f"rapport {args.recipe}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rapport {args.recipe}: interrupted; continue with --resume --run-dir {run_dir}", file=sys.stderr)
+        return 130
+    print(f"summary: {run.summary_path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.run", description="Rapport: align a listening face with people's preferences."
+    )
+    recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
+    for name, (config_type, summary) in RECIPES.items():
+        sub = recipes.add_parser(
+            name, help=summary, description=summary, epilog=_key_table(config_type),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
+        sub.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys below")
+        sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")
+        sub.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    return parser
+
+
+def _key_table(config_type: type[cfg.RecipeConfig]) -> str:
+    rows = cfg.describe(config_type)
+    width = max(len(row[0]) for row in rows)
+    lines = [f"  {key:<{width}}  {kind}, default {default or 'empty'}\n  {'':<{width}}  {meaning}"
+             for key, kind, default, meaning in rows]
+    return "keys:\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

