@@ -1,0 +1,70 @@
+"""Means with bootstrap confidence intervals, resampled over prompts.
+
+Several values of one prompt are not independent, so they are averaged first and prompts are drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the bounds of its confidence interval over `n` prompts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n}, {self.confidence:.0%})"
+
+
+def prompt_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Mean value of each prompt from `(prompt_id, value)`; None is left out, and so is a prompt with nothing else."""
+    given: dict[str, list[float]] = {}
+    for prompt_id, value in values:
+        if value is not None:
+            given.setdefault(prompt_id, []).append(float(value))
+    return {prompt_id: math.fsum(group) / len(group) for prompt_id, group in sorted(given.items())}
+
+
+def mean_interval(
+    values: Mapping[str, float], seed: int = 0, confidence: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """Mean over prompts with its percentile-bootstrap interval (Efron 1979).
+
+    The same values, in whatever order, and the same seed give the same interval. Raises `ValueError`
+    when there are fewer than two prompts or a value is not finite.
+    """
+    x = np.array([values[prompt_id] for prompt_id in sorted(values)], dtype=np.float64)
+    if len(x) < 2:
+        raise ValueError(f"an interval needs at least 2 prompts, got {len(x)}")
+    if not np.isfinite(x).all():
+        raise ValueError("a value is not finite; leave out what is missing")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence:g}, expected something between 0 and 1 such as 0.95")
+    rng = np.random.default_rng(seed)
+    # How often each prompt is drawn: the same draws as indices, without a (resamples, n) gather of floats.
+    draws = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
+    means = draws @ x / len(x)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(x.mean()), float(low), float(high), len(x), confidence)
+
+
+def paired_interval(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+) -> Interval:
+    """Mean of `after - before` over the prompts that both have, with its interval; `n` tells how many they were."""
+    shared = before.keys() & after.keys()
+    return mean_interval({p: after[p] - before[p] for p in shared}, seed, confidence, resamples)
