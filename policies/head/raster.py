@@ -1,0 +1,222 @@
+"""A small z-buffered rasteriser in numba: one thread, pip only, no GL, no display.
+
+Perspective camera in front of the face, Blinn-Phong shading with three lights, vertex colours, an optional
+texture of darkness (brows). Back faces are dark red: FLAME has no mouth cavity, what shows there is the inside.
+Compiled with fastmath: compare images with a tolerance, never by hash across machines.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numba
+import numpy as np
+from numba import njit
+
+from policies.head.asset import HeadAsset
+
+# Compiled code is kept where numba can write: beside this file or in NUMBA_CACHE_DIR. On a read-only install
+# without that variable every process compiles anew (some seconds), rather than fail at import.
+CACHE = bool(numba.config.CACHE_DIR) or os.access(Path(__file__).parent, os.W_OK)
+
+CAMERA_DISTANCE = 0.9  # metres from the middle of the head: a portrait lens, little distortion
+FRAME_MARGIN = 1.3  # frame height over head height: room to nod and tilt
+BACKGROUND = (28, 28, 28)
+AMBIENT, SPECULAR = 0.10, 0.06
+# Key, fill and a faint light from below: direction (x right, y up, z to the viewer), intensity.
+LIGHTS = np.array([[-0.45, 0.55, 0.75, 0.62], [0.75, 0.15, 0.5, 0.22], [0.0, -0.8, 0.4, 0.05]], np.float32)
+LIGHTS[:, :3] /= np.linalg.norm(LIGHTS[:, :3], axis=1, keepdims=True)
+HALFWAY = LIGHTS[:, :3] + np.float32([0, 0, 1])  # Blinn's half vectors for a viewer far away on +z
+HALFWAY /= np.linalg.norm(HALFWAY, axis=1, keepdims=True)
+# Linear light to 8 bit through a gamma of 2, tabulated.
+GAMMA = np.round(np.sqrt(np.arange(4096) / 4095) * 255).astype(np.uint8)
+
+TOLERANCE = -1e-4  # a barycentric weight this far outside still hits: float32 would leave cracks on shared edges
+
+
+@njit(cache=CACHE, fastmath=True, boundscheck=False)
+def _vertex_normals(v, faces, normals):
+    """Area-weighted unit normals (V, 3) of vertices (V, 3), written to `normals`."""
+    normals[:] = 0
+    for f in range(len(faces)):
+        a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+        ux, uy, uz = v[b, 0] - v[a, 0], v[b, 1] - v[a, 1], v[b, 2] - v[a, 2]
+        wx, wy, wz = v[c, 0] - v[a, 0], v[c, 1] - v[a, 1], v[c, 2] - v[a, 2]
+        nx, ny, nz = uy * wz - uz * wy, uz * wx - ux * wz, ux * wy - uy * wx
+        for k in (a, b, c):
+            normals[k, 0] += nx
+            normals[k, 1] += ny
+            normals[k, 2] += nz
+    for i in range(len(normals)):
+        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2) + np.float32(1e-12)
+        normals[i] /= length
+
+
+@njit(cache=CACHE, fastmath=True, boundscheck=False)
+def _visible_faces(p, faces, depth, face_id):
+    """Nearest face of every pixel. p (V, 3): pixel x, pixel y, depth (greater is nearer). -1 = background."""
+    height, width = depth.shape
+    tolerance, half = np.float32(TOLERANCE), np.float32(0.5)
+    depth[:] = np.float32(-1e30)
+    face_id[:] = -1
+    for f in range(len(faces)):
+        a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+        x0, y0, x1, y1, x2, y2 = p[a, 0], p[a, 1], p[b, 0], p[b, 1], p[c, 0], p[c, 1]
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if area == 0:
+            continue
+        left = max(0, int(np.ceil(min(x0, x1, x2) - half)))
+        right = min(width - 1, int(np.floor(max(x0, x1, x2) - half)))
+        top = max(0, int(np.ceil(min(y0, y1, y2) - half)))
+        bottom = min(height - 1, int(np.floor(max(y0, y1, y2) - half)))
+        if left > right or top > bottom:
+            continue
+        inverse = np.float32(1) / area
+        dw1x, dw1y = (y2 - y0) * inverse, -(x2 - x0) * inverse
+        dw2x, dw2y = -(y1 - y0) * inverse, (x1 - x0) * inverse
+        z0, dz1, dz2 = p[a, 2], p[b, 2] - p[a, 2], p[c, 2] - p[a, 2]
+        for y in range(top, bottom + 1):
+            py = np.float32(y) + half - y0
+            for x in range(left, right + 1):
+                px = np.float32(x) + half - x0
+                w1 = px * dw1x + py * dw1y
+                w2 = px * dw2x + py * dw2y
+                if w1 < tolerance or w2 < tolerance or np.float32(1) - w1 - w2 < tolerance:
+                    continue
+                z = z0 + w1 * dz1 + w2 * dz2
+                if z > depth[y, x]:
+                    depth[y, x] = z
+                    face_id[y, x] = f
+
+
+@njit(cache=CACHE, fastmath=True, boundscheck=False)
+def _darkness(texture, u, v):
+    """Bilinear sample of the texture at (u, v); 0 outside."""
+    rows, columns = texture.shape
+    x, y = u * np.float32(columns) - np.float32(0.5), v * np.float32(rows) - np.float32(0.5)
+    if not (x >= 0 and y >= 0 and x < columns - 1 and y < rows - 1):
+        return np.float32(0)
+    i, j = int(x), int(y)
+    fx, fy = x - np.float32(i), y - np.float32(j)
+    low = texture[j, i] * (1 - fx) + texture[j, i + 1] * fx
+    high = texture[j + 1, i] * (1 - fx) + texture[j + 1, i + 1] * fx
+    return low * (1 - fy) + high * fy
+
+
+@njit(cache=CACHE, fastmath=True, boundscheck=False)
+def _shade(p, normals, faces, colors, uv, texture, face_id, image):
+    """Colours of the visible faces, (height, width, 3) uint8 written to `image`."""
+    height, width = face_id.shape
+    one, half = np.float32(1), np.float32(0.5)
+    for y in range(height):
+        for x in range(width):
+            f = face_id[y, x]
+            if f < 0:
+                image[y, x, 0], image[y, x, 1], image[y, x, 2] = BACKGROUND
+                continue
+            a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+            x0, y0 = p[a, 0], p[a, 1]
+            ux, uy, vx, vy = p[b, 0] - x0, p[b, 1] - y0, p[c, 0] - x0, p[c, 1] - y0
+            area = ux * vy - vx * uy
+            if area > 0:  # seen from inside (pixel y points down): the mouth, or the open neck
+                image[y, x, 0], image[y, x, 1], image[y, x, 2] = 62, 26, 24
+                continue
+            inverse = one / area
+            px, py = np.float32(x) + half - x0, np.float32(y) + half - y0
+            w1, w2 = (px * vy - vx * py) * inverse, (ux * py - px * uy) * inverse
+            w0 = one - w1 - w2
+            nx = w0 * normals[a, 0] + w1 * normals[b, 0] + w2 * normals[c, 0]
+            ny = w0 * normals[a, 1] + w1 * normals[b, 1] + w2 * normals[c, 1]
+            nz = w0 * normals[a, 2] + w1 * normals[b, 2] + w2 * normals[c, 2]
+            scale = one / (np.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-12))
+            if nz < 0:
+                scale = -scale
+            nx, ny, nz = nx * scale, ny * scale, nz * scale
+            diffuse, specular = np.float32(AMBIENT), np.float32(0)
+            for k in range(len(LIGHTS)):
+                cosine = nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2]
+                diffuse += max(cosine, np.float32(0)) * LIGHTS[k, 3]
+                gloss = max(nx * HALFWAY[k, 0] + ny * HALFWAY[k, 1] + nz * HALFWAY[k, 2], np.float32(0))
+                gloss *= gloss * gloss
+                gloss *= gloss
+                gloss *= gloss
+                specular += gloss * gloss * LIGHTS[k, 3]  # the 24th power
+            u = w0 * uv[a, 0] + w1 * uv[b, 0] + w2 * uv[c, 0]
+            v = w0 * uv[a, 1] + w1 * uv[b, 1] + w2 * uv[c, 1]
+            dark = _darkness(texture, u, v)
+            for channel in range(3):
+                albedo = w0 * colors[a, channel] + w1 * colors[b, channel] + w2 * colors[c, channel]
+                light = (albedo * (one - dark) + dark * np.float32(0.06)) * diffuse + np.float32(SPECULAR) * specular
+                image[y, x, channel] = GAMMA[int(min(max(light, np.float32(0)), one) * np.float32(4095))]
+
+
+@njit(cache=CACHE)
+def _halve(image, out):
+    """Mean of 2x2 pixels: (2 height, 2 width, 3) -> (height, width, 3)."""
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            for c in range(3):
+                total = np.uint32(image[2 * y, 2 * x, c]) + image[2 * y, 2 * x + 1, c]
+                total += np.uint32(image[2 * y + 1, 2 * x, c]) + image[2 * y + 1, 2 * x + 1, c]
+                out[y, x, c] = (total + 2) >> 2
+
+
+class Rasterizer:
+    """Draws one head as square frames; the camera frames the resting head of the asset and stays there.
+
+    Args:
+        asset: the head whose faces and colours are drawn.
+        size: height and width of a frame in pixels.
+        supersample: 1, or 2 for smooth edges (2x2 samples a pixel, about three times the work).
+    """
+
+    def __init__(self, asset: HeadAsset, size: int = 256, supersample: int = 1) -> None:
+        if supersample not in (1, 2):
+            raise ValueError(f"supersample must be 1 or 2, not {supersample}")
+        self.size, self.supersample = size, supersample
+        self._faces = np.ascontiguousarray(asset.faces, np.int32)
+        self._colors = np.ascontiguousarray(asset.colors, np.float32)
+        untextured = asset.texture is None
+        self._uv = np.full((len(asset.colors), 2), -1, np.float32) if untextured else asset.uv
+        self._texture = np.zeros((2, 2), np.float32) if untextured else asset.texture
+        head = asset.v_template[asset.weights[:, 1:].sum(1) > 0.5]
+        low, high = head.min(0), head.max(0)
+        self.center = (low + high) / 2
+        self.half_height = float(high[1] - low[1]) / 2 * FRAME_MARGIN  # metres, at the depth of `center`
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Pixel x, pixel y (down) of the frame and depth in metres (greater is nearer): (..., 3) -> (..., 3)."""
+        local = np.asarray(points, np.float32) - self.center
+        zoom = self.size / 2 / self.half_height * CAMERA_DISTANCE / (CAMERA_DISTANCE - local[..., 2])
+        return np.stack(
+            [self.size / 2 + local[..., 0] * zoom, self.size / 2 - local[..., 1] * zoom, local[..., 2]], axis=-1
+        ).astype(np.float32)
+
+    def render(self, vertices: np.ndarray) -> np.ndarray:
+        """Frames of a moving head.
+
+        Args:
+            vertices: (time, V, 3) metres.
+
+        Returns:
+            (time, size, size, 3) uint8 RGB.
+        """
+        vertices = np.ascontiguousarray(vertices, np.float32)
+        if vertices.ndim != 3 or vertices.shape[1:] != (len(self._colors), 3):
+            raise ValueError(f"vertices of shape {vertices.shape}, this head needs (time, {len(self._colors)}, 3)")
+        samples = self.size * self.supersample
+        pixels = self.project(vertices)
+        pixels[..., :2] *= self.supersample
+        normals = np.empty_like(vertices[0]) if len(vertices) else None
+        depth, face_id = np.empty((samples, samples), np.float32), np.empty((samples, samples), np.int32)
+        large = np.empty((samples, samples, 3), np.uint8)
+        frames = np.empty((len(vertices), self.size, self.size, 3), np.uint8)
+        for v, p, frame in zip(vertices, pixels, frames, strict=True):
+            image = frame if self.supersample == 1 else large
+            _vertex_normals(v, self._faces, normals)
+            _visible_faces(p, self._faces, depth, face_id)
+            _shade(p, normals, self._faces, self._colors, self._uv, self._texture, face_id, image)
+            if self.supersample == 2:
+                _halve(large, frame)
+        return frames
