@@ -1,0 +1,259 @@
+"""Action tokens: listener motion <-> knots <-> one of 256 bins per knot and dimension.
+
+The paper (VLA + DPO, section III-C2, Eq. 5-6) gives every frame and dimension a token. At the corpus
+rate that is 5,600 tokens for 4 s, so actions are knots at a lower rate (5 Hz) that a natural cubic
+spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from policies.motion import Layout, LayoutError, Motion, require_same_layout
+
+FILE_NAME = "action_space.json"
+HEAD_POSE_GROUPS = ("rot", "neck", "trans")  # the paper's pose tokens; every other group is expression
+
+
+class ActionError(ValueError):
+    """Action tokens, knots or their description do not fit."""
+
+
+def whole(value: float, what: str) -> int:
+    """`value` as an integer; raises `ActionError` naming `what` when it is not a positive whole number."""
+    if abs(value - round(value)) > 1e-6 or round(value) < 1:
+        raise ActionError(f"{what} must be a positive whole number, got {value:g}")
+    return round(value)
+
+
+def spline_basis(frames: int, knots: int) -> np.ndarray:
+    """Matrix (frames, knots) that evaluates the natural cubic spline through the knots at every frame.
+
+    Knots sit at the centres of `knots` equal blocks of frames. Outside the first and last knot the
+    spline goes on as a straight line, which is what a natural spline (zero end curvature) is there.
+    """
+    if not 2 <= knots <= frames:
+        raise ActionError(f"a spline of {frames} frames needs between 2 and {frames} knots, got {knots}")
+    centres = (np.arange(knots) + 0.5) * frames / knots - 0.5
+    spline = CubicSpline(centres, np.eye(knots), bc_type="natural")
+    at = np.arange(frames, dtype=np.float64)
+    inside = np.clip(at, centres[0], centres[-1])
+    return spline(inside) + (at - inside)[:, None] * spline(inside, 1)
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What an action sequence stands for.
+
+    Args:
+        layout: columns and frame rate of the motion it decodes to, a subset of the corpus layout.
+        rate: knots per second.
+        seconds: horizon.
+    """
+
+    layout: Layout
+    rate: float = 5.0
+    seconds: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.steps > self.frames:
+            raise ActionError(f"{self.rate:g} knots per second are more than {self.layout.fps:g} frames per second")
+
+    @property
+    def steps(self) -> int:
+        """Knots of one action sequence, S."""
+        return whole(self.rate * self.seconds, f"rate {self.rate:g} Hz x horizon {self.seconds:g} s")
+
+    @property
+    def frames(self) -> int:
+        """Frames of one action sequence at the rate of `layout`, T."""
+        return whole(self.layout.fps * self.seconds, f"{self.layout.fps:g} fps x horizon {self.seconds:g} s")
+
+    @property
+    def dims(self) -> int:
+        return self.layout.dim
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.dims
+
+    @property
+    def expression(self) -> np.ndarray:
+        """(dims,) bool: True where a dimension moves the face, False where it moves the head."""
+        return np.concatenate([np.full(width, name not in HEAD_POSE_GROUPS) for name, width in self.layout.groups])
+
+    @cached_property
+    def basis(self) -> np.ndarray:
+        """(frames, steps)."""
+        return spline_basis(self.frames, self.steps)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """(steps, frames): least squares knots of a motion."""
+        return np.linalg.pinv(self.basis)
+
+    def to_knots(self, motion: Motion) -> np.ndarray:
+        """Knots (steps, dims) whose spline is nearest to the motion. Exact for motion made by `to_motion`."""
+        require_same_layout(motion.layout, self.layout, "encode motion as actions")
+        if len(motion) != self.frames:
+            raise LayoutError(f"actions cover {self.frames} frames, this motion has {len(motion)}; cut a window first")
+        return self.inverse @ motion.values.astype(np.float64)
+
+    def to_motion(self, knots: np.ndarray) -> Motion:
+        """The spline through knots (steps, dims), at the frame rate of `layout`."""
+        if knots.shape != (self.steps, self.dims):
+            raise ActionError(f"knots must be {(self.steps, self.dims)}, got {knots.shape}")
+        return Motion(self.basis @ knots, self.layout)
+
+
+def fit_bounds(
+    knots: Iterable[np.ndarray], tail: float = 1.0, max_rows: int = 200_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per-dimension bin range of a corpus (section III-C2: the top and bottom 1 % are cut off).
+
+    Args:
+        knots: arrays (steps, dims), streamed; never all in memory.
+        tail: percent cut off at each end.
+        max_rows: percentiles are exact up to this many rows and over a uniform sample of this size beyond.
+        seed: of that sample.
+
+    Returns:
+        low, high: (dims,) float64.
+    """
+    rng = np.random.default_rng(seed)
+    rows, keys = [], []
+    held = 0
+    for part in knots:
+        rows.append(np.asarray(part, dtype=np.float32))
+        keys.append(rng.random(len(part)))
+        held += len(part)
+        if held > 2 * max_rows:  # the rows with the smallest random keys are a uniform sample
+            rows, keys = [[kept] for kept in _smallest(rows, keys, max_rows)]
+            held = max_rows
+    if not held:
+        raise ActionError("no knots to fit the action bins on: the training corpus is empty")
+    sample, _ = _smallest(rows, keys, max_rows)
+    if not np.isfinite(sample).all():
+        raise ActionError("NaN or infinity among the knots; drop or repair these clips before fitting the bins")
+    low, high = np.percentile(sample.astype(np.float64), [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def _smallest(rows: list[np.ndarray], keys: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    all_rows, all_keys = np.concatenate(rows), np.concatenate(keys)
+    if len(all_keys) <= count:
+        return all_rows, all_keys
+    chosen = np.sort(np.argpartition(all_keys, count)[:count])
+    return all_rows[chosen], all_keys[chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class ActionTokenizer:
+    """Knots <-> token ids, step by step and within a step in the order of the layout's columns.
+
+    Uniform bins between `low` and `high` (Eq. 5); values outside are clipped; a token stands for the
+    centre of its bin (Eq. 6). Bin 0 is `first_token`, ids rise with the value and take the last `bins`
+    ids of the language model's vocabulary (the place OpenVLA uses). A dimension that never moves in the
+    corpus (low == high) keeps bin 0 and its constant value.
+    """
+
+    space: ActionSpace
+    low: np.ndarray
+    high: np.ndarray
+    first_token: int
+    bins: int = 256
+
+    def __post_init__(self) -> None:
+        low, high = np.asarray(self.low, dtype=np.float64), np.asarray(self.high, dtype=np.float64)
+        if low.shape != (self.space.dims,) or high.shape != low.shape:
+            raise ActionError(f"bin bounds must be ({self.space.dims},), got {low.shape} and {high.shape}")
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+            raise ActionError("bin bounds must be finite with low <= high in every dimension")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    @property
+    def moves(self) -> np.ndarray:
+        """(dims,) bool: False where the corpus holds a constant."""
+        return self.high > self.low
+
+    @cached_property
+    def centres(self) -> np.ndarray:
+        """Value of every bin, (dims, bins)."""
+        fraction = (np.arange(self.bins) + 0.5) / self.bins
+        return self.low[:, None] + (self.high - self.low)[:, None] * fraction
+
+    def encode(self, knots: np.ndarray) -> np.ndarray:
+        """Knots (steps, dims) -> token ids (steps * dims,) int64."""
+        if knots.ndim != 2 or knots.shape[1] != self.space.dims:
+            raise ActionError(f"knots must be (steps, {self.space.dims}), got {knots.shape}")
+        width = np.where(self.moves, self.high - self.low, 1.0)
+        fraction = np.where(self.moves, (knots - self.low) / width, 0.0)
+        bins = np.clip(np.floor(fraction * self.bins), 0, self.bins - 1).astype(np.int64)
+        return bins.reshape(-1) + self.first_token
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Token ids (steps * dims,) -> knots (steps, dims). Raises `ActionError` for ids that are no actions."""
+        tokens = np.asarray(tokens, dtype=np.int64)
+        if tokens.ndim != 1 or len(tokens) % self.space.dims:
+            raise ActionError(f"action tokens must be (steps * {self.space.dims},), got {tokens.shape}")
+        bins = (tokens - self.first_token).reshape(-1, self.space.dims)
+        bad = np.argwhere((bins < 0) | (bins >= self.bins))
+        if len(bad):
+            step, dim = bad[0]
+            raise ActionError(
+                f"token {bins[step, dim] + self.first_token} at step {step}, dimension {dim} is no action: "
+                f"actions are [{self.first_token}, {self.first_token + self.bins})"
+            )
+        return self.centres[np.arange(self.space.dims), bins]
+
+    def to_tokens(self, motion: Motion) -> np.ndarray:
+        """Motion of exactly the space's layout and length -> token ids (steps * dims,)."""
+        return self.encode(self.space.to_knots(motion))
+
+    def to_motion(self, tokens: np.ndarray) -> Motion:
+        return self.space.to_motion(self.decode(tokens))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "layout": json.loads(self.space.layout.to_json()),
+                "rate": self.space.rate,
+                "seconds": self.space.seconds,
+                "bins": self.bins,
+                "first_token": self.first_token,
+                "low": self.low.tolist(),
+                "high": self.high.tolist(),
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ActionTokenizer:
+        data = json.loads(text)
+        space = ActionSpace(Layout(**data["layout"]), data["rate"], data["seconds"])
+        return cls(space, np.array(data["low"]), np.array(data["high"]), data["first_token"], data["bins"])
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE_NAME).write_text(self.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> ActionTokenizer:
+        """Raises `ActionError` when the folder lacks `action_space.json`: weights without it mean nothing."""
+        file = folder / FILE_NAME
+        if not file.is_file():
+            raise ActionError(f"{file} is missing: its tokens cannot be turned into motion; save the checkpoint again")
+        return cls.from_json(file.read_text())
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that gives a token its meaning."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()

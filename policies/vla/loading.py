@@ -1,0 +1,172 @@
+"""Build, save and load the VLA policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from policies.vla.actions import FILE_NAME as ACTIONS_FILE
+from policies.vla.actions import ActionSpace, ActionTokenizer
+from policies.vla.config import TINY_DINO, TINY_SIGLIP, TINY_TEXT, FaceVLAConfig
+from policies.vla.lora import merge_lora
+from policies.vla.model import FaceVLA, init_action_embeddings
+from policies.vla.text import special_ids
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint folder is incomplete, damaged or of another model."""
+
+
+def tiny_config(
+    tokenizer: PreTrainedTokenizerBase,
+    space: ActionSpace,
+    frames: int = 4,
+    image_size: int = 56,
+    patch_size: int = 14,
+    text_tokens: int = 16,
+    hidden: int = 128,
+    layers: int = 3,
+    heads: int = 4,
+    tower_hidden: int = 64,
+    tower_layers: int = 2,
+    action_bins: int = 256,
+    slot_embeddings: bool = True,
+) -> FaceVLAConfig:
+    """The small random-init size: same classes, same code path. `tokenizer` is one of `build_text_tokenizer`."""
+    prompt = frames * (image_size // patch_size) ** 2 + text_tokens + 2
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": round(hidden * 8 / 3 / 8) * 8,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": max(1280, prompt + space.tokens),
+    }
+    tower = {
+        "hidden_size": tower_hidden,
+        "num_hidden_layers": tower_layers,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
+    return FaceVLAConfig(
+        text_config={**TINY_TEXT, **sizes},
+        dino_config={**TINY_DINO, **tower},
+        siglip_config={**TINY_SIGLIP, **tower, "intermediate_size": 2 * tower_hidden},
+        image_size=image_size,
+        frames=frames,
+        text_tokens=text_tokens,
+        action_dims=space.dims,
+        action_steps=space.steps,
+        action_bins=action_bins,
+        action_token_start=len(tokenizer) - action_bins,
+        slot_embeddings=slot_embeddings,
+        **special_ids(tokenizer),
+    )
+
+
+def build_tiny(config: FaceVLAConfig, seed: int = 0) -> FaceVLA:
+    """A randomly initialised policy, the same for the same seed; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = FaceVLA(config)
+    init_action_embeddings(model, seed=seed)
+    return model
+
+
+def weight_digest(state_dict: dict[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes; does not depend on the order of the entries."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def serving_state_dict(model: FaceVLA, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The weights as vLLM and `load_checkpoint` take them: adapters merged, names those of a plain `FaceVLA`.
+
+    Args:
+        state_dict: the full weights where `model` holds only a shard of them (ZeRO-3).
+    """
+    weights = model.state_dict() if state_dict is None else state_dict
+    return weights if model.lora_scaling is None else merge_lora(weights, model.lora_scaling)
+
+
+def save_checkpoint(
+    model: FaceVLA,
+    tokenizer: PreTrainedTokenizerBase,
+    actions: ActionTokenizer,
+    path: Path,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a folder that transformers, vLLM and `load_checkpoint` read; it appears whole or not at all.
+
+    Plain state dict, because `save_pretrained` may rename the keys of sub-models. An existing checkpoint
+    at `path` is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    weights = {k: v.detach().cpu().contiguous() for k, v in serving_state_dict(model, state_dict).items()}
+    save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    model.config.dtype = next(iter(weights.values())).dtype
+    model.config.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    actions.save(partial)
+    partial.chmod(0o755)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy and what gives its tokens their meaning."""
+
+    model: FaceVLA
+    tokenizer: PreTrainedTokenizerBase
+    actions: ActionTokenizer
+
+
+def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
+    """Read a folder written by `save_checkpoint`. Raises `CheckpointError` saying what is wrong with it."""
+    path = Path(path)
+    missing = [name for name in ("config.json", WEIGHTS_FILE, ACTIONS_FILE) if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path} is no complete policy checkpoint: {missing} missing; save it again")
+    found = json.loads((path / "config.json").read_text()).get("model_type")
+    if found != FaceVLAConfig.model_type:
+        raise CheckpointError(f"{path} holds a {found!r} model, expected {FaceVLAConfig.model_type!r}")
+    config = FaceVLAConfig.from_pretrained(path)
+    actions = ActionTokenizer.load(path)
+    meant = (config.action_token_start, config.action_bins, config.action_dims, config.action_steps)
+    given = (actions.first_token, actions.bins, actions.space.dims, actions.space.steps)
+    if meant != given:
+        raise CheckpointError(f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): "
+                              f"{meant} and {given}")
+    try:
+        weights = load_file(path / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / WEIGHTS_FILE} cannot be read ({error}): truncated? Save or copy it again"
+                              ) from error
+    model = FaceVLA(config)
+    absent, extra = model.load_state_dict(weights, strict=False)
+    if absent or extra:
+        raise CheckpointError(f"{path}: weights do not fit the config: missing {absent[:5]}, unknown {extra[:5]}")
+    if dtype is not None:
+        model = model.to(dtype)
+    return Checkpoint(model.eval(), AutoTokenizer.from_pretrained(path), actions)

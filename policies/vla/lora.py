@@ -1,0 +1,52 @@
+"""LoRA adapters on the language model, and their merge into plain weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from policies.vla.model import FaceVLA
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER = "default"
+
+
+def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> None:
+    """Put adapters on every linear layer of the language model's blocks, in place.
+
+    Afterwards the adapters, the projector, the slot embeddings, the token embeddings and the output head
+    train (the action tokens are new to the language model); its blocks do not. The visual streams keep the
+    state they had.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    blocks = rf".*language_model\.model\.layers\.\d+\..*\.({'|'.join(TARGETS)})"
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=blocks)
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for name, parameter in model.named_parameters():
+        if "language_model.model.layers" not in name and name in was_trainable:
+            parameter.requires_grad_(True)
+    model.lora_scaling = alpha / rank
+
+
+def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tensor]:
+    """W + scaling * B @ A for every adapted layer, under the plain model's names.
+
+    Works on names and tensors alone, hence also on weights gathered from shards. Computed in float32.
+    """
+    merged = {}
+    for name, tensor in state_dict.items():
+        if ".lora_" in name:
+            continue
+        if ".base_layer." not in name:
+            merged[name] = tensor
+            continue
+        layer, leaf = name.split(".base_layer.")
+        if leaf == "weight":
+            down, up = state_dict[f"{layer}.lora_A.{ADAPTER}.weight"], state_dict[f"{layer}.lora_B.{ADAPTER}.weight"]
+            tensor = (tensor.float() + scaling * up.float() @ down.float()).to(tensor.dtype)
+        merged[f"{layer}.{leaf}"] = tensor
+    return merged

@@ -1,0 +1,101 @@
+"""Text tokenizers: a small byte-level BPE trained on the corpus (tiny) or LLaMA's own (paper)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+BOS, EOS, IMAGE, ABSENT, BLANK, ACT = "<s>", "</s>", "<image>", "<absent>", "<blank>", "<act>"
+SPECIALS = (BOS, EOS, IMAGE, ABSENT, BLANK, ACT)
+
+
+def build_text_tokenizer(
+    texts: Iterable[str], path: Path | None = None, text_vocabulary: int = 768, action_bins: int = 256
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE; ids [text_vocabulary, text_vocabulary + action_bins) are the action tokens.
+
+    Action tokens are in the vocabulary but no merge makes them, so that no text can. A corpus with too
+    few words for `text_vocabulary` merges leaves unused ids: action ids do not depend on the corpus.
+
+    Args:
+        texts: transcripts of the training split.
+        path: folder to save into, if given.
+        text_vocabulary: special tokens, 256 bytes and merges together; at least 262.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if text_vocabulary < len(SPECIALS) + len(alphabet):
+        raise ValueError(f"text_vocabulary must be at least {len(SPECIALS) + len(alphabet)}, got {text_vocabulary}")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trained.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=text_vocabulary,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=sorted(alphabet),
+            show_progress=False,
+        ),
+    )
+    model = json.loads(trained.to_str())["model"]
+    vocabulary = dict(model["vocab"])
+    vocabulary |= {f"<unused_{i}>": i for i in range(len(vocabulary), text_vocabulary)}
+    vocabulary |= {f"<action_{i}>": text_vocabulary + i for i in range(action_bins)}
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge) for merge in model["merges"]]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIALS))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=BLANK,
+        additional_special_tokens=[IMAGE, ABSENT, ACT],
+    )
+    if path is not None:
+        fast.save_pretrained(path)
+    return fast
+
+
+def load_llama_tokenizer(name_or_path: str, action_bins: int = 256) -> tuple[PreTrainedTokenizerBase, int]:
+    """A LLaMA tokenizer with our special tokens appended, and the first action id.
+
+    The last `action_bins` ids of the *original* vocabulary become the actions, as in OpenVLA (31744-31999
+    of LLaMA-2): they are its rarest tokens. Special tokens come after them, the embeddings must be resized.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    start = len(tokenizer) - action_bins
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, ABSENT, BLANK, ACT]})
+    return tokenizer, start
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids that `FaceVLAConfig` names, by its field names."""
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
+        "absent_token_id": tokenizer.convert_tokens_to_ids(ABSENT),
+        "blank_token_id": tokenizer.convert_tokens_to_ids(BLANK),
+        "act_token_id": tokenizer.convert_tokens_to_ids(ACT),
+    }
+    missing = [name for name, value in ids.items() if value is None or value == tokenizer.unk_token_id]
+    if missing:
+        raise ValueError(f"the tokenizer has no {missing}; build it with build_text_tokenizer or load_llama_tokenizer")
+    return ids
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, action_token_start: int, action_bins: int = 256
+) -> list[int]:
+    """Token ids of a transcript, free of special and action tokens.
+
+    A literal "<image>" in a transcript is encoded letter by letter. Of LLaMA's overwritten ids the few that
+    a text can hit (rare characters) are dropped: the model reads them as actions.
+    """
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [i for i in ids if not action_token_start <= i < action_token_start + action_bins]
