@@ -1,0 +1,86 @@
+"""From what a face does (ARKit weights) to coefficients of the built-in head, in a person's own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.synthetic.affect import CHANNELS
+from pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
+from pipeline.data.synthetic.signals import smooth_noise
+from policies.head.asset import HeadAsset
+from policies.motion import Motion
+
+_EXPR = LAYOUT.width("expr")
+
+
+@dataclass(frozen=True, eq=False)
+class FaceBasis:
+    """ARKit shapes as expression coefficients: `names` (shapes,), `coefficients` (shapes, 50)."""
+
+    names: tuple[str, ...]
+    coefficients: np.ndarray
+
+    @classmethod
+    def of(cls, head: HeadAsset) -> FaceBasis:
+        """The first 50 coefficients of every ARKit shape of a head that has a table of them."""
+        names = tuple(sorted(head.arkit))
+        return cls(names, np.stack([head.arkit[name][:_EXPR] for name in names]).astype(np.float64))
+
+    def rows(self, names: tuple[str, ...]) -> np.ndarray:
+        return self.coefficients[[self.names.index(name) for name in names]]
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """What stays with a person through a conversation."""
+
+    shape: np.ndarray  # (n,) identity coefficients of the head
+    resting: np.ndarray  # (50,) constant offset of the expression
+    lopsided: float  # left side moves (1 + lopsided) as much, right side (1 - lopsided)
+
+
+def draw_person(rng: np.random.Generator, shape_dims: int = 20) -> Person:
+    # The first identity directions can square the skull: drawn at half strength.
+    shape = rng.normal(size=shape_dims) * np.where(np.arange(shape_dims) < 4, 0.5, 0.8)
+    resting = FIGURES.resting_face * rng.normal(size=_EXPR)
+    return Person(shape.astype(np.float32), resting, FIGURES.asymmetry * rng.normal())
+
+
+def expression_coefficients(
+    rng: np.random.Generator, basis: FaceBasis, person: Person, weights: np.ndarray, liveliness: float = 1.0
+) -> np.ndarray:
+    """Expression coefficients (time, 50) of ARKit weights (time, len(CHANNELS)) on this person's face.
+
+    Adds small stray movements of all shapes and of all coefficients, so that no direction stands still.
+    """
+    frames = len(weights)
+    side = np.array([name.endswith("Left") * 1.0 - name.endswith("Right") for name in CHANNELS])
+    asymmetric = weights * (1 + person.lopsided * side)
+    stray = FIGURES.fidget * liveliness * smooth_noise(rng, frames, len(basis.names), FPS, corner_hz=1.0)
+    noise = FIGURES.coefficient_noise * smooth_noise(rng, frames, _EXPR, FPS, corner_hz=0.5)
+    return asymmetric @ basis.rows(CHANNELS) + stray @ basis.coefficients + noise + person.resting
+
+
+def assemble(
+    expr: np.ndarray, jaw_open: np.ndarray, head: np.ndarray, lids: np.ndarray, gaze: np.ndarray, stray: np.ndarray
+) -> Motion:
+    """Motion in the corpus layout.
+
+    Args:
+        expr: (time, 50).
+        jaw_open: (time,) radians.
+        head: (time, 3) pitch, yaw, roll in radians; nodding down is positive.
+        lids: (time,) closure in [0, 1].
+        gaze: (time, 2) pitch and yaw of both eyes in radians.
+        stray: (time, 5) unit noise that keeps small movements in jaw yaw and roll, and in the neck.
+    """
+    jaw = np.stack([np.maximum(jaw_open, 0), 0.008 * stray[:, 0], 0.006 * stray[:, 1]], axis=1)
+    share = FIGURES.neck_share
+    neck = share * head + 0.01 * stray[:, 2:5]
+    eyes = np.stack([gaze[:, 0], gaze[:, 1], np.zeros(len(gaze))], axis=1) + 0.004 * stray[:, :3]
+    lid_pair = np.clip(np.stack([lids, lids], axis=1) + 0.02 + 0.02 * stray[:, 3:5], 0, 1)
+    return Motion(
+        np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, (1 - share) * head], axis=1).astype(np.float32), LAYOUT
+    )
