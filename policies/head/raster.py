@@ -23,6 +23,7 @@ CACHE = bool(numba.config.CACHE_DIR) or os.access(Path(__file__).parent, os.W_OK
 CAMERA_DISTANCE = 0.9  # metres from the middle of the head: a portrait lens, little distortion
 FRAME_MARGIN = 1.3  # frame height over head height: room to nod and tilt
 BACKGROUND = (28, 28, 28)
+INSIDE = (62, 26, 24)  # back faces
 AMBIENT, SPECULAR = 0.10, 0.06
 # Key, fill and a faint light from below: direction (x right, y up, z to the viewer), intensity.
 LIGHTS = np.array([[-0.45, 0.55, 0.75, 0.62], [0.75, 0.15, 0.5, 0.22], [0.0, -0.8, 0.4, 0.05]], np.float32)
@@ -54,38 +55,55 @@ def _vertex_normals(v, faces, normals):
 
 
 @njit(cache=CACHE, fastmath=True, boundscheck=False)
+def _light(normals, colors, lit):
+    """Blinn-Phong light of every vertex, linear, (V, 3) written to `lit`; the mesh is denser than the shading."""
+    zero, one = np.float32(0), np.float32(1)
+    for i in range(len(normals)):
+        side = one if normals[i, 2] >= 0 else -one  # turn to the viewer: silhouettes have grazing normals
+        nx, ny, nz = side * normals[i, 0], side * normals[i, 1], side * normals[i, 2]
+        diffuse, specular = np.float32(AMBIENT), zero
+        for k in range(len(LIGHTS)):
+            diffuse += max(nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2], zero) * LIGHTS[k, 3]
+            gloss = max(nx * HALFWAY[k, 0] + ny * HALFWAY[k, 1] + nz * HALFWAY[k, 2], zero)
+            gloss *= gloss * gloss
+            gloss *= gloss
+            gloss *= gloss
+            specular += gloss * gloss * LIGHTS[k, 3]  # the 24th power
+        for channel in range(3):
+            lit[i, channel] = colors[i, channel] * diffuse + np.float32(SPECULAR) * specular
+
+
+@njit(cache=CACHE, fastmath=True, boundscheck=False)
 def _visible_faces(p, faces, depth, face_id):
     """Nearest face of every pixel. p (V, 3): pixel x, pixel y, depth (greater is nearer). -1 = background."""
     height, width = depth.shape
-    tolerance, half = np.float32(TOLERANCE), np.float32(0.5)
+    tolerance, zero, half, one = np.float32(TOLERANCE), np.float32(0), np.float32(0.5), np.float32(1)
     depth[:] = np.float32(-1e30)
     face_id[:] = -1
     for f in range(len(faces)):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
         x0, y0, x1, y1, x2, y2 = p[a, 0], p[a, 1], p[b, 0], p[b, 1], p[c, 0], p[c, 1]
+        left = int(max(zero, np.ceil(min(x0, x1, x2) - half)))
+        right = int(min(np.float32(width - 1), np.floor(max(x0, x1, x2) - half)))
+        top = int(max(zero, np.ceil(min(y0, y1, y2) - half)))
+        bottom = int(min(np.float32(height - 1), np.floor(max(y0, y1, y2) - half)))
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        if area == 0:
+        if left > right or top > bottom or area == 0:
             continue
-        left = max(0, int(np.ceil(min(x0, x1, x2) - half)))
-        right = min(width - 1, int(np.floor(max(x0, x1, x2) - half)))
-        top = max(0, int(np.ceil(min(y0, y1, y2) - half)))
-        bottom = min(height - 1, int(np.floor(max(y0, y1, y2) - half)))
-        if left > right or top > bottom:
-            continue
-        inverse = np.float32(1) / area
-        dw1x, dw1y = (y2 - y0) * inverse, -(x2 - x0) * inverse
-        dw2x, dw2y = -(y1 - y0) * inverse, (x1 - x0) * inverse
-        z0, dz1, dz2 = p[a, 2], p[b, 2] - p[a, 2], p[c, 2] - p[a, 2]
+        # Barycentric weights and depth are linear in the pixel: w1 = px * w1_x + py * w1_y, and so on.
+        inverse = one / area
+        w1_x, w1_y = (y2 - y0) * inverse, (x0 - x2) * inverse
+        w2_x, w2_y = (y0 - y1) * inverse, (x1 - x0) * inverse
+        z1, z2 = p[b, 2] - p[a, 2], p[c, 2] - p[a, 2]
+        z_x = w1_x * z1 + w2_x * z2
         for y in range(top, bottom + 1):
             py = np.float32(y) + half - y0
+            w1_row, w2_row = py * w1_y, py * w2_y
+            z_row = p[a, 2] + w1_row * z1 + w2_row * z2
             for x in range(left, right + 1):
                 px = np.float32(x) + half - x0
-                w1 = px * dw1x + py * dw1y
-                w2 = px * dw2x + py * dw2y
-                if w1 < tolerance or w2 < tolerance or np.float32(1) - w1 - w2 < tolerance:
-                    continue
-                z = z0 + w1 * dz1 + w2 * dz2
-                if z > depth[y, x]:
+                w1, w2, z = px * w1_x + w1_row, px * w2_x + w2_row, px * z_x + z_row
+                if min(w1, w2, one - w1 - w2) >= tolerance and z > depth[y, x]:
                     depth[y, x] = z
                     face_id[y, x] = f
 
@@ -99,16 +117,16 @@ def _darkness(texture, u, v):
         return np.float32(0)
     i, j = int(x), int(y)
     fx, fy = x - np.float32(i), y - np.float32(j)
-    low = texture[j, i] * (1 - fx) + texture[j, i + 1] * fx
-    high = texture[j + 1, i] * (1 - fx) + texture[j + 1, i + 1] * fx
-    return low * (1 - fy) + high * fy
+    low = texture[j, i] + (texture[j, i + 1] - texture[j, i]) * fx
+    high = texture[j + 1, i] + (texture[j + 1, i + 1] - texture[j + 1, i]) * fx
+    return low + (high - low) * fy
 
 
 @njit(cache=CACHE, fastmath=True, boundscheck=False)
-def _shade(p, normals, faces, colors, uv, texture, face_id, image):
+def _paint(p, faces, lit, uv, texture, face_id, image):
     """Colours of the visible faces, (height, width, 3) uint8 written to `image`."""
     height, width = face_id.shape
-    one, half = np.float32(1), np.float32(0.5)
+    zero, half, one, levels = np.float32(0), np.float32(0.5), np.float32(1), np.float32(len(GAMMA) - 1)
     for y in range(height):
         for x in range(width):
             f = face_id[y, x]
@@ -119,36 +137,18 @@ def _shade(p, normals, faces, colors, uv, texture, face_id, image):
             x0, y0 = p[a, 0], p[a, 1]
             ux, uy, vx, vy = p[b, 0] - x0, p[b, 1] - y0, p[c, 0] - x0, p[c, 1] - y0
             area = ux * vy - vx * uy
-            if area > 0:  # seen from inside (pixel y points down): the mouth, or the open neck
-                image[y, x, 0], image[y, x, 1], image[y, x, 2] = 62, 26, 24
+            if area > 0:  # seen from behind, as pixel y points down
+                image[y, x, 0], image[y, x, 1], image[y, x, 2] = INSIDE
                 continue
-            inverse = one / area
             px, py = np.float32(x) + half - x0, np.float32(y) + half - y0
-            w1, w2 = (px * vy - vx * py) * inverse, (ux * py - px * uy) * inverse
+            w1, w2 = (px * vy - vx * py) / area, (ux * py - px * uy) / area
             w0 = one - w1 - w2
-            nx = w0 * normals[a, 0] + w1 * normals[b, 0] + w2 * normals[c, 0]
-            ny = w0 * normals[a, 1] + w1 * normals[b, 1] + w2 * normals[c, 1]
-            nz = w0 * normals[a, 2] + w1 * normals[b, 2] + w2 * normals[c, 2]
-            scale = one / (np.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-12))
-            if nz < 0:
-                scale = -scale
-            nx, ny, nz = nx * scale, ny * scale, nz * scale
-            diffuse, specular = np.float32(AMBIENT), np.float32(0)
-            for k in range(len(LIGHTS)):
-                cosine = nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2]
-                diffuse += max(cosine, np.float32(0)) * LIGHTS[k, 3]
-                gloss = max(nx * HALFWAY[k, 0] + ny * HALFWAY[k, 1] + nz * HALFWAY[k, 2], np.float32(0))
-                gloss *= gloss * gloss
-                gloss *= gloss
-                gloss *= gloss
-                specular += gloss * gloss * LIGHTS[k, 3]  # the 24th power
             u = w0 * uv[a, 0] + w1 * uv[b, 0] + w2 * uv[c, 0]
             v = w0 * uv[a, 1] + w1 * uv[b, 1] + w2 * uv[c, 1]
-            dark = _darkness(texture, u, v)
+            scale = levels * (one - _darkness(texture, u, v))
             for channel in range(3):
-                albedo = w0 * colors[a, channel] + w1 * colors[b, channel] + w2 * colors[c, channel]
-                light = (albedo * (one - dark) + dark * np.float32(0.06)) * diffuse + np.float32(SPECULAR) * specular
-                image[y, x, channel] = GAMMA[int(min(max(light, np.float32(0)), one) * np.float32(4095))]
+                light = w0 * lit[a, channel] + w1 * lit[b, channel] + w2 * lit[c, channel]
+                image[y, x, channel] = GAMMA[int(min(max(light * scale, zero), levels))]
 
 
 @njit(cache=CACHE)
@@ -208,7 +208,7 @@ class Rasterizer:
         samples = self.size * self.supersample
         pixels = self.project(vertices)
         pixels[..., :2] *= self.supersample
-        normals = np.empty_like(vertices[0]) if len(vertices) else None
+        normals, lit = np.empty_like(self._colors), np.empty_like(self._colors)
         depth, face_id = np.empty((samples, samples), np.float32), np.empty((samples, samples), np.int32)
         large = np.empty((samples, samples, 3), np.uint8)
         frames = np.empty((len(vertices), self.size, self.size, 3), np.uint8)
@@ -216,7 +216,8 @@ class Rasterizer:
             image = frame if self.supersample == 1 else large
             _vertex_normals(v, self._faces, normals)
             _visible_faces(p, self._faces, depth, face_id)
-            _shade(p, normals, self._faces, self._colors, self._uv, self._texture, face_id, image)
+            _light(normals, self._colors, lit)
+            _paint(p, self._faces, lit, self._uv, self._texture, face_id, image)
             if self.supersample == 2:
                 _halve(large, frame)
         return frames
