@@ -99,8 +99,8 @@ class FaceVLAConfig(PretrainedConfig):
         needed = self.prompt_length + self.action_tokens
         if needed > self.text_config.max_position_embeddings:
             raise ValueError(
-                f"prompt ({self.prompt_length}) and actions ({self.action_tokens}) need {needed} positions, the language "
-                f"model has {self.text_config.max_position_embeddings}; shorten the horizon, the rate or the frames"
+                f"prompt ({self.prompt_length}) and actions ({self.action_tokens}) need {needed} positions, the LLaMA"
+                f" has {self.text_config.max_position_embeddings}; shorten the horizon, the rate or the frames"
             )
 
     @property

