@@ -42,7 +42,7 @@ def windows(recording: Clip, seconds: float, stride_seconds: float) -> Iterator[
     fps = recording.listener.layout.fps
     length, stride = round(seconds * fps), round(stride_seconds * fps)
     if length < 1 or stride < 1:
-        raise ValueError(f"windows of {seconds} s every {stride_seconds} s at {fps:g} fps: both must be a frame or more")
+        raise ValueError(f"windows of {seconds} s every {stride_seconds} s are under a frame at {fps:g} fps")
     for start in window_starts(len(recording.listener), length, stride):
         yield cut(recording, start, length, f"{recording.clip_id}-{start:06d}")
 

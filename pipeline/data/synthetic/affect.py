@@ -77,8 +77,8 @@ def expression_of(affect: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sides = {
         "mouthSmile": 0.85 * glad,
         "cheekSquint": 0.45 * glad * tense,
-        "mouthFrown": 0.75 * bad,
-        "browDown": 0.75 * bad * tense,
+        "mouthFrown": 0.9 * bad,
+        "browDown": 0.8 * bad * tense,
         "browOuterUp": 0.35 * glad * excited,
         "eyeSquint": 0.25 * glad + 0.25 * bad * tense,
         "eyeWide": 0.35 * excited * (1 - glad),
@@ -86,5 +86,5 @@ def expression_of(affect: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "mouthUpperUp": 0.35 * glad * excited,
     }
     weights = {f"{name}{side}": value for name, value in sides.items() for side in ("Left", "Right")}
-    weights["browInnerUp"] = 0.8 * bad * calm + 0.2 * excited * glad
+    weights["browInnerUp"] = 1.0 * bad * calm + 0.2 * excited * glad
     return np.clip(np.stack([weights[name] for name in CHANNELS], axis=1), 0, 1), _JAW_LAUGH * glad * excited

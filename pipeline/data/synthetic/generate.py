@@ -75,10 +75,11 @@ def generate(
         raise ValueError(f"n_train={n_train}, n_test={n_test} must be 1 or more, frames={frames} 0 or more")
     if round(seconds * FPS) != seconds * FPS or seconds < 1:
         raise ValueError(f"seconds={seconds}: clips must be at least 1 s and whole frames at {FPS:g} fps")
+    per_dyad = FIGURES.clips_per_dyad
     conversations = [
-        Conversation(seed, split, i, min(FIGURES.clips_per_dyad, n - i * FIGURES.clips_per_dyad), seconds, image_size, frames)
+        Conversation(seed, split, first // per_dyad, min(per_dyad, n - first), seconds, image_size, frames)
         for split, n in zip(SPLITS, (n_train, n_test), strict=True)
-        for i in range(-(-n // FIGURES.clips_per_dyad))
+        for first in range(0, n, per_dyad)
     ]
     arguments = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "seed": seed}
     source = {"kind": "synthetic", **arguments, "image_size": image_size, "frames": frames}
@@ -145,7 +146,7 @@ def _basis() -> FaceBasis:
 @cache
 def _camera(size: int) -> tuple[FlameHead, Rasterizer]:
     asset = load_head()
-    return FlameHead(asset), Rasterizer(asset, size=size)
+    return FlameHead(asset), Rasterizer(asset, size=size, supersample=2)
 
 
 def _run(conversations: list[Conversation], workers: int) -> Iterator[list[tuple[Clip, np.ndarray, Truth]]]:
@@ -159,4 +160,6 @@ def _run(conversations: list[Conversation], workers: int) -> Iterator[list[tuple
         pool = stack.enter_context(
             ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
         )
-        yield from pool.map(simulate, conversations, chunksize=1)
+        ahead = 8 * workers  # no further, so that finished clips do not pile up when writing is the slower side
+        for first in range(0, len(conversations), ahead):
+            yield from pool.map(simulate, conversations[first : first + ahead])

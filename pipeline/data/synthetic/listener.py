@@ -132,7 +132,7 @@ def _motion(
     alive = 1 + 0.6 * blur(expressed[:, 1:], 0.3, FPS)  # arousal shows in how much the head moves
     sway = alive * np.array(FIGURES.sway_rad) * smooth_noise(rng, frames, 3, FPS, corner_hz=0.25)
     away = blend["inattentive"]
-    turned = away * rng.choice([-1.0, 1.0]) * rng.uniform(0.12, 0.3)  # an inattentive listener faces elsewhere
+    turned = away * rng.choice([-1.0, 1.0]) * rng.uniform(0.12, 0.25)  # an inattentive listener faces elsewhere
     head = sway + np.concatenate([nods[:, None], turned, np.zeros_like(turned)], axis=1)
 
     blinks = event_times(rng, frames / FPS, FIGURES.blinks_listening)
@@ -162,7 +162,12 @@ def _gaze(rng: np.random.Generator, frames: int, attention: np.ndarray) -> np.nd
 
 def _backchannel_audio(rng: np.random.Generator, times: list[float], frames: int) -> np.ndarray:
     """Soft "mhm": two hummed syllables at each time; silence elsewhere."""
-    steps = round(frames / FPS * AUDIO_RATE / HOP)
-    hums = tuple(Syllable(t + d, t + d + 0.16, "m", 0.8) for t in times for d in (0.0, 0.2))
-    spans = tuple((t, t + 0.36) for t in times)
-    return voice(rng, hums, spans, np.zeros(steps), float(rng.uniform(*FIGURES.f0_hz)), 0.0, level=0.04)
+    audio = np.zeros(round(frames / FPS * AUDIO_RATE), np.float32)
+    f0_hz = float(rng.uniform(*FIGURES.f0_hz))
+    hum = (Syllable(0.0, 0.16, "m", 0.8), Syllable(0.2, 0.36, "m", 0.8))
+    steps = 40
+    for time in times:
+        first = round(time * AUDIO_RATE)
+        sound = voice(rng, hum, ((0.0, 0.36),), np.zeros(steps), f0_hz, level=0.04)
+        audio[first : first + steps * HOP] += sound[: len(audio) - first]
+    return audio

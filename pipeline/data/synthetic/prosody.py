@@ -76,7 +76,8 @@ def plan_speech(rng: np.random.Generator, episodes: list[Episode], start: float,
             word_start = now
             for i, vowel in enumerate(syllables(text)):
                 length = pace * float(np.clip(rng.normal(1.0, 0.15), 0.6, 1.5))
-                spoken.append(Syllable(now, now + length, vowel, float(rng.uniform(0.8, 1.2)) * (1.0 if i == 0 else 0.8)))
+                stress = float(rng.uniform(0.8, 1.2)) * (1.0 if i == 0 else 0.8)
+                spoken.append(Syllable(now, now + length, vowel, stress))
                 now += length
             words.append(Word(text, word_start, now))
         phrases.append((phrase_start, now))
@@ -100,7 +101,6 @@ def voice(
     phrases: tuple[tuple[float, float], ...],
     arousal: np.ndarray,
     f0_hz: float,
-    start: float,
     level: float = 0.12,
 ) -> np.ndarray:
     """Sound of syllables.
@@ -111,14 +111,13 @@ def voice(
     Args:
         arousal: (steps,) in [-1, 1] every 10 ms, which also sets the length of the result.
         f0_hz: the person's mean pitch.
-        start: time of the first sample, seconds.
         level: amplitude at arousal 0.
 
     Returns:
         (steps * HOP,) float32 in [-1, 1] at `AUDIO_RATE`.
     """
     steps = len(arousal)
-    clock = start + np.arange(steps) * HOP / AUDIO_RATE
+    clock = np.arange(steps) * HOP / AUDIO_RATE
     envelope = loudness(syllables, clock)
     pitch = np.zeros(steps)
     for phrase_start, phrase_end in phrases:  # pitch declines over a phrase

@@ -51,9 +51,7 @@ def draw_episodes(rng: np.random.Generator, clips: int, seconds: float) -> list[
     return episodes
 
 
-def simulate_speaker(
-    rng: np.random.Generator, basis: FaceBasis, episodes: list[Episode], frames: int
-) -> Speaker:
+def simulate_speaker(rng: np.random.Generator, basis: FaceBasis, episodes: list[Episode], frames: int) -> Speaker:
     """Speech, voice and motion of one speaker for `frames` frames from time 0."""
     seconds = frames / FPS
     clock = np.arange(frames) / FPS
@@ -66,14 +64,12 @@ def simulate_speaker(
 
     steps = round(seconds * AUDIO_RATE / HOP)
     arousal = np.interp(np.arange(steps) * HOP / AUDIO_RATE, clock, affect[:, 1])
-    audio = voice(rng, speech.syllables, speech.phrases, arousal, float(rng.uniform(*FIGURES.f0_hz)), 0.0)
+    audio = voice(rng, speech.syllables, speech.phrases, arousal, float(rng.uniform(*FIGURES.f0_hz)))
 
     return Speaker(person, episodes, speech, affect, _motion(rng, basis, person, speech, affect), audio)
 
 
-def _motion(
-    rng: np.random.Generator, basis: FaceBasis, person: Person, speech: Speech, affect: np.ndarray
-) -> Motion:
+def _motion(rng: np.random.Generator, basis: FaceBasis, person: Person, speech: Speech, affect: np.ndarray) -> Motion:
     frames = len(affect)
     clock = np.arange(frames) / FPS
     weights, laugh = expression_of(affect)

@@ -1,0 +1,79 @@
+"""Figures of a motion by which a corpus is compared with people: amplitudes, speeds, bandwidth, blinks, nods."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import butter, find_peaks, sosfiltfilt
+
+from policies.motion import Motion
+
+_CLOSED = 0.5  # lid closure that counts as a blink
+_NOD_BAND_HZ = (1.0, 4.0)
+_NOD_RAD = 0.015  # half a peak-to-peak swing of 1.7 degrees; smaller ones are not counted
+
+
+def motion_statistics(motion: Motion) -> dict[str, float]:
+    """Amplitude, speed and bandwidth of head, jaw and expression; rates of blinks and nods.
+
+    The head's rotation is the sum of the groups `rot` and `neck`, whichever there are: exact for small angles.
+    Statistics of groups that the layout lacks are left out, not zero.
+
+    Args:
+        motion: one recording; a few seconds at least, or rates mean little.
+
+    Returns:
+        `head_{pitch,yaw,roll}_std_deg`, `head_speed_deg_s` (mean size of the velocity), `nods_per_min`,
+        `jaw_{mean,std}_deg` and `jaw_speed_deg_s` (opening), `expr_std` (mean over coefficients),
+        `expr_speed_ratio` (mean over coefficients of std of velocity / std, 1/s), `{head,expr}_power_below_2.5hz`
+        (share of variance), `blinks_per_min`.
+    """
+    names, fps = motion.layout.names, motion.layout.fps
+    figures: dict[str, float] = {}
+    rotations = [motion.group(name) for name in ("rot", "neck") if name in names]
+    if rotations:
+        head = np.degrees(np.sum(rotations, axis=0, dtype=np.float64))
+        for axis, name in enumerate(("pitch", "yaw", "roll")):
+            figures[f"head_{name}_std_deg"] = head[:, axis].std()
+        figures["head_speed_deg_s"] = np.linalg.norm(np.diff(head, axis=0), axis=1).mean() * fps
+        figures["head_power_below_2.5hz"] = power_below(head, 2.5, fps)
+        figures["nods_per_min"] = count_nods(np.radians(head[:, 0]), fps) / motion.seconds * 60
+    if "jaw" in names:
+        jaw = np.degrees(motion.group("jaw")[:, 0].astype(np.float64))
+        figures["jaw_mean_deg"], figures["jaw_std_deg"] = jaw.mean(), jaw.std()
+        figures["jaw_speed_deg_s"] = np.abs(np.diff(jaw)).mean() * fps
+    if "expr" in names:
+        expr = motion.group("expr").astype(np.float64)
+        spread = expr.std(axis=0)
+        speed = np.diff(expr, axis=0).std(axis=0) * fps
+        figures["expr_std"] = spread.mean()
+        figures["expr_speed_ratio"] = np.mean(speed[spread > 0] / spread[spread > 0])
+        figures["expr_power_below_2.5hz"] = power_below(expr, 2.5, fps)
+    if "eyelid" in names:
+        figures["blinks_per_min"] = count_blinks(motion.group("eyelid")) / motion.seconds * 60
+    return {name: float(value) for name, value in figures.items()}
+
+
+def power_below(values: np.ndarray, hz: float, fps: float) -> float:
+    """Share of the variance of (time, dim) at frequencies up to `hz`, each column weighing the same; NaN if all constant."""
+    spectrum = np.abs(np.fft.rfft(values - values.mean(axis=0), axis=0)) ** 2
+    total = spectrum.sum(axis=0)
+    low = spectrum[np.fft.rfftfreq(len(values), 1 / fps) <= hz].sum(axis=0)
+    return float(np.mean(low[total > 0] / total[total > 0])) if (total > 0).any() else float("nan")
+
+
+def count_blinks(eyelids: np.ndarray) -> int:
+    """Times at which the mean closure of (time, 2) rises through one half."""
+    closed = eyelids.mean(axis=1) > _CLOSED
+    return int(np.count_nonzero(closed[1:] & ~closed[:-1]))
+
+
+def count_nods(pitch: np.ndarray, fps: float) -> int:
+    """Nods in a pitch track (time,) in radians, down positive: groups of downward swings between 1 and 4 Hz.
+
+    Swings less than a second apart are one nod.
+    """
+    if len(pitch) <= 15:  # the filter needs some frames
+        return 0
+    band = butter(2, _NOD_BAND_HZ, "bandpass", fs=fps, output="sos")
+    swings, _ = find_peaks(sosfiltfilt(band, pitch), height=_NOD_RAD)
+    return int(1 + np.count_nonzero(np.diff(swings) > fps)) if len(swings) else 0
