@@ -1,0 +1,97 @@
+"""Joining or starting a Ray cluster, and waiting on it with a deadline."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+# Read by the Train controller and workers; must be in the environment before they start.
+_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's next poll
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+}
+_QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
+          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "VLLM_LOGGING_LEVEL": "ERROR", "DS_ACCELERATOR": ""}
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot give what was asked; the message says what was wanted and what is there."""
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Environment of a worker that computes with `threads` CPU threads."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+
+
+@contextmanager
+def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
+    """Join the cluster at `address` (or the one of this Ray job), else start a local one and stop it at the end.
+
+    Yields a line that says which.
+    """
+    os.environ.update({key: value for key, value in (_TRAIN_ENVIRONMENT | _QUIET).items() if value})
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    address = address or os.environ.get("RAY_ADDRESS")
+    scratch = None
+    if address:
+        context = ray.init(address=address, **common)
+        name = f"ray {ray.__version__} cluster at {context.address_info['gcs_address']}"
+    else:
+        scratch = tempfile.mkdtemp(prefix="rapport-")  # short: socket paths end at 107 characters
+        cpus = cpus or max(2, os.cpu_count() or 2)
+        ray.init(address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common)
+        name = f"ray {ray.__version__}, local cluster of {cpus} CPUs"
+    try:
+        yield name
+    finally:
+        ray.shutdown()
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float, strategy: str = "PACK") -> PlacementGroup:
+    """A ready placement group, or a `ClusterError` that names what was wanted and what the nodes have."""
+    group = placement_group(bundles, strategy=strategy)
+    try:
+        ray.get(group.ready(), timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError:
+        remove_placement_group(group)
+        raise ClusterError(
+            f"{what}: no place for bundles {bundles} within {timeout_s:g} s.\n"
+            f"  cluster total: {_resources(ray.cluster_resources())}\n"
+            f"  free now:      {_resources(ray.available_resources())}\n"
+            f"  nodes: {[n['NodeManagerHostname'] for n in ray.nodes() if n['Alive']]}\n"
+            "  Ask for fewer workers or smaller shares (the `workers` and `cpus` keys), or add nodes."
+        ) from None
+    return group
+
+
+def wait_for(references: list[ray.ObjectRef], what: str, timeout_s: float) -> list[Any]:
+    """All results, or a `ClusterError` naming what was awaited. The first worker exception is raised as it is."""
+    deadline = time.monotonic() + timeout_s
+    pending = list(references)
+    while pending:
+        done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            raise ClusterError(
+                f"{what}: {len(pending)} of {len(references)} answers missing after {timeout_s:g} s; "
+                f"free now: {_resources(ray.available_resources())}"
+            )
+        ray.get(done)
+    return ray.get(references)
+
+
+def _resources(resources: dict[str, float]) -> dict[str, float]:
+    return {key: round(value, 2) for key, value in resources.items() if key in ("CPU", "GPU", "memory")}

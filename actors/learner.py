@@ -1,0 +1,281 @@
+"""DeepSpeed ZeRO learners under Ray Train: one long-lived train function per phase.
+
+What is learned is a `Task`; how it is sharded, resumed and logged is here, and no maths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.cluster import ClusterError, worker_environment
+
+CHECKPOINT_TAG = "zero"
+
+
+class Task(Protocol):
+    """One learning phase. Picklable; everything it returns depends on its arguments alone, so it can be resumed."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+
+    def module(self) -> torch.nn.Module:
+        """The trainable module with its initial weights, the same on every rank."""
+
+    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
+        """Called once with the initial weights, before a checkpoint is loaded (reference log-probs)."""
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """This rank's equal share of the global batch of `step`."""
+
+    def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Mean loss over the share, and metrics that may be averaged over ranks."""
+
+    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+        """Write the full weights as a checkpoint that transformers and vLLM load (rank 0 only)."""
+
+
+@dataclass(frozen=True)
+class LearnerOptions:
+    """How a phase is run; fields as in `pipeline.config.LearnerConfig`."""
+
+    world_size: int
+    cpus: float
+    gpus: float
+    threads: int
+    zero_stage: int
+    gradient_clipping: float
+    max_failures: int
+    checkpoint_every: int
+    timeout_s: float
+
+
+def fit(
+    task: Task,
+    options: LearnerOptions,
+    directory: Path,
+    log: Callable[[dict[str, float], int], None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train `task`, write `directory/policy`, and return `{"final": metrics, "engine": {...}, "seconds_per_step"}`.
+
+    Args:
+        directory: absolute, on storage every learner reaches; run again with the same one, it resumes.
+        log: `(metrics, step)`, called on rank 0's process; picklable.
+        say: progress line, called here.
+    """
+    environment = worker_environment(options.threads) | {"TORCH_EXTENSIONS_DIR": _extensions_directory()}
+    trainer = TorchTrainer(
+        _train,
+        train_loop_config={"task": task, "options": options, "directory": str(directory), "log": log},
+        torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=options.world_size,
+            use_gpu=options.gpus > 0,
+            resources_per_worker={"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name="learner",
+            storage_path=str(directory),
+            worker_runtime_env={"env_vars": environment},
+            failure_config=FailureConfig(max_failures=options.max_failures, controller_failure_limit=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = trainer.fit().return_value
+        except Exception as error:  # handed to the waiting thread, raised there
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    deadline, seen, last = time.monotonic() + options.timeout_s, 0, 0.0
+    while thread.is_alive():
+        thread.join(0.2)
+        if time.monotonic() > deadline:
+            raise ClusterError(f"learning in {directory} took longer than learner.timeout_s={options.timeout_s:g} s")
+        step, metrics = _last_line(directory / "steps.jsonl")
+        if step > seen and time.monotonic() - last > 5:
+            seen, last = step, time.monotonic()
+            say(f"step {step}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    if "error" in outcome:
+        raise _first_cause(outcome["error"])
+    return outcome["result"]
+
+
+def _train(config: dict[str, Any]) -> dict[str, Any]:
+    task, options, directory = config["task"], config["options"], Path(config["directory"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(options.threads)
+    engine = start_engine(task, options)
+    forward = engine.__call__
+    task.prepare(forward, rank, world_size)
+    start = _load(engine)
+    steps_file = directory / "steps.jsonl"
+    if rank == 0:
+        _truncate(steps_file, start)
+    metrics: dict[str, float] = {}
+    began = time.monotonic()
+    for step in range(start, task.steps):
+        metrics = train_step(engine, task, step, rank, world_size)
+        if rank == 0:
+            with steps_file.open("a") as lines:
+                lines.write(json.dumps({"step": step + 1} | metrics) + "\n")
+            config["log"](metrics, step + 1)
+        if (step + 1) % options.checkpoint_every == 0 and step + 1 < task.steps:
+            _report(engine, step + 1, metrics)
+    seconds_per_step = (time.monotonic() - began) / max(1, task.steps - start)
+    state = full_state_dict(engine)
+    if rank == 0:
+        task.save(state, directory / "policy")
+    dist.barrier()
+    return {
+        "final": metrics,
+        "steps": task.steps,
+        "seconds_per_step": seconds_per_step,
+        "engine": {
+            "name": "deepspeed", "zero_stage": engine.zero_optimization_stage(), "world_size": world_size,
+            "optimizer": type(engine.optimizer.optimizer).__name__, "device": str(engine.device),
+        },
+    }
+
+
+def start_engine(task: Task, options: LearnerOptions) -> Any:
+    """A DeepSpeed engine over the task's module in the present process group. Collective."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        module = task.module()
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=task.weight_decay,
+                                      betas=(0.9, 0.95))
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config={
+            "train_micro_batch_size_per_gpu": 1,  # batches come ready-made; only their ratio to itself is used
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": options.gradient_clipping,
+            "zero_optimization": {"stage": options.zero_stage},
+            "bf16": {"enabled": parameters[0].dtype == torch.bfloat16},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no C++ build, same numbers
+            "steps_per_print": 10**9,
+        })
+    return engine
+
+
+def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -> dict[str, float]:
+    """One optimiser step; metrics averaged over the ranks. Collective."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = task.learning_rate * schedule(step, task.steps)
+    loss, metrics = task.loss(engine.__call__, task.batch(step, rank, world_size))
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate")
+    engine.backward(loss)
+    engine.step()
+    names = ["loss", *metrics]
+    values = torch.stack([loss.detach().float(), *(m.detach().float() for m in metrics.values())])
+    dist.all_reduce(values)
+    averaged = dict(zip(names, (values / world_size).tolist(), strict=True))
+    averaged["learning_rate"] = task.learning_rate * schedule(step, task.steps)
+    averaged["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
+    return averaged
+
+
+def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) -> float:
+    """Linear warm-up over `warmup` of the steps, then cosine down to `floor`; a factor of the peak rate."""
+    import math
+
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
+    """The whole module's weights on the CPU of rank 0 (empty elsewhere), at any ZeRO stage. Collective."""
+    import deepspeed
+
+    state = {}
+    rank = dist.get_rank()
+    for name, parameter in engine.module.named_parameters():
+        gathered = deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3)
+        with gathered:
+            if rank == 0:
+                state[name] = parameter.detach().cpu().clone()
+    if rank == 0:
+        state |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.state_dict().items()
+                  if name not in state and name not in dict(engine.module.named_parameters(remove_duplicate=False))}
+    return state
+
+
+def _load(engine: Any) -> int:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path, client = engine.load_checkpoint(folder, tag=CHECKPOINT_TAG)
+        if path is None:
+            raise RuntimeError(f"checkpoint {folder} cannot be read; remove the learner folder to start the phase anew")
+        return client["step"]
+
+
+def _report(engine: Any, step: int, metrics: dict[str, float]) -> None:
+    folder = tempfile.mkdtemp(prefix="rapport-checkpoint-")
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, client_state={"step": step})
+    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:06d}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _truncate(file: Path, step: int) -> None:
+    """Drop lines of steps that a resumed learner will do again."""
+    if file.is_file():
+        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        file.write_text("".join(line + "\n" for line in kept))
+
+
+def _last_line(file: Path) -> tuple[int, dict[str, float]]:
+    if not file.is_file():
+        return 0, {}
+    lines = file.read_text().splitlines()
+    try:
+        last = json.loads(lines[-1]) if lines else {"step": 0}
+    except json.JSONDecodeError:  # read while it is being written
+        return 0, {}
+    return last.pop("step"), last
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The worker's own exception, not the controller's wrapping."""
+    failures = getattr(error, "worker_failures", None)
+    return next(iter(failures.values())) if failures else error
+
+
+def _extensions_directory() -> str:
+    """Where torch keeps its compiled extensions; shared by all runs of this user so that they build once."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "rapport" / "torch_extensions"))

@@ -1,0 +1,196 @@
+"""The rollout fleet: actors with one sampling engine each, fed by a stream, updated in place."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.cluster import ClusterError, reserve, wait_for, worker_environment
+from actors.pool import stream
+from policies.vla.trajectory import Prompt, Trajectory
+
+
+class StaleWeightsError(RuntimeError):
+    """An engine does not hold the weights it was given; nothing it samples can be trusted."""
+
+
+@dataclass(frozen=True)
+class FleetOptions:
+    """Fields as in `pipeline.config.RolloutConfig`."""
+
+    engine: str
+    workers: int
+    cpus: float
+    gpus: float
+    threads: int
+    tensor_parallel: int
+    dtype: str
+    kv_cache_gib: float
+    batch_prompts: int
+    in_flight: int
+    temperature: float
+    canary_tolerance: float
+    start_timeout_s: float
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """`samples` candidates for each prompt of a batch; seeds follow from `seed` and the prompt id alone."""
+
+    prompts: list[Prompt]
+    samples: int
+    seed: int
+
+
+@ray.remote
+class RolloutWorker:
+    """Holds an engine; every trajectory carries the version of the weights in it."""
+
+    def __init__(self, checkpoint: str, options: FleetOptions):
+        torch.set_num_threads(options.threads)
+        if options.engine == "vllm":
+            from policies.vla.vllm_engine import VllmEngine as Engine
+        else:
+            from policies.vla.hf_engine import HfEngine as Engine
+        self.engine = Engine(Path(checkpoint), options.dtype, options.temperature, options.kv_cache_gib,
+                             options.tensor_parallel)
+        self.version = 0
+
+    def describe(self) -> dict[str, Any]:
+        return self.engine.describe()
+
+    def generate(self, request: Request) -> list[Trajectory]:
+        seeds = [prompt_seed(request.seed, p.prompt_id) for p in request.prompts]
+        sampled = self.engine.sample(request.prompts, request.samples, seeds)
+        return [
+            Trajectory(prompt.prompt_id, k, tokens, log_probs, self.version, seed)
+            for prompt, seed, candidates in zip(request.prompts, seeds, sampled, strict=True)
+            for k, (tokens, log_probs) in enumerate(candidates)
+        ]
+
+    def update(self, state: dict[str, torch.Tensor], version: int) -> str:
+        """Replace the weights in place; returns the digest of what arrived."""
+        from policies.vla.loading import weight_digest
+
+        self.engine.update(state)
+        self.version = version
+        return weight_digest(state)
+
+
+def prompt_seed(seed: int, prompt_id: str) -> int:
+    """The same for a prompt whichever engine, batch or order it is sampled in."""
+    return zlib.crc32(f"{seed}/{prompt_id}".encode())
+
+
+class Fleet:
+    """N engines in a placement group. Use as a context manager: engines free their shared memory on exit.
+
+    Args:
+        checkpoint: policy folder every node can read.
+        canary: a fixed prompt; after every weight update each engine samples it once, and the log-probs
+            must agree with a plain forward pass of the same weights.
+    """
+
+    def __init__(self, checkpoint: Path, options: FleetOptions, canary: Prompt):
+        self.options, self.canary, self.version = options, canary, 0
+        share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
+        self._group = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
+        environment = worker_environment(options.threads) | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the actor is the process; five times quicker to start
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+        self.workers = [
+            RolloutWorker.options(
+                num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), runtime_env={"env_vars": environment},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
+            ).remote(str(checkpoint), options)
+            for i in range(options.workers)
+        ]
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+        remove_placement_group(self._group)
+
+    def ready(self, policy: Any) -> dict[str, Any]:
+        """Wait for the engines, check the canary against `policy` (a torch FaceVLA), say what runs."""
+        info = wait_for([w.describe.remote() for w in self.workers], "start of the rollout engines",
+                        self.options.start_timeout_s)
+        gap = self._check_canary(policy)
+        return info[0] | {"workers": len(self.workers), "canary_gap": gap}
+
+    def generate(self, prompts: Iterable[Prompt], samples: int, seed: int) -> Iterator[list[Trajectory]]:
+        """Trajectories, a batch of prompts at a time, in the order the engines finish."""
+        requests = (Request(batch, samples, seed) for batch in _batches(prompts, self.options.batch_prompts))
+        for _, trajectories in stream(self.workers, "generate", requests, self.options.in_flight,
+                                      self.options.timeout_s):
+            stale = [t.candidate_id for t in trajectories if t.weight_version != self.version]
+            if stale:
+                raise StaleWeightsError(f"{len(stale)} trajectories of another weight version, first {stale[0]}")
+            yield trajectories
+
+    def update(self, policy: Any) -> float:
+        """Give every engine the weights of `policy`, check digest and canary, and return the log-prob gap."""
+        from policies.vla.loading import weight_digest
+
+        state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
+        self.version += 1
+        reference = ray.put(state)
+        digests = wait_for([w.update.remote(reference, self.version) for w in self.workers], "weight update",
+                           self.options.timeout_s)
+        if set(digests) != {weight_digest(state)}:
+            raise StaleWeightsError(f"weights changed on the way to the engines: digests {sorted(set(digests))}")
+        return self._check_canary(policy)
+
+    def _check_canary(self, policy: Any) -> float:
+        request = Request([self.canary], 1, seed=0)
+        answers = wait_for([w.generate.remote(request) for w in self.workers], "canary", self.options.timeout_s)
+        gap = max(log_prob_gap(policy, self.canary, t, self.options.temperature) for (t,) in answers)
+        tolerance = self.options.canary_tolerance if self.options.dtype == "float32" else 0.1
+        if not gap <= tolerance:
+            raise StaleWeightsError(
+                f"canary: engine and learner disagree by {gap:.3g} nats on a fixed prompt "
+                f"(rollout.canary_tolerance={tolerance:g}); the engines do not hold version {self.version}"
+            )
+        return gap
+
+
+def log_prob_gap(policy: Any, prompt: Prompt, trajectory: Trajectory, temperature: float) -> float:
+    """Largest |difference| of token log-probs between the engine and a plain forward pass, nats."""
+    frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
+    with torch.inference_mode():
+        logits = policy.action_logits(torch.as_tensor(prompt.ids)[None], frames,
+                                      torch.as_tensor(trajectory.tokens.astype(np.int64))[None])
+    log_probs = torch.log_softmax(logits[0].float() / temperature, dim=-1)
+    chosen = torch.as_tensor(trajectory.tokens.astype(np.int64)) - policy.config.action_token_start
+    expected = log_probs.gather(-1, chosen[:, None])[:, 0].numpy()
+    return float(np.abs(expected - trajectory.log_probs).max())
+
+
+def _batches(items: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
+    batch: list[Prompt] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+__all__ = ["ClusterError", "Fleet", "FleetOptions", "Request", "RolloutWorker", "StaleWeightsError", "log_prob_gap"]
