@@ -110,11 +110,13 @@ class SimulatedPanel:
         appropriateness are missing, not guessed, where the speaker's affect or the listener's expression
         cannot be seen; naturalness and engagement are judged without them.
         """
+        lengths = {(len(listener), listener.fps) for listener in candidates.values() if listener is not None}
+        reads = {length: read_speaker(speaker, self.lexicon, *length) for length in lengths}
         ratings = []
         for candidate_id, listener in candidates.items():
             latent = np.full((self.n, len(CRITERIA)), np.nan)
             if listener is not None:
-                latent = judge(listener, read_speaker(speaker, self.lexicon, len(listener), listener.fps), self.traits)
+                latent = judge(listener, reads[len(listener), listener.fps], self.traits)
             noise = np.stack([_noise(self.seed, i, prompt_id, candidate_id) for i in range(self.n)])
             grades = to_grades(latent, noise, self.traits)
             for index, row in enumerate(grades):
@@ -187,24 +189,22 @@ def appropriateness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
 def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
     """In [0, 1]: nods, most of all where the speaker pauses; lively but not fidgeting; facing the speaker, awake."""
     fps = listener.fps
-    pitch = listener.head[:, 0]
-    nodding = moving_mean(pitch, 0.08 * fps) - moving_mean(pitch, 1.0 * fps)
+    quick = moving_mean(listener.head, 0.08 * fps) - moving_mean(listener.head, 1.0 * fps)
     if pauses is None or not pauses.any() or pauses.all():
-        nod = np.sqrt(np.mean(nodding**2))
+        nod = _nod(quick)
     else:
         # From 0.4 s before a pause, where the phrase can be heard to end, until 0.4 s after.
         near = moving_mean(pauses.astype(np.float64), 0.8 * fps) > 1e-9
-        inside = np.sqrt(np.mean(nodding[near] ** 2))
-        outside = np.sqrt(np.mean(nodding[~near] ** 2)) if (~near).any() else 0.0
-        nod = max(inside - 0.3 * outside, 0.0)
+        elsewhere = _nod(quick[~near]) if (~near).any() else 0.0
+        nod = max(_nod(quick[near]) - 0.3 * elsewhere, 0.0)
     lively = _liveliness(listener)
-    too_lively = np.exp(-np.maximum(np.log(max(lively, 1e-9) / 2.5), 0))
+    too_lively = np.exp(-_excess(lively, 1.5))
     alive = 1 - np.exp(-2.5 * lively)
     facing = np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2))
     awake = 1.0
     if listener.expression is not None:
         awake = np.clip(listener.expression.eye_opening.mean() / CLOSED_EYES, 0, 1)
-    attentive = 0.35 + 0.65 * (1 - np.exp(-nod / NOD_RAD))
+    attentive = 0.45 + 0.55 * (1 - np.exp(-nod / NOD_RAD))
     return float(alive * too_lively * facing * awake * attentive)
 
 
@@ -216,14 +216,14 @@ def naturalness(listener: VisibleMotion) -> float:
     fps = listener.fps
     head = listener.head
     doubts = [
-        0.7 * _excess(_tremor(head, fps), TREMOR_RAD),
+        _excess(_tremor(head, fps), TREMOR_RAD),
         _excess(_top_speed(head, fps), FAST_RAD_S),
     ]
     if listener.expression is not None:
         features = _features(listener.expression)
         lift = listener.expression.mouth_lift
         doubts += [
-            0.7 * _excess(_tremor(features, fps), 2 * TREMOR_MM),
+            _excess(_tremor(features, fps), 1.5 * TREMOR_MM),
             _excess(_top_speed(features, fps), FAST_MM_S),
             _excess(float(np.quantile(np.abs(features), 0.98)), FAR_MM),
             _excess(float(np.sqrt(np.mean((lift[:, 0] - lift[:, 1]) ** 2))), LOPSIDED_MM),
@@ -245,6 +245,12 @@ def to_grades(latent: np.ndarray, noise: np.ndarray, raters: RaterTraits) -> np.
     grade = middle + stretch * (grade - middle) + leniency + sigma * noise
     above = grade[:, :, None] > raters.thresholds[:, None, :]
     return np.where(seen, LOWEST + above.sum(axis=2), np.nan)
+
+
+def _nod(quick: np.ndarray) -> float:
+    """Rms pitch of quick head movements (time, 3) beyond what yaw and roll do: nods have a direction, fidgets none."""
+    power = np.mean(quick**2, axis=0)
+    return float(np.sqrt(max(power[0] - 0.5 * (power[1] + power[2]), 0.0)))
 
 
 def _features(expression: Expression) -> np.ndarray:
