@@ -13,16 +13,17 @@ import numpy as np
 from pipeline.data.clip import AUDIO_RATE, Clip
 from pipeline.data.store import Corpus
 
-_BLOCKS_PER_SECOND = 5  # knots of the default action space: what a policy here predicts
-_RIDGES = 10.0 ** np.arange(-1, 7)  # tried on a quarter of the training clips
+_TARGETS_PER_SECOND = 5  # knots of the default action space: what a policy here predicts
+_FEATURES_PER_SECOND = 1  # coarser: affect lasts for seconds, and clips are few
+_RIDGES = 10.0 ** np.arange(-1, 7)  # tried on the last quarter of the training clips
 _REACTION_GROUPS = ("expr", "rot", "neck", "jaw")
 
 
 def regression_collapse(corpus: Corpus) -> dict[str, float]:
     """Ridge regression from everything the speaker does to how the listener moves, judged on the test split.
 
-    Features: the speaker's motion and sound level in blocks of 0.2 s over the whole clip, as far as the corpus has
-    them. Targets: the listener's head, jaw and expression in the same blocks, standardised. The ridge is chosen on
+    Features: the speaker's motion and sound level in blocks of 1 s over the whole clip, as far as the corpus has
+    them. Targets: the listener's head, jaw and expression in blocks of 0.2 s, standardised. The ridge is chosen on
     held-back training clips.
 
     Returns:
@@ -45,7 +46,7 @@ def regression_collapse(corpus: Corpus) -> dict[str, float]:
     x_mean, x_scale = x.mean(axis=0), x.std(axis=0) + 1e-8
     x, x_test = (x - x_mean) / x_scale, (x_test - x_mean) / x_scale
 
-    held = np.arange(len(x)) % 4 == 3
+    held = np.arange(len(x)) >= len(x) * 3 // 4  # the last: neighbours share a dyad, do not part them
     errors = [np.mean((_ridge(x[~held], flat[~held], x[held], ridge) - flat[held]) ** 2) for ridge in _RIDGES]
     ridge = float(_RIDGES[int(np.argmin(errors))])
     predicted = _ridge(x, flat, x_test, ridge).reshape(len(x_test), -1, dims)
@@ -71,14 +72,15 @@ def _matrices(clips: Iterable[Clip]) -> tuple[np.ndarray, np.ndarray]:
     """Speaker features (clips, features) and listener targets (clips, blocks, dim)."""
     features, targets = [], []
     for clip in clips:
-        block = round(clip.listener.layout.fps / _BLOCKS_PER_SECOND)
+        fps = clip.listener.layout.fps
         groups = [name for name in _REACTION_GROUPS if name in clip.listener.layout.names]
-        targets.append(_block_means(np.concatenate([clip.listener.group(name) for name in groups], axis=1), block))
+        reaction = np.concatenate([clip.listener.group(name) for name in groups], axis=1)
+        targets.append(_block_means(reaction, round(fps / _TARGETS_PER_SECOND)))
         heard = []
         if clip.speaker is not None:
-            heard.append(_block_means(clip.speaker.values, block).ravel())
+            heard.append(_block_means(clip.speaker.values, round(fps / _FEATURES_PER_SECOND)).ravel())
         if clip.speaker_audio is not None:
-            power = _block_means(clip.speaker_audio[:, None] ** 2, AUDIO_RATE // _BLOCKS_PER_SECOND)
+            power = _block_means(clip.speaker_audio[:, None] ** 2, AUDIO_RATE // _FEATURES_PER_SECOND)
             heard.append(np.log10(power.ravel() + 1e-6))
         if not heard:
             raise ValueError(f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on")

@@ -95,7 +95,7 @@ def read_dualtalk(
     counts = ReadCounts() if counts is None else counts
     length, step = round(seconds * FPS), round(stride * FPS)
     if length < 1 or step < 1 or not 0 < test_share < 1:
-        raise ValueError(f"seconds={seconds}, stride={stride} must be a frame or more, test_share={test_share} in (0, 1)")
+        raise ValueError(f"seconds={seconds}, stride={stride}: a frame or more; test_share={test_share}: within (0, 1)")
     for files, split, border in _recordings(Path(root), held_out, test_share):
         counts.recordings += 1
         sides = {side: _read_side(paths, counts) for side, paths in files.items()}

@@ -54,7 +54,7 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
 
 
 def power_below(values: np.ndarray, hz: float, fps: float) -> float:
-    """Share of the variance of (time, dim) at frequencies up to `hz`, each column weighing the same; NaN if all constant."""
+    """Share of the variance of (time, dim) up to `hz`, all moving columns weighing the same; NaN if none moves."""
     spectrum = np.abs(np.fft.rfft(values - values.mean(axis=0), axis=0)) ** 2
     total = spectrum.sum(axis=0)
     low = spectrum[np.fft.rfftfreq(len(values), 1 / fps) <= hz].sum(axis=0)

@@ -1,0 +1,229 @@
+"""Corpora on disk: what goes in comes out, what is absent stays absent, what is broken is named."""
+
+import json
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.clip import Clip, Word
+from pipeline.data.columns import Truth
+from pipeline.data.store import ROW_GROUP, Corpus, CorpusError, CorpusWriter, load_labels, load_truth
+from policies.motion import Layout, Motion
+
+LAYOUT = Layout(groups=(("expr", 4), ("rot", 3)), fps=25, topology="builtin")
+
+
+def motion(seed: int, frames: int = 10, layout: Layout = LAYOUT) -> Motion:
+    return Motion(np.random.default_rng(seed).normal(size=(frames, layout.dim)), layout)
+
+
+def full_clip(name: str = "a", split: str = "train") -> Clip:
+    rng = np.random.default_rng(len(name))
+    return Clip(
+        clip_id=name,
+        dyad_id="d",
+        split=split,
+        listener=motion(1),
+        speaker=motion(2),
+        speaker_frames=rng.integers(0, 256, (2, 6, 5, 3), dtype=np.uint8),
+        speaker_audio=rng.uniform(-1, 1, 6400).astype(np.float32),
+        listener_audio=np.zeros(6400, np.float32),
+        words=(Word("hello", 0.0, 0.25), Word("you", 0.25, 0.5)),
+        speaker_shape=np.arange(3, dtype=np.float32),
+    )
+
+
+def bare_clip(name: str, split: str = "train", seed: int = 0, frames: int = 10) -> Clip:
+    return Clip(clip_id=name, dyad_id="d", split=split, listener=motion(seed, frames))
+
+
+def write(path, clips, **extra):
+    with CorpusWriter(path, {"kind": "test"}) as writer:
+        for clip in clips:
+            writer.add(clip, **extra)
+    return Corpus(path)
+
+
+def test_every_modality_comes_back(tmp_path):
+    clip = full_clip()
+    back = write(tmp_path / "c", [clip]).clip("a")
+    assert np.array_equal(back.listener.values, clip.listener.values)
+    assert np.array_equal(back.speaker.values, clip.speaker.values)
+    assert back.listener.layout == LAYOUT
+    assert np.array_equal(back.speaker_frames, clip.speaker_frames)
+    assert np.abs(back.speaker_audio - clip.speaker_audio).max() <= 0.5 / 32767 + 1e-7  # 16 bit
+    assert np.array_equal(back.listener_audio, np.zeros(6400))
+    assert back.text == "hello you" and back.words[1].start == 0.25
+    assert np.array_equal(back.speaker_shape, [0, 1, 2])
+    assert back.absent == []
+
+
+def test_absent_is_not_zero_and_silence_is_not_absent(tmp_path):
+    quiet = replace(full_clip("quiet"), words=(), speaker=None)
+    corpus = write(tmp_path / "c", [bare_clip("bare"), quiet, full_clip("full")])
+    bare, back, _ = corpus.clips("train")
+    assert bare.absent == ["speaker", "speaker_frames", "speaker_audio", "listener_audio", "words"]
+    assert bare.speaker_shape is None
+    assert back.words == () and back.text == "" and back.absent == ["speaker"]
+    assert corpus.manifest["present"]["speaker"] == 1 and corpus.manifest["present"]["words"] == 2
+
+
+def test_order_counts_and_random_access_across_row_groups(tmp_path):
+    n = 2 * ROW_GROUP + 3
+    clips = [bare_clip(f"c{i}", seed=i, frames=5 + i % 3) for i in range(n)] + [bare_clip("t", "test", seed=99)]
+    corpus = write(tmp_path / "c", clips)
+    assert len(corpus) == n + 1 and corpus.count("train") == n and corpus.splits == ["test", "train"]
+    assert [c.clip_id for c in corpus.clips("train")] == corpus.clip_ids("train") == [f"c{i}" for i in range(n)]
+    for i in (0, n - 1, ROW_GROUP, 1):
+        assert np.array_equal(corpus.at("train", i).listener.values, clips[i].listener.values)
+    with pytest.raises(IndexError, match=str(n)):
+        corpus.at("train", n)
+    with pytest.raises(CorpusError, match="no clip 'zzz'"):
+        corpus.clip("zzz")
+    with pytest.raises(CorpusError, match="no split 'ood'"):
+        corpus.count("ood")
+
+
+def test_clips_stream_by_row_group(tmp_path):
+    corpus = write(tmp_path / "c", [bare_clip(f"c{i}") for i in range(3 * ROW_GROUP)])
+    footer = pq.ParquetFile(corpus.path / "train-00000.parquet").metadata
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [ROW_GROUP] * 3
+
+
+def test_many_clips_go_to_several_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.data.store.SHARD", 2 * ROW_GROUP)
+    corpus = write(tmp_path / "c", [bare_clip(f"c{i}") for i in range(5 * ROW_GROUP)])
+    assert [entry["rows"] for entry in corpus.manifest["files"].values()] == [32, 32, 16]
+    assert corpus.at("train", 3 * ROW_GROUP).clip_id == f"c{3 * ROW_GROUP}"
+    assert len(list(corpus.clips("train"))) == 5 * ROW_GROUP
+
+
+def test_hugging_face_datasets_streams_it(tmp_path):
+    clips = [full_clip("full"), bare_clip("bare", seed=5, frames=7)]
+    write(tmp_path / "c", clips)
+    files = {"train": str(tmp_path / "c" / "train-*.parquet")}
+    rows = list(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
+    assert np.array_equal(np.array(rows[1]["listener"], np.float32), clips[1].listener.values)
+    assert rows[1]["speaker"] is None and rows[1]["words"] is None
+    assert [w["text"] for w in rows[0]["words"]] == ["hello", "you"]
+    assert np.frombuffer(rows[0]["speaker_frames"][1], np.uint8).tolist() == clips[0].speaker_frames[1].ravel().tolist()
+
+
+def test_schema_and_layout_travel_in_the_file(tmp_path):
+    corpus = write(tmp_path / "c", [bare_clip("a")])
+    metadata = pq.read_schema(corpus.path / "train-00000.parquet").metadata
+    assert Layout.from_json(metadata[b"layout"].decode()) == LAYOUT
+    assert metadata[b"schema_version"] == corpus.manifest["schema_version"].encode()
+
+
+def test_labels_and_truth_are_files_of_their_own(tmp_path):
+    affect = np.linspace(-1, 1, 20).reshape(10, 2)
+    truth = Truth(-affect, "muted", {"delay_s": 0.5})
+    corpus = write(tmp_path / "c", [bare_clip("a")], expressed_affect=affect, truth=truth)
+    assert np.allclose(load_labels(corpus.path)["a"], affect)
+    back = load_truth(corpus.path)["a"]
+    assert np.allclose(back.appropriate_affect, -affect)
+    assert (back.manner, back.style) == ("muted", {"delay_s": 0.5})
+    shard = pq.read_schema(corpus.path / "train-00000.parquet").names
+    assert not {"appropriate_affect", "expressed_affect", "manner", "style"} & set(shard)
+
+
+def test_corpus_without_labels_says_so(tmp_path):
+    corpus = write(tmp_path / "c", [bare_clip("a")])
+    with pytest.raises(CorpusError, match="affect labels"):
+        load_labels(corpus.path)
+    with pytest.raises(CorpusError, match="hidden truth"):
+        load_truth(corpus.path)
+
+
+def test_digest_depends_on_content_only(tmp_path):
+    one = write(tmp_path / "one", [bare_clip("a")])
+    same = write(tmp_path / "same", [bare_clip("a")], expressed_affect=np.zeros((10, 2)))
+    other = write(tmp_path / "other", [bare_clip("a", seed=1)])
+    assert one.digest == same.digest != other.digest
+
+
+def test_failure_while_writing_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), CorpusWriter(tmp_path / "c", {}) as writer:
+        writer.add(bare_clip("a"))
+        raise RuntimeError("boom")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([bare_clip("a"), bare_clip("a")], "'a' was added twice"),
+        ([replace(bare_clip("a"), split="dev")], "'dev' is neither"),
+        ([], "empty corpus is not written"),
+        (
+            [bare_clip("a"), replace(bare_clip("b"), listener=motion(0, layout=replace(LAYOUT, fps=30)))],
+            "'b' has motion in .* 30 fps.*two corpora",
+        ),
+        ([full_clip("a"), replace(full_clip("b"), speaker_frames=np.zeros((2, 4, 4, 3), np.uint8))], "'b' has frames"),
+    ],
+)
+def test_bad_clips_are_refused_by_name(tmp_path, clips, message):
+    with pytest.raises(CorpusError, match=message):
+        write(tmp_path / "c", clips)
+    assert not (tmp_path / "c").exists()
+
+
+def test_existing_folder_is_not_overwritten(tmp_path):
+    write(tmp_path / "c", [bare_clip("a")])
+    with pytest.raises(CorpusError, match="already there"):
+        CorpusWriter(tmp_path / "c", {})
+
+
+def test_missing_and_half_written_folders(tmp_path):
+    with pytest.raises(CorpusError, match="does not exist"):
+        Corpus(tmp_path / "nowhere")
+    corpus = write(tmp_path / "c", [bare_clip("a")])
+    (corpus.path / "corpus.json").rename(tmp_path / "aside.json")
+    with pytest.raises(CorpusError, match="half-written"):
+        Corpus(corpus.path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    corpus = write(tmp_path / "c", [bare_clip(f"c{i}") for i in range(40)])
+    shard = corpus.path / "train-00000.parquet"
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-9])
+    with pytest.raises(CorpusError, match="train-00000.parquet has not the"):
+        Corpus(corpus.path)
+    shard.write_bytes(intact[:-8] + b"\xff" * 8)
+    with pytest.raises(CorpusError, match="train-00000.parquet cannot be read as Parquet"):
+        Corpus(corpus.path)
+    shard.write_bytes(b"PAR1" + bytes(1000) + intact[1004:])
+    with pytest.raises(CorpusError, match="not the file that was written"):
+        Corpus(corpus.path).verify()
+    with pytest.raises(CorpusError, match="train-00000.parquet"):
+        list(Corpus(corpus.path).clips("train"))
+    shard.unlink()
+    with pytest.raises(CorpusError, match="train-00000.parquet is missing"):
+        Corpus(corpus.path)
+
+
+def test_other_schema_version_and_empty_manifest(tmp_path):
+    corpus = write(tmp_path / "c", [bare_clip("a")])
+    manifest = json.loads((corpus.path / "corpus.json").read_text())
+    (corpus.path / "corpus.json").write_text(json.dumps({**manifest, "schema_version": "0"}))
+    with pytest.raises(CorpusError, match="schema version '0'"):
+        Corpus(corpus.path)
+    (corpus.path / "corpus.json").write_text(json.dumps({**manifest, "clips": {"train": 0}}))
+    with pytest.raises(CorpusError, match="empty corpus"):
+        Corpus(corpus.path)
+    (corpus.path / "corpus.json").write_text("{")
+    with pytest.raises(CorpusError, match="not JSON"):
+        Corpus(corpus.path)
+
+
+def test_nan_in_stored_motion_names_the_clip(tmp_path):
+    poisoned = bare_clip("bad")
+    poisoned.listener.values[3, 1] = np.nan  # after its own check, as a foreign writer might
+    corpus = write(tmp_path / "c", [bare_clip("good"), poisoned])
+    with pytest.raises(CorpusError, match="clip 'bad'.*frame 3, column 1"):
+        list(corpus.clips("train"))

@@ -1,0 +1,46 @@
+"""Windows take what belongs to their span and nothing else."""
+
+import numpy as np
+import pytest
+
+from pipeline.data.clip import AUDIO_RATE, Clip, Word
+from pipeline.data.windows import cut, windows
+from policies.motion import Layout, Motion
+
+LAYOUT = Layout(groups=(("jaw", 3),), fps=25, topology="builtin")
+
+
+def recording(frames: int = 100, **extra) -> Clip:
+    ramp = np.repeat(np.arange(frames, dtype=np.float32)[:, None], 3, axis=1)
+    return Clip(clip_id="r", dyad_id="r", split="train", listener=Motion(ramp, LAYOUT), **extra)
+
+
+def test_motion_and_audio_stay_together():
+    audio = np.arange(4 * AUDIO_RATE, dtype=np.float32)
+    clip = cut(recording(speaker_audio=audio), 25, 50, "w")
+    assert clip.listener.values[0, 0] == 25 and len(clip.listener) == 50
+    assert clip.speaker_audio[0] == AUDIO_RATE and len(clip.speaker_audio) == 2 * AUDIO_RATE
+    assert clip.listener_audio is None and clip.words is None
+
+
+def test_words_belong_to_the_window_of_their_middle():
+    words = (Word("before", 0.5, 1.2), Word("across", 0.9, 1.5), Word("in", 2.0, 2.2), Word("out", 2.9, 3.4))
+    clip = cut(recording(words=words), 25, 50, "w")  # 1 s to 3 s
+    assert clip.text == "across in"
+    assert clip.words[0].start == 0.0 and clip.words[0].end == pytest.approx(0.5)
+    assert clip.words[1].start == pytest.approx(1.0)
+    assert cut(recording(words=words), 80, 20, "w").words == ()
+
+
+def test_windows_cover_the_recording_without_a_short_tail():
+    ids = [clip.clip_id for clip in windows(recording(), seconds=2.0, stride_seconds=1.5)]
+    assert ids == ["r-000000", "r-000038"]  # 1.5 s are 37.5 frames, rounded to 38
+
+
+def test_bad_requests():
+    with pytest.raises(ValueError, match="cut first"):
+        cut(recording(speaker_frames=np.zeros((1, 2, 2, 3), np.uint8)), 0, 10, "w")
+    with pytest.raises(ValueError, match="ends before"):
+        cut(recording(speaker_audio=np.zeros(100, np.float32)), 0, 50, "w")
+    with pytest.raises(ValueError, match="under a frame"):
+        list(windows(recording(), 0.0, 1.0))
