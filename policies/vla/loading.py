@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -156,17 +157,26 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
     meant = (config.action_token_start, config.action_bins, config.action_dims, config.action_steps)
     given = (actions.first_token, actions.bins, actions.space.dims, actions.space.steps)
     if meant != given:
-        raise CheckpointError(f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): "
-                              f"{meant} and {given}")
+        raise CheckpointError(
+            f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): {meant} and {given}"
+        )
     try:
         weights = load_file(path / WEIGHTS_FILE)
     except SafetensorError as error:
-        raise CheckpointError(f"{path / WEIGHTS_FILE} cannot be read ({error}): truncated? Save or copy it again"
-                              ) from error
-    model = FaceVLA(config)
-    absent, extra = model.load_state_dict(weights, strict=False)
-    if absent or extra:
-        raise CheckpointError(f"{path}: weights do not fit the config: missing {absent[:5]}, unknown {extra[:5]}")
+        raise CheckpointError(
+            f"{path / WEIGHTS_FILE} cannot be read ({error}): truncated? Save or copy it again"
+        ) from error
+    with init_empty_weights(include_buffers=False):  # 7B weights are in memory once, not twice
+        model = FaceVLA(config)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    unlike = [
+        name
+        for name in expected.keys() | weights.keys()
+        if name not in expected or name not in weights or expected[name] != weights[name].shape
+    ]
+    if unlike:
+        raise CheckpointError(f"{path}: {len(unlike)} weights do not fit the config, e.g. {sorted(unlike)[:3]}")
+    model.load_state_dict(weights, assign=True)
     if dtype is not None:
         model = model.to(dtype)
     return Checkpoint(model.eval(), AutoTokenizer.from_pretrained(path), actions)

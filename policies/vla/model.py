@@ -127,9 +127,7 @@ class FaceVLA(PreTrainedModel):
         self.vision = FrameEncoder(config)
         self.language_model = LlamaForCausalLM(config.text_config)
         hidden = config.text_config.hidden_size
-        self.slots = (
-            SlotEmbedding(config.action_dims, config.action_steps, hidden) if config.slot_embeddings else None
-        )
+        self.slots = SlotEmbedding(config.action_dims, config.action_steps, hidden) if config.slot_embeddings else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -98,9 +98,7 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
                 architectures=["LlamaForCausalLM"],
             )
         hidden = config.text_config.hidden_size
-        self.slots = (
-            SlotEmbedding(config.action_dims, config.action_steps, hidden) if config.slot_embeddings else None
-        )
+        self.slots = SlotEmbedding(config.action_dims, config.action_steps, hidden) if config.slot_embeddings else None
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def get_language_model(self) -> nn.Module:

@@ -1,0 +1,112 @@
+"""The `paper` size: LLaMA-2, DINOv2 and SigLIP checkpoints put together into a `FaceVLA`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from policies.vla.actions import ActionSpace
+from policies.vla.config import FaceVLAConfig
+from policies.vla.model import FaceVLA, FrameEncoder, SlotEmbedding
+from policies.vla.text import load_llama_tokenizer, special_ids
+
+
+def load_pretrained(
+    llama: str,
+    dino: str,
+    siglip: str,
+    space: ActionSpace,
+    frames: int = 8,
+    text_tokens: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    device_map: str | dict | None = None,
+    seed: int = 0,
+) -> tuple[FaceVLA, PreTrainedTokenizerBase]:
+    """Build the policy from three pretrained parts. Its first action id is `config.action_token_start`.
+
+    Each stream keeps its blocks up to the second-to-last. The patch grid is SigLIP's; DINOv2's positions are
+    interpolated to it once. The projector is random; slot embeddings start at zero, which leaves the language
+    model as it was.
+
+    Args:
+        llama, dino, siglip: local folder or hub name, e.g. "meta-llama/Llama-2-7b-hf",
+            "facebook/dinov2-large" or "facebook/dinov2-with-registers-large",
+            "google/siglip-so400m-patch14-224".
+        device_map: where accelerate places LLaMA's layers while loading, e.g. "auto" or {"": 0}.
+        seed: of the projector and of the new special tokens' embeddings.
+    """
+    tokenizer, start = load_llama_tokenizer(llama)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = LlamaForCausalLM.from_pretrained(llama, dtype=dtype, device_map=device_map)
+        # Mean resizing needs a covariance of the whole table; four marker tokens are not worth it.
+        backbone.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+        siglip_config = SiglipVisionConfig.from_pretrained(siglip)
+        siglip_config.num_hidden_layers -= 1
+        dino_config = AutoConfig.from_pretrained(dino)
+        dino_config.num_hidden_layers -= 1
+        dino_tower = AutoModel.from_pretrained(dino, config=dino_config, dtype=dtype)
+        siglip_tower = SiglipVisionModel.from_pretrained(siglip, config=siglip_config, dtype=dtype)
+
+        grid = siglip_config.image_size // siglip_config.patch_size
+        config = FaceVLAConfig(
+            text_config=backbone.config.to_dict(),
+            dino_config={**dino_config.to_dict(), "image_size": grid * dino_config.patch_size},
+            siglip_config=siglip_config.to_dict(),
+            image_size=siglip_config.image_size,
+            frames=frames,
+            text_tokens=text_tokens,
+            action_dims=space.dims,
+            action_steps=space.steps,
+            action_token_start=start,
+            **special_ids(tokenizer),
+        )
+        with init_empty_weights(include_buffers=False):
+            model = FaceVLA(config)
+        device = backbone.get_input_embeddings().weight.device
+        model.language_model = backbone
+        model.vision = FrameEncoder(config).to(device, dtype)
+        model.slots = SlotEmbedding(config.action_dims, config.action_steps, backbone.config.hidden_size)
+    for parameter in model.slots.parameters():
+        nn.init.zeros_(parameter)
+    model.slots.to(device, dtype)
+    _copy_tower(model.vision.dino, resize_positions(dino_tower.state_dict(), grid))
+    _copy_tower(model.vision.siglip, siglip_tower.state_dict())
+    return model, tokenizer
+
+
+def freeze_streams(model: FaceVLA) -> None:
+    """Keep DINOv2 and SigLIP as they are; the projector still trains."""
+    model.vision.dino.requires_grad_(False)
+    model.vision.siglip.requires_grad_(False)
+
+
+def resize_positions(weights: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """DINOv2 weights with the position table (1, 1 + n * n, dim) interpolated to a grid x grid of patches."""
+    name = "embeddings.position_embeddings"
+    table = weights[name]
+    side = round((table.shape[1] - 1) ** 0.5)
+    if side == grid:
+        return weights
+    patches = table[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(table.dtype)
+    return {**weights, name: torch.cat([table[:, :1], patches], dim=1)}
+
+
+def _copy_tower(tower: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Fill a stripped tower; the published model has more (final norm, mask token, pooling head)."""
+    absent, _ = tower.load_state_dict(weights, strict=False)
+    if absent:
+        raise ValueError(f"{type(tower).__name__}: the checkpoint lacks {absent[:5]}")

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.interpolate import CubicSpline
+
+from policies.motion import Layout, LayoutError, Motion
+from policies.vla.actions import ActionError, ActionSpace, ActionTokenizer, fit_bounds, spline_basis
+
+LAYOUT = Layout((("expr", 2), ("rot", 3), ("jaw", 1)), 25, "flame2020")
+SPACE = ActionSpace(LAYOUT, rate=5, seconds=4)
+
+
+def tokenizer(low=-1.0, high=1.0, bins=256, first=768):
+    return ActionTokenizer(SPACE, np.full(6, low), np.full(6, high), first, bins)
+
+
+def test_default_space_is_the_one_of_the_paper_config():
+    space = ActionSpace(Layout((("expr", 50), ("rot", 3), ("jaw", 3)), 25, "flame2020"))
+    assert (space.steps, space.frames, space.dims, space.tokens) == (20, 100, 56, 1120)
+
+
+def test_expression_and_pose_dimensions():
+    assert SPACE.expression.tolist() == [True, True, False, False, False, True]
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(5, 0.5), (5, 4.01), (0, 4), (50, 4)])
+def test_space_that_has_no_whole_steps_or_frames_is_refused(rate, seconds):
+    with pytest.raises(ActionError):
+        ActionSpace(LAYOUT, rate, seconds)
+
+
+def test_spline_agrees_with_scipy_between_knots_and_is_straight_outside():
+    knots = np.random.default_rng(0).normal(size=20)
+    centres = np.arange(20) * 5 + 2.0  # block of 5 frames: 0..4 has its centre at 2
+    decoded = spline_basis(100, 20) @ knots
+    spline = CubicSpline(centres, knots, bc_type="natural")
+    np.testing.assert_allclose(decoded[2:98], spline(np.arange(2, 98)), atol=1e-12)
+    np.testing.assert_allclose(decoded[centres.astype(int)], knots, atol=1e-12)
+    np.testing.assert_allclose(np.diff(decoded[:3]), spline(2.0, 1), atol=1e-12)
+    np.testing.assert_allclose(np.diff(decoded[97:]), spline(97.0, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize(("frames", "knots"), [(100, 20), (7, 7), (30, 7), (5, 2)])
+def test_knots_to_frames_to_knots_is_exact(frames, knots):
+    basis = spline_basis(frames, knots)
+    np.testing.assert_allclose(np.linalg.pinv(basis) @ basis, np.eye(knots), atol=1e-9)
+    np.testing.assert_allclose(basis.sum(axis=1), 1, atol=1e-9)  # a constant face stays constant
+
+
+def test_motion_round_trip_through_knots():
+    knots = np.random.default_rng(1).normal(size=(20, 6))
+    motion = SPACE.to_motion(knots)
+    assert motion.layout == LAYOUT and motion.values.shape == (100, 6)
+    np.testing.assert_allclose(SPACE.to_knots(motion), knots, atol=1e-5)
+
+
+def test_bins_by_hand():
+    four = tokenizer(low=0.0, high=1.0, bins=4, first=100)  # [0, .25) -> 100 ... [.75, 1] -> 103
+    knots = np.array([[-5.0, 0.0, 0.24, 0.25, 0.99, 1.0]])
+    assert four.encode(knots).tolist() == [100, 100, 100, 101, 103, 103]
+    np.testing.assert_allclose(four.decode(np.array([100, 101, 102, 103, 100, 100]))[0], [0.125, 0.375, 0.625, 0.875,
+                                                                                          0.125, 0.125])
+
+
+def test_both_ends_of_the_range_round_trip():
+    tok = tokenizer()
+    assert set(tok.encode(np.full((1, 6), -9.0))) == {768} and set(tok.encode(np.full((1, 6), 9.0))) == {768 + 255}
+    ends = tok.decode(np.array([768] * 6 + [1023] * 6))
+    np.testing.assert_allclose(ends, [[-1 + 1 / 256] * 6, [1 - 1 / 256] * 6])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=6, max_size=6), st.integers(2, 256))
+@settings(max_examples=50, deadline=None)
+def test_a_value_within_range_moves_at_most_half_a_bin_and_tokens_are_fixed_points(values, bins):
+    tok = tokenizer(bins=bins)
+    tokens = tok.encode(np.array([values]))
+    decoded = tok.decode(tokens)
+    assert np.abs(decoded - values).max() <= 1 / bins + 1e-9
+    assert (tok.encode(decoded) == tokens).all()
+
+
+def test_tokens_are_step_major():
+    knots = np.zeros((20, 6))
+    knots[3, 2] = 0.9
+    tokens = tokenizer().encode(knots)
+    assert np.flatnonzero(tokens != tokens[0]).tolist() == [3 * 6 + 2]
+
+
+def test_constant_dimension_keeps_its_value_without_nan():
+    low, high = np.full(6, -1.0), np.full(6, 1.0)
+    low[4] = high[4] = 0.3
+    tok = ActionTokenizer(SPACE, low, high, 768)
+    tokens = tok.encode(np.random.default_rng(0).normal(size=(20, 6))).reshape(20, 6)
+    assert (tokens[:, 4] == 768).all() and not tok.moves[4]
+    np.testing.assert_allclose(tok.decode(tokens.ravel())[:, 4], 0.3)
+
+
+@pytest.mark.parametrize("token", [767, 1024, 0])
+def test_token_that_is_no_action_is_named(token):
+    tokens = np.full(120, 800)
+    tokens[6 * 2 + 1] = token
+    with pytest.raises(ActionError, match=f"token {token} at step 2, dimension 1"):
+        tokenizer().decode(tokens)
+
+
+def test_motion_of_another_layout_or_length_is_refused():
+    other = Layout((("expr", 2), ("jaw", 1), ("rot", 3)), 25, "flame2020")
+    with pytest.raises(LayoutError, match="unlike layouts"):
+        tokenizer().to_tokens(Motion(np.zeros((100, 6)), other))
+    with pytest.raises(LayoutError, match="99"):
+        tokenizer().to_tokens(Motion(np.zeros((99, 6)), LAYOUT))
+
+
+def test_bounds_are_the_percentiles_and_do_not_depend_on_how_the_corpus_is_cut():
+    rows = np.random.default_rng(2).normal(size=(2000, 6)).astype(np.float32)
+    low, high = fit_bounds(np.split(rows, 100))
+    np.testing.assert_allclose(low, np.percentile(rows.astype(float), 1, axis=0))
+    np.testing.assert_allclose(high, np.percentile(rows.astype(float), 99, axis=0))
+    assert (np.array(fit_bounds(iter(np.split(rows, 4)))) == [low, high]).all()
+
+
+def test_bounds_of_a_long_corpus_come_from_a_uniform_sample_of_all_of_it():
+    parts = [np.full((50, 6), i / 200, dtype=np.float32) for i in range(200)]  # drifts from 0 to 1
+    low, high = fit_bounds(iter(parts), tail=10, max_rows=1000)
+    np.testing.assert_allclose([low[0], high[0]], [0.1, 0.9], atol=0.03)
+    assert (np.array(fit_bounds(iter(parts), tail=10, max_rows=1000)) == [low, high]).all()
+
+
+def test_empty_or_broken_corpus_is_refused():
+    with pytest.raises(ActionError, match="empty"):
+        fit_bounds([])
+    with pytest.raises(ActionError, match="NaN"):
+        fit_bounds([np.full((3, 6), np.nan)])
+
+
+def test_file_round_trip_and_digest(tmp_path):
+    tok = ActionTokenizer(SPACE, *fit_bounds([np.random.default_rng(3).normal(size=(50, 6))]), 768)
+    tok.save(tmp_path)
+    again = ActionTokenizer.load(tmp_path)
+    assert again.digest == tok.digest and again.space == tok.space
+    assert (again.low == tok.low).all() and (again.high == tok.high).all()
+    assert ActionTokenizer(SPACE, tok.low, tok.high + 1e-9, 768).digest != tok.digest
+
+
+def test_folder_without_description_says_so(tmp_path):
+    with pytest.raises(ActionError, match=r"action_space\.json"):
+        ActionTokenizer.load(tmp_path)
