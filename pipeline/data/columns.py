@@ -121,14 +121,14 @@ def row_to_clip(batch: pa.RecordBatch, row: int, layout: Layout, frame_size: tup
         speaker_audio=_audio(column["speaker_audio"]),
         listener_audio=_audio(column["listener_audio"]),
         words=tuple(Word(**w) for w in column["words"].as_py()) if column["words"].is_valid else None,
-        speaker_shape=column["speaker_shape"].values.to_numpy() if column["speaker_shape"].is_valid else None,
+        speaker_shape=np.array(column["speaker_shape"].values) if column["speaker_shape"].is_valid else None,
     )
 
 
 def array_of(scalar: pa.ListScalar) -> np.ndarray:
-    """The (time, dim) array of one cell of a sequence column."""
+    """The (time, dim) array of one cell of a sequence column, copied: Arrow's own memory is read-only."""
     values = scalar.values
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)
+    return np.array(values.flatten()).reshape(len(values), values.type.list_size)
 
 
 def _frame_bytes(frames: np.ndarray | None) -> list[bytes] | None:
