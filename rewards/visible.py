@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from policies.head.flame import FlameHead
+from policies.motion import Motion
+
 SIDES = ("left", "right")
-PAIRED_POINTS = ("mouth_corner", "brow_inner", "brow_outer", "lid_upper", "lid_lower")
+PAIRED_POINTS = ("mouth_corner", "brow_inner", "brow_outer", "eyelid_upper", "eyelid_lower")
 SINGLE_POINTS = ("lip_upper", "lip_lower", "nose_tip")
 EXPRESSION_POINTS = (*(f"{name}_{side}" for name in PAIRED_POINTS for side in SIDES), *SINGLE_POINTS)
 # Points that expressions move least, among those above. Points on the skull (temples, forehead), where
 # the caller has them, make a better frame.
-RIGID_POINTS = ("nose_tip", "brow_outer_left", "brow_outer_right", "lid_lower_left", "lid_lower_right")
+RIGID_POINTS = ("nose_tip", "brow_outer_left", "brow_outer_right", "eyelid_lower_left", "eyelid_lower_right")
 
 MM = 1000.0  # millimetres in a metre
 # How far features travel from rest in a full expression, in mm. The highest smile in 64 s of a person's Live Link
@@ -98,7 +101,8 @@ def visible_motion(
     def both(name: str, axis: int) -> np.ndarray:
         return np.stack([moved[f"{name}_{side}"][:, axis] for side in SIDES], axis=1)
 
-    rest_gap = np.array([neutral[f"lid_upper_{side}"][1] - neutral[f"lid_lower_{side}"][1] for side in SIDES]) * MM
+    upper, lower = (np.array([neutral[f"eyelid_{lid}_{side}"][1] for side in SIDES]) for lid in ("upper", "lower"))
+    rest_gap = (upper - lower) * MM
     if (rest_gap <= 0).any():
         raise ValueError(f"the resting eyes are {rest_gap} mm open; are upper and lower lid swapped?")
     expression = Expression(
@@ -107,9 +111,33 @@ def visible_motion(
         lip_opening=moved["lip_upper"][:, 1] - moved["lip_lower"][:, 1],
         brow_inner=both("brow_inner", 1),
         brow_outer=both("brow_outer", 1),
-        eye_opening=1 + (both("lid_upper", 1) - both("lid_lower", 1)) / rest_gap,
+        eye_opening=1 + (both("eyelid_upper", 1) - both("eyelid_lower", 1)) / rest_gap,
     )
     return VisibleMotion(fps, Rotation.from_matrix(rotations).as_rotvec(), expression)
+
+
+def watch(
+    head: FlameHead, landmarks: Mapping[str, np.ndarray], motion: Motion, shape: np.ndarray | None = None
+) -> VisibleMotion:
+    """What is seen of a motion on a head.
+
+    Args:
+        head: the head it is rendered on.
+        landmarks: name -> vertex indices whose mean is the landmark (`policies.head.landmarks.face_landmarks`).
+        motion: of that head's topology.
+        shape: identity coefficients, or None for the neutral head; rest is the same person's.
+    """
+    names = list(landmarks)
+    bounds = np.cumsum([0, *(len(landmarks[name]) for name in names)])
+    vertices = np.concatenate([landmarks[name] for name in names])
+    rest = Motion(np.zeros((1, motion.layout.dim)), motion.layout)
+    moving, resting = (head.vertices_of(m, shape, vertices) for m in (motion, rest))
+
+    def places(points: np.ndarray) -> dict[str, np.ndarray]:
+        return {n: points[:, a:b].mean(axis=1) for n, a, b in zip(names, bounds[:-1], bounds[1:], strict=True)}
+
+    neutral = {name: path[0] for name, path in places(resting).items()}
+    return visible_motion(places(moving), neutral, motion.layout.fps)
 
 
 def head_rotations(

@@ -39,7 +39,8 @@ def fd(x: np.ndarray, y: np.ndarray) -> float:
         raise ValueError(f"FD of {x.shape[1]} against {y.shape[1]} channels")
     a, b = _covariance_root(x), _covariance_root(y)
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    return float(np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * cross)
+    distance = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * cross
+    return max(float(distance), 0.0)  # rounding may carry the distance of equal clips below zero
 
 
 def p_fd(x: np.ndarray, y: np.ndarray, speaker: np.ndarray) -> float:

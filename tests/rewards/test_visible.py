@@ -6,15 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from rewards.visible import displayed_valence, visible_motion
+from policies.head.asset import load_head
+from policies.head.flame import FlameHead
+from policies.head.landmarks import face_landmarks
+from policies.motion import Layout, Motion
+from rewards.visible import displayed_valence, visible_motion, watch
 
 # A schematic face in metres: x to its own left, y up, z forward.
 HALF = {
     "mouth_corner": (0.026, -0.026, -0.032),
     "brow_inner": (0.015, 0.052, -0.016),
     "brow_outer": (0.046, 0.049, -0.029),
-    "lid_upper": (0.031, 0.038, -0.024),
-    "lid_lower": (0.031, 0.028, -0.026),
+    "eyelid_upper": (0.031, 0.038, -0.024),
+    "eyelid_lower": (0.031, 0.028, -0.026),
     "temple": (0.066, 0.083, -0.099),
 }
 NEUTRAL = {f"{n}_left": np.array(p) for n, p in HALF.items()} | {
@@ -52,7 +56,7 @@ def test_the_resting_face_measures_zero():
 
 def test_measures_are_millimetres_to_the_right_side():
     moved = face(mouth_corner_left=(3, 8, -2), mouth_corner_right=(-1, 4, 0), brow_inner_left=(0, 2, 0),
-                 lid_upper_right=(0, -10, 0), lip_lower=(0, -12, 0))
+                 eyelid_upper_right=(0, -10, 0), lip_lower=(0, -12, 0))
     e = visible_motion(moved, NEUTRAL, 25, SKULL).expression
     assert e.mouth_lift[0] == pytest.approx([8, 4])
     assert e.mouth_spread[0] == pytest.approx([3, 1])
@@ -105,7 +109,55 @@ def test_bad_landmarks_are_named():
     with pytest.raises(ValueError, match="three points"):
         visible_motion(good, NEUTRAL, 25, ("nose_tip", "temple_left"))
     with pytest.raises(ValueError, match="swapped"):
-        swapped = NEUTRAL | {"lid_upper_left": NEUTRAL["lid_lower_left"], "lid_lower_left": NEUTRAL["lid_upper_left"]}
-        visible_motion(good, swapped, 25)
+        upper, lower = NEUTRAL["eyelid_upper_left"], NEUTRAL["eyelid_lower_left"]
+        visible_motion(good, NEUTRAL | {"eyelid_upper_left": lower, "eyelid_lower_left": upper}, 25)
     with pytest.raises(ValueError, match="single frame"):
         visible_motion(face(0), NEUTRAL, 25)
+
+
+@pytest.fixture(scope="module")
+def head():
+    asset = load_head()
+    return asset, FlameHead(asset), face_landmarks(asset)
+
+
+LAYOUT = Layout((("expr", 50), ("jaw", 3), ("eyelid", 2), ("rot", 3)), 25, "builtin")
+
+
+def pose(asset, shapes, **groups):
+    """One frame of a motion: ARKit shapes by name (both sides), and other groups."""
+    values = np.zeros((1, LAYOUT.dim))
+    for name, weight in shapes.items():
+        for full in (name, name + "Left", name + "Right"):
+            if full in asset.arkit:
+                values[0, :50] += weight * asset.arkit[full][:50]
+    for name, value in groups.items():
+        values[0, LAYOUT.columns(name)] = value
+    return Motion(values, LAYOUT)
+
+
+def test_expressions_of_the_built_in_head_are_seen_as_what_they_are(head):
+    asset, flame, marks = head
+
+    def see(shapes, **groups):
+        return watch(flame, marks, pose(asset, shapes, **groups)).expression
+
+    assert see({"mouthSmile": 1}).mouth_lift.min() > 8
+    assert see({"mouthFrown": 1}).mouth_lift.max() < -3
+    assert see({"browInnerUp": 1}).brow_inner.min() > 3
+    assert see({"browDown": 1}).brow_inner.max() < -2
+    assert see({}, jaw=(0.2, 0, 0)).lip_opening[0] > 8
+    assert see({}, eyelid=(1, 1)).eye_opening.max() < 0.35
+    valence = [displayed_valence(see(s))[0] for s in ({"mouthFrown": 0.6}, {"browDown": 0.6}, {}, {"mouthSmile": 0.5})]
+    assert valence == sorted(valence) and valence[2] == pytest.approx(0, abs=1e-4) and valence[-1] > 0.5
+
+
+@pytest.mark.parametrize("rot", [(0.3, 0, 0), (0, 0.5, 0), (0, 0, 0.3), (-0.2, 0.3, 0.2)])
+def test_a_smile_of_the_built_in_head_is_as_wide_when_it_turns(head, rot):
+    asset, flame, marks = head
+    shape = np.array([0.5, -0.5, 0.3])
+    for shapes in ({"mouthSmile": 0.6}, {"mouthSmile": 0.6, "browInnerUp": 0.5, "browOuterUp": 0.5}):
+        front = watch(flame, marks, pose(asset, shapes), shape)
+        aside = watch(flame, marks, pose(asset, shapes, rot=rot), shape)
+        assert aside.expression.mouth_lift == pytest.approx(front.expression.mouth_lift, rel=0.01)
+        assert aside.head[0] == pytest.approx(rot, abs=0.06)
