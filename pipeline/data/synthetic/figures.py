@@ -27,8 +27,8 @@ class Figures:
     mid_clip_onset: float = 0.25  # share of episodes that begin inside a clip, not near its start; ours
 
     # Speech
-    syllable_s: float = 0.19  # about 5 syllables/s of articulation (Levinson & Torreira 2015 review)
-    pause_median_s: float = 0.5  # within-speaker pauses are log-normal (Heldner & Edlund 2010; Campione & Veronis 2002)
+    syllable_s: float = 0.19  # about 5 a second; ours
+    pause_median_s: float = 0.5  # medium pauses last 0.2 to 1 s, Campione & Veronis 2002; the median is ours
     pause_log_std: float = 0.5
     f0_hz: tuple[float, float] = (105.0, 220.0)  # range of people's mean pitch; ours, low male to high female
     backchannel: float = 0.3  # share of nodded phrase ends that also get an audible "mhm"; ours
