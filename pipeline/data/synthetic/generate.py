@@ -21,7 +21,7 @@ from pipeline.data.synthetic.figures import FIGURES, FPS
 from pipeline.data.synthetic.listener import simulate_listener
 from pipeline.data.synthetic.speaker import draw_episodes, simulate_speaker
 from pipeline.data.windows import cut
-from policies.head.asset import load_head
+from policies.head.asset import BUILTIN_CHECKSUM, load_head
 from policies.head.flame import FlameHead
 from policies.head.raster import Rasterizer
 from policies.motion import Motion
@@ -82,7 +82,9 @@ def generate(
         for first in range(0, n, per_dyad)
     ]
     arguments = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "seed": seed}
-    source = {"kind": "synthetic", **arguments, "image_size": image_size, "frames": frames}
+    # Coefficients mean nothing on another build of the head: the manifest says which one they belong to.
+    head = BUILTIN_CHECKSUM.read_text().split()[0]
+    source = {"kind": "synthetic", **arguments, "image_size": image_size, "frames": frames, "head_sha256": head}
     with CorpusWriter(path, source) as writer:
         for simulated in _run(conversations, workers):
             for clip, expressed, truth in simulated:
