@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
     Dinov2Model,
@@ -249,6 +250,12 @@ class FaceVLA(PreTrainedModel):
             token = self.get_input_embeddings()(ids[-1])
             embeddings = self._add_slots(token, start=self.config.prompt_length + position)
         return torch.cat(ids, dim=1), torch.cat(log_probs, dim=1)
+
+
+def weight_names(config: FaceVLAConfig) -> set[str]:
+    """Names of the policy's weights, without building them."""
+    with init_empty_weights():
+        return set(FaceVLA(config).state_dict())
 
 
 @torch.no_grad()

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    SiglipVisionConfig,
     SiglipVisionModel,
 )
 
@@ -52,18 +51,14 @@ def load_pretrained(
         backbone = LlamaForCausalLM.from_pretrained(llama, dtype=dtype, device_map=device_map)
         # Mean resizing needs a covariance of the whole table; four marker tokens are not worth it.
         backbone.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-        siglip_config = SiglipVisionConfig.from_pretrained(siglip)
-        siglip_config.num_hidden_layers -= 1
-        dino_config = AutoConfig.from_pretrained(dino)
-        dino_config.num_hidden_layers -= 1
-        dino_tower = AutoModel.from_pretrained(dino, config=dino_config, dtype=dtype)
-        siglip_tower = SiglipVisionModel.from_pretrained(siglip, config=siglip_config, dtype=dtype)
-
+        dino_tower = AutoModel.from_pretrained(dino, dtype=dtype)
+        siglip_tower = SiglipVisionModel.from_pretrained(siglip, dtype=dtype)
+        siglip_config = siglip_tower.config
         grid = siglip_config.image_size // siglip_config.patch_size
         config = FaceVLAConfig(
             text_config=backbone.config.to_dict(),
-            dino_config={**dino_config.to_dict(), "image_size": grid * dino_config.patch_size},
-            siglip_config=siglip_config.to_dict(),
+            dino_config=_kept(dino_tower.config) | {"image_size": grid * dino_tower.config.patch_size},
+            siglip_config=_kept(siglip_config),
             image_size=siglip_config.image_size,
             frames=frames,
             text_tokens=text_tokens,
@@ -86,6 +81,13 @@ def load_pretrained(
     return model, tokenizer
 
 
+def _kept(published: PretrainedConfig) -> dict:
+    """A stream's config without its last block, and without the feature-pyramid keys that name that block."""
+    pyramid = ("stage_names", "out_features", "out_indices")
+    values = {name: value for name, value in published.to_dict().items() if name not in pyramid}
+    return {**values, "num_hidden_layers": published.num_hidden_layers - 1}
+
+
 def freeze_streams(model: FaceVLA) -> None:
     """Keep DINOv2 and SigLIP as they are; the projector still trains."""
     model.vision.dino.requires_grad_(False)
@@ -106,7 +108,7 @@ def resize_positions(weights: dict[str, Tensor], grid: int) -> dict[str, Tensor]
 
 
 def _copy_tower(tower: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Fill a stripped tower; the published model has more (final norm, mask token, pooling head)."""
+    """Fill a stripped tower; the published model has more (last block, final norm, mask token, pooling head)."""
     absent, _ = tower.load_state_dict(weights, strict=False)
     if absent:
         raise ValueError(f"{type(tower).__name__}: the checkpoint lacks {absent[:5]}")

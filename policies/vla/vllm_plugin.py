@@ -7,6 +7,7 @@ be named as an entry point (`vllm.general_plugins`) and used by code that only b
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from policies.vla.config import ARCHITECTURE, FaceVLAConfig
+from policies.vla.model import weight_names
 from policies.vla.prompt import collapse_images
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ def create_engine(checkpoint: Path, **options: Any) -> LLM:
         options: those of `engine_args`.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # It warns at every request that its thread count is fixed, which is what we want.
+    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     register()
     from vllm import LLM
 
@@ -151,8 +155,12 @@ def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
     """Replace the weights of a running, idle engine; names as in `serving_state_dict`.
 
     The caches hold what the old weights made of prompts and frames, so they go too; without the last reset
-    the next prompt with frames dies of an encoder cache miss. Raises `EngineError` when weights are missing.
+    the next prompt with frames dies of an encoder cache miss. Raises `EngineError`, before anything is
+    changed, unless there is exactly one tensor for every weight: vLLM would keep the old ones and only warn.
     """
+    unlike = state_dict.keys() ^ weight_names(llm.llm_engine.model_config.hf_config)
+    if unlike:
+        raise EngineError(f"{len(unlike)} weights are missing or unknown, e.g. {sorted(unlike)[:3]}; engine unchanged")
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(state_dict.items())})
     if not llm.reset_prefix_cache():
         raise EngineError("the prefix cache is in use: wait for the running requests before updating weights")
