@@ -196,7 +196,7 @@ def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
         # From 0.4 s before a pause, where the phrase can be heard to end, until 0.4 s after.
         near = moving_mean(pauses.astype(np.float64), 0.8 * fps) > 1e-9
         elsewhere = _nod(quick[~near]) if (~near).any() else 0.0
-        nod = max(_nod(quick[near]) - 0.3 * elsewhere, 0.0)
+        nod = max(_nod(quick[near]) - 0.8 * elsewhere, 0.0)
     lively = _liveliness(listener)
     too_lively = np.exp(-_excess(lively, 1.5))
     alive = 1 - np.exp(-2.5 * lively)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
@@ -58,6 +58,7 @@ def test_fd_of_rank_deficient_clips():
     assert fd(x, frozen) == pytest.approx(np.sum(x.mean(0) ** 2) + np.trace(np.cov(x.T)))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(2, 12), st.integers(1, 9), st.integers(0, 99), st.floats(0.1, 10))
 def test_fd_properties(frames, dim, seed, scale):
     rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.pairs import make_pairs
@@ -159,6 +159,7 @@ rows = st.lists(
 ).map(lambda drawn: [Rating(*row) for row in drawn])
 
 
+@settings(deadline=None, max_examples=60)
 @given(rows, st.randoms(use_true_random=False))
 def test_order_of_candidates_and_raters_does_not_matter(ratings, random_: random.Random):
     shuffled = list(ratings)
@@ -167,6 +168,7 @@ def test_order_of_candidates_and_raters_does_not_matter(ratings, random_: random
     assert make_pairs(score_candidates(shuffled)[0]) == make_pairs(score_candidates(ratings)[0])
 
 
+@settings(deadline=None, max_examples=60)
 @given(rows)
 def test_scores_lie_in_the_unit_interval_and_groups_add_up(ratings):
     scores, _ = score_candidates(ratings)
@@ -176,6 +178,7 @@ def test_scores_lie_in_the_unit_interval_and_groups_add_up(ratings):
     assert n.pairs == len(pairs) and all(pair.margin > 0 for pair in pairs)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(*[st.integers(1, 4)] * 4), min_size=2, max_size=6))
 def test_a_more_lenient_rater_changes_no_pair(grades):
     def pairs(shift):

@@ -1,10 +1,21 @@
 """Simulated raters: better reactions score higher, the same is rated the same, what is not seen is missing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rewards.ratings import CRITERIA
-from rewards.simulated_raters import SimulatedPanel, draw_raters, empathy, engagement, judge, naturalness, to_grades
+from rewards.simulated_raters import (
+    RaterTraits,
+    SimulatedPanel,
+    draw_raters,
+    empathy,
+    engagement,
+    judge,
+    naturalness,
+    to_grades,
+)
 from rewards.speaker_cues import SpeakerCues, SpeakerRead, energy_db, read_speaker, spoken_valence, voice_activity
 from rewards.visible import Expression, VisibleMotion, displayed_valence
 
@@ -115,8 +126,9 @@ def test_nods_in_pauses_beat_nods_anywhere_and_none():
         head[:, 0] += nod * where
         return engagement(looks(head=head), pauses)
 
-    in_pause, before, none = score(pauses), score((CLOCK > 0.2) & (CLOCK < 1.2)), score(0)
+    in_pause, before, always, none = score(pauses), score((CLOCK > 0.2) & (CLOCK < 1.2)), score(1), score(0)
     assert in_pause > before + 0.1 and in_pause > none + 0.1
+    assert in_pause > always + 0.02  # nodding all the time is no answer
 
 
 def test_shaking_is_not_nodding():
@@ -227,6 +239,18 @@ def test_raters_differ_and_their_grades_follow_their_traits():
     missing = latent.copy()
     missing[:, 0] = np.nan
     assert np.isnan(to_grades(missing, quiet, raters)[:, 0]).all()
+    one = RaterTraits(*(np.array([value]) for value in (0.5, 0.8, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)),
+                      thresholds=np.array([[1.5, 2.5, 3.5, 4.5]]))
+    impression = np.array([[0.0, 0.5, 0.7, 1.0]])  # grades 1, 3, 3.8 and 5 before rounding; 3.2 on the whole
+
+    def grade(**traits):
+        return to_grades(impression, np.ones((1, 4)), replace(one, **{k: np.array([v]) for k, v in traits.items()}))[0]
+
+    assert grade().tolist() == [1, 3, 4, 5]
+    assert grade(leniency=0.8).tolist() == [2, 4, 5, 5]
+    assert grade(stretch=0.5).tolist() == [2, 3, 3, 4]
+    assert grade(halo=0.6).tolist() == [2, 3, 3, 4]
+    assert grade(noise=-1.0).tolist() == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="panel of 0"):
         SimulatedPanel(0)
 

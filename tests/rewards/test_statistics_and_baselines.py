@@ -99,6 +99,13 @@ def test_nearest_neighbour_by_motion():
     assert nearest(speakers[1], 20).values.tolist() == np.ones((20, 3)).tolist()
 
 
+def test_no_channel_drowns_the_others():
+    """Channel 0 is a hundred times wider than channel 1; both count alike once standardised."""
+    values = [(0, 0), (100, 1), (60, 0)]
+    speakers = [SpeakerInput(motion(np.tile([a, b, 0], (40, 1)))) for a, b in values]
+    assert NearestNeighbour(speakers, listeners(3)).nearest(SpeakerInput(motion(np.tile([75, 1, 0], (40, 1))))) == 1
+
+
 def test_nearest_neighbour_by_what_there_is():
     tone, burst = np.ones(3200), np.concatenate([np.zeros(1600), np.ones(1600)])
     speakers = [

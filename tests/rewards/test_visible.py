@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -65,6 +65,7 @@ def test_measures_are_millimetres_to_the_right_side():
     assert e.lip_opening[0] == pytest.approx(12)
 
 
+@settings(deadline=None, max_examples=60)
 @given(*[st.floats(-0.6, 0.6)] * 3, *[st.floats(-0.2, 0.2)] * 3)
 def test_turning_and_moving_the_head_changes_no_expression(pitch, yaw, roll, x, y, z):
     smile = face(**both(mouth_corner=(3, 8, -3)))
@@ -72,6 +73,10 @@ def test_turning_and_moving_the_head_changes_no_expression(pitch, yaw, roll, x, 
     seen = visible_motion(turned(smile, (pitch, yaw, roll), (x, y, z)), NEUTRAL, 25)
     assert seen.expression.mouth_lift == pytest.approx(still.expression.mouth_lift, abs=1e-6)
     assert seen.head[0] == pytest.approx([pitch, yaw, roll], abs=1e-6)
+    # three points lie in a plane and fit their own mirror image as well
+    flat = visible_motion(turned(smile, (pitch, yaw, roll), (x, y, z)), NEUTRAL, 25, SKULL)
+    assert flat.head[0] == pytest.approx([pitch, yaw, roll], abs=1e-6)
+    assert flat.expression.mouth_lift[0] == pytest.approx([8, 8], abs=1e-6)
 
 
 def test_raised_brows_are_not_mistaken_for_a_nod():
