@@ -9,7 +9,7 @@ import torch
 from policies.head.asset import HeadAsset, load_head
 from policies.head.flame import FlameHead
 from policies.head.landmarks import face_landmarks
-from policies.head.raster import BACKGROUND, CAMERA_DISTANCE, INSIDE, Rasterizer
+from policies.head.raster import BACKGROUND, CAMERA_DISTANCE, INSIDE, Rasterizer, _darkness, _visible_faces
 
 UP = np.float32([[-0.1, -0.1, 0], [0.1, -0.1, 0], [0.1, 0.1, 0], [-0.1, 0.1, 0]])
 
@@ -81,8 +81,20 @@ def test_back_faces_are_the_inside():
     assert (draw(mesh(UP, [[0, 2, 1], [0, 3, 2]]), size=32)[16, 16] == INSIDE).all()
 
 
+def test_a_pixel_exactly_on_a_shared_edge_is_hit():
+    rng = np.random.default_rng(0)
+    depth, face_id = np.empty((64, 64), np.float32), np.empty((64, 64), np.int32)
+    for _ in range(500):
+        x, y = rng.integers(20, 44, 2)
+        angle, lengths = rng.uniform(0, 2 * np.pi), rng.uniform(1, 15, 4)
+        turns = angle + np.array([0, np.pi, np.pi / 2, -np.pi / 2])  # the edge runs through the pixel's middle
+        corners = np.stack([x + 0.5 + lengths * np.cos(turns), y + 0.5 + lengths * np.sin(turns), 0 * turns], axis=1)
+        _visible_faces(corners.astype(np.float32), np.int32([[0, 2, 1], [1, 3, 0]]), depth, face_id)
+        assert face_id[y, x] >= 0
+
+
 @pytest.mark.parametrize("supersample", [1, 2])
-def test_no_cracks_between_neighbouring_faces(supersample):
+def test_no_cracks_in_a_fine_mesh(supersample):
     rng = np.random.default_rng(0)
     n = 60
     grid = np.stack(np.meshgrid(np.linspace(-0.1, 0.1, n), np.linspace(-0.1, 0.1, n)), -1)
@@ -98,6 +110,15 @@ def test_no_cracks_between_neighbouring_faces(supersample):
         image = draw(mesh(vertices, faces), turned, size=256, supersample=supersample)
         middle = image[80:176, 80:176]
         assert (middle.astype(int).max(-1) > 100).all(), "a dark pixel shows the background through a crack"
+
+
+def test_texture_is_bilinear_inside_and_nothing_outside():
+    texture = np.float32([[0, 1], [0.5, 0.5]])
+    assert _darkness(texture, np.float32(0.5), np.float32(0.25)) == pytest.approx(0.5)
+    assert _darkness(texture, np.float32(0.7), np.float32(0.25)) == pytest.approx(0.9)
+    assert _darkness(texture, np.float32(0.5), np.float32(0.5)) == pytest.approx(0.5)
+    for u, v in ((-0.5, 0.5), (1.5, 0.5), (0.5, -0.5), (0.5, 1.5), (-2.0, -2.0)):
+        assert _darkness(np.ones((4, 4), np.float32), np.float32(u), np.float32(v)) == 0
 
 
 def test_flat_and_edge_on_triangles_are_skipped():

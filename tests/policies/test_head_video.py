@@ -25,7 +25,8 @@ def tone(seconds, rate=16_000):
 def decode(path):
     """Frames (time, height, width, 3), fps, sound (samples,) or None, its rate, codec names."""
     with av.open(str(path)) as container:
-        rate, codecs = float(container.streams.video[0].average_rate), [s.codec_context.name for s in container.streams]
+        rate = float(container.streams.video[0].average_rate)
+        codecs = [stream.codec_context.codec.canonical_name for stream in container.streams]
         frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     with av.open(str(path)) as container:
         if not container.streams.audio:
@@ -46,7 +47,7 @@ def decode(path):
 def test_video_and_sound_come_back(tmp_path, codec, name, codecs):
     path = write_mp4(tmp_path / name, clip(), fps=25, audio=tone(1.2), codec=codec)
     frames, fps, sound, rate, found = decode(path)
-    assert [c.removeprefix("lib").removesuffix("-vp9").replace("vpx", "vp9") for c in found] == codecs
+    assert found == codecs
     assert frames.shape == (30, 64, 96, 3) and fps == 25
     assert np.abs(frames.astype(int) - clip()).mean() < 4
     assert len(sound) / rate == pytest.approx(1.2, abs=0.1)
@@ -82,8 +83,10 @@ def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, monkeypatch):
     path = write_mp4(tmp_path / "a.mp4", clip(5), fps=25)
     old = path.read_bytes()
 
-    def fail(container, *args):
-        container.add_stream("libx264", rate=25)
+    encode = video._encode
+
+    def fail(*args):
+        encode(*args)
         raise OSError("disk full")
 
     monkeypatch.setattr(video, "_encode", fail)
