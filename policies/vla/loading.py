@@ -129,9 +129,11 @@ def save_checkpoint(
     tokenizer.save_pretrained(partial)
     actions.save(partial)
     partial.chmod(0o755)
+    replaced = partial.with_name(f"{partial.name}.replaced")
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(replaced)
     partial.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @dataclass(frozen=True)
