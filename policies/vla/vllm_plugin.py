@@ -46,10 +46,26 @@ def register() -> None:
     check_version()
     from vllm import ModelRegistry
 
+    tolerate_numba()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         from policies.vla.vllm_model import FaceVLAForVLLM
 
         ModelRegistry.register_model(ARCHITECTURE, FaceVLAForVLLM)
+
+
+def tolerate_numba() -> None:
+    """Let an engine start in a process that has imported numba.
+
+    vLLM 0.32 looks for its kernels in `vars(x).get("kernel")` of every object of every imported module, and
+    llvmlite's library proxy answers any attribute, `__dict__` too, with something that is no dictionary.
+    """
+    from vllm.triton_utils import dispatcher
+
+    def own_vars(value: object) -> Mapping[str, Any]:
+        found = vars(value)
+        return found if isinstance(found, Mapping) else {}
+
+    dispatcher.vars = own_vars
 
 
 def engine_args(

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 
+import numba  # noqa: F401 (its llvmlite stopped vLLM 0.32 from starting in one process; see tolerate_numba)
 import numpy as np
 import pytest
 import torch
