@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-
-# Read by the Train controller and workers; must be in the environment before they start.
-_TRAIN_ENVIRONMENT = {
+# Read when Ray and its children start, so they stand here before Ray is imported.
+for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's next poll
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-}
-_QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
-          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "VLLM_LOGGING_LEVEL": "ERROR", "DS_ACCELERATOR": ""}
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
 
 
 class ClusterError(RuntimeError):
@@ -40,8 +43,6 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
 
     Yields a line that says which.
     """
-    os.environ.update({key: value for key, value in (_TRAIN_ENVIRONMENT | _QUIET).items() if value})
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
     address = address or os.environ.get("RAY_ADDRESS")
     scratch = None

@@ -41,7 +41,9 @@ def stream(
             return
         done, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
         if not done:
-            raise ClusterError(f"{method}: no answer from {len(actors)} actors for {timeout_s:g} s, {len(running)} calls open")
+            raise ClusterError(
+                f"{method}: no answer from {len(actors)} actors for {timeout_s:g} s, {len(running)} calls open"
+            )
         actor, item = running.pop(done[0])
         result = ray.get(done[0])
         free.append(actor)

@@ -14,7 +14,7 @@ import torch
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.cluster import ClusterError, reserve, wait_for, worker_environment
+from actors.cluster import reserve, wait_for, worker_environment
 from actors.pool import stream
 from policies.vla.trajectory import Prompt, Trajectory
 
@@ -139,9 +139,11 @@ class Fleet:
         requests = (Request(batch, samples, seed) for batch in _batches(prompts, self.options.batch_prompts))
         for _, trajectories in stream(self.workers, "generate", requests, self.options.in_flight,
                                       self.options.timeout_s):
-            stale = [t.candidate_id for t in trajectories if t.weight_version != self.version]
+            stale = [t.prompt_id for t in trajectories if t.weight_version != self.version]
             if stale:
-                raise StaleWeightsError(f"{len(stale)} trajectories of another weight version, first {stale[0]}")
+                raise StaleWeightsError(
+                    f"{len(stale)} trajectories of another weight version than {self.version}, first of {stale[0]}"
+                )
             yield trajectories
 
     def update(self, policy: Any) -> float:
@@ -192,5 +194,3 @@ def _batches(items: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
     if batch:
         yield batch
 
-
-__all__ = ["ClusterError", "Fleet", "FleetOptions", "Request", "RolloutWorker", "StaleWeightsError", "log_prob_gap"]

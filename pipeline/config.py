@@ -99,8 +99,14 @@ class LearnerConfig(Section):
 
 class SftConfig(Section):
     checkpoint: Path | None = Field(None, description="skip SFT and start from this policy checkpoint")
-    steps: int = Field(200, ge=1, description="optimiser steps")
+    steps: int = Field(280, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="clips per step over all learners")
+    window_steps: int = Field(
+        2, ge=1, description="action steps of a window in the first phase: as much data in many short pieces"
+    )
+    window_share: float = Field(
+        0.6, ge=0, lt=1, description="share of the steps on windows, before those on whole clips; 0 = whole clips only"
+    )
     learning_rate: float = Field(3e-3, gt=0, description="peak; linear warm-up over 5 % of steps, then cosine to 10 %")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     lambda_exp: float = Field(1.0, ge=0, description="weight of the expression tokens (Eq. 7)")
@@ -179,7 +185,7 @@ class TrackingConfig(Section):
 
 class ClusterConfig(Section):
     address: str | None = Field(None, description="Ray address; empty = the job's cluster, or a local one")
-    cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's, at least 2")
+    cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's")
     start_timeout_s: float = Field(120, gt=0, description="deadline for joining or starting Ray")
 
 

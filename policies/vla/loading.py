@@ -19,8 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from policies.vla.actions import FILE_NAME as ACTIONS_FILE
 from policies.vla.actions import ActionSpace, ActionTokenizer
 from policies.vla.config import TINY_DINO, TINY_SIGLIP, TINY_TEXT, FaceVLAConfig
+from policies.vla.init import init_small
 from policies.vla.lora import merge_lora
-from policies.vla.model import FaceVLA, init_action_embeddings
+from policies.vla.model import FaceVLA
 from policies.vla.text import special_ids
 
 WEIGHTS_FILE = "model.safetensors"
@@ -83,7 +84,7 @@ def build_tiny(config: FaceVLAConfig, seed: int = 0) -> FaceVLA:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FaceVLA(config)
-    init_action_embeddings(model, seed=seed)
+    init_small(model, seed=seed)
     return model
 
 

@@ -30,7 +30,9 @@ def expected_action(action_logits: Tensor, centres: Tensor) -> Tensor:
 
 
 def temporal_coherence(expected: Tensor, actions: Tensor) -> Tensor:
-    """Mean squared difference of velocities, L_temp: both (batch, steps, dims) -> scalar."""
+    """Mean squared difference of velocities, L_temp: both (batch, steps, dims) -> scalar; 0 for a single step."""
+    if actions.shape[1] == 1:
+        return expected.new_zeros(())
     return (expected.diff(dim=1) - actions.diff(dim=1)).square().mean()
 
 

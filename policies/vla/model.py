@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
@@ -107,6 +105,12 @@ class SlotEmbedding(nn.Module):
         ahead = self.next(following % self.dims) + self.step(following // self.dims)
         return self.own(previous % self.dims) * holds + ahead * predicts
 
+    def late_start(self, step: int) -> Tensor:
+        """What to add at <act> when the first action to predict is that of `step` instead of 0: (hidden,)."""
+        ids = torch.tensor([step, 0], device=self.step.weight.device)
+        late, first = self.step(ids)
+        return late - first
+
 
 class FaceVLA(PreTrainedModel):
     """pi(actions | speaker frames, speaker text), paper Eq. 2-6.
@@ -178,9 +182,9 @@ class FaceVLA(PreTrainedModel):
             raise ValueError("the prompt has <image> tokens but no frames were given; build it with has_frames=False")
         return self._add_slots(embeddings, start=0)
 
-    def embed_actions(self, action_ids: Tensor) -> Tensor:
-        """Action ids (batch, n), from the first action on -> (batch, n, hidden)."""
-        return self._add_slots(self.get_input_embeddings()(action_ids), start=self.config.prompt_length)
+    def embed_actions(self, action_ids: Tensor, skipped: int = 0) -> Tensor:
+        """Action ids (batch, n), from the action after the `skipped` first ones on -> (batch, n, hidden)."""
+        return self._add_slots(self.get_input_embeddings()(action_ids), start=self.config.prompt_length + skipped)
 
     def _add_slots(self, embeddings: Tensor, start: int) -> Tensor:
         if self.slots is None:
@@ -188,7 +192,9 @@ class FaceVLA(PreTrainedModel):
         positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
         return embeddings + self.slots(positions - (self.config.prompt_length - 1))
 
-    def action_logits(self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor) -> Tensor:
+    def action_logits(
+        self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor, first_step: int = 0
+    ) -> Tensor:
         """Logits over the 256 bins at every action position, teacher-forced.
 
         Args:
@@ -196,6 +202,8 @@ class FaceVLA(PreTrainedModel):
             frames: as in `embed_prompt`.
             action_ids: (batch, n), or (batch, k, n) for k continuations of each prompt, whose frames are then
                 encoded once.
+            first_step: the action step that `action_ids` begin with; those before it are unknown to the model.
+                Sequences are sampled from step 0; later windows serve training only.
 
         Returns:
             (batch, n, bins) or (batch, k, n, bins). The vocabulary beyond the bins is never computed.
@@ -203,8 +211,15 @@ class FaceVLA(PreTrainedModel):
         prompt = self.embed_prompt(prompt_ids, frames)
         flat = action_ids.reshape(-1, action_ids.shape[-1])
         prompt = prompt.repeat_interleave(len(flat) // len(prompt), dim=0)
-        sequence = torch.cat([prompt, self.embed_actions(flat[:, :-1])], dim=1)
-        hidden = self.language_model.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        skipped = first_step * self.config.action_dims
+        if skipped and self.slots is not None:
+            prompt = torch.cat([prompt[:, :-1], prompt[:, -1:] + self.slots.late_start(first_step)], dim=1)
+        sequence = torch.cat([prompt, self.embed_actions(flat[:, :-1], skipped)], dim=1)
+        positions = torch.arange(sequence.shape[1], device=sequence.device)
+        positions = positions + skipped * (positions >= self.config.prompt_length)
+        hidden = self.language_model.model(
+            inputs_embeds=sequence, position_ids=positions[None], use_cache=False
+        ).last_hidden_state
         logits = self.bin_logits(hidden[:, self.config.prompt_length - 1 :])
         return logits.reshape(*action_ids.shape, self.config.action_bins)
 
@@ -256,22 +271,3 @@ def weight_names(config: FaceVLAConfig) -> set[str]:
     """Names of the policy's weights, without building them."""
     with init_empty_weights():
         return set(FaceVLA(config).state_dict())
-
-
-@torch.no_grad()
-def init_action_embeddings(model: FaceVLA, harmonics: int = 32, seed: int = 0) -> None:
-    """Start the action tokens as smooth features of their bin's centre, so that neighbours are alike.
-
-    Cosines of rising frequency and falling amplitude over the range of the bins, through a random matrix,
-    for the input embeddings and for the rows of the output head. With independent rows a small model would
-    have to learn from data alone that bin 130 lies between 129 and 131.
-    """
-    config = model.config
-    centres = (torch.arange(config.action_bins) + 0.5) / config.action_bins
-    order = torch.arange(1, harmonics + 1)
-    features = torch.cos(math.pi * order * centres[:, None]) / order  # (bins, harmonics)
-    generator = torch.Generator().manual_seed(seed)
-    rows = slice(config.action_token_start, config.action_token_start + config.action_bins)
-    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        smooth = features @ torch.randn(harmonics, table.weight.shape[1], generator=generator)
-        table.weight[rows] = (smooth * (config.text_config.initializer_range / smooth.std())).to(table.weight)

@@ -78,8 +78,8 @@ class ActionLogits(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, prompt_ids: Tensor, frames: Tensor, action_ids: Tensor) -> Tensor:
-        return self.policy.action_logits(prompt_ids, frames, action_ids)
+    def forward(self, prompt_ids: Tensor, frames: Tensor, action_ids: Tensor, first_step: int = 0) -> Tensor:
+        return self.policy.action_logits(prompt_ids, frames, action_ids, first_step)
 
 
 def policy_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

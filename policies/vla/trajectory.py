@@ -40,7 +40,3 @@ class Trajectory:
     log_probs: np.ndarray
     weight_version: int
     seed: int
-
-    @property
-    def candidate_id(self) -> str:
-        return f"{self.prompt_id}/v{self.weight_version}-s{self.sample}"

@@ -24,7 +24,7 @@ class Figures:
     # The conversation
     clips_per_dyad: int = 8  # a dyad of 32 s at 4 s a clip; ours
     episode_clips: tuple[int, ...] = (1, 1, 2)  # lengths of an affect episode in clips; ours
-    mid_clip_onset: float = 0.25  # share of episodes that begin inside a clip, not near its start; ours
+    mid_clip_onset: float = 0.15  # share of episodes that begin inside a clip, not near its start; ours
 
     # Speech
     syllable_s: float = 0.19  # about 5 a second; ours
@@ -55,9 +55,9 @@ class Figures:
     nominal_delay_s: float = 0.8
     reaction_rise_s: float = 0.3  # time constant of a facial reaction; ours
     asymmetry: float = 0.08  # std of the left-right difference of a person's expressions; ours
-    fidget: float = 0.035  # std of stray ARKit activations; ours
-    coefficient_noise: float = 0.06  # std on every expression coefficient; ours
-    resting_face: float = 0.08  # std of a person's constant offset on every coefficient; ours
+    fidget: float = 0.02  # std of stray ARKit activations; ours
+    coefficient_noise: float = 0.02  # std on every expression coefficient; ours
+    resting_face: float = 0.04  # std of a person's constant offset on every coefficient; ours
 
     # How recorded listeners behave; ours, after "high-quality interactions as well as neutral or inattentive ones"
     manners: tuple[tuple[str, float], ...] = (

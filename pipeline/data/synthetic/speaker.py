@@ -32,7 +32,7 @@ class Speaker:
 
 
 def draw_episodes(rng: np.random.Generator, clips: int, seconds: float) -> list[Episode]:
-    """Affect episodes of whole clips; most begin a little before their clip does, some in its middle.
+    """Affect episodes of whole clips; most begin about a second before their clip does, some in its middle.
 
     Clips of a real corpus are cut at what a speaker begins to tell, so most clips hold one affect.
     No affect follows itself.
@@ -45,7 +45,7 @@ def draw_episodes(rng: np.random.Generator, clips: int, seconds: float) -> list[
         if episodes:
             chances[episodes[-1].affect] = 0
         inside = rng.random() < FIGURES.mid_clip_onset
-        offset = seconds * rng.uniform(0.25, 0.6) if inside else -seconds * rng.uniform(0.0, 0.2)
+        offset = seconds * rng.uniform(0.25, 0.6) if inside else -seconds * rng.uniform(0.15, 0.35)
         episodes.append(Episode(clip * seconds + offset, int(rng.choice(len(AFFECTS), p=chances / chances.sum()))))
         clip += int(rng.choice(FIGURES.episode_clips))
     return episodes

@@ -1,0 +1,123 @@
+"""The render pool: motion in, MP4 files and visible motion out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors.cluster import worker_environment
+from actors.pool import stream
+from policies.head.asset import HeadAsset, load_head
+from policies.head.flame import FlameHead
+from policies.head.raster import Rasterizer
+from policies.head.video import render_motion, side_by_side, write_mp4
+from policies.motion import Layout, Motion
+
+POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One face of a video: its motion (None = no video), identity, and caption."""
+
+    caption: str
+    motion: Motion | None
+    shape: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VideoJob:
+    """A video of panels side by side with the speaker's voice.
+
+    Args:
+        path: absolute, `.mp4`.
+        audio: (samples,) float32 at 16 kHz, or None.
+    """
+
+    path: Path
+    panels: tuple[Panel, ...]
+    audio: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Fields as in `pipeline.config.RenderConfig` and `HeadConfig`."""
+
+    head: str | None
+    topology: str | None
+    size: int
+    supersample: int
+    codec: str
+    crf: int
+
+
+def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
+    """The motion as this head can show it, and whether all of it is shown.
+
+    Expression coefficients of another head mean nothing here. Joint rotations do: they alone are kept,
+    and the caller must say so in the picture.
+    """
+    if motion.layout.topology == asset.topology:
+        return motion, True
+    widths = {name: motion.layout.width(name) for name in motion.layout.names if name in POSE_GROUPS}
+    posed = motion.subset(motion.layout.subset(widths))
+    resting = np.zeros((len(motion), 1), np.float32)
+    layout = Layout((("expr", 1), *posed.layout.groups), motion.layout.fps, asset.topology)
+    return Motion(np.concatenate([resting, posed.values], axis=1), layout), False
+
+
+@ray.remote
+class RenderWorker:
+    """Draws and encodes on one core."""
+
+    def __init__(self, options: RenderOptions):
+        self.options = options
+        self.asset = load_head(options.head, options.topology)
+        self.head = FlameHead(self.asset)
+        self.rasterizer = Rasterizer(self.asset, options.size, options.supersample)
+
+    def render(self, job: VideoJob) -> int:
+        """Write the video; returns how many panel frames were drawn."""
+        frames = next(len(panel.motion) for panel in job.panels if panel.motion is not None)
+        fps = next(panel.motion.layout.fps for panel in job.panels if panel.motion is not None)
+        drawn = [self._draw(panel) for panel in job.panels]
+        captions = [caption for caption, _ in drawn]
+        left = side_by_side(drawn[0][1], drawn[1][1], (captions[0], captions[1]))
+        for caption, panel in drawn[2:]:
+            left = np.concatenate([left, side_by_side(panel, panel, (caption, ""))[:, :, : self.options.size]], axis=2)
+        write_mp4(job.path, left, fps, job.audio, codec=self.options.codec, crf=self.options.crf)
+        return frames * sum(panel.motion is not None for panel in job.panels)
+
+    def _draw(self, panel: Panel) -> tuple[str, np.ndarray | None]:
+        if panel.motion is None:
+            return panel.caption, None
+        motion, whole = on_this_head(panel.motion, self.asset)
+        caption = panel.caption if whole else f"{panel.caption} (pose only)"
+        return caption, render_motion(self.head, self.rasterizer, motion, panel.shape)
+
+
+class RenderPool:
+    """N render workers; a context manager."""
+
+    def __init__(self, options: RenderOptions, workers: int, cpus: float, timeout_s: float):
+        self.timeout_s = timeout_s
+        self.workers = [
+            RenderWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)}).remote(options)
+            for _ in range(workers)
+        ]
+
+    def __enter__(self) -> RenderPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+
+    def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:
+        """`(path, panel frames)` as the videos are finished."""
+        for job, frames in stream(self.workers, "render", jobs, in_flight=2, timeout_s=self.timeout_s):
+            yield job.path, frames

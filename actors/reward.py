@@ -1,0 +1,97 @@
+"""The reward pool: groups of candidates in, ratings out; a group that fails is missing, not zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from actors.cluster import worker_environment
+from actors.pool import stream
+from policies.head.asset import load_head
+from policies.head.flame import FlameHead
+from policies.head.landmarks import face_landmarks
+from policies.motion import Motion
+from rewards.ratings import Rating
+from rewards.simulated_raters import SimulatedPanel
+from rewards.speaker_cues import SpeakerCues
+from rewards.visible import VisibleMotion, watch
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A prompt with its candidate reactions, and what raters see and hear of the speaker; None = absent."""
+
+    prompt_id: str
+    candidates: Mapping[str, Motion]
+    speaker: Motion | None
+    speaker_shape: np.ndarray | None
+    words: tuple[tuple[str, float, float], ...] | None
+    audio: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class PanelOptions:
+    """A panel of SIMULATED raters, and the head on which they see every candidate."""
+
+    raters: int
+    seed: int
+    lexicon: Mapping[str, float]
+    head: str | None
+    topology: str | None
+
+
+class Viewer:
+    """Looks at motion on one head: landmarks of the rendered face, or only the head's pose where it does not fit."""
+
+    def __init__(self, head: str | None, topology: str | None):
+        self.asset = load_head(head, topology)
+        self.head = FlameHead(self.asset)
+        self.landmarks = face_landmarks(self.asset) if self.asset.arkit else None
+
+    def __call__(self, motion: Motion, shape: np.ndarray | None = None) -> VisibleMotion:
+        if self.landmarks is not None and motion.layout.topology == self.asset.topology:
+            return watch(self.head, self.landmarks, motion, shape)
+        turning = "rot" if "rot" in motion.layout.names else "neck"
+        return VisibleMotion(motion.layout.fps, motion.group(turning), expression=None)
+
+
+@ray.remote
+class RewardWorker:
+    """A simulated panel that watches the candidates of one group at a time."""
+
+    def __init__(self, options: PanelOptions):
+        self.viewer = Viewer(options.head, options.topology)
+        self.panel = SimulatedPanel(options.raters, options.seed, options.lexicon)
+
+    def rate(self, group: Group) -> list[Rating]:
+        speaker = None if group.speaker is None else self.viewer(group.speaker, group.speaker_shape)
+        seen = {candidate: self.viewer(motion) for candidate, motion in group.candidates.items()}
+        return self.panel.rate(group.prompt_id, SpeakerCues(speaker, group.words, group.audio), seen)
+
+
+class RewardPool:
+    """N reward workers; a context manager."""
+
+    def __init__(self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, attempts: int):
+        self.timeout_s = timeout_s
+        self.workers = [
+            RewardWorker.options(
+                num_cpus=cpus, max_task_retries=attempts - 1, max_restarts=attempts - 1,
+                runtime_env={"env_vars": worker_environment(1)},
+            ).remote(options)
+            for _ in range(workers)
+        ]
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+
+    def rate(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Rating]]]:
+        """Ratings of each group, in the order the workers finish."""
+        yield from stream(self.workers, "rate", groups, in_flight=2, timeout_s=self.timeout_s)

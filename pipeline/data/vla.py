@@ -1,0 +1,38 @@
+"""Clips as the VLA policy takes them: prompts, and examples with the listener's actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.clip import Clip
+from policies.vla.loading import Checkpoint
+from policies.vla.prompt import build_prompt, select_frames
+from policies.vla.text import encode_text
+from policies.vla.trajectory import Prompt
+
+
+def prompt_of(clip: Clip, policy: Checkpoint) -> Prompt:
+    """What the policy sees of a clip; modalities the clip lacks are marked absent in the prompt."""
+    config = policy.model.config
+    text = None if clip.text is None else encode_text(policy.tokenizer, clip.text, config.action_token_start,
+                                                      config.action_bins)
+    frames = None if clip.speaker_frames is None else select_frames(clip.speaker_frames, config.frames,
+                                                                    config.image_size)
+    return Prompt(clip.clip_id, build_prompt(config, text, frames is not None), frames)
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """The prompt's columns of a training table."""
+    return {"prompt_id": prompt.prompt_id, "prompt": prompt.ids.tolist(),
+            "frames": None if prompt.frames is None else np.ascontiguousarray(prompt.frames).tobytes()}
+
+
+def examples(clips: Iterable[Clip], policy: Checkpoint) -> Iterator[dict[str, Any]]:
+    """SFT rows: the prompt and the recorded listener as action tokens."""
+    layout = policy.actions.space.layout
+    for clip in clips:
+        tokens = policy.actions.to_tokens(clip.listener.subset(layout))
+        yield prompt_row(prompt_of(clip, policy)) | {"actions": tokens.tolist()}

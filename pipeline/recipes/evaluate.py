@@ -1,0 +1,217 @@
+"""`evaluate`: judge a policy and the baselines on held-out clips (paper IV, protocol of lm-listener)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from actors.cluster import cluster
+from actors.reward import Group, PanelOptions, RewardPool
+from actors.rollout import Fleet
+from pipeline.config import EvaluateConfig, EvaluationConfig, HeadConfig, RatersConfig
+from pipeline.data.clip import Clip
+from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
+from pipeline.data.synthetic.words import LEXICON
+from pipeline.recipes.prepare import prepare
+from pipeline.recipes.rollout import choose, prompts, start_fleet
+from pipeline.recipes.sft import train_sft
+from pipeline.rundir import Phase, Run, write_atomic
+from policies.motion import Layout, Motion
+from policies.vla.loading import Checkpoint, load_checkpoint
+from rewards.affect import RidgeAffectEstimator
+from rewards.metrics import lm_listener
+from rewards.metrics.baselines import NearestNeighbour, SpeakerInput, mirror, random_listener
+from rewards.metrics.statistics import Interval, mean_interval, prompt_means
+from rewards.ratings import CRITERIA, Rating
+
+Answers = dict[str, list[Motion]]  # prompt id -> reactions
+
+
+def run(config: EvaluateConfig, run: Run) -> None:
+    corpus = prepare(config.corpus, run)
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        print(f"  {where}", flush=True)
+        checkpoint = config.checkpoint or train_sft(config, corpus, run)
+        policy = load_checkpoint(checkpoint)
+        with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
+            answers = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
+    judge = Judge.of(config, corpus, policy.actions.space.layout, run)
+    with cluster(config.cluster.address, config.cluster.cpus):
+        rows = {"policy": judge(answers)} | judge.baselines()
+    report(rows, run)
+
+
+def sample_held_out(
+    config: EvaluationConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet
+) -> Answers:
+    """`evaluation.samples` reactions to each held-out prompt; the same seeds whatever the weights."""
+    ids = choose(corpus, "test", config.prompts, seed)
+    answers: Answers = {clip_id: [] for clip_id in ids}
+    for trajectories in fleet.generate(prompts(corpus, ids, policy), config.samples, seed + 1):
+        for t in trajectories:
+            answers[t.prompt_id].append(policy.actions.to_motion(t.tokens))
+    return answers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's line in the table; None = could not be computed on this corpus, which is not zero.
+
+    Args:
+        metrics: by name.
+        scores: prompt id -> mean simulated rating, 1 to 5.
+        truth_error: prompt id -> hidden-truth affect error.
+    """
+
+    metrics: dict[str, float | None]
+    scores: dict[str, float]
+    truth_errors: dict[str, float]
+
+    def summary(self, bootstrap: int) -> dict[str, Any]:
+        return self.metrics | {
+            "simulated_rating": _interval(self.scores, bootstrap),
+            "truth_affect_error": float(np.mean(list(self.truth_errors.values()))) if self.truth_errors else None,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Everything reactions are judged with; nothing here was trained on a held-out clip or on the hidden truth."""
+
+    config: EvaluateConfig
+    corpus: Corpus
+    layout: Layout
+    clips: dict[str, Clip]
+    affect: RidgeAffectEstimator | None
+
+    @classmethod
+    def of(cls, config: Any, corpus: Corpus, layout: Layout, run: Run) -> Judge:
+        ids = choose(corpus, "test", config.evaluation.prompts, config.seed)
+        return cls(config, corpus, layout, {i: corpus.clip(i) for i in ids}, fit_affect(corpus, layout, run))
+
+    def __call__(self, answers: Answers) -> Row:
+        """Metrics are averaged over all reactions; scores and errors over the reactions of a prompt."""
+        flat = [(i, motion) for i, motions in answers.items() for motion in motions]
+        metrics = lm_listener.evaluate(
+            [motion for _, motion in flat],
+            [self.clips[i].listener.subset(self.layout) for i, _ in flat],
+            [self._speaker(i) for i, _ in flat],
+            self.affect,
+        )
+        ratings = self._rate(answers)
+        criteria = {f"simulated_{name}": _mean(getattr(r, name) for r in ratings) for name in CRITERIA}
+        scores = prompt_means((r.prompt_id, _mean(getattr(r, name) for name in CRITERIA)) for r in ratings)
+        return Row(metrics | criteria, scores, prompt_means(self._truth_errors(flat)))
+
+    def baselines(self) -> dict[str, Row]:
+        """Ground truth, Random, Nearest Neighbour, Mirror; a baseline the corpus cannot give is left out."""
+        train = list(self.corpus.clips("train"))
+        listeners = [clip.listener.subset(self.layout) for clip in train]
+        rng = np.random.default_rng(self.config.seed)
+        nearest = NearestNeighbour([_input(clip) for clip in train], listeners)
+        rows = {
+            "ground truth": self({i: [c.listener.subset(self.layout)] for i, c in self.clips.items()}),
+            "Random": self({i: [random_listener(listeners, len(c.listener), rng)] for i, c in self.clips.items()}),
+            "Nearest Neighbour": self({i: [nearest(_input(c), len(c.listener))] for i, c in self.clips.items()}),
+        }
+        mirrored = {i: [m] for i, c in self.clips.items() if (m := mirror(c.speaker, self.layout)) is not None}
+        return rows | ({"Mirror": self(mirrored)} if mirrored else {})
+
+    def _speaker(self, clip_id: str) -> Motion | None:
+        speaker = self.clips[clip_id].speaker
+        return None if speaker is None else speaker.subset(self.layout)
+
+    def _rate(self, answers: Answers) -> list[Rating]:
+        raters: RatersConfig = self.config.raters
+        groups = [group_of(self.clips[i], {f"{i}/{k}": m for k, m in enumerate(motions)})
+                  for i, motions in answers.items()]
+        # Other people than those whose ratings made the pairs.
+        options = panel_options(raters, self.config.head, seed=self.config.seed + 1000)
+        with RewardPool(options, raters.workers, raters.cpus, raters.timeout_s, raters.attempts) as pool:
+            return [rating for _, ratings in pool.rate(groups) for rating in ratings]
+
+    def _truth_errors(self, flat: list[tuple[str, Motion]]) -> list[tuple[str, float | None]]:
+        """Root mean square distance of the reaction's estimated affect to the hidden truth, over time."""
+        if self.affect is None or not (self.corpus.path / TRUTH).is_file():
+            return []
+        truth = load_truth(self.corpus.path)
+        return [(i, float(np.sqrt(np.mean((self.affect(m)[:, 0] - truth[i].appropriate_affect[:, 0]) ** 2))))
+                for i, m in flat]
+
+
+def fit_affect(corpus: Corpus, layout: Layout, run: Run) -> RidgeAffectEstimator | None:
+    """The built-in affect estimator, fitted on the training clips' labels; None where the corpus has none."""
+    if not (corpus.path / LABELS).is_file():
+        print("[evaluate] the corpus has no affect labels: L2 Affect is missing", flush=True)
+        return None
+    labels = load_labels(corpus.path)
+    clips = [(clip.listener.subset(layout), labels[clip.clip_id]) for clip in corpus.clips("train")]
+    estimator = RidgeAffectEstimator.fit([m for m, _ in clips], [a for _, a in clips], groups=layout.names)
+    estimator.save(run.directory / "affect_estimator.npz")
+    return estimator
+
+
+def group_of(clip: Clip, candidates: Mapping[str, Motion]) -> Group:
+    """Candidates with what raters see and hear of the clip's speaker."""
+    words = None if clip.words is None else tuple((w.text, w.start, w.end) for w in clip.words)
+    return Group(clip.clip_id, candidates, clip.speaker, clip.speaker_shape, words, clip.speaker_audio)
+
+
+def panel_options(config: RatersConfig, head: HeadConfig, seed: int) -> PanelOptions:
+    return PanelOptions(config.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
+
+
+def report(rows: Mapping[str, Row], run: Run, phase: Phase | None = None) -> dict[str, Any]:
+    """Table on the terminal, JSON in the run directory, numbers in MLflow; returns the JSON."""
+    bootstrap = run.config.evaluation.bootstrap
+    values = {name: row.summary(bootstrap) for name, row in rows.items()}
+    columns = ("l2", "fd", "p_fd", "variation", "diversity", "l2_affect", "truth_affect_error", "simulated_rating")
+    table = Table(title="held-out clips (lm-listener protocol; simulated raters, 1 to 5)")
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, row in values.items():
+        table.add_row(name, *(_cell(row[column]) for column in columns))
+    Console(width=140).print(table)
+    write_atomic(run.directory / "evaluation.json", json.dumps(values, indent=2))
+    run.summary["metrics"]["evaluation"] = values
+    run.summary["artifacts"]["evaluation"] = str(run.directory / "evaluation.json")
+    for name, row in values.items():
+        flat = {k: v["mean"] if isinstance(v, dict) else v for k, v in row.items()}
+        run.tracker.log({f"{_key(name)}/{k}": v for k, v in flat.items() if v is not None})
+    return values
+
+
+def _interval(scores: dict[str, float], bootstrap: int) -> dict[str, float] | None:
+    return interval_json(mean_interval(scores, resamples=bootstrap)) if len(scores) > 1 else None
+
+
+def interval_json(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _mean(values: Any) -> float | None:
+    given = [value for value in values if value is not None]
+    return float(np.mean(given)) if given else None
+
+
+def _input(clip: Clip) -> SpeakerInput:
+    return SpeakerInput(clip.speaker, clip.speaker_audio, clip.text)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return f"{value:.4f}"
+
+
+def _key(name: str) -> str:
+    return name.replace(" + ", "_").replace(" ", "_").lower()

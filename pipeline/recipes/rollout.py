@@ -1,0 +1,146 @@
+"""`rollout`: generate candidate reactions on the fleet and render them for people to rate (paper III-D)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.cluster import cluster
+from actors.render import Panel, RenderOptions, RenderPool, VideoJob
+from actors.rollout import Fleet, FleetOptions
+from pipeline.config import HeadConfig, RenderConfig, RolloutConfig, RolloutRecipeConfig
+from pipeline.data.candidates import Candidate, read_candidates, recorded, sampled, write_candidates
+from pipeline.data.clip import Clip
+from pipeline.data.store import Corpus
+from pipeline.data.vla import prompt_of
+from pipeline.recipes.prepare import prepare
+from pipeline.recipes.sft import train_sft
+from pipeline.rundir import Phase, Run
+from policies.motion import Motion
+from policies.vla.loading import Checkpoint, load_checkpoint
+
+Groups = dict[str, list[Candidate]]
+
+
+def run(config: RolloutRecipeConfig, run: Run) -> None:
+    corpus = prepare(config.corpus, run)
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        print(f"  {where}", flush=True)
+        checkpoint = train_sft(config, corpus, run)
+        policy = load_checkpoint(checkpoint)
+        with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
+            groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
+        render_candidates(config, corpus, policy, groups, run)
+
+
+def start_fleet(config: RolloutConfig, checkpoint: Path, policy: Checkpoint, corpus: Corpus, run: Run) -> Fleet:
+    """Engines that hold the checkpoint, checked against a plain forward pass."""
+    started = time.monotonic()
+    names = FleetOptions.__dataclass_fields__
+    options = FleetOptions(**{k: v for k, v in config.model_dump().items() if k in names})
+    fleet = Fleet(checkpoint, options, canary=prompt_of(corpus.at("train", 0), policy))
+    try:
+        engine = fleet.ready(policy.model)
+    except BaseException:
+        fleet.__exit__()
+        raise
+    seconds = time.monotonic() - started
+    run.summary["engines"]["rollout"] = engine
+    run.summary["timings_s"]["fleet_start"] = round(seconds, 1)
+    print(f"[fleet] {engine['workers']} x {engine['name']} {engine['version']}, {engine['device']}, {engine['dtype']}, "
+          f"canary gap {engine['canary_gap']:.1e} nats, {seconds:.1f} s", flush=True)
+    return fleet
+
+
+def roll_out(
+    config: RolloutConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet, run: Run
+) -> Groups:
+    """K samples of the policy and the ground truth for each of `rollout.prompts` training prompts."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        ids = choose(corpus, "train", config.prompts, seed)
+        started, tokens, candidates = time.monotonic(), 0, []
+        for trajectories in fleet.generate(prompts(corpus, ids, policy), config.samples, seed):
+            candidates += [sampled(t) for t in trajectories]
+            tokens += sum(len(t.tokens) for t in trajectories)
+            done, seconds = len(candidates), time.monotonic() - started
+            phase.logger.log({"trajectories": done, "tokens_per_s": tokens / seconds}, done)
+        seconds = time.monotonic() - started
+        layout = policy.actions.space.layout
+        candidates += [recorded(i, policy.actions.to_tokens(corpus.clip(i).listener.subset(layout))) for i in ids]
+        write_candidates(phase.directory / "candidates.parquet", candidates)
+        phase.say(f"{len(ids)} prompts x {config.samples} samples, {tokens} action tokens, "
+                  f"{tokens / seconds:.0f} tokens/s")
+        return {
+            "counts": {"rollout_prompts": len(ids), "candidates": len(candidates), "action_tokens": tokens},
+            "tokens_per_s": round(tokens / seconds),
+            "artifacts": {"candidates": str(phase.directory / "candidates.parquet")},
+        }
+
+    result = run.once("rollout", work)
+    run.summary["metrics"]["rollout_tokens_per_s"] = result["tokens_per_s"]
+    return read_candidates(Path(result["artifacts"]["candidates"]))
+
+
+def render_candidates(
+    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run
+) -> None:
+    """Side-by-side videos of the candidates of the first prompts, the speaker's voice with them."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        chosen = [c for group in groups.values() for c in group][: config.render.videos]
+        jobs = (
+            VideoJob(phase.directory / f"{c.prompt_id}_{c.candidate_id}.mp4",
+                     (speaker_panel(clip := corpus.clip(c.prompt_id)),
+                      Panel("listener", policy.actions.to_motion(c.tokens))), clip.speaker_audio)
+            for c in chosen
+        )
+        return render_videos(config.render, config.head, jobs, phase)
+
+    run.once("render", work)
+
+
+def render_videos(
+    config: RenderConfig, head: HeadConfig, jobs: Iterable[VideoJob], phase: Phase
+) -> dict[str, Any]:
+    """Render jobs on the pool; returns the phase's result."""
+    started, frames, videos = time.monotonic(), 0, 0
+    with RenderPool(render_options(config, head), config.workers, config.cpus, config.timeout_s) as pool:
+        for _, drawn in pool.render(jobs):
+            frames, videos = frames + drawn, videos + 1
+    seconds = time.monotonic() - started
+    phase.say(f"{videos} videos, {frames} panel frames, {frames / seconds:.0f} frames/s with start-up")
+    return {
+        "counts": {f"{phase.name}_videos": videos},
+        "artifacts": {f"{phase.name}_videos": str(phase.directory)},
+        "engines": {"render": {"name": "numba z-buffer", "workers": config.workers, "codec": config.codec}},
+    }
+
+
+def render_options(config: RenderConfig, head: HeadConfig) -> RenderOptions:
+    return RenderOptions(None if head.path is None else str(head.path), head.topology, config.size,
+                         config.supersample, config.codec, config.crf)
+
+
+def speaker_panel(clip: Clip) -> Panel:
+    return Panel("speaker", clip.speaker, clip.speaker_shape)
+
+
+def choose(corpus: Corpus, split: str, count: int, seed: int) -> list[str]:
+    """`count` clip ids of a split (all, if it has fewer), in an order that the seed decides."""
+    ids = corpus.clip_ids(split)
+    order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
+    return [ids[i] for i in order[:count]]
+
+
+def prompts(corpus: Corpus, ids: Iterable[str], policy: Checkpoint) -> Iterator[Any]:
+    return (prompt_of(corpus.clip(clip_id), policy) for clip_id in ids)
+
+
+def to_motions(policy: Checkpoint, candidates: Iterable[Candidate]) -> dict[str, Motion]:
+    """Candidate id -> motion at the corpus frame rate."""
+    return {c.candidate_id: policy.actions.to_motion(c.tokens) for c in candidates}

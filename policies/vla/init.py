@@ -1,0 +1,72 @@
+"""Initial weights of a small policy: what a pretrained backbone would bring along, as far as structure can give it.
+
+LLaMA's own initialisation (normal, 0.02) suits widths of thousands. At width 128 it leaves the blocks almost
+silent, and thousands of steps pass before the policy notices its prompt or its own past actions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from policies.vla.model import FaceVLA
+
+HARMONICS = 32
+CODE_NORM = 0.5  # of token embeddings and slot codes: neither drowns the other after the first norm
+
+
+@torch.no_grad()
+def init_small(model: FaceVLA, seed: int = 0) -> None:
+    """Initialise every weight of a small `FaceVLA` in place, the same for the same seed.
+
+    Linear layers keep the variance of what passes through them, those that write to the residual stream less
+    (Radford et al. 2019). Action tokens start as smooth features of their bin's centre, so that neighbouring
+    bins are neighbours. The slot of a token and the slot a token predicts share one code, and queries equal keys
+    in the first block: there, a position looks at earlier tokens of the very dimension it is to predict.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    blocks = model.config.text_config.num_hidden_layers
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module is not head:
+            std = 1 / math.sqrt(module.weight[0].numel())
+            if name.endswith(("o_proj", "down_proj")):
+                std /= math.sqrt(2 * blocks)
+            module.weight.normal_(0, std, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+    _init_tokens(model, generator)
+    if model.slots is not None:
+        _init_slots(model, generator)
+    first = model.language_model.model.layers[0].self_attn
+    if first.q_proj.weight.shape == first.k_proj.weight.shape:  # with grouped keys there is nothing to equate
+        first.k_proj.weight.copy_(first.q_proj.weight)
+
+
+def _init_tokens(model: FaceVLA, generator: torch.Generator) -> None:
+    config = model.config
+    hidden = config.text_config.hidden_size
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    inputs.normal_(0, CODE_NORM / math.sqrt(hidden), generator=generator)
+    outputs.normal_(0, 1 / math.sqrt(hidden), generator=generator)
+    # Cosines of rising frequency and falling amplitude over the range of the bins, through a random matrix.
+    centres = (torch.arange(config.action_bins) + 0.5) / config.action_bins
+    order = torch.arange(1, HARMONICS + 1)
+    features = torch.cos(math.pi * order * centres[:, None]) / order
+    rows = slice(config.action_token_start, config.action_token_start + config.action_bins)
+    for table, norm in ((inputs, CODE_NORM), (outputs, 1.0)):
+        smooth = features @ torch.randn(HARMONICS, hidden, generator=generator)
+        table[rows] = smooth * norm / smooth.norm(dim=1).mean()
+
+
+def _init_slots(model: FaceVLA, generator: torch.Generator) -> None:
+    slots, hidden = model.slots, model.config.text_config.hidden_size
+    codes = torch.randn(slots.dims, hidden, generator=generator)
+    if slots.dims <= hidden:
+        codes = torch.linalg.qr(codes.T)[0].T  # orthogonal: no two dimensions are alike
+    codes = CODE_NORM * codes / codes.norm(dim=1, keepdim=True)
+    slots.own.weight.copy_(codes)
+    slots.next.weight.copy_(codes)
+    slots.step.weight.normal_(0, 0.1 / math.sqrt(hidden), generator=generator)
