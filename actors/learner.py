@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cloudpickle
 import ray.train
 import torch
 import torch.distributed as dist
@@ -79,13 +80,14 @@ def fit(
 
     Args:
         directory: absolute, on storage every learner reaches; run again with the same one, it resumes.
-        log: `(metrics, step)`, called on rank 0's process; picklable.
-        say: progress line, called here.
+        log: `(metrics, step)` of every step, called in this process.
+        say: a line of progress now and then.
     """
     environment = worker_environment(options.threads) | {"TORCH_EXTENSIONS_DIR": _extensions_directory()}
     trainer = TorchTrainer(
         _train,
-        train_loop_config={"task": task, "options": options, "directory": str(directory), "log": log},
+        # As bytes: the controller would import everything the task needs, only to hand it on.
+        train_loop_config={"task": cloudpickle.dumps(task), "options": options, "directory": str(directory)},
         torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=options.world_size,
@@ -111,22 +113,25 @@ def fit(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    deadline, seen, last = time.monotonic() + options.timeout_s, 0, 0.0
+    deadline, seen, said = time.monotonic() + options.timeout_s, 0, 0.0
     while thread.is_alive():
-        thread.join(0.2)
+        thread.join(0.5)
         if time.monotonic() > deadline:
             raise ClusterError(f"learning in {directory} took longer than learner.timeout_s={options.timeout_s:g} s")
-        step, metrics = _last_line(directory / "steps.jsonl")
-        if step > seen and time.monotonic() - last > 5:
-            seen, last = step, time.monotonic()
-            say(f"step {step}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        lines = _lines_after(directory / "steps.jsonl", seen)
+        for line in lines:
+            seen = line.pop("step")
+            log(line, seen)
+        if lines and time.monotonic() - said > 10:
+            said = time.monotonic()
+            say(f"step {seen}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in lines[-1].items()))
     if "error" in outcome:
         raise _first_cause(outcome["error"])
     return outcome["result"]
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:
-    task, options, directory = config["task"], config["options"], Path(config["directory"])
+    task, options, directory = cloudpickle.loads(config["task"]), config["options"], Path(config["directory"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(options.threads)
@@ -144,7 +149,6 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             with steps_file.open("a") as lines:
                 lines.write(json.dumps({"step": step + 1} | metrics) + "\n")
-            config["log"](metrics, step + 1)
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < task.steps:
             _report(engine, step + 1, metrics)
     seconds_per_step = (time.monotonic() - began) / max(1, task.steps - start)
@@ -259,15 +263,12 @@ def _truncate(file: Path, step: int) -> None:
         file.write_text("".join(line + "\n" for line in kept))
 
 
-def _last_line(file: Path) -> tuple[int, dict[str, float]]:
+def _lines_after(file: Path, step: int) -> list[dict[str, float]]:
+    """Whole lines of later steps; the last one may still be being written."""
     if not file.is_file():
-        return 0, {}
-    lines = file.read_text().splitlines()
-    try:
-        last = json.loads(lines[-1]) if lines else {"step": 0}
-    except json.JSONDecodeError:  # read while it is being written
-        return 0, {}
-    return last.pop("step"), last
+        return []
+    whole = file.read_text().rpartition("\n")[0]
+    return [line for line in map(json.loads, whole.splitlines()) if line["step"] > step]
 
 
 def _first_cause(error: BaseException) -> BaseException:

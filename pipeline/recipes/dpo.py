@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-import torch.distributed as dist
 
 from actors.cluster import cluster
 from actors.learner import fit
 from actors.render import Panel, VideoJob
 from actors.reward import RewardPool
-from pipeline.config import DpoConfig, DpoRecipeConfig, PolicyConfig
-from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
+from pipeline.config import DpoRecipeConfig
+from pipeline.data.candidates import GROUND_TRUTH, Candidate
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of, prompt_row
 from pipeline.recipes.evaluate import Judge, Row, group_of, interval_json, panel_options, report, sample_held_out
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import Groups, render_videos, roll_out, speaker_panel, start_fleet, to_motions
-from pipeline.recipes.sft import learner_options, train_sft, trainable
+from pipeline.recipes.sft import learner_options, train_sft
 from pipeline.rundir import Phase, Run, RunError
+from pipeline.tasks.dpo import DpoTask
 from policies.motion import Motion
-from policies.vla.loading import Checkpoint, load_checkpoint, save_checkpoint, weight_digest
-from policies.vla.training import (
-    PAIR_SCHEMA,
-    ActionLogits,
-    batch_rows,
-    collate_prompts,
-    policy_state,
-    rank_share,
-    read_table,
-    write_table,
-)
-from rewards.dpo_loss import dpo_loss
+from policies.vla.loading import Checkpoint, load_checkpoint
+from policies.vla.training import PAIR_SCHEMA, write_table
 from rewards.metrics.statistics import paired_interval
 from rewards.pairs import Pair, make_pairs
 from rewards.ratings import Rating, read_ratings, write_ratings
@@ -130,8 +116,8 @@ def align(config: DpoRecipeConfig, reference: Path, pairs: Path, run: Run) -> Pa
     """DPO from the SFT policy, which is also the frozen reference; returns the aligned checkpoint."""
 
     def work(phase: Phase) -> dict[str, Any]:
-        task = DpoTask(str(reference), str(pairs), str(phase.directory / "reference.parquet"), config.dpo,
-                       config.policy, config.seed)
+        task = DpoTask(str(reference), str(pairs), config.policy, config.seed, config.dpo,
+                       str(phase.directory / "reference.parquet"))
         phase.say(f"{len(task.rows)} pairs, {task.steps} steps, beta {config.dpo.beta:g}, {config.dpo.loss}")
         result = fit(task, learner_options(config.learner), phase.directory, phase.logger.log, phase.say)
         return {
@@ -145,126 +131,6 @@ def align(config: DpoRecipeConfig, reference: Path, pairs: Path, run: Run) -> Pa
     result = run.once("dpo", work)
     run.summary["metrics"]["dpo"] = result["final"]
     return Path(result["policy"])
-
-
-@dataclass(frozen=True)
-class DpoTask:
-    """Eq. 11 over the pairs in `table` (a `learner.Task`).
-
-    Reference log-probs are computed once with the initial weights and kept in `reference_file`, keyed by
-    the digests of weights and action tokens.
-    """
-
-    initial: str
-    table: str
-    reference_file: str
-    config: DpoConfig
-    policy: PolicyConfig
-    seed: int
-
-    @property
-    def steps(self) -> int:
-        return max(1, self.config.epochs * len(self.rows) // self.config.batch_size)
-
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        return trainable(Path(self.initial), self.policy)
-
-    @cached_property
-    def rows(self) -> Any:
-        return read_table(Path(self.table))
-
-    @cached_property
-    def key(self) -> dict[str, str]:
-        """What the reference log-probs belong to."""
-        fresh = load_checkpoint(Path(self.initial))
-        return {"weights": weight_digest(fresh.model.state_dict()), "actions": fresh.actions.digest,
-                "pairs": str(len(self.rows))}
-
-    def module(self) -> torch.nn.Module:
-        return ActionLogits(self.checkpoint.model)
-
-    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        """Reference log-probs of every pair, shared out over the ranks."""
-        file = Path(self.reference_file)
-        if not file.is_file():
-            mine = range(rank, len(self.rows), world_size)
-            longest = -(-len(self.rows) // world_size)
-            indices = [*mine, *[0] * (longest - len(mine))]  # equal forward passes on every rank, for ZeRO-3
-            with torch.no_grad():
-                computed = [self._log_probs(forward, self._collate([i]))[0].tolist() for i in indices]
-            shares: list[Any] = [None] * world_size
-            dist.all_gather_object(shares, computed)
-            if rank == 0:
-                values = [shares[i % world_size][i // world_size] for i in range(len(self.rows))]
-                write_reference(file, values, self.key)
-            dist.barrier()
-        self.__dict__["reference"] = read_reference(file, self.key)
-
-    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
-        share = rank_share(order, rank, world_size)
-        return self._collate(share) | {"reference": self.reference[share]}
-
-    def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        policy, reference = self._log_probs(forward, batch), batch["reference"]
-        robust, margin = self.config.loss == "robust", self.config.loss == "margin"
-        losses, metrics = dpo_loss(
-            policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], self.config.beta, self.config.loss,
-            score_margin=batch["margin"] if margin else None,
-            label_smoothing=self.config.label_smoothing if robust else 0.0,
-            num_tokens=batch["actions"].shape[-1],
-        )
-        return losses.mean(), {name: values.mean() for name, values in metrics.items()}
-
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        c = self.checkpoint
-        save_checkpoint(c.model, c.tokenizer, c.actions, directory, policy_state(state))
-
-    def _collate(self, indices: Any) -> dict[str, Any]:
-        rows = [self.rows[int(i)] for i in indices]
-        prompts, frames = collate_prompts(rows, self.checkpoint.model.config)
-        return {
-            "prompts": prompts,
-            "frames": frames,
-            "actions": torch.tensor([[r["chosen"], r["rejected"]] for r in rows]),
-            "margin": torch.tensor([r["chosen_score"] - r["rejected_score"] for r in rows], dtype=torch.float32),
-        }
-
-    def _log_probs(self, forward: Callable[..., Any], batch: dict[str, Any]) -> torch.Tensor:
-        """Summed log-probs over the bins (batch, 2): chosen, rejected."""
-        actions = batch["actions"]
-        logits = forward(batch["prompts"], batch["frames"], actions)
-        bins = (actions - self.checkpoint.model.config.action_token_start).unsqueeze(-1)
-        return torch.log_softmax(logits.float(), dim=-1).gather(-1, bins).squeeze(-1).sum(-1)
-
-
-def write_reference(file: Path, values: list[list[float]], key: dict[str, str]) -> None:
-    chosen, rejected = zip(*values, strict=True)
-    table = pa.table({"reference_chosen": pa.array(chosen, pa.float64()),
-                      "reference_rejected": pa.array(rejected, pa.float64())})
-    partial = file.with_name(file.name + ".tmp")
-    pq.write_table(table.replace_schema_metadata(key), partial)
-    partial.replace(file)
-
-
-def read_reference(file: Path, key: dict[str, str]) -> torch.Tensor:
-    """Reference log-probs (pairs, 2) float32. Raises when they belong to other weights, tokens or pairs."""
-    table = pq.read_table(file)
-    stored = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    wrong = [name for name in key if stored.get(name) != key[name]]
-    if wrong:
-        raise RunError(f"{file} holds reference log-probs of other {', '.join(wrong)}; delete it to compute them anew")
-    columns = [table["reference_chosen"].to_numpy(), table["reference_rejected"].to_numpy()]
-    return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
 
 
 def compare(rows: dict[str, Row], run: Run) -> None:
@@ -301,5 +167,3 @@ def show(
 
     run.once("clips", work)
 
-
-__all__ = ["DpoTask", "read_candidates"]
