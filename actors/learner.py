@@ -195,7 +195,9 @@ def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -
     """One optimiser step; metrics averaged over the ranks. Collective."""
     for group in engine.optimizer.param_groups:
         group["lr"] = task.learning_rate * schedule(step, task.steps)
-    loss, metrics = task.loss(engine.__call__, task.batch(step, rank, world_size))
+    batch = {name: value.to(engine.device) if isinstance(value, torch.Tensor) else value
+             for name, value in task.batch(step, rank, world_size).items()}
+    loss, metrics = task.loss(engine.__call__, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate")
     engine.backward(loss)

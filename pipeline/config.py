@@ -28,7 +28,7 @@ class CorpusConfig(Section):
     )
     root: Path | None = Field(None, description="folder of the files (dualtalk, parquet); not used by synthetic")
     seconds: float = Field(4.0, gt=0, description="length of a clip, seconds")
-    stride: float = Field(4.0, gt=0, description="seconds between starts of clips cut from a recording (dualtalk)")
+    stride: float = Field(1.0, gt=0, description="seconds between starts of clips cut from a recording (dualtalk)")
     train_clips: int = Field(512, ge=1, description="training clips to generate (synthetic)")
     test_clips: int = Field(96, ge=1, description="held-out clips to generate (synthetic)")
     image_size: int = Field(56, ge=14, description="speaker frames: height and width, pixels")
@@ -50,7 +50,7 @@ class RenderConfig(Section):
     supersample: Literal[1, 2] = Field(1, description="samples per pixel side; 2 = clean edges, a third of the speed")
     codec: Literal["libx264", "libvpx-vp9"] = Field("libx264", description="video codec (VP9 is free of patents)")
     crf: int = Field(23, ge=0, le=51, description="constant rate factor: lower = larger and better")
-    videos: int = Field(16, ge=0, description="candidate videos written per phase; raters' packages write all")
+    videos: int = Field(10, ge=0, description="candidate videos to write; for people to rate, as many as candidates")
     timeout_s: float = Field(300, gt=0, description="deadline of one clip")
 
 
@@ -83,6 +83,13 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the weights")
     lora_rank: int = Field(0, ge=0, description="rank of LoRA adapters on the language model; 0 = full fine-tuning")
     freeze_vision: bool = Field(False, description="keep both vision towers fixed")
+
+    @model_validator(mode="after")
+    def _pretrained_needs_parts(self) -> PolicyConfig:
+        missing = [name for name in ("llama", "dino", "siglip") if getattr(self, name) is None]
+        if self.size == "pretrained" and missing:
+            raise ValueError(f"policy.size=pretrained needs {', '.join('policy.' + name for name in missing)}")
+        return self
 
 
 class LearnerConfig(Section):
@@ -274,6 +281,19 @@ def describe(recipe: type[BaseModel], prefix: str = "") -> list[tuple[str, str, 
 
 def to_yaml(config: RecipeConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def commented_yaml(config: BaseModel, indent: str = "") -> str:
+    """The config as YAML with every key's meaning beside it; `load_config` reads it back."""
+    lines = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            lines.append(f"{indent}{name}:\n{commented_yaml(value, indent + '  ')}")
+        else:
+            plain = yaml.safe_dump(config.model_dump(mode="json", include={name})).strip()
+            lines.append(f"{indent}{plain}  # {field.description}\n")
+    return "".join(lines)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
 
+    if args.print_config:
+        print(cfg.commented_yaml(config), end="")
+        return 0
+
     from pipeline.rundir import Run, RunError
 
     recipe = importlib.import_module(f"pipeline.recipes.{args.recipe}")
@@ -65,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys below")
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")
         sub.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+        sub.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
     return parser
 
 

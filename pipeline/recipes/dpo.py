@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +15,20 @@ from actors.learner import fit
 from actors.render import Panel, VideoJob
 from actors.reward import RewardPool
 from pipeline.config import DpoRecipeConfig
-from pipeline.data.candidates import GROUND_TRUTH, Candidate
+from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of, prompt_row
 from pipeline.recipes.evaluate import Judge, Row, group_of, interval_json, panel_options, report, sample_held_out
 from pipeline.recipes.prepare import prepare
-from pipeline.recipes.rollout import Groups, render_videos, roll_out, speaker_panel, start_fleet, to_motions
+from pipeline.recipes.rollout import (
+    Groups,
+    render_candidates,
+    render_videos,
+    roll_out,
+    speaker_panel,
+    start_fleet,
+    to_motions,
+)
 from pipeline.recipes.sft import learner_options, train_sft
 from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.dpo import DpoTask
@@ -33,25 +42,40 @@ from rewards.scores import score_candidates
 
 
 def run(config: DpoRecipeConfig, run: Run) -> None:
-    corpus = prepare(config.corpus, run)
+    corpus = prepare(config.corpus, run) if config.candidates is None else Corpus(earlier(config.candidates, "corpus"))
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
-        checkpoint = train_sft(config, corpus, run)
+        checkpoint = train_sft(config, corpus, run) if config.candidates is None else earlier(
+            config.candidates, "sft_policy")
         policy = load_checkpoint(checkpoint)
         with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
-            groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
             before = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
+            if config.candidates is None:
+                groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
+                render_candidates(config, corpus, policy, groups, run)
+            else:
+                groups = read_candidates(earlier(config.candidates, "candidates"))
             ratings = rate(config, corpus, policy, groups, run)
             pairs = pair(config, corpus, policy, groups, ratings, run)
-            aligned = align(config, checkpoint, pairs, run)
-            after_policy = load_checkpoint(aligned)
-            gap = fleet.update(after_policy.model)
+            aligned = load_checkpoint(align(config, checkpoint, pairs, run))
+            gap = fleet.update(aligned.model)
             print(f"[fleet] weight version {fleet.version}, canary gap {gap:.1e} nats", flush=True)
-            after = sample_held_out(config.evaluation, config.seed, corpus, after_policy, fleet)
+            after = sample_held_out(config.evaluation, config.seed, corpus, aligned, fleet)
         judge = Judge.of(config, corpus, policy.actions.space.layout, run)
         rows = judge.baselines() | {"SFT": judge(before), "SFT + DPO": judge(after)}
         compare(rows, run)
         show(config, corpus, before, after, run)
+
+
+def earlier(directory: Path, artifact: str) -> Path:
+    """Where an earlier `rollout` run left an artefact."""
+    summary = directory / "summary.json"
+    if not summary.is_file():
+        raise RunError(f"candidates={directory}: no summary.json there; it must be the folder of a `rollout` run")
+    artifacts = json.loads(summary.read_text())["artifacts"]
+    if artifact not in artifacts:
+        raise RunError(f"candidates={directory}: that run left no {artifact!r}, only {sorted(artifacts)}")
+    return Path(artifacts[artifact])
 
 
 def rate(config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run) -> list[Rating]:

@@ -21,6 +21,7 @@ from policies.motion import Layout
 from policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
 from policies.vla.loading import build_tiny, load_checkpoint, save_checkpoint, tiny_config
 from policies.vla.model import FaceVLA
+from policies.vla.openvla import load_openvla, read_weights
 from policies.vla.pretrained import load_pretrained
 from policies.vla.text import build_text_tokenizer
 from policies.vla.training import SFT_SCHEMA, write_table
@@ -37,7 +38,8 @@ def train_sft(config: SftRecipeConfig, corpus: Corpus, run: Run) -> Path:
     """The SFT policy's checkpoint: trained here, or the one `sft.checkpoint` names."""
     if config.sft.checkpoint is not None:
         load_checkpoint(config.sft.checkpoint)  # complains now rather than after the rollout
-        return config.sft.checkpoint
+        run.summary["artifacts"]["sft_policy"] = str(config.sft.checkpoint.absolute())
+        return config.sft.checkpoint.absolute()
 
     def work(phase: Phase) -> dict[str, Any]:
         initial = phase.directory / "initial"
@@ -76,7 +78,9 @@ def initial_policy(
     dtype = getattr(torch, config.dtype)
     if config.size == "pretrained":
         model, tokenizer = load_pretrained(config.llama, config.dino, config.siglip, space, dtype=dtype,
-                                           text_tokens=config.text_tokens, **frames)
+                                           text_tokens=config.text_tokens, frames=frames.get("frames", 1))
+        if config.openvla is not None:
+            print(f"[sft] {load_openvla(model, read_weights(Path(config.openvla)))}", flush=True)
     else:
         texts: Iterator[str] = (c.text for c in corpus.clips("train") if c.text is not None)
         tokenizer = build_text_tokenizer(texts, text_vocabulary=config.vocabulary - config.action.bins,

@@ -63,7 +63,7 @@ class DpoTask(VlaTask):
             longest = -(-len(self.rows) // world_size)
             indices = [*mine, *[0] * (longest - len(mine))]  # equal forward passes on every rank, for ZeRO-3
             with torch.no_grad():
-                computed = [self._log_probs(forward, self._collate([i]))[0].tolist() for i in indices]
+                computed = [self._reference_row(forward, i) for i in indices]
             shares: list[Any] = [None] * world_size
             dist.all_gather_object(shares, computed)
             if rank == 0:
@@ -87,6 +87,11 @@ class DpoTask(VlaTask):
             num_tokens=batch["actions"].shape[-1],
         )
         return losses.mean(), {name: values.mean() for name, values in metrics.items()}
+
+    def _reference_row(self, forward: Callable[..., Any], index: int) -> list[float]:
+        device = next(self.checkpoint.model.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in self._collate([index]).items()}
+        return self._log_probs(forward, batch)[0].tolist()
 
     def _collate(self, indices: Any) -> dict[str, Any]:
         rows = [self.rows[int(i)] for i in indices]

@@ -153,6 +153,7 @@ def sampling_params(
         ignore_eos=True,
         detokenize=False,
         logprobs=0,
+        flat_logprobs=True,  # plain lists instead of an object per token
         allowed_token_ids=list(range(start, start + config.action_bins)),
     )
 
@@ -160,10 +161,11 @@ def sampling_params(
 def read_output(output: RequestOutput) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (n, tokens) int64 and log-probs (n, tokens) float32 of one prompt's samples."""
     ids = np.array([sample.token_ids for sample in output.outputs], dtype=np.int64)
-    log_probs = [
-        [at[token].logprob for token, at in zip(sample.token_ids, sample.logprobs, strict=True)]
-        for sample in output.outputs
-    ]
+    log_probs = []
+    for sample in output.outputs:
+        if list(sample.logprobs.token_ids) != list(sample.token_ids):
+            raise EngineError("vLLM gave log-probs of other tokens than it sampled")
+        log_probs.append(sample.logprobs.logprobs)
     return ids, np.array(log_probs, dtype=np.float32)
 
 
