@@ -14,7 +14,7 @@ from actors.pool import stream
 from policies.head.asset import HeadAsset, load_head
 from policies.head.flame import FlameHead
 from policies.head.raster import Rasterizer
-from policies.head.video import render_motion, side_by_side, write_mp4
+from policies.head.video import panels, render_motion, write_mp4
 from policies.motion import Layout, Motion
 
 POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
@@ -82,15 +82,12 @@ class RenderWorker:
 
     def render(self, job: VideoJob) -> int:
         """Write the video; returns how many panel frames were drawn."""
-        frames = next(len(panel.motion) for panel in job.panels if panel.motion is not None)
-        fps = next(panel.motion.layout.fps for panel in job.panels if panel.motion is not None)
         drawn = [self._draw(panel) for panel in job.panels]
-        captions = [caption for caption, _ in drawn]
-        left = side_by_side(drawn[0][1], drawn[1][1], (captions[0], captions[1]))
-        for caption, panel in drawn[2:]:
-            left = np.concatenate([left, side_by_side(panel, panel, (caption, ""))[:, :, : self.options.size]], axis=2)
-        write_mp4(job.path, left, fps, job.audio, codec=self.options.codec, crf=self.options.crf)
-        return frames * sum(panel.motion is not None for panel in job.panels)
+        picture = panels([frames for _, frames in drawn], [caption for caption, _ in drawn])
+        moving = [panel.motion for panel in job.panels if panel.motion is not None]
+        options = self.options
+        write_mp4(job.path, picture, moving[0].layout.fps, job.audio, codec=options.codec, crf=options.crf)
+        return sum(map(len, moving))
 
     def _draw(self, panel: Panel) -> tuple[str, np.ndarray | None]:
         if panel.motion is None:

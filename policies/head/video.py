@@ -1,8 +1,9 @@
-"""Frames to watchable files: a motion drawn, two panels side by side, MP4 or WebM with sound."""
+"""Frames to watchable files: a motion drawn, panels side by side, MP4 or WebM with sound."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -38,21 +39,19 @@ def render_motion(
     return frames
 
 
-def side_by_side(
-    left: np.ndarray | None, right: np.ndarray | None, labels: tuple[str, str] = ("speaker", "listener")
-) -> np.ndarray:
-    """Two clips in one: (time, height, width, 3) each -> (time, height, 2 width, 3). None = "no video"."""
-    given = [panel for panel in (left, right) if panel is not None]
+def panels(frames: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.ndarray:
+    """Clips of one size in a row: n of (time, height, width, 3) -> (time, height, n width, 3). None = "no video"."""
+    given = [clip for clip in frames if clip is not None]
     if not given:
-        raise ValueError("side_by_side: both panels are None, there is nothing to show")
-    if any(panel.shape != given[0].shape for panel in given):
-        raise ValueError(f"side_by_side: panels of unlike shapes {[panel.shape for panel in given]}")
+        raise ValueError(f"panels {list(captions)}: none has frames, there is nothing to show")
+    if any(clip.shape != given[0].shape for clip in given):
+        raise ValueError(f"panels {list(captions)}: unlike shapes {[clip.shape for clip in given]}")
     blank = np.broadcast_to(np.uint8(BACKGROUND), given[0].shape)
-    panels = [
-        _caption(blank, f"{label}: no video") if panel is None else _caption(panel, label)
-        for panel, label in zip((left, right), labels, strict=True)
+    captioned = [
+        _caption(blank, f"{caption}: no video") if clip is None else _caption(clip, caption)
+        for clip, caption in zip(frames, captions, strict=True)
     ]
-    return np.concatenate(panels, axis=2)
+    return np.concatenate(captioned, axis=2)
 
 
 def _caption(frames: np.ndarray, text: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from policies.head import video
 from policies.head.asset import TopologyError, load_head
 from policies.head.flame import FlameHead
 from policies.head.raster import Rasterizer
-from policies.head.video import render_motion, side_by_side, write_mp4
+from policies.head.video import panels, render_motion, write_mp4
 from policies.motion import Layout, Motion
 
 
@@ -95,26 +95,36 @@ def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
-def test_side_by_side_keeps_the_pictures_and_labels_them():
-    left, right = clip(3, (128, 128)), clip(3, (128, 128)) // 2
-    both = side_by_side(left, right)
-    assert both.shape == (3, 128, 256, 3)
-    np.testing.assert_array_equal(both[:, 40:, :128], left[:, 40:])
-    np.testing.assert_array_equal(both[:, 40:, 128:], right[:, 40:])
-    assert (both[:, :24, 128:] > right[:, :24] + 50).any() and (left == clip(3, (128, 128))).all()
-    assert not np.array_equal(side_by_side(right, right)[:, :24, :128], both[:, :24, 128:]), "labels differ"
+def test_panels_keep_the_pictures_and_caption_them():
+    a, b, c = (clip(3, (128, 128)) // d for d in (1, 2, 3))
+    row = panels([a, b, c], ["speaker", "SFT", "SFT + DPO"])
+    assert row.shape == (3, 128, 384, 3)
+    for i, picture in enumerate((a, b, c)):
+        np.testing.assert_array_equal(row[:, 40:, 128 * i : 128 * (i + 1)], picture[:, 40:])
+    assert (row[:, :24, 128:256] > b[:, :24] + 50).any() and (a == clip(3, (128, 128))).all()
+    captions = panels([b, b, b], ["speaker", "SFT", "SFT"])[:, :24]
+    assert not np.array_equal(captions[:, :, :128], captions[:, :, 128:256]), "captions differ"
+    np.testing.assert_array_equal(captions[:, :, 128:256], captions[:, :, 256:])
+    np.testing.assert_array_equal(panels([b], ["SFT"])[:, :24], captions[:, :, 256:])
 
 
 def test_an_absent_panel_is_plain_and_says_so():
     listener = clip(2, (128, 128))
-    both = side_by_side(None, listener)
-    assert (both[:, 40:, :128] == video.BACKGROUND).all()
+    row = panels([None, listener, None], ["speaker", "listener", "SFT"])
+    assert (row[:, 40:, :128] == video.BACKGROUND).all() and (row[:, 40:, 256:] == video.BACKGROUND).all()
     words = lambda image: (image[0, :24, :, 0] > 100).sum()  # noqa: E731
-    assert words(both[:, :, :128]) > words(side_by_side(np.zeros_like(listener), listener)[:, :, :128])
-    with pytest.raises(ValueError, match="both panels"):
-        side_by_side(None, None)
-    with pytest.raises(ValueError, match="unlike"):
-        side_by_side(clip(3, (128, 128)), listener)
+    shown = panels([np.zeros_like(listener)] * 3, ["speaker", "listener", "SFT"])
+    assert words(row[:, :, :128]) > words(shown[:, :, :128])
+    assert words(row[:, :, 256:]) > words(shown[:, :, 256:])
+
+
+def test_panels_that_cannot_be_shown_are_named():
+    with pytest.raises(ValueError, match="'speaker', 'listener'.*nothing to show"):
+        panels([None, None], ["speaker", "listener"])
+    with pytest.raises(ValueError, match="'speaker', 'listener'.*unlike shapes"):
+        panels([clip(3, (128, 128)), clip(2, (128, 128))], ["speaker", "listener"])
+    with pytest.raises(ValueError, match="zip"):
+        panels([clip(3)], ["speaker", "listener"])
 
 
 def test_render_motion_draws_every_frame_of_a_motion_longer_than_a_chunk():
