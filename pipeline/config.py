@@ -259,7 +259,7 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
         if not equals:
             raise ConfigError(f"{text!r} is not key=value")
         _require_known(recipe, key, "on the command line")
-        _set(values, key, yaml.safe_load(raw) if raw else None)
+        _set(values, key, _read_value(key, raw))
     try:
         return recipe.model_validate(values)
     except ValidationError as error:
@@ -294,6 +294,13 @@ def commented_yaml(config: BaseModel, indent: str = "") -> str:
             plain = yaml.safe_dump(config.model_dump(mode="json", include={name})).strip()
             lines.append(f"{indent}{plain}  # {field.description}\n")
     return "".join(lines)
+
+
+def _read_value(key: str, raw: str) -> Any:
+    try:
+        return yaml.safe_load(raw)  # nothing after the = means empty
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}={raw} is not YAML: {error}") from None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""The configuration: what is accepted, what is refused and how the refusal reads."""
+
+import pytest
+import yaml
+
+from pipeline import config as cfg
+from pipeline.config import ConfigError, DpoRecipeConfig, PrepareConfig, describe, load_config
+from pipeline.run import RECIPES, main
+
+TYPES = [config_type for config_type, _ in RECIPES.values()]
+
+
+def load(*overrides, recipe=DpoRecipeConfig, file=None):
+    return load_config(recipe, file, list(overrides))
+
+
+@pytest.mark.parametrize("recipe", TYPES)
+def test_every_key_has_a_type_and_a_meaning(recipe):
+    rows = describe(recipe)
+    assert len(rows) == len({key for key, *_ in rows}) and len(rows) > 10
+    assert all(kind and meaning for _, kind, _, meaning in rows), [r for r in rows if not (r[1] and r[3])]
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_help_lists_every_key_with_type_default_and_meaning(recipe, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([recipe, "--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for key, kind, default, meaning in describe(RECIPES[recipe][0]):
+        assert f"{kind}, default {default or 'empty'}\n" in shown.partition(f"\n  {key} ")[2][:200], key
+        assert meaning in shown
+
+
+def test_types_and_defaults_are_written_for_people():
+    rows = {key: (kind, default) for key, kind, default, _ in describe(DpoRecipeConfig)}
+    assert rows["learner.zero_stage"] == ("1|2|3", "2")
+    assert rows["corpus.root"] == ("path or empty", "")
+    assert rows["tracking.system_metrics"] == ("bool", "true")
+    assert rows["dpo.beta"] == ("float", "0.1")
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 3\ndpo:\n  beta: 0.5\n  epochs: 7\n")
+    config = load("dpo.beta=0.2", file=file)
+    assert (config.seed, config.dpo.beta, config.dpo.epochs) == (3, 0.2, 7)
+    assert config.dpo.batch_size == DpoRecipeConfig().dpo.batch_size
+
+
+def test_values_are_read_as_yaml():
+    config = load("corpus.root=/data/x", "learner.zero_stage=3", "sft.learning_rate=1e-4",
+                  "tracking.system_metrics=false", "policy.llama=", recipe=cfg.RolloutRecipeConfig)
+    assert str(config.corpus.root) == "/data/x" and config.learner.zero_stage == 3
+    assert config.sft.learning_rate == 1e-4 and config.tracking.system_metrics is False
+    assert config.policy.llama is None
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("dpo.bata=1", ["unknown key 'dpo.bata'", "dpo.beta", "command line"]),
+        ("beta=1", ["unknown key 'beta'", "dpo.beta"]),
+        ("corpus=1", ["unknown key 'corpus'"]),
+        ("dpo.beta", ["'dpo.beta' is not key=value"]),
+        ("dpo.beta=much", ["dpo.beta", "number", "'much'"]),
+        ("dpo.beta=-1", ["dpo.beta", "greater than 0", "-1"]),
+        ("dpo.beta=[1", ["dpo.beta", "YAML"]),
+        ("learner.zero_stage=4", ["learner.zero_stage", "1, 2 or 3"]),
+        ("seed=1.5", ["seed", "1.5"]),
+        ("score.empathy=0.5", ["score", "sum to 1", "1.25"]),
+        ("ratings=r.csv", ["ratings=FILE needs candidates=RUN_DIR"]),
+        ("policy.size=pretrained", ["policy.llama", "policy.dino", "policy.siglip"]),
+    ],
+)
+def test_a_bad_override_is_named_with_the_way_out(override, parts):
+    with pytest.raises(ConfigError) as error:
+        load(override)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("dpo:\n  bata: 1\n", ["unknown key 'dpo.bata'", "dpo.beta", "c.yaml"]),
+        ("dpo: [", ["c.yaml", "not YAML"]),
+        ("- 1\n", ["c.yaml", "mapping"]),
+        ("dpo: 3\n", ["unknown key 'dpo'"]),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, parts):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(file=file)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no config file .*nowhere.yaml"):
+        load(file=tmp_path / "nowhere.yaml")
+
+
+def test_a_config_written_as_yaml_reads_back_the_same(tmp_path):
+    config = load("corpus.root=/data/a folder", "dpo.beta=0.3", "policy.action.expr_dims=7")
+    for text in (cfg.to_yaml(config), cfg.commented_yaml(config)):
+        file = tmp_path / "c.yaml"
+        file.write_text(text)
+        assert load(file=file) == config
+
+
+def test_an_unknown_key_ends_with_code_2_and_a_message(capsys, tmp_path):
+    assert main(["prepare", "corpus.train_clip=3", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "corpus.train_clips" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["train"], "invalid choice"), (["prepare", "--fast"], "--fast"), (["prepare", "--resume"], "--run-dir"), ([], "")]
+)
+def test_bad_usage_ends_with_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_keys_may_stand_before_and_after_options(capsys):
+    assert main(["prepare", "corpus.seed=4", "--print-config", "seed=5"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["seed"] == 5 and printed["corpus"]["seed"] == 4
+
+
+def test_configs_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        PrepareConfig().seed = 1

