@@ -72,11 +72,13 @@ def read_candidates(path: Path) -> dict[str, list[Candidate]]:
     if not path.is_file():
         raise CandidateError(f"no candidates at {path}; is that the folder of a finished `rollout` run?")
     try:
-        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
-    except pa.ArrowException as error:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
         raise CandidateError(f"{path} cannot be read as candidates: {error}") from error
+    if table.schema != SCHEMA:
+        raise CandidateError(f"{path} holds no candidates: its columns are {table.schema.names}, not {SCHEMA.names}")
     groups: dict[str, list[Candidate]] = {}
-    for row in rows:
+    for row in table.to_pylist():
         row["tokens"] = np.array(row["tokens"], np.int64)
         row["log_probs"] = None if row["log_probs"] is None else np.array(row["log_probs"], np.float32)
         groups.setdefault(row["prompt_id"], []).append(Candidate(**row))

@@ -24,7 +24,8 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
     Linear layers keep the variance of what passes through them, those that write to the residual stream less
     (Radford et al. 2019). Action tokens start as smooth features of their bin's centre, so that neighbouring
     bins are neighbours. The slot of a token and the slot a token predicts share one code, and queries equal keys
-    in the first block: there, a position looks at earlier tokens of the very dimension it is to predict.
+    in the first block: there, a position looks most at earlier tokens of its own slot, then at those beside it,
+    of which one holds the very dimension that is to be predicted.
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = model.config.text_config.num_hidden_layers

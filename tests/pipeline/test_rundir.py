@@ -6,8 +6,8 @@ import pytest
 
 from pipeline import rundir
 from pipeline.config import PrepareConfig
-from pipeline.rundir import Run, RunError, write_atomic
 from pipeline.run import main
+from pipeline.rundir import Run, RunError, write_atomic
 
 
 class SilentTracker:
