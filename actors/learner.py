@@ -259,9 +259,9 @@ def _report(engine: Any, step: int, metrics: dict[str, float]) -> None:
 
 
 def _truncate(file: Path, step: int) -> None:
-    """Drop lines of steps that a resumed learner will do again."""
+    """Drop lines of steps that a resumed learner will do again, and one that a killed learner left unfinished."""
     if file.is_file():
-        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
         file.write_text("".join(line + "\n" for line in kept))
 
 
@@ -269,8 +269,11 @@ def _lines_after(file: Path, step: int) -> list[dict[str, float]]:
     """Whole lines of later steps; the last one may still be being written."""
     if not file.is_file():
         return []
-    whole = file.read_text().rpartition("\n")[0]
-    return [line for line in map(json.loads, whole.splitlines()) if line["step"] > step]
+    return [line for line in map(json.loads, _whole_lines(file)) if line["step"] > step]
+
+
+def _whole_lines(file: Path) -> list[str]:
+    return file.read_text().rpartition("\n")[0].splitlines()
 
 
 def _first_cause(error: BaseException) -> BaseException:

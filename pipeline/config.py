@@ -75,7 +75,9 @@ class PolicyConfig(Section):
     heads: int = Field(4, ge=1, description="LLaMA attention heads (tiny)")
     vision_hidden: int = Field(64, ge=16, description="width of each vision tower (tiny)")
     vision_layers: int = Field(2, ge=2, description="layers of each vision tower (tiny)")
-    vocabulary: int = Field(1024, ge=600, description="vocabulary, action ids included (tiny)")
+    vocabulary: int = Field(
+        1536, ge=600, description="vocabulary, action ids included (tiny); large enough that common words stay whole"
+    )
     llama: str | None = Field(None, description="LLaMA checkpoint: local path or hub name (pretrained)")
     dino: str | None = Field(None, description="DINOv2 checkpoint (pretrained)")
     siglip: str | None = Field(None, description="SigLIP checkpoint (pretrained)")
@@ -178,8 +180,8 @@ class DpoConfig(Section):
 
 
 class EvaluationConfig(Section):
-    prompts: int = Field(48, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
-    samples: int = Field(2, ge=1, description="candidates per prompt")
+    prompts: int = Field(96, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
+    samples: int = Field(1, ge=1, description="candidates per prompt")
     clips: int = Field(4, ge=0, description="comparison videos: ground truth, SFT, SFT + DPO side by side")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
 
