@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import CorpusConfig, PrepareConfig
+from pipeline.data.clip import Clip
+from pipeline.data.collapse import regression_collapse
 from pipeline.data.dualtalk import import_dualtalk
+from pipeline.data.statistics import motion_statistics
 from pipeline.data.store import Corpus
 from pipeline.data.synthetic.generate import generate
 from pipeline.rundir import Phase, Run, RunError
+from policies.motion import Motion
 
 
 def run(config: PrepareConfig, run: Run) -> None:
     corpus = prepare(config.corpus, run)
-    run.summary["metrics"] = {"clips": {split: corpus.count(split) for split in corpus.splits}}
+    run.summary["metrics"] = run.once("describe", lambda phase: {"metrics": describe(corpus, phase)})["metrics"]
+
+
+def describe(corpus: Corpus, phase: Phase) -> dict[str, Any]:
+    """How the people of a corpus move, and how far a regression that imitates them collapses."""
+    recordings: dict[str, list[Clip]] = {}
+    for clip in corpus.clips("train"):
+        recordings.setdefault(clip.dyad_id, []).append(clip)
+    metrics: dict[str, Any] = {"listener": mean_statistics([c.listener for c in d] for d in recordings.values())}
+    speakers = [[c.speaker for c in d] for d in recordings.values() if all(c.speaker is not None for c in d)]
+    if speakers:
+        metrics["speaker"] = mean_statistics(speakers)
+    collapse = metrics["regression_collapse"] = regression_collapse(corpus)
+    phase.say(f"a regression keeps {collapse['variance_ratio']:.3f} of the listeners' variance, "
+              f"{collapse['variation_ratio']:.3f} within a clip (r2 {collapse['r2']:.2f})")
+    return metrics
+
+
+def mean_statistics(recordings: Iterable[list[Motion]]) -> dict[str, float]:
+    """`motion_statistics`, averaged over recordings; the clips of one are put together again."""
+    rows = [motion_statistics(Motion(np.concatenate([m.values for m in clips]), clips[0].layout))
+            for clips in recordings]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def prepare(config: CorpusConfig, run: Run) -> Corpus:

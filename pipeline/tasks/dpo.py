@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +33,7 @@ class DpoTask(VlaTask):
     """Eq. 11 over the pairs in `table` (a `learner.Task`).
 
     Reference log-probs are computed once with the initial weights and kept in `reference_file`, keyed by
-    the digests of weights and action tokens.
+    the digests of weights, action tokens and pairs.
     """
 
     config: DpoConfig
@@ -53,7 +56,7 @@ class DpoTask(VlaTask):
         """What the reference log-probs belong to."""
         fresh = load_checkpoint(Path(self.initial))
         return {"weights": weight_digest(fresh.model.state_dict()), "actions": fresh.actions.digest,
-                "pairs": str(len(self.rows))}
+                "pairs": pairs_digest(self.rows)}
 
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
         """Reference log-probs of every pair, shared out over the ranks."""
@@ -109,6 +112,14 @@ class DpoTask(VlaTask):
         logits = forward(batch["prompts"], batch["frames"], actions)
         bins = (actions - self.checkpoint.model.config.action_token_start).unsqueeze(-1)
         return torch.log_softmax(logits.float(), dim=-1).gather(-1, bins).squeeze(-1).sum(-1)
+
+
+def pairs_digest(rows: datasets.Dataset) -> str:
+    """sha256 over prompts and both reactions of every pair, as token ids, in order."""
+    digest = hashlib.sha256()
+    for row in rows.select_columns(["prompt_id", "prompt", "chosen", "rejected"]):
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
 
 
 def write_reference(file: Path, values: list[list[float]], key: dict[str, str]) -> None:

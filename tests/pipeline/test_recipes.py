@@ -1,0 +1,196 @@
+"""What of the recipes needs no Ray: choices, layouts, rows of the table, the judge's bookkeeping."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline.config import ActionConfig, EvaluationConfig, HeadConfig, PolicyConfig, RatersConfig
+from pipeline.data.store import load_truth
+from pipeline.recipes import evaluate
+from pipeline.recipes.dpo import earlier, pair_rows
+from pipeline.recipes.evaluate import Judge, Row, group_of, report
+from pipeline.recipes.prepare import _open
+from pipeline.recipes.rollout import choose
+from pipeline.recipes.sft import action_layout, initial_policy
+from pipeline.rundir import RunError
+from policies.motion import Layout, LayoutError
+from policies.vla.loading import load_checkpoint, weight_digest
+from rewards.pairs import Pair
+from rewards.ratings import Rating
+
+
+class FakeRun(SimpleNamespace):
+    """A run directory without MLflow."""
+
+    def __init__(self, directory):
+        logged = []
+        super().__init__(directory=directory, summary={"metrics": {}, "artifacts": {}}, logged=logged,
+                         config=SimpleNamespace(evaluation=EvaluationConfig(bootstrap=100)),
+                         tracker=SimpleNamespace(log=logged.append))
+
+
+def test_choice_of_clips_follows_the_seed(tiny_corpus):
+    ids = tiny_corpus.clip_ids("train")
+    chosen = choose(tiny_corpus, "train", 5, seed=0)
+    assert len(set(chosen)) == 5 and set(chosen) <= set(ids) and chosen == choose(tiny_corpus, "train", 5, seed=0)
+    assert choose(tiny_corpus, "train", 3, seed=0) == chosen[:3]
+    assert choose(tiny_corpus, "train", 8, seed=1) != choose(tiny_corpus, "train", 8, seed=0)
+    assert sorted(choose(tiny_corpus, "train", 99, seed=0)) == sorted(ids)
+
+
+def test_the_action_layout_takes_rotation_from_where_the_corpus_has_it():
+    rotating = Layout((("expr", 50), ("jaw", 3), ("neck", 3), ("rot", 3)), 25, "builtin")
+    nodding = Layout((("expr", 50), ("neck", 3), ("jaw", 3)), 25, "flame2020")
+    assert action_layout(ActionConfig(), rotating).groups == (("expr", 50), ("rot", 3), ("jaw", 3))
+    assert action_layout(ActionConfig(), nodding).groups == (("expr", 50), ("neck", 3), ("jaw", 3))
+    assert action_layout(ActionConfig(head="neck", expr_dims=7), rotating).groups == (
+        ("expr", 7), ("neck", 3), ("jaw", 3))
+    with pytest.raises(LayoutError, match="50 columns here, 60 were asked for"):
+        action_layout(ActionConfig(expr_dims=60), nodding)
+    with pytest.raises(LayoutError, match="no group 'rot'"):
+        action_layout(ActionConfig(head="rot"), nodding)
+
+
+def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
+    config = PolicyConfig(hidden=32, layers=1, heads=1, vision_hidden=16, text_tokens=4, vocabulary=600,
+                          action=ActionConfig(expr_dims=5))
+    model, tokenizer, actions = initial_policy(config, 1.0, tiny_corpus, seed=3)
+    assert actions.space.layout.groups == (("expr", 5), ("rot", 3), ("jaw", 3))
+    assert (model.config.frames, model.config.image_size, model.config.action_steps) == (1, 28, 5)
+    assert len(tokenizer) == 600 and actions.first_token == 344 and model.config.text_config.num_hidden_layers == 1
+    again, _, _ = initial_policy(config, 1.0, tiny_corpus, seed=3)
+    other, _, _ = initial_policy(config, 1.0, tiny_corpus, seed=4)
+    digests = [weight_digest(m.state_dict()) for m in (model, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("kind", ["dualtalk", "parquet"])
+def test_a_corpus_without_a_root_is_refused(kind):
+    config = SimpleNamespace(kind=kind, root=None)
+    with pytest.raises(RunError, match=f"corpus.kind={kind} needs corpus.root"):
+        _open(config, phase=None)
+
+
+def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
+    with pytest.raises(RunError, match="no summary.json there"):
+        earlier(tmp_path, "corpus")
+    (tmp_path / "summary.json").write_text(json.dumps({"artifacts": {"corpus": "/data/c"}}))
+    assert str(earlier(tmp_path, "corpus")) == "/data/c"
+    with pytest.raises(RunError, match="no 'candidates'.*'corpus'"):
+        earlier(tmp_path, "candidates")
+
+
+def test_rows_of_pairs_hold_the_two_reactions_and_their_scores(tiny_corpus, tiny_checkpoint):
+    policy, prompt = load_checkpoint(tiny_checkpoint), tiny_corpus.clip_ids("train")[2]
+    candidates = {(prompt, name): SimpleNamespace(tokens=np.array(tokens))
+                  for name, tokens in (("a", [1, 2]), ("b", [3, 4]), ("c", [5, 6]))}
+    [row] = pair_rows([Pair(prompt, "c", "a", 0.75, 0.5)], candidates, tiny_corpus, policy)
+    assert (row["chosen"], row["rejected"]) == ([5, 6], [1, 2])
+    assert (row["chosen_score"], row["rejected_score"], row["prompt_id"]) == (0.75, 0.5, prompt)
+    assert len(row["prompt"]) == policy.model.config.prompt_length and row["frames"] is not None
+
+
+def test_raters_get_what_a_person_sees_and_hears_and_nothing_hidden(tiny_corpus):
+    clip = tiny_corpus.at("train", 0)
+    group = group_of(clip, {"x": clip.listener})
+    assert (group.prompt_id, list(group.candidates)) == (clip.clip_id, ["x"])
+    assert group.speaker is clip.speaker and group.audio is clip.speaker_audio
+    assert group.words == tuple((w.text, w.start, w.end) for w in clip.words)
+    bare = group_of(replace(clip, words=None, speaker=None, speaker_audio=None), {})
+    assert bare.words is None and bare.speaker is None and bare.audio is None
+
+
+METRICS = {"l2": 2.0, "fd": 1.0, "p_fd": None, "variation": 0.1, "diversity": 0.2, "l2_affect": None}
+
+
+def test_a_row_says_missing_where_nothing_could_be_computed():
+    summary = Row(METRICS, {}, {}).summary(bootstrap=100)
+    assert summary["p_fd"] is None and summary["simulated_rating"] is None and summary["truth_affect_error"] is None
+    summary = Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5, "b": 0.25}).summary(bootstrap=500)
+    assert summary["truth_affect_error"] == 0.375 and summary["l2"] == 2.0
+    rating = summary["simulated_rating"]
+    assert rating["mean"] == 3.0 and rating["n"] == 2 and 2.0 <= rating["low"] < 3.0 < rating["high"] <= 4.0
+
+
+def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
+    run = FakeRun(tmp_path)
+    rows = {"SFT": Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}), "Nearest Neighbour": Row(METRICS, {}, {})}
+    values = report(rows, run)
+    shown = capsys.readouterr().out
+    assert "Nearest Neighbour" in shown and "2.0000" in shown and "-" in shown
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == values == run.summary["metrics"]["evaluation"]
+    assert run.logged[0]["sft/l2"] == 2.0 and run.logged[0]["sft/simulated_rating"] == 3.0
+    assert "nearest_neighbour/l2" in run.logged[1]
+    assert not any(key.endswith(("p_fd", "l2_affect")) for logged in run.logged for key in logged), "missing, not zero"
+
+
+@pytest.fixture
+def judge(tiny_corpus, tmp_path, monkeypatch):
+    """A judge whose raters give every reaction of clip number k the grade 2 + k % 3, and no empathy."""
+    asked = []
+
+    class Pool:
+        def __init__(self, options, *settings):
+            asked.append(options)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def rate(self, groups):
+            ids = tiny_corpus.clip_ids("test")
+            for group in groups:
+                grade = 2.0 + ids.index(group.prompt_id) % 3
+                yield group, [Rating(group.prompt_id, c, "r", None, grade, grade, 5.0) for c in group.candidates]
+
+    monkeypatch.setattr(evaluate, "RewardPool", Pool)
+    config = SimpleNamespace(evaluation=EvaluationConfig(prompts=3), seed=0, raters=RatersConfig(), head=HeadConfig())
+    layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
+    judge = Judge.of(config, tiny_corpus, layout, SimpleNamespace(directory=tmp_path))
+    return judge, asked
+
+
+def test_the_judge_averages_criteria_then_raters_of_a_prompt(judge, tiny_corpus):
+    judge, asked = judge
+    answers = {i: [c.listener.subset(judge.layout)] * 2 for i, c in judge.clips.items()}
+    row = judge(answers)
+    grades = {i: 2.0 + tiny_corpus.clip_ids("test").index(i) % 3 for i in judge.clips}
+    assert row.scores == pytest.approx({i: (2 * g + 5.0) / 3 for i, g in grades.items()})
+    assert row.metrics["simulated_empathy"] is None and row.metrics["simulated_naturalness"] == 5.0
+    assert row.metrics["l2"] == pytest.approx(0, abs=1e-9) and row.metrics["clips"] == 6
+    assert asked[0].seed != 0, "other raters than those who made the pairs"
+
+
+def test_the_hidden_truth_error_is_the_distance_of_the_affect_shown(judge, tiny_corpus):
+    judge, _ = judge
+    row = judge({i: [c.listener.subset(judge.layout)] for i, c in judge.clips.items()})
+    truth = load_truth(tiny_corpus.path)
+    for clip_id, clip in judge.clips.items():
+        shown = judge.affect(clip.listener.subset(judge.layout))[:, 0]
+        wanted = np.sqrt(np.mean((shown - truth[clip_id].appropriate_affect[:, 0]) ** 2))
+        assert row.truth_errors[clip_id] == pytest.approx(wanted)
+    assert replace(judge, affect=None)({i: [c.listener.subset(judge.layout)] for i, c in judge.clips.items()}
+                                       ).truth_errors == {}
+
+
+def test_the_affect_estimator_sees_training_clips_only(judge, tiny_corpus, tmp_path, monkeypatch):
+    read = []
+    whole = type(tiny_corpus).clips
+    monkeypatch.setattr(type(tiny_corpus), "clips", lambda self, split: read.append(split) or whole(self, split))
+    evaluate.fit_affect(tiny_corpus, judge[0].layout, SimpleNamespace(directory=tmp_path))
+    assert read == ["train"]
+
+
+def test_baselines_the_corpus_cannot_give_are_left_out(judge):
+    judge, _ = judge
+    rows = judge.baselines()
+    assert list(rows) == ["ground truth", "Random", "Nearest Neighbour", "Mirror"]
+    assert rows["ground truth"].metrics["l2"] < 1e-9 < rows["Random"].metrics["l2"]
+    silent = replace(judge, clips={i: replace(c, speaker=None) for i, c in judge.clips.items()})
+    rows = silent.baselines()
+    assert "Mirror" not in rows and rows["Random"].metrics["p_fd"] is None

@@ -1,0 +1,212 @@
+"""The learning tasks without Ray: batches, losses and reference log-probs are what the paper says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.config import DpoConfig, PolicyConfig, SftConfig
+from pipeline.data.vla import examples, prompt_of, prompt_row
+from pipeline.tasks.dpo import DpoTask, ReferenceMismatch, read_reference, write_reference
+from pipeline.tasks.sft import SftTask
+from policies.vla.loading import load_checkpoint
+from policies.vla.loss import sft_loss
+from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA, batch_rows, write_table
+
+DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
+
+
+@pytest.fixture(scope="module")
+def sft_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
+    file = tmp_path_factory.mktemp("sft") / "examples.arrow"
+    write_table(file, examples(tiny_corpus.clips("train"), load_checkpoint(tiny_checkpoint)), SFT_SCHEMA)
+    return file
+
+
+def pair_rows(corpus, checkpoint, seed=0):
+    policy, rng = load_checkpoint(checkpoint), np.random.default_rng(seed)
+    for i, clip in enumerate(corpus.clips("train")):
+        chosen, rejected = 344 + rng.integers(0, 256, (2, DIMS * STEPS))
+        yield prompt_row(prompt_of(clip, policy)) | {
+            "chosen": chosen.tolist(), "rejected": rejected.tolist(),
+            "chosen_score": 0.5 + 0.05 * i, "rejected_score": 0.25}
+
+
+@pytest.fixture(scope="module")
+def pair_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
+    file = tmp_path_factory.mktemp("pairs") / "pairs.arrow"
+    write_table(file, pair_rows(tiny_corpus, tiny_checkpoint), PAIR_SCHEMA)
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A process group of this process, for what is collective."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sft_task(checkpoint, table, **keys):
+    return SftTask(str(checkpoint), str(table), PolicyConfig(), 3, SftConfig(steps=10, batch_size=2, **keys))
+
+
+def dpo_task(checkpoint, table, folder, **keys):
+    config = DpoConfig(**{"batch_size": 4, "epochs": 3} | keys)
+    return DpoTask(str(checkpoint), str(table), PolicyConfig(), 3, config, str(Path(folder) / "reference.parquet"))
+
+
+def test_whole_clips_come_after_the_windows(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.6)
+    for step in range(10):
+        batch = task.batch(step, rank=0, world_size=1)
+        if step < 6:  # 60 % of 10 steps: 2 of 5 action steps, twice the clips where 55 // 28 = 1
+            assert batch["actions"].shape == (2 * ((PROMPT + 45) // (PROMPT + 18)), 18)
+            assert 0 <= batch["first_step"] <= 3
+        else:
+            assert batch["actions"].shape == (2, 45) and batch["first_step"] == 0
+
+
+def test_a_short_window_holds_more_clips(tiny_checkpoint, sft_table):
+    batch = sft_task(tiny_checkpoint, sft_table, window_steps=1, window_share=0.5).batch(0, 0, 1)
+    assert batch["actions"].shape == (2 * (55 // 19), 9)  # prompt 10 + 45 tokens against 10 + 9
+    assert len(batch["prompts"]) == len(batch["frames"]) == 4
+
+
+def test_a_window_is_cut_out_of_the_recorded_actions(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.9)
+    starts = set()
+    for step in range(9):
+        batch, rows = task.batch(step, 0, 1), batch_rows(step, 2, 8, seed=3)
+        first = batch["first_step"]
+        starts.add(first)
+        for actions, prompt, row in zip(batch["actions"], batch["prompts"], rows, strict=True):
+            whole = task.rows[int(row)]
+            assert actions.tolist() == whole["actions"][first * DIMS : (first + 2) * DIMS]
+            assert prompt.tolist() == whole["prompt"]
+    assert len(starts) > 1
+
+
+def test_windows_of_all_ranks_begin_together_and_make_up_the_batch(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.9)
+    whole, shares = task.batch(1, 0, 1), [task.batch(1, rank, 2) for rank in range(2)]
+    assert {s["first_step"] for s in shares} == {whole["first_step"]}
+    together = torch.cat([s["actions"] for s in shares])
+    assert sorted(together.tolist()) == sorted(whole["actions"].tolist())
+
+
+def test_a_window_as_long_as_the_clip_is_the_clip(tiny_checkpoint, sft_table):
+    batch = sft_task(tiny_checkpoint, sft_table, window_steps=99, window_share=0.9).batch(0, 0, 1)
+    assert batch["actions"].shape == (2, 45) and batch["first_step"] == 0
+
+
+def test_the_sft_loss_is_that_of_the_window(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, lambda_exp=2.0, lambda_pose=0.5, lambda_reg=0.25)
+    module, batch = task.module(), task.batch(0, 0, 1)
+    with torch.no_grad():
+        loss, parts = task.loss(module, batch)
+        logits = module(batch["prompts"], batch["frames"], batch["actions"], batch["first_step"])
+        wanted, _ = sft_loss(logits, batch["actions"], task.checkpoint.actions, 2.0, 0.5, 0.25)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    parts = {name: value.item() for name, value in parts.items()}
+    assert loss.item() == pytest.approx(2.0 * parts["ce_expression"] + 0.5 * parts["ce_pose"]
+                                        + 0.25 * (parts["temporal"] + parts["identity"]), rel=1e-5)
+
+
+def test_dpo_starts_at_log_2_with_no_reward(tiny_checkpoint, pair_table, tmp_path, alone):
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
+    module = task.module().eval()
+    task.prepare(module, 0, 1)
+    assert task.steps == 3 * 8 // 4
+    with torch.no_grad():
+        loss, metrics = task.loss(module, task.batch(0, 0, 1))
+    assert loss.item() == pytest.approx(np.log(2), abs=1e-3)
+    assert abs(metrics["margin"].item()) < 1e-3
+
+
+def test_reference_log_probs_are_the_summed_ones_of_the_policy(tiny_checkpoint, pair_table, tmp_path, alone):
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
+    task.prepare(task.module().eval(), 0, 1)
+    policy = load_checkpoint(tiny_checkpoint).model
+    row = task.rows[2]
+    frames = torch.from_numpy(np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy())
+    for column, name in enumerate(("chosen", "rejected")):
+        with torch.no_grad():
+            wanted = policy.action_log_probs(torch.tensor([row["prompt"]]), frames, torch.tensor([row[name]])).sum()
+        assert task.reference[2, column].item() == pytest.approx(wanted.item(), abs=1e-3)
+
+
+def test_a_batch_of_pairs_carries_its_own_references_and_margins(tiny_checkpoint, pair_table, tmp_path):
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
+    task.__dict__["reference"] = torch.arange(16.0).reshape(8, 2)
+    rows = batch_rows(1, 4, 8, seed=3)
+    batch = task.batch(1, rank=1, world_size=2)
+    assert batch["reference"].tolist() == [[2.0 * r, 2.0 * r + 1] for r in rows[1::2]]
+    torch.testing.assert_close(batch["margin"], torch.tensor([0.25 + 0.05 * r for r in rows[1::2]]).float())
+    assert batch["actions"].shape == (2, 2, 45)
+    assert batch["actions"][0].tolist() == [task.rows[int(rows[1])][name] for name in ("chosen", "rejected")]
+
+
+def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pair_table, tmp_path):
+    losses = {}
+    for kind in ("sigmoid", "margin", "robust", "ipo"):
+        task = dpo_task(tiny_checkpoint, pair_table, tmp_path, loss=kind, beta=0.5, label_smoothing=0.2)
+        task.__dict__["reference"] = torch.zeros(8, 2)
+        batch = task.batch(0, 0, 1)
+        module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
+        losses[kind] = task.loss(module, batch)[0].item()
+    margins = batch["margin"].numpy()
+    assert losses["sigmoid"] == pytest.approx(np.log(2))
+    assert losses["robust"] == pytest.approx(np.log(2))  # no difference, nothing to turn round
+    assert losses["margin"] == pytest.approx(np.log1p(np.exp(margins)).mean(), rel=1e-5)
+    assert losses["ipo"] == pytest.approx(1.0)  # (0 - 1 / (2 * 0.5))^2
+
+
+@pytest.mark.parametrize("what", ["weights", "actions", "pairs"])
+def test_references_of_something_else_are_refused(tmp_path, what):
+    key = {"weights": "a", "actions": "b", "pairs": "c"}
+    file = tmp_path / "reference.parquet"
+    write_reference(file, [[-1.0, -2.0], [-3.0, -4.0]], key)
+    assert read_reference(file, key).tolist() == [[-1.0, -2.0], [-3.0, -4.0]]
+    with pytest.raises(ReferenceMismatch, match=f"other {what}; delete it"):
+        read_reference(file, key | {what: "x"})
+
+
+def test_the_reference_key_knows_weights_and_pairs(
+    tiny_corpus, tiny_checkpoint, other_checkpoint, pair_table, tmp_path
+):
+    key = dpo_task(tiny_checkpoint, pair_table, tmp_path).key
+    assert key == dpo_task(tiny_checkpoint, pair_table, tmp_path / "elsewhere").key
+    weights = dpo_task(other_checkpoint, pair_table, tmp_path).key
+    assert {name for name in key if key[name] != weights[name]} == {"weights"}
+    others = tmp_path / "pairs.arrow"
+    write_table(others, pair_rows(tiny_corpus, tiny_checkpoint, seed=1), PAIR_SCHEMA)  # as many, other reactions
+    pairs = dpo_task(tiny_checkpoint, others, tmp_path).key
+    assert {name for name in key if key[name] != pairs[name]} == {"pairs"}
+
+
+def test_stored_references_are_used_and_checked(tiny_checkpoint, other_checkpoint, pair_table, tmp_path, alone):
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
+    task.prepare(task.module().eval(), 0, 1)
+    again = dpo_task(tiny_checkpoint, pair_table, tmp_path)
+    again.prepare(None, 0, 1)  # no forward pass is needed
+    assert torch.equal(again.reference, task.reference)
+    with pytest.raises(ReferenceMismatch, match="other weights"):
+        dpo_task(other_checkpoint, pair_table, tmp_path).prepare(None, 0, 1)
+
+
+def test_lora_trains_adapters_only_and_saves_a_plain_checkpoint(tiny_checkpoint, sft_table, tmp_path):
+    config = PolicyConfig(lora_rank=2, freeze_vision=True)
+    task = SftTask(str(tiny_checkpoint), str(sft_table), config, 0, SftConfig(steps=2, batch_size=2))
+    module = task.module()
+    trained = [name for name, p in module.named_parameters() if p.requires_grad]
+    assert any("lora" in name for name in trained)
+    assert not any(".dino." in name or ".siglip." in name for name in trained)
+    task.save(module.state_dict(), tmp_path / "saved")
+    saved, plain = (load_checkpoint(p).model.state_dict() for p in (tmp_path / "saved", tiny_checkpoint))
+    assert saved.keys() == plain.keys()
+    for name in plain:  # fresh adapters change nothing
+        torch.testing.assert_close(saved[name], plain[name])
