@@ -1,0 +1,127 @@
+"""ZeRO 1, 2, 3 on two learners and one learner alone train the same policy, also across a restart."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from actors.learner import LearnerOptions, fit
+from pipeline.config import DpoConfig, PolicyConfig, SftConfig
+from pipeline.data.vla import examples, prompt_of, prompt_row
+from pipeline.tasks.dpo import DpoTask
+from pipeline.tasks.sft import SftTask
+from policies.vla.loading import load_checkpoint
+from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA, write_table
+
+pytestmark = pytest.mark.engine
+OPTIONS = LearnerOptions(world_size=2, cpus=0.4, gpus=0, threads=1, zero_stage=1, gradient_clipping=1.0,
+                         max_failures=0, checkpoint_every=100, timeout_s=300)
+SFT = SftConfig(steps=4, batch_size=4, window_share=0.5, learning_rate=3e-3)
+DPO = DpoConfig(epochs=3, batch_size=8, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
+    """Files of SFT examples and of preference pairs (recorded over random)."""
+    folder, policy = tmp_path_factory.mktemp("tables"), load_checkpoint(tiny_checkpoint)
+    rows = list(examples(tiny_corpus.clips("train"), policy))
+    rng = np.random.default_rng(0)
+    pairs = (
+        prompt_row(prompt_of(clip, policy)) | {
+            "chosen": row["actions"], "rejected": (344 + rng.integers(0, 256, 45)).tolist(),
+            "chosen_score": 0.75, "rejected_score": 0.25}
+        for clip, row in zip(tiny_corpus.clips("train"), rows, strict=True)
+    )
+    write_table(folder / "sft.arrow", rows, SFT_SCHEMA)
+    write_table(folder / "pairs.arrow", pairs, PAIR_SCHEMA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(local_ray, tiny_checkpoint, tables, tmp_path_factory):
+    """`train("sft" | "dpo", **options)` -> what was logged, weights before and after, what `fit` returned."""
+
+    def run(kind, crash=False, **options):
+        folder = tmp_path_factory.mktemp(kind)
+        if kind == "sft":
+            task = SftTask(str(tiny_checkpoint), str(tables / "sft.arrow"), PolicyConfig(), 0, SFT)
+        else:
+            task = DpoTask(str(tiny_checkpoint), str(tables / "pairs.arrow"), PolicyConfig(), 0, DPO,
+                           str(folder / "reference.parquet"))
+        logged, said = [], []
+        result = fit(crashing_once(task, folder / "crashed") if crash else task, replace(OPTIONS, **options), folder,
+                     lambda metrics, step: logged.append((step, metrics)), said.append)
+        return logged, load_file(folder / "policy" / "model.safetensors"), result, folder
+
+    alone = {}
+
+    def run_once(kind, **options):
+        key = kind, tuple(options.items())
+        if key not in alone:
+            alone[key] = run(kind, **options)
+        return alone[key]
+
+    return run_once
+
+
+def crashing_once(task: SftTask, marker: Path) -> SftTask:
+    """The task, but its learner of rank 1 dies before step 3, once. Local, so that it travels by value."""
+
+    class Crashing(SftTask):
+        def batch(self, step, rank, world_size):
+            if step == 3 and rank == 1 and not marker.exists():
+                marker.touch()
+                raise OSError("the machine went away")
+            return super().batch(step, rank, world_size)
+
+    return Crashing(**{name: getattr(task, name) for name in task.__dataclass_fields__})
+
+
+def assert_same_training(one, other, steps):
+    (logged, weights, *_), (others, other_weights, *_) = one, other
+    assert [step for step, _ in logged] == [step for step, _ in others] == list(range(1, steps + 1))
+    for (_, metrics), (_, wanted) in zip(logged, others, strict=True):
+        assert metrics.keys() == wanted.keys()
+        assert metrics["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+        assert metrics["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=1e-3)
+    assert weights.keys() == other_weights.keys()
+    for name, weight in weights.items():
+        if "key.bias" in name or "k_proj.bias" in name:  # softmax is blind to it: its gradient is rounding noise
+            continue
+        np.testing.assert_allclose(weight, other_weights[name], rtol=0, atol=1e-4, err_msg=name)
+
+
+def test_one_learner_learns_and_says_what_ran(train, tiny_checkpoint):
+    logged, weights, result, folder = train("sft", world_size=1)
+    losses = [metrics["loss"] for _, metrics in logged]
+    assert losses[-1] < losses[0] and result["steps"] == 4 and result["final"] == logged[-1][1]
+    assert result["engine"] == {"name": "deepspeed", "zero_stage": 1, "world_size": 1, "optimizer": "AdamW",
+                                "device": "cpu"}
+    before = load_file(tiny_checkpoint / "model.safetensors")
+    assert weights.keys() == before.keys()
+    still = [name for name in weights if np.array_equal(weights[name], before[name])]
+    assert not still, "every weight is trained"
+    assert load_checkpoint(folder / "policy").model.config.action_steps == 5
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_sharded_sft_is_sft_on_one_learner(train, stage):
+    sharded = train("sft", zero_stage=stage)
+    assert sharded[2]["engine"]["zero_stage"] == stage and sharded[2]["engine"]["world_size"] == 2
+    assert_same_training(sharded, train("sft", world_size=1), steps=4)
+
+
+def test_sft_that_lost_a_learner_is_sft_that_did_not(train):
+    crashed = train("sft", zero_stage=2, crash=True, max_failures=1, checkpoint_every=2)
+    assert (crashed[3] / "crashed").exists()
+    assert crashed[2]["engine"]["zero_stage"] == 2
+    assert_same_training(crashed, train("sft", world_size=1), steps=4)
+
+
+def test_sharded_dpo_is_dpo_on_one_learner(train):
+    sharded, alone = train("dpo", zero_stage=3), train("dpo", world_size=1)
+    assert_same_training(sharded, alone, steps=3)
+    assert alone[0][0][1]["loss"] == pytest.approx(np.log(2), rel=1e-4)  # the policy is its own reference
+    assert alone[0][-1][1]["loss"] < np.log(2) - 0.01
