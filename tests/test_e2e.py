@@ -1,0 +1,236 @@
+"""Whole recipes as a person starts them, on the real engines, with very small settings."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.data.candidates import GROUND_TRUTH, read_candidates
+from policies.vla.loading import load_checkpoint
+from rewards.ratings import CRITERIA, Rating, read_ratings, write_ratings
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[1]
+DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
+SMALL = ["sft.steps=4", "rollout.prompts=16", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4",
+         "evaluation.prompts=8", "evaluation.samples=1", "evaluation.clips=1", "render.videos=2", "render.size=64",
+         "corpus.seconds=2"]
+PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "clips"]
+
+
+def pipeline_run(*arguments) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
+
+
+def finished(process: subprocess.CompletedProcess, run_dir: Path) -> dict:
+    """The summary of a run that ended well."""
+    assert process.returncode == 0, process.stdout[-6000:]
+    assert process.stdout.rstrip().endswith(f"summary: {run_dir / 'summary.json'}")
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def dpo_run(tmp_path_factory):
+    """A small main job: its folder, summary and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "dpo"
+    process = pipeline_run("dpo", "corpus.train_clips=32", "corpus.test_clips=16", *SMALL, "--run-dir", folder)
+    return folder, finished(process, folder), process.stdout
+
+
+def frames_of(path: Path) -> tuple[int, int]:
+    """Number and width of the frames of a video that decodes to its end."""
+    with av.open(str(path)) as container:
+        widths = [frame.width for frame in container.decode(video=0)]
+    return len(widths), widths[0]
+
+
+def test_the_summary_keeps_its_contract(dpo_run):
+    folder, summary, _ = dpo_run
+    assert (summary["recipe"], summary["status"], summary["seed"]) == ("dpo", "finished", 0)
+    assert "error" not in summary and {"ray", "torch", "deepspeed", "mlflow"} <= set(summary["versions"])
+    engines = summary["engines"]
+    assert engines["rollout"]["name"] == "vllm" and engines["rollout"]["workers"] == 2
+    assert engines["rollout"]["version"] and engines["rollout"]["canary_gap"] < 1e-3
+    for learner in ("sft_learner", "dpo_learner"):
+        assert engines[learner]["name"] == "deepspeed"
+        assert (engines[learner]["zero_stage"], engines[learner]["world_size"]) == (2, 2)
+    assert "SIMULATED" in engines["raters"] and engines["render"]["codec"] == "libx264"
+    assert {*PHASES, "fleet_start", "total"} <= set(summary["timings_s"])
+    counts = summary["counts"]
+    assert (counts["train_clips"], counts["test_clips"], counts["sft_steps"]) == (32, 16, 4)
+    assert counts["rollout_prompts"] == 16 and counts["candidates"] == 16 * 3  # the recorded listener too
+    assert counts["action_tokens"] == 32 * 560 and counts["ratings"] == 16 * 3 * 5
+    assert 1 <= counts["dpo_steps"] <= 4
+
+
+def test_metrics_are_there_before_and_after(dpo_run):
+    metrics = dpo_run[1]["metrics"]
+    for moment in ("before", "after"):
+        row = metrics[moment]
+        for name in ("l2", "fd", "p_fd", "variation", "diversity", "l2_affect", "truth_affect_error"):
+            assert np.isfinite(row[name]) and row[name] >= 0, name
+        assert 1 <= row["simulated_rating"]["low"] <= row["simulated_rating"]["high"] <= 5
+    change = metrics["change"]["simulated_rating_change"]
+    gained = metrics["after"]["simulated_rating"]["mean"] - metrics["before"]["simulated_rating"]["mean"]
+    assert change["mean"] == pytest.approx(gained, abs=1e-6) and change["n"] == 8
+    assert metrics["before"]["l2"] != metrics["after"]["l2"]
+    assert set(metrics["evaluation"]) == {"ground truth", "Random", "Nearest Neighbour", "Mirror", "SFT", "SFT + DPO"}
+    assert metrics["evaluation"]["ground truth"]["l2"] < 1e-6
+    assert 0 <= metrics["dpo"]["accuracy"] <= 1 and np.isfinite(metrics["sft"]["loss"])
+
+
+def test_artefacts_exist_and_can_be_used(dpo_run):
+    folder, summary, _ = dpo_run
+    artifacts = {name: Path(path) for name, path in summary["artifacts"].items()}
+    assert all(path.exists() and path.is_relative_to(folder) for path in artifacts.values())
+    assert load_checkpoint(artifacts["dpo_policy"]).actions.digest == load_checkpoint(
+        artifacts["sft_policy"]).actions.digest
+    groups = read_candidates(artifacts["candidates"])
+    assert len(groups) == 16
+    for group in groups.values():
+        assert sorted(c.source for c in group) == [GROUND_TRUTH, "policy", "policy"]
+    videos = sorted(artifacts["render_videos"].glob("*.mp4"))
+    assert len(videos) == 2 and [frames_of(video) for video in videos] == [(50, 128)] * 2
+    [clip] = artifacts["clips_videos"].glob("*.mp4")
+    assert frames_of(clip) == (50, 4 * 64)  # speaker, ground truth, SFT, SFT + DPO
+
+
+def test_the_terminal_tells_the_story(dpo_run):
+    folder, _, printed = dpo_run
+    assert printed.startswith("rapport dpo: ") and str(folder) in printed.splitlines()[0]
+    for text in ("[sft]", "[rollout]", "[rate]", "SIMULATED", "[pair]", "[dpo]", "canary gap", "simulated raters:"):
+        assert text in printed, text
+    assert "Traceback" not in printed
+
+
+def mlflow_runs(folder: Path):
+    client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rapport")
+    parent = client.get_run((folder / "mlflow_run_id").read_text())
+    nested = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    return client, parent, {run.info.run_name: run for run in nested}
+
+
+def test_mlflow_has_a_parent_and_a_run_per_phase(dpo_run):
+    client, parent, nested = mlflow_runs(dpo_run[0])
+    assert parent.info.status == "FINISHED" and parent.data.params["dpo.batch_size"] == "4"
+    assert "sft_dpo/simulated_rating" in parent.data.metrics
+    assert any(name.startswith("system/") for name in parent.data.metrics)
+    assert set(nested) == set(PHASES) and {run.info.status for run in nested.values()} == {"FINISHED"}
+    steps = client.get_metric_history(nested["sft"].info.run_id, "loss")
+    assert [m.step for m in steps] == [1, 2, 3, 4]
+    assert "accuracy" in nested["dpo"].data.metrics
+
+
+def test_resuming_a_finished_run_does_no_phase_again(dpo_run):
+    folder, before, _ = dpo_run
+    made = {path: path.stat().st_mtime_ns for name in PHASES for path in (folder / name).rglob("*") if path.is_file()}
+    process = pipeline_run("dpo", "--run-dir", folder, "--resume")
+    after = finished(process, folder)
+    assert process.stdout.count("done before") == len(PHASES)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert after["counts"] == before["counts"] and after["artifacts"] == before["artifacts"]
+    for moment in ("before", "after"):  # the same weights and seeds, sampled anew
+        assert after["metrics"][moment]["l2"] == pytest.approx(before["metrics"][moment]["l2"], rel=1e-6)
+    _, parent, nested = mlflow_runs(folder)
+    assert parent.info.status == "FINISHED" and len(nested) == len(PHASES)
+
+
+def test_peoples_ratings_of_an_earlier_run_are_learned_from(dpo_run, tmp_path):
+    folder, summary, _ = dpo_run
+    rng, grades = np.random.default_rng(0), {}
+    for group in read_candidates(Path(summary["artifacts"]["candidates"])).values():
+        for candidate in group:
+            grades[candidate.prompt_id, candidate.candidate_id] = rng.integers(1, 6, len(CRITERIA)).astype(float)
+    ratings = [Rating(*key, rater="anna", **dict(zip(CRITERIA, row, strict=True))) for key, row in grades.items()]
+    write_ratings(tmp_path / "ratings.csv", ratings)
+    process = pipeline_run("dpo", *SMALL, f"candidates={folder}", f"ratings={tmp_path / 'ratings.csv'}", "--run-dir",
+                           tmp_path / "run")
+    found = finished(process, tmp_path / "run")
+    assert found["engines"]["raters"] == str(tmp_path / "ratings.csv")
+    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 48
+    assert len(read_ratings(tmp_path / "run" / "rate" / "ratings.parquet")) == 48
+
+
+@pytest.mark.skipif(not DYAD.is_dir(), reason="the real dyad is not here")
+def test_the_main_job_runs_on_the_real_dyad(tmp_path):
+    process = pipeline_run(
+        "dpo", "corpus.kind=dualtalk", f"corpus.root={DYAD}", "corpus.stride=1", *SMALL, "sft.batch_size=4",
+        "dpo.batch_size=2", "--run-dir", tmp_path / "dyad")
+    summary = finished(process, tmp_path / "dyad")
+    assert summary["counts"]["train_clips"] > 8 and summary["counts"]["dpo_steps"] >= 1
+    row = summary["metrics"]["after"]
+    assert row["l2"] > 0 and row["p_fd"] is None and row["l2_affect"] is None, "absent is missing, not zero"
+    assert row["truth_affect_error"] is None and row["simulated_empathy"] is None
+    assert "Mirror" not in summary["metrics"]["evaluation"]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def ray_head():
+    """A Ray head of its own on free ports, with a token; yields `submit(*entrypoint)`."""
+    folder = Path(tempfile.mkdtemp(prefix="head-"))  # short: socket paths end at 107 characters
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    bin_ = Path(sys.executable).parent
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+                                "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("RAY_ADDRESS", None)
+    gcs, dashboard, agent, client = free_ports(4)
+    with (folder / "start.log").open("w") as log:
+        starting = subprocess.Popen(
+            [bin_ / "ray", "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1",
+             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+             f"--ray-client-server-port={client}", "--num-cpus=2", f"--temp-dir={folder / 'ray'}",
+             "--disable-usage-stats"],
+            env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        assert starting.wait(timeout=180) == 0, (folder / "start.log").read_text()
+
+        def submit(*entrypoint: str) -> subprocess.CompletedProcess:
+            return subprocess.run(
+                [bin_ / "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", ".",
+                 "--", *entrypoint],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+
+        yield submit
+    finally:
+        os.killpg(starting.pid, signal.SIGKILL)  # exactly this head: all its daemons are in its process group
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_submitted_job_shows_its_logs_and_ends_with_0(ray_head, tmp_path):
+    process = ray_head("python", "-m", "pipeline.run", "prepare", "corpus.train_clips=8", "corpus.test_clips=4",
+                       "--run-dir", str(tmp_path / "run"))
+    assert process.returncode == 0, process.stdout[-4000:]
+    assert "8 training and 4 held-out clips" in process.stdout and "succeeded" in process.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_submitted_job_that_fails_says_so(ray_head, tmp_path):
+    process = ray_head("python", "-m", "pipeline.run", "prepare", "corpus.train_clip=8")
+    assert process.returncode != 0
+    assert "unknown key 'corpus.train_clip'" in process.stdout and "corpus.train_clips" in process.stdout
