@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -76,7 +77,7 @@ def fit(
     log: Callable[[dict[str, float], int], None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train `task`, write `directory/policy`, and return `{"final": metrics, "engine": {...}, "seconds_per_step"}`.
+    """Train `task`, write `directory/policy`, and return `final` metrics, `steps`, `seconds_per_step` and `engine`.
 
     Args:
         directory: absolute, on storage every learner reaches; run again with the same one, it resumes.
@@ -213,8 +214,6 @@ def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -
 
 def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) -> float:
     """Linear warm-up over `warmup` of the steps, then cosine down to `floor`; a factor of the peak rate."""
-    import math
-
     warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm

@@ -216,6 +216,11 @@ class SftRecipeConfig(RecipeConfig):
     sft: SftConfig = SftConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _sft_batches_can_be_shared(self) -> SftRecipeConfig:
+        _require_equal_shares("sft.batch_size", self.sft.batch_size, self.learner)
+        return self
+
 
 class RolloutRecipeConfig(SftRecipeConfig):
     head: HeadConfig = HeadConfig()
@@ -247,6 +252,16 @@ class DpoRecipeConfig(RolloutRecipeConfig):
         if self.ratings is not None and self.candidates is None:
             raise ValueError("ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about")
         return self
+
+    @model_validator(mode="after")
+    def _dpo_batches_can_be_shared(self) -> DpoRecipeConfig:
+        _require_equal_shares("dpo.batch_size", self.dpo.batch_size, self.learner)
+        return self
+
+
+def _require_equal_shares(key: str, batch_size: int, learner: LearnerConfig) -> None:
+    if batch_size % learner.world_size:
+        raise ValueError(f"{key}={batch_size} must be a multiple of learner.world_size={learner.world_size}")
 
 
 def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[str]) -> RecipeConfig:

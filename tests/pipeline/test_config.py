@@ -70,6 +70,8 @@ def test_values_are_read_as_yaml():
         ("seed=1.5", ["seed", "1.5"]),
         ("score.empathy=0.5", ["score", "sum to 1", "1.25"]),
         ("ratings=r.csv", ["ratings=FILE needs candidates=RUN_DIR"]),
+        ("sft.batch_size=7", ["sft.batch_size=7 must be a multiple of learner.world_size=2"]),
+        ("dpo.batch_size=5", ["dpo.batch_size=5 must be a multiple of learner.world_size=2"]),
         ("policy.size=pretrained", ["policy.llama", "policy.dino", "policy.siglip"]),
     ],
 )
