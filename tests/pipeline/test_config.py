@@ -1,5 +1,7 @@
 """The configuration: what is accepted, what is refused and how the refusal reads."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -109,6 +111,18 @@ def test_a_config_written_as_yaml_reads_back_the_same(tmp_path):
         file = tmp_path / "c.yaml"
         file.write_text(text)
         assert load(file=file) == config
+
+
+FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_every_file_of_configs_is_a_recipe_and_a_size(file):
+    recipe, size = file.stem.split("_")
+    config = load_config(RECIPES[recipe][0], file, [])
+    assert size in ("tiny", "paper")
+    if size == "tiny":
+        assert config == RECIPES[recipe][0](), f"stale: python -m pipeline.run {recipe} --print-config writes it"
 
 
 def test_an_unknown_key_ends_with_code_2_and_a_message(capsys, tmp_path):
