@@ -175,7 +175,7 @@ class DpoConfig(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of flipped labels assumed by `robust`")
     epochs: int = Field(2, ge=1, description="passes over the pairs")
     batch_size: int = Field(8, ge=1, description="pairs per step over all learners")
-    learning_rate: float = Field(3e-4, gt=0, description="peak; same schedule as SFT")
+    learning_rate: float = Field(1e-4, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
 
 
