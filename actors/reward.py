@@ -1,4 +1,4 @@
-"""The reward pool: groups of candidates in, ratings out; a group that fails is missing, not zero."""
+"""The reward pool: groups of candidates in, ratings out. A lost worker's group is rated again by its successor."""
 
 from __future__ import annotations
 

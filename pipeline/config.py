@@ -166,7 +166,7 @@ class RatersConfig(Section):
     workers: int = Field(1, ge=1, description="reward actors")
     cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per reward actor")
     timeout_s: float = Field(120, gt=0, description="deadline of one group of candidates")
-    attempts: int = Field(2, ge=1, description="tries before a group's ratings are missing")
+    attempts: int = Field(2, ge=1, description="times a group is given out before a lost worker ends the run")
 
 
 class DpoConfig(Section):

@@ -48,6 +48,7 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
         checkpoint = train_sft(config, corpus, run) if config.candidates is None else earlier(
             config.candidates, "sft_policy")
         policy = load_checkpoint(checkpoint)
+        run.summary["artifacts"] |= {"corpus": str(corpus.path), "sft_policy": str(checkpoint)}
         with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
             before = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
             if config.candidates is None:

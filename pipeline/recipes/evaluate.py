@@ -37,12 +37,11 @@ def run(config: EvaluateConfig, run: Run) -> None:
     corpus = prepare(config.corpus, run)
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
-        checkpoint = config.checkpoint or train_sft(config, corpus, run)
+        checkpoint = train_sft(config, corpus, run) if config.checkpoint is None else config.checkpoint.absolute()
         policy = load_checkpoint(checkpoint)
         with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
             answers = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
-    judge = Judge.of(config, corpus, policy.actions.space.layout, run)
-    with cluster(config.cluster.address, config.cluster.cpus):
+        judge = Judge.of(config, corpus, policy.actions.space.layout, run)
         rows = {"policy": judge(answers)} | judge.baselines()
     report(rows, run)
 
