@@ -227,14 +227,15 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
 
     state = {}
     rank = dist.get_rank()
+    sharded = engine.zero_optimization_stage() == 3
     for name, parameter in engine.module.named_parameters():
-        gathered = deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3)
-        with gathered:
+        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
             if rank == 0:
                 state[name] = parameter.detach().cpu().clone()
     if rank == 0:
+        parameters = {name for name, _ in engine.module.named_parameters(remove_duplicate=False)}
         state |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.state_dict().items()
-                  if name not in state and name not in dict(engine.module.named_parameters(remove_duplicate=False))}
+                  if name not in parameters}
     return state
 
 

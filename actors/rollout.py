@@ -93,7 +93,7 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
 
 
 class Fleet:
-    """N engines in a placement group. Use as a context manager: engines free their shared memory on exit.
+    """N engines in a placement group. Use as a context manager: leaving it ends the engines and frees their place.
 
     Args:
         checkpoint: policy folder every node can read.
@@ -106,7 +106,6 @@ class Fleet:
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
         self._group = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
         environment = worker_environment(options.threads) | {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the actor is the process; five times quicker to start
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_LOGGING_LEVEL": "ERROR",
@@ -175,12 +174,9 @@ class Fleet:
 def log_prob_gap(policy: Any, prompt: Prompt, trajectory: Trajectory, temperature: float) -> float:
     """Largest |difference| of token log-probs between the engine and a plain forward pass, nats."""
     frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
+    tokens = torch.as_tensor(trajectory.tokens.astype(np.int64))[None]
     with torch.inference_mode():
-        logits = policy.action_logits(torch.as_tensor(prompt.ids)[None], frames,
-                                      torch.as_tensor(trajectory.tokens.astype(np.int64))[None])
-    log_probs = torch.log_softmax(logits[0].float() / temperature, dim=-1)
-    chosen = torch.as_tensor(trajectory.tokens.astype(np.int64)) - policy.config.action_token_start
-    expected = log_probs.gather(-1, chosen[:, None])[:, 0].numpy()
+        expected = policy.action_log_probs(torch.as_tensor(prompt.ids)[None], frames, tokens, temperature)[0].numpy()
     return float(np.abs(expected - trajectory.log_probs).max())
 
 

@@ -195,7 +195,6 @@ class TrackingConfig(Section):
 class ClusterConfig(Section):
     address: str | None = Field(None, description="Ray address; empty = the job's cluster, or a local one")
     cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's")
-    start_timeout_s: float = Field(120, gt=0, description="deadline for joining or starting Ray")
 
 
 class RecipeConfig(Section):
@@ -269,7 +268,7 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
     values: dict[str, Any] = {}
     if file is not None:
         values = _read_yaml(file)
-        for key in _flatten(values):
+        for key in flatten(values):
             _require_known(recipe, key, f"in {file}")
     for text in overrides:
         key, equals, raw = text.partition("=")
@@ -342,11 +341,12 @@ def _require_known(recipe: type[RecipeConfig], key: str, where: str) -> None:
     raise ConfigError(f"unknown key {key!r} {where}; {hint}")
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping of dotted keys."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        keys += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
-    return keys
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RecipeConfig, to_yaml
+from pipeline.config import RecipeConfig, flatten, to_yaml
 from pipeline.tracking import MetricLogger, Tracker
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers", "accelerate", "datasets", "pyarrow", "mlflow", "numpy")
@@ -78,7 +78,7 @@ class Run:
         self.tracker = Tracker(tracking.uri, tracking.experiment, self.directory, earlier, tracking.system_metrics)
         write_atomic(id_file, self.tracker.run_id)
         if earlier is None:
-            self.tracker.log_params(_flatten(self.config.model_dump(mode="json")))
+            self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
         print(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}", flush=True)
         return self
 
@@ -129,10 +129,3 @@ def _versions() -> dict[str, str]:
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     versions |= {name: importlib.metadata.version(name) for name in VLLM_NAMES if name in installed}
     return versions
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

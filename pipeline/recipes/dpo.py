@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from actors.cluster import cluster
-from actors.learner import fit
 from actors.render import Panel, VideoJob
 from actors.reward import RewardPool
 from pipeline.config import DpoRecipeConfig
@@ -29,7 +28,7 @@ from pipeline.recipes.rollout import (
     start_fleet,
     to_motions,
 )
-from pipeline.recipes.sft import learner_options, train_sft
+from pipeline.recipes.sft import learn, train_sft
 from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.dpo import DpoTask
 from policies.motion import Motion
@@ -144,14 +143,7 @@ def align(config: DpoRecipeConfig, reference: Path, pairs: Path, run: Run) -> Pa
         task = DpoTask(str(reference), str(pairs), config.policy, config.seed, config.dpo,
                        str(phase.directory / "reference.parquet"))
         phase.say(f"{len(task.rows)} pairs, {task.steps} steps, beta {config.dpo.beta:g}, {config.dpo.loss}")
-        result = fit(task, learner_options(config.learner), phase.directory, phase.logger.log, phase.say)
-        return {
-            "policy": str(phase.directory / "policy"),
-            "counts": {"dpo_steps": result["steps"]},
-            "engines": {"dpo_learner": result["engine"]},
-            "artifacts": {"dpo_policy": str(phase.directory / "policy")},
-            "final": result["final"],
-        }
+        return learn(task, config.learner, phase)
 
     result = run.once("dpo", work)
     run.summary["metrics"]["dpo"] = result["final"]

@@ -21,7 +21,7 @@ from pipeline.data.synthetic.words import LEXICON
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import choose, prompts, start_fleet
 from pipeline.recipes.sft import train_sft
-from pipeline.rundir import Phase, Run, write_atomic
+from pipeline.rundir import Run, write_atomic
 from policies.motion import Layout, Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
 from rewards.affect import RidgeAffectEstimator
@@ -166,7 +166,7 @@ def panel_options(config: RatersConfig, head: HeadConfig, seed: int) -> PanelOpt
     return PanelOptions(config.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
 
 
-def report(rows: Mapping[str, Row], run: Run, phase: Phase | None = None) -> dict[str, Any]:
+def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:
     """Table on the terminal, JSON in the run directory, numbers in MLflow; returns the JSON."""
     bootstrap = run.config.evaluation.bootstrap
     values = {name: row.summary(bootstrap) for name, row in rows.items()}

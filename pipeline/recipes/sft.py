@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.cluster import cluster
-from actors.learner import LearnerOptions, fit
+from actors.learner import LearnerOptions, Task, fit
 from pipeline.config import ActionConfig, LearnerConfig, PolicyConfig, SftRecipeConfig
 from pipeline.data.store import Corpus
 from pipeline.data.vla import examples
@@ -50,15 +50,7 @@ def train_sft(config: SftRecipeConfig, corpus: Corpus, run: Run) -> Path:
         task = SftTask(str(initial), str(table), config.policy, config.seed, config.sft)
         phase.say(f"{rows} clips, {policy.actions.space.tokens} action tokens each, "
                   f"{sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters, {task.steps} steps")
-        result = fit(task, learner_options(config.learner), phase.directory, phase.logger.log, phase.say)
-        return {
-            "policy": str(phase.directory / "policy"),
-            "counts": {"sft_steps": result["steps"]},
-            "engines": {"sft_learner": result["engine"]},
-            "artifacts": {"sft_policy": str(phase.directory / "policy")},
-            "final": result["final"],
-            "seconds_per_step": result["seconds_per_step"],
-        }
+        return learn(task, config.learner, phase)
 
     result = run.once("sft", work)
     run.summary["metrics"]["sft"] = result["final"]
@@ -101,5 +93,15 @@ def action_layout(config: ActionConfig, corpus: Layout) -> Layout:
     return corpus.subset({"expr": config.expr_dims, head: 3, "jaw": 3})
 
 
-def learner_options(config: LearnerConfig) -> LearnerOptions:
-    return LearnerOptions(**config.model_dump())
+def learn(task: Task, config: LearnerConfig, phase: Phase) -> dict[str, Any]:
+    """Train a task on the learners; returns the phase's result."""
+    result = fit(task, LearnerOptions(**config.model_dump()), phase.directory, phase.logger.log, phase.say)
+    policy = str(phase.directory / "policy")
+    return {
+        "policy": policy,
+        "counts": {f"{phase.name}_steps": result["steps"]},
+        "engines": {f"{phase.name}_learner": result["engine"]},
+        "artifacts": {f"{phase.name}_policy": policy},
+        "final": result["final"],
+        "seconds_per_step": result["seconds_per_step"],
+    }

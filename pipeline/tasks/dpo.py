@@ -43,14 +43,6 @@ class DpoTask(VlaTask):
     def steps(self) -> int:
         return max(1, self.config.epochs * len(self.rows) // self.config.batch_size)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
     @cached_property
     def key(self) -> dict[str, str]:
         """What the reference log-probs belong to."""

@@ -25,14 +25,6 @@ class SftTask(VlaTask):
     def steps(self) -> int:
         return self.config.steps
 
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Whole clips; before them, in the first `window_share` of the steps, more clips cut to short windows.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import PolicyConfig
+from pipeline.config import DpoConfig, PolicyConfig, SftConfig
 from policies.vla.loading import Checkpoint, load_checkpoint, save_checkpoint
 from policies.vla.lora import add_lora
 from policies.vla.pretrained import freeze_streams
@@ -25,6 +25,15 @@ class VlaTask:
     table: str
     policy: PolicyConfig
     seed: int
+    config: SftConfig | DpoConfig
+
+    @property
+    def learning_rate(self) -> float:
+        return self.config.learning_rate
+
+    @property
+    def weight_decay(self) -> float:
+        return self.config.weight_decay
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
