@@ -174,9 +174,11 @@ class Fleet:
 def log_prob_gap(policy: Any, prompt: Prompt, trajectory: Trajectory, temperature: float) -> float:
     """Largest |difference| of token log-probs between the engine and a plain forward pass, nats."""
     frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
-    tokens = torch.as_tensor(trajectory.tokens.astype(np.int64))[None]
+    tokens = torch.as_tensor(trajectory.tokens.astype(np.int64))
     with torch.inference_mode():
-        expected = policy.action_log_probs(torch.as_tensor(prompt.ids)[None], frames, tokens, temperature)[0].numpy()
+        logits = policy.action_logits(torch.as_tensor(prompt.ids)[None], frames, tokens[None])
+    log_probs = torch.log_softmax(logits[0].float() / temperature, dim=-1)
+    expected = log_probs.gather(-1, (tokens - policy.config.action_token_start)[:, None])[:, 0].numpy()
     return float(np.abs(expected - trajectory.log_probs).max())
 
 
