@@ -30,8 +30,8 @@ LOPSIDED_MM = 2.0  # left-right difference of the mouth's lift
 FAR_MM = 12.0  # furthest that mouth or brows go in a conversation
 LIVELY_MM_S = 6.0  # rms speed of the mouth (Live Link)
 LIVELY_RAD_S = 0.35  # median speed of the head (dyad)
-NOD_RAD = 0.025  # rms pitch of a clear nod, about 2 degrees of amplitude
-AVERTED_RAD = 0.35  # head turned from the speaker, 20 degrees
+NOD_RAD = 0.008  # rms pitch over the clip of a listener who nods now and then
+AVERTED_RAD = 0.2  # head turned from the speaker, 11 degrees
 CLOSED_EYES = 0.35  # mean opening below which the listener seems asleep
 AGREE = 0.35  # difference of affect (rms) that is seen as a poor match
 
@@ -128,14 +128,15 @@ class SimulatedPanel:
 def judge(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
     """(raters, criteria) in [0, 1], in the order of `CRITERIA`; NaN = cannot be judged."""
     n = len(raters.gain)
-    empathy_, appropriateness_ = np.full(n, np.nan), np.full(n, np.nan)
+    empathy_, appropriateness_, responsive = np.full(n, np.nan), np.full(n, np.nan), np.ones(n)
     if speaker.has_affect and listener.expression is not None:
         shown = displayed_valence(listener.expression)
         felt = perceived_valence(speaker, raters)
         wanted = expected_valence(felt, speaker.liveliness, raters)
         empathy_ = empathy(shown, wanted, raters.patience, listener.fps)
         appropriateness_ = appropriateness(shown, felt)
-    engagement_ = np.full(n, engagement(listener, speaker.pauses))
+        responsive = responsiveness(shown, felt)
+    engagement_ = responsive * engagement(listener, speaker.pauses)
     naturalness_ = np.full(n, naturalness(listener))
     return np.stack([empathy_, appropriateness_, engagement_, naturalness_], axis=1)
 
@@ -183,7 +184,12 @@ def appropriateness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
     smile_at_grief = np.mean(np.maximum(shown, 0) * np.maximum(-felt, 0), axis=1)
     excess = np.mean(np.maximum(np.abs(shown) - np.maximum(np.abs(felt), 0.35), 0), axis=1)
     missed = np.maximum(0.7 * tone**2 - np.maximum(agreement, 0), 0)
-    return np.exp(-(2.5 * clash + 2.5 * smile_at_grief + 1.5 * excess + 1.5 * missed))
+    return np.exp(-(2.5 * clash + 2.5 * smile_at_grief + 1.5 * excess + 2.5 * missed))
+
+
+def responsiveness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
+    """(raters,) in [0, 1]: does the face answer strong affect at all, in whatever sense? A blank face seems absent."""
+    return np.exp(-2.5 * np.mean(np.maximum(0.6 * np.abs(felt) - np.abs(shown), 0), axis=1))
 
 
 def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
@@ -196,15 +202,15 @@ def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
         # From 0.4 s before a pause, where the phrase can be heard to end, until 0.4 s after.
         near = moving_mean(pauses.astype(np.float64), 0.8 * fps) > 1e-9
         elsewhere = _nod(quick[~near]) if (~near).any() else 0.0
-        nod = max(_nod(quick[near]) - 0.8 * elsewhere, 0.0)
+        nod = max(_nod(quick[near]), 0.5 * elsewhere)
     lively = _liveliness(listener)
     too_lively = np.exp(-_excess(lively, 1.5))
-    alive = 1 - np.exp(-2.5 * lively)
+    alive = 1 - np.exp(-4 * lively)
     facing = np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2))
     awake = 1.0
     if listener.expression is not None:
         awake = np.clip(listener.expression.eye_opening.mean() / CLOSED_EYES, 0, 1)
-    attentive = 0.45 + 0.55 * (1 - np.exp(-nod / NOD_RAD))
+    attentive = 0.5 + 0.5 * (1 - np.exp(-nod / NOD_RAD))
     return float(alive * too_lively * facing * awake * attentive)
 
 

@@ -12,12 +12,20 @@ import numpy as np
 
 from actors.cluster import cluster
 from actors.render import Panel, VideoJob
-from actors.reward import RewardPool
 from pipeline.config import DpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of, prompt_row
-from pipeline.recipes.evaluate import Judge, Row, group_of, interval_json, panel_options, report, sample_held_out
+from pipeline.recipes.evaluate import (
+    Judge,
+    Row,
+    group_of,
+    interval_json,
+    judges,
+    report,
+    sample_held_out,
+    simulated_panel,
+)
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import (
     Groups,
@@ -61,8 +69,9 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
             gap = fleet.update(aligned.model)
             print(f"[fleet] weight version {fleet.version}, canary gap {gap:.1e} nats", flush=True)
             after = sample_held_out(config.evaluation, config.seed, corpus, aligned, fleet)
-        judge = Judge.of(config, corpus, policy.actions.space.layout, run)
-        rows = judge.baselines() | {"SFT": judge(before), "SFT + DPO": judge(after)}
+        with judges(config) as panel:
+            judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
+            rows = judge.baselines() | {"SFT": judge(before), "SFT + DPO": judge(after)}
         compare(rows, run)
         show(config, corpus, before, after, run)
 
@@ -87,9 +96,8 @@ def rate(config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Gr
             source = str(config.ratings)
         else:
             raters = config.raters
-            options = panel_options(raters, config.head, config.seed)
             watched = (group_of(corpus.clip(i), to_motions(policy, group)) for i, group in groups.items())
-            with RewardPool(options, raters.workers, raters.cpus, raters.timeout_s, raters.attempts) as pool:
+            with simulated_panel(raters, config.head, config.seed) as pool:
                 ratings = [rating for _, rated in pool.rate(watched) for rating in rated]
             source = f"{raters.count} SIMULATED raters"
         file = phase.directory / "ratings.parquet"

@@ -16,6 +16,7 @@ from actors.reward import Group, PanelOptions, RewardPool
 from actors.rollout import Fleet
 from pipeline.config import EvaluateConfig, EvaluationConfig, HeadConfig, RatersConfig
 from pipeline.data.clip import Clip
+from pipeline.data.columns import Truth
 from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
 from pipeline.data.synthetic.words import LEXICON
 from pipeline.recipes.prepare import prepare
@@ -41,8 +42,9 @@ def run(config: EvaluateConfig, run: Run) -> None:
         policy = load_checkpoint(checkpoint)
         with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
             answers = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
-        judge = Judge.of(config, corpus, policy.actions.space.layout, run)
-        rows = {"policy": judge(answers)} | judge.baselines()
+        with judges(config) as panel:
+            judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
+            rows = {"policy": judge(answers)} | judge.baselines()
     report(rows, run)
 
 
@@ -83,16 +85,19 @@ class Row:
 class Judge:
     """Everything reactions are judged with; nothing here was trained on a held-out clip or on the hidden truth."""
 
-    config: EvaluateConfig
+    seed: int
     corpus: Corpus
     layout: Layout
+    panel: RewardPool
     clips: dict[str, Clip]
     affect: RidgeAffectEstimator | None
+    truth: dict[str, Truth] | None
 
     @classmethod
-    def of(cls, config: Any, corpus: Corpus, layout: Layout, run: Run) -> Judge:
-        ids = choose(corpus, "test", config.evaluation.prompts, config.seed)
-        return cls(config, corpus, layout, {i: corpus.clip(i) for i in ids}, fit_affect(corpus, layout, run))
+    def of(cls, config: Any, corpus: Corpus, layout: Layout, panel: RewardPool, run: Run) -> Judge:
+        clips = {i: corpus.clip(i) for i in choose(corpus, "test", config.evaluation.prompts, config.seed)}
+        truth = load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None
+        return cls(config.seed, corpus, layout, panel, clips, fit_affect(corpus, layout, run), truth)
 
     def __call__(self, answers: Answers) -> Row:
         """Metrics are averaged over all reactions; scores and errors over the reactions of a prompt."""
@@ -112,7 +117,7 @@ class Judge:
         """Ground truth, Random, Nearest Neighbour, Mirror; a baseline the corpus cannot give is left out."""
         train = list(self.corpus.clips("train"))
         listeners = [clip.listener.subset(self.layout) for clip in train]
-        rng = np.random.default_rng(self.config.seed)
+        rng = np.random.default_rng(self.seed)
         nearest = NearestNeighbour([_input(clip) for clip in train], listeners)
         rows = {
             "ground truth": self({i: [c.listener.subset(self.layout)] for i, c in self.clips.items()}),
@@ -127,20 +132,15 @@ class Judge:
         return None if speaker is None else speaker.subset(self.layout)
 
     def _rate(self, answers: Answers) -> list[Rating]:
-        raters: RatersConfig = self.config.raters
         groups = [group_of(self.clips[i], {f"{i}/{k}": m for k, m in enumerate(motions)})
                   for i, motions in answers.items()]
-        # Other people than those whose ratings made the pairs.
-        options = panel_options(raters, self.config.head, seed=self.config.seed + 1000)
-        with RewardPool(options, raters.workers, raters.cpus, raters.timeout_s, raters.attempts) as pool:
-            return [rating for _, ratings in pool.rate(groups) for rating in ratings]
+        return [rating for _, ratings in self.panel.rate(groups) for rating in ratings]
 
     def _truth_errors(self, flat: list[tuple[str, Motion]]) -> list[tuple[str, float | None]]:
         """Root mean square distance of the reaction's estimated affect to the hidden truth, over time."""
-        if self.affect is None or not (self.corpus.path / TRUTH).is_file():
+        if self.affect is None or self.truth is None:
             return []
-        truth = load_truth(self.corpus.path)
-        return [(i, float(np.sqrt(np.mean((self.affect(m)[:, 0] - truth[i].appropriate_affect[:, 0]) ** 2))))
+        return [(i, float(np.sqrt(np.mean((self.affect(m)[:, 0] - self.truth[i].appropriate_affect[:, 0]) ** 2))))
                 for i, m in flat]
 
 
@@ -162,8 +162,15 @@ def group_of(clip: Clip, candidates: Mapping[str, Motion]) -> Group:
     return Group(clip.clip_id, candidates, clip.speaker, clip.speaker_shape, words, clip.speaker_audio)
 
 
-def panel_options(config: RatersConfig, head: HeadConfig, seed: int) -> PanelOptions:
-    return PanelOptions(config.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
+def simulated_panel(config: RatersConfig, head: HeadConfig, seed: int) -> RewardPool:
+    """Workers with one panel of SIMULATED raters; the seed says who they are."""
+    options = PanelOptions(config.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
+    return RewardPool(options, config.workers, config.cpus, config.timeout_s, config.attempts)
+
+
+def judges(config: Any) -> RewardPool:
+    """Other people than those whose ratings make pairs."""
+    return simulated_panel(config.raters, config.head, config.seed + 1000)
 
 
 def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:

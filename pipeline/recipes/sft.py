@@ -79,8 +79,8 @@ def initial_policy(
                                          action_bins=config.action.bins)
         model = build_tiny(
             tiny_config(tokenizer, space, text_tokens=config.text_tokens, hidden=config.hidden, layers=config.layers,
-                        heads=config.heads, tower_hidden=config.vision_hidden, tower_layers=config.vision_layers,
-                        action_bins=config.action.bins, **frames),
+                        heads=config.heads, kv_heads=config.kv_heads, tower_hidden=config.vision_hidden,
+                        tower_layers=config.vision_layers, action_bins=config.action.bins, **frames),
             seed=seed,
         ).to(dtype)
     actions = ActionTokenizer(space, low, high, model.config.action_token_start, config.action.bins)

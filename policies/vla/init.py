@@ -23,9 +23,9 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
 
     Linear layers keep the variance of what passes through them, those that write to the residual stream less
     (Radford et al. 2019). Action tokens start as smooth features of their bin's centre, so that neighbouring
-    bins are neighbours. The slot of a token and the slot a token predicts share one code, and queries equal keys
-    in the first block: there, a position looks most at earlier tokens of its own slot, then at those beside it,
-    of which one holds the very dimension that is to be predicted.
+    bins are neighbours. The slot of a token and the slot a token predicts share one code, and keys equal the
+    first query that reads them in the first block: there, a position looks most at earlier tokens of its own slot,
+    then at those beside it, of which one holds the very dimension that is to be predicted.
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = model.config.text_config.num_hidden_layers
@@ -42,8 +42,9 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
     if model.slots is not None:
         _init_slots(model, generator)
     first = model.language_model.model.layers[0].self_attn
-    if first.q_proj.weight.shape == first.k_proj.weight.shape:  # with grouped keys there is nothing to equate
-        first.k_proj.weight.copy_(first.q_proj.weight)
+    groups = model.config.text_config.num_attention_heads // model.config.text_config.num_key_value_heads
+    queries = first.q_proj.weight.unflatten(0, (-1, groups, first.head_dim))  # (key heads, queries of each, ...)
+    first.k_proj.weight.copy_(queries[:, 0].flatten(0, 1))
 
 
 def _init_tokens(model: FaceVLA, generator: torch.Generator) -> None:

@@ -41,6 +41,7 @@ def tiny_config(
     hidden: int = 128,
     layers: int = 3,
     heads: int = 4,
+    kv_heads: int = 1,
     tower_hidden: int = 64,
     tower_layers: int = 2,
     action_bins: int = 256,
@@ -54,7 +55,7 @@ def tiny_config(
         "intermediate_size": round(hidden * 8 / 3 / 8) * 8,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads,
+        "num_key_value_heads": kv_heads,
         "max_position_embeddings": max(1280, prompt + space.tokens),
     }
     tower = {

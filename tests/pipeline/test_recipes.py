@@ -151,7 +151,7 @@ def judge(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "RewardPool", Pool)
     config = SimpleNamespace(evaluation=EvaluationConfig(prompts=3), seed=0, raters=RatersConfig(), head=HeadConfig())
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
-    judge = Judge.of(config, tiny_corpus, layout, SimpleNamespace(directory=tmp_path))
+    judge = Judge.of(config, tiny_corpus, layout, evaluate.judges(config), SimpleNamespace(directory=tmp_path))
     return judge, asked
 
 

@@ -61,10 +61,10 @@ class Figures:
 
     # How recorded listeners behave; ours, after "high-quality interactions as well as neutral or inattentive ones"
     manners: tuple[tuple[str, float], ...] = (
-        ("empathic", 0.5),
-        ("muted", 0.2),
-        ("inattentive", 0.15),
-        ("polite", 0.15),
+        ("empathic", 0.45),
+        ("muted", 0.25),
+        ("inattentive", 0.25),
+        ("polite", 0.05),
     )
 
 
