@@ -49,7 +49,7 @@ class DpoTask(VlaTask):
 
     @property
     def steps(self) -> int:
-        return max(1, self.config.epochs * len(self.rows) // self.config.batch_size)
+        return max(1, round(self.config.epochs * len(self.rows) / self.config.batch_size))
 
     @cached_property
     def key(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ TINY_TEXT = {
     "intermediate_size": 344,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 1,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 1280,
 }
 TINY_TOWER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}

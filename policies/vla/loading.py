@@ -41,7 +41,7 @@ def tiny_config(
     hidden: int = 128,
     layers: int = 3,
     heads: int = 4,
-    kv_heads: int = 1,
+    kv_heads: int = 2,
     tower_hidden: int = 64,
     tower_layers: int = 2,
     action_bins: int = 256,
