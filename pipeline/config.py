@@ -88,6 +88,12 @@ class PolicyConfig(Section):
     freeze_vision: bool = Field(False, description="keep both vision towers fixed")
 
     @model_validator(mode="after")
+    def _heads_share_keys(self) -> PolicyConfig:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"policy.heads={self.heads} must be a multiple of policy.kv_heads={self.kv_heads}")
+        return self
+
+    @model_validator(mode="after")
     def _pretrained_needs_parts(self) -> PolicyConfig:
         missing = [name for name in ("llama", "dino", "siglip") if getattr(self, name) is None]
         if self.size == "pretrained" and missing:
@@ -171,16 +177,16 @@ class RatersConfig(Section):
 
 
 class DpoConfig(Section):
-    beta: float = Field(0.2, gt=0, description="strength of the tie to the reference (Eq. 11)")
-    train: Literal["inputs", "all"] = Field(
-        "inputs", description="inputs = vision, projector and embeddings, LLaMA's blocks and head staying as SFT left "
-        "them, which keeps few pairs from being learnt by heart; all = everything that policy.* lets train"
+    beta: float = Field(0.5, gt=0, description="strength of the tie to the reference (Eq. 11)")
+    first_steps: int | None = Field(
+        5, ge=1, description="action steps whose log-probs count: a reaction is decided early, and the noise of a "
+        "thousand later tokens drowns it; empty = all of them, the paper's Eq. 11"
     )
     loss: Literal["sigmoid", "ipo", "robust", "margin"] = Field("sigmoid", description="sigmoid is the paper's")
     label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of flipped labels assumed by `robust`")
-    epochs: float = Field(1.5, gt=0, description="passes over the pairs")
+    epochs: int = Field(2, ge=1, description="passes over the pairs")
     batch_size: int = Field(8, ge=1, description="pairs per step over all learners")
-    learning_rate: float = Field(1e-3, gt=0, description="peak; same schedule as SFT (for train=all take a tenth)")
+    learning_rate: float = Field(2e-4, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
 
 
@@ -255,12 +261,6 @@ class DpoRecipeConfig(RolloutRecipeConfig):
     def _ratings_need_candidates(self) -> DpoRecipeConfig:
         if self.ratings is not None and self.candidates is None:
             raise ValueError("ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about")
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_train(self) -> DpoRecipeConfig:
-        if self.dpo.train == "inputs" and self.policy.lora_rank:
-            raise ValueError("dpo.train=inputs would leave the adapters of policy.lora_rank untrained; dpo.train=all")
         return self
 
     @model_validator(mode="after")

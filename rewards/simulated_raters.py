@@ -193,7 +193,10 @@ def responsiveness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
 
 
 def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
-    """In [0, 1]: nods, most of all where the speaker pauses; lively but not fidgeting; facing the speaker, awake."""
+    """In [0, 1]: nods, most of all where the speaker pauses; lively but not fidgeting; facing the speaker, awake.
+
+    What the face answers is not in it (`responsiveness`).
+    """
     fps = listener.fps
     quick = moving_mean(listener.head, 0.08 * fps) - moving_mean(listener.head, 1.0 * fps)
     if pauses is None or not pauses.any() or pauses.all():
@@ -202,10 +205,10 @@ def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
         # From 0.4 s before a pause, where the phrase can be heard to end, until 0.4 s after.
         near = moving_mean(pauses.astype(np.float64), 0.8 * fps) > 1e-9
         elsewhere = _nod(quick[~near]) if (~near).any() else 0.0
-        nod = max(_nod(quick[near]), 0.5 * elsewhere)
+        nod = max(_nod(quick[near]) - 0.9 * elsewhere, 0.3 * elsewhere)
     lively = _liveliness(listener)
     too_lively = np.exp(-_excess(lively, 1.5))
-    alive = 1 - np.exp(-4 * lively)
+    alive = 1 - np.exp(-6 * lively)
     facing = np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2))
     awake = 1.0
     if listener.expression is not None:

@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import DpoConfig
-from pipeline.tasks.vla import VlaTask, trainable
-from policies.vla.loading import Checkpoint, load_checkpoint, weight_digest
-from policies.vla.pretrained import freeze_language_model
+from pipeline.tasks.vla import VlaTask
+from policies.vla.loading import load_checkpoint, weight_digest
 from policies.vla.training import batch_rows, collate_prompts, rank_share
 from rewards.dpo_loss import dpo_loss
 
@@ -31,32 +30,29 @@ class ReferenceMismatch(ValueError):
 
 @dataclass(frozen=True)
 class DpoTask(VlaTask):
-    """Eq. 11 over the pairs in `table` (a `learner.Task`).
+    """Eq. 11 over the pairs in `table` (a `learner.Task`), on the first `config.first_steps` action steps.
+
+    The log-probability of a beginning is that of the sequence with what follows summed out, so this is DPO on
+    beginnings. That early tokens carry the preference is known of language models (Shao et al. 2025, arXiv 2502.14340);
+    here, over whole clips the policy learns to make bad reactions go on badly instead of not starting them.
 
     Reference log-probs are computed once with the initial weights and kept in `reference_file`, keyed by
-    the digests of weights, action tokens and pairs.
+    the digests of weights, action tokens and pairs, and the steps that count.
     """
 
     config: DpoConfig
     reference_file: str
 
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        checkpoint = trainable(Path(self.initial), self.policy)
-        if self.config.train == "inputs":
-            freeze_language_model(checkpoint.model)
-        return checkpoint
-
     @property
     def steps(self) -> int:
-        return max(1, round(self.config.epochs * len(self.rows) / self.config.batch_size))
+        return max(1, self.config.epochs * len(self.rows) // self.config.batch_size)
 
     @cached_property
     def key(self) -> dict[str, str]:
         """What the reference log-probs belong to."""
         fresh = load_checkpoint(Path(self.initial))
         return {"weights": weight_digest(fresh.model.state_dict()), "actions": fresh.actions.digest,
-                "pairs": pairs_digest(self.rows)}
+                "pairs": pairs_digest(self.rows), "first_steps": str(self.config.first_steps)}
 
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
         """Reference log-probs of every pair, shared out over the ranks."""
@@ -98,16 +94,18 @@ class DpoTask(VlaTask):
 
     def _collate(self, indices: Any) -> dict[str, Any]:
         rows = [self.rows[int(i)] for i in indices]
-        prompts, frames = collate_prompts(rows, self.checkpoint.model.config)
+        config = self.checkpoint.model.config
+        prompts, frames = collate_prompts(rows, config)
+        counted = None if self.config.first_steps is None else self.config.first_steps * config.action_dims
         return {
             "prompts": prompts,
             "frames": frames,
-            "actions": torch.tensor([[r["chosen"], r["rejected"]] for r in rows]),
+            "actions": torch.tensor([[r["chosen"][:counted], r["rejected"][:counted]] for r in rows]),
             "margin": torch.tensor([r["chosen_score"] - r["rejected_score"] for r in rows], dtype=torch.float32),
         }
 
     def _log_probs(self, forward: Callable[..., Any], batch: dict[str, Any]) -> torch.Tensor:
-        """Summed log-probs over the bins (batch, 2): chosen, rejected."""
+        """Log-probs over the bins, summed over the tokens given (batch, 2): chosen, rejected."""
         actions = batch["actions"]
         logits = forward(batch["prompts"], batch["frames"], actions)
         bins = (actions - self.checkpoint.model.config.action_token_start).unsqueeze(-1)

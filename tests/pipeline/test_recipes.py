@@ -55,7 +55,7 @@ def test_the_action_layout_takes_rotation_from_where_the_corpus_has_it():
 
 
 def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
-    config = PolicyConfig(hidden=32, layers=1, heads=1, vision_hidden=16, text_tokens=4, vocabulary=600,
+    config = PolicyConfig(hidden=32, layers=1, heads=1, kv_heads=1, vision_hidden=16, text_tokens=4, vocabulary=600,
                           action=ActionConfig(expr_dims=5))
     model, tokenizer, actions = initial_policy(config, 1.0, tiny_corpus, seed=3)
     assert actions.space.layout.groups == (("expr", 5), ("rot", 3), ("jaw", 3))

@@ -150,6 +150,20 @@ def test_a_batch_of_pairs_carries_its_own_references_and_margins(tiny_checkpoint
     assert batch["actions"][0].tolist() == [task.rows[int(rows[1])][name] for name in ("chosen", "rejected")]
 
 
+def test_only_the_first_steps_count_where_the_config_says_so(tiny_checkpoint, pair_table, tmp_path, alone):
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path, first_steps=2)
+    task.prepare(task.module().eval(), 0, 1)
+    policy, row = load_checkpoint(tiny_checkpoint).model, task.rows[2]
+    frames = torch.from_numpy(np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy())
+    with torch.no_grad():  # causal: what comes after does not change the first two steps of the whole reaction
+        whole = policy.action_log_probs(torch.tensor([row["prompt"]]), frames, torch.tensor([row["chosen"]]))
+    assert task.reference[2, 0].item() == pytest.approx(whole[0, : 2 * DIMS].sum().item(), abs=1e-3)
+    assert task.batch(0, 0, 1)["actions"].shape == (4, 2, 2 * DIMS)
+    everything = dpo_task(tiny_checkpoint, pair_table, tmp_path, first_steps=None)
+    with pytest.raises(ReferenceMismatch, match="first_steps"):
+        everything.prepare(everything.module(), 0, 1)
+
+
 def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pair_table, tmp_path):
     losses = {}
     for kind in ("sigmoid", "margin", "robust", "ipo"):

@@ -132,7 +132,7 @@ def _motion(
     alive = 1 + 0.6 * blur(expressed[:, 1:], 0.3, FPS)  # arousal shows in how much the head moves
     sway = alive * np.array(FIGURES.sway_rad) * smooth_noise(rng, frames, 3, FPS, corner_hz=0.25)
     away = blend["inattentive"]
-    turned = away * rng.choice([-1.0, 1.0]) * rng.uniform(0.25, 0.45)  # an inattentive listener faces elsewhere
+    turned = away * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)  # an inattentive listener faces elsewhere
     head = sway + np.concatenate([nods[:, None], turned, np.zeros_like(turned)], axis=1)
 
     blinks = event_times(rng, frames / FPS, FIGURES.blinks_listening)
