@@ -31,8 +31,8 @@ def save_tiny_policy(path, corpus, seed):
     space = ActionSpace(corpus.layout.subset({"expr": 3, "rot": 3, "jaw": 3}), rate=5, seconds=1)
     low, high = fit_bounds(space.to_knots(clip.listener.subset(space.layout)) for clip in clips)
     tokenizer = build_text_tokenizer([clip.text for clip in clips], text_vocabulary=344)
-    config = tiny_config(tokenizer, space, frames=1, image_size=28, text_tokens=4, hidden=32, layers=1, heads=1, kv_heads=1,
-                         tower_hidden=16, tower_layers=2)
+    config = tiny_config(tokenizer, space, frames=1, image_size=28, text_tokens=4, hidden=32, layers=1, heads=1,
+                         kv_heads=1, tower_hidden=16, tower_layers=2)
     actions = ActionTokenizer(space, np.asarray(low), np.asarray(high), config.action_token_start)
     save_checkpoint(build_tiny(config, seed), tokenizer, actions, path)
     return path
