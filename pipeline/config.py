@@ -177,7 +177,12 @@ class RatersConfig(Section):
 
 
 class DpoConfig(Section):
-    beta: float = Field(0.5, gt=0, description="strength of the tie to the reference (Eq. 11)")
+    beta: float = Field(1.0, gt=0, description="strength of the tie to the reference (Eq. 11)")
+    train: Literal["inputs", "all"] = Field(
+        "inputs", description="inputs = vision, projector and embeddings: LLaMA's blocks and head stay as SFT left "
+        "them, so that what the policy makes of the speaker changes more than what it does with everyone; "
+        "all = everything that policy.* lets train"
+    )
     first_steps: int | None = Field(
         5, ge=1, description="action steps whose log-probs count: a reaction is decided early, and the noise of a "
         "thousand later tokens drowns it; empty = all of them, the paper's Eq. 11"
@@ -186,7 +191,7 @@ class DpoConfig(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of flipped labels assumed by `robust`")
     epochs: int = Field(2, ge=1, description="passes over the pairs")
     batch_size: int = Field(8, ge=1, description="pairs per step over all learners")
-    learning_rate: float = Field(2e-4, gt=0, description="peak; same schedule as SFT")
+    learning_rate: float = Field(7e-4, gt=0, description="peak; same schedule as SFT (train=all wants about a fifth)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
 
 
@@ -261,6 +266,12 @@ class DpoRecipeConfig(RolloutRecipeConfig):
     def _ratings_need_candidates(self) -> DpoRecipeConfig:
         if self.ratings is not None and self.candidates is None:
             raise ValueError("ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_train(self) -> DpoRecipeConfig:
+        if self.dpo.train == "inputs" and self.policy.lora_rank:
+            raise ValueError("dpo.train=inputs would leave the adapters of policy.lora_rank untrained; dpo.train=all")
         return self
 
     @model_validator(mode="after")

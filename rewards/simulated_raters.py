@@ -136,6 +136,8 @@ def judge(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTraits) ->
         empathy_ = empathy(shown, wanted, raters.patience, listener.fps)
         appropriateness_ = appropriateness(shown, felt)
         responsive = responsiveness(shown, felt)
+        # What is shown to somebody else is no answer to this speaker.
+        empathy_, appropriateness_ = facing(listener) * empathy_, facing(listener) * appropriateness_
     engagement_ = responsive * engagement(listener, speaker.pauses)
     naturalness_ = np.full(n, naturalness(listener))
     return np.stack([empathy_, appropriateness_, engagement_, naturalness_], axis=1)
@@ -192,6 +194,11 @@ def responsiveness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
     return np.exp(-2.5 * np.mean(np.maximum(0.6 * np.abs(felt) - np.abs(shown), 0), axis=1))
 
 
+def facing(listener: VisibleMotion) -> float:
+    """In [0, 1]: is the head turned to the speaker?"""
+    return float(np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2)))
+
+
 def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
     """In [0, 1]: nods, most of all where the speaker pauses; lively but not fidgeting; facing the speaker, awake.
 
@@ -209,12 +216,11 @@ def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
     lively = _liveliness(listener)
     too_lively = np.exp(-_excess(lively, 1.5))
     alive = 1 - np.exp(-6 * lively)
-    facing = np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2))
     awake = 1.0
     if listener.expression is not None:
         awake = np.clip(listener.expression.eye_opening.mean() / CLOSED_EYES, 0, 1)
     attentive = 0.5 + 0.5 * (1 - np.exp(-nod / NOD_RAD))
-    return float(alive * too_lively * facing * awake * attentive)
+    return float(alive * too_lively * facing(listener) * awake * attentive)
 
 
 def naturalness(listener: VisibleMotion) -> float:

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import DpoConfig
-from pipeline.tasks.vla import VlaTask
-from policies.vla.loading import load_checkpoint, weight_digest
+from pipeline.tasks.vla import VlaTask, trainable
+from policies.vla.loading import Checkpoint, load_checkpoint, weight_digest
+from policies.vla.pretrained import freeze_language_model
 from policies.vla.training import batch_rows, collate_prompts, rank_share
 from rewards.dpo_loss import dpo_loss
 
@@ -42,6 +43,13 @@ class DpoTask(VlaTask):
 
     config: DpoConfig
     reference_file: str
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        checkpoint = trainable(Path(self.initial), self.policy)
+        if self.config.train == "inputs":
+            freeze_language_model(checkpoint.model)
+        return checkpoint
 
     @property
     def steps(self) -> int:

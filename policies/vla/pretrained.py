@@ -94,6 +94,13 @@ def freeze_streams(model: FaceVLA) -> None:
     model.vision.siglip.requires_grad_(False)
 
 
+def freeze_language_model(model: FaceVLA) -> None:
+    """Keep LLaMA's blocks and head as they are; vision, projector, token and slot embeddings still train."""
+    model.language_model.model.layers.requires_grad_(False)
+    model.language_model.model.norm.requires_grad_(False)
+    model.get_output_embeddings().requires_grad_(False)
+
+
 def resize_positions(weights: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
     """DINOv2 weights with the position table (1, 1 + n * n, dim) interpolated to a grid x grid of patches."""
     name = "embeddings.position_embeddings"

@@ -164,6 +164,18 @@ def test_only_the_first_steps_count_where_the_config_says_so(tiny_checkpoint, pa
         everything.prepare(everything.module(), 0, 1)
 
 
+def test_training_the_inputs_leaves_the_language_model_as_it_was(tiny_checkpoint, pair_table, tmp_path):
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path, train="inputs")
+    module = task.module()
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    for part in (".vision.dino.", ".vision.siglip.", ".vision.projector.", ".embed_tokens.", ".slots."):
+        assert any(part in name for name in trained), part
+    assert not any(".layers." in name and "language_model" in name for name in trained)
+    assert not any("lm_head" in name or "language_model.model.norm" in name for name in trained)
+    everything = dpo_task(tiny_checkpoint, pair_table, tmp_path, train="all").module()
+    assert all(p.requires_grad for p in everything.parameters())
+
+
 def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pair_table, tmp_path):
     losses = {}
     for kind in ("sigmoid", "margin", "robust", "ipo"):

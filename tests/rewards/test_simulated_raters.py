@@ -12,6 +12,7 @@ from rewards.simulated_raters import (
     draw_raters,
     empathy,
     engagement,
+    facing,
     judge,
     naturalness,
     to_grades,
@@ -137,6 +138,21 @@ def test_shaking_is_not_nodding():
     nod[:, 0] += wave
     shake += wave[:, None]
     assert engagement(looks(head=nod), None) > engagement(looks(head=shake), None) + 0.1
+
+
+def test_a_smile_at_somebody_else_answers_nobody(panel):
+    averted = sway()
+    averted[:, 1] += 0.4
+    got = means(panel, HAPPY, {"here": looks(6.0), "elsewhere": looks(6.0, head=averted)})
+    for criterion in ("empathy", "appropriateness"):
+        assert got["here"][criterion] > got["elsewhere"][criterion] + 1, criterion
+
+
+def test_facing_by_hand():
+    head = np.zeros((FRAMES, 3))
+    assert facing(looks(head=head)) == 1
+    head[:, 1] = 0.2
+    assert facing(looks(head=head)) == pytest.approx(np.exp(-0.5)) == facing(looks(head=-head))
 
 
 def test_frozen_averted_sleeping_and_frantic_listeners_are_not_engaged():

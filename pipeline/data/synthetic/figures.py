@@ -62,9 +62,9 @@ class Figures:
     # How recorded listeners behave; ours, after "high-quality interactions as well as neutral or inattentive ones"
     manners: tuple[tuple[str, float], ...] = (
         ("empathic", 0.45),
-        ("muted", 0.25),
+        ("muted", 0.15),
         ("inattentive", 0.25),
-        ("polite", 0.05),
+        ("polite", 0.15),
     )
 
 
