@@ -170,7 +170,7 @@ class ScoreConfig(Section):
 
 class RatersConfig(Section):
     count: int = Field(5, ge=1, description="simulated raters in the panel")
-    workers: int = Field(1, ge=1, description="reward actors")
+    workers: int = Field(2, ge=1, description="reward actors")
     cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per reward actor")
     timeout_s: float = Field(120, gt=0, description="deadline of one group of candidates")
     attempts: int = Field(2, ge=1, description="times a group is given out before a lost worker ends the run")
@@ -243,24 +243,26 @@ class RolloutRecipeConfig(SftRecipeConfig):
     rollout: RolloutConfig = RolloutConfig()
 
 
-class EvaluateConfig(RolloutRecipeConfig):
-    checkpoint: Path | None = Field(None, description="policy checkpoint to judge; empty = train SFT and judge that")
+class JudgedRecipeConfig(RolloutRecipeConfig):
+    """What recipes take that end in a table of held-out clips."""
+
     score: ScoreConfig = ScoreConfig()
     raters: RatersConfig = RatersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-class DpoRecipeConfig(RolloutRecipeConfig):
+class EvaluateConfig(JudgedRecipeConfig):
+    checkpoint: Path | None = Field(None, description="policy checkpoint to judge; empty = train SFT and judge that")
+
+
+class DpoRecipeConfig(JudgedRecipeConfig):
     ratings: Path | None = Field(
         None, description="people's ratings (CSV, JSONL or Parquet) of `candidates`; empty = simulated raters"
     )
     candidates: Path | None = Field(
         None, description="folder of a `rollout` run whose candidates (and policy) are used; needed with `ratings`"
     )
-    score: ScoreConfig = ScoreConfig()
-    raters: RatersConfig = RatersConfig()
     dpo: DpoConfig = DpoConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _ratings_need_candidates(self) -> DpoRecipeConfig:

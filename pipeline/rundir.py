@@ -109,11 +109,11 @@ class Run:
             started = time.monotonic()
             try:
                 result = work(phase)
+                finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
+                write_atomic(marker, json.dumps(finished, indent=2))
             except BaseException:
                 self.tracker.end_phase(phase.logger, failed=True)
                 raise
-            finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
-            write_atomic(marker, json.dumps(finished, indent=2))
             self.tracker.end_phase(phase.logger, failed=False)
             phase.say(f"{finished['seconds']:.1f} s")
         self.summary["timings_s"][name] = finished["seconds"]

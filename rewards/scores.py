@@ -90,6 +90,13 @@ def weighted_score(means: Mapping[str, float], weights: Mapping[str, float]) -> 
     return round(math.fsum(w * means[name] for name, w in weights.items()), 12)
 
 
+def overall(rating: Rating, weights: Mapping[str, float]) -> float | None:
+    """Eq. 10 for one rating alone, on its own scale 1 to 5, over the criteria it gives; None when it gives none."""
+    given = {name: w for name, w in weights.items() if w > 0 and getattr(rating, name) is not None}
+    total = math.fsum(given.values())
+    return math.fsum(w * getattr(rating, name) for name, w in given.items()) / total if total else None
+
+
 def score_candidates(
     ratings: Sequence[Rating],
     weights: Mapping[str, float] = EQUAL_WEIGHTS,

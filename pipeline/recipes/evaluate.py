@@ -14,7 +14,7 @@ from rich.table import Table
 from actors.cluster import cluster
 from actors.reward import Group, PanelOptions, RewardPool
 from actors.rollout import Fleet
-from pipeline.config import EvaluateConfig, EvaluationConfig, HeadConfig, RatersConfig
+from pipeline.config import EvaluateConfig, EvaluationConfig, HeadConfig, JudgedRecipeConfig, RatersConfig
 from pipeline.data.clip import Clip
 from pipeline.data.columns import Truth
 from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
@@ -30,6 +30,7 @@ from rewards.metrics import lm_listener
 from rewards.metrics.baselines import NearestNeighbour, SpeakerInput, mirror, random_listener
 from rewards.metrics.statistics import Interval, mean_interval, prompt_means
 from rewards.ratings import CRITERIA, Rating
+from rewards.scores import overall
 
 Answers = dict[str, list[Motion]]  # prompt id -> reactions
 
@@ -86,6 +87,7 @@ class Judge:
     """Everything reactions are judged with; nothing here was trained on a held-out clip or on the hidden truth."""
 
     seed: int
+    weights: Mapping[str, float]
     corpus: Corpus
     layout: Layout
     panel: RewardPool
@@ -94,10 +96,11 @@ class Judge:
     truth: dict[str, Truth] | None
 
     @classmethod
-    def of(cls, config: Any, corpus: Corpus, layout: Layout, panel: RewardPool, run: Run) -> Judge:
+    def of(cls, config: JudgedRecipeConfig, corpus: Corpus, layout: Layout, panel: RewardPool, run: Run) -> Judge:
         clips = {i: corpus.clip(i) for i in choose(corpus, "test", config.evaluation.prompts, config.seed)}
         truth = load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None
-        return cls(config.seed, corpus, layout, panel, clips, fit_affect(corpus, layout, run), truth)
+        affect = fit_affect(corpus, layout, run)
+        return cls(config.seed, config.score.weights, corpus, layout, panel, clips, affect, truth)
 
     def __call__(self, answers: Answers) -> Row:
         """Metrics are averaged over all reactions; scores and errors over the reactions of a prompt."""
@@ -110,7 +113,7 @@ class Judge:
         )
         ratings = self._rate(answers)
         criteria = {f"simulated_{name}": _mean(getattr(r, name) for r in ratings) for name in CRITERIA}
-        scores = prompt_means((r.prompt_id, _mean(getattr(r, name) for name in CRITERIA)) for r in ratings)
+        scores = prompt_means((r.prompt_id, overall(r, self.weights)) for r in ratings)
         return Row(metrics | criteria, scores, prompt_means(self._truth_errors(flat)))
 
     def baselines(self) -> dict[str, Row]:
@@ -168,7 +171,7 @@ def simulated_panel(config: RatersConfig, head: HeadConfig, seed: int) -> Reward
     return RewardPool(options, config.workers, config.cpus, config.timeout_s, config.attempts)
 
 
-def judges(config: Any) -> RewardPool:
+def judges(config: JudgedRecipeConfig) -> RewardPool:
     """Other people than those whose ratings make pairs."""
     return simulated_panel(config.raters, config.head, config.seed + 1000)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import ActionConfig, EvaluationConfig, HeadConfig, PolicyConfig, RatersConfig
+from pipeline.config import ActionConfig, EvaluationConfig, HeadConfig, PolicyConfig, RatersConfig, ScoreConfig
 from pipeline.data.store import load_truth
 from pipeline.recipes import evaluate
 from pipeline.recipes.dpo import earlier, pair_rows
@@ -149,18 +149,19 @@ def judge(tiny_corpus, tmp_path, monkeypatch):
                 yield group, [Rating(group.prompt_id, c, "r", None, grade, grade, 5.0) for c in group.candidates]
 
     monkeypatch.setattr(evaluate, "RewardPool", Pool)
-    config = SimpleNamespace(evaluation=EvaluationConfig(prompts=3), seed=0, raters=RatersConfig(), head=HeadConfig())
+    config = SimpleNamespace(evaluation=EvaluationConfig(prompts=3), seed=0, raters=RatersConfig(), head=HeadConfig(),
+                             score=ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1))
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
     judge = Judge.of(config, tiny_corpus, layout, evaluate.judges(config), SimpleNamespace(directory=tmp_path))
     return judge, asked
 
 
-def test_the_judge_averages_criteria_then_raters_of_a_prompt(judge, tiny_corpus):
+def test_the_judge_weighs_criteria_then_averages_raters_of_a_prompt(judge, tiny_corpus):
     judge, asked = judge
     answers = {i: [c.listener.subset(judge.layout)] * 2 for i, c in judge.clips.items()}
     row = judge(answers)
     grades = {i: 2.0 + tiny_corpus.clip_ids("test").index(i) % 3 for i in judge.clips}
-    assert row.scores == pytest.approx({i: (2 * g + 5.0) / 3 for i, g in grades.items()})
+    assert row.scores == pytest.approx({i: (0.4 * g + 0.1 * 5.0) / 0.5 for i, g in grades.items()})
     assert row.metrics["simulated_empathy"] is None and row.metrics["simulated_naturalness"] == 5.0
     assert row.metrics["l2"] == pytest.approx(0, abs=1e-9) and row.metrics["clips"] == 6
     assert asked[0].seed != 0, "other raters than those who made the pairs"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rewards.pairs import make_pairs
 from rewards.ratings import CRITERIA, Rating, RatingError, read_ratings, write_ratings
-from rewards.scores import EQUAL_WEIGHTS, check_weights, normalise, score_candidates
+from rewards.scores import EQUAL_WEIGHTS, check_weights, normalise, overall, score_candidates
 
 HEADER = "prompt_id,candidate_id,rater,empathy,appropriateness,engagement,naturalness\n"
 ROWS = [
@@ -109,6 +109,13 @@ def test_equation_10_by_hand():
     assert scores == {"p": {"a": pytest.approx(0.3 + 0.15 + 0.1 + 0.0125), "b": 0.0}}
     assert (counts.ratings, counts.prompts, counts.candidates) == (3, 1, 2)
     assert (counts.unrated_candidates, counts.renormalised_prompts, counts.incomparable_prompts) == (0, 0, 0)
+
+
+def test_one_rating_alone_by_hand():
+    weights = {"empathy": 0.6, "appropriateness": 0.2, "engagement": 0.2, "naturalness": 0.0}
+    assert overall(Rating("p", "c", "r", 5.0, 3.0, 1.0, 2.0), weights) == pytest.approx(3.8)
+    assert overall(Rating("p", "c", "r", None, 3.0, 1.0, 2.0), weights) == pytest.approx(2.0)
+    assert overall(Rating("p", "c", "r", None, None, None, 2.0), weights) is None
 
 
 def test_missing_is_not_zero():
