@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster, and waiting on it with a deadline."""
+"""Joining or starting a Ray cluster, and finding a place in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,21 +76,6 @@ def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float, strate
             "  Ask for fewer workers or smaller shares (the `workers` and `cpus` keys), or add nodes."
         ) from None
     return group
-
-
-def wait_for(references: list[ray.ObjectRef], what: str, timeout_s: float) -> list[Any]:
-    """All results, or a `ClusterError` naming what was awaited. The first worker exception is raised as it is."""
-    deadline = time.monotonic() + timeout_s
-    pending = list(references)
-    while pending:
-        done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-        if not done:
-            raise ClusterError(
-                f"{what}: {len(pending)} of {len(references)} answers missing after {timeout_s:g} s; "
-                f"free now: {_resources(ray.available_resources())}"
-            )
-        ray.get(done)
-    return ray.get(references)
 
 
 def _resources(resources: dict[str, float]) -> dict[str, float]:

@@ -1,50 +1,160 @@
-"""A pool of equal actors that work through a stream with back-pressure."""
+"""A pool of equal actors that works through a stream with back-pressure and outlives the loss of some of them."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar
 
 import ray
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.cluster import ClusterError
 
 Item = TypeVar("Item")
+LOST = (RayActorError, ObjectLostError)  # the actor's process or node is gone, or its answer with it
+_NONE = object()
 
 
-def stream(
-    actors: list[Any], method: str, items: Iterable[Item], in_flight: int, timeout_s: float
-) -> Iterator[tuple[Item, Any]]:
-    """Yield `(item, actor.method(item))` as the answers come, at most `in_flight` calls waiting per actor.
+class Pool:
+    """N actors; a context manager that ends them.
 
-    Items are pulled only when an actor has room, so the source may be longer than memory.
+    A lost actor's calls are given to whoever is free and another actor starts in its place; what was answered is
+    not asked again. So every item of a stream is answered once, whoever dies.
 
-    Raises:
-        ClusterError: no answer came for `timeout_s`.
-        Exception: the first one any actor raised, as it is.
+    Args:
+        name: for messages, e.g. "rollout fleet".
+        start: makes actor number i; called again when it is lost.
+        in_flight: calls waiting per actor.
+        timeout_s: longest time without any answer.
+        losses: lost actors that are replaced; one more ends the run, as something must be killing them.
     """
-    source = iter(items)
-    free = deque(actor for _ in range(in_flight) for actor in actors)
-    running: dict[ray.ObjectRef, tuple[Any, Item]] = {}
-    exhausted = False
-    while True:
-        while free and not exhausted:
+
+    def __init__(
+        self, name: str, start: Callable[[int], Any], workers: int, in_flight: int, timeout_s: float, losses: int
+    ):
+        self.name, self.in_flight, self.timeout_s, self.losses = name, in_flight, timeout_s, losses
+        self.lost = 0
+        self._start = start
+        self._actors = [start(i) for i in range(workers)]
+        self._serving = set(range(workers))
+        self._booting: dict[ray.ObjectRef, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def boot(self, actor: Any) -> ray.ObjectRef | None:
+        """The call after whose answer a replacement may serve; None = at once."""
+        return None
+
+    def admit(self, answer: Any) -> bool:
+        """Whether a replacement that answered its boot call may serve; False = boot it once more."""
+        return True
+
+    def stream(self, method: str, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+        """Yield `(item, actor.method(item))` as the answers come.
+
+        Items are pulled only when an actor has room, so the source may be longer than memory.
+
+        Raises:
+            ClusterError: no answer came for `timeout_s`, or too many actors were lost.
+            Exception: the first one that any actor raised, as it is.
+        """
+        source, again = iter(items), deque[Item]()
+        running: dict[ray.ObjectRef, tuple[int, Any, Item]] = {}
+        while True:
+            ended = False
+            while (index := self._idlest(running)) is not None:
+                item = again.popleft() if again else next(source, _NONE)
+                if item is _NONE:
+                    ended = True
+                    break
+                actor = self._actors[index]
+                running[getattr(actor, method).remote(item)] = (index, actor, item)
+            if ended and not running:
+                return
+            done, _ = ray.wait([*running, *self._booting], num_returns=1, timeout=self.timeout_s)
+            if not done:
+                raise ClusterError(
+                    f"{self.name}: {method}: no answer from {len(self._actors)} actors for {self.timeout_s:g} s, "
+                    f"{len(running)} calls open"
+                )
+            if done[0] in self._booting:
+                self._finish_boot(done[0])
+                continue
+            index, actor, item = running.pop(done[0])
             try:
-                item = next(source)
-            except StopIteration:
-                exhausted = True
-                break
-            actor = free.popleft()
-            running[getattr(actor, method).remote(item)] = (actor, item)
-        if not running:
-            return
-        done, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
-        if not done:
+                result = ray.get(done[0])
+            except LOST as error:
+                again.append(item)
+                self._replace(index, actor, error)
+                continue
+            yield item, result
+
+    def each(self, method: str, *arguments: Any, timeout_s: float | None = None) -> list[Any]:
+        """The answers of all serving actors; one that is lost meanwhile is replaced and gives none."""
+        timeout_s = timeout_s or self.timeout_s
+        deadline, answers = time.monotonic() + timeout_s, []
+        running = {getattr(self._actors[i], method).remote(*arguments): (i, self._actors[i]) for i in self._serving}
+        asked = len(running)
+        while running:
+            done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                raise ClusterError(
+                    f"{self.name}: {method}: {len(running)} of {asked} answers missing after {timeout_s:g} s"
+                )
+            index, actor = running.pop(done[0])
+            try:
+                answers.append(ray.get(done[0]))
+            except LOST as error:
+                self._replace(index, actor, error)
+        if not answers:
+            raise ClusterError(f"{self.name}: {method}: no worker was left to answer")
+        return answers
+
+    def _idlest(self, running: dict[ray.ObjectRef, tuple[int, Any, Any]]) -> int | None:
+        """The serving actor with the fewest open calls, if it has room."""
+        calls = Counter(index for index, actor, _ in running.values() if self._actors[index] is actor)
+        index = min(self._serving, key=lambda i: (calls[i], i), default=None)
+        return index if index is not None and calls[index] < self.in_flight else None
+
+    def _replace(self, index: int, actor: Any, error: Exception) -> None:
+        if self._actors[index] is not actor:
+            return  # another call of the same actor told before
+        if getattr(error, "actor_init_failed", False):
+            raise error  # it never started, and says why
+        self.lost += 1
+        if self.lost > self.losses:
             raise ClusterError(
-                f"{method}: no answer from {len(actors)} actors for {timeout_s:g} s, {len(running)} calls open"
-            )
-        actor, item = running.pop(done[0])
-        result = ray.get(done[0])
-        free.append(actor)
-        yield item, result
+                f"{self.name}: {self.lost} workers were lost, more than cluster.lost_workers={self.losses}; "
+                f"out of memory, perhaps. The last one: {error}"
+            ) from error
+        print(f"[{self.name}] worker {index} was lost; the others do its work, another starts in its place", flush=True)
+        ray.kill(actor)  # where only the connection was lost
+        self._serving.discard(index)
+        self._actors[index] = self._start(index)
+        self._boot(index)
+
+    def _boot(self, index: int) -> None:
+        reference = self.boot(self._actors[index])
+        if reference is None:
+            self._serving.add(index)
+        else:
+            self._booting[reference] = index
+
+    def _finish_boot(self, reference: ray.ObjectRef) -> None:
+        index = self._booting.pop(reference)
+        try:
+            answer = ray.get(reference)
+        except LOST as error:
+            self._replace(index, self._actors[index], error)
+            return
+        if self.admit(answer):
+            self._serving.add(index)
+        else:
+            self._boot(index)

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from actors.cluster import worker_environment
-from actors.pool import stream
+from actors.pool import Pool
 from policies.head.asset import HeadAsset, load_head
 from policies.head.flame import FlameHead
 from policies.head.raster import Rasterizer
@@ -97,24 +97,14 @@ class RenderWorker:
         return caption, render_motion(self.head, self.rasterizer, motion, panel.shape)
 
 
-class RenderPool:
-    """N render workers; a context manager."""
+class RenderPool(Pool):
+    """Workers that draw and encode."""
 
-    def __init__(self, options: RenderOptions, workers: int, cpus: float, timeout_s: float):
-        self.timeout_s = timeout_s
-        self.workers = [
-            RenderWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)}).remote(options)
-            for _ in range(workers)
-        ]
-
-    def __enter__(self) -> RenderPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
+    def __init__(self, options: RenderOptions, workers: int, cpus: float, timeout_s: float, losses: int):
+        worker = RenderWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
+        super().__init__("render pool", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
     def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:
         """`(path, panel frames)` as the videos are finished."""
-        for job, frames in stream(self.workers, "render", jobs, in_flight=2, timeout_s=self.timeout_s):
+        for job, frames in self.stream("render", jobs):
             yield job.path, frames

@@ -1,4 +1,4 @@
-"""The reward pool: groups of candidates in, ratings out. A lost worker's group is rated again by its successor."""
+"""The reward pool: groups of candidates in, ratings out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from actors.cluster import worker_environment
-from actors.pool import stream
+from actors.pool import Pool
 from policies.head.asset import load_head
 from policies.head.flame import FlameHead
 from policies.head.landmarks import face_landmarks
@@ -72,26 +72,13 @@ class RewardWorker:
         return self.panel.rate(group.prompt_id, SpeakerCues(speaker, group.words, group.audio), seen)
 
 
-class RewardPool:
-    """N reward workers; a context manager."""
+class RewardPool(Pool):
+    """Workers with one panel."""
 
-    def __init__(self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, attempts: int):
-        self.timeout_s = timeout_s
-        self.workers = [
-            RewardWorker.options(
-                num_cpus=cpus, max_task_retries=attempts - 1, max_restarts=attempts - 1,
-                runtime_env={"env_vars": worker_environment(1)},
-            ).remote(options)
-            for _ in range(workers)
-        ]
-
-    def __enter__(self) -> RewardPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
+    def __init__(self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, losses: int):
+        worker = RewardWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
+        super().__init__("reward pool", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
     def rate(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Rating]]]:
         """Ratings of each group, in the order the workers finish."""
-        yield from stream(self.workers, "rate", groups, in_flight=2, timeout_s=self.timeout_s)
+        yield from self.stream("rate", groups)

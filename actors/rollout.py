@@ -14,8 +14,8 @@ import torch
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.cluster import reserve, wait_for, worker_environment
-from actors.pool import stream
+from actors.cluster import reserve, worker_environment
+from actors.pool import Pool
 from policies.vla.trajectory import Prompt, Trajectory
 
 
@@ -86,23 +86,34 @@ class RolloutWorker:
         self.version = version
         return weight_digest(state)
 
+    def adopt(self, state: dict[str, torch.Tensor] | None, version: int, canary: Request) -> tuple[str | None, Any]:
+        """Catch up with the others: their weights (None = those of the checkpoint), and an answer to the canary."""
+        digest = None if state is None else self.update(state, version)
+        return digest, self.generate(canary)[0]
+
 
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """The same for a prompt whichever engine, batch or order it is sampled in."""
     return zlib.crc32(f"{seed}/{prompt_id}".encode())
 
 
-class Fleet:
+class Fleet(Pool):
     """N engines in a placement group. Use as a context manager: leaving it ends the engines and frees their place.
+
+    An engine that takes a lost one's place serves once it holds the current weights and passed the canary.
 
     Args:
         checkpoint: policy folder every node can read.
+        policy: what is in it, a torch FaceVLA.
         canary: a fixed prompt; after every weight update each engine samples it once, and the log-probs
             must agree with a plain forward pass of the same weights.
+        losses: lost engines that are replaced.
     """
 
-    def __init__(self, checkpoint: Path, options: FleetOptions, canary: Prompt):
-        self.options, self.canary, self.version = options, canary, 0
+    def __init__(self, checkpoint: Path, policy: Any, options: FleetOptions, canary: Prompt, losses: int):
+        self.options, self.version = options, 0
+        self._policy, self._canary = policy, Request([canary], 1, seed=0)
+        self._state, self._digest = None, None  # of the weights given since the checkpoint
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
         self._group = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
         environment = worker_environment(options.threads) | {
@@ -110,34 +121,29 @@ class Fleet:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_LOGGING_LEVEL": "ERROR",
         }
-        self.workers = [
-            RolloutWorker.options(
-                num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), runtime_env={"env_vars": environment},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
-            ).remote(str(checkpoint), options)
-            for i in range(options.workers)
-        ]
 
-    def __enter__(self) -> Fleet:
-        return self
+        def start(index: int) -> Any:
+            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            return RolloutWorker.options(
+                num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), runtime_env={"env_vars": environment},
+                scheduling_strategy=place,
+            ).remote(str(checkpoint), options)
+
+        super().__init__("rollout fleet", start, options.workers, options.in_flight, options.timeout_s, losses)
 
     def __exit__(self, *error: object) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
+        super().__exit__(*error)
         remove_placement_group(self._group)
 
-    def ready(self, policy: Any) -> dict[str, Any]:
-        """Wait for the engines, check the canary against `policy` (a torch FaceVLA), say what runs."""
-        info = wait_for([w.describe.remote() for w in self.workers], "start of the rollout engines",
-                        self.options.start_timeout_s)
-        gap = self._check_canary(policy)
-        return info[0] | {"workers": len(self.workers), "canary_gap": gap}
+    def ready(self) -> dict[str, Any]:
+        """Wait for the engines, check the canary, say what runs."""
+        info = self.each("describe", timeout_s=self.options.start_timeout_s)
+        return info[0] | {"workers": self.options.workers, "canary_gap": self._check_canary()}
 
     def generate(self, prompts: Iterable[Prompt], samples: int, seed: int) -> Iterator[list[Trajectory]]:
         """Trajectories, a batch of prompts at a time, in the order the engines finish."""
         requests = (Request(batch, samples, seed) for batch in _batches(prompts, self.options.batch_prompts))
-        for _, trajectories in stream(self.workers, "generate", requests, self.options.in_flight,
-                                      self.options.timeout_s):
+        for _, trajectories in self.stream("generate", requests):
             stale = [t.prompt_id for t in trajectories if t.weight_version != self.version]
             if stale:
                 raise StaleWeightsError(
@@ -151,17 +157,31 @@ class Fleet:
 
         state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
         self.version += 1
-        reference = ray.put(state)
-        digests = wait_for([w.update.remote(reference, self.version) for w in self.workers], "weight update",
-                           self.options.timeout_s)
-        if set(digests) != {weight_digest(state)}:
-            raise StaleWeightsError(f"weights changed on the way to the engines: digests {sorted(set(digests))}")
-        return self._check_canary(policy)
+        self._policy, self._state, self._digest = policy, ray.put(state), weight_digest(state)
+        for digest in self.each("update", self._state, self.version):
+            self._check_digest(digest)
+        return self._check_canary()
 
-    def _check_canary(self, policy: Any) -> float:
-        request = Request([self.canary], 1, seed=0)
-        answers = wait_for([w.generate.remote(request) for w in self.workers], "canary", self.options.timeout_s)
-        gap = max(log_prob_gap(policy, self.canary, t, self.options.temperature) for (t,) in answers)
+    def boot(self, actor: Any) -> ray.ObjectRef:
+        return actor.adopt.remote(self._state, self.version, self._canary)
+
+    def admit(self, answer: tuple[str | None, Trajectory]) -> bool:
+        digest, trajectory = answer
+        if trajectory.weight_version != self.version:
+            return False  # the weights changed while it started
+        self._check_digest(digest)
+        self._check_gap(trajectory)
+        return True
+
+    def _check_canary(self) -> float:
+        return max(self._check_gap(trajectory) for (trajectory,) in self.each("generate", self._canary))
+
+    def _check_digest(self, digest: str | None) -> None:
+        if digest != self._digest:
+            raise StaleWeightsError(f"weights changed on the way to an engine: digest {digest}, not {self._digest}")
+
+    def _check_gap(self, trajectory: Trajectory) -> float:
+        gap = log_prob_gap(self._policy, self._canary.prompts[0], trajectory, self.options.temperature)
         tolerance = self.options.canary_tolerance if self.options.dtype == "float32" else 0.1
         if not gap <= tolerance:
             raise StaleWeightsError(

@@ -173,7 +173,6 @@ class RatersConfig(Section):
     workers: int = Field(2, ge=1, description="reward actors")
     cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per reward actor")
     timeout_s: float = Field(120, gt=0, description="deadline of one group of candidates")
-    attempts: int = Field(2, ge=1, description="times a group is given out before a lost worker ends the run")
 
 
 class DpoConfig(Section):
@@ -211,6 +210,9 @@ class TrackingConfig(Section):
 class ClusterConfig(Section):
     address: str | None = Field(None, description="Ray address; empty = the job's cluster, or a local one")
     cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's")
+    lost_workers: int = Field(
+        3, ge=0, description="lost workers that the fleet and each pool replace; one more ends the run"
+    )
 
 
 class RecipeConfig(Section):

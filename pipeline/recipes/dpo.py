@@ -56,7 +56,7 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
             config.candidates, "sft_policy")
         policy = load_checkpoint(checkpoint)
         run.summary["artifacts"] |= {"corpus": str(corpus.path), "sft_policy": str(checkpoint)}
-        with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
+        with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
             before = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
             if config.candidates is None:
                 groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
@@ -95,11 +95,10 @@ def rate(config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Gr
             ratings = read_ratings(config.ratings)
             source = str(config.ratings)
         else:
-            raters = config.raters
             watched = (group_of(corpus.clip(i), to_motions(policy, group)) for i, group in groups.items())
-            with simulated_panel(raters, config.head, config.seed) as pool:
+            with simulated_panel(config, config.seed) as pool:
                 ratings = [rating for _, rated in pool.rate(watched) for rating in rated]
-            source = f"{raters.count} SIMULATED raters"
+            source = f"{config.raters.count} SIMULATED raters"
         file = phase.directory / "ratings.parquet"
         write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
         phase.say(f"{len(ratings)} ratings by {source}")
@@ -188,7 +187,7 @@ def show(
                           Panel("SFT", before[clip_id][0]), Panel("SFT + DPO", after[clip_id][0]))
                 yield VideoJob(phase.directory / f"{clip_id}.mp4", panels, clip.speaker_audio)
 
-        return render_videos(config.render, config.head, jobs(), phase)
+        return render_videos(config, jobs(), phase)
 
     run.once("clips", work)
 

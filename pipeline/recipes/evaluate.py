@@ -14,7 +14,7 @@ from rich.table import Table
 from actors.cluster import cluster
 from actors.reward import Group, PanelOptions, RewardPool
 from actors.rollout import Fleet
-from pipeline.config import EvaluateConfig, EvaluationConfig, HeadConfig, JudgedRecipeConfig, RatersConfig
+from pipeline.config import EvaluateConfig, EvaluationConfig, JudgedRecipeConfig
 from pipeline.data.clip import Clip
 from pipeline.data.columns import Truth
 from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
@@ -41,7 +41,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
         print(f"  {where}", flush=True)
         checkpoint = train_sft(config, corpus, run) if config.checkpoint is None else config.checkpoint.absolute()
         policy = load_checkpoint(checkpoint)
-        with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
+        with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
             answers = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
         with judges(config) as panel:
             judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
@@ -165,15 +165,16 @@ def group_of(clip: Clip, candidates: Mapping[str, Motion]) -> Group:
     return Group(clip.clip_id, candidates, clip.speaker, clip.speaker_shape, words, clip.speaker_audio)
 
 
-def simulated_panel(config: RatersConfig, head: HeadConfig, seed: int) -> RewardPool:
+def simulated_panel(config: JudgedRecipeConfig, seed: int) -> RewardPool:
     """Workers with one panel of SIMULATED raters; the seed says who they are."""
-    options = PanelOptions(config.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
-    return RewardPool(options, config.workers, config.cpus, config.timeout_s, config.attempts)
+    c, head = config.raters, config.head
+    options = PanelOptions(c.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
+    return RewardPool(options, c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers)
 
 
 def judges(config: JudgedRecipeConfig) -> RewardPool:
     """Other people than those whose ratings make pairs."""
-    return simulated_panel(config.raters, config.head, config.seed + 1000)
+    return simulated_panel(config, config.seed + 1000)
 
 
 def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:

@@ -32,19 +32,22 @@ def run(config: RolloutRecipeConfig, run: Run) -> None:
         print(f"  {where}", flush=True)
         checkpoint = train_sft(config, corpus, run)
         policy = load_checkpoint(checkpoint)
-        with start_fleet(config.rollout, checkpoint, policy, corpus, run) as fleet:
+        with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
             groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
         render_candidates(config, corpus, policy, groups, run)
 
 
-def start_fleet(config: RolloutConfig, checkpoint: Path, policy: Checkpoint, corpus: Corpus, run: Run) -> Fleet:
+def start_fleet(
+    config: RolloutRecipeConfig, checkpoint: Path, policy: Checkpoint, corpus: Corpus, run: Run
+) -> Fleet:
     """Engines that hold the checkpoint, checked against a plain forward pass."""
     started = time.monotonic()
     names = FleetOptions.__dataclass_fields__
-    options = FleetOptions(**{k: v for k, v in config.model_dump().items() if k in names})
-    fleet = Fleet(checkpoint, options, canary=prompt_of(corpus.at("train", 0), policy))
+    options = FleetOptions(**{k: v for k, v in config.rollout.model_dump().items() if k in names})
+    canary = prompt_of(corpus.at("train", 0), policy)
+    fleet = Fleet(checkpoint, policy.model, options, canary, config.cluster.lost_workers)
     try:
-        engine = fleet.ready(policy.model)
+        engine = fleet.ready()
     except BaseException:
         fleet.__exit__()
         raise
@@ -99,17 +102,16 @@ def render_candidates(
                       Panel("listener", policy.actions.to_motion(c.tokens))), clip.speaker_audio)
             for c in chosen
         )
-        return render_videos(config.render, config.head, jobs, phase)
+        return render_videos(config, jobs, phase)
 
     run.once("render", work)
 
 
-def render_videos(
-    config: RenderConfig, head: HeadConfig, jobs: Iterable[VideoJob], phase: Phase
-) -> dict[str, Any]:
+def render_videos(config: RolloutRecipeConfig, jobs: Iterable[VideoJob], phase: Phase) -> dict[str, Any]:
     """Render jobs on the pool; returns the phase's result."""
-    started, frames, videos = time.monotonic(), 0, 0
-    with RenderPool(render_options(config, head), config.workers, config.cpus, config.timeout_s) as pool:
+    started, frames, videos, c = time.monotonic(), 0, 0, config.render
+    options = render_options(c, config.head)
+    with RenderPool(options, c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers) as pool:
         for _, drawn in pool.render(jobs):
             frames, videos = frames + drawn, videos + 1
     seconds = time.monotonic() - started
@@ -117,7 +119,7 @@ def render_videos(
     return {
         "counts": {f"{phase.name}_videos": videos},
         "artifacts": {f"{phase.name}_videos": str(phase.directory)},
-        "engines": {"render": {"name": "numba z-buffer", "workers": config.workers, "codec": config.codec}},
+        "engines": {"render": {"name": "numba z-buffer", "workers": c.workers, "codec": c.codec}},
     }
 
 

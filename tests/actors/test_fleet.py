@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from actors.rollout import Fleet, FleetOptions, StaleWeightsError, log_prob_gap, prompt_seed
@@ -30,8 +31,8 @@ def policies(tiny_corpus, tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module", params=["vllm", "hf"])
 def fleet(request, local_ray, tiny_corpus, tiny_checkpoint, policies):
     canary = prompt_of(tiny_corpus.at("train", 0), policies[0])
-    with Fleet(tiny_checkpoint, replace(OPTIONS, engine=request.param), canary) as fleet:
-        fleet.info = fleet.ready(policies[0].model)
+    with Fleet(tiny_checkpoint, policies[0].model, replace(OPTIONS, engine=request.param), canary, 1) as fleet:
+        fleet.info = fleet.ready()
         yield fleet
 
 
@@ -94,8 +95,12 @@ def test_an_update_changes_what_is_sampled_and_is_checked(fleet, prompts, polici
 
 
 def test_engines_with_other_weights_than_the_policy_stop_the_run(fleet, policies):
-    with pytest.raises(StaleWeightsError, match="disagree by .* nats.*canary_tolerance"):
-        fleet.ready(policies[1].model)
+    fleet._policy = policies[1].model
+    try:
+        with pytest.raises(StaleWeightsError, match="disagree by .* nats.*canary_tolerance"):
+            fleet.ready()
+    finally:
+        fleet._policy = policies[0].model
 
 
 def test_an_update_that_does_not_arrive_stops_the_run(fleet, policies):
@@ -106,8 +111,33 @@ def test_an_update_that_does_not_arrive_stops_the_run(fleet, policies):
         action_logits = staticmethod(policies[1].model.action_logits)
         state_dict = staticmethod(policies[0].model.state_dict)
 
-    with pytest.raises(StaleWeightsError, match="disagree"):
-        fleet.update(Deceiving())
+    try:
+        with pytest.raises(StaleWeightsError, match="disagree"):
+            fleet.update(Deceiving())
+    finally:
+        fleet.update(policies[0].model)
+
+
+def test_an_engine_killed_in_the_middle_comes_back_with_the_current_weights(fleet, prompts, policies):
+    """Before an update its successor would load the checkpoint; after one, that would be stale."""
+    old, new = policies
+    fleet.update(new.model)
+    try:
+        found = {}
+        for batch in fleet.generate(iter(prompts), 2, 5):
+            if not found:
+                ray.kill(fleet._actors[0])
+            found |= {(t.prompt_id, t.sample): t for t in batch}
+        assert fleet.lost == 1
+        fleet.lost = 0
+        assert set(found) == {(p.prompt_id, k) for p in prompts for k in range(2)}
+        assert {t.weight_version for t in found.values()} == {fleet.version}
+        assert gap(new, prompts, found) < 1e-4
+        again = sample(fleet, prompts)  # by the successor alone
+        for key, t in again.items():
+            np.testing.assert_array_equal(t.tokens, found[key].tokens)
+    finally:
+        fleet.update(old.model)
 
 
 def test_trajectories_of_another_version_stop_the_run(fleet, prompts):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster import ClusterError, reserve, wait_for
-from actors.pool import stream
+from actors.cluster import ClusterError, reserve
+from actors.pool import Pool
 from actors.render import Panel, RenderOptions, RenderPool, VideoJob
 from actors.reward import Group, PanelOptions, RewardPool
 from policies.motion import Layout, Motion
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture
-def workers(local_ray):
-    """Two actors; their class is local so that it travels by value."""
+def pool(local_ray):
+    """(workers, in_flight, ...) -> a pool of actors; their class is local so that it travels by value."""
 
     @ray.remote(num_cpus=0)
     class Worker:
@@ -32,14 +32,37 @@ def workers(local_ray):
 
             time.sleep(seconds)
 
-    pool = [Worker.remote() for _ in range(2)]
-    yield pool
-    for worker in pool:
-        ray.kill(worker)
+        def die_once(self, file_and_number):
+            """Answers, but for the first that sees no file: it leaves one and is killed."""
+            import os
+            import signal
+            import time
+
+            file, number = file_and_number
+            time.sleep(0.02)
+            if number == 5 and not os.path.exists(file):
+                open(file, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return number
+
+        def die(self, number):
+            import os
+
+            os._exit(1)
+
+    pools = []
+
+    def make(workers=2, in_flight=2, timeout_s=60, losses=2, kind=Pool, start=None):
+        pools.append(kind("pool", start or (lambda _: Worker.remote()), workers, in_flight, timeout_s, losses))
+        return pools[-1]
+
+    yield make
+    for made in pools:
+        made.__exit__()
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-def test_every_item_comes_once_and_no_more_are_open_than_allowed(workers, in_flight):
+def test_every_item_comes_once_and_no_more_are_open_than_allowed(pool, in_flight):
     pulled, received, most_open = 0, [], 0
 
     def source():
@@ -49,35 +72,74 @@ def test_every_item_comes_once_and_no_more_are_open_than_allowed(workers, in_fli
             most_open = max(most_open, pulled - len(received))
             yield number
 
-    for item, result in stream(workers, "double", source(), in_flight, timeout_s=60):
+    for item, result in pool(in_flight=in_flight).stream("double", source()):
         assert result == 2 * item
         received.append(item)
     assert sorted(received) == list(range(100, 140))
-    assert most_open == in_flight * len(workers)
+    assert most_open == in_flight * 2
 
 
-def test_an_empty_source_gives_nothing(workers):
-    assert list(stream(workers, "double", [], 2, timeout_s=60)) == []
+def test_an_empty_source_gives_nothing(pool):
+    assert list(pool().stream("double", [])) == []
 
 
-def test_the_first_worker_exception_surfaces_as_itself(workers):
+def test_the_first_worker_exception_surfaces_as_itself(pool):
     with pytest.raises(ValueError, match="thirteen is unlucky"):
-        list(stream(workers, "double", range(20), 2, timeout_s=60))
+        list(pool().stream("double", range(20)))
+    with pytest.raises(ValueError, match="thirteen is unlucky"):
+        pool().each("double", 13)
 
 
-def test_a_missed_deadline_names_method_and_open_calls(workers):
-    with pytest.raises(ClusterError, match=r"sleep: no answer from 2 actors for 0.5 s, 3 calls open"):
-        list(stream(workers, "sleep", [60, 60, 60], 2, timeout_s=0.5))
+def test_a_missed_deadline_names_method_and_open_calls(pool):
+    with pytest.raises(ClusterError, match=r"pool: sleep: no answer from 2 actors for 0.5 s, 3 calls open"):
+        list(pool(timeout_s=0.5).stream("sleep", [60, 60, 60]))
+    with pytest.raises(ClusterError, match=r"pool: sleep: 2 of 2 answers missing after 0.5 s"):
+        pool().each("sleep", 60, timeout_s=0.5)
 
 
-def test_waiting_gives_all_answers_or_says_how_many_are_missing(workers):
-    answers = [workers[i % 2].double.remote(i) for i in range(5)]
-    assert wait_for(answers, "doubles", 60) == [0, 2, 4, 6, 8]
-    with pytest.raises(ValueError, match="unlucky"):
-        wait_for([workers[0].double.remote(13)], "doubles", 60)
-    quick, slow = workers[0].double.remote(1), workers[1].sleep.remote(60)
-    with pytest.raises(ClusterError, match="nap: 1 of 2 answers missing after 0.5 s"):
-        wait_for([quick, slow], "nap", 0.5)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_killed_workers_items_are_done_once_by_the_others(pool, tmp_path, workers, capsys):
+    killed = pool(workers=workers)
+    items = [(str(tmp_path / "died"), number) for number in range(40)]
+    results = [result for _, result in killed.stream("die_once", items)]
+    assert sorted(results) == list(range(40)), "every one, and none twice"
+    assert killed.lost == 1 and "was lost" in capsys.readouterr().out
+    assert sorted(killed.each("double", 1)) == [2] * workers, "as many as before"
+
+
+def test_what_kills_every_worker_ends_the_run(pool):
+    with pytest.raises(ClusterError, match=r"pool: 2 workers were lost, more than cluster.lost_workers=1"):
+        list(pool(losses=1).stream("die", range(4)))
+
+
+def test_a_worker_that_cannot_start_says_why(pool):
+    @ray.remote(num_cpus=0)
+    class Broken:
+        def __init__(self):
+            raise FileNotFoundError("no checkpoint there")
+
+        def work(self, item):
+            pass
+
+    with pytest.raises(ray.exceptions.ActorDiedError, match="no checkpoint there"):
+        list(pool(start=lambda _: Broken.remote()).stream("work", range(4)))
+
+
+def test_a_replacement_serves_only_when_it_is_admitted(pool, tmp_path):
+    class Careful(Pool):
+        boots = 0
+
+        def boot(self, actor):
+            self.boots += 1
+            return actor.double.remote(self.boots)
+
+        def admit(self, answer):
+            return answer == 4  # the second time
+
+    careful = pool(workers=1, kind=Careful)
+    items = [(str(tmp_path / "died"), number) for number in range(10)]
+    assert sorted(result for _, result in careful.stream("die_once", items)) == list(range(10))
+    assert careful.boots == 2
 
 
 def test_a_place_that_cannot_be_had_is_refused_in_bounded_time():
@@ -109,7 +171,7 @@ def test_the_render_pool_writes_videos_that_decode_with_sound(tmp_path):
                                           Panel("DPO", motion("flame2020"))), None),
     ]
     options = RenderOptions(None, None, size=64, supersample=1, codec="libx264", crf=23)
-    with RenderPool(options, workers=1, cpus=0.1, timeout_s=300) as pool:
+    with RenderPool(options, workers=1, cpus=0.1, timeout_s=300, losses=0) as pool:
         assert sorted(pool.render(jobs)) == [(tmp_path / "three.mp4", 50), (tmp_path / "two.mp4", 50)]
     assert shape_of(tmp_path / "two.mp4") == (25, 64, 128, 1)
     assert shape_of(tmp_path / "three.mp4") == (25, 64, 192, 0)
@@ -129,7 +191,7 @@ def shape_of(path: Path) -> tuple[int, int, int, int]:
 def test_the_reward_pool_rates_every_candidate_by_every_rater():
     groups = [Group(f"p{i}", {"a": motion(), "b": motion(frames=25)}, motion(), None, (("joy", 0.0, 0.4),), None)
               for i in range(3)]
-    with RewardPool(PanelOptions(4, 0, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, attempts=2) as pool:
+    with RewardPool(PanelOptions(4, 0, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, losses=0) as pool:
         rated = {group.prompt_id: ratings for group, ratings in pool.rate(groups)}
     assert rated.keys() == {"p0", "p1", "p2"}
     for prompt, ratings in rated.items():

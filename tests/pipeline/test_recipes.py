@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import ActionConfig, EvaluationConfig, HeadConfig, PolicyConfig, RatersConfig, ScoreConfig
+from pipeline.config import ActionConfig, EvaluationConfig, JudgedRecipeConfig, PolicyConfig, ScoreConfig
 from pipeline.data.store import load_truth
 from pipeline.recipes import evaluate
 from pipeline.recipes.dpo import earlier, pair_rows
@@ -149,8 +149,8 @@ def judge(tiny_corpus, tmp_path, monkeypatch):
                 yield group, [Rating(group.prompt_id, c, "r", None, grade, grade, 5.0) for c in group.candidates]
 
     monkeypatch.setattr(evaluate, "RewardPool", Pool)
-    config = SimpleNamespace(evaluation=EvaluationConfig(prompts=3), seed=0, raters=RatersConfig(), head=HeadConfig(),
-                             score=ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1))
+    weights = ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1)
+    config = JudgedRecipeConfig(evaluation=EvaluationConfig(prompts=3), score=weights)
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
     judge = Judge.of(config, tiny_corpus, layout, evaluate.judges(config), SimpleNamespace(directory=tmp_path))
     return judge, asked
