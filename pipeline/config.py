@@ -189,6 +189,12 @@ class DpoConfig(Section):
     loss: Literal["sigmoid", "ipo", "robust", "margin"] = Field("sigmoid", description="sigmoid is the paper's")
     label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of flipped labels assumed by `robust`")
     epochs: int = Field(2, ge=1, description="passes over the pairs")
+    rounds: int = Field(
+        1, ge=1, description="times that the policy of the round before is rolled out, rated and aligned anew"
+    )
+    reference: Literal["sft", "previous"] = Field(
+        "sft", description="what every round is tied to: the SFT policy, or the policy that the round began with"
+    )
     batch_size: int = Field(8, ge=1, description="pairs per step over all learners")
     learning_rate: float = Field(7e-4, gt=0, description="peak; same schedule as SFT (train=all wants about a fifth)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -270,6 +276,8 @@ class DpoRecipeConfig(JudgedRecipeConfig):
     def _ratings_need_candidates(self) -> DpoRecipeConfig:
         if self.ratings is not None and self.candidates is None:
             raise ValueError("ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about")
+        if self.candidates is not None and self.dpo.rounds > 1:
+            raise ValueError(f"candidates=RUN_DIR is one round, dpo.rounds={self.dpo.rounds} must be 1")
         return self
 
     @model_validator(mode="after")

@@ -33,14 +33,19 @@ def write_atomic(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """A running phase: its folder, its MLflow run, and a line of progress on the terminal."""
+    """A running phase: its folder, its MLflow run, and a line of progress on the terminal.
+
+    Args:
+        label: the name, with the number of the round after the first.
+    """
 
     name: str
+    label: str
     directory: Path
     logger: MetricLogger
 
     def say(self, text: str) -> None:
-        print(f"[{self.name}] {text}", flush=True)
+        print(f"[{self.label}] {text}", flush=True)
 
 
 class Run:
@@ -92,20 +97,22 @@ class Run:
         self.tracker.log_artifact(self.directory / "config.yaml")
         self.tracker.close(failed=error is not None)
 
-    def once(self, name: str, work: Callable[[Phase], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, work: Callable[[Phase], dict[str, Any]], round_: int = 1) -> dict[str, Any]:
         """Run a phase, or return what it finished with when an earlier run of this directory did it.
 
         Args:
             work: returns what later phases and the summary need, as JSON.
+            round_: of a phase that is done several times; the counts of its rounds are added up.
         """
-        marker = self._done / f"{name}.json"
+        label = name if round_ == 1 else f"{name}-{round_}"
+        marker = self._done / f"{label}.json"
         if marker.is_file():
             finished = json.loads(marker.read_text())
-            print(f"[{name}] done before", flush=True)
+            print(f"[{label}] done before", flush=True)
         else:
-            folder = self.directory / name
+            folder = self.directory / label
             folder.mkdir(exist_ok=True)
-            phase = Phase(name, folder, self.tracker.start_phase(name))
+            phase = Phase(name, label, folder, self.tracker.start_phase(label))
             started = time.monotonic()
             try:
                 result = work(phase)
@@ -116,8 +123,9 @@ class Run:
                 raise
             self.tracker.end_phase(phase.logger, failed=False)
             phase.say(f"{finished['seconds']:.1f} s")
-        self.summary["timings_s"][name] = finished["seconds"]
-        self.summary["counts"] |= finished["result"].get("counts", {})
+        self.summary["timings_s"][label] = finished["seconds"]
+        for key, count in finished["result"].get("counts", {}).items():
+            self.summary["counts"][key] = count + (self.summary["counts"].get(key, 0) if round_ > 1 else 0)
         self.summary["engines"] |= finished["result"].get("engines", {})
         self.summary["artifacts"] |= finished["result"].get("artifacts", {})
         return finished["result"]

@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.data.candidates import GROUND_TRUTH, read_candidates
-from policies.vla.loading import load_checkpoint
+from policies.vla.loading import load_checkpoint, weight_digest
+from policies.vla.training import read_table
 from rewards.ratings import CRITERIA, Rating, read_ratings, write_ratings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -188,49 +191,123 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture(scope="module")
-def ray_head():
-    """A Ray head of its own on free ports, with a token; yields `submit(*entrypoint)`."""
-    folder = Path(tempfile.mkdtemp(prefix="head-"))  # short: socket paths end at 107 characters
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    bin_ = Path(sys.executable).parent
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                                "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"}
-    environment.pop("RAY_ADDRESS", None)
-    gcs, dashboard, agent, client = free_ports(4)
-    with (folder / "start.log").open("w") as log:
-        starting = subprocess.Popen(
-            [bin_ / "ray", "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1",
-             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
-             f"--ray-client-server-port={client}", "--num-cpus=2", f"--temp-dir={folder / 'ray'}",
-             "--disable-usage-stats"],
-            env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        assert starting.wait(timeout=180) == 0, (folder / "start.log").read_text()
+class RayCluster:
+    """A Ray of its own on free ports, with a token; every node is a process group that can be killed."""
 
-        def submit(*entrypoint: str) -> subprocess.CompletedProcess:
-            return subprocess.run(
-                [bin_ / "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", ".",
-                 "--", *entrypoint],
-                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    def __init__(self, cpus: int):
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: socket paths end at 107 characters
+        token = self.folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        self.bin = Path(sys.executable).parent
+        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+                                         "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+        self.environment.pop("RAY_ADDRESS", None)
+        self.nodes: list[int] = []
+        gcs, self.dashboard, agent, client = free_ports(4)
+        self.address = f"127.0.0.1:{gcs}"
+        self.add("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
+                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
+                 "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / 'ray'}", "--disable-usage-stats")
 
-        yield submit
-    finally:
-        os.killpg(starting.pid, signal.SIGKILL)  # exactly this head: all its daemons are in its process group
-        shutil.rmtree(folder, ignore_errors=True)
+    def add(self, *options: str) -> int:
+        """Start a node; returns its process group."""
+        log = self.folder / f"node-{len(self.nodes)}.log"
+        with log.open("w") as out:
+            starting = subprocess.Popen([self.bin / "ray", "start", *options], env=self.environment,
+                                        start_new_session=True, stdout=out, stderr=subprocess.STDOUT)
+        self.nodes.append(starting.pid)
+        assert starting.wait(timeout=180) == 0, log.read_text()
+        return starting.pid
+
+    def kill(self, node: int) -> None:
+        os.killpg(node, signal.SIGKILL)  # the raylet and all its workers
+        self.nodes.remove(node)
+
+    def close(self) -> None:
+        for node in list(self.nodes):
+            self.kill(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [self.bin / "ray", "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}", "--working-dir", ".",
+             "--", *entrypoint],
+            cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
 
 
-def test_a_submitted_job_shows_its_logs_and_ends_with_0(ray_head, tmp_path):
-    process = ray_head("python", "-m", "pipeline.run", "prepare", "corpus.train_clips=8", "corpus.test_clips=4",
-                       "--run-dir", str(tmp_path / "run"))
+@pytest.fixture
+def ray_cluster():
+    cluster = RayCluster(cpus=2)
+    yield cluster
+    cluster.close()
+
+
+def test_the_main_job_can_be_submitted(ray_cluster, tmp_path):
+    """And in two rounds, the second from and tied to the policy of the first."""
+    process = ray_cluster.submit(
+        "python", "-m", "pipeline.run", "dpo", "corpus.train_clips=32", "corpus.test_clips=16", *SMALL,
+        "dpo.rounds=2", "dpo.reference=previous", "--run-dir", str(tmp_path / "run"))
     assert process.returncode == 0, process.stdout[-4000:]
-    assert "8 training and 4 held-out clips" in process.stdout and "succeeded" in process.stdout
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert "cluster at" in process.stdout and "simulated raters:" in process.stdout and "succeeded" in process.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["engines"]["rollout"]["name"] == "vllm"
+    assert summary["counts"]["rollout_prompts"] == 32 and {"rollout-2", "dpo-2"} <= set(summary["timings_s"])
+    assert [row["round"] for row in summary["metrics"]["rounds"]] == [0, 1, 2]
+    files = (tmp_path / "run" / name / "candidates.parquet" for name in ("rollout", "rollout-2"))
+    first, second = map(read_candidates, files)
+    assert len(set(first) | set(second)) == 32, "other prompts"
+    keys = [pq.read_schema(tmp_path / "run" / name / "reference.parquet").metadata for name in ("dpo", "dpo-2")]
+    assert keys[0][b"weights"] != keys[1][b"weights"], "the reference moved"
 
 
-def test_a_submitted_job_that_fails_says_so(ray_head, tmp_path):
-    process = ray_head("python", "-m", "pipeline.run", "prepare", "corpus.train_clip=8")
+def test_a_submitted_job_that_fails_says_so(ray_cluster, tmp_path):
+    process = ray_cluster.submit("python", "-m", "pipeline.run", "prepare", "corpus.train_clip=8")
     assert process.returncode != 0
     assert "unknown key 'corpus.train_clip'" in process.stdout and "corpus.train_clips" in process.stdout
+
+
+def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_path):
+    """Two raylets, an engine on each; one is killed, the other does its work."""
+    folder, _, _ = dpo_run
+    node = ray_cluster.add(f"--address={ray_cluster.address}", "--node-ip-address=127.0.0.1", "--num-cpus=2")
+    arguments = [
+        "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
+        f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
+        "learner.cpus=0.1", "rollout.batch_prompts=1", "--run-dir", tmp_path / "run"]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
+                               env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith("[rollout] started"):
+            ray_cluster.kill(node)
+    text = "".join(printed)
+    assert process.wait(timeout=60) == 0, text[-6000:]
+    assert "worker" in text and "was lost" in text
+    tables = [read_table(run / "pair" / "pairs.arrow").to_list() for run in (folder, tmp_path / "run")]
+    assert tables[0] == tables[1]
+
+
+def test_a_run_killed_in_sft_goes_on_to_the_same_policy(tmp_path):
+    """`kill -9` of the whole recipe; --resume."""
+    keys = ["sft", "corpus.train_clips=32", "corpus.test_clips=16", *[key for key in SMALL if key.startswith("corpus")],
+            "sft.steps=12", "learner.checkpoint_every=2"]
+    finished(pipeline_run(*keys, "--run-dir", tmp_path / "whole"), tmp_path / "whole")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.run", *keys, "--run-dir", str(tmp_path / "killed")], cwd=ROOT,
+        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps = tmp_path / "killed" / "sft" / "steps.jsonl"
+    deadline = time.monotonic() + 300
+    while not (steps.is_file() and len(steps.read_text().splitlines()) >= 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished(pipeline_run("sft", "--run-dir", tmp_path / "killed", "--resume"), tmp_path / "killed")
+    whole, resumed = ((tmp_path / name / "sft" / "steps.jsonl").read_text() for name in ("whole", "killed"))
+    assert resumed == whole, "every number of every step"
+    digests = {weight_digest(load_checkpoint(tmp_path / name / "sft" / "policy").model.state_dict())
+               for name in ("whole", "killed")}
+    assert len(digests) == 1

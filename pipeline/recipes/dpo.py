@@ -12,6 +12,7 @@ import numpy as np
 
 from actors.cluster import cluster
 from actors.render import Panel, VideoJob
+from actors.rollout import Fleet
 from pipeline.config import DpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
 from pipeline.data.store import Corpus
@@ -22,6 +23,7 @@ from pipeline.recipes.evaluate import (
     group_of,
     interval_json,
     judges,
+    mean_given,
     report,
     sample_held_out,
     simulated_panel,
@@ -56,24 +58,49 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
             config.candidates, "sft_policy")
         policy = load_checkpoint(checkpoint)
         run.summary["artifacts"] |= {"corpus": str(corpus.path), "sft_policy": str(checkpoint)}
-        with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
-            before = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
-            if config.candidates is None:
-                groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
-                render_candidates(config, corpus, policy, groups, run)
-            else:
-                groups = read_candidates(earlier(config.candidates, "candidates"))
-            ratings = rate(config, corpus, policy, groups, run)
-            pairs = pair(config, corpus, policy, groups, ratings, run)
-            aligned = load_checkpoint(align(config, checkpoint, pairs, run))
-            gap = fleet.update(aligned.model)
-            print(f"[fleet] weight version {fleet.version}, canary gap {gap:.1e} nats", flush=True)
-            after = sample_held_out(config.evaluation, config.seed, corpus, aligned, fleet)
-        with judges(config) as panel:
+        with start_fleet(config, checkpoint, policy, corpus, run) as fleet, judges(config) as panel:
             judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
-            rows = judge.baselines() | {"SFT": judge(before), "SFT + DPO": judge(after)}
+            before = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
+            rows = judge.baselines() | {"SFT": judge(before)}
+            track_round(rows["SFT"], 0, run)
+            current = checkpoint
+            for round_ in range(1, config.dpo.rounds + 1):
+                groups = candidates(config, corpus, policy, fleet, run, round_)
+                ratings = rate(config, corpus, policy, groups, run, round_)
+                pairs = pair(config, corpus, policy, groups, ratings, run, round_)
+                reference = checkpoint if config.dpo.reference == "sft" else current
+                current = align(config, current, reference, pairs, run, round_)
+                policy = load_checkpoint(current)
+                gap = fleet.update(policy.model)
+                print(f"[fleet] weight version {fleet.version}, canary gap {gap:.1e} nats", flush=True)
+                after = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
+                row = rows[row_name(round_, config.dpo.rounds)] = judge(after)
+                track_round(row, round_, run)
         compare(rows, run)
         show(config, corpus, before, after, run)
+
+
+def row_name(round_: int, rounds: int) -> str:
+    return "SFT + DPO" if round_ == rounds else f"SFT + DPO round {round_}"
+
+
+def track_round(row: Row, round_: int, run: Run) -> None:
+    """What the policy has come to on held-out prompts, as a curve over rounds; 0 = SFT."""
+    means = {"simulated_rating": row.scores, "truth_affect_error": row.truth_errors}
+    values = row.metrics | {name: mean_given(by_prompt.values()) for name, by_prompt in means.items()}
+    run.tracker.log({f"round/{name}": value for name, value in values.items() if value is not None}, round_)
+    run.summary["metrics"].setdefault("rounds", []).append({"round": round_} | values)
+
+
+def candidates(
+    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, fleet: Fleet, run: Run, round_: int
+) -> Groups:
+    """Sampled here and rendered, or those of an earlier `rollout` run."""
+    if config.candidates is not None:
+        return read_candidates(earlier(config.candidates, "candidates"))
+    groups = roll_out(config, corpus, policy, fleet, run, round_)
+    render_candidates(config, corpus, policy, groups, run, round_)
+    return groups
 
 
 def earlier(directory: Path, artifact: str) -> Path:
@@ -87,7 +114,9 @@ def earlier(directory: Path, artifact: str) -> Path:
     return Path(artifacts[artifact])
 
 
-def rate(config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run) -> list[Rating]:
+def rate(
+    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run, round_: int
+) -> list[Rating]:
     """People's ratings from a file, or those of SIMULATED raters who watch every candidate on the neutral head."""
 
     def work(phase: Phase) -> dict[str, Any]:
@@ -102,13 +131,14 @@ def rate(config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Gr
         file = phase.directory / "ratings.parquet"
         write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
         phase.say(f"{len(ratings)} ratings by {source}")
-        return {"counts": {"ratings": len(ratings)}, "artifacts": {"ratings": str(file)}, "engines": {"raters": source}}
+        return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}}
 
-    return read_ratings(run.once("rate", work)["artifacts"]["ratings"])
+    return read_ratings(run.once("rate", work, round_)["artifacts"]["ratings"])
 
 
 def pair(
-    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, ratings: list[Rating], run: Run
+    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, ratings: list[Rating], run: Run,
+    round_: int,
 ) -> Path:
     """Score every candidate (Eq. 10); best and worst of a group make a pair. Returns the training table."""
 
@@ -128,7 +158,7 @@ def pair(
         phase.logger.log({"pairs": len(pairs), "ground_truth_chosen": float(truth_chosen)})
         return {"counts": asdict(score_counts) | asdict(pair_counts), "artifacts": {"pairs": str(table)}}
 
-    return Path(run.once("pair", work)["artifacts"]["pairs"])
+    return Path(run.once("pair", work, round_)["artifacts"]["pairs"])
 
 
 def pair_rows(
@@ -143,16 +173,16 @@ def pair_rows(
         }
 
 
-def align(config: DpoRecipeConfig, reference: Path, pairs: Path, run: Run) -> Path:
-    """DPO from the SFT policy, which is also the frozen reference; returns the aligned checkpoint."""
+def align(config: DpoRecipeConfig, initial: Path, reference: Path, pairs: Path, run: Run, round_: int) -> Path:
+    """DPO from the policy in `initial` against the frozen one in `reference`; returns the aligned checkpoint."""
 
     def work(phase: Phase) -> dict[str, Any]:
-        task = DpoTask(str(reference), str(pairs), config.policy, config.seed, config.dpo,
+        task = DpoTask(str(initial), str(pairs), config.policy, config.seed + round_ - 1, config.dpo, str(reference),
                        str(phase.directory / "reference.parquet"))
         phase.say(f"{len(task.rows)} pairs, {task.steps} steps, beta {config.dpo.beta:g}, {config.dpo.loss}")
         return learn(task, config.learner, phase)
 
-    result = run.once("dpo", work)
+    result = run.once("dpo", work, round_)
     run.summary["metrics"]["dpo"] = result["final"]
     return Path(result["policy"])
 

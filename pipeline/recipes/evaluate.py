@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ class Row:
     def summary(self, bootstrap: int) -> dict[str, Any]:
         return self.metrics | {
             "simulated_rating": _interval(self.scores, bootstrap),
-            "truth_affect_error": float(np.mean(list(self.truth_errors.values()))) if self.truth_errors else None,
+            "truth_affect_error": mean_given(self.truth_errors.values()),
         }
 
 
@@ -112,7 +112,7 @@ class Judge:
             self.affect,
         )
         ratings = self._rate(answers)
-        criteria = {f"simulated_{name}": _mean(getattr(r, name) for r in ratings) for name in CRITERIA}
+        criteria = {f"simulated_{name}": mean_given(getattr(r, name) for r in ratings) for name in CRITERIA}
         scores = prompt_means((r.prompt_id, overall(r, self.weights)) for r in ratings)
         return Row(metrics | criteria, scores, prompt_means(self._truth_errors(flat)))
 
@@ -206,7 +206,7 @@ def interval_json(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
-def _mean(values: Any) -> float | None:
+def mean_given(values: Iterable[float | None]) -> float | None:
     given = [value for value in values if value is not None]
     return float(np.mean(given)) if given else None
 

@@ -12,7 +12,7 @@ import numpy as np
 from actors.cluster import cluster
 from actors.render import Panel, RenderOptions, RenderPool, VideoJob
 from actors.rollout import Fleet, FleetOptions
-from pipeline.config import HeadConfig, RenderConfig, RolloutConfig, RolloutRecipeConfig
+from pipeline.config import HeadConfig, RenderConfig, RolloutRecipeConfig
 from pipeline.data.candidates import Candidate, read_candidates, recorded, sampled, write_candidates
 from pipeline.data.clip import Clip
 from pipeline.data.store import Corpus
@@ -33,7 +33,7 @@ def run(config: RolloutRecipeConfig, run: Run) -> None:
         checkpoint = train_sft(config, corpus, run)
         policy = load_checkpoint(checkpoint)
         with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
-            groups = roll_out(config.rollout, config.seed, corpus, policy, fleet, run)
+            groups = roll_out(config, corpus, policy, fleet, run)
         render_candidates(config, corpus, policy, groups, run)
 
 
@@ -60,14 +60,19 @@ def start_fleet(
 
 
 def roll_out(
-    config: RolloutConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet, run: Run
+    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, fleet: Fleet, run: Run, round_: int = 1
 ) -> Groups:
-    """K samples of the policy and the ground truth for each of `rollout.prompts` training prompts."""
+    """K samples of the policy and the ground truth for each of `rollout.prompts` training prompts.
+
+    Every round takes other prompts, as long as there are any.
+    """
+    count, samples = config.rollout.prompts, config.rollout.samples
 
     def work(phase: Phase) -> dict[str, Any]:
-        ids = choose(corpus, "train", config.prompts, seed)
+        ids = choose(corpus, "train", count, config.seed, skip=(round_ - 1) * count)
         started, tokens, candidates = time.monotonic(), 0, []
-        for trajectories in fleet.generate(prompts(corpus, ids, policy), config.samples, seed):
+        phase.say(f"started: {len(ids)} prompts x {samples} samples")
+        for trajectories in fleet.generate(prompts(corpus, ids, policy), samples, config.seed + 1000 * (round_ - 1)):
             candidates += [sampled(t) for t in trajectories]
             tokens += sum(len(t.tokens) for t in trajectories)
             done, seconds = len(candidates), time.monotonic() - started
@@ -76,21 +81,20 @@ def roll_out(
         layout = policy.actions.space.layout
         candidates += [recorded(i, policy.actions.to_tokens(corpus.clip(i).listener.subset(layout))) for i in ids]
         write_candidates(phase.directory / "candidates.parquet", candidates)
-        phase.say(f"{len(ids)} prompts x {config.samples} samples, {tokens} action tokens, "
-                  f"{tokens / seconds:.0f} tokens/s")
+        phase.say(f"{tokens} action tokens, {tokens / seconds:.0f} tokens/s")
         return {
-            "counts": {"rollout_prompts": len(ids), "candidates": len(candidates), "action_tokens": tokens},
+            "counts": {"rollout_prompts": len(ids), "trajectories": len(ids) * samples, "action_tokens": tokens},
             "tokens_per_s": round(tokens / seconds),
             "artifacts": {"candidates": str(phase.directory / "candidates.parquet")},
         }
 
-    result = run.once("rollout", work)
+    result = run.once("rollout", work, round_)
     run.summary["metrics"]["rollout_tokens_per_s"] = result["tokens_per_s"]
     return read_candidates(Path(result["artifacts"]["candidates"]))
 
 
 def render_candidates(
-    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run
+    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run, round_: int = 1
 ) -> None:
     """Side-by-side videos of the candidates of the first prompts, the speaker's voice with them."""
 
@@ -104,7 +108,7 @@ def render_candidates(
         )
         return render_videos(config, jobs, phase)
 
-    run.once("render", work)
+    run.once("render", work, round_)
 
 
 def render_videos(config: RolloutRecipeConfig, jobs: Iterable[VideoJob], phase: Phase) -> dict[str, Any]:
@@ -132,10 +136,13 @@ def speaker_panel(clip: Clip) -> Panel:
     return Panel("speaker", clip.speaker, clip.speaker_shape)
 
 
-def choose(corpus: Corpus, split: str, count: int, seed: int) -> list[str]:
-    """`count` clip ids of a split (all, if it has fewer), in an order that the seed decides."""
+def choose(corpus: Corpus, split: str, count: int, seed: int, skip: int = 0) -> list[str]:
+    """`count` clip ids of a split (all, if it has fewer), in an order that the seed decides.
+
+    The first `skip` are left for later: past the end of the order it starts again.
+    """
     ids = corpus.clip_ids(split)
-    order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
+    order = np.roll(np.random.default_rng([seed, len(ids)]).permutation(len(ids)), -skip)
     return [ids[i] for i in order[:count]]
 
 

@@ -21,7 +21,7 @@ from pipeline.config import DpoConfig
 from pipeline.tasks.vla import VlaTask, trainable
 from policies.vla.loading import Checkpoint, load_checkpoint, weight_digest
 from policies.vla.pretrained import freeze_language_model
-from policies.vla.training import batch_rows, collate_prompts, rank_share
+from policies.vla.training import ActionLogits, batch_rows, collate_prompts, rank_share
 from rewards.dpo_loss import dpo_loss
 
 
@@ -37,11 +37,12 @@ class DpoTask(VlaTask):
     beginnings. That early tokens carry the preference is known of language models (Shao et al. 2025, arXiv 2502.14340);
     here, over whole clips the policy learns to make bad reactions go on badly instead of not starting them.
 
-    Reference log-probs are computed once with the initial weights and kept in `reference_file`, keyed by
+    Reference log-probs are computed once with the weights in `reference` and kept in `reference_file`, keyed by
     the digests of weights, action tokens and pairs, and the steps that count.
     """
 
     config: DpoConfig
+    reference: str
     reference_file: str
 
     @cached_property
@@ -58,7 +59,7 @@ class DpoTask(VlaTask):
     @cached_property
     def key(self) -> dict[str, str]:
         """What the reference log-probs belong to."""
-        fresh = load_checkpoint(Path(self.initial))
+        fresh = load_checkpoint(Path(self.reference))
         return {"weights": weight_digest(fresh.model.state_dict()), "actions": fresh.actions.digest,
                 "pairs": pairs_digest(self.rows), "first_steps": str(self.config.first_steps)}
 
@@ -66,6 +67,8 @@ class DpoTask(VlaTask):
         """Reference log-probs of every pair, shared out over the ranks."""
         file = Path(self.reference_file)
         if not file.is_file():
+            if self.reference != self.initial:
+                forward = self._reference_policy()
             mine = range(rank, len(self.rows), world_size)
             longest = -(-len(self.rows) // world_size)
             indices = [*mine, *[0] * (longest - len(mine))]  # equal forward passes on every rank, for ZeRO-3
@@ -77,12 +80,12 @@ class DpoTask(VlaTask):
                 values = [shares[i % world_size][i // world_size] for i in range(len(self.rows))]
                 write_reference(file, values, self.key)
             dist.barrier()
-        self.__dict__["reference"] = read_reference(file, self.key)
+        self.__dict__["reference_log_probs"] = read_reference(file, self.key)
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
         share = rank_share(order, rank, world_size)
-        return self._collate(share) | {"reference": self.reference[share]}
+        return self._collate(share) | {"reference": self.reference_log_probs[share]}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         policy, reference = self._log_probs(forward, batch), batch["reference"]
@@ -94,6 +97,11 @@ class DpoTask(VlaTask):
             num_tokens=batch["actions"].shape[-1],
         )
         return losses.mean(), {name: values.mean() for name, values in metrics.items()}
+
+    def _reference_policy(self) -> Callable[..., Any]:
+        """The frozen policy, whole on every rank and only for as long as its log-probs are computed."""
+        model = load_checkpoint(Path(self.reference)).model
+        return ActionLogits(model.to(next(self.checkpoint.model.parameters()).device).eval())
 
     def _reference_row(self, forward: Callable[..., Any], index: int) -> list[float]:
         device = next(self.checkpoint.model.parameters()).device

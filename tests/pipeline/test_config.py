@@ -58,6 +58,11 @@ def test_values_are_read_as_yaml():
     assert config.policy.llama is None
 
 
+def test_given_candidates_are_one_round():
+    with pytest.raises(ConfigError, match="candidates=RUN_DIR is one round, dpo.rounds=2 must be 1"):
+        load("candidates=runs/c", "dpo.rounds=2")
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -72,6 +77,7 @@ def test_values_are_read_as_yaml():
         ("seed=1.5", ["seed", "1.5"]),
         ("score.empathy=0.5", ["score", "sum to 1", "1.25"]),
         ("ratings=r.csv", ["ratings=FILE needs candidates=RUN_DIR"]),
+        ("policy.lora_rank=4", ["dpo.train=all"]),
         ("sft.batch_size=7", ["sft.batch_size=7 must be a multiple of learner.world_size=2"]),
         ("dpo.batch_size=5", ["dpo.batch_size=5 must be a multiple of learner.world_size=2"]),
         ("policy.size=pretrained", ["policy.llama", "policy.dino", "policy.siglip"]),

@@ -83,6 +83,12 @@ def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
         earlier(tmp_path, "candidates")
 
 
+def test_every_round_takes_other_prompts_until_all_were_taken(tiny_corpus):
+    ids = [choose(tiny_corpus, "train", 3, seed=0, skip=3 * r) for r in range(4)]
+    assert len(set(ids[0] + ids[1])) == 6 and set(ids[0] + ids[1] + ids[2]) == set(tiny_corpus.clip_ids("train"))
+    assert ids[3] == [ids[0][1], ids[0][2], ids[1][0]], "8 clips: the tenth is the second again"
+
+
 def test_rows_of_pairs_hold_the_two_reactions_and_their_scores(tiny_corpus, tiny_checkpoint):
     policy, prompt = load_checkpoint(tiny_checkpoint), tiny_corpus.clip_ids("train")[2]
     candidates = {(prompt, name): SimpleNamespace(tokens=np.array(tokens))

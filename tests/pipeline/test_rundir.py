@@ -87,6 +87,16 @@ def test_resume_does_finished_phases_no_more_and_gives_their_results(tmp_path):
     assert second["timings_s"]["make"] == first["timings_s"]["make"]
 
 
+def test_rounds_of_a_phase_stand_beside_each_other_and_add_up(tmp_path):
+    for resume in (False, True):
+        with start(tmp_path / "run", resume) as run:
+            for round_ in (1, 2, 3):
+                run.once("pair", lambda phase: {"counts": {"pairs": 10}, "artifacts": {"pairs": phase.label}}, round_)
+        assert run.summary["counts"] == {"pairs": 30} and run.summary["artifacts"] == {"pairs": "pair-3"}
+        assert {"pair", "pair-2", "pair-3"} <= set(run.summary["timings_s"])
+        assert (tmp_path / "run" / "pair-2").is_dir()
+
+
 def test_resume_repeats_a_phase_that_failed(tmp_path):
     def fail(phase):
         (phase.directory / "half.txt").write_text("half")

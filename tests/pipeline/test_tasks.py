@@ -54,9 +54,10 @@ def sft_task(checkpoint, table, **keys):
     return SftTask(str(checkpoint), str(table), PolicyConfig(), 3, SftConfig(steps=10, batch_size=2, **keys))
 
 
-def dpo_task(checkpoint, table, folder, **keys):
+def dpo_task(checkpoint, table, folder, reference=None, **keys):
     config = DpoConfig(**{"batch_size": 4, "epochs": 3} | keys)
-    return DpoTask(str(checkpoint), str(table), PolicyConfig(), 3, config, str(Path(folder) / "reference.parquet"))
+    return DpoTask(str(checkpoint), str(table), PolicyConfig(), 3, config, str(reference or checkpoint),
+                   str(Path(folder) / "reference.parquet"))
 
 
 def test_whole_clips_come_after_the_windows(tiny_checkpoint, sft_table):
@@ -136,12 +137,28 @@ def test_reference_log_probs_are_the_summed_ones_of_the_policy(tiny_checkpoint, 
     for column, name in enumerate(("chosen", "rejected")):
         with torch.no_grad():
             wanted = policy.action_log_probs(torch.tensor([row["prompt"]]), frames, torch.tensor([row[name]])).sum()
-        assert task.reference[2, column].item() == pytest.approx(wanted.item(), abs=1e-3)
+        assert task.reference_log_probs[2, column].item() == pytest.approx(wanted.item(), abs=1e-3)
+
+
+def test_a_later_round_may_be_tied_to_an_earlier_policy(
+    tiny_checkpoint, other_checkpoint, pair_table, tmp_path, alone
+):
+    """The engine holds the policy the round began with; the reference is another one."""
+    task = dpo_task(other_checkpoint, pair_table, tmp_path, reference=tiny_checkpoint)
+    task.prepare(task.module().eval(), 0, 1)
+    first = dpo_task(tiny_checkpoint, pair_table, tmp_path / "first")
+    (tmp_path / "first").mkdir()
+    first.prepare(first.module().eval(), 0, 1)
+    torch.testing.assert_close(task.reference_log_probs, first.reference_log_probs)
+    assert task.key == first.key
+    moved = dpo_task(other_checkpoint, pair_table, tmp_path)
+    with pytest.raises(ReferenceMismatch, match="other weights"):
+        moved.prepare(moved.module(), 0, 1)
 
 
 def test_a_batch_of_pairs_carries_its_own_references_and_margins(tiny_checkpoint, pair_table, tmp_path):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
-    task.__dict__["reference"] = torch.arange(16.0).reshape(8, 2)
+    task.__dict__["reference_log_probs"] = torch.arange(16.0).reshape(8, 2)
     rows = batch_rows(1, 4, 8, seed=3)
     batch = task.batch(1, rank=1, world_size=2)
     assert batch["reference"].tolist() == [[2.0 * r, 2.0 * r + 1] for r in rows[1::2]]
@@ -157,7 +174,7 @@ def test_only_the_first_steps_count_where_the_config_says_so(tiny_checkpoint, pa
     frames = torch.from_numpy(np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy())
     with torch.no_grad():  # causal: what comes after does not change the first two steps of the whole reaction
         whole = policy.action_log_probs(torch.tensor([row["prompt"]]), frames, torch.tensor([row["chosen"]]))
-    assert task.reference[2, 0].item() == pytest.approx(whole[0, : 2 * DIMS].sum().item(), abs=1e-3)
+    assert task.reference_log_probs[2, 0].item() == pytest.approx(whole[0, : 2 * DIMS].sum().item(), abs=1e-3)
     assert task.batch(0, 0, 1)["actions"].shape == (4, 2, 2 * DIMS)
     everything = dpo_task(tiny_checkpoint, pair_table, tmp_path, first_steps=None)
     with pytest.raises(ReferenceMismatch, match="first_steps"):
@@ -180,7 +197,7 @@ def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pai
     losses = {}
     for kind in ("sigmoid", "margin", "robust", "ipo"):
         task = dpo_task(tiny_checkpoint, pair_table, tmp_path, loss=kind, beta=0.5, label_smoothing=0.2)
-        task.__dict__["reference"] = torch.zeros(8, 2)
+        task.__dict__["reference_log_probs"] = torch.zeros(8, 2)
         batch = task.batch(0, 0, 1)
         module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
         losses[kind] = task.loss(module, batch)[0].item()
@@ -219,7 +236,7 @@ def test_stored_references_are_used_and_checked(tiny_checkpoint, other_checkpoin
     task.prepare(task.module().eval(), 0, 1)
     again = dpo_task(tiny_checkpoint, pair_table, tmp_path)
     again.prepare(None, 0, 1)  # no forward pass is needed
-    assert torch.equal(again.reference, task.reference)
+    assert torch.equal(again.reference_log_probs, task.reference_log_probs)
     with pytest.raises(ReferenceMismatch, match="other weights"):
         dpo_task(other_checkpoint, pair_table, tmp_path).prepare(None, 0, 1)
 
