@@ -216,6 +216,7 @@ class TrackingConfig(Section):
 class ClusterConfig(Section):
     address: str | None = Field(None, description="Ray address; empty = the job's cluster, or a local one")
     cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's")
+    preflight: bool = Field(True, description="check the cluster before anything expensive starts (dpo)")
     lost_workers: int = Field(
         3, ge=0, description="lost workers that the fleet and each pool replace; one more ends the run"
     )

@@ -28,6 +28,7 @@ from pipeline.recipes.evaluate import (
     sample_held_out,
     simulated_panel,
 )
+from pipeline.recipes.preflight import preflight
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import (
     Groups,
@@ -51,11 +52,13 @@ from rewards.scores import score_candidates
 
 
 def run(config: DpoRecipeConfig, run: Run) -> None:
-    corpus = prepare(config.corpus, run) if config.candidates is None else Corpus(earlier(config.candidates, "corpus"))
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
-        checkpoint = train_sft(config, corpus, run) if config.candidates is None else earlier(
-            config.candidates, "sft_policy")
+        if config.cluster.preflight:
+            preflight(config, run)
+        given = config.candidates
+        corpus = prepare(config.corpus, run) if given is None else Corpus(earlier(given, "corpus"))
+        checkpoint = train_sft(config, corpus, run) if given is None else earlier(given, "sft_policy")
         policy = load_checkpoint(checkpoint)
         run.summary["artifacts"] |= {"corpus": str(corpus.path), "sft_policy": str(checkpoint)}
         with start_fleet(config, checkpoint, policy, corpus, run) as fleet, judges(config) as panel:

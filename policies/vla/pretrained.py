@@ -53,20 +53,9 @@ def load_pretrained(
         backbone.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
         dino_tower = AutoModel.from_pretrained(dino, dtype=dtype)
         siglip_tower = SiglipVisionModel.from_pretrained(siglip, dtype=dtype)
-        siglip_config = siglip_tower.config
-        grid = siglip_config.image_size // siglip_config.patch_size
-        config = FaceVLAConfig(
-            text_config=backbone.config.to_dict(),
-            dino_config=_kept(dino_tower.config) | {"image_size": grid * dino_tower.config.patch_size},
-            siglip_config=_kept(siglip_config),
-            image_size=siglip_config.image_size,
-            frames=frames,
-            text_tokens=text_tokens,
-            action_dims=space.dims,
-            action_steps=space.steps,
-            action_token_start=start,
-            **special_ids(tokenizer),
-        )
+        parts = backbone.config, dino_tower.config, siglip_tower.config
+        config = pretrained_config(*parts, space, frames, text_tokens, action_token_start=start,
+                                   **special_ids(tokenizer))
         with init_empty_weights(include_buffers=False):
             model = FaceVLA(config)
         device = backbone.get_input_embeddings().weight.device
@@ -76,9 +65,32 @@ def load_pretrained(
     for parameter in model.slots.parameters():
         nn.init.zeros_(parameter)
     model.slots.to(device, dtype)
-    _copy_tower(model.vision.dino, resize_positions(dino_tower.state_dict(), grid))
+    _copy_tower(model.vision.dino, resize_positions(dino_tower.state_dict(), _grid(siglip_tower.config)))
     _copy_tower(model.vision.siglip, siglip_tower.state_dict())
     return model, tokenizer
+
+
+def pretrained_config(
+    llama: PretrainedConfig, dino: PretrainedConfig, siglip: PretrainedConfig, space: ActionSpace, frames: int,
+    text_tokens: int, **token_ids: int,
+) -> FaceVLAConfig:
+    """The policy that three published configurations make; `token_ids` by the field names of `FaceVLAConfig`."""
+    return FaceVLAConfig(
+        text_config=llama.to_dict(),
+        dino_config=_kept(dino) | {"image_size": _grid(siglip) * dino.patch_size},
+        siglip_config=_kept(siglip),
+        image_size=siglip.image_size,
+        frames=frames,
+        text_tokens=text_tokens,
+        action_dims=space.dims,
+        action_steps=space.steps,
+        **token_ids,
+    )
+
+
+def _grid(siglip: PretrainedConfig) -> int:
+    """Patches along one side of a frame."""
+    return siglip.image_size // siglip.patch_size
 
 
 def _kept(published: PretrainedConfig) -> dict:

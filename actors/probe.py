@@ -1,0 +1,144 @@
+"""What the nodes of a cluster are like, and whether their processes can talk to each other."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from actors.cluster import ClusterError, reserve, worker_environment
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, as a process on it sees it; sizes in bytes.
+
+    Args:
+        versions: of Python and the packages asked for; None = not installed.
+        memory, gpu_memory: total; of the smallest GPU, 0 without any.
+        scratch: free disk where Ray and Python put temporary files.
+        sees_run: whether it can read the run directory.
+    """
+
+    name: str
+    resources: dict[str, float]
+    versions: dict[str, str | None]
+    memory: int
+    gpu_memory: int
+    object_store: int
+    scratch: int
+    sees_run: bool
+
+
+def probe_nodes(run_directory: Path, packages: tuple[str, ...], timeout_s: float) -> list[Node]:
+    """Every living node. Raises `ClusterError` naming those that do not answer."""
+    marker = run_directory / ".seen"
+    marker.write_text("preflight")
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        answers = {
+            _look.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(str(marker), packages): node
+            for node in alive
+        }
+        done, missing = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
+        if missing:
+            names = [answers[m]["NodeManagerHostname"] for m in missing]
+            raise ClusterError(f"preflight: no answer from nodes {names} within {timeout_s:g} s")
+        return [
+            Node(node["NodeManagerHostname"], node["Resources"],
+                 object_store=int(node["Resources"].get("object_store_memory", 0)), **ray.get(answer))
+            for answer, node in answers.items()
+        ]
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+@ray.remote
+def _look(marker: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    return {
+        "versions": versions,
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu_memory": min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=0),
+        "scratch": shutil.disk_usage(tempfile.gettempdir()).free,
+        "sees_run": Path(marker).is_file(),
+    }
+
+
+@ray.remote
+class _Peer:
+    def address(self) -> str:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def all_reduce(
+        self, address: str, rank: int, world_size: int, backend: str, floats: int, timeout_s: float
+    ) -> float:
+        device = "cuda" if backend == "nccl" else "cpu"
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size,
+                                timeout=timedelta(seconds=timeout_s))
+        dist.all_reduce(torch.zeros(1, device=device))  # connects
+        values = torch.full((floats,), float(rank + 1), device=device)
+        started = time.monotonic()
+        dist.all_reduce(values)
+        found = values[-1].item()
+        seconds = time.monotonic() - started
+        dist.destroy_process_group()
+        if found != world_size * (world_size + 1) / 2:
+            raise ArithmeticError(f"all-reduce over {world_size} learners gave {found}")
+        return seconds
+
+
+def all_reduce(world_size: int, cpus: float, gpus: float, megabytes: int, timeout_s: float) -> float:
+    """Sum a tensor over as many processes as there are learners, spread over the nodes; returns seconds.
+
+    Raises `ClusterError` when they cannot be placed or do not find each other in time.
+    """
+    bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    group = reserve([bundle] * world_size, "all-reduce between learners", timeout_s, strategy="SPREAD")
+    peers = []
+    try:
+        peers = [
+            _Peer.options(
+                num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": worker_environment(1)},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i),
+            ).remote()
+            for i in range(world_size)
+        ]
+        address = ray.get(peers[0].address.remote(), timeout=timeout_s)
+        backend, floats = "nccl" if gpus else "gloo", megabytes * 2**20 // 4
+        calls = [peer.all_reduce.remote(address, rank, world_size, backend, floats, timeout_s)
+                 for rank, peer in enumerate(peers)]
+        return max(ray.get(calls, timeout=timeout_s))
+    except (ray.exceptions.GetTimeoutError, dist.DistBackendError, RuntimeError) as error:
+        raise ClusterError(
+            f"all-reduce between {world_size} learners failed within {timeout_s:g} s: {error}\n"
+            "  Nodes must reach each other on all ports; on machines with several networks set "
+            "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME."
+        ) from error
+    finally:
+        for peer in peers:
+            ray.kill(peer)
+        remove_placement_group(group)

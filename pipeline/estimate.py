@@ -1,0 +1,87 @@
+"""How much memory and disk a run of given sizes takes: arithmetic, nothing is measured here.
+
+Sources: weights, gradients and optimiser states by ZeRO stage, Rajbhandari et al. 2020 (arXiv 1910.02054, section 3.1
+and figure 1); activations, Korthikanti et al. 2022 (arXiv 2205.05198, Eq. 1, without the attention matrix that fused
+attention never stores).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+KEPT_CHECKPOINTS = 2  # of a learning phase, while it runs
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the estimates need to know of a policy.
+
+    Args:
+        parameters, trainable: counts.
+        layers, hidden, kv_heads, head_dim: of the language model.
+        prompt_tokens, action_tokens: lengths of the two parts of a sequence.
+    """
+
+    parameters: int
+    trainable: int
+    layers: int
+    hidden: int
+    kv_heads: int
+    head_dim: int
+    prompt_tokens: int
+    action_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.action_tokens
+
+
+def optimizer_bytes(trainable: int, dtype: str) -> int:
+    """Adam's two moments in float32; for bfloat16 weights a float32 master copy too."""
+    return trainable * (8 if dtype == "float32" else 12)
+
+
+def learner_bytes(size: ModelSize, dtype: str, zero_stage: int, world_size: int, sequences: int) -> dict[str, int]:
+    """Per learner: weights, gradients, optimiser, activations of `sequences` sequences, bytes."""
+    width = DTYPE_BYTES[dtype]
+    share = {stage: world_size if zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    return {
+        "weights": size.parameters * width // share[3],
+        "gradients": size.trainable * width // share[2],
+        "optimiser": optimizer_bytes(size.trainable, dtype) // share[1],
+        "activations": 17 * width * sequences * size.tokens * size.hidden * size.layers,
+    }
+
+
+def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
+    """Keys and values of one token in every layer, bytes."""
+    return 2 * size.layers * size.kv_heads * size.head_dim * DTYPE_BYTES[dtype]
+
+
+def kv_sequences(size: ModelSize, dtype: str, kv_cache_gib: float, samples: int) -> float:
+    """Groups of `samples` candidates that the key-value cache holds at once; they share their prompt."""
+    group = size.prompt_tokens + samples * size.action_tokens
+    return kv_cache_gib * GIB / (kv_bytes_per_token(size, dtype) * group)
+
+
+def engine_bytes(size: ModelSize, dtype: str, kv_cache_gib: float, tensor_parallel: int) -> dict[str, int]:
+    """Per shard of an engine, bytes."""
+    return {"weights": size.parameters * DTYPE_BYTES[dtype] // tensor_parallel,
+            "KV cache": round(kv_cache_gib * GIB)}
+
+
+def object_store_bytes(size: ModelSize, dtype: str, prompts_in_flight: int, prompt_bytes: int) -> dict[str, int]:
+    """What lies in Ray's object store while weights are updated and prompts are streamed, bytes."""
+    return {"weights": size.parameters * DTYPE_BYTES[dtype], "prompts": prompts_in_flight * prompt_bytes}
+
+
+def disk_bytes(size: ModelSize, dtype: str, corpus_bytes: int, policies: int) -> dict[str, int]:
+    """What a run directory grows to, bytes; checkpoints of one learning phase are there at a time."""
+    weights = size.parameters * DTYPE_BYTES[dtype]
+    return {
+        "policies": policies * weights,
+        "checkpoints": KEPT_CHECKPOINTS * (weights + optimizer_bytes(size.trainable, dtype)),
+        "corpus": corpus_bytes,
+    }

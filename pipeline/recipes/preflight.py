@@ -1,0 +1,246 @@
+"""`preflight`: would this run fit this cluster? Asked by `dpo` before it starts anything expensive."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from accelerate import init_empty_weights
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, PretrainedConfig
+
+from actors.cluster import ClusterError, cluster
+from actors.probe import Node, all_reduce, probe_nodes
+from pipeline.config import DpoRecipeConfig, JudgedRecipeConfig, PolicyConfig
+from pipeline.estimate import (
+    GIB,
+    ModelSize,
+    disk_bytes,
+    engine_bytes,
+    kv_sequences,
+    learner_bytes,
+    object_store_bytes,
+)
+from pipeline.rundir import PACKAGES, VLLM_NAMES, Run, RunError
+from policies.motion import Layout
+from policies.vla.actions import ActionSpace
+from policies.vla.config import FaceVLAConfig
+from policies.vla.loading import tiny_config
+from policies.vla.lora import add_lora
+from policies.vla.model import FaceVLA
+from policies.vla.pretrained import freeze_streams, pretrained_config
+from policies.vla.text import build_text_tokenizer
+
+PROBE_TIMEOUT_S = 60.0
+# Private memory of a process that holds a model of next to no size, measured on CPU with a default run.
+PROCESS_GIB = {"engine": 1.0, "learner": 0.6, "worker": 0.5}
+FPS, AUDIO_BYTES_S = 25, 2 * 4 * 16_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer; `remedy` says what to do unless it is ok."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    found: str
+    remedy: str = ""
+
+
+def run(config: DpoRecipeConfig, run: Run) -> None:
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        print(f"  {where}", flush=True)
+        preflight(config, run)
+
+
+def preflight(config: DpoRecipeConfig, run: Run) -> None:
+    """Print every check and its verdict; raises `RunError` when one failed."""
+    started = time.monotonic()
+    nodes = probe_nodes(run.directory, PACKAGES + VLLM_NAMES, PROBE_TIMEOUT_S)
+    checks = [*version_checks(nodes), *place_checks(config, nodes), *storage_checks(nodes)]
+    try:
+        size = model_size(config)
+    except OSError as error:
+        checks.append(Check("policy", "failed", f"its checkpoints cannot be read: {str(error).splitlines()[0]}",
+                            "policy.llama, policy.dino and policy.siglip are local folders or hub names"))
+    else:
+        checks += [*memory_checks(config, size, nodes), disk_check(config, size, run)]
+    if not any(check.state == "failed" for check in checks):  # learners that have no place cannot talk either
+        checks.append(all_reduce_check(config))
+    run.summary["preflight"] = [asdict(check) for check in checks]
+    run.summary["timings_s"]["preflight"] = round(time.monotonic() - started, 1)
+    show(checks)
+    failed = [check for check in checks if check.state == "failed"]
+    if failed:
+        lines = [f"  {check.name}: {check.found}; {check.remedy}" for check in failed]
+        raise RunError("preflight: this run would not get through\n" + "\n".join(lines))
+
+
+def show(checks: list[Check]) -> None:
+    table = Table(title="preflight", show_header=False)
+    for check in checks:
+        remedy = f"\n-> {check.remedy}" if check.remedy and check.state != "ok" else ""
+        table.add_row(check.name, check.state, check.found + remedy)
+    Console(width=120).print(table)
+
+
+def version_checks(nodes: list[Node]) -> Iterator[Check]:
+    """The same packages everywhere, and a vLLM."""
+    first = nodes[0]
+    unlike = [f"{node.name} has {name} {node.versions[name]}, {first.name} {first.versions[name]}"
+              for node in nodes[1:] for name in node.versions if node.versions[name] != first.versions[name]]
+    vllm = next((f"{name} {v}" for name in VLLM_NAMES if (v := first.versions[name])), None)
+    if unlike:
+        yield Check("versions", "failed", "; ".join(unlike), "install the same lock file on every node")
+    elif vllm is None:
+        yield Check("versions", "failed", "no vLLM", "install infra/requirements/cpu.lock or cuda.lock")
+    else:
+        yield Check("versions", "ok", f"{len(nodes)} nodes alike: ray {first.versions['ray']}, "
+                                      f"torch {first.versions['torch']}, {vllm}")
+
+
+def demand(config: JudgedRecipeConfig) -> dict[str, list[tuple[str, float, float]]]:
+    """Phase -> `(what, CPUs, GPUs)` of every process that stands at once; engines and judges stay all the time."""
+    rollout, learner = config.rollout, config.learner
+    standing = [("engine", rollout.cpus, rollout.gpus * rollout.tensor_parallel)] * rollout.workers
+    standing += [("judge", config.raters.cpus, 0.0)] * config.raters.workers
+    return {
+        "render": standing + [("renderer", config.render.cpus, 0.0)] * config.render.workers,
+        "rate": standing + [("rater", config.raters.cpus, 0.0)] * config.raters.workers,
+        "dpo": standing + [("learner", learner.cpus, learner.gpus)] * learner.world_size,
+    }
+
+
+def place_checks(config: JudgedRecipeConfig, nodes: list[Node]) -> Iterator[Check]:
+    """What the phases ask of Ray against what the cluster has, and the largest piece against the largest node."""
+    for index, kind in ((1, "CPU"), (2, "GPU")):
+        total = sum(node.resources.get(kind, 0.0) for node in nodes)
+        largest = max(node.resources.get(kind, 0.0) for node in nodes)
+        sums = {phase: sum(piece[index] for piece in pieces) for phase, pieces in demand(config).items()}
+        phase = max(sums, key=sums.get)
+        if sums[phase] == 0:
+            continue
+        piece = max(demand(config)[phase], key=lambda p: p[index])
+        found = f"{sums[phase]:g} of {total:g} {kind}s at most (in {phase}), the largest piece {piece[index]:g}"
+        enough = sums[phase] <= total + 1e-6 and piece[index] <= largest
+        yield Check(f"{kind}s", "ok" if enough else "failed", found,
+                    "" if enough else "fewer workers or smaller shares (the `workers`, `world_size` and `cpus` keys), "
+                    "or more nodes; cluster.preflight=false for a cluster that grows on demand")
+
+
+def storage_checks(nodes: list[Node]) -> Iterator[Check]:
+    blind = [node.name for node in nodes if not node.sees_run]
+    yield Check("run directory", "failed" if blind else "ok",
+                f"not visible from {blind}" if blind else "every node reads it",
+                "give --run-dir on storage that all nodes share" if blind else "")
+    tightest = min(nodes, key=lambda node: node.scratch)
+    yield Check("scratch disk", "warning" if tightest.scratch < 10 * GIB else "ok",
+                f"{tightest.scratch / GIB:.0f} GiB free on {tightest.name}", "Ray spills objects there")
+
+
+def memory_checks(config: DpoRecipeConfig, size: ModelSize, nodes: list[Node]) -> Iterator[Check]:
+    """Estimates of `pipeline.estimate` against what the nodes have."""
+    learner, rollout = config.learner, config.rollout
+    sequences = max(config.sft.batch_size, 2 * config.dpo.batch_size) // learner.world_size
+    trained = learner_bytes(size, config.policy.dtype, learner.zero_stage, learner.world_size, sequences)
+    served = engine_bytes(size, rollout.dtype, rollout.kv_cache_gib, rollout.tensor_parallel)
+    yield _fits("learner", trained, learner.gpus, nodes, "a higher learner.zero_stage, more learners, "
+                "policy.lora_rank, policy.dtype=bfloat16 or smaller batches")
+    yield _fits("engine", served, rollout.gpus, nodes, "rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller "
+                "rollout.kv_cache_gib")
+    groups = kv_sequences(size, rollout.dtype, rollout.kv_cache_gib, rollout.samples)
+    yield Check("KV cache", "ok" if groups >= 1 else "warning",
+                f"holds {groups:.1f} groups of {rollout.samples} candidates at once",
+                "with less than one, engines preempt; raise rollout.kv_cache_gib" if groups < 1 else "")
+
+    processes = {"engine": rollout.workers * rollout.tensor_parallel, "learner": learner.world_size,
+                 "worker": 2 * config.raters.workers + config.render.workers}
+    host = sum(count * PROCESS_GIB[kind] * GIB for kind, count in processes.items())
+    host += 0 if learner.gpus else learner.world_size * sum(trained.values())
+    host += 0 if rollout.gpus else rollout.workers * rollout.tensor_parallel * sum(served.values())
+    total = sum(node.memory for node in nodes)
+    yield Check("host memory", "ok" if host < 0.9 * total else "failed",
+                f"about {host / GIB:.1f} of {total / GIB:.0f} GiB", "fewer workers, or more nodes")
+
+    frame = config.corpus.frames * config.corpus.image_size**2 * 3
+    in_flight = rollout.workers * rollout.in_flight * rollout.batch_prompts
+    stored = sum(object_store_bytes(size, config.policy.dtype, in_flight, frame).values())
+    smallest = min(nodes, key=lambda node: node.object_store)
+    yield Check("object store", "ok" if stored < 0.8 * smallest.object_store else "warning",
+                f"about {stored / GIB:.2f} of {smallest.object_store / GIB:.1f} GiB on {smallest.name}",
+                "Ray will spill to disk; start its nodes with a larger --object-store-memory")
+
+
+def _fits(what: str, needs: dict[str, int], gpus: float, nodes: list[Node], remedy: str) -> Check:
+    need = sum(needs.values())
+    parts = ", ".join(f"{name} {value / GIB:.2f}" for name, value in needs.items())
+    sizes = [node.gpu_memory for node in nodes if node.gpu_memory] if gpus else [node.memory for node in nodes]
+    room = min(sizes, default=0) * (gpus if 0 < gpus < 1 else 1)
+    return Check(f"{what} memory", "ok" if need < 0.9 * room else "failed",
+                 f"about {need / GIB:.2f} GiB each ({parts}) of {room / GIB:.0f}", remedy)
+
+
+def disk_check(config: DpoRecipeConfig, size: ModelSize, run: Run) -> Check:
+    c = config.corpus
+    clip = round(c.seconds * AUDIO_BYTES_S) + c.frames * c.image_size**2 * 3 + round(c.seconds * FPS) * 2 * 70 * 4
+    corpus = (c.train_clips + c.test_clips) * clip if c.kind == "synthetic" else 0
+    need = sum(disk_bytes(size, config.policy.dtype, corpus, policies=2 + config.dpo.rounds).values())
+    free = shutil.disk_usage(run.directory).free
+    return Check("run disk", "ok" if need < 0.9 * free else "failed",
+                 f"about {need / GIB:.2f} of {free / GIB:.0f} GiB free", "another --run-dir")
+
+
+def all_reduce_check(config: DpoRecipeConfig) -> Check:
+    c, megabytes = config.learner, 16
+    try:
+        seconds = all_reduce(c.world_size, c.cpus, c.gpus, megabytes, PROBE_TIMEOUT_S)
+    except ClusterError as error:
+        return Check("all-reduce", "failed", str(error), "see above")
+    return Check("all-reduce", "ok", f"{c.world_size} learners, {megabytes} MiB in {1000 * seconds:.0f} ms")
+
+
+def model_size(config: JudgedRecipeConfig) -> ModelSize:
+    """Of the policy that the config describes, without its weights. Raises `OSError` for checkpoints not found."""
+    policy = config.policy
+    layout = Layout((("expr", policy.action.expr_dims), ("rot", 3), ("jaw", 3)), FPS, "builtin")
+    space = ActionSpace(layout, policy.action.rate, config.corpus.seconds)
+    if policy.size == "pretrained":
+        parts = (_published(name) for name in (policy.llama, policy.dino, policy.siglip))
+        model_config = pretrained_config(*parts, space, config.corpus.frames, policy.text_tokens)
+    else:
+        model_config = _tiny(policy, space, config.corpus.frames, config.corpus.image_size)
+    with init_empty_weights():
+        model = FaceVLA(model_config)
+    if policy.lora_rank:
+        add_lora(model, policy.lora_rank, alpha=1.0)
+    if policy.freeze_vision:
+        freeze_streams(model)
+    text = model_config.text_config
+    return ModelSize(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        kv_heads=text.num_key_value_heads,
+        head_dim=text.hidden_size // text.num_attention_heads,
+        prompt_tokens=model_config.prompt_length,
+        action_tokens=model_config.action_tokens,
+    )
+
+
+def _published(name: str) -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(name)
+    return getattr(config, "vision_config", config)  # SigLIP's is that of both towers
+
+
+def _tiny(policy: PolicyConfig, space: ActionSpace, frames: int, image_size: int) -> FaceVLAConfig:
+    tokenizer = build_text_tokenizer(["."], text_vocabulary=policy.vocabulary - policy.action.bins)
+    config = tiny_config(tokenizer, space, frames=frames, image_size=image_size, text_tokens=policy.text_tokens,
+                         hidden=policy.hidden, layers=policy.layers, heads=policy.heads, kv_heads=policy.kv_heads,
+                         tower_hidden=policy.vision_hidden, tower_layers=policy.vision_layers)
+    config.text_config.vocab_size = policy.vocabulary
+    return config
