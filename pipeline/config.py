@@ -154,6 +154,9 @@ class ScoreConfig(Section):
     appropriateness: float = Field(0.25, ge=0, description="w_A (Eq. 10)")
     engagement: float = Field(0.25, ge=0, description="w_En (Eq. 10)")
     naturalness: float = Field(0.25, ge=0, description="w_N (Eq. 10); the four sum to 1")
+    rater_scales: bool = Field(
+        True, description="take out how lenient each person is and how much of the scale they use (people's ratings)"
+    )
     minimum_margin: float = Field(0.0, ge=0, description="pairs whose scores (0 to 1) differ by less are dropped")
 
     @model_validator(mode="after")

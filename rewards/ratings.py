@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ LOWEST, HIGHEST = 1, 5
 
 IDENTITY = ("prompt_id", "candidate_id", "rater")
 COLUMNS = IDENTITY + tuple(CRITERIA)
+SHEET_COLUMNS = ("video", "rater", *CRITERIA)  # what raters fill in; a manifest says which candidate a video shows
+
+Videos = Mapping[str, tuple[str, str]]  # neutral name -> prompt id, candidate id
 
 
 class RatingError(ValueError):
@@ -66,26 +69,32 @@ class Rating:
                 raise RatingError(f"{name} is {value:g}, outside {LOWEST} to {HIGHEST}")
 
 
-def read_ratings(path: str | Path) -> list[Rating]:
-    """Ratings of a `.csv`, `.jsonl` or `.parquet` file, in the file's order.
+def read_ratings(path: str | Path, videos: Videos | None = None) -> list[Rating]:
+    """Ratings of a `.csv`, `.jsonl` or `.parquet` file, in the file's order; of a folder, those of all files in it.
 
-    Columns: prompt_id, candidate_id, rater, and the criteria of `CRITERIA`; a criterion column may be
-    left out when nobody rated it. Raises `RatingError`, naming file and row, on unknown columns, on a
-    value that is no number or is outside 1 to 5, on a rater who rated a candidate twice, and on a file
-    without ratings.
+    Columns: prompt_id, candidate_id (or, in a sheet of a rating package, video), rater, and the criteria of
+    `CRITERIA`; a criterion column may be left out when nobody rated it. Rows of a sheet that nobody filled in are
+    left out. Raises `RatingError`, naming file and row, on unknown columns or videos, on a value that is no number
+    or is outside 1 to 5, on a rater who rated a candidate twice, and on a file without ratings.
+
+    Args:
+        videos: what the videos of a sheet show, from the package's manifest.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RatingError(f"{path}: no such ratings file")
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise RatingError(f"{path}: expected one of {', '.join(readers)}")
+    files = sorted(f for f in path.iterdir() if f.suffix in _READERS) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise RatingError(f"{path}: no such ratings file, and no folder of them")
+    if path.suffix not in _READERS and not path.is_dir():
+        raise RatingError(f"{path}: expected one of {', '.join(_READERS)}")
 
     ratings: list[Rating] = []
     seen: dict[tuple[str, str, str], str] = {}
-    for place, row in readers[path.suffix](path):
+    rows = ((file, place, row) for file in files for place, row in _READERS[file.suffix](file))
+    for path, place, row in rows:
+        if _is_blank(row):
+            continue
         try:
-            rating = _to_rating(row)
+            rating = _to_rating(row, videos)
         except RatingError as error:
             raise RatingError(f"{path}, {place}: {error}") from None
         key = (rating.prompt_id, rating.candidate_id, rating.rater)
@@ -94,7 +103,7 @@ def read_ratings(path: str | Path) -> list[Rating]:
                 f"{path}, {place}: rater {rating.rater!r} already rated candidate {rating.candidate_id!r} of prompt "
                 f"{rating.prompt_id!r} in {seen[key]}; keep one of the two"
             )
-        seen[key] = place
+        seen[key] = f"{path.name}, {place}"
         ratings.append(rating)
     if not ratings:
         raise RatingError(f"{path}: no ratings in it; expected rows with the columns {', '.join(COLUMNS)}")
@@ -121,10 +130,22 @@ def write_ratings(path: str | Path, ratings: Iterable[Rating]) -> None:
     os.replace(partial, path)
 
 
-def _to_rating(row: dict[str, Any]) -> Rating:
-    unknown = [name for name in row if name not in COLUMNS]
+def _is_blank(row: dict[str, Any]) -> bool:
+    """A row of the sheet as it was handed out."""
+    return "video" in row and not row.get("rater") and all(row.get(name) is None for name in CRITERIA)
+
+
+def _to_rating(row: dict[str, Any], videos: Videos | None) -> Rating:
+    unknown = [name for name in row if name not in COLUMNS + SHEET_COLUMNS]
     if unknown:
         raise RatingError(f"unknown columns {unknown}, expected {', '.join(COLUMNS)}")
+    if "video" in row:
+        if videos is None:
+            raise RatingError("a sheet of videos needs the manifest of its rating package (candidates=RUN_DIR)")
+        video = str(row["video"]).removesuffix(".mp4")
+        if video not in videos:
+            raise RatingError(f"video {video!r} is not in the package's manifest; is this the sheet of another run?")
+        row = row | dict(zip(("prompt_id", "candidate_id"), videos[video], strict=True))
     identity = {name: _identifier(row.get(name)) for name in IDENTITY}
     return Rating(**identity, **{name: row.get(name) for name in CRITERIA})
 
@@ -170,13 +191,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in COLUMNS]
-    absent = [name for name in IDENTITY if name not in names]
+    columns, identity = (SHEET_COLUMNS, ("video", "rater")) if "video" in names else (COLUMNS, IDENTITY)
+    unknown = [name for name in names if name not in columns]
+    absent = [name for name in identity if name not in names]
     repeated = [name for name in names if list(names).count(name) > 1]
     if unknown or absent or repeated:
         raise RatingError(
             f"{path}: columns {list(names)}; unknown {unknown}, absent {absent}, repeated {sorted(set(repeated))}; "
-            f"expected {', '.join(COLUMNS)}"
+            f"expected {', '.join(columns)}"
         )
 
 
@@ -188,3 +210,8 @@ def _cell(text: str) -> float | str | None:
         return float(text)
     except ValueError:
         return text
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+    ".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows,
+}

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rewards.raters import RaterScales
 from rewards.ratings import CRITERIA, HIGHEST, LOWEST, Rating, RatingError
 
 EQUAL_WEIGHTS: dict[str, float] = {name: 1 / len(CRITERIA) for name in CRITERIA}
@@ -62,14 +63,14 @@ def normalise(rating: float) -> float:
     return (rating - LOWEST) / (HIGHEST - LOWEST)
 
 
-def criterion_means(ratings: Iterable[Rating]) -> dict[str, float]:
+def criterion_means(ratings: Iterable[Rating], scales: RaterScales | None = None) -> dict[str, float]:
     """Mean over raters of each criterion that somebody rated, on [0, 1]. Missing ratings are left out."""
     given: dict[str, list[float]] = {name: [] for name in CRITERIA}
     for rating in ratings:
         for name in CRITERIA:
             value = getattr(rating, name)
             if value is not None:
-                given[name].append(normalise(value))
+                given[name].append(normalise(value if scales is None else scales(rating, name)))
     # fsum: the mean does not depend on the order of the raters, so neither do ties.
     return {name: math.fsum(values) / len(values) for name, values in given.items() if values}
 
@@ -101,6 +102,7 @@ def score_candidates(
     ratings: Sequence[Rating],
     weights: Mapping[str, float] = EQUAL_WEIGHTS,
     candidates: Mapping[str, Iterable[str]] | None = None,
+    scales: RaterScales | None = None,
 ) -> tuple[Scores, ScoreCounts]:
     """Score every candidate of every prompt by Eq. 10.
 
@@ -109,9 +111,11 @@ def score_candidates(
         weights: per criterion, summing to 1.
         candidates: the candidates that exist, per prompt, where more exist than were rated; by default
             those that appear in `ratings`. A rating of one that does not exist raises `RatingError`.
+        scales: of raters whose leniency and use of the scale are to be taken out.
 
     Returns:
-        prompt id -> candidate id -> score in [0, 1] or None, both in sorted order; and the counts.
+        prompt id -> candidate id -> score in [0, 1] (with `scales`, a little beyond) or None, both in sorted
+        order; and the counts.
     """
     weights = check_weights(weights)
     rows = _group(ratings, candidates)
@@ -119,7 +123,8 @@ def score_candidates(
     scores: Scores = {}
     unrated = renormalised = incomparable = 0
     for prompt_id in sorted(rows):
-        means = {candidate: criterion_means(rows[prompt_id][candidate]) for candidate in sorted(rows[prompt_id])}
+        group = rows[prompt_id]
+        means = {candidate: criterion_means(group[candidate], scales) for candidate in sorted(group)}
         shared = shared_weights(means.values(), weights)
         is_rated = any(means.values())
         unrated += sum(not m for m in means.values())

@@ -1,5 +1,6 @@
 """Whole recipes as a person starts them, on the real engines, with very small settings."""
 
+import csv
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ from mlflow import MlflowClient
 from pipeline.data.candidates import GROUND_TRUTH, read_candidates
 from policies.vla.loading import load_checkpoint, weight_digest
 from policies.vla.training import read_table
-from rewards.ratings import CRITERIA, Rating, read_ratings, write_ratings
+from rewards.ratings import CRITERIA
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
@@ -152,20 +153,33 @@ def test_resuming_a_finished_run_does_no_phase_again(dpo_run):
     assert parent.info.status == "FINISHED" and len(nested) == len(PHASES)
 
 
-def test_peoples_ratings_of_an_earlier_run_are_learned_from(dpo_run, tmp_path):
-    folder, summary, _ = dpo_run
-    rng, grades = np.random.default_rng(0), {}
-    for group in read_candidates(Path(summary["artifacts"]["candidates"])).values():
-        for candidate in group:
-            grades[candidate.prompt_id, candidate.candidate_id] = rng.integers(1, 6, len(CRITERIA)).astype(float)
-    ratings = [Rating(*key, rater="anna", **dict(zip(CRITERIA, row, strict=True))) for key, row in grades.items()]
-    write_ratings(tmp_path / "ratings.csv", ratings)
-    process = pipeline_run("dpo", *SMALL, f"candidates={folder}", f"ratings={tmp_path / 'ratings.csv'}", "--run-dir",
-                           tmp_path / "run")
-    found = finished(process, tmp_path / "run")
-    assert found["engines"]["raters"] == str(tmp_path / "ratings.csv")
-    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 48
-    assert len(read_ratings(tmp_path / "run" / "rate" / "ratings.parquet")) == 48
+def test_sheets_that_people_filled_in_are_learned_from(dpo_run, tmp_path):
+    """A package is written, two people rate it without agreeing, the policy is aligned on what they said."""
+    folder, _, _ = dpo_run
+    package, run = tmp_path / "package", tmp_path / "run"
+    finished(pipeline_run("rollout", *[key for key in SMALL if not key.startswith(("dpo", "evaluation", "render.v"))],
+                          "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
+                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "render.videos=48", "--run-dir", package),
+             package)
+    hand_out = package / "package" / "for_raters"
+    assert "empathy" in (hand_out / "INSTRUCTIONS.md").read_text()
+    with (hand_out / "sheet.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {f"{row['video']}.mp4" for row in rows} == {video.name for video in (hand_out / "videos").iterdir()}
+    (tmp_path / "sheets").mkdir()
+    rng = np.random.default_rng(0)
+    for rater in ("anna", "bert"):
+        with (tmp_path / "sheets" / f"{rater}.csv").open("w") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(row | {"rater": rater} | {name: rng.integers(1, 6) for name in CRITERIA} for row in rows)
+    process = pipeline_run("dpo", *SMALL, f"candidates={package}", f"ratings={tmp_path / 'sheets'}", "--run-dir", run)
+    found = finished(process, run)
+    assert found["engines"]["raters"] == "2 people (sheets)"
+    assert "WARNING: empathy: raters hardly agree" in process.stdout
+    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 96
+    assert found["survey"]["raters"] == {"rater-1": 48, "rater-2": 48}
+    assert not any("anna" in path.read_bytes().decode(errors="ignore") for path in run.rglob("*") if path.is_file())
 
 
 @pytest.mark.skipif(not DYAD.is_dir(), reason="the real dyad is not here")

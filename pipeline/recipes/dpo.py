@@ -15,6 +15,7 @@ from actors.render import Panel, VideoJob
 from actors.rollout import Fleet
 from pipeline.config import DpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
+from pipeline.data.rating_package import read_manifest
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of, prompt_row
 from pipeline.recipes.evaluate import (
@@ -47,6 +48,7 @@ from policies.vla.loading import Checkpoint, load_checkpoint
 from policies.vla.training import PAIR_SCHEMA, write_table
 from rewards.metrics.statistics import paired_interval
 from rewards.pairs import Pair, make_pairs
+from rewards.raters import RaterScales, Survey, anonymous, survey
 from rewards.ratings import Rating, read_ratings, write_ratings
 from rewards.scores import score_candidates
 
@@ -106,15 +108,20 @@ def candidates(
     return groups
 
 
-def earlier(directory: Path, artifact: str) -> Path:
-    """Where an earlier `rollout` run left an artefact."""
+def artifacts(directory: Path) -> dict[str, str]:
+    """What an earlier `rollout` run left, and where."""
     summary = directory / "summary.json"
     if not summary.is_file():
         raise RunError(f"candidates={directory}: no summary.json there; it must be the folder of a `rollout` run")
-    artifacts = json.loads(summary.read_text())["artifacts"]
-    if artifact not in artifacts:
-        raise RunError(f"candidates={directory}: that run left no {artifact!r}, only {sorted(artifacts)}")
-    return Path(artifacts[artifact])
+    return json.loads(summary.read_text())["artifacts"]
+
+
+def earlier(directory: Path, artifact: str) -> Path:
+    """Where an earlier `rollout` run left an artefact."""
+    found = artifacts(directory)
+    if artifact not in found:
+        raise RunError(f"candidates={directory}: that run left no {artifact!r}, only {sorted(found)}")
+    return Path(found[artifact])
 
 
 def rate(
@@ -123,9 +130,15 @@ def rate(
     """People's ratings from a file, or those of SIMULATED raters who watch every candidate on the neutral head."""
 
     def work(phase: Phase) -> dict[str, Any]:
+        extra: dict[str, Any] = {}
         if config.ratings is not None:
-            ratings = read_ratings(config.ratings)
-            source = str(config.ratings)
+            ratings, found = peoples_ratings(config, groups)
+            for text in (f"{len(found.raters)} people, {found.raters_per_candidate:.1f} for each of {found.rated} "
+                         f"candidates; alpha {found.alpha}", *(f"WARNING: {w}" for w in found.warnings)):
+                phase.say(text)
+            phase.logger.log({f"alpha/{name}": value for name, value in found.alpha.items() if value is not None})
+            extra = {"survey": asdict(found) | {"warnings": found.warnings}}
+            source = f"{len(found.raters)} people ({config.ratings.name})"
         else:
             watched = (group_of(corpus.clip(i), to_motions(policy, group)) for i, group in groups.items())
             with simulated_panel(config, config.seed) as pool:
@@ -134,9 +147,21 @@ def rate(
         file = phase.directory / "ratings.parquet"
         write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
         phase.say(f"{len(ratings)} ratings by {source}")
-        return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}}
+        return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}} | extra
 
-    return read_ratings(run.once("rate", work, round_)["artifacts"]["ratings"])
+    result = run.once("rate", work, round_)
+    if "survey" in result:
+        run.summary["survey"] = result["survey"]
+    return read_ratings(result["artifacts"]["ratings"])
+
+
+def peoples_ratings(config: DpoRecipeConfig, groups: Groups) -> tuple[list[Rating], Survey]:
+    """The filled sheets, without the raters' names, and how far they can be trusted."""
+    members = {i: [c.candidate_id for c in group] for i, group in groups.items()}
+    manifest = artifacts(config.candidates).get("manifest")
+    videos = None if manifest is None else read_manifest(Path(manifest))
+    ratings = anonymous(read_ratings(config.ratings, videos))
+    return ratings, survey(ratings, members)
 
 
 def pair(
@@ -147,7 +172,8 @@ def pair(
 
     def work(phase: Phase) -> dict[str, Any]:
         members = {i: [c.candidate_id for c in group] for i, group in groups.items()}
-        scores, score_counts = score_candidates(ratings, config.score.weights, members)
+        scales = RaterScales.of(ratings) if config.ratings is not None and config.score.rater_scales else None
+        scores, score_counts = score_candidates(ratings, config.score.weights, members, scales)
         pairs, pair_counts = make_pairs(scores, config.score.minimum_margin)
         if len(pairs) < config.dpo.batch_size:
             raise RunError(f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={config.dpo.batch_size}): "

@@ -15,11 +15,12 @@ from actors.rollout import Fleet, FleetOptions
 from pipeline.config import HeadConfig, RenderConfig, RolloutRecipeConfig
 from pipeline.data.candidates import Candidate, read_candidates, recorded, sampled, write_candidates
 from pipeline.data.clip import Clip
+from pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.sft import train_sft
-from pipeline.rundir import Phase, Run
+from pipeline.rundir import Phase, Run, RunError
 from policies.motion import Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
 
@@ -34,7 +35,7 @@ def run(config: RolloutRecipeConfig, run: Run) -> None:
         policy = load_checkpoint(checkpoint)
         with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
             groups = roll_out(config, corpus, policy, fleet, run)
-        render_candidates(config, corpus, policy, groups, run)
+        package(config, corpus, policy, groups, run)
 
 
 def start_fleet(
@@ -100,15 +101,48 @@ def render_candidates(
 
     def work(phase: Phase) -> dict[str, Any]:
         chosen = [c for group in groups.values() for c in group][: config.render.videos]
-        jobs = (
-            VideoJob(phase.directory / f"{c.prompt_id}_{c.candidate_id}.mp4",
-                     (speaker_panel(clip := corpus.clip(c.prompt_id)),
-                      Panel("listener", policy.actions.to_motion(c.tokens))), clip.speaker_audio)
-            for c in chosen
-        )
+        jobs = (video_of(c, phase.directory / f"{c.prompt_id}_{c.candidate_id}.mp4", corpus, policy) for c in chosen)
         return render_videos(config, jobs, phase)
 
     run.once("render", work, round_)
+
+
+def package(config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run) -> None:
+    """What people are given to rate: whole groups, as many as `render.videos` holds, under neutral names."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        chosen = whole_groups(groups, config.render.videos)
+        names = neutral_names({i: [c.candidate_id for c in group] for i, group in chosen.items()}, config.seed)
+        write_package(phase.directory, names)
+        videos = phase.directory / HAND_OUT / "videos"
+        videos.mkdir(exist_ok=True)
+        by_id = {(c.prompt_id, c.candidate_id): c for group in chosen.values() for c in group}
+        jobs = (video_of(by_id[shown], videos / f"{name}.mp4", corpus, policy) for name, shown in names.items())
+        result = render_videos(config, jobs, phase)
+        phase.say(f"{len(chosen)} groups; hand out {phase.directory / HAND_OUT}, keep manifest.csv")
+        manifest = {"manifest": str(phase.directory / "manifest.csv")}
+        return result | {"artifacts": result["artifacts"] | manifest}
+
+    run.once("package", work)
+
+
+def whole_groups(groups: Groups, videos: int) -> Groups:
+    """The first groups that `videos` videos hold; a group is rated as a whole or not at all."""
+    chosen: Groups = {}
+    for prompt_id, group in groups.items():
+        if sum(map(len, chosen.values())) + len(group) > videos:
+            break
+        chosen[prompt_id] = group
+    if not chosen:
+        size = len(next(iter(groups.values())))
+        raise RunError(f"render.videos={videos} is less than one group of {size} candidates; raise it")
+    return chosen
+
+
+def video_of(candidate: Candidate, path: Path, corpus: Corpus, policy: Checkpoint) -> VideoJob:
+    clip = corpus.clip(candidate.prompt_id)
+    listener = Panel("listener", policy.actions.to_motion(candidate.tokens))
+    return VideoJob(path, (speaker_panel(clip), listener), clip.speaker_audio)
 
 
 def render_videos(config: RolloutRecipeConfig, jobs: Iterable[VideoJob], phase: Phase) -> dict[str, Any]:
