@@ -61,13 +61,18 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float, strategy: str = "PACK") -> PlacementGroup:
-    """A ready placement group, or a `ClusterError` that names what was wanted and what the nodes have."""
-    group = placement_group(bundles, strategy=strategy)
+def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float) -> list[PlacementGroup]:
+    """A ready placement group for each bundle, all or none.
+
+    Raises `ClusterError` that names what was wanted and what the nodes have. They are groups of one because Ray (2.60)
+    keeps the head node busy for as long as a group that lost a node cannot be placed again; of one, it can be removed.
+    """
+    groups = [placement_group([bundle]) for bundle in bundles]
     try:
-        ray.get(group.ready(), timeout=timeout_s)
+        ray.get([group.ready() for group in groups], timeout=timeout_s)
     except ray.exceptions.GetTimeoutError:
-        remove_placement_group(group)
+        for group in groups:
+            remove_placement_group(group)
         raise ClusterError(
             f"{what}: no place for bundles {bundles} within {timeout_s:g} s.\n"
             f"  cluster total: {_resources(ray.cluster_resources())}\n"
@@ -75,7 +80,7 @@ def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float, strate
             f"  nodes: {[n['NodeManagerHostname'] for n in ray.nodes() if n['Alive']]}\n"
             "  Ask for fewer workers or smaller shares (the `workers` and `cpus` keys), or add nodes."
         ) from None
-    return group
+    return groups
 
 
 def _resources(resources: dict[str, float]) -> dict[str, float]:

@@ -6,12 +6,14 @@ What is learned is a `Task`; how it is sharded, resumed and logged is here, and 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -283,5 +285,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _extensions_directory() -> str:
-    """Where torch keeps its compiled extensions; shared by all runs of this user so that they build once."""
-    return os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "rapport" / "torch_extensions"))
+    """Where torch keeps its compiled extensions; one for each installation, so that its runs build once."""
+    installation = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    default = Path.home() / ".cache" / "rapport" / f"torch_extensions-{installation}"
+    return os.environ.get("TORCH_EXTENSIONS_DIR", str(default))

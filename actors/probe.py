@@ -117,15 +117,15 @@ def all_reduce(world_size: int, cpus: float, gpus: float, megabytes: int, timeou
     Raises `ClusterError` when they cannot be placed or do not find each other in time.
     """
     bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    group = reserve([bundle] * world_size, "all-reduce between learners", timeout_s, strategy="SPREAD")
+    groups = reserve([bundle] * world_size, "all-reduce between learners", timeout_s)
     peers = []
     try:
         peers = [
             _Peer.options(
                 num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": worker_environment(1)},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             ).remote()
-            for i in range(world_size)
+            for group in groups
         ]
         address = ray.get(peers[0].address.remote(), timeout=timeout_s)
         backend, floats = "nccl" if gpus else "gloo", megabytes * 2**20 // 4
@@ -141,4 +141,5 @@ def all_reduce(world_size: int, cpus: float, gpus: float, megabytes: int, timeou
     finally:
         for peer in peers:
             ray.kill(peer)
-        remove_placement_group(group)
+        for group in groups:
+            remove_placement_group(group)

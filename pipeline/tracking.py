@@ -35,8 +35,41 @@ class MetricLogger:
         MlflowClient(self.uri).log_batch(self.run_id, metrics=batch)
 
 
-class Tracker:
-    """The recipe's MLflow run and its nested phase runs.
+class TrackedRun:
+    """An MLflow run that others can be nested in: a recipe's, or that of a part of it."""
+
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, run_id: str):
+        self.client, self.uri, self.experiment_id, self.run_id = client, uri, experiment_id, run_id
+
+    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+        MetricLogger(self.uri, self.run_id).log(metrics, step)
+
+    def start_phase(self, name: str) -> MetricLogger:
+        return MetricLogger(self.uri, self._nested(name))
+
+    def end_phase(self, phase: MetricLogger, failed: bool) -> None:
+        self.client.set_terminated(phase.run_id, "FAILED" if failed else "FINISHED")
+
+    def part(self, name: str, run_id: str | None) -> TrackedRun:
+        """A run nested in this one, for phases of its own; `run_id` continues an earlier one."""
+        return TrackedRun(self.client, self.uri, self.experiment_id, run_id or self._nested(name))
+
+    def end(self, failed: bool) -> None:
+        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        if path.is_dir():
+            self.client.log_artifacts(self.run_id, str(path), folder or path.name)
+        else:
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def _nested(self, name: str) -> str:
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id}
+        return self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+
+
+class Tracker(TrackedRun):
+    """The recipe's MLflow run.
 
     Args:
         uri: any MLflow URI, or None for SQLite in `directory.parent`.
@@ -45,41 +78,24 @@ class Tracker:
     """
 
     def __init__(self, uri: str | None, experiment: str, directory: Path, run_id: str | None, system_metrics: bool):
-        self.uri = uri or f"sqlite:///{directory.parent / 'mlflow.db'}"
+        uri = uri or f"sqlite:///{directory.parent / 'mlflow.db'}"
         os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
         os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-        mlflow.set_tracking_uri(self.uri)
-        self.client = MlflowClient(self.uri)
-        if self.client.get_experiment_by_name(experiment) is None:
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(uri)
+        if client.get_experiment_by_name(experiment) is None:
             # Absolute, because Ray workers run elsewhere; a server keeps artefacts where it was told to.
-            location = (directory.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
-            self.client.create_experiment(experiment, artifact_location=location)
+            location = (directory.parent / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+            client.create_experiment(experiment, artifact_location=location)
         mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_id=run_id, run_name=None if run_id else directory.name,
                                log_system_metrics=system_metrics)
-        self.run_id = run.info.run_id
-        self.experiment_id = run.info.experiment_id
+        super().__init__(client, uri, run.info.experiment_id, run.info.run_id)
 
     def log_params(self, params: dict[str, Any]) -> None:
         entries = [Param(key, str(value)[:500]) for key, value in params.items()]
         for start in range(0, len(entries), 100):
             self.client.log_batch(self.run_id, params=entries[start : start + 100])
-
-    def log(self, metrics: dict[str, float], step: int = 0) -> None:
-        MetricLogger(self.uri, self.run_id).log(metrics, step)
-
-    def start_phase(self, name: str) -> MetricLogger:
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={MLFLOW_PARENT_RUN_ID: self.run_id})
-        return MetricLogger(self.uri, run.info.run_id)
-
-    def end_phase(self, phase: MetricLogger, failed: bool) -> None:
-        self.client.set_terminated(phase.run_id, "FAILED" if failed else "FINISHED")
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        if path.is_dir():
-            self.client.log_artifacts(self.run_id, str(path), folder or path.name)
-        else:
-            self.client.log_artifact(self.run_id, str(path), folder)
 
     def close(self, failed: bool) -> None:
         mlflow.end_run("FAILED" if failed else "FINISHED")

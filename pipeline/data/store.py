@@ -168,7 +168,10 @@ class Corpus:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
-        self.layout = Layout(**self.manifest["layout"])
+        try:
+            self.layout = Layout(**self.manifest["layout"])
+        except (LayoutError, TypeError) as error:
+            raise CorpusError(f"{self.path / MANIFEST}: {error}. Rebuild the corpus") from error
         self._groups = {split: self._row_groups(split) for split in self.manifest["clips"]}
         self._last: tuple[tuple[str, int], list[Clip]] | None = None
 
@@ -202,7 +205,7 @@ class Corpus:
         """Ids of a split, in order."""
         ids = []
         for name in dict.fromkeys(name for name, _, _ in self._split(split)):
-            ids += _guard(self.path / name, lambda file: file.read(["clip_id"])).column("clip_id").to_pylist()
+            ids += self._guard(name, lambda file: file.read(["clip_id"])).column("clip_id").to_pylist()
         return ids
 
     def at(self, split: str, index: int) -> Clip:
@@ -240,12 +243,15 @@ class Corpus:
         groups = []
         for name in self.manifest["files"]:
             if name.startswith(f"{split}-"):
-                footer = _guard(self.path / name, lambda file: file.metadata)
+                footer = self._guard(name, lambda file: file.metadata)
                 groups += [(name, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
         return groups
 
+    def _guard(self, name: str, read):
+        return _guard(self.path / name, clip_schema(self.layout), read)
+
     def _read_group(self, name: str, group: int) -> Iterator[Clip]:
-        table = _guard(self.path / name, lambda file: file.read_row_group(group))
+        table = self._guard(name, lambda file: file.read_row_group(group))
         size = self.manifest["frame_size"]
         for batch in table.to_batches():
             for row in range(batch.num_rows):
@@ -258,13 +264,13 @@ class Corpus:
 
 def load_labels(path: str | Path) -> dict[str, np.ndarray]:
     """The listener's expressed affect by clip id: (time, 2) valence and arousal in [-1, 1]."""
-    table = _read_side_file(Path(path), LABELS, "affect labels")
+    table = _read_side_file(Path(path), LABELS, LABEL_SCHEMA, "affect labels")
     return {row.as_py(): array_of(cell) for row, cell in zip(table["clip_id"], table["expressed_affect"], strict=True)}
 
 
 def load_truth(path: str | Path) -> dict[str, Truth]:
     """Hidden truth by clip id, for judging only: training on it is cheating."""
-    table = _read_side_file(Path(path), TRUTH, "hidden truth")
+    table = _read_side_file(Path(path), TRUTH, TRUTH_SCHEMA, "hidden truth")
     return {
         clip_id.as_py(): Truth(array_of(affect), manner.as_py(), {t["trait"]: t["value"] for t in style.as_py()})
         for clip_id, affect, manner, style in zip(*(table[name] for name in TRUTH_SCHEMA.names), strict=True)
@@ -298,7 +304,8 @@ class _Shards:
             if self._writer is not None:
                 self._writer.close()
             self._writer = pq.ParquetWriter(
-                self._folder / name, self._schema, compression="zstd", use_dictionary=False, write_statistics=False
+                self._folder / name, self._schema, compression="zstd", use_dictionary=False, write_statistics=False,
+                write_page_checksum=True,  # zstd has none: a flipped byte would come back as other motion
             )
             self.rows[name] = 0
         self._writer.write_table(self._to_table(self._buffer), row_group_size=ROW_GROUP)
@@ -330,11 +337,16 @@ def _read_manifest(path: Path) -> dict:
         raise CorpusError(f"{path} has no {MANIFEST}: it is no corpus, or was left half-written. Remove and rebuild it")
     try:
         manifest = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CorpusError(f"{file} is not JSON ({error}): rebuild the corpus") from error
+    if not isinstance(manifest, dict):
+        raise CorpusError(f"{file} holds no manifest but a {type(manifest).__name__}: rebuild the corpus")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         version = manifest.get("schema_version")
         raise CorpusError(f"{file} has schema version {version!r}, this code reads {SCHEMA_VERSION!r}: rebuild it")
+    missing = {"layout", "frame_size", "clips", "files"} - manifest.keys()
+    if missing:
+        raise CorpusError(f"{file} lacks {sorted(missing)}: rebuild the corpus")
     if not sum(manifest["clips"].values()):
         raise CorpusError(f"{path} is an empty corpus: rebuild it with at least one clip")
     for name, entry in manifest["files"].items():
@@ -345,19 +357,22 @@ def _read_manifest(path: Path) -> dict:
     return manifest
 
 
-def _read_side_file(path: Path, name: str, what: str) -> pa.Table:
+def _read_side_file(path: Path, name: str, schema: pa.Schema, what: str) -> pa.Table:
     if name not in _read_manifest(path)["files"]:
         raise CorpusError(f"the corpus at {path} has no {what} ({name}): it was made from a source without")
-    return _guard(path / name, lambda file: file.read())
+    return _guard(path / name, schema, lambda file: file.read())
 
 
-def _guard(path: Path, read):
-    """Read from a Parquet file, saying which one when it is corrupt."""
+def _guard(path: Path, schema: pa.Schema, read):
+    """Read from a Parquet file, saying which one when it is corrupt or not of `schema`."""
     try:
-        with pq.ParquetFile(path) as file:
-            return read(file)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            found = file.schema_arrow
+            if found.equals(schema) and found.metadata == schema.metadata:
+                return read(file)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} cannot be read as Parquet ({error}): restore it or rebuild the corpus") from error
+    raise CorpusError(f"{path} has other columns or another layout than its corpus: restore it or rebuild the corpus")
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.clip import Clip
+from policies.motion import LayoutError
 from policies.vla.loading import Checkpoint
 from policies.vla.prompt import build_prompt, select_frames
 from policies.vla.text import encode_text
@@ -31,8 +32,16 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
 
 
 def examples(clips: Iterable[Clip], policy: Checkpoint) -> Iterator[dict[str, Any]]:
-    """SFT rows: the prompt and the recorded listener as action tokens."""
+    """SFT rows: the prompt and the recorded listener as action tokens.
+
+    Raises:
+        LayoutError: a clip's motion is not of the policy's layout or length; names the clip.
+    """
     layout = policy.actions.space.layout
     for clip in clips:
-        tokens = policy.actions.to_tokens(clip.listener.subset(layout))
+        try:
+            tokens = policy.actions.to_tokens(clip.listener.subset(layout))
+        except LayoutError as error:
+            raise LayoutError(f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
+                              "Take a policy of this corpus, or the corpus of this policy") from error
         yield prompt_row(prompt_of(clip, policy)) | {"actions": tokens.tolist()}

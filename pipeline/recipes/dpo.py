@@ -15,10 +15,12 @@ from actors.render import Panel, VideoJob
 from actors.rollout import Fleet
 from pipeline.config import DpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
+from pipeline.data.clip import Clip
 from pipeline.data.rating_package import read_manifest
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of, prompt_row
 from pipeline.recipes.evaluate import (
+    Answers,
     Judge,
     Row,
     group_of,
@@ -41,11 +43,13 @@ from pipeline.recipes.rollout import (
     to_motions,
 )
 from pipeline.recipes.sft import learn, train_sft
+from pipeline.report.page import write_report
+from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, spread, write_shown
 from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.dpo import DpoTask
 from policies.motion import Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, write_table
+from policies.vla.training import PAIR_SCHEMA, read_table, write_table
 from rewards.metrics.statistics import paired_interval
 from rewards.pairs import Pair, make_pairs
 from rewards.raters import RaterScales, Survey, anonymous, survey
@@ -82,7 +86,8 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
                 row = rows[row_name(round_, config.dpo.rounds)] = judge(after)
                 track_round(row, round_, run)
         compare(rows, run)
-        show(config, corpus, before, after, run)
+        show(config, corpus, policy, before, after, fallen(rows["SFT"].scores, rows["SFT + DPO"].scores), pairs, run)
+    write_report(run)
 
 
 def row_name(round_: int, rounds: int) -> str:
@@ -234,19 +239,48 @@ def compare(rows: dict[str, Row], run: Run) -> None:
 
 
 def show(
-    config: DpoRecipeConfig, corpus: Corpus, before: dict[str, list[Motion]], after: dict[str, list[Motion]], run: Run
+    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, before: Answers, after: Answers, worse: list[str],
+    pairs: Path, run: Run,
 ) -> None:
-    """Videos: speaker, ground truth, SFT, SFT + DPO."""
+    """Videos, `evaluation.clips` of each kind: held-out clips, those that got worse, and pairs that were learnt from.
+
+    Args:
+        worse: held-out prompts whose rating fell, the largest fall first.
+        pairs: the training table of the last round.
+    """
 
     def work(phase: Phase) -> dict[str, Any]:
-        def jobs() -> Iterator[VideoJob]:
-            for clip_id in list(before)[: config.evaluation.clips]:
-                clip, layout = corpus.clip(clip_id), before[clip_id][0].layout
-                panels = (speaker_panel(clip), Panel("ground truth", clip.listener.subset(layout)),
-                          Panel("SFT", before[clip_id][0]), Panel("SFT + DPO", after[clip_id][0]))
-                yield VideoJob(phase.directory / f"{clip_id}.mp4", panels, clip.speaker_audio)
-
-        return render_videos(config, jobs(), phase)
+        count = config.evaluation.clips
+        videos = [compared(corpus.clip(i), f"{i}.mp4", HELD_OUT, before[i][0], after[i][0])
+                  for i in list(before)[:count]]
+        videos += [compared(corpus.clip(i), f"worse/{i}.mp4", WORSE, before[i][0], after[i][0])
+                   for i in worse[:count]]
+        table = read_table(pairs).select_columns(["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score"])
+        by_margin = sorted(table, key=lambda row: (row["rejected_score"] - row["chosen_score"], row["prompt_id"]))
+        videos += [chosen_against_rejected(corpus.clip(row["prompt_id"]), row, policy)
+                   for row in spread(by_margin, count)]
+        for folder in ("worse", "pairs"):
+            (phase.directory / folder).mkdir(exist_ok=True)
+        jobs = (VideoJob(phase.directory / shown.file, panels, corpus.clip(shown.clip_id).speaker_audio)
+                for shown, panels in videos)
+        result = render_videos(config, jobs, phase)
+        write_shown(phase.directory, [shown for shown, _ in videos])
+        return result
 
     run.once("clips", work)
 
+
+def compared(clip: Clip, file: str, kind: str, before: Motion, after: Motion) -> tuple[Shown, tuple[Panel, ...]]:
+    """Speaker, ground truth, SFT, SFT + DPO."""
+    panels = (speaker_panel(clip), Panel("ground truth", clip.listener.subset(before.layout)), Panel("SFT", before),
+              Panel("SFT + DPO", after))
+    return Shown(kind, file, clip.clip_id, clip.text, [panel.caption for panel in panels]), panels
+
+
+def chosen_against_rejected(clip: Clip, row: dict[str, Any], policy: Checkpoint) -> tuple[Shown, tuple[Panel, ...]]:
+    """A row of the training table: speaker, chosen, rejected."""
+    answers = {name: policy.actions.to_motion(np.array(row[name])) for name in ("chosen", "rejected")}
+    panels = (speaker_panel(clip), *(Panel(name, motion) for name, motion in answers.items()))
+    scores = {name: row[f"{name}_score"] for name in answers}
+    captions = [panel.caption for panel in panels]
+    return Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores), panels

@@ -22,6 +22,7 @@ from pipeline.data.synthetic.words import LEXICON
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import choose, prompts, start_fleet
 from pipeline.recipes.sft import train_sft
+from pipeline.report.page import write_report
 from pipeline.rundir import Run, write_atomic
 from policies.motion import Layout, Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
@@ -47,6 +48,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
             judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
             rows = {"policy": judge(answers)} | judge.baselines()
     report(rows, run)
+    write_report(run)
 
 
 def sample_held_out(
@@ -178,7 +180,7 @@ def judges(config: JudgedRecipeConfig) -> RewardPool:
 
 
 def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:
-    """Table on the terminal, JSON in the run directory, numbers in MLflow; returns the JSON."""
+    """Table on the terminal, JSON in the run directory (by prompt, too), numbers in MLflow; returns the JSON."""
     bootstrap = run.config.evaluation.bootstrap
     values = {name: row.summary(bootstrap) for name, row in rows.items()}
     columns = ("l2", "fd", "p_fd", "variation", "diversity", "l2_affect", "truth_affect_error", "simulated_rating")
@@ -192,6 +194,9 @@ def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:
     write_atomic(run.directory / "evaluation.json", json.dumps(values, indent=2))
     run.summary["metrics"]["evaluation"] = values
     run.summary["artifacts"]["evaluation"] = str(run.directory / "evaluation.json")
+    by_prompt = {name: {"scores": row.scores, "truth_errors": row.truth_errors} for name, row in rows.items()}
+    write_atomic(run.directory / "evaluation_prompts.json", json.dumps(by_prompt, indent=2))
+    run.summary["artifacts"]["evaluation_prompts"] = str(run.directory / "evaluation_prompts.json")
     for name, row in values.items():
         flat = {k: v["mean"] if isinstance(v, dict) else v for k, v in row.items()}
         run.tracker.log({f"{_key(name)}/{k}": v for k, v in flat.items() if v is not None})

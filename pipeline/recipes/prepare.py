@@ -11,6 +11,7 @@ from pipeline.config import CorpusConfig, PrepareConfig
 from pipeline.data.clip import Clip
 from pipeline.data.collapse import regression_collapse
 from pipeline.data.dualtalk import import_dualtalk
+from pipeline.data.lm_listener import import_lm_listener
 from pipeline.data.statistics import motion_statistics
 from pipeline.data.store import Corpus
 from pipeline.data.synthetic.generate import generate
@@ -72,4 +73,6 @@ def _open(config: CorpusConfig, phase: Phase) -> Corpus:
         raise RunError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")
     if config.kind == "dualtalk":
         return import_dualtalk(config.root, phase.directory / "corpus", config.seconds, config.stride)
+    if config.kind == "lm_listener":
+        return import_lm_listener(config.root, phase.directory / "corpus", config.seconds, config.stride)
     return Corpus(config.root)

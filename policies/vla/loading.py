@@ -25,6 +25,8 @@ from policies.vla.model import FaceVLA
 from policies.vla.text import special_ids
 
 WEIGHTS_FILE = "model.safetensors"
+EMBEDDING_MULTIPLE = 64  # pretrained embeddings are padded to it (`load_pretrained`): fewer ids are spare
+AGAIN = "copy the whole folder again, or save the policy again"
 
 
 class CheckpointError(RuntimeError):
@@ -153,23 +155,19 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
     missing = [name for name in ("config.json", WEIGHTS_FILE, ACTIONS_FILE) if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} is no complete policy checkpoint: {missing} missing; save it again")
-    found = json.loads((path / "config.json").read_text()).get("model_type")
-    if found != FaceVLAConfig.model_type:
-        raise CheckpointError(f"{path} holds a {found!r} model, expected {FaceVLAConfig.model_type!r}")
-    config = FaceVLAConfig.from_pretrained(path)
-    actions = ActionTokenizer.load(path)
+    config, actions = _read_config(path), _read_actions(path)
     meant = (config.action_token_start, config.action_bins, config.action_dims, config.action_steps)
     given = (actions.first_token, actions.bins, actions.space.dims, actions.space.steps)
     if meant != given:
         raise CheckpointError(
-            f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): {meant} and {given}"
+            f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): {meant} and {given}. "
+            f"One of them is another policy's: {AGAIN}"
         )
+    tokenizer = _read_tokenizer(path, config)
     try:
         weights = load_file(path / WEIGHTS_FILE)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path / WEIGHTS_FILE} cannot be read ({error}): truncated? Save or copy it again"
-        ) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path / WEIGHTS_FILE} cannot be read ({error}): truncated? {AGAIN}") from error
     with init_empty_weights(include_buffers=False):  # 7B weights are in memory once, not twice
         model = FaceVLA(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
@@ -179,8 +177,53 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
         if name not in expected or name not in weights or expected[name] != weights[name].shape
     ]
     if unlike:
-        raise CheckpointError(f"{path}: {len(unlike)} weights do not fit the config, e.g. {sorted(unlike)[:3]}")
+        some = sorted(unlike)[:3]
+        raise CheckpointError(f"{path}: {len(unlike)} weights do not fit config.json, e.g. {some}: {AGAIN}")
     model.load_state_dict(weights, assign=True)
     if dtype is not None:
         model = model.to(dtype)
-    return Checkpoint(model.eval(), AutoTokenizer.from_pretrained(path), actions)
+    return Checkpoint(model.eval(), tokenizer, actions)
+
+
+def _read_config(path: Path) -> FaceVLAConfig:
+    try:
+        found = json.loads((path / "config.json").read_text())["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'config.json'} is no model config ({error!r}): {AGAIN}") from error
+    if found != FaceVLAConfig.model_type:
+        raise CheckpointError(
+            f"{path} holds a {found!r} model, expected {FaceVLAConfig.model_type!r}: name the folder of a policy that "
+            "`sft` or `dpo` wrote"
+        )
+    try:
+        return FaceVLAConfig.from_pretrained(path)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path / 'config.json'} describes no policy ({error}): {AGAIN}") from error
+
+
+def _read_actions(path: Path) -> ActionTokenizer:
+    try:
+        return ActionTokenizer.load(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / ACTIONS_FILE} describes no action space ({error!r}): {AGAIN}") from error
+
+
+def _read_tokenizer(path: Path, config: FaceVLAConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, once it is clear that its ids mean what the config says."""
+    if not (path / "tokenizer_config.json").is_file():  # transformers would look for the folder's name on the hub
+        raise CheckpointError(f"{path} has no tokenizer_config.json: {AGAIN}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        found = special_ids(tokenizer)
+        # Ours names its action tokens; LLaMA's are ids taken from words.
+        found["action_token_start"] = tokenizer.get_vocab().get("<action_0>", config.action_token_start)
+    except Exception as error:  # `tokenizers` raises bare ones
+        raise CheckpointError(f"the tokenizer in {path} cannot be used ({error}): {AGAIN}") from error
+    meant = {name: getattr(config, name) for name in found}
+    spare = config.text_config.vocab_size - len(tokenizer)
+    if meant != found or not 0 <= spare < EMBEDDING_MULTIPLE:
+        raise CheckpointError(
+            f"the tokenizer in {path} is another policy's: {len(tokenizer)} ids for a vocabulary of "
+            f"{config.text_config.vocab_size}, ids {found}, config.json has {meant}: {AGAIN}"
+        )
+    return tokenizer

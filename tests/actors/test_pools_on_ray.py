@@ -153,9 +153,10 @@ def test_a_place_that_cannot_be_had_is_refused_in_bounded_time():
 
 
 def test_a_place_that_can_be_had_is_given():
-    group = reserve([{"CPU": 0.5}] * 2, "fleet", timeout_s=60)
-    assert group.bundle_specs == [{"CPU": 0.5}] * 2
-    ray.util.remove_placement_group(group)
+    groups = reserve([{"CPU": 0.5}] * 2, "fleet", timeout_s=60)
+    assert [group.bundle_specs for group in groups] == [[{"CPU": 0.5}]] * 2
+    for group in groups:
+        ray.util.remove_placement_group(group)
 
 
 def motion(topology="builtin", frames=25):

@@ -67,7 +67,7 @@ def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("kind", ["dualtalk", "parquet"])
+@pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
 def test_a_corpus_without_a_root_is_refused(kind):
     config = SimpleNamespace(kind=kind, root=None)
     with pytest.raises(RunError, match=f"corpus.kind={kind} needs corpus.root"):

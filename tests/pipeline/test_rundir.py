@@ -15,6 +15,7 @@ class SilentTracker:
 
     def __init__(self, uri, experiment, directory, run_id, system_metrics):
         self.uri, self.run_id, self.ended, self.closed = "nowhere", run_id or "new", [], None
+        self.parts, self.failed = {}, None
 
     def log_params(self, params):
         self.params = params
@@ -24,6 +25,13 @@ class SilentTracker:
 
     def end_phase(self, phase, failed):
         self.ended.append((phase, failed))
+
+    def part(self, name, run_id):
+        self.parts[name] = SilentTracker(None, None, None, run_id, None)
+        return self.parts[name]
+
+    def end(self, failed):
+        self.failed = failed
 
     def log_artifact(self, path, folder=None):
         assert path.is_file()
@@ -154,3 +162,36 @@ def test_the_command_line_refuses_a_used_folder_with_code_2(tmp_path, capsys):
     (tmp_path / "x").touch()
     assert main(["prepare", "--run-dir", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_a_part_has_phases_folder_and_summary_of_its_own(tmp_path):
+    done = []
+
+    def sft(phase):
+        done.append(phase.label)
+        return {"counts": {"steps": 4}}
+
+    for resume in (False, True):
+        with start(tmp_path / "run", resume) as run:
+            for seed in (0, 1):
+                with run.part(f"seed-{seed}", PrepareConfig(seed=seed)) as part:
+                    part.once("sft", sft)
+                    with part.part("full", part.config) as inner:
+                        inner.once("dpo", lambda phase: {"artifacts": {"policy": str(phase.directory)}})
+        assert done == ["seed-0/sft", "seed-1/sft"], "once"
+        stored = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert stored["counts"] == {} and stored["parts"]["seed-1"]["counts"] == {"steps": 4}
+        policy = tmp_path / "run" / "seed-1" / "full" / "dpo"
+        assert stored["parts"]["seed-1"]["parts"]["full"]["artifacts"] == {"policy": str(policy)} and policy.is_dir()
+        assert "seed: 1" in (tmp_path / "run" / "seed-1" / "config.yaml").read_text()
+
+
+def test_a_part_that_fails_says_so_and_is_done_again(tmp_path):
+    run = start(tmp_path / "run")
+    with pytest.raises(ValueError, match="no"), run, run.part("a", PrepareConfig()) as part:
+        part.once("x", lambda phase: {})
+        raise ValueError("no")
+    assert run.tracker.parts["a"].failed is True
+    with start(tmp_path / "run", resume=True) as run, run.part("a", PrepareConfig()) as part:
+        part.once("x", lambda phase: pytest.fail("done before"))
+    assert run.tracker.parts["a"].failed is False

@@ -49,6 +49,24 @@ def test_a_run_has_a_parent_and_nested_phases(store):
     assert history(run.tracker, first.info.run_id, "loss") == [(3, 0.5)]
 
 
+def test_parts_are_nested_runs_with_phases_of_their_own(store):
+    tracker = open_tracker(store, "parts")
+    client = tracker.client
+    part = tracker.part("seed-0", None)
+    part.log({"l2": 0.5})
+    phase = part.start_phase("sft")
+    part.end_phase(phase, failed=False)
+    part.end(failed=True)
+    found = client.get_run(part.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == tracker.run_id and found.info.status == "FAILED"
+    assert found.data.metrics == {"l2": 0.5} and client.get_run(phase.run_id).info.status == "FINISHED"
+    assert client.get_run(phase.run_id).data.tags["mlflow.parentRunId"] == part.run_id
+    again = tracker.part("seed-0", part.run_id)
+    again.end(failed=False)
+    assert client.get_run(part.run_id).info.status == "FINISHED"
+    tracker.close(failed=False)
+
+
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store):
     first = open_tracker(store, "resumed")
     first.log({"x": 1.0}, step=1)
