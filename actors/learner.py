@@ -6,14 +6,11 @@ What is learned is a `Task`; how it is sharded, resumed and logged is here, and 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
 import math
-import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -86,7 +83,6 @@ def fit(
         log: `(metrics, step)` of every step, called in this process.
         say: a line of progress now and then.
     """
-    environment = worker_environment(options.threads) | {"TORCH_EXTENSIONS_DIR": _extensions_directory()}
     trainer = TorchTrainer(
         _train,
         # As bytes: the controller would import everything the task needs, only to hand it on.
@@ -100,7 +96,7 @@ def fit(
         run_config=RunConfig(
             name="learner",
             storage_path=str(directory),
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": worker_environment(options.threads)},
             failure_config=FailureConfig(max_failures=options.max_failures, controller_failure_limit=2),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
@@ -176,6 +172,8 @@ def start_engine(task: Task, options: LearnerOptions) -> Any:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # Otherwise compiled for most of a minute on first use; only inference would call it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         module = task.module()
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -282,10 +280,3 @@ def _first_cause(error: BaseException) -> BaseException:
     """The worker's own exception, not the controller's wrapping."""
     failures = getattr(error, "worker_failures", None)
     return next(iter(failures.values())) if failures else error
-
-
-def _extensions_directory() -> str:
-    """Where torch keeps its compiled extensions; one for each installation, so that its runs build once."""
-    installation = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
-    default = Path.home() / ".cache" / "rapport" / f"torch_extensions-{installation}"
-    return os.environ.get("TORCH_EXTENSIONS_DIR", str(default))

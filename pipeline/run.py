@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from datetime import datetime
@@ -50,6 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     except explained_errors() as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"rapport {args.recipe}: the disk is full ({error}); nothing is half written: free some space and "
+              f"continue with --resume --run-dir {run_dir}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"rapport {args.recipe}: interrupted; continue with --resume --run-dir {run_dir}", file=sys.stderr)
         return 130
@@ -63,12 +70,14 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from pipeline.data.candidates import CandidateError
     from pipeline.data.store import CorpusError
     from pipeline.rundir import RunError
+    from pipeline.tracking import TrackingError
     from policies.head.asset import AssetError
     from policies.motion import LayoutError
     from policies.vla.loading import CheckpointError
     from rewards.ratings import RatingError
 
-    return (RunError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError, CandidateError, RatingError)
+    return (RunError, TrackingError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError, CandidateError,
+            RatingError)
 
 
 def _parser() -> argparse.ArgumentParser:

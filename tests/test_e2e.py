@@ -30,6 +30,7 @@ DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
 SMALL = ["sft.steps=4", "rollout.prompts=16", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4",
          "evaluation.prompts=8", "evaluation.samples=1", "evaluation.clips=1", "render.videos=2", "render.size=64",
          "corpus.seconds=2"]
+LEAN = ["rollout.workers=1", "raters.workers=1", "render.workers=1"]  # start-up is most of a small run
 PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "clips"]
 
 
@@ -157,8 +158,8 @@ def test_sheets_that_people_filled_in_are_learned_from(dpo_run, tmp_path):
     """A package is written, two people rate it without agreeing, the policy is aligned on what they said."""
     folder, _, _ = dpo_run
     package, run = tmp_path / "package", tmp_path / "run"
-    finished(pipeline_run("rollout", *[key for key in SMALL if not key.startswith(("dpo", "evaluation", "render.v"))],
-                          "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
+    keys = [key for key in [*SMALL, *LEAN] if key.startswith(("sft", "rollout", "render", "corpus"))]
+    finished(pipeline_run("rollout", *keys, "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
                           f"sft.checkpoint={folder / 'sft' / 'policy'}", "render.videos=48", "--run-dir", package),
              package)
     hand_out = package / "package" / "for_raters"
@@ -173,7 +174,8 @@ def test_sheets_that_people_filled_in_are_learned_from(dpo_run, tmp_path):
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(row | {"rater": rater} | {name: rng.integers(1, 6) for name in CRITERIA} for row in rows)
-    process = pipeline_run("dpo", *SMALL, f"candidates={package}", f"ratings={tmp_path / 'sheets'}", "--run-dir", run)
+    process = pipeline_run("dpo", *SMALL, *LEAN, f"candidates={package}", f"ratings={tmp_path / 'sheets'}",
+                           "--run-dir", run)
     found = finished(process, run)
     assert found["engines"]["raters"] == "2 people (sheets)"
     assert "WARNING: empathy: raters hardly agree" in process.stdout
@@ -186,7 +188,7 @@ def test_sheets_that_people_filled_in_are_learned_from(dpo_run, tmp_path):
 def test_the_main_job_runs_on_the_real_dyad(tmp_path):
     process = pipeline_run(
         "dpo", "corpus.kind=dualtalk", f"corpus.root={DYAD}", "corpus.stride=1", *SMALL, "sft.batch_size=4",
-        "dpo.batch_size=2", "--run-dir", tmp_path / "dyad")
+        "dpo.batch_size=2", *LEAN, "--run-dir", tmp_path / "dyad")
     summary = finished(process, tmp_path / "dyad")
     assert summary["counts"]["train_clips"] > 8 and summary["counts"]["dpo_steps"] >= 1
     row = summary["metrics"]["after"]
@@ -261,7 +263,7 @@ def test_the_main_job_can_be_submitted(ray_cluster, tmp_path):
     """And in two rounds, the second from and tied to the policy of the first."""
     process = ray_cluster.submit(
         "python", "-m", "pipeline.run", "dpo", "corpus.train_clips=32", "corpus.test_clips=16", *SMALL,
-        "dpo.rounds=2", "dpo.reference=previous", "--run-dir", str(tmp_path / "run"))
+        *LEAN, "dpo.rounds=2", "dpo.reference=previous", "--run-dir", str(tmp_path / "run"))
     assert process.returncode == 0, process.stdout[-4000:]
     assert "cluster at" in process.stdout and "simulated raters:" in process.stdout and "succeeded" in process.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -303,25 +305,22 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     assert tables[0] == tables[1]
 
 
-def test_a_run_killed_in_sft_goes_on_to_the_same_policy(tmp_path):
-    """`kill -9` of the whole recipe; --resume."""
-    keys = ["sft", "corpus.train_clips=32", "corpus.test_clips=16", *[key for key in SMALL if key.startswith("corpus")],
-            "sft.steps=12", "learner.checkpoint_every=2"]
-    finished(pipeline_run(*keys, "--run-dir", tmp_path / "whole"), tmp_path / "whole")
+def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
+    """`kill -9` of the whole recipe, then --resume; the main job's SFT went through."""
+    whole, killed = dpo_run[0] / "sft", tmp_path / "killed" / "sft"
+    corpus = [key for key in SMALL if key.startswith("corpus")]
+    arguments = ["sft", "corpus.train_clips=32", "corpus.test_clips=16", *corpus, "sft.steps=4",
+                 "learner.checkpoint_every=2", "--run-dir", str(tmp_path / "killed")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.run", *keys, "--run-dir", str(tmp_path / "killed")], cwd=ROOT,
-        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    steps = tmp_path / "killed" / "sft" / "steps.jsonl"
-    deadline = time.monotonic() + 300
-    while not (steps.is_file() and len(steps.read_text().splitlines()) >= 5):
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *arguments], cwd=ROOT, env=environment,
+                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps, deadline = killed / "steps.jsonl", time.monotonic() + 300
+    while not (steps.is_file() and len(steps.read_text().splitlines()) >= 3):
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished(pipeline_run("sft", "--run-dir", tmp_path / "killed", "--resume"), tmp_path / "killed")
-    whole, resumed = ((tmp_path / name / "sft" / "steps.jsonl").read_text() for name in ("whole", "killed"))
-    assert resumed == whole, "every number of every step"
-    digests = {weight_digest(load_checkpoint(tmp_path / name / "sft" / "policy").model.state_dict())
-               for name in ("whole", "killed")}
+    assert steps.read_text() == (whole / "steps.jsonl").read_text(), "every number of every step"
+    digests = {weight_digest(load_checkpoint(folder / "policy").model.state_dict()) for folder in (whole, killed)}
     assert len(digests) == 1

@@ -109,7 +109,7 @@ def test_one_learner_learns_and_says_what_ran(train, tiny_checkpoint):
     assert load_checkpoint(folder / "policy").model.config.action_steps == 5
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_sharded_sft_is_sft_on_one_learner(train, stage):
     sharded = train("sft", zero_stage=stage)
     assert sharded[2]["engine"]["zero_stage"] == stage and sharded[2]["engine"]["world_size"] == 2
@@ -128,7 +128,7 @@ def test_training_whose_learner_was_killed_is_training_that_went_through(train, 
 
 
 def test_sharded_dpo_is_dpo_on_one_learner(train):
-    sharded, alone = train("dpo", zero_stage=3), train("dpo", world_size=1)
+    sharded, alone = train("dpo", zero_stage=1), train("dpo", world_size=1)
     assert_same_training(sharded, alone, steps=4)
     assert alone[0][0][1]["loss"] == pytest.approx(np.log(2), rel=1e-4)  # the policy is its own reference
     assert alone[0][-1][1]["loss"] < np.log(2) - 0.01

@@ -1,15 +1,24 @@
 """MLflow in SQLite: one parent, nested phases, metrics by step from any process."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import mlflow
 import pytest
+import requests
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from pipeline import tracking
 from pipeline.config import PrepareConfig, TrackingConfig
 from pipeline.rundir import Run
-from pipeline.tracking import MetricLogger, Tracker
+from pipeline.tracking import MetricLogger, Tracker, TrackingError
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +121,90 @@ def test_two_processes_write_one_run_and_do_not_end_it(store):
     tracker.end_phase(phase, failed=False)
     tracker.close(failed=False)
     assert tracker.client.get_run(phase.run_id).info.status == "FINISHED"
+
+
+class Server:
+    """A real MLflow server over one database, that can be killed and started again on the same port."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+             "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}",
+             "--artifacts-destination", str(self.folder / "artifacts")],
+            cwd=self.folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                assert requests.get(f"{self.uri}/health", timeout=2).ok
+                return
+            except requests.RequestException:
+                assert time.monotonic() < deadline and self.process.poll() is None
+                time.sleep(0.2)
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.engine
+def test_a_server_that_goes_away_loses_nothing(server, tmp_path, monkeypatch, capsys):
+    """The run goes on without it and says so; what it missed is delivered when the run is resumed."""
+    monkeypatch.setattr(tracking, "_silent_until", {})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "summary.json").write_text("{}")
+    tracker = Tracker(server.uri, "tests", tmp_path / "run", None, system_metrics=False)
+    early = tracker.start_phase("early")
+    tracker.log({"a": 1.0})
+    server.kill()
+    tracker.log({"b": 2.0}, step=3)
+    tracker.end_phase(early, failed=False)
+    phase = tracker.start_phase("late")
+    phase.log({"c": 3.0}, step=4)
+    tracker.end_phase(phase, failed=False)
+    tracker.log_artifact(tmp_path / "summary.json")
+    tracker.close(failed=False)
+    printed = capsys.readouterr().out
+    assert printed.count("does not answer") == 1 and "lacks the last 7 entries" in printed
+    outbox = tmp_path / "run" / tracking.OUTBOX
+    assert len(outbox.read_text().splitlines()) == 7
+
+    server.start()
+    again = Tracker(server.uri, "tests", tmp_path / "run", tracker.run_id, system_metrics=False)
+    again.close(failed=False)
+    assert not outbox.exists()
+    client = MlflowClient(server.uri)
+    found = client.get_run(tracker.run_id)
+    assert found.data.metrics == {"a": 1.0, "b": 2.0} and found.info.status == "FINISHED"
+    assert [f.path for f in client.list_artifacts(tracker.run_id)] == ["summary.json"]
+    nested = client.search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'")
+    assert {r.info.run_name: r.info.status for r in nested} == {"early": "FINISHED", "late": "FINISHED"}
+    late = next(r for r in nested if r.info.run_name == "late")
+    assert [(m.step, m.value) for m in client.get_metric_history(late.info.run_id, "c")] == [(4, 3.0)]
+
+
+def test_a_server_that_is_not_there_at_the_start_is_an_error(tmp_path):
+    with pytest.raises(TrackingError, match=r"(?s)tracking.uri=http://127.0.0.1:9: .*leave tracking.uri empty"):
+        Tracker("http://127.0.0.1:9", "tests", tmp_path, None, system_metrics=False)
+
+
+def test_what_the_server_refuses_is_our_mistake_and_raises(store):
+    tracker = open_tracker(store, "refused")
+    with pytest.raises(MlflowException, match="[Ii]nvalid"):
+        tracker.log({"a,b": 1.0})
+    assert not tracker.outbox.path.exists()
+    tracker.close(failed=False)
