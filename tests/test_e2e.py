@@ -15,7 +15,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
@@ -140,50 +139,6 @@ def test_mlflow_has_a_parent_and_a_run_per_phase(dpo_run):
     assert "accuracy" in nested["dpo"].data.metrics
 
 
-def test_resuming_a_finished_run_does_no_phase_again(dpo_run):
-    folder, before, _ = dpo_run
-    made = {path: path.stat().st_mtime_ns for name in PHASES for path in (folder / name).rglob("*") if path.is_file()}
-    process = pipeline_run("dpo", "--run-dir", folder, "--resume")
-    after = finished(process, folder)
-    assert process.stdout.count("done before") == len(PHASES)
-    assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert after["counts"] == before["counts"] and after["artifacts"] == before["artifacts"]
-    for moment in ("before", "after"):  # the same weights and seeds, sampled anew
-        assert after["metrics"][moment]["l2"] == pytest.approx(before["metrics"][moment]["l2"], rel=1e-6)
-    _, parent, nested = mlflow_runs(folder)
-    assert parent.info.status == "FINISHED" and len(nested) == len(PHASES)
-
-
-def test_sheets_that_people_filled_in_are_learned_from(dpo_run, tmp_path):
-    """A package is written, two people rate it without agreeing, the policy is aligned on what they said."""
-    folder, _, _ = dpo_run
-    package, run = tmp_path / "package", tmp_path / "run"
-    keys = [key for key in [*SMALL, *LEAN] if key.startswith(("sft", "rollout", "render", "corpus"))]
-    finished(pipeline_run("rollout", *keys, "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
-                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "render.videos=48", "--run-dir", package),
-             package)
-    hand_out = package / "package" / "for_raters"
-    assert "empathy" in (hand_out / "INSTRUCTIONS.md").read_text()
-    with (hand_out / "sheet.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {f"{row['video']}.mp4" for row in rows} == {video.name for video in (hand_out / "videos").iterdir()}
-    (tmp_path / "sheets").mkdir()
-    rng = np.random.default_rng(0)
-    for rater in ("annaliese", "bert"):
-        with (tmp_path / "sheets" / f"{rater}.csv").open("w") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(row | {"rater": rater} | {name: rng.integers(1, 6) for name in CRITERIA} for row in rows)
-    process = pipeline_run("dpo", *SMALL, *LEAN, f"candidates={package}", f"ratings={tmp_path / 'sheets'}",
-                           "--run-dir", run)
-    found = finished(process, run)
-    assert found["engines"]["raters"] == "2 people (sheets)"
-    assert "WARNING: empathy: raters hardly agree" in process.stdout
-    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 96
-    assert found["survey"]["raters"] == {"rater-1": 48, "rater-2": 48}
-    assert not any(b"annaliese" in path.read_bytes() for path in run.rglob("*") if path.is_file())
-
-
 @pytest.mark.skipif(not DYAD.is_dir(), reason="the real dyad is not here")
 def test_the_main_job_runs_on_the_real_dyad(tmp_path):
     process = pipeline_run(
@@ -252,29 +207,44 @@ class RayCluster:
             cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_cluster():
     cluster = RayCluster(cpus=2)
     yield cluster
     cluster.close()
 
 
-def test_the_main_job_can_be_submitted(ray_cluster, tmp_path):
-    """And in two rounds, the second from and tied to the policy of the first."""
-    process = ray_cluster.submit(
-        "python", "-m", "pipeline.run", "dpo", "corpus.train_clips=32", "corpus.test_clips=16", *SMALL,
-        *LEAN, "dpo.rounds=2", "dpo.reference=previous", "--run-dir", str(tmp_path / "run"))
+def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_run, ray_cluster, tmp_path):
+    """A package is written, two people rate it without agreeing, the policy is aligned on what they said."""
+    folder, _, _ = dpo_run
+    package, run = tmp_path / "package", tmp_path / "run"
+    keys = [key for key in [*SMALL, *LEAN] if key.startswith(("sft", "rollout", "render", "corpus"))]
+    finished(pipeline_run("rollout", *keys, "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
+                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "render.videos=48", "--run-dir", package),
+             package)
+    hand_out = package / "package" / "for_raters"
+    assert "empathy" in (hand_out / "INSTRUCTIONS.md").read_text()
+    with (hand_out / "sheet.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {f"{row['video']}.mp4" for row in rows} == {video.name for video in (hand_out / "videos").iterdir()}
+    (tmp_path / "sheets").mkdir()
+    rng = np.random.default_rng(0)
+    for rater in ("annaliese", "bert"):
+        with (tmp_path / "sheets" / f"{rater}.csv").open("w") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(row | {"rater": rater} | {name: rng.integers(1, 6) for name in CRITERIA} for row in rows)
+    process = ray_cluster.submit("python", "-m", "pipeline.run", "dpo", *SMALL, *LEAN, f"candidates={package}",
+                                 f"ratings={tmp_path / 'sheets'}", "--run-dir", str(run))
     assert process.returncode == 0, process.stdout[-4000:]
-    assert "cluster at" in process.stdout and "simulated raters:" in process.stdout and "succeeded" in process.stdout
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["engines"]["rollout"]["name"] == "vllm"
-    assert summary["counts"]["rollout_prompts"] == 32 and {"rollout-2", "dpo-2"} <= set(summary["timings_s"])
-    assert [row["round"] for row in summary["metrics"]["rounds"]] == [0, 1, 2]
-    files = (tmp_path / "run" / name / "candidates.parquet" for name in ("rollout", "rollout-2"))
-    first, second = map(read_candidates, files)
-    assert len(set(first) | set(second)) == 32, "other prompts"
-    keys = [pq.read_schema(tmp_path / "run" / name / "reference.parquet").metadata for name in ("dpo", "dpo-2")]
-    assert keys[0][b"weights"] != keys[1][b"weights"], "the reference moved"
+    assert "cluster at" in process.stdout and "succeeded" in process.stdout
+    found = json.loads((run / "summary.json").read_text())
+    assert found["status"] == "finished" and found["engines"]["rollout"]["name"] == "vllm"
+    assert found["engines"]["raters"] == "2 people (sheets)"
+    assert "WARNING: empathy: raters hardly agree" in process.stdout
+    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 96
+    assert found["survey"]["raters"] == {"rater-1": 48, "rater-2": 48}
+    assert not any(b"annaliese" in path.read_bytes() for path in run.rglob("*") if path.is_file())
 
 
 def test_a_submitted_job_that_fails_says_so(ray_cluster, tmp_path):
