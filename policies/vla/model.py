@@ -209,19 +209,47 @@ class FaceVLA(PreTrainedModel):
             (batch, n, bins) or (batch, k, n, bins). The vocabulary beyond the bins is never computed.
         """
         prompt = self.embed_prompt(prompt_ids, frames)
-        flat = action_ids.reshape(-1, action_ids.shape[-1])
-        prompt = prompt.repeat_interleave(len(flat) // len(prompt), dim=0)
         skipped = first_step * self.config.action_dims
         if skipped and self.slots is not None:
             prompt = torch.cat([prompt[:, :-1], prompt[:, -1:] + self.slots.late_start(first_step)], dim=1)
-        sequence = torch.cat([prompt, self.embed_actions(flat[:, :-1], skipped)], dim=1)
+        flat = action_ids.reshape(-1, action_ids.shape[-1])
+        actions = self.embed_actions(flat[:, :-1], skipped)
+        if len(flat) > len(prompt) and not (self.training and self.is_gradient_checkpointing):
+            hidden = self._prompt_once(prompt, actions, skipped)
+        else:
+            hidden = self._in_one_pass(prompt, actions, skipped)
+        return self.bin_logits(hidden).reshape(*action_ids.shape, self.config.action_bins)
+
+    def _in_one_pass(self, prompt: Tensor, actions: Tensor, skipped: int) -> Tensor:
+        """Hidden states from <act> on, (rows, 1 + n, hidden); a prompt with k rows of actions is computed k times."""
+        prompt = prompt.repeat_interleave(len(actions) // len(prompt), dim=0)
+        sequence = torch.cat([prompt, actions], dim=1)
         positions = torch.arange(sequence.shape[1], device=sequence.device)
         positions = positions + skipped * (positions >= self.config.prompt_length)
+        # Without a mask transformers takes a jump in the positions for the start of another, packed sequence,
+        # and the actions would not see their prompt.
+        seen = torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
         hidden = self.language_model.model(
-            inputs_embeds=sequence, position_ids=positions[None], use_cache=False
+            inputs_embeds=sequence, attention_mask=seen, position_ids=positions[None], use_cache=False
         ).last_hidden_state
-        logits = self.bin_logits(hidden[:, self.config.prompt_length - 1 :])
-        return logits.reshape(*action_ids.shape, self.config.action_bins)
+        return hidden[:, self.config.prompt_length - 1 :]
+
+    def _prompt_once(self, prompt: Tensor, actions: Tensor, skipped: int) -> Tensor:
+        """The same by way of a key-value cache that all continuations of a prompt share; gradients pass through it.
+
+        Recomputing blocks for the backward pass (gradient checkpointing) would append to the cache again.
+        """
+        k, cache = len(actions) // len(prompt), DynamicCache(config=self.config.text_config)
+        act = self.language_model.model(inputs_embeds=prompt, past_key_values=cache, use_cache=True)
+        act = act.last_hidden_state[:, -1:].repeat_interleave(k, dim=0)
+        if not actions.shape[1]:
+            return act
+        cache.batch_repeat_interleave(k)
+        positions = torch.arange(actions.shape[1], device=actions.device) + self.config.prompt_length + skipped
+        rest = self.language_model.model(
+            inputs_embeds=actions, past_key_values=cache, position_ids=positions[None], use_cache=True
+        ).last_hidden_state
+        return torch.cat([act, rest], dim=1)
 
     def bin_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., hidden) -> logits over the bins (..., bins)."""

@@ -61,13 +61,40 @@ def test_an_action_does_not_see_itself_or_what_follows(model):
     assert not torch.allclose(before[:, 31:], after[:, 31:], atol=1e-4)
 
 
-def test_several_continuations_of_a_prompt_equal_one_by_one(model):
+@pytest.mark.parametrize("first_step", [0, 4])
+def test_several_continuations_of_a_prompt_equal_one_by_one(first_step):
+    """Values and gradients: the prompt they share is computed once, its gradient is the sum over them."""
+    model = build_tiny(small_config()).train()
     prompt, frames, actions = batch(model.config, size=2)
-    pairs = torch.stack([actions, actions.flip(1), actions.flip(0)], dim=1)  # (2, 3, n)
-    together = model.action_log_probs(prompt, frames, pairs)
-    assert together.shape == (2, 3, 60)
-    for k in range(3):
-        torch.testing.assert_close(together[:, k], model.action_log_probs(prompt, frames, pairs[:, k]))
+    actions = actions[:, : SPACE.tokens - first_step * SPACE.dims]
+    several = torch.stack([actions, actions.flip(1), actions.flip(0)], dim=1)  # (2, 3, n)
+    weight = torch.linspace(-1, 1, several.numel()).reshape(several.shape)
+
+    def log_probs(ids):
+        logits = model.action_logits(prompt, frames, ids, first_step)
+        return logits.log_softmax(-1).gather(-1, (ids - 768).unsqueeze(-1)).squeeze(-1)
+
+    def gradients(values):
+        model.zero_grad()
+        (values * weight).sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together = log_probs(several)
+    assert together.shape == several.shape
+    shared = gradients(together)
+    one_by_one = torch.stack([log_probs(several[:, k]) for k in range(3)], dim=1)
+    torch.testing.assert_close(together, one_by_one)
+    for name, gradient in gradients(one_by_one).items():
+        torch.testing.assert_close(shared[name], gradient, atol=1e-4 * gradient.abs().max().item() + 1e-6, rtol=0)
+
+
+def test_gradient_checkpointing_changes_no_number():
+    model = build_tiny(small_config()).train()
+    prompt, frames, actions = batch(model.config, size=2)
+    pairs = torch.stack([actions, actions.flip(1)], dim=1)
+    plain = model.action_log_probs(prompt, frames, pairs)
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(model.action_log_probs(prompt, frames, pairs), plain)
 
 
 def test_clips_with_and_without_frames_share_a_batch(model):

@@ -122,7 +122,10 @@ def hand_built_window(model, prompt, frames, actions, first):
         inputs[:, length - 1 + j] += slot + held
     assert skipped + actions.shape[1] <= count
     positions = [*range(length), *(length + skipped + j for j in range(actions.shape[1] - 1))]
-    out = model.language_model.model(inputs_embeds=inputs, position_ids=torch.tensor([positions]), use_cache=False)
+    causal = torch.ones(len(positions), len(positions), dtype=torch.bool).tril()[None, None]
+    out = model.language_model.model(
+        inputs_embeds=inputs, attention_mask=causal, position_ids=torch.tensor([positions]), use_cache=False
+    )
     logits = out.last_hidden_state[:, length - 1 :] @ model.language_model.lm_head.weight.T
     return logits[..., CONFIG.action_token_start : CONFIG.action_token_start + CONFIG.action_bins]
 
@@ -135,6 +138,14 @@ def test_logits_of_a_window_are_those_of_a_hand_built_call(model, first):
         found = ActionLogits(model)(prompts, frames, actions, first)
         wanted = hand_built_window(model, prompts, frames, actions, first)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_every_action_of_a_late_window_sees_the_frames(model):
+    prompts, frames = collate_prompts([row("a")], CONFIG)
+    actions = 300 + torch.arange(6)[None]
+    with torch.no_grad():
+        shown, turned = (model.action_logits(prompts, f, actions, first_step=2) for f in (frames, 255 - frames))
+    assert ((shown - turned).abs().amax(-1) > 1e-6).all()
 
 
 def test_a_window_at_the_start_is_the_start_of_the_whole(model):
