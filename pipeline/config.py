@@ -219,6 +219,17 @@ class AblationConfig(Section):
     seeds: int = Field(3, ge=1, description="runs from SFT on, with seeds counted up from `seed`")
 
 
+class BenchSettings(Section):
+    repeats: int = Field(3, ge=1, description="measurements after a warm-up; the median counts")
+    threads: int = Field(1, ge=1, description="CPU threads of each engine and learner (rollout, dpo)")
+    prompts: int = Field(16, ge=1, description="prompts sampled at once, rollout.samples each (rollout)")
+    batch_sizes: list[int] = Field([16, 32, 64], description="of transformers' generate; its best counts (rollout)")
+    prompt_tokens: int = Field(512, ge=32, description="tokens of a prompt (dpo)")
+    response_tokens: int = Field(256, ge=32, multiple_of=32, description="tokens of a response (dpo)")
+    vocabulary: int = Field(32000, ge=600, description="vocabulary of the LLaMA (dpo)")
+    batch_size: int = Field(4, ge=1, description="pairs per step (dpo)")
+
+
 class TrackingConfig(Section):
     uri: str | None = Field(None, description="MLflow URI; empty = runs/mlflow.db beside the run folders (SQLite)")
     experiment: str = Field("rapport", description="MLflow experiment")
@@ -270,6 +281,11 @@ class JudgedRecipeConfig(RolloutRecipeConfig):
     score: ScoreConfig = ScoreConfig()
     raters: RatersConfig = RatersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class BenchConfig(RolloutRecipeConfig):
+    subject: Literal["rollout", "dpo", "sync", "render"] = Field("rollout", description="what is measured")
+    bench: BenchSettings = BenchSettings()
 
 
 class EvaluateConfig(JudgedRecipeConfig):

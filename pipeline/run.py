@@ -19,6 +19,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
     "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips"),
+    "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync or render"),
 }
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     config_type, _ = RECIPES[args.recipe]
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
-        config = cfg.load_config(config_type, file, args.overrides + rest)
+        config = cfg.load_config(config_type, file, args.subject + args.overrides + rest)
     except cfg.ConfigError as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
@@ -90,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
             name, help=summary, description=summary, epilog=_key_table(config_type),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if name == "bench":
+            sub.add_argument("subject", type=lambda text: [f"subject={text}"], help="rollout, dpo, sync or render")
+        else:
+            sub.set_defaults(subject=[])
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
         sub.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys below")
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")

@@ -1,0 +1,116 @@
+"""Action tokens a second: a vLLM engine of the fleet against transformers' `generate`, each alone on the same cores.
+
+Both sample whole action sequences of the same policy for the same prompts, temperature only, over the 256 bins. The
+policy has no slot embeddings: `generate` knows of none. What vLLM does beyond it, log-probs of every token and
+seeds per prompt, is counted as its time. Start-up is reported beside, not within.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from transformers import LogitsProcessor
+
+from actors.rollout import FleetOptions, Request, RolloutWorker
+from pipeline.bench.workload import process, random_policy, random_prompts, spread
+from pipeline.config import BenchConfig
+from policies.vla.loading import load_checkpoint
+from policies.vla.trajectory import Prompt
+
+
+class _OnlyActions(LogitsProcessor):
+    """The 256 action ids and nothing else."""
+
+    def __init__(self, start: int, bins: int, vocabulary: int):
+        self.mask = torch.full((vocabulary,), -torch.inf)
+        self.mask[start : start + bins] = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + self.mask.to(scores)
+
+
+@ray.remote
+class TransformersGenerate:
+    """The same policy under `generate`; frames are encoded once a prompt."""
+
+    def __init__(self, checkpoint: str, dtype: str, threads: int, temperature: float):
+        torch.set_num_threads(threads)
+        self.model = load_checkpoint(Path(checkpoint), dtype=getattr(torch, dtype)).model.eval()
+        c = self.model.config
+        self.only_actions = [_OnlyActions(c.action_token_start, c.action_bins, c.text_config.vocab_size)]
+        self.temperature = temperature
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[Prompt], samples: int, batch: int) -> int:
+        """Sample in batches of `batch` sequences; returns how many tokens."""
+        torch.manual_seed(0)
+        ids = torch.stack([torch.as_tensor(p.ids) for p in prompts])
+        frames = torch.stack([torch.as_tensor(p.frames) for p in prompts])
+        embedded = self.model.embed_prompt(ids, frames).repeat_interleave(samples, dim=0)
+        tokens, count = self.model.config.action_tokens, 0
+        for rows in embedded.split(batch):
+            sampled = self.model.language_model.generate(
+                inputs_embeds=rows, attention_mask=torch.ones(rows.shape[:2], dtype=torch.long), do_sample=True,
+                temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=tokens, min_new_tokens=tokens,
+                logits_processor=self.only_actions, pad_token_id=0,
+            )
+            count += sampled.numel()
+        return count
+
+
+def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    b, rollout = config.bench, config.rollout
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        policy = random_policy(config, Path(scratch), slot_embeddings=False)
+        prompts = random_prompts(policy, b.prompts, config.seed)
+        count = b.prompts * rollout.samples
+        result["workload"] = {"prompts": b.prompts, "samples": rollout.samples, "prompt_tokens": policy.prompt_length,
+                              "action_tokens": policy.action_tokens, "threads": b.threads}
+        for dtype in ("float32", "bfloat16"):
+            ours = _vllm(config, scratch, dtype, Request(prompts, rollout.samples, config.seed), say)
+            with process(TransformersGenerate, b.threads, scratch, dtype, b.threads, rollout.temperature) as call:
+                call("generate", prompts[:1], 2, 2)  # warm
+                rates = {batch: _tokens_per_s(call, "generate", prompts, rollout.samples, batch)
+                         for batch in sorted({min(size, count) for size in b.batch_sizes})}
+                best = max(rates, key=rates.get)
+                theirs = [rates[best]] + [_tokens_per_s(call, "generate", prompts, rollout.samples, best)
+                                          for _ in range(b.repeats - 1)]
+            ratio = ours["tokens_per_s"]["median"] / spread(theirs)["median"]
+            result[dtype] = {"vllm": ours, "ratio": ratio, "transformers": {
+                "tokens_per_s": spread(theirs), "batch_size": best, "tokens_per_s_by_batch_size": rates}}
+            say(f"{dtype}: vLLM {ours['tokens_per_s']['median']:.0f}, transformers {spread(theirs)['median']:.0f} "
+                f"tokens/s (batches of {best}); {ratio:.2f} times")
+    return result
+
+
+def _vllm(config: BenchConfig, checkpoint: str, dtype: str, request: Request, say: Callable[[str], None]) -> dict:
+    fields = config.rollout.model_dump() | {"engine": "vllm", "dtype": dtype, "threads": config.bench.threads}
+    options = FleetOptions(**{k: v for k, v in fields.items() if k in FleetOptions.__dataclass_fields__})
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
+    started = time.perf_counter()
+    with process(RolloutWorker, config.bench.threads, checkpoint, options, **environment) as call:
+        info = call("describe")
+        start = time.perf_counter() - started
+        cold = _vllm_rate(call, request)
+        warm = [_vllm_rate(call, request) for _ in range(config.bench.repeats)]
+    say(f"vLLM {info['version']}, {dtype}: start {start:.1f} s, first call {cold:.0f}, then {warm[-1]:.0f} tokens/s")
+    return {"version": info["version"], "device": info["device"], "start_s": start, "cold_tokens_per_s": cold,
+            "tokens_per_s": spread(warm)}
+
+
+def _vllm_rate(call: Callable[..., Any], request: Request) -> float:
+    started = time.perf_counter()
+    trajectories = call("generate", request)
+    return sum(len(t.tokens) for t in trajectories) / (time.perf_counter() - started)
+
+
+def _tokens_per_s(call: Callable[..., Any], *arguments: Any) -> float:
+    started = time.perf_counter()
+    return call(*arguments) / (time.perf_counter() - started)
