@@ -19,7 +19,7 @@ def rpcc(x: np.ndarray, y: np.ndarray, partner: np.ndarray) -> float:
 
 
 def rpcc_per_channel(x: np.ndarray, y: np.ndarray, partner: np.ndarray) -> float:
-    """Mean over channels of |corr_t(y, partner) - corr_t(x, partner)|; a constant channel correlates with nothing (0)."""
+    """Mean over channels of |corr_t(y, partner) - corr_t(x, partner)|; a constant channel correlates with nothing."""
     x, y, s = _three(x, y, partner)
     return float(np.mean(np.abs(_pearson(y, s) - _pearson(x, s))))
 

@@ -42,11 +42,11 @@ class Regions:
         """UniLS's own lists, out of `core/models/modules/metrics.py` of its repository; that code is not run."""
         lists = {}
         for node in ast.parse(Path(path).read_text()).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                if node.targets[0].id in ("lip_indices", "upper_indices"):
-                    lists[node.targets[0].id] = ast.literal_eval(node.value)
+            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None
+            if name in ("lip_indices", "upper_indices"):
+                lists[name] = ast.literal_eval(node.value)
         if len(lists) < 2:
-            raise ValueError(f"{path} has no lip_indices and upper_indices: is it UniLS's core/models/modules/metrics.py?")
+            raise ValueError(f"{path} has no lip_indices and upper_indices: is it metrics.py of UniLS?")
         return cls(lists["lip_indices"], lists["upper_indices"])
 
 

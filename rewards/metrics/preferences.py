@@ -30,7 +30,7 @@ class Comparison:
         if self.a == self.b:
             raise ValueError(f"prompt {self.prompt_id!r}: {self.a!r} is compared with itself")
         if self.outcome not in (0, 0.5, 1):
-            raise ValueError(f"prompt {self.prompt_id!r}: outcome {self.outcome}, expected 1 (a), 0 (b) or 0.5 (neither)")
+            raise ValueError(f"prompt {self.prompt_id!r}: outcome {self.outcome}, expected 1 (a), 0 (b), 0.5 (neither)")
 
 
 def from_scores(scores: Mapping[str, Mapping[str, float]]) -> list[Comparison]:

@@ -133,8 +133,8 @@ def score_dimension(
     field, weights = WEIGHTS[name]
     network = getattr(models, field)
     if network is None:
-        raise ValueError(f"{name} needs the weights of {weights}: give vbench.with_models({field}=...) the network as a "
-                         "function")
+        raise ValueError(f"{name} needs the weights of {weights}: load them and give the network as a function to "
+                         f"vbench.with_models({field}=...)")
     if name == "motion_smoothness":
         return float(np.mean([motion_smoothness(video, network) for video in videos]))
     if name == "dynamic_degree":
@@ -163,7 +163,8 @@ def _videos(data: Any) -> list[np.ndarray]:
     for index, video in enumerate(videos):
         shape, dtype = np.shape(video), getattr(video, "dtype", type(video).__name__)
         if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or shape[0] < 2:
-            raise ValueError(f"video {index} is {dtype} of shape {shape}, expected uint8 (time, H, W, 3), 2 frames or more")
+            raise ValueError(f"video {index} is {dtype} of shape {shape}, expected uint8 (time, H, W, 3) with 2 frames "
+                             "or more")
     return videos
 
 
