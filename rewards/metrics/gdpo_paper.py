@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rewards.metrics.mesh import MM_PER_M, Face, deviation, face_pairs, lve, mhd, vertex_distances
+from rewards.metrics.mesh import MM_PER_M, Face, deviation, lve, mhd, vertex_distances, with_masks
 from rewards.metrics.protocol import Protocol, refuse
-from rewards.metrics.speech import as_masks
 
 
 def score(
@@ -39,10 +38,8 @@ def score(
     has is left out of the result.
     """
     refuse("gdpo_paper", partner=partner, neighbours=neighbours)
-    pairs = list(face_pairs(pred, target))
-    masks = as_masks(speech_mask, [len(x) for _, x, _ in pairs], people=2)
     values: dict[str, list[float]] = {}
-    for (_, x, y), (actor, other) in zip(pairs, masks, strict=True):
+    for x, y, (actor, other) in with_masks(pred, target, speech_mask, people=2):
         for part, frames in (("speak", actor), ("listen", other & ~actor)):
             steps = _steps(frames, across_gaps=variant == "reference")
             if len(steps) > 1:

@@ -6,10 +6,12 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rewards.metrics.clips import as_array, finite, same_count
+from rewards.metrics.speech import as_mask, mask_list
 
 MM_PER_M = 1000.0
 DEVIATION_SCALE = 100.0  # that of UniLS's FDD, PDD and JDD; it has no unit
@@ -67,7 +69,7 @@ class Face:
     regions: Regions
 
     def __post_init__(self) -> None:
-        vertices = np.asarray(self.vertices, np.float64)
+        vertices = np.asarray(self.vertices)  # of its own precision: a minute of FLAME is 90 MB in float32
         if vertices.ndim != 3 or vertices.shape[2] != 3 or 0 in vertices.shape:
             raise ValueError(f"vertices have shape {vertices.shape}, expected (time, vertices, 3)")
         object.__setattr__(self, "vertices", finite(vertices, "vertices"))
@@ -87,10 +89,14 @@ class Face:
 def face_pairs(
     pred: Face | Sequence[Face], target: Face | Sequence[Face]
 ) -> Iterator[tuple[int, Face, Face]]:
-    """(index, prediction, target) of each clip. Raises `ValueError` where they do not go together."""
-    pred, target = ([data] if isinstance(data, Face) else list(data or ()) for data in (pred, target))
-    if not pred:
-        raise ValueError("pred has no clip")
+    """(index, prediction, target) of each clip, one in memory at a time where the sequences load them so.
+
+    Raises `ValueError` where they do not go together.
+    """
+    pred, target = ([data] if isinstance(data, Face) else data for data in (pred, target))
+    for what, data in (("pred", pred), ("target", target)):
+        if data is None or not len(data):
+            raise ValueError(f"{what} has no clip")
     same_count(pred, target, "pred", "target")
     for index, (x, y) in enumerate(zip(pred, target, strict=True)):
         for what, face in (("pred", x), ("target", y)):
@@ -104,9 +110,18 @@ def face_pairs(
         yield index, x, y
 
 
+def with_masks(
+    pred: Face | Sequence[Face], target: Face | Sequence[Face], speech_mask: Any, people: int
+) -> Iterator[tuple[Face, Face, np.ndarray]]:
+    """(prediction, target, speech mask (people, time)) of each clip."""
+    masks = mask_list(speech_mask, 1 if isinstance(pred, Face) else len(pred or ()), people)
+    for index, x, y in face_pairs(pred, target):
+        yield x, y, as_mask(masks[index], len(x), people, index)
+
+
 def vertex_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(time, vertices) distances in mm of vertices in metres."""
-    return MM_PER_M * np.linalg.norm(np.asarray(x) - np.asarray(y), axis=-1)
+    return MM_PER_M * np.linalg.norm(np.subtract(x, y, dtype=np.float64), axis=-1)
 
 
 def lve_rms(distances: np.ndarray) -> float:
@@ -139,7 +154,8 @@ def deviation(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) < 2:
         raise ValueError(f"a deviation over time needs at least 2 frames, got {len(x)}")
-    return DEVIATION_SCALE * float(np.abs(np.std(x, axis=0, ddof=1) - np.std(y, axis=0, ddof=1)).mean())
+    spreads = [np.std(v, axis=0, ddof=1, dtype=np.float64) for v in (x, y)]
+    return DEVIATION_SCALE * float(np.abs(spreads[0] - spreads[1]).mean())
 
 
 def fdd_of_sums(x: np.ndarray, y: np.ndarray) -> float:
@@ -147,7 +163,7 @@ def fdd_of_sums(x: np.ndarray, y: np.ndarray) -> float:
 
     A vertex that moves along (1, -1, 0) does not move for it.
     """
-    return deviation(MM_PER_M * np.sum(x, axis=-1), MM_PER_M * np.sum(y, axis=-1))
+    return deviation(*(MM_PER_M * np.sum(v, axis=-1, dtype=np.float64) for v in (x, y)))
 
 
 def fdd(x: np.ndarray, y: np.ndarray) -> float:
@@ -158,5 +174,5 @@ def fdd(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) < 2:
         raise ValueError(f"a deviation over time needs at least 2 frames, got {len(x)}")
-    spreads = [MM_PER_M * np.sqrt(np.var(v, axis=0, ddof=1).sum(axis=-1)) for v in (x, y)]
+    spreads = [MM_PER_M * np.sqrt(np.var(v, axis=0, ddof=1, dtype=np.float64).sum(axis=-1)) for v in (x, y)]
     return DEVIATION_SCALE * float(np.abs(spreads[0] - spreads[1]).mean())

@@ -87,6 +87,6 @@ def bradley_terry(comparisons: Sequence[Comparison], tolerance: float = 1e-10) -
 def _require_connected(wins: np.ndarray, methods: list[str]) -> None:
     count, part = connected_components(wins > 0, connection="strong")
     if count > 1:
-        groups = [[m for m, p in zip(methods, part, strict=True) if p == k] for k in range(count)]
+        groups = sorted([m for m, p in zip(methods, part, strict=True) if p == k] for k in range(count))
         raise ValueError(f"no finite Bradley-Terry strengths: the groups {groups} never met, or one won every time; "
                          "compare across them, or leave methods out")

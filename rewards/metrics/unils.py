@@ -10,7 +10,6 @@ import numpy as np
 from rewards.metrics.mesh import (
     Face,
     deviation,
-    face_pairs,
     fdd,
     fdd_of_sums,
     lve,
@@ -18,9 +17,9 @@ from rewards.metrics.mesh import (
     mhd,
     mhd_rms,
     vertex_distances,
+    with_masks,
 )
 from rewards.metrics.protocol import Protocol, refuse
-from rewards.metrics.speech import as_masks
 
 
 def score(
@@ -47,10 +46,8 @@ def score(
     """
     refuse("unils", partner=partner, neighbours=neighbours)
     corrected = variant == "corrected"
-    pairs = list(face_pairs(pred, target))
-    masks = as_masks(speech_mask, [len(x) for _, x, _ in pairs], people=1)
     values: dict[str, list[float]] = {}
-    for (_, x, y), (speaking,) in zip(pairs, masks, strict=True):
+    for x, y, (speaking,) in with_masks(pred, target, speech_mask, people=1):
         for part, frames in (("speak", speaking), ("listen", ~speaking)):
             if frames.sum() > 1:
                 for name, value in _part(x, y, frames, part == "speak", corrected).items():
