@@ -24,7 +24,10 @@ def score_files(files: FilesConfig, seed: int, run: Run) -> None:
     """Read, score, then report on the terminal, as JSON and to MLflow."""
     protocol = metrics.named(files.protocol)
     if files.affect is not None:
-        protocol = lm_listener.with_affect(RidgeAffectEstimator.load(files.affect))
+        try:
+            protocol = lm_listener.with_affect(RidgeAffectEstimator.load(files.affect))
+        except (OSError, ValueError) as error:
+            raise RunError(f"files.affect={files.affect}: {error}") from error
     print(f"[evaluate] {protocol.name}, {files.variant}: {protocol.source}", flush=True)
     inputs = read_inputs(files)
     try:

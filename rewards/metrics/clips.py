@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.motion import Layout, Motion, require_same_layout
+from policies.motion import Layout, LayoutError, Motion, require_same_layout
 
 Clips = np.ndarray | Motion | Sequence[np.ndarray | Motion]  # (time, dim), (clips, time, dim), or one item a clip
 Order = tuple[tuple[str, int], ...]  # (group, width) in the order of the columns
@@ -17,7 +17,7 @@ def as_list(data: Any, what: str) -> list[Any]:
     """One item a clip: a single motion or (time, dim) array is a list of one."""
     if data is None:
         raise ValueError(f"{what} is missing: this protocol needs it")
-    if isinstance(data, Motion) or np.ndim(data if isinstance(data, np.ndarray) else ()) == 2:
+    if isinstance(data, Motion) or (isinstance(data, np.ndarray) and data.ndim == 2):
         return [data]
     items = list(data)
     if not items:
@@ -42,6 +42,7 @@ def finite(x: np.ndarray, what: str) -> np.ndarray:
 
 
 def same_count(items: Sequence[Any], like: Sequence[Any], what: str, like_what: str) -> None:
+    """Raise `ValueError` unless there is one clip each."""
     if len(items) != len(like):
         raise ValueError(f"{len(items)} clips in {what} for {len(like)} in {like_what}; one each")
 
@@ -87,6 +88,13 @@ def require_typed_alike(a: Any, b: Any, what: str) -> None:
     """Raise `LayoutError` when both are typed and unlike in layout."""
     if isinstance(a, Motion) and isinstance(b, Motion):
         require_same_layout(a.layout, b.layout, what)
+
+
+def require_same_face(a: Any, b: Any, what: str) -> None:
+    """Raise `LayoutError` when both are typed and of unlike frame rate or topology; the order of groups may differ."""
+    faces = [(clip.layout.fps, clip.layout.topology) for clip in (a, b) if isinstance(clip, Motion)]
+    if len(set(faces)) > 1:
+        raise LayoutError(f"{what}: unlike frame rate or topology\n  {a.layout}\n  {b.layout}")
 
 
 def frame_rate(data: Any, fps: float | None, default: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rewards.metrics.clips import Clips, as_list, grouped, require_typed_alike, same_count
+from rewards.metrics.clips import Clips, as_list, grouped, require_same_face, same_count
 from rewards.metrics.correlation import rpcc, rpcc_per_channel
 from rewards.metrics.distance import mse, sts, sts_rms
 from rewards.metrics.diversity import sid, variation, variation_flat
@@ -79,7 +79,7 @@ def _pose_and_expression(data: Clips, what: str) -> list[dict[str, np.ndarray]]:
 def _require_alike(pred: Clips, data: Clips, x: list, other: list, what: str) -> None:
     same_count(other, x, what, "pred")
     for index, (a, b) in enumerate(zip(as_list(pred, "pred"), as_list(data, what), strict=True)):
-        require_typed_alike(a, b, f"pred against {what} of clip {index}")
+        require_same_face(a, b, f"pred against {what} of clip {index}")
         shapes = [{group: values.shape for group, values in clip.items()} for clip in (x[index], other[index])]
         if shapes[0] != shapes[1]:
             raise ValueError(f"clip {index}: pred has {shapes[0]}, {what} {shapes[1]}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rewards.metrics.clips import Clips, grouped, same_count
+from rewards.metrics.clips import Clips, as_list, grouped, require_same_face, same_count
 from rewards.metrics.correlation import rpcc, rpcc_per_channel
 from rewards.metrics.distance import mse, sts, sts_rms
 from rewards.metrics.diversity import diversity, seeded_diversity, sid, variation
@@ -44,11 +44,12 @@ def score(
     Clips of unequal length are cut to the shortest, as in the reference; more than 100 frames must be left.
     """
     refuse("dualtalk", neighbours=neighbours, speech_mask=speech_mask)
-    roles = [grouped(pred, "pred", PREDICTION), grouped(target, "target", TRUTH)]
-    same_count(roles[1], roles[0], "target", "pred")
-    if partner is not None:
-        roles.append(grouped(partner, "partner", TRUTH))
-        same_count(roles[2], roles[0], "partner", "pred")
+    roles = [grouped(pred, "pred", PREDICTION)]
+    for data, what in ((target, "target"), *([] if partner is None else [(partner, "partner")])):
+        roles.append(grouped(data, what, TRUTH))
+        same_count(roles[-1], roles[0], what, "pred")
+        for index, (a, b) in enumerate(zip(as_list(pred, "pred"), as_list(data, what), strict=True)):
+            require_same_face(a, b, f"pred against {what} of clip {index}")
     rng = np.random.RandomState(seed)
     clips = []
     for index, clip in enumerate(zip(*roles, strict=True)):

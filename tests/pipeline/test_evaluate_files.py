@@ -205,6 +205,25 @@ def test_options_stand_for_keys(tmp_path, capsys):
         main(["sft", "--pred", "x.npy"])
 
 
+@pytest.mark.e2e
+def test_the_whole_command(tmp_path, capsys):
+    x, y = motions()
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    arguments = ["evaluate", "--pred", str(tmp_path / "x.npy"), "--target", str(tmp_path / "y.npy"), "--protocol",
+                 "lm_listener", "--variant", "corrected", "--json", str(tmp_path / "out.json"), "seed=4"]
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "L2L-trevor" in shown and "RealTalk" in shown and "summary: " in shown
+    scores = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    assert scores == pytest.approx(evaluate("lm_listener", x, y, variant="corrected", seed=4))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["metrics"]["lm_listener"] == scores
+    np.save(tmp_path / "y.npy", y[:9])
+    assert main([*arguments, "--run-dir", str(tmp_path / "again")]) == 2
+    assert "clip 0: pred has shape (110, 56), target (9, 56)" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not DEMO.is_dir(), reason="DualTalk's demo is not there")
 def test_dualtalks_demo_against_itself():
     truth = read_clips(DEMO)

@@ -208,6 +208,12 @@ def test_dualtalk_names_what_does_not_fit():
         evaluate("dualtalk", truth[:100], truth)
     with pytest.raises(ValueError, match="target clip 0 has 55 columns, this protocol takes 56: expr 50"):
         evaluate("dualtalk", truth, truth[:, :55])
+    layout = Layout((("expr", 50), ("neck", 3), ("jaw", 3)), 25, "flame2020")
+    with pytest.raises(LayoutError, match="pred against target of clip 0: unlike frame rate"):
+        evaluate("dualtalk", Motion(truth, layout), Motion(truth, Layout(layout.groups, 30, "flame2020")))
+    other_order = Layout((("jaw", 3), ("neck", 3), ("expr", 50)), 25, "flame2020")
+    turned = Motion(np.concatenate([truth[:, 53:], truth[:, 50:53], truth[:, :50]], axis=1), other_order)
+    assert evaluate("dualtalk", turned, Motion(truth, layout))["MSE_neck"] == 0
     with pytest.raises(ValueError, match="2 clips in partner for 1 in pred"):
         evaluate("dualtalk", truth, truth, [truth, truth])
     with pytest.raises(LayoutError, match="no group 'neck'"):
