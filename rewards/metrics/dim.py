@@ -9,7 +9,7 @@ from rewards.metrics.correlation import rpcc, rpcc_per_channel
 from rewards.metrics.distance import mse, sts, sts_rms
 from rewards.metrics.diversity import sid, variation, variation_flat
 from rewards.metrics.frechet import fd, p_fd
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 ORDER = (("rot", 3), ("jaw", 3), ("expr", 50))
 CLUSTERS = {"pose": 20, "exp": 40}
@@ -35,6 +35,7 @@ def score(
     FD, P-FD and MSE are means over clips. `reference` computes the others on all clips joined end to end. Variation
     is that of the prediction. SID takes 40 frames or more in all.
     """
+    require_variant(variant)
     refuse("dim", neighbours=neighbours, speech_mask=speech_mask)
     x, y = _pose_and_expression(pred, "pred"), _pose_and_expression(target, "target")
     s = None if partner is None else _pose_and_expression(partner, "partner")

@@ -13,7 +13,7 @@ from rewards.metrics.correlation import rpcc, rpcc_per_channel
 from rewards.metrics.distance import mse, sts, sts_rms
 from rewards.metrics.diversity import diversity, seeded_diversity, sid, variation
 from rewards.metrics.frechet import fd, p_fd
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 PREDICTION = (("expr", 50), ("jaw", 3), ("neck", 3))  # as DualTalk's model writes it
 TRUTH = (("expr", 50), ("neck", 3), ("jaw", 3))  # `exp` and `pose` of its files: the other way round
@@ -43,6 +43,7 @@ def score(
 
     Clips of unequal length are cut to the shortest, as in the reference; more than 100 frames must be left.
     """
+    require_variant(variant)
     refuse("dualtalk", neighbours=neighbours, speech_mask=speech_mask)
     roles = [grouped(pred, "pred", PREDICTION)]
     for data, what in ((target, "target"), *([] if partner is None else [(partner, "partner")])):

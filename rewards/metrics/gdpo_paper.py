@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rewards.metrics.mesh import MM_PER_M, Face, deviation, lve, mhd, vertex_distances, with_masks
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 
 def score(
@@ -37,6 +37,7 @@ def score(
     mm and radians a frame. A clip needs 2 velocities in a part, else it is left out of its means; a part that no clip
     has is left out of the result.
     """
+    require_variant(variant)
     refuse("gdpo_paper", partner=partner, neighbours=neighbours)
     values: dict[str, list[float]] = {}
     for x, y, (actor, other) in with_masks(pred, target, speech_mask, people=2):

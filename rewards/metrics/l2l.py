@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from rewards.metrics.clips import Clips, as_array, as_list, paired
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 CONTEXT = 32  # frames that the model is given and that are not judged
 
@@ -58,6 +58,7 @@ def score(
             with `train`, see `with_training`. Clips longer than 32 frames.
         train: training clips to fit the z-scores to; without them both variants are the same.
     """
+    require_variant(variant)
     refuse("l2l", partner=partner, neighbours=neighbours, speech_mask=speech_mask)
     normaliser = None if train is None else Normaliser.fit(train, variant)
     distances = []

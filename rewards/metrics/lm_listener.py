@@ -17,7 +17,7 @@ from rewards.metrics.clips import Clips, as_list, frame_rate, paired, with_partn
 from rewards.metrics.distance import mse
 from rewards.metrics.diversity import diversity, seeded_diversity, variation
 from rewards.metrics.frechet import fd, p_fd
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 MAX_FRAMES = 240  # of a clip; 8 s of the reference's 30 fps
 FPS = 30.0  # of the reference's corpora
@@ -67,6 +67,7 @@ def score(
             `numpy.random.seed(seed)`, with its draws for the ground truth in between.
         affect: reads valence off typed motion, see `with_affect`; L2 Affect is left out without one.
     """
+    require_variant(variant)
     refuse("lm_listener", neighbours=neighbours, speech_mask=speech_mask)
     pairs, partners = paired(pred, target), with_partner(target, partner)
     corrected = variant == "corrected"

@@ -19,7 +19,7 @@ from rewards.metrics.mesh import (
     vertex_distances,
     with_masks,
 )
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 
 def score(
@@ -44,6 +44,7 @@ def score(
     followed each other. A clip with fewer than 2 frames of a part is left out of its means; a part that no clip has
     is left out of the result.
     """
+    require_variant(variant)
     refuse("unils", partner=partner, neighbours=neighbours)
     corrected = variant == "corrected"
     values: dict[str, list[float]] = {}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.metrics.protocol import Protocol, refuse
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
 FLOW_RATE = 8.0  # frames per second that dynamic degree looks at
 
@@ -114,6 +114,7 @@ def score(
 
     A dimension without its network is left out here; `score_dimension` says what it would take.
     """
+    require_variant(variant)
     refuse("vbench", target=target, partner=partner, neighbours=neighbours, speech_mask=speech_mask)
     videos = _videos(pred)
     models = models or Models()

@@ -1,5 +1,6 @@
 """The one entry: names, variants, published rows, and docs/metrics.md, which must not fall behind."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ def test_unknown_names_are_answered_with_near_ones():
     x = RNG.normal(size=(40, 4))
     with pytest.raises(ValueError, match="unknown protocol 'lm-listener'; nearest: lm_listener"):
         evaluate("lm-listener", x, x)
-    with pytest.raises(ValueError, match="unknown variant 'fixed', expected one of .*'reference', 'corrected'"):
-        evaluate("lm_listener", x, x, variant="fixed")
+    for name in PROTOCOLS:
+        with pytest.raises(ValueError, match="unknown variant 'fixed', expected one of .*'reference', 'corrected'"):
+            evaluate(name, x, x, variant="fixed")
 
 
 def test_values_are_plain_floats():
@@ -58,3 +60,6 @@ def test_the_docs_have_every_protocol_and_correction():
     lines += [f"| `{protocol.name}` | {protocol.source} |" for protocol in PROTOCOLS.values()]
     missing = [line for line in lines if line not in text]
     assert not missing, "docs/metrics.md lacks these lines:\n" + "\n".join(missing)
+    stale = [line for line in text.splitlines() if re.match(rf"\| `({'|'.join(PROTOCOLS)})` \| `[a-z_]+` \|", line)
+             and line not in lines]
+    assert not stale, "docs/metrics.md has lines that no protocol has:\n" + "\n".join(stale)
