@@ -49,7 +49,7 @@ def score(
         both = _mean_over_clips(*clips) | metrics(*clips)
         both["SID"] = sid(np.concatenate(clips[0]), np.concatenate(clips[1]), CLUSTERS[group])
         scores |= {f"{name}_{group}": value for name, value in both.items()}
-    return scores
+    return dict(sorted(scores.items()))
 
 
 def _mean_over_clips(x: list, y: list, s: list | None = None) -> dict[str, float]:

@@ -63,7 +63,7 @@ def score(
                 raise ValueError(f"clip {index}: {group} has unlike widths {widths} in pred, target, partner")
         cut = [{group: role[group][:frames] for group in CLUSTERS} for role in clip]
         clips.append(_corrected(cut, seed) if variant == "corrected" else _reference(cut, rng))
-    return {name: float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
+    return {name: float(np.mean([clip[name] for clip in clips])) for name in sorted(clips[0])}
 
 
 def _reference(clip: list[dict[str, np.ndarray]], rng: np.random.RandomState) -> dict[str, float]:
