@@ -288,8 +288,49 @@ class BenchConfig(RolloutRecipeConfig):
     bench: BenchSettings = BenchSettings()
 
 
+class FilesConfig(Section):
+    pred: Path | None = Field(
+        None, description="predictions to score; empty = judge a policy. A file or a folder (docs/metrics.md)"
+    )
+    target: Path | None = Field(None, description="recorded motion of the same clips")
+    partner: Path | None = Field(None, description="motion of the person they listen to, for the metrics that need it")
+    neighbours: Path | None = Field(None, description="matrix of appropriate reactions (REACT protocols)")
+    speech_mask: Path | None = Field(None, description="who speaks in which frame (unils, gdpo_paper)")
+    protocol: Literal[
+        "lm_listener", "l2l", "dim", "dualtalk", "unils", "gdpo_paper", "react2023", "react2024", "reactface", "vbench"
+    ] = Field("lm_listener", description="whose numbers to reproduce")
+    variant: Literal["reference", "corrected"] = Field(
+        "reference", description="the published number bug for bug, or with the corrections of docs/metrics.md"
+    )
+    fps: float | None = Field(None, gt=0, description="frames per second of plain arrays; empty = the protocol's own")
+    affect: Path | None = Field(
+        None, description="affect_estimator.npz of an earlier run, for L2 Affect (lm_listener, typed motion)"
+    )
+    out: Path | None = Field(None, description="JSON to write; metrics.json in the run directory holds the same")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> FilesConfig:
+        given = [name for name in ("target", "partner", "neighbours", "speech_mask", "affect", "out")
+                 if getattr(self, name) is not None]
+        if self.pred is None and given:
+            raise ValueError(f"files.{given[0]} needs files.pred (--pred), the predictions to score")
+        if self.pred is not None and (self.target is None) != (self.protocol == "vbench"):
+            raise ValueError("protocol vbench has no files.target" if self.target is not None else
+                             f"protocol {self.protocol} needs files.target (--target)")
+        if self.affect is not None and self.protocol != "lm_listener":
+            raise ValueError(f"files.affect is for protocol lm_listener, not {self.protocol}")
+        return self
+
+
 class EvaluateConfig(JudgedRecipeConfig):
     checkpoint: Path | None = Field(None, description="policy checkpoint to judge; empty = train SFT and judge that")
+    files: FilesConfig = FilesConfig()
+
+    @model_validator(mode="after")
+    def _files_or_a_policy(self) -> EvaluateConfig:
+        if self.files.pred is not None and self.checkpoint is not None:
+            raise ValueError("files.pred scores files, checkpoint judges a policy: give one of them")
+        return self
 
 
 class DpoRecipeConfig(JudgedRecipeConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -18,14 +19,21 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
     "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
-    "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips"),
+    "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),
     "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync or render"),
+}
+# Options that stand for a key, by recipe.
+OPTIONS: dict[str, dict[str, str]] = {
+    "evaluate": {"--json" if name == "out" else "--" + name.replace("_", "-"): f"files.{name}"
+                 for name in cfg.FilesConfig.model_fields},
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)  # key=value may also stand after an option
+    options = [f"{key}={json.dumps(value)}" for key in OPTIONS.get(args.recipe, {}).values()
+               if (value := getattr(args, key)) is not None]  # a JSON string is YAML, whatever is in it
     if any(text.startswith("-") for text in rest):
         parser.error(f"unknown option {' '.join(t for t in rest if t.startswith('-'))}")
     if args.resume and args.run_dir is None:
@@ -34,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     config_type, _ = RECIPES[args.recipe]
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
-        config = cfg.load_config(config_type, file, args.subject + args.overrides + rest)
+        config = cfg.load_config(config_type, file, args.subject + args.overrides + rest + options)
     except cfg.ConfigError as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
@@ -100,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")
         sub.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
         sub.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+        for option, key in OPTIONS.get(name, {}).items():
+            sub.add_argument(option, dest=key, metavar="VALUE", help=f"the same as {key}=VALUE")
     return parser
 
 

@@ -189,8 +189,8 @@ def _whole(segment: dict[str, Any], split: str, layout: Layout, where: str, coun
         raise CorpusError(f"{where}: fname, split_start_frame and split_end_frame are needed: {error!r}") from error
     if not 0 <= start < end:
         raise CorpusError(f"{where}: frames [{start}, {end}) are none. Take the segment out")
-    listener = _motion(segment, "p0", layout, where)
-    speaker = _motion(segment, "p1", layout, where) if "p1_exp" in segment and "p1_pose" in segment else None
+    listener = segment_motion(segment, "p0", layout, where)
+    speaker = segment_motion(segment, "p1", layout, where) if "p1_exp" in segment and "p1_pose" in segment else None
     counts.without_speaker += speaker is None
     lengths = [end - start, len(listener)] + ([] if speaker is None else [len(speaker)])
     frames = min(lengths)
@@ -208,7 +208,8 @@ def _whole(segment: dict[str, Any], split: str, layout: Layout, where: str, coun
     return clip, start
 
 
-def _motion(segment: dict[str, Any], person: str, layout: Layout, where: str) -> Motion:
+def segment_motion(segment: dict[str, Any], person: str, layout: Layout, where: str) -> Motion:
+    """The motion of `person`, "p0" (listener) or "p1" (speaker). Raises `CorpusError` naming `where`."""
     expr, pose = _array(segment, f"{person}_exp", 50, where), _array(segment, f"{person}_pose", 6, where)
     if len(expr) != len(pose):
         raise CorpusError(f"{where}: {person}_exp has {len(expr)} frames, {person}_pose {len(pose)}. Take it out")

@@ -1,4 +1,7 @@
-"""`evaluate`: judge a policy and the baselines on held-out clips (paper IV, protocol of lm-listener)."""
+"""`evaluate`: judge a policy and the baselines on held-out clips (paper IV, protocol of lm-listener).
+
+With `--pred` it scores files by any protocol instead, see `evaluate_files`.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,16 @@ from pipeline.data.clip import Clip
 from pipeline.data.columns import Truth
 from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
 from pipeline.data.synthetic.words import LEXICON
+from pipeline.recipes.evaluate_files import score_files
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import choose, prompts, start_fleet
 from pipeline.recipes.sft import train_sft
 from pipeline.report.page import write_report
+from pipeline.report.paper import METRICS
 from pipeline.rundir import Run, write_atomic
 from policies.motion import Layout, Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
+from rewards import metrics
 from rewards.affect import RidgeAffectEstimator
 from rewards.metrics import lm_listener
 from rewards.metrics.baselines import NearestNeighbour, SpeakerInput, mirror, random_listener
@@ -37,6 +43,9 @@ Answers = dict[str, list[Motion]]  # prompt id -> reactions
 
 
 def run(config: EvaluateConfig, run: Run) -> None:
+    if config.files.pred is not None:
+        score_files(config.files, config.seed, run)
+        return
     corpus = prepare(config.corpus, run)
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
@@ -107,16 +116,19 @@ class Judge:
     def __call__(self, answers: Answers) -> Row:
         """Metrics are averaged over all reactions; scores and errors over the reactions of a prompt."""
         flat = [(i, motion) for i, motions in answers.items() for motion in motions]
-        metrics = lm_listener.evaluate(
+        speakers = [self._speaker(i) for i, _ in flat]
+        published = metrics.evaluate(
+            lm_listener.with_affect(self.affect),
             [motion for _, motion in flat],
             [self.clips[i].listener.subset(self.layout) for i, _ in flat],
-            [self._speaker(i) for i, _ in flat],
-            self.affect,
+            speakers,
         )
+        values = {key: published.get(name) for key, name in METRICS.items()}
+        counts = {"clips": len(flat), "p_fd_clips": sum(speaker is not None for speaker in speakers)}
         ratings = self._rate(answers)
         criteria = {f"simulated_{name}": mean_given(getattr(r, name) for r in ratings) for name in CRITERIA}
         scores = prompt_means((r.prompt_id, overall(r, self.weights)) for r in ratings)
-        return Row(metrics | criteria, scores, prompt_means(self._truth_errors(flat)))
+        return Row(values | counts | criteria, scores, prompt_means(self._truth_errors(flat)))
 
     def baselines(self) -> dict[str, Row]:
         """Ground truth, Random, Nearest Neighbour, Mirror; a baseline the corpus cannot give is left out."""
@@ -183,7 +195,7 @@ def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:
     """Table on the terminal, JSON in the run directory (by prompt, too), numbers in MLflow; returns the JSON."""
     bootstrap = run.config.evaluation.bootstrap
     values = {name: row.summary(bootstrap) for name, row in rows.items()}
-    columns = ("l2", "fd", "p_fd", "variation", "diversity", "l2_affect", "truth_affect_error", "simulated_rating")
+    columns = (*METRICS, "truth_affect_error", "simulated_rating")
     table = Table(title="held-out clips (lm-listener protocol; simulated raters, 1 to 5)")
     table.add_column("method")
     for column in columns:

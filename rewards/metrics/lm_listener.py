@@ -1,153 +1,120 @@
-"""The lm-listener protocol: L2, FD, P-FD, Variation, Diversity, L2 Affect.
+"""Protocol `lm_listener`: L2, FD, P-FD, Variation, Diversity, L2 Affect (Ng et al. 2023).
 
-As `evaluate_listener.py` of sanjayss34/lm-listener computes them (Ng et al. 2023), whose columns and
-scale are those of the VLA + DPO paper's tables I, II and IV. Everything is computed per clip, in raw
-coefficient units, and then averaged over clips. Two departures, both named where they are: Diversity
-is seeded (theirs is not), and FD is computed by a formula that needs no matrix square root.
+As `evaluate_listener.py` of sanjayss34/lm-listener computes them; columns and scale are those of the VLA + DPO
+paper's tables I, II and IV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from policies.motion import Motion, require_same_layout
+from policies.motion import Motion
 from rewards.affect import AffectEstimator
+from rewards.metrics.clips import Clips, as_list, frame_rate, paired, with_partner
+from rewards.metrics.distance import mse
+from rewards.metrics.diversity import diversity, seeded_diversity, variation
+from rewards.metrics.frechet import fd, p_fd
+from rewards.metrics.protocol import Protocol, refuse, require_variant
 
-MAX_FRAMES = 240  # of a clip; the reference script's limit
-AFFECT_WINDOW = 30  # frames; one second at the reference script's 30 fps
-DIVERSITY_SEED = 224
-
-
-def l2(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean squared difference of (time, dim) arrays; no square root is taken."""
-    return float(np.mean((_array(x) - _array(y, like=x)) ** 2))
-
-
-def fd(x: np.ndarray, y: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to the frames of x and of y, (time, dim) each.
-
-        |mu_x - mu_y|^2 + tr(S_x) + tr(S_y) - 2 tr((S_x S_y)^(1/2)),  covariances with ddof 1
-
-    With S = A^T A (A the centred frames over sqrt(time - 1)) the last trace is the sum of the singular
-    values of A_x A_y^T. That holds for rank-deficient covariances too, where clips are shorter than
-    wide and `scipy.linalg.sqrtm` loses its footing.
-    """
-    x, y = _array(x), _array(y)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"FD of {x.shape[1]} against {y.shape[1]} channels")
-    a, b = _covariance_root(x), _covariance_root(y)
-    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    distance = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * cross
-    return max(float(distance), 0.0)  # rounding may carry the distance of equal clips below zero
+MAX_FRAMES = 240  # of a clip; 8 s of the reference's 30 fps
+FPS = 30.0  # of the reference's corpora
 
 
-def p_fd(x: np.ndarray, y: np.ndarray, speaker: np.ndarray) -> float:
-    """Paired FD: between [speaker, x] and [speaker, y], so that the synchrony with the speaker counts."""
-    speaker = _array(speaker)
-    if not len(speaker) == len(x) == len(y):
-        raise ValueError(f"P-FD needs equal lengths, got speaker {len(speaker)}, x {len(x)}, y {len(y)} frames")
-    return fd(np.concatenate([speaker, _array(x)], axis=1), np.concatenate([speaker, _array(y)], axis=1))
-
-
-def variation(x: np.ndarray) -> float:
-    """Mean over channels of the variance over time (ddof 0)."""
-    return float(_array(x).var(axis=0).mean())
-
-
-def diversity(x: np.ndarray, seed: int = DIVERSITY_SEED) -> float:
-    """Mean distance between random pairs of frames: 30 pairs, or 10 where the clip has 30 frames or fewer.
-
-    Both ends are drawn without replacement and independently, so a pair may be a frame with itself, as in
-    the reference script. That script never seeds numpy, so its numbers cannot be repeated; these can:
-    `numpy.random.default_rng(seed)`.
-    """
-    x = _array(x)
-    pairs = 30 if len(x) > 30 else 10
-    if len(x) < pairs:
-        raise ValueError(f"Diversity draws {pairs} frames, the clip has {len(x)}")
-    rng = np.random.default_rng(seed)
-    first, second = (rng.choice(len(x), pairs, replace=False) for _ in range(2))
-    return float(np.linalg.norm(x[first] - x[second], axis=1).mean())
-
-
-def l2_affect(valence_x: np.ndarray, valence_y: np.ndarray, window: int = AFFECT_WINDOW) -> float:
+def l2_affect(valence_x: np.ndarray, valence_y: np.ndarray, window: int) -> float:
     """Mean squared difference of window means of valence, (time,) each; the tail short of a window is dropped.
 
-    The papers print it times 100. Ours depends on the estimator, so it compares with other numbers of that
-    estimator only, never with the papers'.
+    A clip shorter than a window is one window. The papers print the number times 100. Ours depends on the estimator,
+    so it compares with other numbers of that estimator only, never with the papers'.
     """
     valence_x, valence_y = np.asarray(valence_x, np.float64), np.asarray(valence_y, np.float64)
-    if valence_x.shape != valence_y.shape or valence_x.ndim != 1:
+    if valence_x.shape != valence_y.shape or valence_x.ndim != 1 or not len(valence_x):
         raise ValueError(f"L2 Affect needs two valences of shape (time,), got {valence_x.shape} and {valence_y.shape}")
+    window = min(window, len(valence_x))
     windows = len(valence_x) // window
-    if windows == 0:
-        raise ValueError(f"L2 Affect averages over {window} frames, the clip has {len(valence_x)}")
     difference = (valence_x - valence_y)[: windows * window].reshape(windows, window).mean(axis=1)
     return float(np.mean(difference**2))
 
 
-def evaluate(
-    predictions: Sequence[Motion],
-    targets: Sequence[Motion],
-    speakers: Sequence[Motion | None] | None = None,
+def diversity_pairs(frames: int) -> int:
+    """Pairs of frames that the reference draws from a clip of that many."""
+    return 30 if frames > 30 else 10
+
+
+def score(
+    pred: Clips,
+    target: Clips,
+    partner: Any = None,
+    *,
+    neighbours: None = None,
+    speech_mask: None = None,
+    fps: float | None = None,
+    variant: str = "reference",
+    seed: int = 0,
     affect: AffectEstimator | None = None,
-    seed: int = DIVERSITY_SEED,
-) -> dict[str, float | None]:
-    """All metrics, averaged over clips. A metric that could be computed on no clip is None, not zero.
+) -> dict[str, float]:
+    """All metrics per clip in raw coefficient units, then the mean over clips.
 
     Args:
-        predictions, targets: one motion per clip, alike in layout and length; the first 240 frames count.
-        speakers: the speaker's motion per clip, None where the corpus lacks it; P-FD is the mean over the
-            clips that have it (`p_fd_clips` of them).
-        affect: the affect estimator behind L2 Affect; the mean is over clips of at least 30 frames
-            (`l2_affect_clips` of them).
-        seed: of Diversity's frame pairs; the same pairs in every clip.
-
-    Passing the targets as predictions gives the papers' ground-truth row.
+        pred, target: clips (time, dim), alike in length and width; the papers' are expression 50, rotation 3, jaw 3.
+            The target as `pred` gives the papers' ground-truth row.
+        partner: the speaker's motion per clip, None where the corpus lacks it. P-FD is the mean over the clips that
+            have it, and left out where none has.
+        fps: of plain arrays (30 if not given); `corrected` needs it to know a second.
+        seed: of Diversity. The reference never seeds numpy; `reference` gives what its script would have printed after
+            `numpy.random.seed(seed)`, with its draws for the ground truth in between.
+        affect: reads valence off typed motion, see `with_affect`; L2 Affect is left out without one.
     """
-    if not len(predictions) == len(targets) > 0:
-        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets; one each, and at least one")
-    if speakers is None:
-        speakers = [None] * len(targets)
-    if len(speakers) != len(targets):
-        raise ValueError(f"{len(speakers)} speakers for {len(targets)} targets; None where there is no motion")
-
-    per_clip: dict[str, list[float]] = {
-        name: [] for name in ("l2", "fd", "p_fd", "variation", "diversity", "l2_affect")
-    }
-    for index, (prediction, target, speaker) in enumerate(zip(predictions, targets, speakers, strict=True)):
-        require_same_layout(prediction.layout, target.layout, f"evaluating clip {index} against its target")
-        if len(prediction) != len(target):
-            raise ValueError(f"clip {index}: {len(prediction)} predicted frames for {len(target)} in the target")
-        x, y = prediction.values[:MAX_FRAMES], target.values[:MAX_FRAMES]
-        per_clip["l2"].append(l2(x, y))
-        per_clip["fd"].append(fd(x, y))
-        per_clip["variation"].append(variation(x))
-        per_clip["diversity"].append(diversity(x, seed))
-        if speaker is not None:
-            per_clip["p_fd"].append(p_fd(x, y, speaker.values[:MAX_FRAMES]))
-        if affect is not None and len(x) >= AFFECT_WINDOW:
-            valence_x, valence_y = (affect(motion)[:MAX_FRAMES, 0] for motion in (prediction, target))
-            per_clip["l2_affect"].append(l2_affect(valence_x, valence_y))
-    means = {name: float(np.mean(values)) if values else None for name, values in per_clip.items()}
-    counts = {name: len(per_clip[key]) for name, key in
-              (("clips", "l2"), ("p_fd_clips", "p_fd"), ("l2_affect_clips", "l2_affect"))}
-    return means | counts
-
-
-def _array(x: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"expected an array (time, dim) that is not empty, got shape {x.shape}")
-    if like is not None and x.shape != np.shape(like):
-        raise ValueError(f"cannot compare arrays of shapes {np.shape(like)} and {x.shape}")
-    return x
+    require_variant(variant)
+    refuse("lm_listener", neighbours=neighbours, speech_mask=speech_mask)
+    pairs, partners = paired(pred, target), with_partner(target, partner)
+    corrected = variant == "corrected"
+    end = None if corrected else MAX_FRAMES
+    window = round(frame_rate(as_list(pred, "pred"), fps, FPS) if corrected else FPS)
+    rng = np.random.RandomState(seed)
+    values: dict[str, list[float]] = {}
+    for (x, y), s in zip(pairs, partners, strict=True):
+        x, y = x[:end], y[:end]
+        n = diversity_pairs(len(x))
+        if not corrected:
+            diversity(y, n, rng)  # the reference's own, whose draws come first
+        clip = {
+            "L2": mse(x, y),
+            "FD": fd(x, y),
+            "Variation": variation(x),
+            "Diversity": seeded_diversity(x, n, seed) if corrected else diversity(x, n, rng),
+        }
+        if s is not None:
+            clip["P-FD"] = p_fd(x, y, s[:end])
+        for name, value in clip.items():
+            values.setdefault(name, []).append(value)
+    if affect is not None:
+        valences = [[_valence(clip, affect)[:end] for clip in as_list(clips, "pred")] for clips in (pred, target)]
+        values["L2 Affect"] = [l2_affect(x, y, window) for x, y in zip(*valences, strict=True)]
+    return {name: float(np.mean(given)) for name, given in values.items()}
 
 
-def _covariance_root(x: np.ndarray) -> np.ndarray:
-    """A with A^T A = np.cov(x.T), (min(time, dim), dim)."""
-    if len(x) < 2:
-        raise ValueError("a covariance needs at least 2 frames")
-    return np.linalg.qr(x - x.mean(axis=0), mode="r") / np.sqrt(len(x) - 1)
+def _valence(clip: Any, affect: AffectEstimator) -> np.ndarray:
+    if not isinstance(clip, Motion):
+        raise ValueError("L2 Affect is read off typed motion: give policies.motion.Motion instead of arrays")
+    return affect(clip)[:, 0]
+
+
+def with_affect(affect: AffectEstimator | None) -> Protocol:
+    """The protocol with L2 Affect by this estimator. The papers' is EMOCA's, given the target's shape."""
+    return Protocol(PROTOCOL.name, PROTOCOL.source, PROTOCOL.corrections, partial(score, affect=affect))
+
+
+PROTOCOL = Protocol(
+    name="lm_listener",
+    source="sanjayss34/lm-listener: evaluate_listener.py (Ng et al., ICCV 2023)",
+    corrections={
+        "seeded_diversity": "Diversity draws from a generator of `seed` for each clip, so that neither the order of "
+        "clips nor earlier draws matter, and never pairs a frame with itself",
+        "all_frames": "frames after the 240th count, too",
+        "one_second_windows": "the windows of L2 Affect last a second at `fps`, not 30 frames",
+    },
+    score=score,
+)

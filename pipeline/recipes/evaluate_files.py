@@ -1,0 +1,103 @@
+"""`evaluate --pred`: score files by a published protocol, and show what papers printed beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import FilesConfig
+from pipeline.data.motion_files import read_clips, together
+from pipeline.rundir import Run, RunError, write_atomic
+from rewards import metrics
+from rewards.affect import RidgeAffectEstimator
+from rewards.metrics import lm_listener
+from rewards.metrics.protocol import Protocol
+from rewards.metrics.published import PublishedTable, tables_of
+
+
+def score_files(files: FilesConfig, seed: int, run: Run) -> None:
+    """Read, score, then report on the terminal, as JSON and to MLflow."""
+    protocol = metrics.named(files.protocol)
+    if files.affect is not None:
+        try:
+            protocol = lm_listener.with_affect(RidgeAffectEstimator.load(files.affect))
+        except (OSError, ValueError) as error:
+            raise RunError(f"files.affect={files.affect}: {error}") from error
+    print(f"[evaluate] {protocol.name}, {files.variant}: {protocol.source}", flush=True)
+    inputs = read_inputs(files)
+    try:
+        scores = metrics.evaluate(protocol, **inputs, fps=files.fps, variant=files.variant, seed=seed)
+    except ValueError as error:
+        raise RunError(f"protocol {protocol.name}: {error}") from error
+    report(protocol, files, scores, run)
+
+
+def read_inputs(files: FilesConfig) -> dict[str, Any]:
+    """What `evaluate` takes, brought into the order of the predictions. Raises `CorpusError` naming the file."""
+    pred = read_clips(files.pred, "listener", files.fps)
+    inputs: dict[str, Any] = {"pred": list(pred.values()) if isinstance(pred, Mapping) else pred, "target": None}
+    if files.target is not None:
+        inputs["target"] = together(pred, read_clips(files.target, "listener", files.fps), str(files.target))
+    if files.partner is not None:
+        partner = read_clips(files.partner, "speaker", files.fps)
+        inputs["partner"] = together(pred, partner, str(files.partner), partner=True)
+    if files.speech_mask is not None:
+        inputs["speech_mask"] = together(pred, read_clips(files.speech_mask), str(files.speech_mask))
+    if files.neighbours is not None:
+        inputs["neighbours"] = read_clips(files.neighbours)
+    return inputs
+
+
+def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run: Run) -> None:
+    """Tables on the terminal, JSON in the run directory and at `files.out`, numbers in MLflow."""
+    published = tables_of(protocol.name)
+    console = Console(width=160)
+    if not published:
+        console.print(_table(f"{protocol.name} ({files.variant}); no published rows are known", scores, {}, {}))
+    for table in published:
+        title = f"{protocol.name} ({files.variant}) beside {table.source}: {table.data}"
+        console.print(_table(title, scores, table.rows, table.scale))
+        if table.remark:
+            print(f"  {table.remark}", flush=True)
+    found = {name: value if math.isfinite(value) else None for name, value in scores.items()}  # NaN is no JSON
+    result = {
+        "protocol": protocol.name,
+        "source": protocol.source,
+        "variant": files.variant,
+        "corrections": protocol.corrections if files.variant == "corrected" else {},
+        "seed": run.config.seed,
+        "files": {name: str(path) for name in ("pred", "target", "partner", "neighbours", "speech_mask", "affect")
+                  if (path := getattr(files, name)) is not None},
+        "metrics": found,
+        "published": [_json(table) for table in published],
+    }
+    for path in [run.directory / "metrics.json"] + ([] if files.out is None else [files.out]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(result, indent=2) + "\n")
+        print(f"[evaluate] {path}", flush=True)
+    run.summary["metrics"][protocol.name] = found
+    run.summary["artifacts"]["metrics"] = str(run.directory / "metrics.json")
+    run.tracker.log({name: value for name, value in found.items() if value is not None})
+
+
+def _table(title: str, scores: Mapping[str, float], rows: Mapping[str, Mapping[str, float]],
+           scale: Mapping[str, float]) -> Table:
+    """Metrics down, this run and the published methods across; this run's numbers in the paper's unit."""
+    table = Table(title=title)
+    for column in ("metric", "this run", *rows):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, value in scores.items():
+        factor = scale.get(name, 1.0)
+        printed = [f"{row[name]:g}" if name in row else "-" for row in rows.values()]
+        table.add_row(name if factor == 1 else f"{name} x {factor:g}", f"{factor * value:.4f}", *printed)
+    return table
+
+
+def _json(table: PublishedTable) -> dict[str, Any]:
+    return {"source": table.source, "data": table.data, "remark": table.remark, "scale": table.scale,
+            "rows": table.rows}

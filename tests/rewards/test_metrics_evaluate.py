@@ -1,0 +1,65 @@
+"""The one entry: names, variants, published rows, and docs/metrics.md, which must not fall behind."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewards.metrics import PROTOCOLS, evaluate
+from rewards.metrics.published import TABLES, tables_of
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+RNG = np.random.default_rng(0)
+
+
+def test_protocols_go_by_their_names():
+    assert {"lm_listener", "l2l", "dim", "dualtalk", "unils", "gdpo_paper", "vbench"} <= PROTOCOLS.keys()
+    assert all(name == protocol.name and protocol.source for name, protocol in PROTOCOLS.items())
+    assert all(name.isidentifier() and text for p in PROTOCOLS.values() for name, text in p.corrections.items())
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    x = RNG.normal(size=(40, 4))
+    with pytest.raises(ValueError, match="unknown protocol 'lm-listener'; nearest: lm_listener"):
+        evaluate("lm-listener", x, x)
+    for name in PROTOCOLS:
+        with pytest.raises(ValueError, match="unknown variant 'fixed', expected one of .*'reference', 'corrected'"):
+            evaluate(name, x, x, variant="fixed")
+
+
+def test_values_are_plain_floats():
+    x, y = RNG.normal(size=(2, 120, 56))
+    for name in ("lm_listener", "dim", "dualtalk"):
+        assert all(type(value) is float for value in evaluate(name, x, y, x).values())
+
+
+def test_published_rows_name_metrics_of_their_protocols():
+    """A misspelt key would show as a row without numbers."""
+    x, y = RNG.normal(size=(2, 120, 56))
+    for name in ("lm_listener", "dualtalk"):
+        ours = {*evaluate(name, x, y, x), "L2 Affect"}
+        assert tables_of(name) and all(set(row) <= ours for t in tables_of(name) for row in t.rows.values())
+    assert all(set(table.scale) <= {metric for row in table.rows.values() for metric in row} for table in TABLES)
+    assert all(row for table in TABLES for row in table.rows.values())
+
+
+def test_the_papers_effect_is_in_its_table():
+    """Transcription: alignment trades L2 for affect, and Table IV repeats the row of Table II."""
+    trevor, realtalk = tables_of("lm_listener")[:2]
+    for table in (trevor, realtalk):
+        before, after = table.rows["Ours (SFT)"], table.rows["Ours (SFT+RL)"]
+        assert after["L2"] > before["L2"] and after["L2 Affect"] < before["L2 Affect"]
+    assert realtalk.rows["Ours (SFT+RL)"]["P-FD"] == 3.7914
+
+
+def test_the_docs_have_every_protocol_and_correction():
+    text = DOCS.read_text()
+    lines = [f"| `{protocol.name}` | `{name}` | {what} |"
+             for protocol in PROTOCOLS.values() for name, what in protocol.corrections.items()]
+    lines += [f"| `{protocol.name}` | {protocol.source} |" for protocol in PROTOCOLS.values()]
+    missing = [line for line in lines if line not in text]
+    assert not missing, "docs/metrics.md lacks these lines:\n" + "\n".join(missing)
+    stale = [line for line in text.splitlines() if re.match(rf"\| `({'|'.join(PROTOCOLS)})` \| `[a-z_]+` \|", line)
+             and line not in lines]
+    assert not stale, "docs/metrics.md has lines that no protocol has:\n" + "\n".join(stale)
