@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,8 @@ for _name, _value in {
 import ray  # noqa: E402
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
 
+from actors import timeline  # noqa: E402
+
 
 class ClusterError(RuntimeError):
     """The cluster cannot give what was asked; the message says what was wanted and what is there."""
@@ -44,7 +47,7 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
     """
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
     address = address or os.environ.get("RAY_ADDRESS")
-    scratch = None
+    scratch, asked = None, time.time()
     if address:
         context = ray.init(address=address, **common)
         name = f"ray {ray.__version__} cluster at {context.address_info['gcs_address']}"
@@ -53,6 +56,7 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
         cpus = cpus or max(2, os.cpu_count() or 2)
         ray.init(address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common)
         name = f"ray {ray.__version__}, local cluster of {cpus} CPUs"
+    timeline.note(timeline.START, asked, time.time())
     try:
         yield name
     finally:

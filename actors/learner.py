@@ -26,6 +26,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from actors import timeline
 from actors.cluster import ClusterError, worker_environment
 
 CHECKPOINT_TAG = "zero"
@@ -103,6 +104,7 @@ def fit(
         ),
     )
     outcome: dict[str, Any] = {}
+    asked = time.time()
 
     def run() -> None:
         try:
@@ -126,7 +128,10 @@ def fit(
             say(f"step {seen}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in lines[-1].items()))
     if "error" in outcome:
         raise _first_cause(outcome["error"])
-    return outcome["result"]
+    result = outcome["result"]
+    timeline.note(timeline.START, asked, result["began"])
+    timeline.note("learner", result["began"], result["ended"])
+    return result
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(options.threads)
     engine = start_engine(task, options)
-    forward = engine.__call__
+    forward, started = engine.__call__, time.time()
     task.prepare(forward, rank, world_size)
     start = _load(engine)
     steps_file = directory / "steps.jsonl"
@@ -158,6 +163,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "final": metrics,
         "steps": task.steps,
+        "began": started,
+        "ended": time.time(),
         "seconds_per_step": seconds_per_step,
         "engine": {
             "name": "deepspeed", "zero_stage": engine.zero_optimization_stage(), "world_size": world_size,

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
+from actors import timeline
 from actors.cluster import ClusterError
 
 Item = TypeVar("Item")
@@ -18,13 +19,14 @@ _NONE = object()
 
 
 class Pool:
-    """N actors; a context manager that ends them.
+    """N actors, each a `timeline.Worker`; a context manager that ends them.
 
     A lost actor's calls are given to whoever is free and another actor starts in its place; what was answered is
     not asked again. So every item of a stream is answered once, whoever dies.
 
     Args:
         name: for messages, e.g. "rollout fleet".
+        kind: of work, on the timeline.
         start: makes actor number i; called again when it is lost.
         in_flight: calls waiting per actor.
         timeout_s: longest time without any answer.
@@ -32,9 +34,10 @@ class Pool:
     """
 
     def __init__(
-        self, name: str, start: Callable[[int], Any], workers: int, in_flight: int, timeout_s: float, losses: int
+        self, name: str, kind: str, start: Callable[[int], Any], workers: int, in_flight: int, timeout_s: float,
+        losses: int,
     ):
-        self.name, self.in_flight, self.timeout_s, self.losses = name, in_flight, timeout_s, losses
+        self.name, self.kind, self.in_flight, self.timeout_s, self.losses = name, kind, in_flight, timeout_s, losses
         self.lost = 0
         self._start = start
         self._actors = [start(i) for i in range(workers)]
@@ -75,7 +78,7 @@ class Pool:
                     ended = True
                     break
                 actor = self._actors[index]
-                running[getattr(actor, method).remote(item)] = (index, actor, item)
+                running[actor.timed.remote(method, item)] = (index, actor, item)
             if ended and not running:
                 return
             done, _ = ray.wait([*running, *self._booting], num_returns=1, timeout=self.timeout_s)
@@ -89,7 +92,7 @@ class Pool:
                 continue
             index, actor, item = running.pop(done[0])
             try:
-                result = ray.get(done[0])
+                result = self._answer(done[0])
             except LOST as error:
                 again.append(item)
                 self._replace(index, actor, error)
@@ -100,7 +103,7 @@ class Pool:
         """The answers of all serving actors; one that is lost meanwhile is replaced and gives none."""
         timeout_s = timeout_s or self.timeout_s
         deadline, answers = time.monotonic() + timeout_s, []
-        running = {getattr(self._actors[i], method).remote(*arguments): (i, self._actors[i]) for i in self._serving}
+        running = {self._actors[i].timed.remote(method, *arguments): (i, self._actors[i]) for i in self._serving}
         asked = len(running)
         while running:
             done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
@@ -110,12 +113,17 @@ class Pool:
                 )
             index, actor = running.pop(done[0])
             try:
-                answers.append(ray.get(done[0]))
+                answers.append(self._answer(done[0]))
             except LOST as error:
                 self._replace(index, actor, error)
         if not answers:
             raise ClusterError(f"{self.name}: {method}: no worker was left to answer")
         return answers
+
+    def _answer(self, reference: ray.ObjectRef) -> Any:
+        answer, began, ended = ray.get(reference)
+        timeline.note(self.kind, began, ended)
+        return answer
 
     def _idlest(self, running: dict[ray.ObjectRef, tuple[int, Any, Any]]) -> int | None:
         """The serving actor with the fewest open calls, if it has room."""

@@ -11,6 +11,7 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.pool import Pool
+from actors.timeline import Worker
 from policies.head.asset import HeadAsset, load_head
 from policies.head.flame import FlameHead
 from policies.head.raster import Rasterizer
@@ -71,7 +72,7 @@ def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
 
 
 @ray.remote
-class RenderWorker:
+class RenderWorker(Worker):
     """Draws and encodes on one core."""
 
     def __init__(self, options: RenderOptions):
@@ -102,7 +103,7 @@ class RenderPool(Pool):
 
     def __init__(self, options: RenderOptions, workers: int, cpus: float, timeout_s: float, losses: int):
         worker = RenderWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
-        super().__init__("render pool", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
+        super().__init__("render pool", "render", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
     def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:
         """`(path, panel frames)` as the videos are finished."""

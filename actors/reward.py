@@ -10,6 +10,7 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.pool import Pool
+from actors.timeline import Worker
 from policies.head.asset import load_head
 from policies.head.flame import FlameHead
 from policies.head.landmarks import face_landmarks
@@ -59,7 +60,7 @@ class Viewer:
 
 
 @ray.remote
-class RewardWorker:
+class RewardWorker(Worker):
     """A simulated panel that watches the candidates of one group at a time."""
 
     def __init__(self, options: PanelOptions):
@@ -77,7 +78,7 @@ class RewardPool(Pool):
 
     def __init__(self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, losses: int):
         worker = RewardWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
-        super().__init__("reward pool", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
+        super().__init__("reward pool", "reward", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
     def rate(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Rating]]]:
         """Ratings of each group, in the order the workers finish."""

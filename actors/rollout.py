@@ -14,6 +14,7 @@ import torch
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors import timeline
 from actors.cluster import reserve, worker_environment
 from actors.pool import Pool
 from policies.vla.trajectory import Prompt, Trajectory
@@ -53,7 +54,7 @@ class Request:
 
 
 @ray.remote
-class RolloutWorker:
+class RolloutWorker(timeline.Worker):
     """Holds an engine; every trajectory carries the version of the weights in it."""
 
     def __init__(self, checkpoint: str, options: FleetOptions):
@@ -133,7 +134,8 @@ class Fleet(Pool):
             remove_placement_group(self._groups[index])
             return RolloutWorker.options(**worker).remote(str(checkpoint), options)
 
-        super().__init__("rollout fleet", start, options.workers, options.in_flight, options.timeout_s, losses)
+        super().__init__("rollout fleet", "engine", start, options.workers, options.in_flight, options.timeout_s,
+                         losses)
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -142,8 +144,9 @@ class Fleet(Pool):
 
     def ready(self) -> dict[str, Any]:
         """Wait for the engines, check the canary, say what runs."""
-        info = self.each("describe", timeout_s=self.options.start_timeout_s)
-        return info[0] | {"workers": self.options.workers, "canary_gap": self._check_canary()}
+        with timeline.noted(timeline.START):
+            info = self.each("describe", timeout_s=self.options.start_timeout_s)
+            return info[0] | {"workers": self.options.workers, "canary_gap": self._check_canary()}
 
     def generate(self, prompts: Iterable[Prompt], samples: int, seed: int) -> Iterator[list[Trajectory]]:
         """Trajectories, a batch of prompts at a time, in the order the engines finish."""

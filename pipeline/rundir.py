@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors import timeline
 from pipeline.config import RecipeConfig, flatten, to_yaml
 from pipeline.tracking import MetricLogger, TrackedRun, Tracker
 
@@ -138,7 +139,8 @@ class Run(Workspace):
         self.summary = about | self.summary
 
     def __enter__(self) -> Run:
-        self._started = time.monotonic()
+        self._started, self._began = time.monotonic(), time.time()
+        timeline.reset()
         id_file = self.directory / "mlflow_run_id"
         earlier = id_file.read_text() if id_file.is_file() else None
         tracking = self.config.tracking
@@ -152,6 +154,7 @@ class Run(Workspace):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.summary["status"] = "failed" if error else "finished"
         self.summary["timings_s"]["total"] = round(time.monotonic() - self._started, 1)
+        self.summary["timeline"] = timeline.shares(self._began, time.time())
         if error is not None:
             self.summary["error"] = "".join(traceback.format_exception_only(error)).strip()
         write_atomic(self.summary_path, json.dumps(self.summary, indent=2, default=str) + "\n")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
+from actors import timeline
 from actors.cluster import ClusterError, cluster
 from actors.probe import Node, all_reduce, probe_nodes
 from pipeline.config import DpoRecipeConfig, JudgedRecipeConfig, PolicyConfig
@@ -60,7 +61,7 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
 
 def preflight(config: DpoRecipeConfig, run: Run) -> None:
     """Print every check and its verdict; raises `RunError` when one failed."""
-    started = time.monotonic()
+    started = time.time()
     nodes = probe_nodes(run.directory, PACKAGES + VLLM_NAMES, PROBE_TIMEOUT_S)
     checks = [*version_checks(nodes), *place_checks(config, nodes), *storage_checks(nodes)]
     try:
@@ -73,7 +74,8 @@ def preflight(config: DpoRecipeConfig, run: Run) -> None:
     if not any(check.state == "failed" for check in checks):  # learners that have no place cannot talk either
         checks.append(all_reduce_check(config))
     run.summary["preflight"] = [asdict(check) for check in checks]
-    run.summary["timings_s"]["preflight"] = round(time.monotonic() - started, 1)
+    run.summary["timings_s"]["preflight"] = round(time.time() - started, 1)
+    timeline.note(timeline.START, started, time.time())
     show(checks)
     failed = [check for check in checks if check.state == "failed"]
     if failed:

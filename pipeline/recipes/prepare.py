@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import timeline
 from pipeline.config import CorpusConfig, PrepareConfig
 from pipeline.data.clip import Clip
 from pipeline.data.collapse import regression_collapse
@@ -50,7 +51,8 @@ def prepare(config: CorpusConfig, run: Run) -> Corpus:
     """The corpus that `config` names, as a Parquet folder."""
 
     def work(phase: Phase) -> dict[str, Any]:
-        corpus = _open(config, phase)
+        with timeline.noted("corpus"):
+            corpus = _open(config, phase)
         counts = {split: corpus.count(split) for split in ("train", "test")}
         absent = corpus.at("train", 0).absent
         phase.say(f"{counts['train']} training and {counts['test']} held-out clips, {corpus.layout}"

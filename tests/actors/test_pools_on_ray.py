@@ -1,5 +1,6 @@
 """Pools on a real Ray: everything once, no more open than allowed, errors that name what was awaited."""
 
+import time
 from pathlib import Path
 
 import av
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 
+from actors import timeline
 from actors.cluster import ClusterError, reserve
 from actors.pool import Pool
 from actors.render import Panel, RenderOptions, RenderPool, VideoJob
@@ -21,7 +23,7 @@ def pool(local_ray):
     """(workers, in_flight, ...) -> a pool of actors; their class is local so that it travels by value."""
 
     @ray.remote(num_cpus=0)
-    class Worker:
+    class Worker(timeline.Worker):
         def double(self, number):
             if number == 13:
                 raise ValueError("thirteen is unlucky")
@@ -53,7 +55,7 @@ def pool(local_ray):
     pools = []
 
     def make(workers=2, in_flight=2, timeout_s=60, losses=2, kind=Pool, start=None):
-        pools.append(kind("pool", start or (lambda _: Worker.remote()), workers, in_flight, timeout_s, losses))
+        pools.append(kind("pool", "work", start or (lambda _: Worker.remote()), workers, in_flight, timeout_s, losses))
         return pools[-1]
 
     yield make
@@ -114,7 +116,7 @@ def test_what_kills_every_worker_ends_the_run(pool):
 
 def test_a_worker_that_cannot_start_says_why(pool):
     @ray.remote(num_cpus=0)
-    class Broken:
+    class Broken(timeline.Worker):
         def __init__(self):
             raise FileNotFoundError("no checkpoint there")
 
@@ -140,6 +142,15 @@ def test_a_replacement_serves_only_when_it_is_admitted(pool, tmp_path):
     items = [(str(tmp_path / "died"), number) for number in range(10)]
     assert sorted(result for _, result in careful.stream("die_once", items)) == list(range(10))
     assert careful.boots == 2
+
+
+def test_the_time_that_workers_worked_is_on_the_timeline(pool):
+    timeline.reset()
+    began = time.time()
+    list(pool(workers=2).stream("sleep", [0.3, 0.3]))
+    ended = time.time()
+    shares = timeline.shares(began, ended)
+    assert 0.3 <= shares["work_s"] <= 0.61 and shares["work_s"] + shares["idle_s"] == pytest.approx(ended - began)
 
 
 def test_a_place_that_cannot_be_had_is_refused_in_bounded_time():
