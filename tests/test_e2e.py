@@ -254,13 +254,13 @@ def test_a_submitted_job_that_fails_says_so(ray_cluster, tmp_path):
 
 
 def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_path):
-    """Two raylets, an engine on each; one is killed, the other does its work."""
+    """Two raylets, an engine on each; one is killed, the other does its work, and that of a second round."""
     folder, _, _ = dpo_run
     node = ray_cluster.add(f"--address={ray_cluster.address}", "--node-ip-address=127.0.0.1", "--num-cpus=2")
     arguments = [
         "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
         f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
-        "learner.cpus=0.1", "rollout.batch_prompts=2", "--run-dir", tmp_path / "run"]
+        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "--run-dir", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
                                env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     printed = []
@@ -273,6 +273,11 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     assert "worker" in text and "was lost" in text
     tables = [read_table(run / "pair" / "pairs.arrow").to_list() for run in (folder, tmp_path / "run")]
     assert tables[0] == tables[1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["round"] for row in summary["metrics"]["rounds"]] == [0, 1, 2]
+    policies = [load_checkpoint(tmp_path / "run" / name / "policy").model for name in ("dpo", "dpo-2")]
+    assert len({weight_digest(policy.state_dict()) for policy in policies}) == 2
+    assert 0 < summary["timeline"]["idle_share"] < 1 and summary["timeline"]["engine_s"] > 0
 
 
 def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
