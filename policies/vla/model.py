@@ -105,12 +105,6 @@ class SlotEmbedding(nn.Module):
         ahead = self.next(following % self.dims) + self.step(following // self.dims)
         return self.own(previous % self.dims) * holds + ahead * predicts
 
-    def late_start(self, step: int) -> Tensor:
-        """What to add at <act> when the first action to predict is that of `step` instead of 0: (hidden,)."""
-        ids = torch.tensor([step, 0], device=self.step.weight.device)
-        late, first = self.step(ids)
-        return late - first
-
 
 class FaceVLA(PreTrainedModel):
     """pi(actions | speaker frames, speaker text), paper Eq. 2-6.
@@ -192,49 +186,47 @@ class FaceVLA(PreTrainedModel):
         positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
         return embeddings + self.slots(positions - (self.config.prompt_length - 1))
 
-    def action_logits(
-        self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor, first_step: int = 0
-    ) -> Tensor:
+    def action_logits(self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor) -> Tensor:
         """Logits over the 256 bins at every action position, teacher-forced.
 
         Args:
             prompt_ids: (batch, prompt_length).
             frames: as in `embed_prompt`.
-            action_ids: (batch, n), or (batch, k, n) for k continuations of each prompt, whose frames are then
-                encoded once.
-            first_step: the action step that `action_ids` begin with; those before it are unknown to the model.
-                Sequences are sampled from step 0; later windows serve training only.
+            action_ids: (batch, n), or (batch, k, n) for k continuations of each prompt, which is then computed once.
 
         Returns:
             (batch, n, bins) or (batch, k, n, bins). The vocabulary beyond the bins is never computed.
         """
         prompt = self.embed_prompt(prompt_ids, frames)
-        skipped = first_step * self.config.action_dims
-        if skipped and self.slots is not None:
-            prompt = torch.cat([prompt[:, :-1], prompt[:, -1:] + self.slots.late_start(first_step)], dim=1)
         flat = action_ids.reshape(-1, action_ids.shape[-1])
-        actions = self.embed_actions(flat[:, :-1], skipped)
+        actions = self.embed_actions(flat[:, :-1])
         if len(flat) > len(prompt) and not (self.training and self.is_gradient_checkpointing):
-            hidden = self._prompt_once(prompt, actions, skipped)
+            hidden = self._prompt_once(prompt, actions)
         else:
-            hidden = self._in_one_pass(prompt, actions, skipped)
+            hidden = self._in_one_pass(prompt, actions)
         return self.bin_logits(hidden).reshape(*action_ids.shape, self.config.action_bins)
 
-    def _in_one_pass(self, prompt: Tensor, actions: Tensor, skipped: int) -> Tensor:
+    def motion_logits(self, action_ids: Tensor, start: int) -> Tensor:
+        """Logits over the bins for a stretch of actions given nothing but the stretch: how faces move on.
+
+        Args:
+            action_ids: (batch, n + 1); the first is action number `start` of its clip, from 0.
+
+        Returns:
+            (batch, n, bins), of all actions but the first.
+        """
+        inputs = self.embed_actions(action_ids[:, :-1], skipped=start)
+        hidden = self.language_model.model(inputs_embeds=inputs, use_cache=False).last_hidden_state  # RoPE is relative
+        return self.bin_logits(hidden)
+
+    def _in_one_pass(self, prompt: Tensor, actions: Tensor) -> Tensor:
         """Hidden states from <act> on, (rows, 1 + n, hidden); a prompt with k rows of actions is computed k times."""
         prompt = prompt.repeat_interleave(len(actions) // len(prompt), dim=0)
         sequence = torch.cat([prompt, actions], dim=1)
-        positions = torch.arange(sequence.shape[1], device=sequence.device)
-        positions = positions + skipped * (positions >= self.config.prompt_length)
-        # Without a mask transformers takes a jump in the positions for the start of another, packed sequence,
-        # and the actions would not see their prompt.
-        seen = torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
-        hidden = self.language_model.model(
-            inputs_embeds=sequence, attention_mask=seen, position_ids=positions[None], use_cache=False
-        ).last_hidden_state
+        hidden = self.language_model.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
         return hidden[:, self.config.prompt_length - 1 :]
 
-    def _prompt_once(self, prompt: Tensor, actions: Tensor, skipped: int) -> Tensor:
+    def _prompt_once(self, prompt: Tensor, actions: Tensor) -> Tensor:
         """The same by way of a key-value cache that all continuations of a prompt share; gradients pass through it.
 
         Recomputing blocks for the backward pass (gradient checkpointing) would append to the cache again.
@@ -245,11 +237,8 @@ class FaceVLA(PreTrainedModel):
         if not actions.shape[1]:
             return act
         cache.batch_repeat_interleave(k)
-        positions = torch.arange(actions.shape[1], device=actions.device) + self.config.prompt_length + skipped
-        rest = self.language_model.model(
-            inputs_embeds=actions, past_key_values=cache, position_ids=positions[None], use_cache=True
-        ).last_hidden_state
-        return torch.cat([act, rest], dim=1)
+        rest = self.language_model.model(inputs_embeds=actions, past_key_values=cache, use_cache=True)
+        return torch.cat([act, rest.last_hidden_state], dim=1)
 
     def bin_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., hidden) -> logits over the bins (..., bins)."""

@@ -72,14 +72,19 @@ def collate_prompts(rows: Sequence[dict[str, Any]], config: FaceVLAConfig) -> tu
 
 
 class ActionLogits(nn.Module):
-    """The policy with `action_logits` as its forward pass, which is what sharded training hooks into."""
+    """The policy with `action_logits`, or `motion_logits` where there is no prompt, as the forward pass that sharded
+    training hooks into."""
 
     def __init__(self, policy: FaceVLA):
         super().__init__()
         self.policy = policy
 
-    def forward(self, prompt_ids: Tensor, frames: Tensor, action_ids: Tensor, first_step: int = 0) -> Tensor:
-        return self.policy.action_logits(prompt_ids, frames, action_ids, first_step)
+    def forward(
+        self, prompt_ids: Tensor | None, frames: Tensor | None, action_ids: Tensor, start: int = 0
+    ) -> Tensor:
+        if prompt_ids is None:
+            return self.policy.motion_logits(action_ids, start)
+        return self.policy.action_logits(prompt_ids, frames, action_ids)
 
 
 def policy_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

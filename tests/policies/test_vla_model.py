@@ -61,17 +61,15 @@ def test_an_action_does_not_see_itself_or_what_follows(model):
     assert not torch.allclose(before[:, 31:], after[:, 31:], atol=1e-4)
 
 
-@pytest.mark.parametrize("first_step", [0, 4])
-def test_several_continuations_of_a_prompt_equal_one_by_one(first_step):
+def test_several_continuations_of_a_prompt_equal_one_by_one():
     """Values and gradients: the prompt they share is computed once, its gradient is the sum over them."""
     model = build_tiny(small_config()).train()
     prompt, frames, actions = batch(model.config, size=2)
-    actions = actions[:, : SPACE.tokens - first_step * SPACE.dims]
     several = torch.stack([actions, actions.flip(1), actions.flip(0)], dim=1)  # (2, 3, n)
     weight = torch.linspace(-1, 1, several.numel()).reshape(several.shape)
 
     def log_probs(ids):
-        logits = model.action_logits(prompt, frames, ids, first_step)
+        logits = model.action_logits(prompt, frames, ids)
         return logits.log_softmax(-1).gather(-1, (ids - 768).unsqueeze(-1)).squeeze(-1)
 
     def gradients(values):
