@@ -46,12 +46,12 @@ def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: Groups) -> np.ndarray:
     nearest = np.empty(len(xs))
     for sample, x in enumerate(xs):
         x_of = [_channels(x[None, :, columns]) for columns, _ in groups]
-        x_boxes = [_boxes(x) for x in x_of]
-        tails = [_tails(*a, *b, x.shape[0]) for a, b in zip(x_boxes, y_boxes, strict=True)]
+        tails = [_tails(*_boxes(x), *boxes, xs.shape[1]) for x, boxes in zip(x_of, y_boxes, strict=True)]
         below = np.stack([w * np.sqrt(tail[:, 0]) for w, tail in zip(weights, tails, strict=True)], axis=1)
         above = np.full(len(ys), np.inf)
         if xs.shape[1] == ys.shape[1]:
-            above = sum(w * np.sqrt(np.square(y - x).sum(axis=(1, 2))) for w, x, y in zip(weights, x_of, ys_of))
+            above = sum(w * np.sqrt(np.square(y - x).sum(axis=(1, 2))) 
+                        for w, x, y in zip(weights, x_of, ys_of, strict=True))
         best = above.min()
         for index in np.argsort(below.sum(axis=1) + above, kind="stable"):
             bounds = below[index].tolist()
