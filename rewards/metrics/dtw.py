@@ -166,7 +166,7 @@ def _step(last, before, cost, here, low, high):
 @compiled
 def _within(paths, tails, low, high, limit):
     """Whether some path of this diagonal may end within `limit`."""
-    for i in range(low, high):
-        if paths[i + N(1)] + tails[i // N(SEGMENT) + N(1)] <= limit:
-            return True
-    return False
+    i = low
+    while i < high and paths[i + N(1)] + tails[i // N(SEGMENT) + N(1)] > limit:
+        i += N(1)
+    return i < high

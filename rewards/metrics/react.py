@@ -89,7 +89,7 @@ def fr_corr(
 
 
 def fr_dist(pred: np.ndarray, target: np.ndarray, neighbours: Any, groups: Groups = EMOTION_GROUPS) -> float:
-    """FRDist: weighted DTW distances of the groups to the appropriate reaction where their sum is least; mean over N, M.
+    """FRDist: weighted DTW distances of the groups, with the appropriate reaction of the least sum; mean over N, M.
 
     Shapes as `fr_corr`. REACT prints M times this, ReactFace 10 or 10 M times, with one group of weight 1.
     """

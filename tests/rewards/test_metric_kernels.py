@@ -28,11 +28,11 @@ def clips(rng, kind, *shape):
 def test_dtw_by_hand():
     x = np.array([[0.0], [1.0], [2.0]])
     assert dtw(x, np.array([[0.0], [0.0], [1.0], [1.0], [2.0]])) == 0  # waiting is free
-    assert dtw(x, x + 3) == pytest.approx(np.sqrt(9 + 4 + 1 + 4 + 9))  # 0-3, 1-3, 2-3, 2-4, 2-5
+    assert dtw(x, x + 3) == pytest.approx(np.sqrt(9 + 4 + 4 + 9))  # 0-3, 1-3, 2-4, 2-5
     assert dtw(np.zeros((1, 2)), np.array([[3.0, 4.0]])) == 5
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.integers(1, 45), st.integers(1, 45), st.integers(1, 9), st.integers(0, 999),
        st.sampled_from(["noise", "walk", "binary", "constant"]))
 def test_dtw_equals_the_table(frames, others, dim, seed, kind):
@@ -45,8 +45,8 @@ def test_dtw_equals_the_table(frames, others, dim, seed, kind):
     assert dtw(np.repeat(x, 2, axis=0), x) == 0
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 999),
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 999),
        st.sampled_from(["noise", "walk", "binary", "constant"]))
 def test_nearest_is_the_exact_minimum(frames, others, seed, kind):
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def test_nearest_is_the_exact_minimum(frames, others, seed, kind):
     assert among_itself[1] == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 999), st.sampled_from(["noise", "walk", "binary"]))
 def test_the_lower_bound_is_below(frames, others, seed, kind):
     rng = np.random.default_rng(seed)
@@ -92,7 +92,7 @@ def test_ccc_properties():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 2, 30, 3))
     assert concordance(x, x)[[0, 1], [0, 1]] == pytest.approx(1)
-    assert concordance(x, -x)[[0, 1], [0, 1]] >= -1 - 1e-12
+    assert np.all(concordance(x, -x) >= -1 - 1e-12)
     assert concordance(x, y) == pytest.approx(concordance(y, x).swapaxes(0, 1))
     assert concordance(5 * x + 1, 5 * y + 1) == pytest.approx(concordance(x, y))
     assert np.all(np.abs(concordance(x, x + 2)) < np.abs(concordance(x, x + 1)))
