@@ -45,36 +45,9 @@ def bench_metrics(speakers: int = 2, textbook_pairs: int = 12, seed: int = 0) ->
     `speakers` with 10 samples against 50 neighbours each, the least of three rounds; the textbook its first pairs,
     which must agree. `full_split_minutes_2_cores` extrapolates ours to N = 1612.
     """
-    result: dict[str, Any] = {"frames": FRAMES, "samples": SAMPLES, "neighbours": NEIGHBOURS, "data": {}}
-    for name, draw in (("emotions", emotions), ("random walks", random_walks)):
-        rng = np.random.default_rng(seed)
-        pred = draw(rng, speakers * SAMPLES).reshape(speakers, SAMPLES, FRAMES, 25)
-        partner, target = draw(rng, speakers), draw(rng, NEIGHBOURS)
-        near = [np.arange(NEIGHBOURS)] * speakers
-        x, one = pred[0, 0], pred[:1, :1]
-        corr, dist = ([function(x, y) for y in target[:2]] for function in (textbook.ccc, textbook.weighted_dtw))
-        _agree(f"{name}: FRCorr", fr_corr(one, target[:2], [[0, 1]], 1e-8, 0.0), max(corr), 1e-6)
-        _agree(f"{name}: FRDist", fr_dist(one, target[:2], [[0, 1]]), min(dist), 1e-9)
-        _agree(f"{name}: FRSyn", fr_syn(one, partner[:1], "reference"), textbook.lag(x, partner[0]), 0)
-        ours = {
-            "FRCorr": _ms(lambda: fr_corr(pred, target, near, 1e-8, 0.0)) / (speakers * SAMPLES * NEIGHBOURS),
-            "FRDist": _ms(lambda: fr_dist(pred, target, near)) / (speakers * SAMPLES * NEIGHBOURS),
-            "FRSyn": _ms(lambda: fr_syn(pred, partner, "corrected")) / (speakers * SAMPLES),
-        }
-        some = target[:textbook_pairs]
-        book = {
-            "FRCorr": _ms(lambda: [textbook.ccc(x, y) for y in some]) / len(some),
-            "FRDist": _ms(lambda: [textbook.weighted_dtw(x, y) for y in some]) / len(some),
-            "FRSyn": _ms(lambda: textbook.lag(x, partner[0])),
-        }
-        pairs = {"FRCorr": NEIGHBOURS, "FRDist": NEIGHBOURS, "FRSyn": 1}
-        minutes = sum(ours[metric] * pairs[metric] for metric in ours) * SAMPLES * TEST_SPLIT / 2 / 60_000
-        result["data"][name] = {
-            "ms_per_pair": ours, "textbook_ms_per_pair": book,
-            "speed_up": {metric: book[metric] / ours[metric] for metric in ours},
-            "full_split_minutes_2_cores": minutes,
-        }
-    return result
+    data = {name: _measure(name, draw, speakers, textbook_pairs, np.random.default_rng(seed))
+            for name, draw in (("emotions", emotions), ("random walks", random_walks))}
+    return {"frames": FRAMES, "samples": SAMPLES, "neighbours": NEIGHBOURS, "data": data}
 
 
 def bench_split(speakers: int = TEST_SPLIT, workers: int = 2, seed: int = 0, say: Callable[[str], None] = print,
@@ -105,6 +78,38 @@ def print_bench(result: dict[str, Any], console: Console | None = None) -> None:
                           f"{data['speed_up'][metric]:.1f}")
         table.add_row(name, "REACT test split", "", f"{data['full_split_minutes_2_cores']:.1f} min on 2 cores", "")
     (console or Console()).print(table)
+
+
+def _measure(
+    name: str, draw: Callable[..., np.ndarray], speakers: int, textbook_pairs: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    pred = draw(rng, speakers * SAMPLES).reshape(speakers, SAMPLES, FRAMES, 25)
+    partner, target = draw(rng, speakers), draw(rng, NEIGHBOURS)
+    near = [np.arange(NEIGHBOURS)] * speakers
+    x, one = pred[0, 0], pred[:1, :1]
+    corr, dist = ([function(x, y) for y in target[:2]] for function in (textbook.ccc, textbook.weighted_dtw))
+    _agree(f"{name}: FRCorr", fr_corr(one, target[:2], [[0, 1]], 1e-8, 0.0), max(corr), 1e-6)
+    _agree(f"{name}: FRDist", fr_dist(one, target[:2], [[0, 1]]), min(dist), 1e-9)
+    _agree(f"{name}: FRSyn", fr_syn(one, partner[:1], "reference"), textbook.lag(x, partner[0]), 0)
+    ours = {
+        "FRCorr": _ms(lambda: fr_corr(pred, target, near, 1e-8, 0.0)) / (speakers * SAMPLES * NEIGHBOURS),
+        "FRDist": _ms(lambda: fr_dist(pred, target, near)) / (speakers * SAMPLES * NEIGHBOURS),
+        "FRSyn": _ms(lambda: fr_syn(pred, partner, "corrected")) / (speakers * SAMPLES),
+    }
+    some = target[:textbook_pairs]
+    book = {
+        "FRCorr": _ms(lambda: [textbook.ccc(x, y) for y in some]) / len(some),
+        "FRDist": _ms(lambda: [textbook.weighted_dtw(x, y) for y in some]) / len(some),
+        "FRSyn": _ms(lambda: textbook.lag(x, partner[0])),
+    }
+    pairs = {"FRCorr": NEIGHBOURS, "FRDist": NEIGHBOURS, "FRSyn": 1}
+    minutes = sum(ours[metric] * pairs[metric] for metric in ours) * SAMPLES * TEST_SPLIT / 2 / 60_000
+    return {
+        "ms_per_pair": ours,
+        "textbook_ms_per_pair": book,
+        "speed_up": {metric: book[metric] / ours[metric] for metric in ours},
+        "full_split_minutes_2_cores": minutes,
+    }
 
 
 def _ms(call: Callable[[], Any]) -> float:
