@@ -12,7 +12,7 @@ from rich.table import Table
 from scipy.ndimage import gaussian_filter1d
 
 from pipeline.bench import textbook
-from rewards.metrics.react import EMOTION_GROUPS, fr_corr, fr_dist, fr_syn
+from rewards.metrics.react import fr_corr, fr_dist, fr_syn
 
 FRAMES, SAMPLES, NEIGHBOURS = 750, 10, 50
 TEST_SPLIT = 1612  # speakers of REACT's
