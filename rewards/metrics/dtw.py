@@ -50,8 +50,7 @@ def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: Groups) -> np.ndarray:
         below = np.stack([w * np.sqrt(tail[:, 0]) for w, tail in zip(weights, tails, strict=True)], axis=1)
         above = np.full(len(ys), np.inf)
         if xs.shape[1] == ys.shape[1]:
-            above = sum(w * np.sqrt(np.square(y - x).sum(axis=(1, 2))) 
-                        for w, x, y in zip(weights, x_of, ys_of, strict=True))
+            above = sum(w * np.sqrt(_diagonals(x, y)) for w, x, y in zip(weights, x_of, ys_of, strict=True))
         best = above.min()
         for index in np.argsort(below.sum(axis=1) + above, kind="stable"):
             bounds = below[index].tolist()
@@ -78,6 +77,22 @@ def _boxes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest value in each segment, (..., dim, segments), of x (..., dim, time)."""
     starts = np.arange(0, x.shape[-1], SEGMENT)
     return np.minimum.reduceat(x, starts, axis=-1), np.maximum.reduceat(x, starts, axis=-1)
+
+
+@compiled
+def _diagonals(x, ys):
+    """(neighbours,): squared distances of x (1, dim, time) and ys (neighbours, dim, time), frame by frame."""
+    totals = np.zeros(len(ys))
+    frames = np.empty(x.shape[2])
+    for k in range(len(ys)):
+        frames[:] = 0.0
+        for c in range(x.shape[1]):
+            for t in range(x.shape[2]):
+                d = x[0, c, t] - ys[k, c, t]
+                frames[t] += d * d
+        for t in range(len(frames)):
+            totals[k] += frames[t]
+    return totals
 
 
 @compiled
@@ -139,12 +154,13 @@ def _cost(x, y, low, high, start, cost):
     """Squared distances of frames low..high of x and start.. of y, four channels at a time (first two, if it must)."""
     channels = N(x.shape[0])
     c = channels % N(4)
-    for i in range(high - low):
-        cost[i] = 0.0
     if c:
         for i in range(high - low):
             p, q = x[N(0), low + i] - y[N(0), start + i], x[N(1), low + i] - y[N(1), start + i]
             cost[i] = p * p + q * q
+    else:
+        for i in range(high - low):
+            cost[i] = 0.0
     while c < channels:
         for i in range(high - low):
             p, q = x[c, low + i] - y[c, start + i], x[c + N(1), low + i] - y[c + N(1), start + i]
