@@ -1,0 +1,29 @@
+"""The REACT protocols on several processes equal those on one, bit for bit."""
+
+import numpy as np
+import pytest
+
+from actors.metrics import evaluate_react
+from rewards.metrics.react import PROTOCOLS
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.mark.parametrize("variant", ["reference", "corrected"])
+def test_parallel_equals_serial(variant):
+    rng = np.random.default_rng(0)
+    pred, target, partner = (rng.normal(size=(7, *shape, 60, 25)).astype(np.float32) for shape in ((3,), (), ()))
+    near = [[k, (k + 2) % 7] for k in range(7)]
+    said = []
+    score = next(protocol.score for protocol in PROTOCOLS if protocol.name == "react2024")
+    parallel = evaluate_react("react2024", pred, target, partner, neighbours=near, variant=variant, workers=2, chunk=2,
+                              timeout_s=120, say=said.append)
+    assert parallel == score(pred, target, partner, neighbours=near, variant=variant)
+    assert said and "7 of 7 speakers" in said[-1]
+
+
+def test_bad_input_is_refused_before_any_worker_starts():
+    with pytest.raises(ValueError, match="only"):
+        evaluate_react("dualtalk", None, None, workers=1)
+    with pytest.raises(ValueError, match="needs pred"):
+        evaluate_react("react2024", None, None, workers=1)
