@@ -11,12 +11,13 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.pool import Pool
+from actors.timeline import Worker
 from rewards.metrics.protocol import Variant, require_variant
 from rewards.metrics.react import SETTINGS, Clips, Setting, prepare, score_speakers, summarise
 
 
 @ray.remote
-class MetricWorker:
+class MetricWorker(Worker):
     """Scores some speakers at a time; the clips are read where the object store keeps them."""
 
     def __init__(self, setting: Setting, clips: Clips, variant: Variant):
@@ -62,7 +63,9 @@ def evaluate_react(
     scores: list[dict[str, np.ndarray]] = [{}] * speakers
     done, told, start_s = 0, 0, time.monotonic()
     workers = min(workers, len(chunks))
-    with Pool("metrics", lambda _: worker.remote(setting, stored, variant), workers, 2, timeout_s, losses) as pool:
+    pool = Pool("metric pool", "metrics", lambda _: worker.remote(setting, stored, variant), workers, 2, timeout_s,
+                losses)
+    with pool:
         for which, answer in pool.stream("score", chunks):
             scores[which.start : which.stop] = answer
             done += len(which)

@@ -227,6 +227,9 @@ class BenchSettings(Section):
     response_tokens: int = Field(256, ge=32, multiple_of=32, description="tokens of a response (dpo)")
     vocabulary: int = Field(32000, ge=600, description="vocabulary of the LLaMA (dpo)")
     batch_size: int = Field(4, ge=1, description="pairs per step (dpo)")
+    speakers: int = Field(
+        0, ge=0, description="speakers of a REACT split that is really scored; its test split has 1612 (metrics)"
+    )
 
 
 class TrackingConfig(Section):
@@ -283,7 +286,7 @@ class JudgedRecipeConfig(RolloutRecipeConfig):
 
 
 class BenchConfig(RolloutRecipeConfig):
-    subject: Literal["rollout", "dpo", "sync", "render"] = Field("rollout", description="what is measured")
+    subject: Literal["rollout", "dpo", "sync", "render", "metrics"] = Field("rollout", description="what is measured")
     bench: BenchSettings = BenchSettings()
 
 

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import ray
 from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter1d
 
+from actors.metrics import evaluate_react
 from pipeline.bench import textbook
+from pipeline.bench.workload import process
+from pipeline.config import BenchConfig
 from rewards.metrics.react import fr_corr, fr_dist, fr_syn
 
 FRAMES, SAMPLES, NEIGHBOURS = 750, 10, 50
@@ -38,6 +42,26 @@ def random_walks(rng: np.random.Generator, clips: int) -> np.ndarray:
     return np.cumsum(0.05 * rng.normal(size=(clips, FRAMES, 25)), axis=1).astype(np.float32)
 
 
+@ray.remote
+class OneCore:
+    """A process with one thread."""
+
+    def measure(self, seed: int) -> dict[str, Any]:
+        return bench_metrics(seed=seed)
+
+
+def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """`bench_metrics`, and `bench_split` of `bench.speakers` where there are any."""
+    with process(OneCore, 1) as call:
+        result = call("measure", config.seed)
+    print_bench(result)
+    if config.bench.speakers:
+        workers = int(ray.cluster_resources()["CPU"])
+        result["split"] = bench_split(config.bench.speakers, workers, config.seed, say)
+        say(f"{config.bench.speakers} speakers on {workers} processes: {result['split']['minutes']:.1f} minutes")
+    return result
+
+
 def bench_metrics(speakers: int = 2, textbook_pairs: int = 12, seed: int = 0) -> dict[str, Any]:
     """Milliseconds a pair on one core, ours and the textbook's, by data and metric.
 
@@ -53,8 +77,6 @@ def bench_metrics(speakers: int = 2, textbook_pairs: int = 12, seed: int = 0) ->
 def bench_split(speakers: int = TEST_SPLIT, workers: int = 2, seed: int = 0, say: Callable[[str], None] = print,
                 ) -> dict[str, Any]:
     """Really scores a split of that many speakers, 10 samples and about 50 neighbours each, on a running Ray."""
-    from actors.metrics import evaluate_react
-
     rng = np.random.default_rng(seed)
     target, partner = emotions(rng, speakers), emotions(rng, speakers)
     pred = np.empty((speakers, SAMPLES, FRAMES, 25), np.float32)

@@ -44,7 +44,7 @@ Answers = dict[str, list[Motion]]  # prompt id -> reactions
 
 def run(config: EvaluateConfig, run: Run) -> None:
     if config.files.pred is not None:
-        score_files(config.files, config.seed, run)
+        score_files(config, run)
         return
     corpus = prepare(config.corpus, run)
     with cluster(config.cluster.address, config.cluster.cpus) as where:

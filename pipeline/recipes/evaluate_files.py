@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import FilesConfig
+from actors.cluster import cluster
+from actors.metrics import evaluate_react
+from pipeline.config import EvaluateConfig, FilesConfig
 from pipeline.data.motion_files import read_clips, together
 from pipeline.rundir import Run, RunError, write_atomic
 from rewards import metrics
@@ -18,10 +21,12 @@ from rewards.affect import RidgeAffectEstimator
 from rewards.metrics import lm_listener
 from rewards.metrics.protocol import Protocol
 from rewards.metrics.published import PublishedTable, tables_of
+from rewards.metrics.react import FPS, SETTINGS
 
 
-def score_files(files: FilesConfig, seed: int, run: Run) -> None:
+def score_files(config: EvaluateConfig, run: Run) -> None:
     """Read, score, then report on the terminal, as JSON and to MLflow."""
+    files = config.files
     protocol = metrics.named(files.protocol)
     if files.affect is not None:
         try:
@@ -31,10 +36,24 @@ def score_files(files: FilesConfig, seed: int, run: Run) -> None:
     print(f"[evaluate] {protocol.name}, {files.variant}: {protocol.source}", flush=True)
     inputs = read_inputs(files)
     try:
-        scores = metrics.evaluate(protocol, **inputs, fps=files.fps, variant=files.variant, seed=seed)
+        if protocol.name in SETTINGS:
+            scores = on_many_processes(config, inputs)
+        else:
+            scores = metrics.evaluate(protocol, **inputs, fps=files.fps, variant=files.variant, seed=config.seed)
     except ValueError as error:
         raise RunError(f"protocol {protocol.name}: {error}") from error
     report(protocol, files, scores, run)
+
+
+def on_many_processes(config: EvaluateConfig, inputs: dict[str, Any]) -> dict[str, float]:
+    """The REACT protocols compare every prediction with many targets: one process a CPU of the cluster."""
+    if config.files.fps not in (None, FPS):
+        raise ValueError(f"it is defined at {FPS} fps, not files.fps={config.files.fps:g}: resample first")
+    with cluster(config.cluster.address, config.cluster.cpus):
+        return evaluate_react(
+            config.files.protocol, **inputs, variant=config.files.variant,
+            workers=max(1, int(ray.cluster_resources().get("CPU", 1))), losses=config.cluster.lost_workers,
+            say=lambda text: print(f"[evaluate] {text}", flush=True))
 
 
 def read_inputs(files: FilesConfig) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from typing import Any
 
 from rewards.metrics import dim, dualtalk, gdpo_paper, l2l, lm_listener, unils, vbench
 from rewards.metrics.protocol import Protocol, Variant
-
-REACT: list[Protocol] = []  # AT THE MERGE: replace this line by  from rewards.metrics.react import PROTOCOLS as REACT
+from rewards.metrics.react import PROTOCOLS as REACT
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol

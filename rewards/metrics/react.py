@@ -26,7 +26,7 @@ import numpy as np
 from policies.motion import Motion, require_same_layout
 from rewards.metrics.ccc import concordance
 from rewards.metrics.dtw import Groups, nearest_dtw
-from rewards.metrics.lm_listener import fd
+from rewards.metrics.frechet import fd
 from rewards.metrics.protocol import Protocol, Variant, refuse, require_variant
 from rewards.metrics.tlcc import lag_of_peak, lag_of_peak_as_published
 

@@ -36,6 +36,10 @@ class FakeRun(SimpleNamespace):
                          config=SimpleNamespace(seed=0), tracker=SimpleNamespace(log=logged.append))
 
 
+def config_of(files):
+    return EvaluateConfig(files=files)
+
+
 def motions(frames=110, clips=2, dim=56):
     return [RNG.normal(size=(frames, dim)).astype(np.float32) for _ in range(clips)]
 
@@ -58,7 +62,7 @@ def test_dualtalk_as_published_with_predictions_as_its_code_writes_them(tmp_path
     files = FilesConfig(pred=tmp_path / "pred", target=tmp_path / "test", partner=tmp_path / "test",
                         protocol="dualtalk", out=tmp_path / "new" / "scores.json")
     run = FakeRun(tmp_path)
-    score_files(files, 0, run)
+    score_files(config_of(files), run)
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert scores["metrics"]["MSE_neck"] == pytest.approx((1 + 4) / 2, rel=1e-5)
     layout = Layout((("expr", 50), ("neck", 3), ("jaw", 3)), 25, "flame2020")
@@ -124,7 +128,8 @@ def test_l2_affect_with_an_estimator_of_an_earlier_run(tiny_corpus, tmp_path):
     affects = [np.tanh(clip.listener.values[:, :2]) for clip in clips]
     RidgeAffectEstimator.fit([clip.listener for clip in clips], affects).save(tmp_path / "affect.npz")
     run = FakeRun(tmp_path)
-    score_files(FilesConfig(pred=tiny_corpus.path, target=tiny_corpus.path, affect=tmp_path / "affect.npz"), 0, run)
+    files = FilesConfig(pred=tiny_corpus.path, target=tiny_corpus.path, affect=tmp_path / "affect.npz")
+    score_files(config_of(files), run)
     assert run.summary["metrics"]["lm_listener"]["L2 Affect"] == 0
 
 
@@ -134,8 +139,8 @@ def test_what_is_not_a_number_is_null_and_not_logged(tmp_path):
     for name, values in (("x", x), ("y", y), ("s", s)):
         np.save(tmp_path / f"{name}.npy", values)
     run = FakeRun(tmp_path)
-    score_files(FilesConfig(pred=tmp_path / "x.npy", target=tmp_path / "y.npy", partner=tmp_path / "s.npy",
-                            protocol="dualtalk"), 0, run)
+    score_files(config_of(FilesConfig(pred=tmp_path / "x.npy", target=tmp_path / "y.npy", partner=tmp_path / "s.npy",
+                                      protocol="dualtalk")), run)
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["rPCC_jaw"] is None
     assert "rPCC_jaw" not in run.logged[0] and run.logged[0]["rPCC_exp"] > 0
 
@@ -150,9 +155,9 @@ def test_what_does_not_fit_is_named(tmp_path):
     np.save(tmp_path / "short.npy", y[:50])
     files = FilesConfig(pred=tmp_path / "pred", target=tmp_path / "other")
     with pytest.raises(CorpusError, match="other lacks 1 of 1 predicted clips, first 'a'; it has 'b'"):
-        score_files(files, 0, FakeRun(tmp_path))
+        score_files(config_of(files), FakeRun(tmp_path))
     with pytest.raises(RunError, match=r"protocol lm_listener: clip 0: pred has shape \(110, 56\), target \(50, 56\)"):
-        score_files(files.model_copy(update={"target": tmp_path / "short.npy"}), 0, FakeRun(tmp_path))
+        score_files(config_of(files.model_copy(update={"target": tmp_path / "short.npy"})), FakeRun(tmp_path))
     np.savez(tmp_path / "pred" / "many.npz", x, y)
     with pytest.raises(CorpusError, match="many.npz holds 2 clips: in a folder a file is a clip"):
         read_clips(tmp_path / "pred")

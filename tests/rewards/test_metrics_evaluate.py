@@ -14,7 +14,8 @@ RNG = np.random.default_rng(0)
 
 
 def test_protocols_go_by_their_names():
-    assert {"lm_listener", "l2l", "dim", "dualtalk", "unils", "gdpo_paper", "vbench"} <= PROTOCOLS.keys()
+    assert set(PROTOCOLS) == {"lm_listener", "l2l", "dim", "dualtalk", "unils", "gdpo_paper", "react2023", "react2024",
+                              "reactface", "vbench"}
     assert all(name == protocol.name and protocol.source for name, protocol in PROTOCOLS.items())
     assert all(name.isidentifier() and text for p in PROTOCOLS.values() for name, text in p.corrections.items())
 
@@ -32,6 +33,14 @@ def test_values_are_plain_floats():
     x, y = RNG.normal(size=(2, 120, 56))
     for name in ("lm_listener", "dim", "dualtalk"):
         assert all(type(value) is float for value in evaluate(name, x, y, x).values())
+
+
+def test_the_challenges_go_by_their_names_too():
+    pred, target, partner = RNG.normal(size=(3, 2, 70, 25)), RNG.normal(size=(3, 70, 25)), RNG.normal(size=(3, 70, 25))
+    scores = evaluate("react2024", pred, target, partner, neighbours=np.eye(3), variant="corrected")
+    assert set(scores) == {"FRCorr", "FRDist", "FRDvs", "FRDiv", "FRSyn", "FRVar"}
+    mirrored = evaluate("react2024", partner, target, partner, neighbours=np.eye(3), variant="corrected")
+    assert mirrored["FRSyn"] == 0
 
 
 def test_published_rows_name_metrics_of_their_protocols():
