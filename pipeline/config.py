@@ -120,12 +120,13 @@ class LearnerConfig(Section):
 
 class SftConfig(Section):
     checkpoint: Path | None = Field(None, description="skip SFT and start from this policy checkpoint")
-    steps: int = Field(220, ge=1, description="optimiser steps")
+    steps: int = Field(240, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="clips per step over all learners")
-    motion_steps: int = Field(2, ge=1, description="action steps of a stretch in the first phase")
-    motion_share: float = Field(
-        0.6, ge=0, lt=1, description="share of the steps on stretches without the prompt, which teach how faces move, "
-        "before those on whole clips; 0 = whole clips only"
+    window_steps: int = Field(
+        2, ge=1, description="action steps of a window in the first phase: as much data in many short pieces"
+    )
+    window_share: float = Field(
+        0.6, ge=0, lt=1, description="share of the steps on windows, before those on whole clips; 0 = whole clips only"
     )
     learning_rate: float = Field(3e-3, gt=0, description="peak; linear warm-up over 5 % of steps, then cosine to 10 %")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")

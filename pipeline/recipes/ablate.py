@@ -96,7 +96,7 @@ def imitate_preferred(config: AblateConfig, sft: Path, pairs: Path, part: Worksp
         rows = write_table(table, chosen, SFT_SCHEMA)
         c = config.dpo
         settings = SftConfig(**config.sft.model_dump() | {
-            "steps": max(1, c.epochs * rows // c.batch_size), "batch_size": c.batch_size, "motion_share": 0.0,
+            "steps": max(1, c.epochs * rows // c.batch_size), "batch_size": c.batch_size, "window_share": 0.0,
             "learning_rate": c.learning_rate, "weight_decay": c.weight_decay})
         return learn(SftTask(str(sft), str(table), config.policy, config.seed, settings), config.learner, phase)
 

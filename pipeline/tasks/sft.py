@@ -26,29 +26,28 @@ class SftTask(VlaTask):
         return self.config.steps
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """First, for `motion_share` of the steps, how listeners move, whatever is said: short stretches of many clips,
-        without the prompt. Then what they answer: whole clips with it. Both hold about as many tokens.
+        """Whole clips; before them, in the first `window_share` of the steps, more clips cut to short windows.
 
-        Within a whole clip the past tells nearly everything (the copycat problem of imitation), so what is learned of
-        motion there is learned more cheaply from stretches.
+        A whole clip is mostly told by its own past (the copycat problem of imitation); the first action of a window has
+        no past, and the prompt must tell. Both hold about as many tokens.
         """
         model = self.checkpoint.model.config
-        dims, steps = model.action_dims, min(self.config.motion_steps, model.action_steps - 1)
-        motion = steps > 0 and step < self.config.motion_share * self.config.steps
+        steps, first, window_at = model.action_steps, 0, None
         batch_size = self.config.batch_size
-        if motion:
-            batch_size *= max(1, (model.prompt_length + model.action_tokens) // (steps * dims))
+        if step < self.config.window_share * self.config.steps:
+            steps = min(self.config.window_steps, model.action_steps)
+            first = int(np.random.default_rng([self.seed, step]).integers(model.action_steps - steps + 1))
+            window_at = first
+            batch_size *= max(1, (model.prompt_length + model.action_tokens)
+                              // (model.prompt_length + steps * model.action_dims))
         order = batch_rows(step, batch_size, len(self.rows), self.seed)
         rows = [self.rows[int(i)] for i in rank_share(order, rank, world_size)]
-        if motion:
-            first = int(np.random.default_rng([self.seed, step]).integers(1, model.action_steps - steps + 1)) * dims
-            actions = torch.tensor([r["actions"][first - 1 : first + steps * dims] for r in rows])
-            return {"prompts": None, "frames": None, "inputs": actions, "actions": actions[:, 1:], "start": first - 1}
         prompts, frames = collate_prompts(rows, model)
-        actions = torch.tensor([r["actions"] for r in rows])
-        return {"prompts": prompts, "frames": frames, "inputs": actions, "actions": actions, "start": 0}
+        window = slice(first * model.action_dims, (first + steps) * model.action_dims)
+        return {"prompts": prompts, "frames": frames, "window_at": window_at,
+                "actions": torch.tensor([r["actions"][window] for r in rows])}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logits = forward(batch["prompts"], batch["frames"], batch["inputs"], batch["start"])
+        logits = forward(batch["prompts"], batch["frames"], batch["actions"], batch["window_at"])
         c = self.config
         return sft_loss(logits, batch["actions"], self.checkpoint.actions, c.lambda_exp, c.lambda_pose, c.lambda_reg)

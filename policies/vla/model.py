@@ -105,6 +105,12 @@ class SlotEmbedding(nn.Module):
         ahead = self.next(following % self.dims) + self.step(following // self.dims)
         return self.own(previous % self.dims) * holds + ahead * predicts
 
+    def late_start(self, step: int) -> Tensor:
+        """What to add at <act> when the first action to predict is that of `step` instead of 0: (hidden,)."""
+        ids = torch.tensor([step, 0], device=self.step.weight.device)
+        late, first = self.step(ids)
+        return late - first
+
 
 class FaceVLA(PreTrainedModel):
     """pi(actions | speaker frames, speaker text), paper Eq. 2-6.
@@ -206,18 +212,25 @@ class FaceVLA(PreTrainedModel):
             hidden = self._in_one_pass(prompt, actions)
         return self.bin_logits(hidden).reshape(*action_ids.shape, self.config.action_bins)
 
-    def motion_logits(self, action_ids: Tensor, start: int) -> Tensor:
-        """Logits over the bins for a stretch of actions given nothing but the stretch: how faces move on.
+    def window_logits(
+        self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor, first_step: int
+    ) -> Tensor:
+        """Logits of actions cut out of a clip: the first is told by the prompt alone, the others by those before it in
+        the window.
 
         Args:
-            action_ids: (batch, n + 1); the first is action number `start` of its clip, from 0.
+            action_ids: (batch, n), from action step `first_step` on.
 
         Returns:
-            (batch, n, bins), of all actions but the first.
+            (batch, n, bins).
         """
-        inputs = self.embed_actions(action_ids[:, :-1], skipped=start)
-        hidden = self.language_model.model(inputs_embeds=inputs, use_cache=False).last_hidden_state  # RoPE is relative
-        return self.bin_logits(hidden)
+        skipped = first_step * self.config.action_dims
+        prompt = self.embed_prompt(prompt_ids, frames)
+        if skipped and self.slots is not None:
+            prompt = torch.cat([prompt[:, :-1], prompt[:, -1:] + self.slots.late_start(first_step)], dim=1)
+        parts = prompt, self.embed_actions(action_ids[:, :-1], skipped)
+        hidden = [self.language_model.model(inputs_embeds=part, use_cache=False).last_hidden_state for part in parts]
+        return self.bin_logits(torch.cat([hidden[0][:, -1:], hidden[1]], dim=1))
 
     def _in_one_pass(self, prompt: Tensor, actions: Tensor) -> Tensor:
         """Hidden states from <act> on, (rows, 1 + n, hidden); a prompt with k rows of actions is computed k times."""

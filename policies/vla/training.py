@@ -72,18 +72,17 @@ def collate_prompts(rows: Sequence[dict[str, Any]], config: FaceVLAConfig) -> tu
 
 
 class ActionLogits(nn.Module):
-    """The policy with `action_logits`, or `motion_logits` where there is no prompt, as the forward pass that sharded
-    training hooks into."""
+    """The policy with `action_logits`, or `window_logits`, as its forward pass, which sharded training hooks into."""
 
     def __init__(self, policy: FaceVLA):
         super().__init__()
         self.policy = policy
 
     def forward(
-        self, prompt_ids: Tensor | None, frames: Tensor | None, action_ids: Tensor, start: int = 0
+        self, prompt_ids: Tensor, frames: Tensor, action_ids: Tensor, window_at: int | None = None
     ) -> Tensor:
-        if prompt_ids is None:
-            return self.policy.motion_logits(action_ids, start)
+        if window_at is not None:
+            return self.policy.window_logits(prompt_ids, frames, action_ids, window_at)
         return self.policy.action_logits(prompt_ids, frames, action_ids)
 
 

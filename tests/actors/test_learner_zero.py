@@ -21,7 +21,7 @@ from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA, write_table
 pytestmark = pytest.mark.engine
 OPTIONS = LearnerOptions(world_size=2, cpus=0.4, gpus=0, threads=1, zero_stage=1, gradient_clipping=1.0,
                          max_failures=0, checkpoint_every=100, timeout_s=300)
-SFT = SftConfig(steps=4, batch_size=4, motion_share=0.5, learning_rate=3e-3)
+SFT = SftConfig(steps=4, batch_size=4, window_share=0.5, learning_rate=3e-3)
 DPO = DpoConfig(epochs=4, batch_size=8, learning_rate=1e-3)
 
 

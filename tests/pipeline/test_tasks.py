@@ -60,51 +60,56 @@ def dpo_task(checkpoint, table, folder, reference=None, **keys):
                    str(Path(folder) / "reference.parquet"))
 
 
-def test_whole_clips_come_after_stretches_without_prompt(tiny_checkpoint, sft_table):
-    task = sft_task(tiny_checkpoint, sft_table, motion_steps=2, motion_share=0.6)
+def test_whole_clips_come_after_the_windows(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.6)
     for step in range(10):
         batch = task.batch(step, rank=0, world_size=1)
-        if step < 6:  # 60 % of 10 steps: 2 of 5 action steps of so many clips that the tokens are about as many
-            assert batch["actions"].shape == (2 * ((PROMPT + 45) // 18), 18) and batch["prompts"] is None
+        if step < 6:  # 60 % of 10 steps: 2 of 5 action steps, twice the clips where 55 // 28 = 1
+            assert batch["actions"].shape == (2 * ((PROMPT + 45) // (PROMPT + 18)), 18)
+            assert 0 <= batch["window_at"] <= 3
         else:
-            assert batch["actions"].shape == (2, 45) and len(batch["prompts"]) == len(batch["frames"]) == 2
-            assert torch.equal(batch["inputs"], batch["actions"])
+            assert batch["actions"].shape == (2, 45) and batch["window_at"] is None
 
 
-def test_a_stretch_is_cut_out_of_the_recorded_actions_with_the_one_before(tiny_checkpoint, sft_table):
-    task = sft_task(tiny_checkpoint, sft_table, motion_steps=2, motion_share=0.9)
+def test_a_short_window_holds_more_clips(tiny_checkpoint, sft_table):
+    batch = sft_task(tiny_checkpoint, sft_table, window_steps=1, window_share=0.5).batch(0, 0, 1)
+    assert batch["actions"].shape == (2 * (55 // 19), 9)  # prompt 10 + 45 tokens against 10 + 9
+    assert len(batch["prompts"]) == len(batch["frames"]) == 4
+
+
+def test_a_window_is_cut_out_of_the_recorded_actions(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.9)
     starts = set()
     for step in range(9):
-        batch = task.batch(step, 0, 1)
-        rows, start = batch_rows(step, len(batch["actions"]), 8, seed=3), batch["start"]
-        starts.add(start)
-        for inputs, actions, row in zip(batch["inputs"], batch["actions"], rows, strict=True):
-            recorded = task.rows[int(row)]["actions"]
-            assert actions.tolist() == recorded[start + 1 : start + 1 + 2 * DIMS]
-            assert inputs.tolist() == [recorded[start], *actions.tolist()]
-    assert len(starts) > 1 and all((start + 1) % DIMS == 0 for start in starts)
+        batch, rows = task.batch(step, 0, 1), batch_rows(step, 2, 8, seed=3)
+        first = batch["window_at"]
+        starts.add(first)
+        for actions, prompt, row in zip(batch["actions"], batch["prompts"], rows, strict=True):
+            whole = task.rows[int(row)]
+            assert actions.tolist() == whole["actions"][first * DIMS : (first + 2) * DIMS]
+            assert prompt.tolist() == whole["prompt"]
+    assert len(starts) > 1
 
 
-def test_stretches_of_all_ranks_begin_together_and_make_up_the_batch(tiny_checkpoint, sft_table):
-    task = sft_task(tiny_checkpoint, sft_table, motion_steps=2, motion_share=0.9)
+def test_windows_of_all_ranks_begin_together_and_make_up_the_batch(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.9)
     whole, shares = task.batch(1, 0, 1), [task.batch(1, rank, 2) for rank in range(2)]
-    assert {s["start"] for s in shares} == {whole["start"]}
+    assert {s["window_at"] for s in shares} == {whole["window_at"]}
     together = torch.cat([s["actions"] for s in shares])
     assert sorted(together.tolist()) == sorted(whole["actions"].tolist())
 
 
-def test_a_stretch_is_never_the_whole_clip(tiny_checkpoint, sft_table):
-    batch = sft_task(tiny_checkpoint, sft_table, motion_steps=99, motion_share=0.9).batch(0, 0, 1)
-    assert batch["actions"].shape[1] == 36 and batch["start"] == DIMS - 1
+def test_a_window_as_long_as_the_clip_is_the_clip(tiny_checkpoint, sft_table):
+    batch = sft_task(tiny_checkpoint, sft_table, window_steps=99, window_share=0.9).batch(0, 0, 1)
+    assert batch["actions"].shape == (2, 45) and batch["window_at"] == 0
 
 
-@pytest.mark.parametrize("step", [0, 9])
-def test_the_sft_loss_is_that_of_the_actions(tiny_checkpoint, sft_table, step):
+def test_the_sft_loss_is_that_of_the_window(tiny_checkpoint, sft_table):
     task = sft_task(tiny_checkpoint, sft_table, lambda_exp=2.0, lambda_pose=0.5, lambda_reg=0.25)
-    module, batch = task.module(), task.batch(step, 0, 1)
+    module, batch = task.module(), task.batch(0, 0, 1)
     with torch.no_grad():
         loss, parts = task.loss(module, batch)
-        logits = module(batch["prompts"], batch["frames"], batch["inputs"], batch["start"])
+        logits = module(batch["prompts"], batch["frames"], batch["actions"], batch["window_at"])
         wanted, _ = sft_loss(logits, batch["actions"], task.checkpoint.actions, 2.0, 0.5, 0.25)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     parts = {name: value.item() for name, value in parts.items()}

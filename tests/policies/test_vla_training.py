@@ -105,32 +105,51 @@ def test_absent_frames_are_blank_and_do_not_change_the_logits(model):
     torch.testing.assert_close(shown[1:], alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("first", [1, 3])
-def test_logits_of_a_stretch_are_those_of_a_hand_built_call(model, first):
-    """By the definition: the tokens with what their slots say, at any position, as RoPE counts from anywhere."""
-    dims = CONFIG.action_dims
-    actions = 300 + torch.randint(0, 256, (2, 2 * dims + 1), generator=torch.Generator().manual_seed(1))
-    inputs = model.get_input_embeddings()(actions[:, :-1]).clone()
-    for j in range(2 * dims):
-        held, ahead = first * dims - 1 + j, first * dims + j  # action numbers
-        inputs[:, j] += model.slots.own.weight[held % dims]
-        inputs[:, j] += model.slots.next.weight[ahead % dims] + model.slots.step.weight[ahead // dims]
+def hand_built_window(model, prompt, frames, actions, first):
+    """Logits of a window by the definition: one sequence in which an action sees those before it, the first the prompt.
+
+    Tokens stand at their own positions, which RoPE does not need.
+    """
+    dims, length = CONFIG.action_dims, CONFIG.prompt_length
+    table = model.get_input_embeddings()
+    inputs = torch.cat([table(prompt), table(actions[:, :-1])], dim=1)
+    seen = model.vision(frames.flatten(0, 1)).reshape(len(prompt), CONFIG.image_tokens, -1)
+    inputs[:, 1 : 1 + CONFIG.image_tokens] = seen
+    for j in range(actions.shape[1]):  # the input at <act>, then each action but the last
+        ahead = first * dims + j
+        slot = model.slots.next.weight[ahead % dims] + model.slots.step.weight[ahead // dims]
+        # <act> stands before the first action, whichever it is, and holds none.
+        held = model.slots.own.weight[(ahead - 1) % dims] if j else 0
+        inputs[:, length - 1 + j] += slot + held
+    positions = [*range(length), *(length + first * dims + j for j in range(actions.shape[1] - 1))]
+    mask = torch.ones(len(positions), len(positions), dtype=torch.bool).tril()
+    mask[length:, :length] = False
+    out = model.language_model.model(
+        inputs_embeds=inputs, attention_mask=mask[None, None], position_ids=torch.tensor([positions]), use_cache=False
+    )
+    logits = out.last_hidden_state[:, length - 1 :] @ model.language_model.lm_head.weight.T
+    return logits[..., CONFIG.action_token_start : CONFIG.action_token_start + CONFIG.action_bins]
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_logits_of_a_window_are_those_of_a_hand_built_call(model, first):
+    prompts, frames = collate_prompts([row("a"), row("ccc")], CONFIG)
+    actions = 300 + torch.randint(0, 256, (2, 6), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = ActionLogits(model)(None, None, actions, start=first * dims - 1)
-        out = model.language_model.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-    logits = out @ model.language_model.lm_head.weight.T
-    wanted = logits[..., CONFIG.action_token_start : CONFIG.action_token_start + CONFIG.action_bins]
+        found = ActionLogits(model)(prompts, frames, actions, first)
+        wanted = hand_built_window(model, prompts, frames, actions, first)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_a_stretch_does_not_see_what_follows_and_sees_all_that_went_before(model):
-    actions = 300 + torch.arange(13)[None]
-    changed = actions.clone()
-    changed[:, 6] += 7
+def test_the_first_action_of_a_window_is_told_by_the_prompt_and_the_others_by_it(model):
+    prompts, frames = collate_prompts([row("a")], CONFIG)
+    actions = 300 + torch.arange(6)[None]
     with torch.no_grad():
-        before, after = (model.motion_logits(a, start=5) for a in (actions, changed))
-    torch.testing.assert_close(before[:, :6], after[:, :6], rtol=0, atol=1e-6)
-    assert ((before[:, 6:] - after[:, 6:]).abs().amax(-1) > 0).all()
+        shown, turned = (model.window_logits(prompts, f, actions, 2) for f in (frames, 255 - frames))
+        whole = model.action_logits(prompts, frames, actions)
+        start = model.window_logits(prompts, frames, actions, 0)
+    assert (shown[:, 0] - turned[:, 0]).abs().max() > 1e-6 and torch.equal(shown[:, 1:], turned[:, 1:])
+    torch.testing.assert_close(start[:, 0], whole[:, 0], rtol=0, atol=1e-5)
 
 
 def test_the_trained_module_wraps_the_policy_by_name_only(model):
