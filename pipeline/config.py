@@ -35,7 +35,7 @@ class CorpusConfig(Section):
         1.0, gt=0, description="seconds between starts of clips cut from a recording (dualtalk, lm_listener)"
     )
     train_clips: int = Field(1024, ge=1, description="training clips to generate (synthetic)")
-    test_clips: int = Field(80, ge=1, description="held-out clips to generate (synthetic)")
+    test_clips: int = Field(96, ge=1, description="held-out clips to generate (synthetic)")
     image_size: int = Field(56, ge=14, description="speaker frames: height and width, pixels")
     frames: int = Field(4, ge=1, description="speaker frames per clip, evenly spaced")
     seed: int = Field(0, description="seed of the generator (synthetic)")
@@ -120,7 +120,7 @@ class LearnerConfig(Section):
 
 class SftConfig(Section):
     checkpoint: Path | None = Field(None, description="skip SFT and start from this policy checkpoint")
-    steps: int = Field(200, ge=1, description="optimiser steps")
+    steps: int = Field(240, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="clips per step over all learners")
     window_steps: int = Field(
         2, ge=1, description="action steps of a window in the first phase: as much data in many short pieces"
@@ -144,7 +144,7 @@ class RolloutConfig(Section):
     tensor_parallel: int = Field(1, ge=1, description="shards of one engine")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the engine")
     kv_cache_gib: float = Field(0.5, gt=0, description="key-value cache per engine, GiB (CPU)")
-    prompts: int = Field(144, ge=1, description="training prompts to roll out")
+    prompts: int = Field(192, ge=1, description="training prompts to roll out")
     samples: int = Field(4, ge=1, description="candidates per prompt (K)")
     batch_prompts: int = Field(16, ge=1, description="prompts per call to an engine")
     in_flight: int = Field(2, ge=1, description="calls queued per engine: back-pressure")
@@ -209,8 +209,8 @@ class DpoConfig(Section):
 
 
 class EvaluationConfig(Section):
-    prompts: int = Field(80, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
-    samples: int = Field(2, ge=1, description="candidates per prompt")
+    prompts: int = Field(96, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
+    samples: int = Field(1, ge=1, description="candidates per prompt")
     clips: int = Field(4, ge=0, description="comparison videos: ground truth, SFT, SFT + DPO side by side")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
 
