@@ -42,7 +42,8 @@ def evaluate_react(
     losses: int = 2,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """What `rewards.metrics.evaluate` gives for react2023, react2024 and reactface, to the last bit.
+    """What `rewards.metrics.evaluate` gives for react2023, react2024 and reactface, but for the last bit of
+    matrix products.
 
     Args:
         workers, cpus: processes, and the CPUs of Ray's that each takes.

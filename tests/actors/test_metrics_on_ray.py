@@ -1,4 +1,4 @@
-"""The REACT protocols on several processes equal those on one, bit for bit."""
+"""The REACT protocols on several processes equal those on one, but for the last bit of a matrix product."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,8 @@ def test_parallel_equals_serial(variant):
     score = next(protocol.score for protocol in PROTOCOLS if protocol.name == "react2024")
     parallel = evaluate_react("react2024", pred, target, partner, neighbours=near, variant=variant, workers=2, chunk=2,
                               timeout_s=120, say=said.append)
-    assert parallel == score(pred, target, partner, neighbours=near, variant=variant)
+    serial = score(pred, target, partner, neighbours=near, variant=variant)
+    assert parallel == pytest.approx(serial, rel=1e-12)
     assert said and "7 of 7 speakers" in said[-1]
 
 
