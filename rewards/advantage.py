@@ -50,8 +50,9 @@ def decoupled_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> 
     Returns:
         (groups, group_size) float64. Multiplying or shifting any reward, or all weights, changes nothing.
     """
+    components = component_advantages(rewards)
     weights = _weights(rewards, weights)
-    return (component_advantages(rewards) * weights).sum(-1) / weights.sum()
+    return (components * weights).sum(-1) / weights.sum()
 
 
 def component_advantages(rewards: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def group_rewards(
 
 
 def variance_ratio(generated: Motion, recorded: Motion, listening: np.ndarray) -> dict[str, float]:
-    """Variance over time of the generated motion against the recorded one, `{group: ratio}`; a collapse is well below 1.
+    """Variance over time, generated against recorded, `{group: ratio}`; a collapsed policy is well below 1.
 
     Variances are summed over the channels of a group before they are divided. NaN with fewer than 2 frames, or where
     the recorded group stands still.
