@@ -50,15 +50,6 @@ class Conditions:
             return given.expand(self.batch, -1).to(next(iter(self.given.values())).device)
         return given.to(self.present.device) & self.present
 
-    def dropped(self, each: float, all_: float, generator: torch.Generator | None = None) -> Conditions:
-        """Condition dropout: every modality of a sample is lost with probability `each`, all of them with `all_`.
-
-        The first makes any subset usable, the second trains the unconditional velocity of guidance (Eq. 6).
-        """
-        draws = torch.rand(self.batch, len(MODALITIES) + 1, generator=generator).to(self.presence().device)
-        kept = (draws[:, :-1] >= each) & (draws[:, -1:] >= all_)
-        return replace(self, present=self.presence() & kept)
-
     def window(self, first: int, length: int, downsample: int) -> Conditions:
         """What belongs to latents [first, first + length)."""
         frames = slice(first * downsample, (first + length) * downsample)
@@ -87,3 +78,12 @@ class Conditions:
                 raise ValueError(f"condition {name} must be {shape}, got {tuple(value.shape)}")
             if not value[self.presence()[:, column]].isfinite().all():
                 raise ValueError(f"condition {name} holds NaN or infinity; mark it absent in `present`")
+
+
+def dropout_mask(batch: int, each: float, every: float, generator: torch.Generator) -> Tensor:
+    """Condition dropout, (batch, 4) bool, what is kept: a modality is lost with probability `each`, all with `every`.
+
+    The first makes any subset usable, the second trains the unconditional velocity of guidance (Eq. 6).
+    """
+    draws = torch.rand(batch, len(MODALITIES) + 1, generator=generator)
+    return (draws[:, :-1] >= each) & (draws[:, -1:] >= every)
