@@ -326,7 +326,7 @@ class JudgedRecipeConfig(RolloutRecipeConfig):
 
 
 class BenchConfig(RolloutRecipeConfig):
-    subject: Literal["rollout", "dpo", "sync", "render"] = Field("rollout", description="what is measured")
+    subject: Literal["rollout", "dpo", "sync", "render", "flow"] = Field("rollout", description="what is measured")
     bench: BenchSettings = BenchSettings()
 
 

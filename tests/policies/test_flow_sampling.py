@@ -222,3 +222,27 @@ def test_what_does_not_fit_is_refused(model):
         step_log_probs(normal(2, 3, 4), normal(2, 3, 4), 0.5, "sum")
     with pytest.raises(ValueError, match="unknown reduction"):
         step_log_probs(normal(2, 4, 4), normal(2, 3, 4), 0.5, "max")
+
+
+def saved_bytes(work):
+    """Bytes that autograd keeps for the backward pass, each storage counted once."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = work()
+    del result
+    return sum(kept.values())
+
+
+def test_what_a_chunked_replay_keeps_does_not_grow_with_the_steps(model):
+    def kept(steps, chunk):
+        states = normal(1, 2, 5, steps + 1, 4)
+        return saved_bytes(lambda: replay_velocities(model, conditions(1), states, chunk=chunk))
+
+    few, many = kept(2, 2), kept(16, 2)
+    assert many - few < 0.05 * few
+    assert kept(16, None) > 3 * many
