@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == "bench":
-            sub.add_argument("subject", type=lambda text: [f"subject={text}"], help="rollout, dpo, sync, render or flow")
+            sub.add_argument("subject", type=lambda text: [f"subject={text}"],
+                             help="rollout, dpo, sync, render or flow")
         else:
             sub.set_defaults(subject=[])
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")

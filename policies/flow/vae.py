@@ -3,10 +3,14 @@
 The paper does not describe the network. Ours is causal in steps of one latent and looks back only so far: a latent
 needs no later frame, decoded frames need no later latent, and a sequence of any length is coded as its windows are.
 So it streams, and a sequence may grow while it is played.
+
+The decoder writes the r frames of a latent as cosines, each in units of how much the corpus has of it. Faces move
+smoothly: a decoder of plain frames has to unlearn, channel by channel, a tremble that it starts with.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -45,8 +49,8 @@ class MotionVAE(nn.Module):
     """Frames (batch, time, dim) in the units of `config.layout` <-> latents (batch, time / r, latent_dim).
 
     `fit_channels` before training and `fit_latents` after it set the buffers that make channels and latents of unit
-    variance over the corpus: without the first expression would drown the radians, the second is what flow
-    matching from N(0, I) wants.
+    variance over the corpus, and the spectrum of its motion: without the first expression would drown the radians,
+    the second is what flow matching from N(0, I) wants.
     """
 
     def __init__(self, config: VAEConfig) -> None:
@@ -61,18 +65,28 @@ class MotionVAE(nn.Module):
         self.patch_out = nn.Linear(config.hidden, patch)
         self.register_buffer("channel_mean", torch.zeros(config.layout.dim))
         self.register_buffer("channel_std", torch.ones(config.layout.dim))
+        self.register_buffer("spectrum", torch.ones(config.downsample, config.layout.dim))
+        self.register_buffer("cosines", cosine_basis(config.downsample), persistent=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
     def fit_channels(self, motions: Iterable[Motion]) -> None:
-        """Mean and standard deviation of every channel; one that stands still is left at scale 1."""
+        """Mean, standard deviation and spectrum of every channel; one that stands still is left at scale 1.
+
+        The spectrum is the root mean square of each cosine over the windows of r frames, (r, dim), in normalised units.
+        """
         values = []
         for motion in motions:
             require_same_layout(motion.layout, self.config.layout, "statistics for the motion VAE")
             values.append(torch.from_numpy(motion.values))
+        r = self.config.downsample
+        windows = [v[: len(v) // r * r].unflatten(0, (-1, r)) for v in values if len(v) >= r]
+        if not windows:
+            raise ValueError(f"statistics of {len(values)} motions, all shorter than {r} frames: there is no window")
         mean, std = _mean_and_std(torch.cat(values))
         self.channel_mean.copy_(mean)
         self.channel_std.copy_(std)
+        self.spectrum.copy_((self.cosines @ self.normalise(torch.cat(windows))).square().mean(0).sqrt())
 
     @torch.no_grad()
     def fit_latents(self, clips: Iterable[Tensor]) -> None:
@@ -119,7 +133,8 @@ class MotionVAE(nn.Module):
 
     def _decode(self, latents: Tensor) -> Tensor:
         patches = self.patch_out(self.decoder(self.latent_in(latents)))
-        return patches.reshape(len(latents), -1, self.config.layout.dim)
+        weights = patches.unflatten(-1, (self.config.downsample, self.config.layout.dim)) * self.spectrum
+        return (self.cosines.T @ weights).flatten(1, 2)
 
 
 def vae_loss(
@@ -140,6 +155,14 @@ def vae_loss(
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def cosine_basis(length: int) -> Tensor:
+    """The orthonormal DCT-II, (length, length), rows are cosines over time; its transpose is its inverse."""
+    k, t = torch.arange(length).unsqueeze(1), torch.arange(length)
+    basis = torch.cos(math.pi / length * (t + 0.5) * k) * math.sqrt(2 / length)
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
 def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from policies.flow.config import PAPER_GROUPS, VAEConfig, vae_config
-from policies.flow.vae import MotionVAE, vae_loss
+from policies.flow.vae import MotionVAE, cosine_basis, vae_loss
 from policies.motion import Layout, LayoutError, Motion
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
@@ -48,6 +48,33 @@ def test_units_of_the_corpus_do_not_reach_the_network():
     vae.fit_channels([Motion(x[0].numpy(), LAYOUT)])
     other.fit_channels([Motion((x[0] * scale).numpy(), LAYOUT)])
     torch.testing.assert_close(vae.encode(x), other.encode(x * scale), atol=1e-4, rtol=1e-4)
+
+
+def test_cosines_are_scipys():
+    from scipy.fft import dct
+
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    expected = torch.from_numpy(dct(x, axis=0, norm="ortho"))
+    torch.testing.assert_close(cosine_basis(8).double() @ torch.from_numpy(x), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cosine_basis(8) @ cosine_basis(8).T, torch.eye(8), atol=1e-6, rtol=0)
+
+
+def test_a_decoder_moves_as_smoothly_as_the_corpus_before_it_has_learnt_anything():
+    vae, time = build(), torch.arange(200) / 25
+    smooth = torch.stack([(time * (1 + j)).sin() for j in range(6)], -1)
+    plain = vae.normalise(vae.decode(torch.randn(1, 6, 8)))
+    vae.fit_channels([Motion(smooth.numpy(), LAYOUT)])
+    assert (vae.spectrum[0] > 10 * vae.spectrum[4]).all()
+    fitted = vae.normalise(vae.decode(torch.randn(1, 6, 8)))
+
+    def jerk_within_a_window(frames):
+        third = frames.unflatten(1, (-1, 8)).diff(n=3, dim=2)
+        return third.square().mean().sqrt() / frames.std()
+
+    assert jerk_within_a_window(fitted) < 0.1 * jerk_within_a_window(plain)
+    still = np.zeros((64, 6), np.float32)
+    vae.fit_channels([Motion(still, LAYOUT)])
+    assert (vae.spectrum == 0).all() and torch.equal(vae.decode(torch.randn(1, 2, 8)), torch.zeros(1, 16, 6))
 
 
 def test_latents_are_standardised_and_decoding_takes_it_back():
@@ -111,6 +138,8 @@ def test_it_learns():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"multiple of 8, got \(2, 47, 6\)"):
         build().encode(frames(time=47))
+    with pytest.raises(ValueError, match="shorter than 8 frames"):
+        build().fit_channels([Motion(np.zeros((7, 6)), LAYOUT)])
     with pytest.raises(ValueError, match="layers is 0"):
         build(layers=0)
     with pytest.raises(ValueError, match="twice heads"):
