@@ -1,11 +1,12 @@
 """Motion VAE (GDPO-Listener, section 3.1): r frames of FLAME motion <-> one latent, over time a transformer.
 
 The paper does not describe the network. Ours is causal in steps of one latent and looks back only so far: a latent
-needs no later frame, decoded frames need no later latent, and a sequence of any length is coded as its windows are.
-So it streams, and a sequence may grow while it is played.
+needs no later frame, and a sequence of any length is coded as its windows are. So it streams, and a sequence may grow
+while it is played: a frame is final as soon as the latent half a window later is there.
 
-The decoder writes the r frames of a latent as cosines, each in units of how much the corpus has of it. Faces move
-smoothly: a decoder of plain frames has to unlearn, channel by channel, a tremble that it starts with.
+Faces move smoothly, and a decoder of plain frames has to unlearn, channel by channel, a tremble that it starts with.
+So a latent is written as cosines over 2 r frames, each in units of how much the corpus has of it, and neighbours are
+faded into each other: what is decoded has no seams.
 """
 
 from __future__ import annotations
@@ -62,27 +63,29 @@ class MotionVAE(nn.Module):
         self.posterior = nn.Linear(config.hidden, 2 * config.latent_dim)
         self.latent_in = nn.Linear(config.latent_dim, config.hidden)
         self.decoder = CausalTransformer(config)
-        self.patch_out = nn.Linear(config.hidden, patch)
+        self.patch_out = nn.Linear(config.hidden, 2 * patch)
         self.register_buffer("channel_mean", torch.zeros(config.layout.dim))
         self.register_buffer("channel_std", torch.ones(config.layout.dim))
-        self.register_buffer("spectrum", torch.ones(config.downsample, config.layout.dim))
-        self.register_buffer("cosines", cosine_basis(config.downsample), persistent=False)
+        span = 2 * config.downsample
+        self.register_buffer("spectrum", torch.ones(span, config.layout.dim))
+        self.register_buffer("cosines", cosine_basis(span), persistent=False)
+        self.register_buffer("fade", (math.pi * (torch.arange(span) + 0.5) / span).sin().square(), persistent=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
     def fit_channels(self, motions: Iterable[Motion]) -> None:
         """Mean, standard deviation and spectrum of every channel; one that stands still is left at scale 1.
 
-        The spectrum is the root mean square of each cosine over the windows of r frames, (r, dim), in normalised units.
+        The spectrum is the root mean square of each cosine over windows of 2 r frames, (2 r, dim), in normalised units.
         """
         values = []
         for motion in motions:
             require_same_layout(motion.layout, self.config.layout, "statistics for the motion VAE")
             values.append(torch.from_numpy(motion.values))
         r = self.config.downsample
-        windows = [v[: len(v) // r * r].unflatten(0, (-1, r)) for v in values if len(v) >= r]
+        windows = [v.unfold(0, 2 * r, r).transpose(1, 2) for v in values if len(v) >= 2 * r]
         if not windows:
-            raise ValueError(f"statistics of {len(values)} motions, all shorter than {r} frames: there is no window")
+            raise ValueError(f"none of {len(values)} motions has a window: all are shorter than {2 * r} frames")
         mean, std = _mean_and_std(torch.cat(values))
         self.channel_mean.copy_(mean)
         self.channel_std.copy_(std)
@@ -132,9 +135,12 @@ class MotionVAE(nn.Module):
         return self._decode(mean + noise * (0.5 * log_variance).exp()), self.normalise(frames), mean, log_variance
 
     def _decode(self, latents: Tensor) -> Tensor:
+        r, dim = self.config.downsample, self.config.layout.dim
         patches = self.patch_out(self.decoder(self.latent_in(latents)))
-        weights = patches.unflatten(-1, (self.config.downsample, self.config.layout.dim)) * self.spectrum
-        return (self.cosines.T @ weights).flatten(1, 2)
+        spans = self.cosines.T @ (patches.unflatten(-1, (2 * r, dim)) * self.spectrum)
+        fade = self.fade.unsqueeze(1).expand(latents.shape[1], -1, 1)
+        frames = _overlap_add(spans * self.fade.unsqueeze(1), r) / _overlap_add(fade.unsqueeze(0), r)
+        return frames[:, r // 2 : r // 2 + latents.shape[1] * r]
 
 
 def vae_loss(
@@ -163,6 +169,12 @@ def cosine_basis(length: int) -> Tensor:
     basis = torch.cos(math.pi / length * (t + 0.5) * k) * math.sqrt(2 / length)
     basis[0] /= math.sqrt(2)
     return basis
+
+
+def _overlap_add(spans: Tensor, hop: int) -> Tensor:
+    """Spans (batch, n, 2 hop, dim), one every `hop` frames -> their sum over time, (batch, (n + 1) hop, dim)."""
+    early, late = spans.split(hop, dim=2)
+    return F.pad(early.flatten(1, 2), (0, 0, 0, hop)) + F.pad(late.flatten(1, 2), (0, 0, hop, 0))
 
 
 def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:

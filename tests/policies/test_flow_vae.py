@@ -64,14 +64,13 @@ def test_a_decoder_moves_as_smoothly_as_the_corpus_before_it_has_learnt_anything
     smooth = torch.stack([(time * (1 + j)).sin() for j in range(6)], -1)
     plain = vae.normalise(vae.decode(torch.randn(1, 6, 8)))
     vae.fit_channels([Motion(smooth.numpy(), LAYOUT)])
-    assert (vae.spectrum[0] > 10 * vae.spectrum[4]).all()
+    assert (vae.spectrum[0] > 10 * vae.spectrum[8]).all()
     fitted = vae.normalise(vae.decode(torch.randn(1, 6, 8)))
 
-    def jerk_within_a_window(frames):
-        third = frames.unflatten(1, (-1, 8)).diff(n=3, dim=2)
-        return third.square().mean().sqrt() / frames.std()
+    def jerk(frames):
+        return frames.diff(n=3, dim=1).square().mean().sqrt() / frames.std()
 
-    assert jerk_within_a_window(fitted) < 0.1 * jerk_within_a_window(plain)
+    assert jerk(fitted) < 0.1 * jerk(plain)
     still = np.zeros((64, 6), np.float32)
     vae.fit_channels([Motion(still, LAYOUT)])
     assert (vae.spectrum == 0).all() and torch.equal(vae.decode(torch.randn(1, 2, 8)), torch.zeros(1, 16, 6))
@@ -87,14 +86,16 @@ def test_latents_are_standardised_and_decoding_takes_it_back():
     torch.testing.assert_close(vae.decode(latents), before, atol=1e-4, rtol=1e-4)
 
 
-def test_no_latent_needs_a_later_frame_and_no_frame_a_later_latent():
+def test_no_latent_needs_a_later_frame_and_no_frame_more_than_half_a_window_of_latents():
     vae, x = build(), frames()
     later = x.clone()
     later[:, 24:] += 1
     a, b = vae.encode(x), vae.encode(later)
     torch.testing.assert_close(a[:, :3], b[:, :3])
     assert (a[:, 3] - b[:, 3]).abs().min() > 0
-    torch.testing.assert_close(vae.decode(a)[:, :24], vae.decode(torch.cat([a[:, :3], b[:, 3:]], 1))[:, :24])
+    change = (vae.decode(a) - vae.decode(torch.cat([a[:, :3], b[:, 3:]], 1))).abs().amax((0, 2))
+    assert (change[:20] == 0).all() and (change[20:] > 0).all()
+    torch.testing.assert_close(vae.decode(a[:, :3])[:, :20], vae.decode(a)[:, :20])
 
 
 def test_a_long_sequence_is_coded_as_its_windows_are():
@@ -138,8 +139,8 @@ def test_it_learns():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"multiple of 8, got \(2, 47, 6\)"):
         build().encode(frames(time=47))
-    with pytest.raises(ValueError, match="shorter than 8 frames"):
-        build().fit_channels([Motion(np.zeros((7, 6)), LAYOUT)])
+    with pytest.raises(ValueError, match="shorter than 16 frames"):
+        build().fit_channels([Motion(np.zeros((15, 6)), LAYOUT)])
     with pytest.raises(ValueError, match="layers is 0"):
         build(layers=0)
     with pytest.raises(ValueError, match="twice heads"):
