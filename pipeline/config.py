@@ -214,7 +214,7 @@ class VaeConfig(Section):
     batch_size: int = Field(16, ge=1, description="clips per step over all learners")
     learning_rate: float = Field(2e-3, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    velocity_weight: float = Field(1.0, ge=0, description="weight of frame-to-frame differences in the reconstruction")
+    velocity_weight: float = Field(10.0, ge=0, description="weight of frame-to-frame differences in the reconstruction")
     kl_weight: float = Field(1e-4, ge=0, description="weight of the KL to N(0, I)")
 
 

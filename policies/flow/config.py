@@ -28,8 +28,8 @@ class VAEConfig:
 
     layout: Layout
     downsample: int = 8
-    latent_dim: int = 16
-    hidden: int = 64
+    latent_dim: int = 32
+    hidden: int = 128
     layers: int = 2
     heads: int = 4
     look_back: int = 2
@@ -58,7 +58,7 @@ class FlowConfig:
         window: W, the latents it is trained on and generates at once; longer ones come by sliding it.
     """
 
-    latent_dim: int = 16
+    latent_dim: int = 32
     downsample: int = 8
     text_dim: int = 32
     audio_dim: int = 32
