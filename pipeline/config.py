@@ -208,6 +208,48 @@ class DpoConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
 
 
+class VaeConfig(Section):
+    size: Literal["tiny", "paper"] = Field("tiny", description="size of the motion VAE")
+    steps: int = Field(600, ge=1, description="optimiser steps")
+    batch_size: int = Field(16, ge=1, description="clips per step over all learners")
+    learning_rate: float = Field(2e-3, gt=0, description="peak; same schedule as SFT")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    velocity_weight: float = Field(10.0, ge=0, description="weight of frame-to-frame differences in the reconstruction")
+    kl_weight: float = Field(1e-4, ge=0, description="weight of the KL to N(0, I)")
+
+
+class FlowConfig(Section):
+    size: Literal["tiny", "paper"] = Field(
+        "tiny", description="size of AR-Flow; paper = 6 layers, 16 heads, 512 wide, 19.3 M parameters"
+    )
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="clips per step over all learners (the paper's is 32)")
+    draws: int = Field(4, ge=1, description="noise and flow times drawn per latent; they share prefix and history")
+    learning_rate: float = Field(1e-3, gt=0, description="peak; same schedule as SFT (the paper's is 1e-4)")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    drop_each: float = Field(0.1, ge=0, lt=1, description="probability that a clip loses a modality, one by one")
+    drop_all: float = Field(0.1, ge=0, lt=1, description="probability that it loses all, for guidance (Eq. 6)")
+    streaming_share: float = Field(
+        0.5, ge=0, le=1, description="share of the clips trained without anything after the present frame"
+    )
+
+
+class GdpoConfig(Section):
+    group_size: int = Field(4, ge=2, description="rollouts per prompt (G)")
+    steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
+    sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
+    reduction: Literal["sum", "mean"] = Field("sum", description="log-probs over latent dims; mean wants a small clip")
+    clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
+    beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")
+    chunk: int = Field(2, ge=1, description="denoise steps replayed at once: less memory, same gradient")
+    sync_every: int = Field(8, ge=1, description="optimiser steps on rollouts of one behaviour policy")
+    batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
+    learning_rate: float = Field(5e-6, gt=0, description="peak; same schedule as SFT")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    estimator: Literal["gdpo", "grpo"] = Field("gdpo", description="rewards normalised one by one, or summed first")
+    batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")
+
+
 class EvaluationConfig(Section):
     prompts: int = Field(96, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
     samples: int = Field(1, ge=1, description="candidates per prompt")
@@ -287,7 +329,7 @@ class JudgedRecipeConfig(RolloutRecipeConfig):
 
 
 class BenchConfig(RolloutRecipeConfig):
-    subject: Literal["rollout", "dpo", "sync", "render", "metrics"] = Field("rollout", description="what is measured")
+    subject: Literal["rollout", "dpo", "sync", "render", "metrics", "flow"] = Field("rollout", description="what is measured")
     bench: BenchSettings = BenchSettings()
 
 

@@ -20,7 +20,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
     "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),
-    "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render or metrics"),
+    "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow"),
 }
 # Options that stand for a key, by recipe.
 OPTIONS: dict[str, dict[str, str]] = {
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "bench":
             sub.add_argument("subject", metavar="SUBJECT", type=lambda text: [f"subject={text}"],
-                             help="rollout, dpo, sync, render or metrics")
+                             help="rollout, dpo, sync, render, metrics or flow")
         else:
             sub.set_defaults(subject=[])
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")

@@ -1,0 +1,82 @@
+"""AR-Flow's supervised task (GDPO-Listener, Eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import FlowConfig
+from policies.flow import checkpoint
+from policies.flow.conditions import MODALITIES, dropout_mask
+from policies.flow.model import ARFlow
+from policies.flow.training import FlowErrors, collate_conditions, flow_state, from_bytes, generator_of
+from policies.vla.training import batch_rows, rank_share, read_table
+
+
+@dataclass(frozen=True)
+class FlowTask:
+    """Eq. 4 over the windows in `table` (FLOW_SCHEMA), from the weights in `initial` (a `learner.Task`)."""
+
+    initial: str
+    table: str
+    seed: int
+    config: FlowConfig
+
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    @property
+    def learning_rate(self) -> float:
+        return self.config.learning_rate
+
+    @property
+    def weight_decay(self) -> float:
+        return self.config.weight_decay
+
+    @cached_property
+    def flow(self) -> ARFlow:
+        return checkpoint.load_flow(Path(self.initial)).train()
+
+    @cached_property
+    def rows(self) -> Any:
+        return read_table(Path(self.table))
+
+    def module(self) -> torch.nn.Module:
+        return FlowErrors(self.flow)
+
+    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
+        pass
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """Noise, times and dropout are drawn for the whole batch, so that they do not depend on how it is shared."""
+        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        rows = [self.rows[int(i)] for i in rank_share(order, rank, world_size)]
+        config, share = self.flow.config, slice(rank, None, world_size)
+        generator = generator_of(self.seed, step)
+        shape = (len(order), 1, config.window, self.config.draws)
+        noise = torch.randn(*shape, config.latent_dim, generator=generator)
+        time = torch.rand(shape, generator=generator)
+        streaming = torch.rand(len(order), generator=generator) < self.config.streaming_share
+        kept = dropout_mask(len(order), self.config.drop_each, self.config.drop_all, generator)
+        conditions = collate_conditions(rows, config)
+        return conditions | {
+            "present": conditions["present"] & kept[share],
+            "streaming": streaming[share],
+            "latents": torch.stack([from_bytes(r["latents"], 1, config.window, config.latent_dim) for r in rows]),
+            "noise": noise[share],
+            "time": time[share],
+        }
+
+    def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        conditions = {name: batch[name] for name in (*MODALITIES, "present")}
+        errors = forward(conditions, batch["streaming"], batch["latents"], batch["noise"], batch["time"])
+        return errors.mean(), {}
+
+    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+        checkpoint.save(self.flow, directory, flow_state(state))

@@ -1,0 +1,155 @@
+"""SDE rollouts (GDPO-Listener, Eq. 7): the ODE with noise of constant scale, so that denoise steps have probabilities.
+
+The drift correction of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) is left out, as in the paper: what is sampled is
+a little more spread than what the ODE gives. A step is Gaussian, N(m + dt v, sigma^2 dt I).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from policies.flow.conditions import Conditions
+from policies.flow.model import ARFlow
+from policies.flow.sampling import autoregress, flow_times
+
+# sum: the joint density of a latent. mean: its dim-th root, as flow_grpo has it. A clip range fits one of them only.
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """What was sampled for one window: all that is needed to replay it.
+
+    Args:
+        states: (batch, samples, latents, steps + 1, latent_dim), m_{l,t} from noise to the finished latent.
+        log_probs: (batch, samples, latents, steps) float32 of the steps under the policy that sampled them.
+        sigma: noise scale.
+        reduction: of the log-probs over latent dims.
+    """
+
+    states: Tensor
+    log_probs: Tensor
+    sigma: float
+    reduction: Reduction
+
+    @property
+    def latents(self) -> Tensor:
+        """(batch, samples, latents, latent_dim), the finished ones."""
+        return self.states[..., -1, :]
+
+    @property
+    def steps(self) -> int:
+        return self.states.shape[3] - 1
+
+
+def rollout(
+    model: ARFlow, conditions: Conditions, noise: Tensor, sigma: float, reduction: Reduction = "sum",
+    streaming: bool = False,
+) -> Trajectory:
+    """Sample a window by Eq. 7, without gradients; the prefix is computed once per prompt.
+
+    Args:
+        noise: (batch, samples, latents, steps + 1, latent_dim) from N(0, I) (see `sampling.draw_noise`): the first
+            of each latent is its start m_{l,0}, the others drive its steps.
+        sigma: noise scale; 0 is the ODE, whose steps have no density (log-probs are NaN).
+    """
+    if noise.ndim != 5 or noise.shape[3] < 2:
+        raise ValueError(f"noise must be (batch, samples, latents, steps + 1, latent_dim), got {tuple(noise.shape)}")
+    if sigma < 0:
+        raise ValueError(f"sigma is {sigma:g}, it must not be negative")
+    steps = noise.shape[3] - 1
+    states, velocities = [], []
+
+    def step(state: Tensor, velocity: Tensor, i: int) -> Tensor:
+        latent = len(velocities) // steps
+        following = state + velocity / steps
+        if sigma:
+            following = following + sigma * math.sqrt(1 / steps) * noise[:, :, latent, i + 1]
+        states.extend([state, following] if i == 0 else [following])
+        velocities.append(velocity)
+        return following
+
+    with torch.no_grad():
+        prefix = model.encode_prefix(conditions, streaming)
+        autoregress(model, prefix, noise[..., 0, :], steps, step)
+        path = torch.stack(states, dim=2).unflatten(2, (-1, steps + 1))
+        velocity = torch.stack(velocities, dim=2).unflatten(2, (-1, steps))
+        return Trajectory(path, step_log_probs(path, velocity, sigma, reduction), sigma, reduction)
+
+
+def replay_velocities(
+    model: ARFlow, conditions: Conditions, states: Tensor, streaming: bool = False, chunk: int | None = None
+) -> Tensor:
+    """Velocities (batch, samples, latents, steps, latent_dim) at stored states, with gradients.
+
+    Every latent is conditioned on the sampled latents before it, so all steps of all latents are computed side by
+    side. With `chunk`, that many denoise steps at a time; their activations are dropped and made again in the
+    backward pass, so that memory holds prefix, history and one chunk. Gradients are the same.
+
+    Args:
+        states: `Trajectory.states`.
+        chunk: denoise steps at a time (the paper's is 2); None = all at once.
+    """
+    batch, samples, latents, points, dim = states.shape
+    steps, device = points - 1, states.device
+    prefix = model.encode_prefix(conditions, streaming)
+    clean, nothing = states[:, :, :-1, -1], states[:, :, :0, 0]
+    no_time = states.new_zeros(0)
+    _, past = model(prefix, clean, nothing, no_time, torch.zeros(0, dtype=torch.int64, device=device))
+    times, numbers = flow_times(steps).to(states), torch.arange(latents, device=device)
+
+    def part(start: int, stop: int) -> Tensor:
+        noisy = states[:, :, :, start:stop].flatten(2, 3)
+        time, number = times[start:stop].repeat(latents), numbers.repeat_interleave(stop - start)
+        velocity, _ = model(prefix, nothing, noisy, time, number, past)
+        return velocity.unflatten(2, (latents, stop - start))
+
+    if chunk is None:
+        return part(0, steps)
+    starts = range(0, steps, chunk)
+    parts = [checkpoint(part, s, min(s + chunk, steps), use_reentrant=False) for s in starts]
+    return torch.cat(parts, dim=3)
+
+
+def step_log_probs(states: Tensor, velocities: Tensor, sigma: float, reduction: Reduction) -> Tensor:
+    """log N(m_{t+dt}; m_t + dt v, sigma^2 dt I) of every step, in float32 or finer.
+
+    Args:
+        states: (..., steps + 1, latent_dim), constants here.
+        velocities: (..., steps, latent_dim).
+        reduction: over latent dims.
+
+    Returns:
+        (..., steps). NaN where sigma is 0.
+    """
+    steps = velocities.shape[-2]
+    if states.shape[-2] != steps + 1 or states.shape[:-2] != velocities.shape[:-2]:
+        raise ValueError(f"states {tuple(states.shape)} are not those of velocities {tuple(velocities.shape)}")
+    states, velocities = (x if x.dtype == torch.float64 else x.float() for x in (states.detach(), velocities))
+    if sigma == 0:
+        return torch.full_like(velocities[..., 0], torch.nan)
+    deviation = sigma * math.sqrt(1 / steps)
+    z = (states[..., 1:, :] - states[..., :-1, :] - velocities / steps) / deviation
+    return _reduce(-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi), reduction)
+
+
+def step_kl(velocities: Tensor, reference: Tensor, sigma: float, reduction: Reduction) -> Tensor:
+    """KL(policy || reference) of every step: both are Gaussians of one width, dt |v - v_ref|^2 / (2 sigma^2).
+
+    Velocities (..., steps, latent_dim) -> (..., steps). flow_grpo leaves out the division by dt: multiply by dt for
+    its numbers.
+    """
+    steps = velocities.shape[-2]
+    return _reduce((velocities - reference).square() / (2 * sigma**2 * steps), reduction)
+
+
+def _reduce(values: Tensor, reduction: Reduction) -> Tensor:
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"unknown reduction {reduction!r}, expected 'sum' or 'mean'")
+    return values.sum(-1) if reduction == "sum" else values.mean(-1)

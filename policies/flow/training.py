@@ -1,0 +1,81 @@
+"""What learners of VAE and AR-Flow share: tables of clips and trajectories, batches of them, the trained modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from policies.flow.conditions import MODALITIES, Conditions
+from policies.flow.config import FlowConfig
+from policies.flow.loss import flow_errors
+from policies.flow.model import ARFlow
+from policies.flow.sde import replay_velocities
+
+# Arrays travel as float32 bytes; what a clip lacks is null.
+MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
+CONDITION_COLUMNS = {"clip_id": pa.string()} | {name: pa.binary() for name in MODALITIES}
+FLOW_SCHEMA = pa.schema(CONDITION_COLUMNS | {"latents": pa.binary()})
+ROLLOUT_SCHEMA = pa.schema(CONDITION_COLUMNS | {
+    "states": pa.binary(), "advantages": pa.list_(pa.float64()), "listening": pa.list_(pa.bool_())})
+
+
+def to_bytes(values: Tensor | np.ndarray | None) -> bytes | None:
+    return None if values is None else np.ascontiguousarray(values, dtype=np.float32).tobytes()
+
+
+def from_bytes(values: bytes, *shape: int) -> Tensor:
+    """float32 tensor of `shape` (one -1 is allowed)."""
+    return torch.from_numpy(np.frombuffer(values, np.float32).copy()).reshape(shape)
+
+
+def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) -> dict[str, Tensor]:
+    """The fields of `Conditions` for rows of one window each. Zeros stand where a clip lacks a modality.
+
+    Every modality is there, so that every rank trains the same parameters in the same order.
+    """
+    audio = (config.frames, config.audio_dim)
+    shapes = {"text": (config.text_dim,), "partner_audio": audio,
+              "partner_motion": (config.window, config.latent_dim), "actor_audio": audio}
+    batch = {name: torch.stack([torch.zeros(shape) if row[name] is None else from_bytes(row[name], *shape)
+                                for row in rows]) for name, shape in shapes.items()}
+    return batch | {"present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])}
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """What is drawn in a step is a function of seed and step alone, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+
+
+class FlowErrors(nn.Module):
+    """AR-Flow with `flow_errors` as its forward pass, which is what sharded training hooks into."""
+
+    def __init__(self, flow: ARFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(
+        self, conditions: Mapping[str, Tensor], streaming: Tensor, latents: Tensor, noise: Tensor, time: Tensor
+    ) -> Tensor:
+        prefix = self.flow.encode_prefix(Conditions(**conditions), streaming)
+        return flow_errors(self.flow, prefix, latents, noise, time)
+
+
+class FlowReplay(nn.Module):
+    """AR-Flow with `replay_velocities` as its forward pass."""
+
+    def __init__(self, flow: ARFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, conditions: Mapping[str, Tensor], states: Tensor, chunk: int | None) -> Tensor:
+        return replay_velocities(self.flow, Conditions(**conditions), states, chunk=chunk)
+
+
+def flow_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of `FlowErrors` and `FlowReplay` -> names of AR-Flow."""
+    return {name.removeprefix("flow."): tensor for name, tensor in state.items()}

@@ -1,0 +1,288 @@
+"""AR-Flow: positions by hand, what a token may see, and that caching, absence and order change nothing."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from policies.flow.conditions import MODALITIES, Conditions, dropout_mask
+from policies.flow.config import PAPER_GROUPS, FlowConfig, flow_config, vae_config
+from policies.flow.loss import flow_errors
+from policies.flow.model import ARFlow, initialised
+from policies.flow.tmrope import audio_times, motion_times, rotate, rotations
+from policies.motion import Layout
+
+CONFIG = FlowConfig(latent_dim=4, downsample=8, text_dim=5, audio_dim=6, hidden=32, layers=2, heads=4, mlp=48, window=6)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return initialised(CONFIG, seed=0).double().eval()
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def conditions(batch=2, latents=6, seed=0):
+    return Conditions(normal(batch, 5, seed=seed), normal(batch, latents * 8, 6, seed=seed + 1),
+                      normal(batch, latents, 4, seed=seed + 2), normal(batch, latents * 8, 6, seed=seed + 3))
+
+
+def velocities(model, prefix, clean, noisy, time):
+    """All latents side by side."""
+    return model(prefix, clean, noisy, time, torch.arange(noisy.shape[2]))[0]
+
+
+def test_tmrope_by_hand():
+    assert audio_times(4).tolist() == [0, 1, 2, 3]
+    assert motion_times(torch.arange(3), 8).tolist() == [4, 12, 20]
+    assert motion_times(torch.arange(3), 5).tolist() == [2, 7, 12]
+    cos, sin = rotations(torch.tensor([0, 3]), head_dim=4)
+    assert cos[1].tolist() == pytest.approx([math.cos(3), math.cos(3 / 100)])
+    turned = rotate(torch.tensor([1.0, 1.0, 0.0, 0.0]), (cos[1], sin[1]))
+    assert turned.tolist() == pytest.approx([math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)])
+
+
+@pytest.mark.parametrize("r", [1, 4, 5, 8])
+def test_a_latent_stands_at_the_centre_of_its_audio_window(r):
+    for j in range(5):
+        window = audio_times((j + 1) * r)[j * r :]
+        assert motion_times(torch.tensor(j), r) == window[r // 2]
+        if r % 2:
+            assert motion_times(torch.tensor(j), r) == window.double().mean()
+
+
+def test_only_the_difference_of_times_counts():
+    q, k = normal(8), normal(8, seed=1)
+
+    def product(t, s):
+        return (rotate(q, rotations(torch.tensor(t), 8)) * rotate(k, rotations(torch.tensor(s), 8))).sum()
+
+    torch.testing.assert_close(product(3, 17), product(1003, 1017))
+    assert (product(3, 17) - product(3, 18)).abs() > 1e-3
+
+
+def test_paper_size_has_19_3_million_parameters():
+    vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
+    with torch.device("meta"):
+        paper = ARFlow(flow_config("paper", vae, text_dim=4096, audio_dim=1024))
+    assert (paper.config.layers, paper.config.heads, paper.config.hidden) == (6, 16, 512)
+    assert sum(p.numel() for p in paper.parameters()) == pytest.approx(19.3e6, rel=0.01)
+    assert FlowConfig.from_json(paper.config.to_json()) == paper.config
+
+
+def test_shapes_and_every_parameter_has_a_gradient():
+    model = initialised(CONFIG, seed=0)
+    c = conditions()
+    c = Conditions(*(getattr(c, name).float() for name in MODALITIES))
+    prefix = model.encode_prefix(c)
+    latents, noise = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 2, 4)
+    errors = flow_errors(model, prefix, latents, noise, torch.rand(2, 3, 6, 2))
+    assert errors.shape == (2, 3, 6, 2)
+    errors.mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_cached_equals_uncached(model):
+    """One latent at a time, with kept keys and values, against one pass over everything."""
+    prefix = model.encode_prefix(conditions())
+    clean, noisy, time = normal(2, 3, 6, 4, seed=5), normal(2, 3, 6, 4, seed=6), torch.linspace(0, 1, 6).double()
+    whole = velocities(model, prefix, clean[:, :, :5], noisy, time)
+    past, new = None, clean[:, :, :0]
+    for l in range(6):  # noqa: E741
+        for again in range(2):  # asking twice must leave no trace
+            one, past = model(prefix, new, noisy[:, :, l : l + 1], time[l : l + 1], torch.tensor([l]), past)
+            new = clean[:, :, :0]
+            torch.testing.assert_close(one[:, :, 0], whole[:, :, l], atol=1e-10, rtol=1e-10, msg=f"latent {l}, {again}")
+        new = clean[:, :, l : l + 1]
+
+
+def test_one_softmax_over_prefix_history_and_itself(model):
+    """Against attention written for one token at a time, with all its keys in one list."""
+    c = conditions(1, 2)
+    prefix = model.encode_prefix(c)
+    clean, noisy, time = normal(1, 1, 1, 4, seed=5), normal(1, 1, 1, 4, seed=6), torch.tensor([0.3]).double()
+    got, past = model(prefix, clean, noisy, time, torch.tensor([1]))
+    x = model.project_latent(noisy[0, 0, 0]) + model.kinds.weight[5] + model._time(time, noisy)[0, 0, 0]
+    turn = rotations(torch.tensor(8 + 4), 8)
+    for layer, block in enumerate(model.blocks):
+        q, k, v = (h.squeeze(-2) for h in block.queries_keys_values(x[None]))
+        q, k = rotate(q, turn), rotate(k, turn)
+        keys = torch.cat([prefix.keys[layer][0], past.keys[layer][0, 0], k[:, None]], dim=1)
+        values = torch.cat([prefix.values[layer][0], past.values[layer][0, 0], v[:, None]], dim=1)
+        weights = ((keys @ q[..., None]).squeeze(-1) / math.sqrt(8)).softmax(-1)
+        x = block.finish(x[None], (weights[..., None] * values).sum(1, keepdim=True))[0]
+    torch.testing.assert_close(got[0, 0, 0], model.velocity(model.norm(x)))
+
+
+def test_noise_and_time_of_a_latent_reach_no_other(model):
+    prefix = model.encode_prefix(conditions())
+    clean, noisy, time = normal(2, 1, 5, 4, seed=5), normal(2, 1, 6, 4, seed=6), torch.full((6,), 0.5).double()
+    before = velocities(model, prefix, clean, noisy, time)
+    noisy[:, :, 2] += 1
+    time[4] = 0.9
+    change = (velocities(model, prefix, clean, noisy, time) - before).abs().amax((0, 1, 3))
+    assert (change[[2, 4]] > 1e-4).all() and (change[[0, 1, 3, 5]] == 0).all()
+
+
+def test_a_latent_sees_the_clean_ones_before_it_only(model):
+    prefix = model.encode_prefix(conditions())
+    clean, noisy, time = normal(2, 1, 5, 4, seed=5), normal(2, 1, 6, 4, seed=6), torch.zeros(6).double()
+    before = velocities(model, prefix, clean, noisy, time)
+    clean[:, :, 2] += 1
+    change = (velocities(model, prefix, clean, noisy, time) - before).abs().amax((0, 1, 3))
+    assert (change[:3] == 0).all() and (change[3:] > 1e-5).all()
+
+
+def test_slots_and_prompts_do_not_mix(model):
+    c = conditions()
+    clean, noisy, time = normal(2, 3, 5, 4, seed=5), normal(2, 3, 6, 4, seed=6), torch.zeros(6).double()
+    whole = velocities(model, model.encode_prefix(c), clean, noisy, time)
+    for b in range(2):
+        alone = model.encode_prefix(Conditions(*(getattr(c, name)[b : b + 1] for name in MODALITIES)))
+        for s in range(3):
+            one = velocities(model, alone, clean[b : b + 1, s : s + 1], noisy[b : b + 1, s : s + 1], time)
+            torch.testing.assert_close(one[0, 0], whole[b, s], atol=1e-10, rtol=1e-10)
+    order = torch.tensor([2, 0, 1])
+    turned = velocities(model, model.encode_prefix(c), clean[:, order], noisy[:, order], time)
+    torch.testing.assert_close(turned, whole[:, order], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("lost", range(4))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_absent_modality_is_as_if_it_had_never_been(model, lost, streaming):
+    c = conditions()
+    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6), "time": torch.zeros(6).double()}
+    present = torch.ones(2, 4, dtype=torch.bool)
+    present[:, lost] = False
+    without = velocities(model, model.encode_prefix(replace(c, **{MODALITIES[lost]: None}), streaming), **rest)
+    rubbish = {MODALITIES[lost]: torch.full_like(getattr(c, MODALITIES[lost]), torch.nan)}
+    masked = velocities(model, model.encode_prefix(replace(c, present=present, **rubbish), streaming), **rest)
+    torch.testing.assert_close(masked, without, atol=1e-10, rtol=1e-10)
+    whole = velocities(model, model.encode_prefix(c, streaming), **rest)
+    assert (whole - without).abs().max() > 1e-4
+    present[1] = True  # the other sample has it, and does not notice
+    mixed = velocities(model, model.encode_prefix(replace(c, present=present), streaming), **rest)
+    torch.testing.assert_close(mixed[0], without[0], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(mixed[1], whole[1], atol=1e-10, rtol=1e-10)
+
+
+def test_unconditional_slots_are_those_of_a_prompt_without_conditions(model):
+    clean, noisy, time = normal(2, 2, 5, 4, seed=5), normal(2, 2, 6, 4, seed=6), torch.zeros(6).double()
+    number = torch.arange(6)
+    half, _ = model(model.encode_prefix(conditions()), clean, noisy, time, number,
+                    conditioned=torch.tensor([True, False]))
+    nothing = Conditions(present=torch.zeros(2, 4, dtype=torch.bool))
+    empty = velocities(model, model.encode_prefix(nothing), clean, noisy, time)
+    full = velocities(model, model.encode_prefix(conditions()), clean, noisy, time)
+    torch.testing.assert_close(half[:, 0], full[:, 0], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(half[:, 1], empty[:, 1], atol=1e-10, rtol=1e-10)
+
+
+def test_partner_and_actor_audio_are_told_apart(model):
+    c = conditions()
+    swapped = replace(c, partner_audio=c.actor_audio, actor_audio=c.partner_audio)
+    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6), "time": torch.zeros(6).double()}
+    a, b = (velocities(model, model.encode_prefix(x), **rest) for x in (c, swapped))
+    assert (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["partner_audio", "partner_motion", "actor_audio"])
+def test_streaming_hears_nothing_after_the_present_frame(model, name):
+    c, latents = conditions(), 3
+    later = getattr(c, name).clone()
+    later[:, latents if name == "partner_motion" else latents * 8 :] += 1
+    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6), "time": torch.zeros(6).double()}
+    for streaming in (False, True):
+        a, b = (velocities(model, model.encode_prefix(x, streaming), **rest) for x in (c, replace(c, **{name: later})))
+        change = (a - b).abs().amax((0, 1, 3))
+        assert (change[latents:] > 1e-6).all()
+        assert (change[:latents] == 0).all() if streaming else (change[:latents] > 1e-6).all()
+    # one batch may hold both
+    prefix = model.encode_prefix(c, torch.tensor([True, False]))
+    mixed = velocities(model, prefix, **rest)
+    for row, streaming in enumerate((True, False)):
+        alone = velocities(model, model.encode_prefix(c, streaming), **rest)
+        torch.testing.assert_close(mixed[row], alone[row], atol=1e-10, rtol=1e-10)
+
+
+def test_a_streaming_prefix_may_grow(model):
+    c = conditions()
+    whole = model.encode_prefix(c, streaming=True)
+    short = model.encode_prefix(c.window(0, 3, 8), streaming=True)
+    clean, noisy = normal(2, 1, 2, 4, seed=5), normal(2, 1, 3, 4, seed=6)
+    a, b = (velocities(model, p, clean, noisy, torch.zeros(3).double()) for p in (whole, short))
+    torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_condition_dropout():
+    generator = torch.Generator().manual_seed(0)
+    kept = dropout_mask(4000, each=0.2, every=0.1, generator=generator).double()
+    assert kept.mean(0).tolist() == pytest.approx([0.72] * 4, abs=0.03)
+    assert (kept.sum(1) == 0).double().mean().item() == pytest.approx(0.1 + 0.9 * 0.2**4, abs=0.02)
+    assert dropout_mask(9, 0, 0, generator).all() and not dropout_mask(9, 0, 1, generator).any()
+
+
+def test_windows_of_conditions():
+    window = conditions().window(2, 3, 8)
+    assert torch.equal(window.partner_audio, conditions().partner_audio[:, 16:40])
+    assert torch.equal(window.partner_motion, conditions().partner_motion[:, 2:5])
+    assert torch.equal(window.text, conditions().text)
+
+
+class Linear(torch.nn.Module):
+    """A field known in advance: v = a m_t + b, whatever the conditions."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b, self.config = a, b, CONFIG
+
+    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
+        return self.a * noisy + self.b, past
+
+
+def test_loss_by_hand_on_a_linear_field():
+    latents = torch.tensor([1.0, 2.0]).reshape(1, 1, 1, 2)
+    noise = torch.tensor([[0.0, -2.0], [1.0, 0.0]]).reshape(1, 1, 1, 2, 2)
+    time = torch.tensor([0.5, 0.25]).reshape(1, 1, 1, 2)
+    # m_t = (0.5, 0) and (1, 0.5); goal (1, 4) and (0, 2); v = 2 m_t + 1 = (2, 1) and (3, 2)
+    errors = flow_errors(Linear(2, 1), None, latents, noise, time)
+    assert errors.flatten().tolist() == pytest.approx([(1 + 9) / 2, (9 + 0) / 2])
+    # the field of a single latent, (m - m_t) / (1 - t) with m = 1: at t = 0.5 it is 2 - 2 m_t, without error
+    exact = flow_errors(Linear(-2, 2), None, torch.ones(1, 1, 1, 1), torch.randn(1, 1, 1, 9, 1),
+                        torch.full((1, 1, 1, 9), 0.5))
+    assert exact.abs().max() < 1e-10
+
+
+def test_float32_and_float64_agree(model):
+    single = initialised(CONFIG, seed=0).eval()
+    c = conditions()
+    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6),
+            "time": torch.linspace(0, 0.9, 6).double()}
+    prefix = single.encode_prefix(Conditions(*(getattr(c, name).float() for name in MODALITIES)))
+    a = velocities(single, prefix, **{name: value.float() for name, value in rest.items()})
+    torch.testing.assert_close(a.double(), velocities(model, model.encode_prefix(c), **rest), atol=1e-4, rtol=1e-4)
+
+
+def test_what_does_not_fit_is_refused(model):
+    c = conditions()
+    for wrong, message in [
+        ({"text": normal(2, 7)}, r"text must be \(2, 5\), got \(2, 7\)"),
+        ({"actor_audio": normal(2, 40, 6)}, "same frames.*actor_audio': 40"),
+        ({"partner_audio": c.partner_audio.index_fill(1, torch.tensor([3]), torch.nan)},
+         "partner_audio holds NaN"),
+        ({"present": torch.ones(2, 3, dtype=torch.bool)}, "present must be bool"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.encode_prefix(replace(c, **wrong))
+    with pytest.raises(ValueError, match="without any modality"):
+        model.encode_prefix(Conditions())
+    prefix = model.encode_prefix(c)
+    with pytest.raises(ValueError, match="at most 1, the latents that are known"):
+        model(prefix, normal(2, 1, 1, 4), normal(2, 1, 1, 4), torch.zeros(1), torch.tensor([2]))
+    with pytest.raises(ValueError, match="agree in batch and slots"):
+        model(prefix, normal(3, 1, 1, 4), normal(3, 1, 1, 4), torch.zeros(1), torch.tensor([0]))
+    with pytest.raises(ValueError, match="clean latents must be"):
+        model(prefix, normal(2, 1, 1, 5), normal(2, 1, 1, 4), torch.zeros(1), torch.tensor([0]))
