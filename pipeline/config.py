@@ -329,7 +329,9 @@ class JudgedRecipeConfig(RolloutRecipeConfig):
 
 
 class BenchConfig(RolloutRecipeConfig):
-    subject: Literal["rollout", "dpo", "sync", "render", "metrics", "flow"] = Field("rollout", description="what is measured")
+    subject: Literal["rollout", "dpo", "sync", "render", "metrics", "flow"] = Field(
+        "rollout", description="what is measured"
+    )
     bench: BenchSettings = BenchSettings()
 
 
