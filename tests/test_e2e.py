@@ -29,7 +29,8 @@ DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
 SMALL = ["sft.steps=4", "rollout.prompts=16", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4",
          "evaluation.prompts=8", "evaluation.samples=1", "evaluation.clips=1", "render.videos=2", "render.size=64",
          "corpus.seconds=2"]
-LEAN = ["rollout.workers=1", "raters.workers=1", "render.workers=1"]  # start-up is most of a small run
+# Start-up is most of a small run.
+LEAN = ["rollout.workers=1", "raters.workers=1", "render.workers=1", "cluster.preflight=false"]
 PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "clips"]
 
 
@@ -260,7 +261,8 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     arguments = [
         "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
         f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
-        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "--run-dir", tmp_path / "run"]
+        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "cluster.preflight=false",
+        "--run-dir", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
                                env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     printed = []
