@@ -63,12 +63,13 @@ class TrlLearner:
 
         torch.set_num_threads(threads)
         model = load_checkpoint(Path(checkpoint)).model.language_model
-        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(model.config.vocab_size)}, unk_token="w0"))
+        words = Tokenizer(models.WordLevel({_word(i): i for i in range(model.config.vocab_size)}, unk_token=_word(0)))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2", padding_side="left")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=_word(1), pad_token=_word(2),
+                                            padding_side="left")
 
         def text(ids: list[int]) -> str:
-            return " ".join(f"w{i}" for i in ids)
+            return " ".join(map(_word, ids))
 
         # It appends an end token of its own, so the responses are given one token short.
         dataset = Dataset.from_list([
@@ -96,6 +97,11 @@ class TrlLearner:
         """Token counts of the first pair, and the seconds of every step but the first."""
         self.trainer.train()
         return self.lengths, np.diff(self.stamps).tolist()
+
+
+def _word(token: int) -> str:
+    """None is part of another, so that end and pad are not found within words."""
+    return f"w{token}."
 
 
 def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -132,13 +138,15 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"ours {spread(ours)['median']:.2f} pairs/s")
         with process(TrlLearner, b.threads, checkpoint, rows, f"{scratch}/trl", b.batch_size, b.threads) as call:
             lengths, taken = call("train")
+        if lengths != [policy.prompt_length, space.tokens, space.tokens]:
+            raise AssertionError(f"TRL trains on {lengths} tokens, ours on {policy.prompt_length} and {space.tokens}")
         theirs = [b.batch_size / s for s in taken]
     ratio = spread(ours)["median"] / spread(theirs)["median"]
     say(f"TRL {trl.__version__} {spread(theirs)['median']:.2f} pairs/s; {ratio:.2f} times")
     return {
         "workload": {"vocabulary": b.vocabulary, "prompt_tokens": policy.prompt_length, "batch_size": b.batch_size,
                      "response_tokens": space.tokens, "hidden": config.policy.hidden, "layers": config.policy.layers,
-                     "threads": b.threads, "trl_tokens_of_a_pair": lengths},
+                     "threads": b.threads},
         "ours": {"pairs_per_s": spread(ours)}, "trl": {"version": trl.__version__, "pairs_per_s": spread(theirs)},
         "ratio": ratio,
     }
