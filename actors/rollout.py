@@ -93,6 +93,15 @@ class RolloutWorker(timeline.Worker):
         return digest, self.generate(canary)[0]
 
 
+def engine_environment(options: FleetOptions) -> dict[str, str]:
+    """Environment of an engine's process."""
+    return worker_environment(options.threads) | {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+
+
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """The same for a prompt whichever engine, batch or order it is sampled in."""
     return zlib.crc32(f"{seed}/{prompt_id}".encode())
@@ -118,12 +127,7 @@ class Fleet(Pool):
         self._state, self._digest = None, None  # of the weights given since the checkpoint
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
         self._groups = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
-        environment = worker_environment(options.threads) | {
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-        }
-
+        environment = engine_environment(options)
         worker = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "runtime_env": {"env_vars": environment}}
         places = dict(enumerate(self._groups))
 

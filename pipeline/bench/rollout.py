@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import ray
 import torch
 from transformers import LogitsProcessor
 
-from actors.rollout import FleetOptions, Request, RolloutWorker
+from actors.rollout import Request, RolloutWorker, engine_environment
 from pipeline.bench.workload import process, random_policy, random_prompts, spread
 from pipeline.config import BenchConfig
+from pipeline.recipes.rollout import fleet_options
 from policies.vla.loading import load_checkpoint
 from policies.vla.trajectory import Prompt
 
@@ -91,11 +93,9 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _vllm(config: BenchConfig, checkpoint: str, dtype: str, request: Request, say: Callable[[str], None]) -> dict:
-    fields = config.rollout.model_dump() | {"engine": "vllm", "dtype": dtype, "threads": config.bench.threads}
-    options = FleetOptions(**{k: v for k, v in fields.items() if k in FleetOptions.__dataclass_fields__})
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
+    options = replace(fleet_options(config.rollout), engine="vllm", dtype=dtype, threads=config.bench.threads)
     started = time.perf_counter()
-    with process(RolloutWorker, config.bench.threads, checkpoint, options, **environment) as call:
+    with process(RolloutWorker, config.bench.threads, checkpoint, options, **engine_environment(options)) as call:
         info = call("describe")
         start = time.perf_counter() - started
         cold = _vllm_rate(call, request)

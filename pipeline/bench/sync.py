@@ -10,15 +10,16 @@ from typing import Any
 import ray
 import torch
 
-from actors.rollout import Fleet, FleetOptions
+from actors.rollout import Fleet
 from pipeline.bench.workload import random_policy, random_prompts, seconds, spread
 from pipeline.config import BenchConfig
+from pipeline.recipes.rollout import fleet_options
 from policies.vla.loading import load_checkpoint
 
 
 def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     rollout = config.rollout
-    options = FleetOptions(**{k: v for k, v in rollout.model_dump().items() if k in FleetOptions.__dataclass_fields__})
+    options = fleet_options(rollout)
     with tempfile.TemporaryDirectory() as scratch:
         sizes = random_policy(config, Path(scratch))
         policy = load_checkpoint(Path(scratch)).model

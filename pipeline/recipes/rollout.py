@@ -12,7 +12,7 @@ import numpy as np
 from actors.cluster import cluster
 from actors.render import Panel, RenderOptions, RenderPool, VideoJob
 from actors.rollout import Fleet, FleetOptions
-from pipeline.config import HeadConfig, RenderConfig, RolloutRecipeConfig
+from pipeline.config import HeadConfig, RenderConfig, RolloutConfig, RolloutRecipeConfig
 from pipeline.data.candidates import Candidate, read_candidates, recorded, sampled, write_candidates
 from pipeline.data.clip import Clip
 from pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
@@ -38,13 +38,17 @@ def run(config: RolloutRecipeConfig, run: Run) -> None:
         package(config, corpus, policy, groups, run)
 
 
+def fleet_options(config: RolloutConfig) -> FleetOptions:
+    names = FleetOptions.__dataclass_fields__
+    return FleetOptions(**{k: v for k, v in config.model_dump().items() if k in names})
+
+
 def start_fleet(
     config: RolloutRecipeConfig, checkpoint: Path, policy: Checkpoint, corpus: Corpus, run: Run
 ) -> Fleet:
     """Engines that hold the checkpoint, checked against a plain forward pass."""
     started = time.monotonic()
-    names = FleetOptions.__dataclass_fields__
-    options = FleetOptions(**{k: v for k, v in config.rollout.model_dump().items() if k in names})
+    options = fleet_options(config.rollout)
     canary = prompt_of(corpus.at("train", 0), policy)
     fleet = Fleet(checkpoint, policy.model, options, canary, config.cluster.lost_workers)
     try:

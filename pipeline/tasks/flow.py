@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from pipeline.config import FlowConfig
+from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, dropout_mask
 from policies.flow.model import ARFlow
 from policies.flow.training import FlowErrors, collate_conditions, flow_state, from_bytes, generator_of
-from policies.vla.training import batch_rows, rank_share, read_table
+from policies.vla.training import batch_rows, rank_share
 
 
 @dataclass(frozen=True)
-class FlowTask:
+class FlowTask(TableTask):
     """Eq. 4 over the windows in `table` (FLOW_SCHEMA), from the weights in `initial` (a `learner.Task`)."""
 
     initial: str
@@ -27,31 +28,12 @@ class FlowTask:
     seed: int
     config: FlowConfig
 
-    @property
-    def steps(self) -> int:
-        return self.config.steps
-
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
     @cached_property
     def flow(self) -> ARFlow:
         return checkpoint.load_flow(Path(self.initial)).train()
 
-    @cached_property
-    def rows(self) -> Any:
-        return read_table(Path(self.table))
-
     def module(self) -> torch.nn.Module:
         return FlowErrors(self.flow)
-
-    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        pass
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Noise, times and dropout are drawn for the whole batch, so that they do not depend on how it is shared."""

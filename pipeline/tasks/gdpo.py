@@ -12,17 +12,18 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import GdpoConfig
+from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
 from policies.flow.model import ARFlow
 from policies.flow.sde import replay_velocities, step_kl, step_log_probs
 from policies.flow.training import FlowReplay, collate_conditions, flow_state, from_bytes
-from policies.vla.training import batch_rows, rank_share, read_table
+from policies.vla.training import batch_rows, rank_share
 from rewards.policy_loss import clipped_policy_loss
 
 
 @dataclass(frozen=True)
-class GdpoTask:
+class GdpoTask(TableTask):
     """Eq. 10 over the groups in `table` (ROLLOUT_SCHEMA, a row a prompt), which `initial` sampled (a `learner.Task`).
 
     The behaviour policy is `initial`: its log-probs are replayed in `prepare`, not taken from the rollout, whose
@@ -39,21 +40,9 @@ class GdpoTask:
     def steps(self) -> int:
         return self.config.sync_every
 
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
     @cached_property
     def flow(self) -> ARFlow:
         return checkpoint.load_flow(Path(self.initial)).train()
-
-    @cached_property
-    def rows(self) -> Any:
-        return read_table(Path(self.table))
 
     def module(self) -> torch.nn.Module:
         return FlowReplay(self.flow)

@@ -21,10 +21,6 @@ class SftTask(VlaTask):
 
     config: SftConfig
 
-    @property
-    def steps(self) -> int:
-        return self.config.steps
-
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Whole clips; before them, in the first `window_share` of the steps, more clips cut to short windows.
 

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from pipeline.config import VaeConfig
+from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.training import from_bytes, generator_of
 from policies.flow.vae import MotionVAE, vae_loss
-from policies.vla.training import batch_rows, rank_share, read_table
+from policies.vla.training import batch_rows, rank_share
 
 
 @dataclass(frozen=True)
-class VaeTask:
+class VaeTask(TableTask):
     """Reconstruction of the clips in `table` (MOTION_SCHEMA), from the weights in `initial` (a `learner.Task`)."""
 
     initial: str
@@ -26,31 +27,12 @@ class VaeTask:
     seed: int
     config: VaeConfig
 
-    @property
-    def steps(self) -> int:
-        return self.config.steps
-
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
     @cached_property
     def vae(self) -> MotionVAE:
         return checkpoint.load_vae(Path(self.initial)).train().requires_grad_(True)
 
-    @cached_property
-    def rows(self) -> Any:
-        return read_table(Path(self.table))
-
     def module(self) -> torch.nn.Module:
         return self.vae
-
-    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        pass
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.config import DpoConfig, PolicyConfig, SftConfig
+from pipeline.tasks.table import TableTask
 from policies.vla.loading import Checkpoint, load_checkpoint, save_checkpoint
 from policies.vla.lora import add_lora
 from policies.vla.pretrained import freeze_streams
-from policies.vla.training import ActionLogits, policy_state, read_table
+from policies.vla.training import ActionLogits, policy_state
 
 
 @dataclass(frozen=True)
-class VlaTask:
+class VlaTask(TableTask):
     """The policy in `initial`, trained on the rows of `table` (the common half of a `learner.Task`)."""
 
     initial: str
@@ -27,27 +26,12 @@ class VlaTask:
     seed: int
     config: SftConfig | DpoConfig
 
-    @property
-    def learning_rate(self) -> float:
-        return self.config.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.config.weight_decay
-
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return trainable(Path(self.initial), self.policy)
 
-    @cached_property
-    def rows(self) -> Any:
-        return read_table(Path(self.table))
-
     def module(self) -> torch.nn.Module:
         return ActionLogits(self.checkpoint.model)
-
-    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        pass
 
     def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
         c = self.checkpoint
