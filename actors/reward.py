@@ -35,10 +35,9 @@ class Group:
 
 @dataclass(frozen=True)
 class PanelOptions:
-    """A panel of SIMULATED raters, and the head on which they see every candidate."""
+    """Panels of SIMULATED raters, and the head on which they see every candidate."""
 
     raters: int
-    seed: int
     lexicon: Mapping[str, float]
     head: str | None
     topology: str | None
@@ -61,25 +60,32 @@ class Viewer:
 
 @ray.remote
 class RewardWorker(Worker):
-    """A simulated panel that watches the candidates of one group at a time."""
+    """Simulated panels that watch the candidates of one group at a time."""
 
     def __init__(self, options: PanelOptions):
         self.viewer = Viewer(options.head, options.topology)
-        self.panel = SimulatedPanel(options.raters, options.seed, options.lexicon)
+        self.options = options
 
-    def rate(self, group: Group) -> list[Rating]:
+    def rate(self, asked: tuple[int, Group]) -> list[Rating]:
+        seed, group = asked
         speaker = None if group.speaker is None else self.viewer(group.speaker, group.speaker_shape)
         seen = {candidate: self.viewer(motion) for candidate, motion in group.candidates.items()}
-        return self.panel.rate(group.prompt_id, SpeakerCues(speaker, group.words, group.audio), seen)
+        panel = SimulatedPanel(self.options.raters, seed, self.options.lexicon)
+        return panel.rate(group.prompt_id, SpeakerCues(speaker, group.words, group.audio), seen)
 
 
 class RewardPool(Pool):
-    """Workers with one panel."""
+    """Workers that ask any panel."""
 
     def __init__(self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, losses: int):
         worker = RewardWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
         super().__init__("reward pool", "reward", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
-    def rate(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Rating]]]:
-        """Ratings of each group, in the order the workers finish."""
-        yield from self.stream("rate", groups)
+    def rate(self, groups: Iterable[Group], panel: int) -> Iterator[tuple[Group, list[Rating]]]:
+        """Ratings of each group, in the order the workers finish.
+
+        Args:
+            panel: the seed that says who rates.
+        """
+        for (_, group), ratings in self.stream("rate", ((panel, group) for group in groups)):
+            yield group, ratings

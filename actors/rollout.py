@@ -19,6 +19,8 @@ from actors.cluster import reserve, worker_environment
 from actors.pool import Pool
 from policies.vla.trajectory import Prompt, Trajectory
 
+CANARY_TOKENS = 128  # every weight but those of later slots has a say in them; the digest covers all
+
 
 class StaleWeightsError(RuntimeError):
     """An engine does not hold the weights it was given; nothing it samples can be trusted."""
@@ -46,11 +48,16 @@ class FleetOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """`samples` candidates for each prompt of a batch; seeds follow from `seed` and the prompt id alone."""
+    """`samples` candidates for each prompt of a batch; seeds follow from `seed` and the prompt id alone.
+
+    Args:
+        tokens: of a candidate; None = the whole horizon.
+    """
 
     prompts: list[Prompt]
     samples: int
     seed: int
+    tokens: int | None = None
 
 
 @ray.remote
@@ -72,7 +79,7 @@ class RolloutWorker(timeline.Worker):
 
     def generate(self, request: Request) -> list[Trajectory]:
         seeds = [prompt_seed(request.seed, p.prompt_id) for p in request.prompts]
-        sampled = self.engine.sample(request.prompts, request.samples, seeds)
+        sampled = self.engine.sample(request.prompts, request.samples, seeds, request.tokens)
         return [
             Trajectory(prompt.prompt_id, k, tokens, log_probs, self.version, seed)
             for prompt, seed, candidates in zip(request.prompts, seeds, sampled, strict=True)
@@ -99,7 +106,9 @@ def engine_environment(options: FleetOptions) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
-    }
+    } | ({} if options.gpus else {
+        "TORCHDYNAMO_DISABLE": "1",  # 12 s of C++ compilation for one small function of the sampler
+    })
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:
@@ -116,14 +125,14 @@ class Fleet(Pool):
     Args:
         checkpoint: policy folder every node can read.
         policy: what is in it, a torch FaceVLA.
-        canary: a fixed prompt; after every weight update each engine samples it once, and the log-probs
-            must agree with a plain forward pass of the same weights.
+        canary: a fixed prompt; after every weight update each engine samples the first `CANARY_TOKENS` of an
+            answer, and their log-probs must agree with a plain forward pass of the same weights.
         losses: lost engines that are replaced.
     """
 
     def __init__(self, checkpoint: Path, policy: Any, options: FleetOptions, canary: Prompt, losses: int):
         self.options, self.version = options, 0
-        self._policy, self._canary = policy, Request([canary], 1, seed=0)
+        self._policy, self._canary = policy, Request([canary], 1, 0, min(CANARY_TOKENS, policy.config.action_tokens))
         self._state, self._digest = None, None  # of the weights given since the checkpoint
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
         self._groups = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)

@@ -50,7 +50,7 @@ class HeadConfig(Section):
 
 class RenderConfig(Section):
     workers: int = Field(2, ge=1, description="render actors")
-    cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per actor (phases alternate, so less than 1)")
+    cpus: float = Field(0.05, gt=0, description="CPU share Ray reserves per actor (phases alternate, so less than 1)")
     size: int = Field(256, ge=64, description="height and width of one panel, pixels")
     supersample: Literal[1, 2] = Field(1, description="samples per pixel side; 2 = clean edges, a third of the speed")
     codec: Literal["libx264", "libvpx-vp9"] = Field("libx264", description="video codec (VP9 is free of patents)")
@@ -179,7 +179,7 @@ class ScoreConfig(Section):
 class RatersConfig(Section):
     count: int = Field(5, ge=1, description="simulated raters in the panel")
     workers: int = Field(2, ge=1, description="reward actors")
-    cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per reward actor")
+    cpus: float = Field(0.05, gt=0, description="CPU share Ray reserves per reward actor")
     timeout_s: float = Field(120, gt=0, description="deadline of one group of candidates")
 
 

@@ -17,6 +17,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -36,12 +38,12 @@ from pipeline.data.columns import (
     row_to_clip,
     sequences_to_arrow,
 )
-from policies.motion import Layout, LayoutError
+from policies.motion import Layout, LayoutError, Motion
 
 MANIFEST = "corpus.json"
 LABELS = "labels.parquet"
 TRUTH = "truth.parquet"
-ROW_GROUP = 16  # clips decoded at once: a few MiB, so memory stays flat
+ROW_GROUP = 4  # clips decoded at once, for one at random, too
 SHARD = 512  # clips in a file
 
 
@@ -172,8 +174,8 @@ class Corpus:
             self.layout = Layout(**self.manifest["layout"])
         except (LayoutError, TypeError) as error:
             raise CorpusError(f"{self.path / MANIFEST}: {error}. Rebuild the corpus") from error
+        self._files: dict[str, pq.ParquetFile] = {}
         self._groups = {split: self._row_groups(split) for split in self.manifest["clips"]}
-        self._last: tuple[tuple[str, int], list[Clip]] | None = None
 
     def __len__(self) -> int:
         return sum(self.manifest["clips"].values())
@@ -198,40 +200,52 @@ class Corpus:
 
     def clips(self, split: str) -> Iterator[Clip]:
         """Clips of a split in the order they were written; one row group in memory at a time."""
-        for name, group, _ in self._split(split):
-            yield from self._read_group(name, group)
+        for name, group, rows in self._split(split):
+            table = self._read_group(name, group)
+            yield from (self._clip(table, row, name) for row in range(rows))
+
+    def listeners(self, split: str) -> Iterator[tuple[str, Motion]]:
+        """Clip id and the listener's motion of every clip of a split, in order; nothing else is read."""
+        for name, group, rows in self._split(split):
+            table = self._read_group(name, group, ["clip_id", "listener"])
+            for row in range(rows):
+                with self._naming(table, row, name):
+                    yield table["clip_id"][row].as_py(), Motion(array_of(table["listener"][row]), self.layout)
 
     def clip_ids(self, split: str) -> list[str]:
         """Ids of a split, in order."""
-        ids = []
-        for name in dict.fromkeys(name for name, _, _ in self._split(split)):
-            ids += self._guard(name, lambda file: file.read(["clip_id"])).column("clip_id").to_pylist()
-        return ids
+        self._split(split)
+        return [clip_id for clip_id, (where, *_) in self._places.items() if where == split]
 
     def at(self, split: str, index: int) -> Clip:
         """Clip number `index` of a split."""
-        remaining = index
-        for name, group, rows in self._split(split):
-            if 0 <= remaining < rows:
-                if self._last is None or self._last[0] != (name, group):
-                    self._last = (name, group), list(self._read_group(name, group))
-                return self._last[1][remaining]
-            remaining -= rows
-        raise IndexError(f"clip {index} of split {split!r}: {self.path} has {self.count(split)}")
+        ids = self.clip_ids(split)
+        if not 0 <= index < len(ids):
+            raise IndexError(f"clip {index} of split {split!r}: {self.path} has {len(ids)}")
+        return self.clip(ids[index])
 
     def clip(self, clip_id: str) -> Clip:
         """The clip of this id. Raises `CorpusError` when there is none."""
-        for split in self.splits:
-            ids = self.clip_ids(split)
-            if clip_id in ids:
-                return self.at(split, ids.index(clip_id))
-        raise CorpusError(f"{self.path} has no clip {clip_id!r}; Corpus.clip_ids(split) lists them")
+        if clip_id not in self._places:
+            raise CorpusError(f"{self.path} has no clip {clip_id!r}; Corpus.clip_ids(split) lists them")
+        _, name, group, row = self._places[clip_id]
+        return self._clip(self._read_group(name, group), row, name)
 
     def verify(self) -> None:
         """Compare every file with its digest in the manifest. Raises `CorpusError` on the first that differs."""
         for name, entry in self.manifest["files"].items():
             if _sha256(self.path / name) != entry["sha256"]:
                 raise CorpusError(f"{self.path / name} is not the file that was written: restore or rebuild the corpus")
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, str, int, int]]:
+        """Clip id -> (split, file, row group, row), in order."""
+        return {
+            clip_id: (split, name, group, row)
+            for split in self.splits
+            for name, group, _ in self._split(split)
+            for row, clip_id in enumerate(self._read_group(name, group, ["clip_id"])["clip_id"].to_pylist())
+        }
 
     def _split(self, split: str) -> list[tuple[str, int, int]]:
         if split not in self._groups:
@@ -243,23 +257,33 @@ class Corpus:
         groups = []
         for name in self.manifest["files"]:
             if name.startswith(f"{split}-"):
-                footer = self._guard(name, lambda file: file.metadata)
+                footer = self._file(name).metadata
                 groups += [(name, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
         return groups
 
-    def _guard(self, name: str, read):
-        return _guard(self.path / name, clip_schema(self.layout), read)
+    def _read_group(self, name: str, group: int, columns: list[str] | None = None) -> pa.RecordBatch:
+        with _naming_file(self.path / name):
+            table = self._file(name).read_row_group(group, columns)
+        return table.combine_chunks().to_batches()[0]
 
-    def _read_group(self, name: str, group: int) -> Iterator[Clip]:
-        table = self._guard(name, lambda file: file.read_row_group(group))
-        size = self.manifest["frame_size"]
-        for batch in table.to_batches():
-            for row in range(batch.num_rows):
-                try:
-                    yield row_to_clip(batch, row, self.layout, size)
-                except LayoutError as error:
-                    where = f"{self.path / name}, clip {batch.column('clip_id')[row].as_py()!r}"
-                    raise CorpusError(f"{where}: {error}. Rebuild the corpus without it") from error
+    def _file(self, name: str) -> pq.ParquetFile:
+        """A shard, opened once: that takes as long as reading a row group."""
+        if name not in self._files:
+            self._files[name] = _open(self.path / name, clip_schema(self.layout))
+        return self._files[name]
+
+    def _clip(self, table: pa.RecordBatch, row: int, name: str) -> Clip:
+        with self._naming(table, row, name):
+            return row_to_clip(table, row, self.layout, self.manifest["frame_size"])
+
+    @contextmanager
+    def _naming(self, table: pa.RecordBatch, row: int, name: str) -> Iterator[None]:
+        """Say which clip it is whose motion cannot be taken."""
+        try:
+            yield
+        except LayoutError as error:
+            where = f"{self.path / name}, clip {table['clip_id'][row].as_py()!r}"
+            raise CorpusError(f"{where}: {error}. Rebuild the corpus without it") from error
 
 
 def load_labels(path: str | Path) -> dict[str, np.ndarray]:
@@ -360,19 +384,28 @@ def _read_manifest(path: Path) -> dict:
 def _read_side_file(path: Path, name: str, schema: pa.Schema, what: str) -> pa.Table:
     if name not in _read_manifest(path)["files"]:
         raise CorpusError(f"the corpus at {path} has no {what} ({name}): it was made from a source without")
-    return _guard(path / name, schema, lambda file: file.read())
+    with _open(path / name, schema) as file, _naming_file(path / name):
+        return file.read()
 
 
-def _guard(path: Path, schema: pa.Schema, read):
-    """Read from a Parquet file, saying which one when it is corrupt or not of `schema`."""
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file of `schema`, or an error that says which file is not."""
+    with _naming_file(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        found = file.schema_arrow
+    if not found.equals(schema) or found.metadata != schema.metadata:
+        file.close()
+        raise CorpusError(f"{path} has other columns or another layout than its corpus: restore it, or rebuild the "
+                          "corpus")
+    return file
+
+
+@contextmanager
+def _naming_file(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = file.schema_arrow
-            if found.equals(schema) and found.metadata == schema.metadata:
-                return read(file)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} cannot be read as Parquet ({error}): restore it or rebuild the corpus") from error
-    raise CorpusError(f"{path} has other columns or another layout than its corpus: restore it or rebuild the corpus")
 
 
 def _sha256(path: Path) -> str:

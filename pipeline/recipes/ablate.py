@@ -19,10 +19,10 @@ from actors.cluster import cluster
 from pipeline.config import AblateConfig, SftConfig
 from pipeline.data.store import Corpus
 from pipeline.recipes.dpo import align, candidates, pair, rate
-from pipeline.recipes.evaluate import Judge, judges, report, sample_held_out
+from pipeline.recipes.evaluate import Judge, report, reward_pool, sample_held_out
 from pipeline.recipes.preflight import preflight
 from pipeline.recipes.prepare import prepare
-from pipeline.recipes.rollout import start_fleet
+from pipeline.recipes.rollout import render_pool, start_fleet
 from pipeline.recipes.sft import learn, train_sft
 from pipeline.report.paper import ABLATION
 from pipeline.rundir import Phase, Run, Workspace
@@ -54,11 +54,13 @@ def one_seed(config: AblateConfig, corpus: Corpus, part: Workspace) -> dict[str,
     """Variant -> its row of held-out metrics."""
     sft = train_sft(config, corpus, part)
     policy = load_checkpoint(sft)
-    with start_fleet(config, sft, policy, corpus, part) as fleet, judges(config) as panel:
-        judge = Judge.of(config, corpus, policy.actions.space.layout, panel, part)
+    with (start_fleet(config, sft, policy, corpus, part) as fleet, reward_pool(config) as rewards,
+          render_pool(config) as renderers):
+        judge = Judge.of(config, corpus, policy.actions.space.layout, rewards, part)
         rows = {"SFT-Only": judge(sample_held_out(config.evaluation, config.seed, corpus, policy, fleet))}
-        groups = candidates(config, corpus, policy, fleet, part, 1)
-        pairs = pair(config, corpus, policy, groups, rate(config, corpus, policy, groups, part, 1), part, 1)
+        groups = candidates(config, corpus, policy, fleet, renderers, part, 1)
+        ratings = rate(config, corpus, policy, groups, rewards, part, 1)
+        pairs = pair(config, corpus, policy, groups, ratings, part, 1)
         for name in ("Full", "Random-Prefer", "SFT-Preferred"):
             with part.part(name.lower(), config) as variant:
                 aligned = load_checkpoint(learn_variant(name, config, sft, pairs, variant))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from actors.cluster import cluster
-from actors.render import Panel, VideoJob
+from actors.render import Panel, RenderPool, VideoJob
+from actors.reward import RewardPool
 from actors.rollout import Fleet
 from pipeline.config import DpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH, Candidate, read_candidates
@@ -25,17 +26,17 @@ from pipeline.recipes.evaluate import (
     Row,
     group_of,
     interval_json,
-    judges,
     mean_given,
     report,
+    reward_pool,
     sample_held_out,
-    simulated_panel,
 )
 from pipeline.recipes.preflight import preflight
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import (
     Groups,
     render_candidates,
+    render_pool,
     render_videos,
     roll_out,
     speaker_panel,
@@ -67,15 +68,16 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
         checkpoint = train_sft(config, corpus, run) if given is None else earlier(given, "sft_policy")
         policy = load_checkpoint(checkpoint)
         run.summary["artifacts"] |= {"corpus": str(corpus.path), "sft_policy": str(checkpoint)}
-        with start_fleet(config, checkpoint, policy, corpus, run) as fleet, judges(config) as panel:
-            judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
+        with (start_fleet(config, checkpoint, policy, corpus, run) as fleet, reward_pool(config) as rewards,
+              render_pool(config) as renderers):
+            judge = Judge.of(config, corpus, policy.actions.space.layout, rewards, run)
             before = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
             rows = judge.baselines() | {"SFT": judge(before)}
             track_round(rows["SFT"], 0, run)
             current = checkpoint
             for round_ in range(1, config.dpo.rounds + 1):
-                groups = candidates(config, corpus, policy, fleet, run, round_)
-                ratings = rate(config, corpus, policy, groups, run, round_)
+                groups = candidates(config, corpus, policy, fleet, renderers, run, round_)
+                ratings = rate(config, corpus, policy, groups, rewards, run, round_)
                 pairs = pair(config, corpus, policy, groups, ratings, run, round_)
                 reference = checkpoint if config.dpo.reference == "sft" else current
                 current = align(config, current, reference, pairs, run, round_)
@@ -85,8 +87,9 @@ def run(config: DpoRecipeConfig, run: Run) -> None:
                 after = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
                 row = rows[row_name(round_, config.dpo.rounds)] = judge(after)
                 track_round(row, round_, run)
-        compare(rows, run)
-        show(config, corpus, policy, before, after, fallen(rows["SFT"].scores, rows["SFT + DPO"].scores), pairs, run)
+            compare(rows, run)
+            worse = fallen(rows["SFT"].scores, rows["SFT + DPO"].scores)
+            show(config, corpus, policy, before, after, worse, pairs, renderers, run)
     write_report(run)
 
 
@@ -103,13 +106,14 @@ def track_round(row: Row, round_: int, run: Run) -> None:
 
 
 def candidates(
-    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, fleet: Fleet, run: Run, round_: int
+    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, fleet: Fleet, renderers: RenderPool, run: Run,
+    round_: int,
 ) -> Groups:
     """Sampled here and rendered, or those of an earlier `rollout` run."""
     if config.candidates is not None:
         return read_candidates(earlier(config.candidates, "candidates"))
     groups = roll_out(config, corpus, policy, fleet, run, round_)
-    render_candidates(config, corpus, policy, groups, run, round_)
+    render_candidates(config, corpus, policy, groups, renderers, run, round_)
     return groups
 
 
@@ -130,7 +134,8 @@ def earlier(directory: Path, artifact: str) -> Path:
 
 
 def rate(
-    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run, round_: int
+    config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, rewards: RewardPool, run: Run,
+    round_: int,
 ) -> list[Rating]:
     """People's ratings from a file, or those of SIMULATED raters who watch every candidate on the neutral head."""
 
@@ -146,8 +151,7 @@ def rate(
             source = f"{len(found.raters)} people ({config.ratings.name})"
         else:
             watched = (group_of(corpus.clip(i), to_motions(policy, group)) for i, group in groups.items())
-            with simulated_panel(config, config.seed) as pool:
-                ratings = [rating for _, rated in pool.rate(watched) for rating in rated]
+            ratings = [rating for _, rated in rewards.rate(watched, config.seed) for rating in rated]
             source = f"{config.raters.count} SIMULATED raters"
         file = phase.directory / "ratings.parquet"
         write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
@@ -240,7 +244,7 @@ def compare(rows: dict[str, Row], run: Run) -> None:
 
 def show(
     config: DpoRecipeConfig, corpus: Corpus, policy: Checkpoint, before: Answers, after: Answers, worse: list[str],
-    pairs: Path, run: Run,
+    pairs: Path, renderers: RenderPool, run: Run,
 ) -> None:
     """Videos, `evaluation.clips` of each kind: held-out clips, those that got worse, and pairs that were learnt from.
 
@@ -263,7 +267,7 @@ def show(
             (phase.directory / folder).mkdir(exist_ok=True)
         jobs = (VideoJob(phase.directory / shown.file, panels, corpus.clip(shown.clip_id).speaker_audio)
                 for shown, panels in videos)
-        result = render_videos(config, jobs, phase)
+        result = render_videos(config.render, jobs, renderers, phase)
         write_shown(phase.directory, [shown for shown, _ in videos])
         return result
 

@@ -40,6 +40,7 @@ from rewards.ratings import CRITERIA, Rating
 from rewards.scores import overall
 
 Answers = dict[str, list[Motion]]  # prompt id -> reactions
+JUDGES = 1000  # added to the seed of a panel: other people than those whose ratings make pairs
 
 
 def run(config: EvaluateConfig, run: Run) -> None:
@@ -53,8 +54,8 @@ def run(config: EvaluateConfig, run: Run) -> None:
         policy = load_checkpoint(checkpoint)
         with start_fleet(config, checkpoint, policy, corpus, run) as fleet:
             answers = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
-        with judges(config) as panel:
-            judge = Judge.of(config, corpus, policy.actions.space.layout, panel, run)
+        with reward_pool(config) as rewards:
+            judge = Judge.of(config, corpus, policy.actions.space.layout, rewards, run)
             rows = {"policy": judge(answers)} | judge.baselines()
     report(rows, run)
     write_report(run)
@@ -101,17 +102,17 @@ class Judge:
     weights: Mapping[str, float]
     corpus: Corpus
     layout: Layout
-    panel: RewardPool
+    rewards: RewardPool
     clips: dict[str, Clip]
     affect: RidgeAffectEstimator | None
     truth: dict[str, Truth] | None
 
     @classmethod
-    def of(cls, config: JudgedRecipeConfig, corpus: Corpus, layout: Layout, panel: RewardPool, run: Run) -> Judge:
+    def of(cls, config: JudgedRecipeConfig, corpus: Corpus, layout: Layout, rewards: RewardPool, run: Run) -> Judge:
         clips = {i: corpus.clip(i) for i in choose(corpus, "test", config.evaluation.prompts, config.seed)}
         truth = load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None
         affect = fit_affect(corpus, layout, run)
-        return cls(config.seed, config.score.weights, corpus, layout, panel, clips, affect, truth)
+        return cls(config.seed, config.score.weights, corpus, layout, rewards, clips, affect, truth)
 
     def __call__(self, answers: Answers) -> Row:
         """Metrics are averaged over all reactions; scores and errors over the reactions of a prompt."""
@@ -151,7 +152,7 @@ class Judge:
     def _rate(self, answers: Answers) -> list[Rating]:
         groups = [group_of(self.clips[i], {f"{i}/{k}": m for k, m in enumerate(motions)})
                   for i, motions in answers.items()]
-        return [rating for _, ratings in self.panel.rate(groups) for rating in ratings]
+        return [rating for _, ratings in self.rewards.rate(groups, self.seed + JUDGES) for rating in ratings]
 
     def _truth_errors(self, flat: list[tuple[str, Motion]]) -> list[tuple[str, float | None]]:
         """Root mean square distance of the reaction's estimated affect to the hidden truth, over time."""
@@ -167,7 +168,7 @@ def fit_affect(corpus: Corpus, layout: Layout, run: Run) -> RidgeAffectEstimator
         print("[evaluate] the corpus has no affect labels: L2 Affect is missing", flush=True)
         return None
     labels = load_labels(corpus.path)
-    clips = [(clip.listener.subset(layout), labels[clip.clip_id]) for clip in corpus.clips("train")]
+    clips = [(listener.subset(layout), labels[clip_id]) for clip_id, listener in corpus.listeners("train")]
     estimator = RidgeAffectEstimator.fit([m for m, _ in clips], [a for _, a in clips], groups=layout.names)
     estimator.save(run.directory / "affect_estimator.npz")
     return estimator
@@ -179,16 +180,11 @@ def group_of(clip: Clip, candidates: Mapping[str, Motion]) -> Group:
     return Group(clip.clip_id, candidates, clip.speaker, clip.speaker_shape, words, clip.speaker_audio)
 
 
-def simulated_panel(config: JudgedRecipeConfig, seed: int) -> RewardPool:
-    """Workers with one panel of SIMULATED raters; the seed says who they are."""
+def reward_pool(config: JudgedRecipeConfig) -> RewardPool:
+    """Workers with panels of SIMULATED raters."""
     c, head = config.raters, config.head
-    options = PanelOptions(c.count, seed, LEXICON, None if head.path is None else str(head.path), head.topology)
+    options = PanelOptions(c.count, LEXICON, None if head.path is None else str(head.path), head.topology)
     return RewardPool(options, c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers)
-
-
-def judges(config: JudgedRecipeConfig) -> RewardPool:
-    """Other people than those whose ratings make pairs."""
-    return simulated_panel(config, config.seed + 1000)
 
 
 def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:

@@ -107,13 +107,13 @@ def version_checks(nodes: list[Node]) -> Iterator[Check]:
 
 
 def demand(config: JudgedRecipeConfig) -> dict[str, list[tuple[str, float, float]]]:
-    """Phase -> `(what, CPUs, GPUs)` of every process that stands at once; engines and judges stay all the time."""
+    """Phase -> `(what, CPUs, GPUs)` of every process that stands at once; all but learners stay all the time."""
     rollout, learner = config.rollout, config.learner
     standing = [("engine", rollout.cpus, rollout.gpus * rollout.tensor_parallel)] * rollout.workers
-    standing += [("judge", config.raters.cpus, 0.0)] * config.raters.workers
+    standing += [("rater", config.raters.cpus, 0.0)] * config.raters.workers
+    standing += [("renderer", config.render.cpus, 0.0)] * config.render.workers
     return {
-        "render": standing + [("renderer", config.render.cpus, 0.0)] * config.render.workers,
-        "rate": standing + [("rater", config.raters.cpus, 0.0)] * config.raters.workers,
+        "rollout": standing,
         "dpo": standing + [("learner", learner.cpus, learner.gpus)] * learner.world_size,
     }
 
@@ -161,7 +161,7 @@ def memory_checks(config: DpoRecipeConfig, size: ModelSize, nodes: list[Node]) -
                 "with less than one, engines preempt; raise rollout.kv_cache_gib" if groups < 1 else "")
 
     processes = {"engine": rollout.workers * rollout.tensor_parallel, "learner": learner.world_size,
-                 "worker": 2 * config.raters.workers + config.render.workers, "base": 1}
+                 "worker": config.raters.workers + config.render.workers, "base": 1}
     host = sum(count * PROCESS_GIB[kind] * GIB for kind, count in processes.items())
     host += 0 if learner.gpus else learner.world_size * sum(trained.values())
     host += 0 if rollout.gpus else rollout.workers * rollout.tensor_parallel * sum(served.values())

@@ -99,14 +99,15 @@ def roll_out(
 
 
 def render_candidates(
-    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run, round_: int = 1
+    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, renderers: RenderPool, run: Run,
+    round_: int = 1,
 ) -> None:
     """Side-by-side videos of the candidates of the first prompts, the speaker's voice with them."""
 
     def work(phase: Phase) -> dict[str, Any]:
         chosen = [c for group in groups.values() for c in group][: config.render.videos]
         jobs = (video_of(c, phase.directory / f"{c.prompt_id}_{c.candidate_id}.mp4", corpus, policy) for c in chosen)
-        return render_videos(config, jobs, phase)
+        return render_videos(config.render, jobs, renderers, phase)
 
     run.once("render", work, round_)
 
@@ -122,7 +123,8 @@ def package(config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, gro
         videos.mkdir(exist_ok=True)
         by_id = {(c.prompt_id, c.candidate_id): c for group in chosen.values() for c in group}
         jobs = (video_of(by_id[shown], videos / f"{name}.mp4", corpus, policy) for name, shown in names.items())
-        result = render_videos(config, jobs, phase)
+        with render_pool(config) as renderers:
+            result = render_videos(config.render, jobs, renderers, phase)
         phase.say(f"{len(chosen)} groups; hand out {phase.directory / HAND_OUT}, keep manifest.csv")
         manifest = {"manifest": str(phase.directory / "manifest.csv")}
         return result | {"artifacts": result["artifacts"] | manifest}
@@ -149,19 +151,23 @@ def video_of(candidate: Candidate, path: Path, corpus: Corpus, policy: Checkpoin
     return VideoJob(path, (speaker_panel(clip), listener), clip.speaker_audio)
 
 
-def render_videos(config: RolloutRecipeConfig, jobs: Iterable[VideoJob], phase: Phase) -> dict[str, Any]:
+def render_pool(config: RolloutRecipeConfig) -> RenderPool:
+    c = config.render
+    return RenderPool(render_options(c, config.head), c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers)
+
+
+def render_videos(
+    config: RenderConfig, jobs: Iterable[VideoJob], renderers: RenderPool, phase: Phase
+) -> dict[str, Any]:
     """Render jobs on the pool; returns the phase's result."""
-    started, frames, videos, c = time.monotonic(), 0, 0, config.render
-    options = render_options(c, config.head)
-    with RenderPool(options, c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers) as pool:
-        for _, drawn in pool.render(jobs):
-            frames, videos = frames + drawn, videos + 1
-    seconds = time.monotonic() - started
-    phase.say(f"{videos} videos, {frames} panel frames, {frames / seconds:.0f} frames/s with start-up")
+    started, frames, videos = time.monotonic(), 0, 0
+    for _, drawn in renderers.render(jobs):
+        frames, videos = frames + drawn, videos + 1
+    phase.say(f"{videos} videos, {frames} panel frames, {frames / (time.monotonic() - started):.0f} frames/s")
     return {
         "counts": {f"{phase.name}_videos": videos},
         "artifacts": {f"{phase.name}_videos": str(phase.directory)},
-        "engines": {"render": {"name": "numba z-buffer", "workers": c.workers, "codec": c.codec}},
+        "engines": {"render": {"name": "numba z-buffer", "workers": config.workers, "codec": config.codec}},
     }
 
 

@@ -62,7 +62,7 @@ def initial_policy(
 ) -> tuple[FaceVLA, PreTrainedTokenizerBase, ActionTokenizer]:
     """A policy before training: tiny random weights, or the pretrained checkpoints the config names."""
     space = ActionSpace(action_layout(config.action, corpus.layout), config.action.rate, seconds)
-    knots = (space.to_knots(clip.listener.subset(space.layout)) for clip in corpus.clips("train"))
+    knots = (space.to_knots(listener.subset(space.layout)) for _, listener in corpus.listeners("train"))
     low, high = fit_bounds(knots, tail=100 * config.action.truncation)
     clip = corpus.at("train", 0)
     frames = {} if clip.speaker_frames is None else {

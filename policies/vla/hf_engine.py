@@ -28,9 +28,9 @@ class HfEngine:
                 "dtype": str(self.model.dtype).removeprefix("torch."), "tensor_parallel": 1}
 
     def sample(
-        self, prompts: list[Prompt], samples: int, seeds: list[int]
+        self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """`samples` pairs of token ids and log-probs (tokens,) for each prompt."""
+        """`samples` pairs of token ids and log-probs (tokens,) for each prompt; None = the whole horizon."""
         results = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             generator = torch.Generator(self.device).manual_seed(seed)
@@ -38,8 +38,8 @@ class HfEngine:
             frames = None
             if prompt.frames is not None:
                 frames = torch.as_tensor(prompt.frames, device=self.device).expand(samples, *prompt.frames.shape)
-            tokens, log_probs = self.model.sample_actions(ids, frames, self.temperature, generator)
-            results.append(list(zip(tokens.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True)))
+            sampled, log_probs = self.model.sample_actions(ids, frames, self.temperature, generator, tokens)
+            results.append(list(zip(sampled.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True)))
         return results
 
     def update(self, state: dict[str, torch.Tensor]) -> None:

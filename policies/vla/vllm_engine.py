@@ -32,11 +32,11 @@ class VllmEngine:
         }
 
     def sample(
-        self, prompts: list[Prompt], samples: int, seeds: list[int]
+        self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """`samples` pairs of token ids and log-probs (tokens,) for each prompt."""
+        """`samples` pairs of token ids and log-probs (tokens,) for each prompt; None = the whole horizon."""
         requests = [vllm_prompt(self.config, p.ids, p.frames) for p in prompts]
-        parameters = [sampling_params(self.config, samples, seed, self.temperature) for seed in seeds]
+        parameters = [sampling_params(self.config, samples, seed, self.temperature, tokens) for seed in seeds]
         outputs = self.llm.generate(requests, parameters, use_tqdm=False)
         return [list(zip(*read_output(output), strict=True)) for output in outputs]
 

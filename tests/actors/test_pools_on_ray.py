@@ -203,8 +203,8 @@ def shape_of(path: Path) -> tuple[int, int, int, int]:
 def test_the_reward_pool_rates_every_candidate_by_every_rater():
     groups = [Group(f"p{i}", {"a": motion(), "b": motion(frames=25)}, motion(), None, (("joy", 0.0, 0.4),), None)
               for i in range(3)]
-    with RewardPool(PanelOptions(4, 0, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, losses=0) as pool:
-        rated = {group.prompt_id: ratings for group, ratings in pool.rate(groups)}
+    with RewardPool(PanelOptions(4, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, losses=0) as pool:
+        rated = {group.prompt_id: ratings for group, ratings in pool.rate(groups, 0)}
     assert rated.keys() == {"p0", "p1", "p2"}
     for prompt, ratings in rated.items():
         assert {r.prompt_id for r in ratings} == {prompt}

@@ -239,7 +239,7 @@ def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
 def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, tmp_path, monkeypatch):
     """In one phase: held-out ones in its folder, the other two kinds in folders below."""
     policy, jobs = load_checkpoint(tiny_checkpoint), []
-    monkeypatch.setattr(dpo, "render_videos", lambda config, videos, phase: jobs.extend(videos) or {})
+    monkeypatch.setattr(dpo, "render_videos", lambda config, videos, renderers, phase: jobs.extend(videos) or {})
     space, prompts, held = policy.actions.space, tiny_corpus.clip_ids("train"), tiny_corpus.clip_ids("test")
     tokens = {name: SimpleNamespace(tokens=np.full(space.tokens, policy.actions.first_token + k))
               for k, name in enumerate("ab")}
@@ -249,7 +249,7 @@ def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, 
     answers = {i: [tiny_corpus.clip(i).listener.subset(space.layout)] for i in held}
     config = DpoRecipeConfig(evaluation=EvaluationConfig(clips=2))
     run = SimpleNamespace(once=lambda name, work: work(SimpleNamespace(directory=tmp_path)))
-    dpo.show(config, tiny_corpus, policy, answers, answers, [held[3]], tmp_path / "pairs.arrow", run)
+    dpo.show(config, tiny_corpus, policy, answers, answers, [held[3]], tmp_path / "pairs.arrow", None, run)
     shown = read_shown(tmp_path)
     assert [(s.kind, s.clip_id) for s in shown] == [
         (HELD_OUT, held[0]), (HELD_OUT, held[1]), (WORSE, held[3]), (PAIR, prompts[2]), (PAIR, prompts[0])]
