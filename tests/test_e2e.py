@@ -144,7 +144,7 @@ def test_mlflow_has_a_parent_and_a_run_per_phase(dpo_run):
 def test_the_main_job_runs_on_the_real_dyad(tmp_path):
     process = pipeline_run(
         "dpo", "corpus.kind=dualtalk", f"corpus.root={DYAD}", "corpus.stride=1", *SMALL, "sft.batch_size=4",
-        "dpo.batch_size=2", *LEAN, "--run-dir", tmp_path / "dyad")
+        "dpo.batch_size=2", "rollout.prompts=8", *LEAN, "--run-dir", tmp_path / "dyad")
     summary = finished(process, tmp_path / "dyad")
     assert summary["counts"]["train_clips"] > 8 and summary["counts"]["dpo_steps"] >= 1
     row = summary["metrics"]["after"]
@@ -221,7 +221,7 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_ru
     package, run = tmp_path / "package", tmp_path / "run"
     keys = [key for key in [*SMALL, *LEAN] if key.startswith(("sft", "rollout", "render", "corpus"))]
     finished(pipeline_run("rollout", *keys, "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
-                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "render.videos=48", "--run-dir", package),
+                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "rollout.prompts=8", "render.videos=24", "--run-dir", package),
              package)
     hand_out = package / "package" / "for_raters"
     assert "empathy" in (hand_out / "INSTRUCTIONS.md").read_text()
@@ -243,8 +243,8 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_ru
     assert found["status"] == "finished" and found["engines"]["rollout"]["name"] == "vllm"
     assert found["engines"]["raters"] == "2 people (sheets)"
     assert "WARNING: empathy: raters hardly agree" in process.stdout
-    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 96
-    assert found["survey"]["raters"] == {"rater-1": 48, "rater-2": 48}
+    assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 48
+    assert found["survey"]["raters"] == {"rater-1": 24, "rater-2": 24}
     assert not any(b"annaliese" in path.read_bytes() for path in run.rglob("*") if path.is_file())
 
 
@@ -261,7 +261,7 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     arguments = [
         "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
         f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
-        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "cluster.preflight=false",
+        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "evaluation.prompts=4", "cluster.preflight=false",
         "--run-dir", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
                                env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
