@@ -221,8 +221,8 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_ru
     package, run = tmp_path / "package", tmp_path / "run"
     keys = [key for key in [*SMALL, *LEAN] if key.startswith(("sft", "rollout", "render", "corpus"))]
     finished(pipeline_run("rollout", *keys, "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
-                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "rollout.prompts=8", "render.videos=24", "--run-dir", package),
-             package)
+                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "rollout.prompts=8", "render.videos=24",
+                          "--run-dir", package), package)
     hand_out = package / "package" / "for_raters"
     assert "empathy" in (hand_out / "INSTRUCTIONS.md").read_text()
     with (hand_out / "sheet.csv").open() as file:
@@ -261,8 +261,8 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     arguments = [
         "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
         f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
-        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "evaluation.prompts=4", "cluster.preflight=false",
-        "--run-dir", tmp_path / "run"]
+        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "evaluation.prompts=4",
+        "cluster.preflight=false", "--run-dir", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
                                env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     printed = []
