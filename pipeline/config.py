@@ -208,6 +208,12 @@ class DpoConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
 
 
+class EncodersConfig(Section):
+    text: str | None = Field(None, description="T5 checkpoint, path or hub name; empty = tiny, random weights")
+    audio: str | None = Field(None, description="wav2vec2 checkpoint, path or hub name; empty = tiny, random weights")
+    cache: Path | None = Field(None, description="folder of their features, a file per clip; empty = in the run folder")
+
+
 class VaeConfig(Section):
     size: Literal["tiny", "paper"] = Field("tiny", description="size of the motion VAE")
     steps: int = Field(600, ge=1, description="optimiser steps")
@@ -234,7 +240,39 @@ class FlowConfig(Section):
     )
 
 
+class RewardConfig(Section):
+    """Weights of the penalties in the reward of a FLAME group."""
+
+    positional_variance: float = Field(1.0, ge=0, description="of standard deviations over time, against the recorded")
+    velocity_variance: float = Field(1.0, ge=0, description="of those of frame-to-frame differences")
+    mean_drift: float = Field(0.1, ge=0, description="of the distance of the means over time")
+    mse: float = Field(0.1, ge=0, description="of the mean squared error")
+    jerk: float = Field(1.0, ge=0, description="of third differences against the recorded: guards against trembling")
+    range: float = Field(1.0, ge=0, description="of what lies outside the corpus' limits: guards against grimaces")
+
+
+class GroupWeightsConfig(Section):
+    """lambda_i of the FLAME groups (Eq. 9); one that the corpus lacks has no reward."""
+
+    expr: float = Field(1.0, ge=0, description="expression coefficients")
+    jaw: float = Field(1.0, ge=0, description="jaw rotation")
+    neck: float = Field(1.0, ge=0, description="neck rotation")
+    eyelid: float = Field(1.0, ge=0, description="eyelid closure")
+    eyepose: float = Field(1.0, ge=0, description="eye rotations")
+    rot: float = Field(1.0, ge=0, description="global head rotation")
+
+
+class FlowRolloutConfig(Section):
+    workers: int = Field(2, ge=1, description="rollout actors")
+    cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per actor (learners wait while they sample)")
+    gpus: float = Field(0, ge=0, description="GPUs per actor")
+    threads: int = Field(1, ge=1, description="torch threads per actor on CPU")
+    batch_prompts: int = Field(8, ge=1, description="prompts sampled at once, gdpo.group_size samples each")
+    timeout_s: float = Field(600, gt=0, description="deadline of one call to an actor")
+
+
 class GdpoConfig(Section):
+    iterations: int = Field(40, ge=1, description="times that the behaviour policy is renewed and rolled out")
     group_size: int = Field(4, ge=2, description="rollouts per prompt (G)")
     steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
     sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
@@ -406,6 +444,51 @@ class DpoRecipeConfig(JudgedRecipeConfig):
     @model_validator(mode="after")
     def _dpo_batches_can_be_shared(self) -> DpoRecipeConfig:
         _require_equal_shares("dpo.batch_size", self.dpo.batch_size, self.learner)
+        return self
+
+
+class FlowJudgeConfig(Section):
+    steps: int = Field(10, ge=1, description="denoise steps of the ODE that held-out windows are generated with")
+    omega_speak: float = Field(1.0, ge=0, description="guidance where the actor speaks (Eq. 6); 1 = none")
+    omega_listen: float = Field(1.0, ge=0, description="guidance elsewhere: the expressiveness slider")
+    windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
+
+
+class GdpoRecipeConfig(RecipeConfig):
+    cluster: ClusterConfig = ClusterConfig()
+    head: HeadConfig = HeadConfig()
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=80)
+    roles: Literal["both", "listener"] = Field(
+        "both", description="whose motion is learnt: of both people of a clip, or of its listener (DualTalk's clips "
+        "come once for each person already)"
+    )
+    encoders: EncodersConfig = EncodersConfig()
+    vae: VaeConfig = VaeConfig()
+    flow: FlowConfig = FlowConfig()
+    rollout: FlowRolloutConfig = FlowRolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    groups: GroupWeightsConfig = GroupWeightsConfig()
+    gdpo: GdpoConfig = GdpoConfig()
+    judge: FlowJudgeConfig = FlowJudgeConfig()
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> GdpoRecipeConfig:
+        for name in ("vae", "flow", "gdpo"):
+            _require_equal_shares(f"{name}.batch_size", getattr(self, name).batch_size, self.learner)
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_between_iterations(self) -> GdpoRecipeConfig:
+        if self.learner.checkpoint_every % self.gdpo.sync_every:
+            raise ValueError(f"learner.checkpoint_every={self.learner.checkpoint_every} must be a multiple of "
+                             f"gdpo.sync_every={self.gdpo.sync_every}: a learner restarts with a new rollout")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> GdpoRecipeConfig:
+        for name in ("reward", "groups"):
+            if not any(getattr(self, name).model_dump().values()):
+                raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
         return self
 
 

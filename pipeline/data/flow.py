@@ -116,7 +116,8 @@ class Features:
 
     def of(self, window: Window) -> dict[str, Tensor | None]:
         """`text` (text_dim,), `partner_audio` and `actor_audio` (frames, audio_dim); None where absent."""
-        return {"text": self._text(window.text), "partner_audio": self._sound(window, window.partner_audio, actor=False),
+        return {"text": self._text(window.text),
+                "partner_audio": self._sound(window, window.partner_audio, actor=False),
                 "actor_audio": self._sound(window, window.actor_audio, actor=True)}
 
     def _text(self, text: str | None) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
 from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
 from pipeline.data.flow import of_latents
+from pipeline.rundir import RunError
 from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
@@ -76,8 +77,8 @@ class GdpoTask(TableTask):
         downsample = self.flow.config.downsample
         found = [i for i, mask in enumerate(self.rows["listening"]) if of_latents(mask, downsample).any()]
         if not found:
-            raise ValueError(f"nobody listens in {self.table}: no frame in which the partner speaks and the actor does "
-                             "not; GDPO rewards listening only")
+            raise RunError(f"nobody listens in {self.table}: GDPO rewards listening only, and there is no latent in "
+                           "which the partner speaks and the actor does not")
         return found
 
     @cached_property

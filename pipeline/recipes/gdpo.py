@@ -1,0 +1,151 @@
+"""`gdpo`: GDPO-Listener. Encode, motion VAE, supervised AR-Flow, group reward-decoupled policy optimisation, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.cluster import cluster
+from actors.flow_rollout import FlowFleetOptions
+from pipeline.config import EncodersConfig, GdpoRecipeConfig
+from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
+from pipeline.data.store import LABELS, Corpus, load_labels
+from pipeline.recipes.gdpo_judge import FlowJudge, report
+from pipeline.recipes.prepare import prepare
+from pipeline.recipes.sft import learn
+from pipeline.rundir import Phase, Run
+from pipeline.tasks.flow import FlowTask
+from pipeline.tasks.gdpo import GdpoTask
+from pipeline.tasks.vae import VaeTask
+from policies.flow import checkpoint
+from policies.flow.config import VAEConfig, flow_config, vae_config
+from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from policies.flow.model import initialised
+from policies.flow.training import MOTION_SCHEMA
+from policies.flow.vae import MotionVAE
+from policies.vla.training import write_table
+from rewards.dynamics import motion_limits
+
+TABLE = "{split}.arrow"  # windows of a split, in the folder of the phase `latents`
+
+
+def run(config: GdpoRecipeConfig, run: Run) -> None:
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        print(f"  {where}", flush=True)
+        corpus = prepare(config.corpus, run)
+        vae = train_vae(config, corpus, run)
+        tables = encode(config, corpus, vae, run)
+        supervised = train_flow(config, corpus, vae, tables, run)
+        aligned = post_train(config, corpus, vae, tables, supervised, run)
+        judge = FlowJudge.of(config, list(people(config, corpus, "test")), tables / TABLE.format(split="test"), vae)
+        report({"VAE": judge.coded(), "supervised": judge(supervised), "GDPO": judge(aligned)}, run)
+
+
+def people(config: GdpoRecipeConfig, corpus: Corpus, split: str) -> Iterator[Window]:
+    """Everybody of a split whose motion is learnt, clip by clip."""
+    affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
+    downsample = vae_config(config.vae.size, corpus.layout).downsample
+    for clip in corpus.clips(split):
+        yield from windows(clip, downsample, config.roles == "both", affect)
+
+
+def train_vae(config: GdpoRecipeConfig, corpus: Corpus, run: Run) -> Path:
+    """The motion VAE (section 3.1) of all training windows; its latents are then scaled to unit variance."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        initial, table = phase.directory / "initial", phase.directory / "motion.arrow"
+        rows = write_table(table, motion_rows(people(config, corpus, "train")), MOTION_SCHEMA)
+        vae = initial_vae(vae_config(config.vae.size, corpus.layout), config.seed)
+        vae.fit_channels(window.motion for window in people(config, corpus, "train"))
+        checkpoint.save(vae, initial)
+        phase.say(f"{rows} windows, {corpus.layout}, {config.vae.steps} steps")
+        result = learn(VaeTask(str(initial), str(table), config.seed, config.vae), config.learner, phase)
+        trained = checkpoint.load_vae(Path(result["policy"]))
+        trained.fit_latents(torch.from_numpy(window.motion.values)[None] for window in people(config, corpus, "train"))
+        checkpoint.save(trained, Path(result["policy"]))
+        return result
+
+    result = run.once("vae", work)
+    run.summary["metrics"]["vae"] = result["final"]
+    return Path(result["policy"])
+
+
+def initial_vae(config: VAEConfig, seed: int) -> MotionVAE:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MotionVAE(config)
+
+
+def encode(config: GdpoRecipeConfig, corpus: Corpus, vae: Path, run: Run) -> Path:
+    """Tables of windows, one a split: features of the frozen encoders (Eq. 1), latents, who listens when."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        features = load_encoders(config.encoders, run.directory / "features")
+        coder, counts = checkpoint.load_vae(vae), {}
+        for split in ("train", "test"):
+            rows = window_rows(people(config, corpus, split), features.of, coder)
+            counts[f"{split}_windows"] = write_table(phase.directory / TABLE.format(split=split), rows, WINDOW_SCHEMA)
+        clip = corpus.at("train", 0)
+        kept = whole_latents(len(clip.listener), coder.config.downsample)
+        phase.say(f"{counts} of {kept} of {len(clip.listener)} frames; text by {features.text.name}, audio by "
+                  f"{features.audio.name}")
+        if clip.listener_audio is None or clip.speaker_audio is None:
+            phase.say("no sound of both people: who has none speaks as the corpus' roles say, the speaker throughout")
+        encoders = {"text": features.text.name, "audio": features.audio.name}
+        return {"counts": counts, "engines": {"encoders": encoders}, "tables": str(phase.directory)}
+
+    return Path(run.once("encode", work)["tables"])
+
+
+def load_encoders(config: EncodersConfig, cache: Path) -> Features:
+    text = TextEncoder.tiny() if config.text is None else TextEncoder.from_pretrained(config.text)
+    audio = AudioEncoder.tiny() if config.audio is None else AudioEncoder.from_pretrained(config.audio)
+    folder = cache if config.cache is None else config.cache
+    return Features(text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name)))
+
+
+def train_flow(config: GdpoRecipeConfig, corpus: Corpus, vae: Path, tables: Path, run: Run) -> Path:
+    """Stage 1: AR-Flow by the rectified-flow loss (Eq. 4)."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        initial, coder = phase.directory / "initial", checkpoint.load_vae(vae)
+        encoders = load_encoders(config.encoders, run.directory / "features")
+        frames = whole_latents(len(corpus.at("train", 0).listener), coder.config.downsample)
+        sizes = flow_config(config.flow.size, coder.config, encoders.text.dim, encoders.audio.dim,
+                            frames // coder.config.downsample)
+        flow = initialised(sizes, config.seed)
+        checkpoint.save(flow, initial)
+        phase.say(f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of {sizes.window} "
+                  f"latents, {config.flow.steps} steps")
+        task = FlowTask(str(initial), str(tables / TABLE.format(split="train")), config.seed, config.flow)
+        return learn(task, config.learner, phase)
+
+    result = run.once("flow", work)
+    run.summary["metrics"]["flow"] = result["final"]
+    return Path(result["policy"])
+
+
+def post_train(
+    config: GdpoRecipeConfig, corpus: Corpus, vae: Path, tables: Path, supervised: Path, run: Run
+) -> Path:
+    """Stage 2: GDPO (section 3.3) in one long-lived group of learners, which has its own rollout fleet."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        limits = motion_limits(window.motion for window in people(config, corpus, "train"))
+        fleet = FlowFleetOptions(**config.rollout.model_dump(), losses=config.cluster.lost_workers)
+        table = str(tables / TABLE.format(split="train"))
+        task = GdpoTask(str(supervised), table, str(vae), limits, config.seed, config.gdpo, config.reward,
+                        config.groups, fleet)
+        prompts = config.gdpo.iterations * config.gdpo.sync_every * config.gdpo.batch_size
+        phase.say(f"{config.gdpo.iterations} iterations of {config.gdpo.sync_every} steps: {prompts} prompts "
+                  f"({len(task.prompts)} windows with listening) x {config.gdpo.group_size} rollouts")
+        result = learn(task, config.learner, phase)
+        rollouts = {"rollouts": prompts * config.gdpo.group_size}
+        return result | {"counts": result["counts"] | rollouts}
+
+    result = run.once("gdpo", work)
+    run.summary["metrics"]["gdpo"] = result["final"]
+    return Path(result["policy"])

@@ -1,0 +1,149 @@
+"""How `gdpo` judges a policy: held-out windows by the ODE, listening and speaking apart (supplement, section 1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from actors import timeline
+from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
+from pipeline.data.flow import Window, of_latents
+from pipeline.rundir import Run, write_atomic
+from policies.flow import checkpoint
+from policies.flow.conditions import Conditions
+from policies.flow.sampling import draw_noise, generate
+from policies.flow.training import collate_conditions
+from policies.flow.vae import MotionVAE
+from policies.head.asset import HeadAsset, load_head
+from policies.head.flame import FlameHead
+from policies.head.landmarks import face_regions
+from policies.motion import Motion
+from policies.vla.training import read_table
+from rewards.metrics import evaluate, flame_groups
+from rewards.metrics.mesh import Face, Regions
+
+BATCH = 32  # windows generated at once
+PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
+
+
+@dataclass(frozen=True, eq=False)
+class FlowJudge:
+    """Held-out windows and all they are judged with.
+
+    Args:
+        windows: what was recorded.
+        rows: the same windows' conditions.
+        faces: turns motion into vertices; None where there is no head for the corpus.
+    """
+
+    config: FlowJudgeConfig
+    seed: int
+    windows: Sequence[Window]
+    rows: Sequence[Mapping[str, Any]]
+    vae: MotionVAE
+    faces: Faces | None
+
+    @classmethod
+    def of(cls, config: GdpoRecipeConfig, windows: Sequence[Window], table: Path, vae: Path) -> FlowJudge:
+        count = min(config.judge.windows, len(windows))
+        chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
+        rows, coder = read_table(table), checkpoint.load_vae(vae)
+        faces = faces_of(config.head, coder.config.layout.topology)
+        return cls(config.judge, config.seed, [windows[i] for i in chosen], [rows[i] for i in chosen], coder, faces)
+
+    def __call__(self, policy: Path) -> dict[str, float]:
+        with timeline.noted("judge"):
+            return self.score(self.generate(policy))
+
+    def coded(self) -> dict[str, float]:
+        """The recorded motion through the VAE: no policy on its latents does better."""
+        motions = [self.vae.to_motion(self.vae.encode(torch.from_numpy(w.motion.values)[None])[0])
+                   for w in self.windows]
+        return self.score(motions)
+
+    def generate(self, policy: Path, text: torch.Tensor | None = None) -> list[Motion]:
+        """One motion of each window by the ODE, the same noise whatever the policy."""
+        flow = checkpoint.load_flow(policy).eval()
+        sizes, c, motions = flow.config, self.config, []
+        for first in range(0, len(self.rows), BATCH):
+            rows = self.rows[first : first + BATCH]
+            seeds = [self.seed + 1 + first + i for i in range(len(rows))]
+            speaks = torch.tensor([of_latents(row["speaking"], sizes.downsample) for row in rows])
+            omega = torch.where(speaks, c.omega_speak, c.omega_listen)
+            latents = generate(flow, Conditions(**collate_conditions(rows, sizes)),
+                               draw_noise(seeds, 1, sizes.window, sizes.latent_dim), c.steps, omega)
+            motions += [self.vae.to_motion(sampled) for sampled in latents[:, 0]]
+        return motions
+
+    def score(self, motions: Sequence[Motion]) -> dict[str, float]:
+        """`PART/NAME/GROUP` of `flame_groups`, and `PART/PROTOCOL/NAME` on vertices where there is a head."""
+        parts = {"listen": [w.listening for w in self.windows], "speak": [w.actor_speaks for w in self.windows]}
+        recorded, partners = [w.motion for w in self.windows], [w.partner for w in self.windows]
+        values = {f"{part}/{name}": value for part, masks in parts.items()
+                  for name, value in flame_groups.score(motions, recorded, partners, masks).items()}
+        return values if self.faces is None else values | self._on_vertices(motions)
+
+    def _on_vertices(self, motions: Sequence[Motion]) -> dict[str, float]:
+        """Both definitions of LVE, MHD, FDD, PDD, JDD, as means over clips."""
+        found: dict[str, list[float]] = {}
+        for motion, window in zip(motions, self.windows, strict=True):
+            pred, target = self.faces(motion), self.faces(window.motion)
+            for protocol, people in PROTOCOLS.items():
+                speech = np.stack([window.actor_speaks, window.partner_speaks])[:people]
+                scores = evaluate(protocol, pred, target, speech_mask=speech if people == 2 else speech[0])
+                for name, value in scores.items():
+                    metric, part = name.rsplit("_", 1)
+                    found.setdefault(f"{part}/{protocol}/{metric}", []).append(value)
+        return {name: float(np.mean(given)) for name, given in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """Motion as vertices, the head's rotation apart."""
+
+    head: FlameHead
+    regions: Regions
+
+    def __call__(self, motion: Motion) -> Face:
+        still, layout = motion.values.copy(), motion.layout
+        turning = [name for name in ("rot", "neck") if name in layout.names]
+        for name in turning:
+            still[:, layout.columns(name)] = 0
+        return Face(self.head.vertices_of(Motion(still, layout)), motion.group(turning[0]), motion.group("jaw"),
+                    self.regions)
+
+
+def faces_of(config: HeadConfig, topology: str) -> Faces | None:
+    """The configured head, if motion of this topology and its own regions of the face mean something on it."""
+    asset: HeadAsset = load_head(config.path, config.topology)
+    if asset.topology != topology or not asset.arkit:
+        print(f"[judge] no vertices of {topology} motion on the {asset.topology} head: LVE, MHD, FDD, PDD, JDD are "
+              "left out; give head.path=FILE", flush=True)
+        return None
+    return Faces(FlameHead(asset), Regions(**face_regions(asset)))
+
+
+def report(rows: dict[str, dict[str, float]], run: Run) -> None:
+    """Table on the terminal, JSON in the run folder, numbers in MLflow; what GDPO changed."""
+    shown = Table(title="held-out windows, one sample each by the ODE; VAE = the recorded motion, coded and decoded")
+    shown.add_column("part/metric")
+    for name in rows:
+        shown.add_column(name, justify="right")
+    for metric in rows["supervised"]:
+        shown.add_row(metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()))
+    Console(width=120).print(shown)
+    before, after = rows["supervised"], rows["GDPO"]
+    change = {name: 100 * (after[name] / value - 1) for name, value in before.items() if value and name in after}
+    write_atomic(run.directory / "judgement.json", json.dumps(rows | {"change_percent": change}, indent=2))
+    run.summary["artifacts"]["judgement"] = str(run.directory / "judgement.json")
+    run.summary["metrics"] |= {"coded": rows["VAE"], "before": before, "after": after, "change_percent": change}
+    for name, row in rows.items():
+        run.tracker.log({f"{name}/{metric}": value for metric, value in row.items()})
