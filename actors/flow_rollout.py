@@ -46,6 +46,7 @@ class Sampling:
     steps: int
     sigma: float
     reduction: Reduction
+    shared_start: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class FlowWorker(Worker):
         rows = [self.rows[i] for i in prompts.rows]
         conditions = {name: value.to(self.device) for name, value in collate_conditions(rows, sizes).items()}
         noise = draw_noise(prompts.seeds, s.group_size, sizes.window, s.steps + 1, sizes.latent_dim).to(self.device)
+        if s.shared_start:
+            noise[:, :, :, 0] = noise[:, :1, :, 0]
         states = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction).states
         with torch.no_grad():
             frames = self.vae.decode(states[..., -1, :].flatten(0, 1)).unflatten(0, states.shape[:2]).cpu().numpy()

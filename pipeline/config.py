@@ -216,7 +216,7 @@ class EncodersConfig(Section):
 
 class VaeConfig(Section):
     size: Literal["tiny", "paper"] = Field("tiny", description="size of the motion VAE")
-    steps: int = Field(600, ge=1, description="optimiser steps")
+    steps: int = Field(1500, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="clips per step over all learners")
     learning_rate: float = Field(2e-3, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -228,7 +228,7 @@ class FlowConfig(Section):
     size: Literal["tiny", "paper"] = Field(
         "tiny", description="size of AR-Flow; paper = 6 layers, 16 heads, 512 wide, 19.3 M parameters"
     )
-    steps: int = Field(1000, ge=1, description="optimiser steps")
+    steps: int = Field(1500, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="clips per step over all learners (the paper's is 32)")
     draws: int = Field(4, ge=1, description="noise and flow times drawn per latent; they share prefix and history")
     learning_rate: float = Field(1e-3, gt=0, description="peak; same schedule as SFT (the paper's is 1e-4)")
@@ -276,6 +276,10 @@ class GdpoConfig(Section):
     group_size: int = Field(4, ge=2, description="rollouts per prompt (G)")
     steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
     sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
+    shared_start: bool = Field(
+        True, description="rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE steps "
+        "alone, which is all that log-probs know of"
+    )
     reduction: Literal["sum", "mean"] = Field("sum", description="log-probs over latent dims; mean wants a small clip")
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
     beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")

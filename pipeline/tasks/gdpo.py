@@ -85,7 +85,7 @@ class GdpoTask(TableTask):
     def fleet(self) -> FlowFleet:
         c = self.config
         return FlowFleet(Path(self.initial), Path(self.vae), Path(self.table), self.limits,
-                         Sampling(c.group_size, c.steps, c.sigma, c.reduction), self.rollout)
+                         Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.shared_start), self.rollout)
 
     def module(self) -> torch.nn.Module:
         return FlowReplay(self.flow)

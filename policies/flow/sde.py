@@ -89,8 +89,8 @@ def replay_velocities(
     """Velocities (batch, samples, latents, steps, latent_dim) at stored states, with gradients.
 
     Every latent is conditioned on the sampled latents before it, so all steps of all latents are computed side by
-    side. With `chunk`, that many denoise steps at a time; their activations are dropped and made again in the
-    backward pass, so that memory holds prefix, history and one chunk. Gradients are the same.
+    side. With a `chunk` below `steps`, that many denoise steps at a time; their activations are dropped and made again
+    in the backward pass, so that memory holds prefix, history and one chunk. Gradients are the same.
 
     Args:
         states: `Trajectory.states`.
@@ -110,7 +110,7 @@ def replay_velocities(
         velocity, _ = model(prefix, nothing, noisy, time, number, past)
         return velocity.unflatten(2, (latents, stop - start))
 
-    if chunk is None:
+    if chunk is None or chunk >= steps:
         return part(0, steps)
     starts = range(0, steps, chunk)
     parts = [checkpoint(part, s, min(s + chunk, steps), use_reentrant=False) for s in starts]

@@ -89,7 +89,7 @@ class LocalGdpo(GdpoTask):
     def worker(self):
         c, kind = self.config, FlowWorker.__ray_metadata__.modified_class
         return kind(self.initial, self.vae, self.table, self.limits,
-                    Sampling(c.group_size, c.steps, c.sigma, c.reduction), self.rollout)
+                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.shared_start), self.rollout)
 
     @property
     def fleet(self):
@@ -238,10 +238,22 @@ def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     assert broken.isfinite().all() and broken[1, :2].sum().item() == pytest.approx(0, abs=1e-9)
 
 
-def test_a_rollout_that_is_not_finite_is_missing_and_cannot_spoil_the_gradient(policy, tmp_path, alone):
+def test_a_rollout_that_is_not_finite_is_missing(policy, tmp_path):
     task = gdpo_task(policy, tmp_path)
-    frames = np.full((12, 6), np.nan, np.float32)
-    assert task.worker._penalties(task.rows[0], frames) == pytest.approx(missing_penalties(LAYOUT), nan_ok=True)
+    frames = np.ones((12, 6), np.float32)
+    frames[3, 2] = np.nan
+    penalties = task.worker._penalties(task.rows[0], frames)
+    assert all(np.isnan(value) for groups in penalties.values() for value in groups.values())
+    frames[3, 2] = 1
+    assert all(np.isfinite(value) for value in task.worker._penalties(task.rows[0], frames)["mse"].values())
+
+
+def test_rollouts_of_a_prompt_share_their_start_unless_told_otherwise(policy, tmp_path):
+    for shared in (True, False):
+        task = gdpo_task(policy, tmp_path, shared_start=shared)
+        starts = [group.states[:, :, 0] for group in task.worker.roll_out(Prompts(0, [0, 1], [5, 6]))]
+        assert all((start == start[:1]).all().item() == shared for start in starts)
+        assert not torch.equal(starts[0], starts[1])
 
 
 def test_estimators_and_the_batch_step(policy, tmp_path):
