@@ -245,8 +245,8 @@ class RewardConfig(Section):
 
     positional_variance: float = Field(1.0, ge=0, description="of standard deviations over time, against the recorded")
     velocity_variance: float = Field(1.0, ge=0, description="of those of frame-to-frame differences")
-    mean_drift: float = Field(0.1, ge=0, description="of the distance of the means over time")
-    mse: float = Field(0.1, ge=0, description="of the mean squared error")
+    mean_drift: float = Field(0.03, ge=0, description="of the distance of the means over time")
+    mse: float = Field(0.05, ge=0, description="of the mean squared error")
     jerk: float = Field(1.0, ge=0, description="of third differences against the recorded: guards against trembling")
     range: float = Field(1.0, ge=0, description="of what lies outside the corpus' limits: guards against grimaces")
 
@@ -257,7 +257,10 @@ class GroupWeightsConfig(Section):
     expr: float = Field(1.0, ge=0, description="expression coefficients")
     jaw: float = Field(1.0, ge=0, description="jaw rotation")
     neck: float = Field(1.0, ge=0, description="neck rotation")
-    eyelid: float = Field(1.0, ge=0, description="eyelid closure")
+    eyelid: float = Field(
+        0.3, ge=0, description="eyelid closure; whether a clip has a blink is chance, and a penalty on the deviation "
+        "from it is least without any"
+    )
     eyepose: float = Field(1.0, ge=0, description="eye rotations")
     rot: float = Field(1.0, ge=0, description="global head rotation")
 
@@ -267,26 +270,28 @@ class FlowRolloutConfig(Section):
     cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per actor (learners wait while they sample)")
     gpus: float = Field(0, ge=0, description="GPUs per actor")
     threads: int = Field(1, ge=1, description="torch threads per actor on CPU")
-    batch_prompts: int = Field(8, ge=1, description="prompts sampled at once, gdpo.group_size samples each")
+    batch_prompts: int = Field(4, ge=1, description="prompts sampled at once, gdpo.group_size samples each")
     timeout_s: float = Field(600, gt=0, description="deadline of one call to an actor")
 
 
 class GdpoConfig(Section):
-    iterations: int = Field(40, ge=1, description="times that the behaviour policy is renewed and rolled out")
-    group_size: int = Field(4, ge=2, description="rollouts per prompt (G)")
+    iterations: int = Field(120, ge=1, description="times that the behaviour policy is renewed and rolled out")
+    sync_every: int = Field(2, ge=1, description="optimiser steps on rollouts of one behaviour policy (the paper's 8)")
+    batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
+    group_size: int = Field(8, ge=2, description="rollouts per prompt, G (the paper's 4)")
     steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
-    sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
+    sigma: float = Field(0.4, gt=0, description="noise scale of the SDE (Eq. 7; the paper's 0.5)")
     shared_start: bool = Field(
         True, description="rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE steps "
         "alone, which is all that log-probs know of"
     )
     reduction: Literal["sum", "mean"] = Field("sum", description="log-probs over latent dims; mean wants a small clip")
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
-    beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")
-    chunk: int = Field(2, ge=1, description="denoise steps replayed at once: less memory, same gradient")
-    sync_every: int = Field(8, ge=1, description="optimiser steps on rollouts of one behaviour policy")
-    batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
-    learning_rate: float = Field(5e-6, gt=0, description="peak; same schedule as SFT")
+    beta: float = Field(0.001, ge=0, description="weight of the KL to the reference (Eq. 10; the paper's 0.01)")
+    chunk: int = Field(
+        4, ge=1, description="denoise steps replayed at once: less memory, same gradient, a third slower (the paper's 2)"
+    )
+    learning_rate: float = Field(5e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     estimator: Literal["gdpo", "grpo"] = Field("gdpo", description="rewards normalised one by one, or summed first")
     batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")

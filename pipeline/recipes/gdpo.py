@@ -40,8 +40,7 @@ def run(config: GdpoRecipeConfig, run: Run) -> None:
         tables = encode(config, corpus, vae, run)
         supervised = train_flow(config, corpus, vae, tables, run)
         aligned = post_train(config, corpus, vae, tables, supervised, run)
-        judge = FlowJudge.of(config, list(people(config, corpus, "test")), tables / TABLE.format(split="test"), vae)
-        report({"VAE": judge.coded(), "supervised": judge(supervised), "GDPO": judge(aligned)}, run)
+    judge(config, corpus, vae, tables, {"supervised": supervised, "GDPO": aligned}, run)
 
 
 def people(config: GdpoRecipeConfig, corpus: Corpus, split: str) -> Iterator[Window]:
@@ -149,3 +148,18 @@ def post_train(
     result = run.once("gdpo", work)
     run.summary["metrics"]["gdpo"] = result["final"]
     return Path(result["policy"])
+
+
+def judge(
+    config: GdpoRecipeConfig, corpus: Corpus, vae: Path, tables: Path, policies: dict[str, Path], run: Run
+) -> None:
+    """Held-out windows before and after, beside what the VAE makes of the recorded motion."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        held_out = list(people(config, corpus, "test"))
+        judge = FlowJudge.of(config, held_out, tables / TABLE.format(split="test"), vae)
+        rows = {"VAE": judge.coded()} | {name: judge(policy) for name, policy in policies.items()}
+        phase.say(f"{len(judge.windows)} windows, {config.judge.steps} steps of the ODE")
+        return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
+
+    report(run.once("judge", work)["rows"], run)

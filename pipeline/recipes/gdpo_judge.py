@@ -31,6 +31,7 @@ from rewards.metrics import evaluate, flame_groups
 from rewards.metrics.mesh import Face, Regions
 
 BATCH = 32  # windows generated at once
+HEADLINES = ("unils", "gdpo_paper", "listen/MSE", "listen/variance_ratio", "listen/jerk_ratio")  # on the terminal
 PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
 
 
@@ -69,14 +70,14 @@ class FlowJudge:
                    for w in self.windows]
         return self.score(motions)
 
-    def generate(self, policy: Path, text: torch.Tensor | None = None) -> list[Motion]:
+    def generate(self, policy: Path) -> list[Motion]:
         """One motion of each window by the ODE, the same noise whatever the policy."""
         flow = checkpoint.load_flow(policy).eval()
         sizes, c, motions = flow.config, self.config, []
         for first in range(0, len(self.rows), BATCH):
             rows = self.rows[first : first + BATCH]
             seeds = [self.seed + 1 + first + i for i in range(len(rows))]
-            speaks = torch.tensor([of_latents(row["speaking"], sizes.downsample) for row in rows])
+            speaks = torch.from_numpy(np.stack([of_latents(row["speaking"], sizes.downsample) for row in rows]))
             omega = torch.where(speaks, c.omega_speak, c.omega_listen)
             latents = generate(flow, Conditions(**collate_conditions(rows, sizes)),
                                draw_noise(seeds, 1, sizes.window, sizes.latent_dim), c.steps, omega)
@@ -132,18 +133,28 @@ def faces_of(config: HeadConfig, topology: str) -> Faces | None:
 
 
 def report(rows: dict[str, dict[str, float]], run: Run) -> None:
-    """Table on the terminal, JSON in the run folder, numbers in MLflow; what GDPO changed."""
-    shown = Table(title="held-out windows, one sample each by the ODE; VAE = the recorded motion, coded and decoded")
-    shown.add_column("part/metric")
-    for name in rows:
-        shown.add_column(name, justify="right")
-    for metric in rows["supervised"]:
-        shown.add_row(metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()))
-    Console(width=120).print(shown)
+    """What matters most on the terminal, all of it as a table and as JSON in the run folder, numbers in MLflow.
+
+    Args:
+        rows: method -> metric -> value, with `supervised` and `GDPO` among the methods.
+    """
     before, after = rows["supervised"], rows["GDPO"]
     change = {name: 100 * (after[name] / value - 1) for name, value in before.items() if value and name in after}
+    shown = Table(title="held-out windows by the ODE; VAE = the recorded motion, coded and decoded")
+    for column in ("", *rows, "change"):
+        shown.add_column(column, justify="right" if column else "left")
+    lines = [[metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()),
+              f"{change[metric]:+.0f} %" if metric in change else "-"] for metric in before]
+    for line in lines:
+        if any(part in line[0] for part in HEADLINES):
+            shown.add_row(*line)
+    Console(width=120).print(shown)
+    heading = ["", *rows, "change"]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in [heading, ["---"] * len(heading), *lines])
+    write_atomic(run.directory / "judgement.md", table + "\n")
     write_atomic(run.directory / "judgement.json", json.dumps(rows | {"change_percent": change}, indent=2))
-    run.summary["artifacts"]["judgement"] = str(run.directory / "judgement.json")
+    for kind in ("md", "json"):
+        run.summary["artifacts"][f"judgement_{kind}"] = str(run.directory / f"judgement.{kind}")
     run.summary["metrics"] |= {"coded": rows["VAE"], "before": before, "after": after, "change_percent": change}
     for name, row in rows.items():
         run.tracker.log({f"{name}/{metric}": value for metric, value in row.items()})

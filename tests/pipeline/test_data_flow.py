@@ -17,8 +17,8 @@ from pipeline.data.flow import (
     window_rows,
     windows,
 )
-from policies.flow.config import VAEConfig
 from policies.flow.conditions import MODALITIES
+from policies.flow.config import VAEConfig
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.training import from_bytes
 from policies.flow.vae import MotionVAE
