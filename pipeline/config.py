@@ -289,7 +289,7 @@ class GdpoConfig(Section):
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
     beta: float = Field(0.001, ge=0, description="weight of the KL to the reference (Eq. 10; the paper's 0.01)")
     chunk: int = Field(
-        4, ge=1, description="denoise steps replayed at once: less memory, same gradient, a third slower (the paper's 2)"
+        4, ge=1, description="denoise steps replayed at once; fewer need less memory and more time (the paper's 2)"
     )
     learning_rate: float = Field(5e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -460,6 +460,7 @@ class FlowJudgeConfig(Section):
     steps: int = Field(10, ge=1, description="denoise steps of the ODE that held-out windows are generated with")
     omega_speak: float = Field(1.0, ge=0, description="guidance where the actor speaks (Eq. 6); 1 = none")
     omega_listen: float = Field(1.0, ge=0, description="guidance elsewhere: the expressiveness slider")
+    omegas: list[float] = Field([2.0, 4.0], description="guidance scales whose effect on listeners is measured")
     windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
 
 

@@ -13,6 +13,7 @@ from actors.flow_rollout import FlowFleetOptions
 from pipeline.config import EncodersConfig, GdpoRecipeConfig
 from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
 from pipeline.data.store import LABELS, Corpus, load_labels
+from pipeline.recipes.evaluate import fit_affect
 from pipeline.recipes.gdpo_judge import FlowJudge, report
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.sft import learn
@@ -29,6 +30,7 @@ from policies.flow.vae import MotionVAE
 from policies.vla.training import write_table
 from rewards.dynamics import motion_limits
 
+PROMPTS = ("happy and excited", "sad and calm")  # whose effect on the face is measured; see `describe_face`
 TABLE = "{split}.arrow"  # windows of a split, in the folder of the phase `latents`
 
 
@@ -158,7 +160,11 @@ def judge(
     def work(phase: Phase) -> dict[str, Any]:
         held_out = list(people(config, corpus, "test"))
         judge = FlowJudge.of(config, held_out, tables / TABLE.format(split="test"), vae)
-        rows = {"VAE": judge.coded()} | {name: judge(policy) for name, policy in policies.items()}
+        encoder = load_encoders(config.encoders, run.directory / "features").text
+        texts = dict(zip(PROMPTS, encoder(PROMPTS), strict=True))
+        affect = fit_affect(corpus, corpus.layout, run)
+        rows = {"VAE": judge.coded()} | {
+            name: judge(policy) | judge.controls(policy, texts, affect) for name, policy in policies.items()}
         phase.say(f"{len(judge.windows)} windows, {config.judge.steps} steps of the ODE")
         return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
 

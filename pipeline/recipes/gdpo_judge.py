@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from actors import timeline
 from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
-from pipeline.data.flow import Window, of_latents
+from pipeline.data.flow import Window
 from pipeline.rundir import Run, write_atomic
 from policies.flow import checkpoint
-from policies.flow.conditions import Conditions
-from policies.flow.sampling import draw_noise, generate
+from policies.flow.conditions import MODALITIES, Conditions
+from policies.flow.sampling import draw_noise, generate, guidance_scale
 from policies.flow.training import collate_conditions
 from policies.flow.vae import MotionVAE
 from policies.head.asset import HeadAsset, load_head
@@ -27,11 +28,13 @@ from policies.head.flame import FlameHead
 from policies.head.landmarks import face_regions
 from policies.motion import Motion
 from policies.vla.training import read_table
+from rewards.affect import AffectEstimator
 from rewards.metrics import evaluate, flame_groups
 from rewards.metrics.mesh import Face, Regions
 
 BATCH = 32  # windows generated at once
-HEADLINES = ("unils", "gdpo_paper", "listen/MSE", "listen/variance_ratio", "listen/jerk_ratio")  # on the terminal
+# On the terminal; the files have all.
+HEADLINES = ("text", "omega", "unils", "gdpo_paper", "listen/MSE", "listen/variance_ratio", "listen/jerk_ratio")
 PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
 
 
@@ -70,17 +73,46 @@ class FlowJudge:
                    for w in self.windows]
         return self.score(motions)
 
-    def generate(self, policy: Path) -> list[Motion]:
-        """One motion of each window by the ODE, the same noise whatever the policy."""
+    def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
+        """What prompts and guidance do to who listens.
+
+        `text/valence/PROMPT` is the valence that the generated faces show on average when everybody is given that
+        prompt (where there is an estimator); `omega=X/variance_ratio/GROUP` rises with X if guidance is a slider.
+
+        Args:
+            texts: prompt -> its features (text_dim,).
+        """
+        listening = [w.listening for w in self.windows]
+        recorded, values = [w.motion for w in self.windows], {}
+        for prompt, features in texts.items() if affect is not None else ():
+            shown = [affect(motion)[mask, 0].mean() for motion, mask in
+                     zip(self.generate(policy, text=features), listening, strict=True) if mask.any()]
+            values[f"text/valence/{prompt}"] = float(np.mean(shown))
+        for omega in self.config.omegas:
+            ratios = flame_groups.variance_ratio(self.generate(policy, omega=omega), recorded, listening)
+            values |= {f"omega={omega:g}/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
+        return values
+
+    def generate(self, policy: Path, text: Tensor | None = None, omega: float | None = None) -> list[Motion]:
+        """One motion of each window by the ODE, the same noise whatever the policy.
+
+        Args:
+            text: features (text_dim,) that stand for everybody's prompt.
+            omega: guidance scale where nobody speaks, in place of `judge.omega_listen`.
+        """
         flow = checkpoint.load_flow(policy).eval()
         sizes, c, motions = flow.config, self.config, []
+        listen = c.omega_listen if omega is None else omega
         for first in range(0, len(self.rows), BATCH):
             rows = self.rows[first : first + BATCH]
             seeds = [self.seed + 1 + first + i for i in range(len(rows))]
-            speaks = torch.from_numpy(np.stack([of_latents(row["speaking"], sizes.downsample) for row in rows]))
-            omega = torch.where(speaks, c.omega_speak, c.omega_listen)
-            latents = generate(flow, Conditions(**collate_conditions(rows, sizes)),
-                               draw_noise(seeds, 1, sizes.window, sizes.latent_dim), c.steps, omega)
+            speaking = torch.tensor([row["speaking"] for row in rows])
+            conditions = collate_conditions(rows, sizes)
+            if text is not None:
+                conditions["text"] = text.expand(len(rows), -1)
+                conditions["present"][:, MODALITIES.index("text")] = True
+            latents = generate(flow, Conditions(**conditions), draw_noise(seeds, 1, sizes.window, sizes.latent_dim),
+                               c.steps, guidance_scale(speaking, c.omega_speak, listen, sizes.downsample))
             motions += [self.vae.to_motion(sampled) for sampled in latents[:, 0]]
         return motions
 

@@ -49,7 +49,7 @@ def score(
         found = {
             "FD": np.mean([fd(a, b) for a, b in cut]),
             "MSE": np.mean([mse(a, b) for a, b in cut]),
-            "variance_ratio": _ratio(*(sum(a.var(0, ddof=1).sum() for a in side) for side in zip(*cut, strict=True))),
+            "variance_ratio": _ratio(*map(_variance, zip(*cut, strict=True))),
             "jerk_ratio": np.sqrt(_ratio(*(_jerk(side, masks) for side in (x, y)))),
         }
         if len(frames[1]) >= clusters:
@@ -59,6 +59,25 @@ def score(
             found["rPCC"] = np.mean([rpcc_per_channel(*clip) for clip in others])
         values |= {f"{name}/{group}": float(value) for name, value in found.items() if np.isfinite(value)}
     return values
+
+
+def variance_ratio(
+    pred: Sequence[Motion], target: Sequence[Motion], parts: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """`variance_ratio` alone, group -> value; what `score` says of a part that no clip has is an error here."""
+    used = [i for i, part in enumerate(parts) if np.count_nonzero(part) >= FEWEST]
+    if not used:
+        raise ValueError(f"none of {len(parts)} clips has {FEWEST} frames that count")
+    names = target[used[0]].layout.names
+    sides = ({name: _variance([data[i].group(name)[parts[i]].astype(np.float64) for i in used]) for name in names}
+             for data in (pred, target))
+    generated, recorded = sides
+    return {name: _ratio(generated[name], recorded[name]) for name in names}
+
+
+def _variance(clips: Sequence[np.ndarray]) -> float:
+    """Sum over clips and channels of the variances over time."""
+    return float(sum(clip.var(0, ddof=1).sum() for clip in clips))
 
 
 def _jerk(clips: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
