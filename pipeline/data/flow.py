@@ -133,10 +133,10 @@ class Features:
         return self.caches[1].get(f"{clip}/{whose}", lambda: self.audio(audio[:samples], frames, fps))
 
 
-def motion_rows(clips: Iterable[Window]) -> Iterator[dict[str, Any]]:
-    """Rows of MOTION_SCHEMA."""
-    for window in clips:
-        yield {"clip_id": window.clip_id, "frames": to_bytes(window.motion.values)}
+def motion_rows(motions: Mapping[str, Motion]) -> Iterator[dict[str, Any]]:
+    """Rows of MOTION_SCHEMA, from motions by window id."""
+    for clip_id, motion in motions.items():
+        yield {"clip_id": clip_id, "frames": to_bytes(motion.values)}
 
 
 def window_rows(

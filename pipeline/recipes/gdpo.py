@@ -25,9 +25,10 @@ from policies.flow import checkpoint
 from policies.flow.config import VAEConfig, flow_config, vae_config
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.model import initialised
-from policies.flow.training import MOTION_SCHEMA
+from policies.flow.training import MOTION_SCHEMA, from_bytes
 from policies.flow.vae import MotionVAE
-from policies.vla.training import write_table
+from policies.motion import Motion
+from policies.vla.training import read_table, write_table
 from rewards.dynamics import motion_limits
 
 PROMPTS = ("happy and excited", "sad and calm")  # whose effect on the face is measured; see `describe_face`
@@ -58,14 +59,15 @@ def train_vae(config: GdpoRecipeConfig, corpus: Corpus, run: Run) -> Path:
 
     def work(phase: Phase) -> dict[str, Any]:
         initial, table = phase.directory / "initial", phase.directory / "motion.arrow"
-        rows = write_table(table, motion_rows(people(config, corpus, "train")), MOTION_SCHEMA)
+        motions = {window.clip_id: window.motion for window in people(config, corpus, "train")}
+        write_table(table, motion_rows(motions), MOTION_SCHEMA)
         vae = initial_vae(vae_config(config.vae.size, corpus.layout), config.seed)
-        vae.fit_channels(window.motion for window in people(config, corpus, "train"))
+        vae.fit_channels(motions.values())
         checkpoint.save(vae, initial)
-        phase.say(f"{rows} windows, {corpus.layout}, {config.vae.steps} steps")
+        phase.say(f"{len(motions)} windows, {corpus.layout}, {config.vae.steps} steps")
         result = learn(VaeTask(str(initial), str(table), config.seed, config.vae), config.learner, phase)
         trained = checkpoint.load_vae(Path(result["policy"]))
-        trained.fit_latents(torch.from_numpy(window.motion.values)[None] for window in people(config, corpus, "train"))
+        trained.fit_latents(torch.from_numpy(motion.values)[None] for motion in motions.values())
         checkpoint.save(trained, Path(result["policy"]))
         return result
 
@@ -135,10 +137,11 @@ def post_train(
     """Stage 2: GDPO (section 3.3) in one long-lived group of learners, which has its own rollout fleet."""
 
     def work(phase: Phase) -> dict[str, Any]:
-        limits = motion_limits(window.motion for window in people(config, corpus, "train"))
         fleet = FlowFleetOptions(**config.rollout.model_dump(), losses=config.cluster.lost_workers)
-        table = str(tables / TABLE.format(split="train"))
-        task = GdpoTask(str(supervised), table, str(vae), limits, config.seed, config.gdpo, config.reward,
+        table, layout = tables / TABLE.format(split="train"), corpus.layout
+        limits = motion_limits(Motion(from_bytes(row["frames"], -1, layout.dim).numpy(), layout)
+                               for row in read_table(table).select_columns(["frames"]))
+        task = GdpoTask(str(supervised), str(table), str(vae), limits, config.seed, config.gdpo, config.reward,
                         config.groups, fleet)
         prompts = config.gdpo.iterations * config.gdpo.sync_every * config.gdpo.batch_size
         phase.say(f"{config.gdpo.iterations} iterations of {config.gdpo.sync_every} steps: {prompts} prompts "
