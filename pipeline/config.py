@@ -461,6 +461,9 @@ class FlowJudgeConfig(Section):
     omega_speak: float = Field(1.0, ge=0, description="guidance where the actor speaks (Eq. 6); 1 = none")
     omega_listen: float = Field(1.0, ge=0, description="guidance elsewhere: the expressiveness slider")
     omegas: list[float] = Field([2.0, 4.0], description="guidance scales whose effect on listeners is measured")
+    long_frames: int = Field(
+        3600, ge=1, description="frames of the sequence whose last window is compared with its first (the paper's)"
+    )
     windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
 
 

@@ -167,7 +167,8 @@ def judge(
         texts = dict(zip(PROMPTS, encoder(PROMPTS), strict=True))
         affect = fit_affect(corpus, corpus.layout, run)
         rows = {"VAE": judge.coded()} | {
-            name: judge(policy) | judge.controls(policy, texts, affect) for name, policy in policies.items()}
+            name: judge(policy) | judge.controls(policy, texts, affect) | judge.endless(policy)
+            for name, policy in policies.items()}
         phase.say(f"{len(judge.windows)} windows, {config.judge.steps} steps of the ODE")
         return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
 

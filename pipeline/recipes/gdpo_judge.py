@@ -20,7 +20,7 @@ from pipeline.data.flow import Window
 from pipeline.rundir import Run, write_atomic
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
-from policies.flow.sampling import draw_noise, generate, guidance_scale
+from policies.flow.sampling import draw_noise, generate, generate_long, guidance_scale
 from policies.flow.training import collate_conditions
 from policies.flow.vae import MotionVAE
 from policies.head.asset import HeadAsset, load_head
@@ -33,8 +33,9 @@ from rewards.metrics import evaluate, flame_groups
 from rewards.metrics.mesh import Face, Regions
 
 BATCH = 32  # windows generated at once
+LONG_SAMPLES = 8
 # On the terminal; the files have all.
-HEADLINES = ("text", "omega", "unils", "gdpo_paper", "listen/MSE", "listen/variance_ratio", "listen/jerk_ratio")
+HEADLINES = ("text", "long", "omega", "unils", "gdpo_paper", "listen/MSE", "listen/variance_ratio", "listen/jerk_ratio")
 PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
 
 
@@ -92,6 +93,27 @@ class FlowJudge:
             ratios = flame_groups.variance_ratio(self.generate(policy, omega=omega), recorded, listening)
             values |= {f"omega={omega:g}/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
         return values
+
+    def endless(self, policy: Path) -> dict[str, float]:
+        """Whether one sequence of `judge.long_frames` frames dies down or runs away.
+
+        `long/variance_ratio/GROUP` is the variance of its last window against that of its first, each over
+        `LONG_SAMPLES` samples. They listen to the held-out windows one after the other, again and again.
+        """
+        flow = checkpoint.load_flow(policy).eval()
+        sizes = flow.config
+        count = -(-self.config.long_frames // sizes.frames)
+        heard = [row for row, window in zip(self.rows, self.windows, strict=True) if window.listening.any()]
+        parts = collate_conditions([heard[i % len(heard)] for i in range(count)], sizes)
+        joined = {name: parts[name].flatten(0, 1)[None] for name in MODALITIES if name != "text"}
+        conditions = Conditions(text=parts["text"][:1], present=parts["present"][:1], **joined)
+        noise = draw_noise([self.seed], LONG_SAMPLES, count * sizes.window, sizes.latent_dim)
+        latents = generate_long(flow, conditions, noise, self.config.steps)[0]
+        motions = [self.vae.to_motion(sampled) for sampled in latents]
+        first, last = ([motion.window(start, sizes.frames) for motion in motions]
+                       for start in (0, (count - 1) * sizes.frames))
+        ratios = flame_groups.variance_ratio(last, first, [np.ones(sizes.frames, bool)] * LONG_SAMPLES)
+        return {f"long/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
 
     def generate(self, policy: Path, text: Tensor | None = None, omega: float | None = None) -> list[Motion]:
         """One motion of each window by the ODE, the same noise whatever the policy.

@@ -16,7 +16,7 @@ from policies.flow.model import initialised
 from policies.flow.vae import MotionVAE
 from policies.vla.training import write_table
 
-JUDGE = FlowJudgeConfig(steps=2, windows=4, omegas=[3.0])
+JUDGE = FlowJudgeConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,13 @@ def test_prompts_and_guidance_change_what_is_generated(made):
     assert {"text/valence/a", "text/valence/b", "omega=3/variance_ratio/rot"} <= set(values)
     assert values["text/valence/a"] != values["text/valence/b"]
     assert not any(name.startswith("text") for name in judge.controls(policy, texts, None))
+
+
+def test_one_long_sequence_is_compared_with_its_own_beginning(made):
+    judge, policy = made
+    values = judge.endless(policy)
+    assert set(values) == {f"long/variance_ratio/{name}" for name in judge.vae.config.layout.names}
+    assert all(value > 0 for value in values.values()) and values == judge.endless(policy)
 
 
 def test_without_a_head_for_the_corpus_vertices_are_left_out_and_it_is_said(made, capsys):
