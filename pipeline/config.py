@@ -288,6 +288,13 @@ class GdpoConfig(Section):
     reduction: Literal["sum", "mean"] = Field("sum", description="log-probs over latent dims; mean wants a small clip")
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
     beta: float = Field(0.001, ge=0, description="weight of the KL to the reference (Eq. 10; the paper's 0.01)")
+    hold: float = Field(
+        0.1, ge=0, description="weight of the same KL where the actor does not listen: speaking stays what it was"
+    )
+    anchor_share: float = Field(
+        0.2, ge=0, lt=1, description="share of prompts in which the actor never listens, for `hold` (fewer if the "
+        "corpus has fewer)"
+    )
     chunk: int = Field(
         4, ge=1, description="denoise steps replayed at once; fewer need less memory and more time (the paper's 2)"
     )
@@ -460,7 +467,7 @@ class FlowJudgeConfig(Section):
     steps: int = Field(10, ge=1, description="denoise steps of the ODE that held-out windows are generated with")
     omega_speak: float = Field(1.0, ge=0, description="guidance where the actor speaks (Eq. 6); 1 = none")
     omega_listen: float = Field(1.0, ge=0, description="guidance elsewhere: the expressiveness slider")
-    omegas: list[float] = Field([2.0, 4.0], description="guidance scales whose effect on listeners is measured")
+    omegas: list[float] = Field([3.0], description="guidance scales whose effect on listeners is measured")
     long_frames: int = Field(
         3600, ge=1, description="frames of the sequence whose last window is compared with its first (the paper's)"
     )

@@ -166,9 +166,10 @@ def judge(
         encoder = load_encoders(config.encoders, run.directory / "features").text
         texts = dict(zip(PROMPTS, encoder(PROMPTS), strict=True))
         affect = fit_affect(corpus, corpus.layout, run)
-        rows = {"VAE": judge.coded()} | {
-            name: judge(policy) | judge.controls(policy, texts, affect) | judge.endless(policy)
-            for name, policy in policies.items()}
+        rows = {"VAE": judge.coded()} | {name: judge(policy) for name, policy in policies.items()}
+        listeners = judge.listeners()
+        for name, policy in policies.items():
+            rows[name] |= listeners.controls(policy, texts, affect) | listeners.endless(policy)
         phase.say(f"{len(judge.windows)} windows, {config.judge.steps} steps of the ODE")
         return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,13 @@ class FlowJudge:
                    for w in self.windows]
         return self.score(motions)
 
+    def listeners(self) -> FlowJudge:
+        """Of those windows only whose actor listens in at least half of the frames."""
+        kept = [i for i, window in enumerate(self.windows) if window.listening.mean() >= 0.5]
+        return replace(self, windows=[self.windows[i] for i in kept], rows=[self.rows[i] for i in kept])
+
     def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
-        """What prompts and guidance do to who listens.
+        """What prompts and guidance do.
 
         `text/valence/PROMPT` is the valence that the generated faces show on average when everybody is given that
         prompt (where there is an estimator); `omega=X/variance_ratio/GROUP` rises with X if guidance is a slider.
@@ -83,8 +88,8 @@ class FlowJudge:
         Args:
             texts: prompt -> its features (text_dim,).
         """
-        listening = [w.listening for w in self.windows]
-        recorded, values = [w.motion for w in self.windows], {}
+        listening, recorded = [w.listening for w in self.windows], [w.motion for w in self.windows]
+        values: dict[str, float] = {}
         for prompt, features in texts.items() if affect is not None else ():
             shown = [affect(motion)[mask, 0].mean() for motion, mask in
                      zip(self.generate(policy, text=features), listening, strict=True) if mask.any()]
@@ -98,13 +103,12 @@ class FlowJudge:
         """Whether one sequence of `judge.long_frames` frames dies down or runs away.
 
         `long/variance_ratio/GROUP` is the variance of its last window against that of its first, each over
-        `LONG_SAMPLES` samples. They listen to the held-out windows one after the other, again and again.
+        `LONG_SAMPLES` samples. Conditions are those of the held-out windows, one after the other, again and again.
         """
         flow = checkpoint.load_flow(policy).eval()
         sizes = flow.config
         count = -(-self.config.long_frames // sizes.frames)
-        heard = [row for row, window in zip(self.rows, self.windows, strict=True) if window.listening.any()]
-        parts = collate_conditions([heard[i % len(heard)] for i in range(count)], sizes)
+        parts = collate_conditions([self.rows[i % len(self.rows)] for i in range(count)], sizes)
         joined = {name: parts[name].flatten(0, 1)[None] for name in MODALITIES if name != "text"}
         conditions = Conditions(text=parts["text"][:1], present=parts["present"][:1], **joined)
         noise = draw_noise([self.seed], LONG_SAMPLES, count * sizes.window, sizes.latent_dim)
@@ -150,7 +154,8 @@ class FlowJudge:
         """Both definitions of LVE, MHD, FDD, PDD, JDD, as means over clips."""
         found: dict[str, list[float]] = {}
         for motion, window in zip(motions, self.windows, strict=True):
-            pred, target = self.faces(motion), self.faces(window.motion)
+            speaks = window.actor_speaks.any()  # only then distances over the whole head are asked for
+            pred, target = (self.faces(m, whole=bool(speaks)) for m in (motion, window.motion))
             for protocol, people in PROTOCOLS.items():
                 speech = np.stack([window.actor_speaks, window.partner_speaks])[:people]
                 scores = evaluate(protocol, pred, target, speech_mask=speech if people == 2 else speech[0])
@@ -162,18 +167,26 @@ class FlowJudge:
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """Motion as vertices, the head's rotation apart."""
+    """Motion as vertices, the head's rotation apart.
+
+    Args:
+        used: the vertices of the regions, sorted.
+    """
 
     head: FlameHead
     regions: Regions
+    used: np.ndarray
 
-    def __call__(self, motion: Motion) -> Face:
-        still, layout = motion.values.copy(), motion.layout
+    def __call__(self, motion: Motion, whole: bool) -> Face:
+        """All vertices, or a fifth of the work: only those of the regions."""
+        still, layout, regions = motion.values.copy(), motion.layout, self.regions
         turning = [name for name in ("rot", "neck") if name in layout.names]
         for name in turning:
             still[:, layout.columns(name)] = 0
-        return Face(self.head.vertices_of(Motion(still, layout)), motion.group(turning[0]), motion.group("jaw"),
-                    self.regions)
+        if not whole:
+            regions = Regions(*(tuple(np.searchsorted(self.used, part)) for part in (regions.lip, regions.upper)))
+        vertices = self.head.vertices_of(Motion(still, layout), vertices=None if whole else self.used)
+        return Face(vertices, motion.group(turning[0]), motion.group("jaw"), regions)
 
 
 def faces_of(config: HeadConfig, topology: str) -> Faces | None:
@@ -183,7 +196,8 @@ def faces_of(config: HeadConfig, topology: str) -> Faces | None:
         print(f"[judge] no vertices of {topology} motion on the {asset.topology} head: LVE, MHD, FDD, PDD, JDD are "
               "left out; give head.path=FILE", flush=True)
         return None
-    return Faces(FlameHead(asset), Regions(**face_regions(asset)))
+    regions = face_regions(asset)
+    return Faces(FlameHead(asset), Regions(**regions), np.unique(np.concatenate(list(regions.values()))))
 
 
 def report(rows: dict[str, dict[str, float]], run: Run) -> None:

@@ -72,14 +72,21 @@ class GdpoTask(TableTask):
         return reference.to(next(self.flow.parameters()).device)
 
     @cached_property
+    def listened(self) -> np.ndarray:
+        """(rows,) bool: whether the actor listens in the greater part of some latent, so that there is a reward."""
+        masks = (of_latents(mask, self.flow.config.downsample) for mask in self.rows["listening"])
+        return np.array([mask.any() for mask in masks])
+
+    @cached_property
     def prompts(self) -> list[int]:
-        """Rows whose actor listens in the greater part of some latent: the others have nothing to be rewarded for."""
-        downsample = self.flow.config.downsample
-        found = [i for i, mask in enumerate(self.rows["listening"]) if of_latents(mask, downsample).any()]
-        if not found:
+        """Rows with a reward, and as many without as `gdpo.anchor_share` asks, which hold the policy where it was."""
+        rewarded, others = np.flatnonzero(self.listened), np.flatnonzero(~self.listened)
+        if not len(rewarded):
             raise RunError(f"nobody listens in {self.table}: GDPO rewards listening only, and there is no latent in "
                            "which the partner speaks and the actor does not")
-        return found
+        share = self.config.anchor_share
+        anchors = others[: round(len(rewarded) * share / (1 - share))]
+        return np.concatenate([rewarded, anchors]).tolist()
 
     @cached_property
     def fleet(self) -> FlowFleet:
@@ -101,7 +108,9 @@ class GdpoTask(TableTask):
             sampled = self.roll_out(flow_state(state), step)
             rewards = self.rewards_of(sampled)
             iteration = [(sampled, self.advantages(rewards))]
-            metrics = reward_metrics(sampled, rewards, self.names) | {"rollout_s": time.monotonic() - began}
+            seen = [i for i, group in enumerate(sampled) if self.listened[group.row]]
+            metrics = reward_metrics([sampled[i] for i in seen], rewards[seen], self.names) if seen else {}
+            metrics["rollout_s"] = time.monotonic() - began
         dist.broadcast_object_list(iteration)
         sampled, advantages = iteration[0]
         self.__dict__["replay"] = self._replayed(forward, sampled, advantages, rank, world_size)
@@ -154,7 +163,10 @@ class GdpoTask(TableTask):
         return {"rows": self.replay[first : first + share]}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit."""
+        """Eq. 10 where the actor listens; elsewhere nothing is rewarded, and the policy is held to the reference.
+
+        Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit.
+        """
         losses, metrics = [], []
         for row in map(self._to_device, batch["rows"]):
             velocities = forward(_conditions(row), row["states"], self.config.chunk)
@@ -163,8 +175,9 @@ class GdpoTask(TableTask):
             mask = row["listening"][:, None].expand_as(log_probs[0])  # (group, latents, steps)
             loss, parts = clipped_policy_loss(
                 log_probs[0], row["old"][0], row["advantages"], kl[0], self.config.clip, self.config.beta, mask)
-            losses.append(loss)
-            metrics.append(parts)
+            elsewhere = torch.where(mask, 0.0, kl[0]).sum() / (~mask).sum().clamp(min=1)
+            losses.append(loss + self.config.hold * elsewhere)
+            metrics.append(parts | {"kl_elsewhere": elsewhere.detach()})
         mean = {name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]}
         return torch.stack(losses).mean(), mean
 

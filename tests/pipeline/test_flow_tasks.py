@@ -78,7 +78,7 @@ def flow_task(policy, tmp_path, **keys):
     return FlowTask(str(policy), str(tmp_path / "flow.arrow"), 3, FlowConfig(batch_size=4, draws=2, **keys))
 
 
-SETTINGS = {"batch_size": 2, "sync_every": 2, "iterations": 2, "group_size": 3, "steps": 2}
+SETTINGS = {"anchor_share": 0.0, "batch_size": 2, "sync_every": 2, "iterations": 2, "group_size": 3, "steps": 2}
 FLEET = FlowFleetOptions(workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60, losses=0)
 
 
@@ -197,8 +197,23 @@ def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_only_who_listens_is_a_prompt(policy, tmp_path):
+def test_where_nobody_listens_only_the_hold_acts(policy, tmp_path, alone):
+    """Its gradient is 0 on the reference itself and pulls back from anywhere else; rewards do not come in."""
+    kl = {}
+    for hold in (0.0, 10.0):
+        task = gdpo_task(policy, tmp_path, hold=hold, beta=0.0, clip=0.9)
+        module, metrics = refreshed(task)
+        for row in task.replay:
+            row["listening"][:] = torch.tensor([True, False, False])
+        assert metrics["missing"] == 0
+        descend(task, module, 10, 1e-3)
+        kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_elsewhere"].item()
+    assert 0 < kl[10.0] < kl[0.0]
+
+
+def test_only_who_listens_is_a_prompt_but_for_the_anchors(policy, tmp_path):
     assert gdpo_task(policy, tmp_path).prompts == [0, 1, 2, 3]
+    assert gdpo_task(policy, tmp_path, anchor_share=0.2).prompts == [0, 1, 2, 3, 4]
     with pytest.raises(RunError, match="nobody listens"):
         gdpo_task(policy, tmp_path, prompts=0).prompts  # noqa: B018
 
