@@ -46,6 +46,7 @@ class Sampling:
     steps: int
     sigma: float
     reduction: Reduction
+    corrected: bool
     shared_start: bool
 
 
@@ -100,7 +101,8 @@ class FlowWorker(Worker):
         noise = draw_noise(prompts.seeds, s.group_size, sizes.window, s.steps + 1, sizes.latent_dim).to(self.device)
         if s.shared_start:
             noise[:, :, :, 0] = noise[:, :1, :, 0]
-        states = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction).states
+        states = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction,
+                         corrected=s.corrected).states
         with torch.no_grad():
             frames = self.vae.decode(states[..., -1, :].flatten(0, 1)).unflatten(0, states.shape[:2]).cpu().numpy()
         return [Group(index, sampled.nan_to_num().cpu(), [self._penalties(row, motion) for motion in motions],

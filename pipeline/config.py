@@ -216,7 +216,7 @@ class EncodersConfig(Section):
 
 class VaeConfig(Section):
     size: Literal["tiny", "paper"] = Field("tiny", description="size of the motion VAE")
-    steps: int = Field(1500, ge=1, description="optimiser steps")
+    steps: int = Field(1200, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="clips per step over all learners")
     learning_rate: float = Field(2e-3, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -228,7 +228,7 @@ class FlowConfig(Section):
     size: Literal["tiny", "paper"] = Field(
         "tiny", description="size of AR-Flow; paper = 6 layers, 16 heads, 512 wide, 19.3 M parameters"
     )
-    steps: int = Field(1500, ge=1, description="optimiser steps")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="clips per step over all learners (the paper's is 32)")
     draws: int = Field(4, ge=1, description="noise and flow times drawn per latent; they share prefix and history")
     learning_rate: float = Field(1e-3, gt=0, description="peak; same schedule as SFT (the paper's is 1e-4)")
@@ -275,12 +275,16 @@ class FlowRolloutConfig(Section):
 
 
 class GdpoConfig(Section):
-    iterations: int = Field(120, ge=1, description="times that the behaviour policy is renewed and rolled out")
+    iterations: int = Field(110, ge=1, description="times that the behaviour policy is renewed and rolled out")
     sync_every: int = Field(2, ge=1, description="optimiser steps on rollouts of one behaviour policy (the paper's 8)")
     batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
     group_size: int = Field(8, ge=2, description="rollouts per prompt, G (the paper's 4)")
     steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
-    sigma: float = Field(0.4, gt=0, description="noise scale of the SDE (Eq. 7; the paper's 0.5)")
+    sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
+    corrected: bool = Field(
+        True, description="with Flow-GRPO's drift correction, so that rollouts are no more spread than what the ODE "
+        "gives (the paper leaves it out)"
+    )
     shared_start: bool = Field(
         True, description="rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE steps "
         "alone, which is all that log-probs know of"
@@ -289,7 +293,7 @@ class GdpoConfig(Section):
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
     beta: float = Field(0.001, ge=0, description="weight of the KL to the reference (Eq. 10; the paper's 0.01)")
     hold: float = Field(
-        0.1, ge=0, description="weight of the same KL where the actor does not listen: speaking stays what it was"
+        0.02, ge=0, description="weight of the same KL where the actor speaks, so that speaking stays what it was"
     )
     anchor_share: float = Field(
         0.2, ge=0, lt=1, description="share of prompts in which the actor never listens, for `hold` (fewer if the "
@@ -298,7 +302,7 @@ class GdpoConfig(Section):
     chunk: int = Field(
         4, ge=1, description="denoise steps replayed at once; fewer need less memory and more time (the paper's 2)"
     )
-    learning_rate: float = Field(5e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
+    learning_rate: float = Field(6e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     estimator: Literal["gdpo", "grpo"] = Field("gdpo", description="rewards normalised one by one, or summed first")
     batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")

@@ -79,7 +79,7 @@ class GdpoTask(TableTask):
 
     @cached_property
     def prompts(self) -> list[int]:
-        """Rows with a reward, and as many without as `gdpo.anchor_share` asks, which hold the policy where it was."""
+        """Rows with a reward, and as many without as `gdpo.anchor_share` asks, in which it is held."""
         rewarded, others = np.flatnonzero(self.listened), np.flatnonzero(~self.listened)
         if not len(rewarded):
             raise RunError(f"nobody listens in {self.table}: GDPO rewards listening only, and there is no latent in "
@@ -91,8 +91,8 @@ class GdpoTask(TableTask):
     @cached_property
     def fleet(self) -> FlowFleet:
         c = self.config
-        return FlowFleet(Path(self.initial), Path(self.vae), Path(self.table), self.limits,
-                         Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.shared_start), self.rollout)
+        sampling = Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start)
+        return FlowFleet(Path(self.initial), Path(self.vae), Path(self.table), self.limits, sampling, self.rollout)
 
     def module(self) -> torch.nn.Module:
         return FlowReplay(self.flow)
@@ -153,7 +153,7 @@ class GdpoTask(TableTask):
                 device_row = self._to_device(row)
                 velocities = forward(_conditions(device_row), device_row["states"], self.config.chunk)
                 tied = replay_velocities(self.reference, Conditions(**_conditions(device_row)), device_row["states"])
-                old = step_log_probs(device_row["states"], velocities, self.config.sigma, self.config.reduction)
+                old = self._log_probs(device_row["states"], velocities)
                 mine.append(row | {"old": old.cpu(), "reference": tied.cpu()})
         return mine
 
@@ -163,34 +163,39 @@ class GdpoTask(TableTask):
         return {"rows": self.replay[first : first + share]}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Eq. 10 where the actor listens; elsewhere nothing is rewarded, and the policy is held to the reference.
+        """Eq. 10 where the actor listens; where they speak nothing is rewarded, the policy is held to the reference.
 
         Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit.
         """
-        losses, metrics = [], []
+        c, losses, metrics = self.config, [], []
         for row in map(self._to_device, batch["rows"]):
-            velocities = forward(_conditions(row), row["states"], self.config.chunk)
-            log_probs = step_log_probs(row["states"], velocities, self.config.sigma, self.config.reduction)
-            kl = step_kl(velocities, row["reference"], self.config.sigma, self.config.reduction)
+            velocities = forward(_conditions(row), row["states"], c.chunk)
+            log_probs = self._log_probs(row["states"], velocities)
+            kl = step_kl(velocities, row["reference"], c.sigma, c.reduction, c.corrected)
             mask = row["listening"][:, None].expand_as(log_probs[0])  # (group, latents, steps)
             loss, parts = clipped_policy_loss(
-                log_probs[0], row["old"][0], row["advantages"], kl[0], self.config.clip, self.config.beta, mask)
-            elsewhere = torch.where(mask, 0.0, kl[0]).sum() / (~mask).sum().clamp(min=1)
-            losses.append(loss + self.config.hold * elsewhere)
-            metrics.append(parts | {"kl_elsewhere": elsewhere.detach()})
+                log_probs[0], row["old"][0], row["advantages"], kl[0], c.clip, c.beta, mask)
+            speaking = row["speaking"][:, None].expand_as(mask)
+            speaking_kl = torch.where(speaking, kl[0], 0.0).sum() / speaking.sum().clamp(min=1)
+            losses.append(loss + c.hold * speaking_kl)
+            metrics.append(parts | {"kl_speaking": speaking_kl.detach()})
         mean = {name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]}
         return torch.stack(losses).mean(), mean
+
+    def _log_probs(self, states: torch.Tensor, velocities: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        return step_log_probs(states, velocities, c.sigma, c.reduction, c.corrected)
 
     def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
         checkpoint.save(self.flow, directory, flow_state(state))
 
     def _row(self, group: Group, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One prompt: conditions and `states` as a batch of 1, `advantages` (group,), `listening` (latents,)."""
+        """One prompt: conditions and `states` as a batch of 1, `advantages` (group,), the masks (latents,)."""
         row, sizes = self.rows[group.row], self.flow.config
         return collate_conditions([row], sizes) | {
             "states": group.states.unsqueeze(0),
             "advantages": advantages,
-            "listening": torch.from_numpy(of_latents(row["listening"], sizes.downsample)),
+            **{part: torch.from_numpy(of_latents(row[part], sizes.downsample)) for part in ("listening", "speaking")},
         }
 
     def _to_device(self, row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

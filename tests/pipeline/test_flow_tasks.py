@@ -89,7 +89,7 @@ class LocalGdpo(GdpoTask):
     def worker(self):
         c, kind = self.config, FlowWorker.__ray_metadata__.modified_class
         return kind(self.initial, self.vae, self.table, self.limits,
-                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.shared_start), self.rollout)
+                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start), self.rollout)
 
     @property
     def fleet(self):
@@ -197,17 +197,15 @@ def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_where_nobody_listens_only_the_hold_acts(policy, tmp_path, alone):
-    """Its gradient is 0 on the reference itself and pulls back from anywhere else; rewards do not come in."""
+def test_where_the_actor_speaks_the_policy_is_held(policy, tmp_path, alone):
     kl = {}
     for hold in (0.0, 10.0):
         task = gdpo_task(policy, tmp_path, hold=hold, beta=0.0, clip=0.9)
-        module, metrics = refreshed(task)
+        module, _ = refreshed(task)
         for row in task.replay:
-            row["listening"][:] = torch.tensor([True, False, False])
-        assert metrics["missing"] == 0
+            row["speaking"] = ~row["listening"]
         descend(task, module, 10, 1e-3)
-        kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_elsewhere"].item()
+        kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_speaking"].item()
     assert 0 < kl[10.0] < kl[0.0]
 
 
@@ -290,7 +288,7 @@ def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone
     for row in task.replay:
         assert row["listening"].tolist() == [True, False, True]
         velocities = module({name: row[name] for name in (*MODALITIES, "present")}, row["states"], None)
-        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum") - row["old"])[0]
+        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum", corrected=True) - row["old"])[0]
         gains.append((gain[:, [0, 2]].sum((1, 2)) * row["advantages"]).sum())
     assert torch.stack(gains).sum() > 0
 
