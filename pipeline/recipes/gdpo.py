@@ -168,8 +168,11 @@ def judge(
         affect = fit_affect(corpus, corpus.layout, run)
         rows = {"VAE": judge.coded()} | {name: judge(policy) for name, policy in policies.items()}
         listeners = judge.listeners()
-        for name, policy in policies.items():
-            rows[name] |= listeners.controls(policy, texts, affect) | listeners.endless(policy)
+        if listeners.windows:
+            for name, policy in policies.items():
+                rows[name] |= listeners.controls(policy, texts, affect) | listeners.endless(policy)
+        else:
+            phase.say("nobody listens for half of a held-out window: prompts, guidance, long sequences are not judged")
         phase.say(f"{len(judge.windows)} windows, {config.judge.steps} steps of the ODE")
         return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
 
