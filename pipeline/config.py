@@ -575,7 +575,8 @@ def commented_yaml(config: BaseModel, indent: str = "") -> str:
         if isinstance(value, Section):
             lines.append(f"{indent}{name}:\n{commented_yaml(value, indent + '  ')}")
         else:
-            plain = yaml.safe_dump(config.model_dump(mode="json", include={name})).strip()
+            style = None if isinstance(value, list) else False  # a list in one line: a comment follows
+            plain = yaml.safe_dump(config.model_dump(mode="json", include={name}), default_flow_style=style).strip()
             lines.append(f"{indent}{plain}  # {field.description}\n")
     return "".join(lines)
 
