@@ -38,12 +38,21 @@ class Task(Protocol):
     steps: int
     learning_rate: float
     weight_decay: float
+    refresh_every: int | None  # steps after which data is made anew; None = it does not depend on the weights
 
     def module(self) -> torch.nn.Module:
         """The trainable module with its initial weights, the same on every rank."""
 
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
         """Called once with the initial weights, before a checkpoint is loaded (reference log-probs)."""
+
+    def refresh(
+        self, forward: Callable[..., Any], state: dict[str, torch.Tensor], step: int, rank: int, world_size: int
+    ) -> dict[str, float]:
+        """Make the data of the next `refresh_every` steps with the present weights (rollouts); metrics of rank 0.
+
+        `state` is the module's whole, on rank 0 only. A learner restarts at such a step, so it is never half done.
+        """
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """This rank's equal share of the global batch of `step`."""
@@ -84,6 +93,9 @@ def fit(
         log: `(metrics, step)` of every step, called in this process.
         say: a line of progress now and then.
     """
+    if task.refresh_every and options.checkpoint_every % task.refresh_every:
+        raise ValueError(f"checkpoint_every={options.checkpoint_every} must be a multiple of the {task.refresh_every} "
+                         "steps after which data is made anew: a learner cannot restart in between")
     trainer = TorchTrainer(
         _train,
         # As bytes: the controller would import everything the task needs, only to hand it on.
@@ -125,7 +137,8 @@ def fit(
             log(line, seen)
         if lines and time.monotonic() - said > 10:
             said = time.monotonic()
-            say(f"step {seen}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in lines[-1].items()))
+            main = {name: value for name, value in lines[-1].items() if "/" not in name}
+            say(f"step {seen}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in main.items()))
     if "error" in outcome:
         raise _first_cause(outcome["error"])
     result = outcome["result"]
@@ -149,10 +162,13 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, task.steps):
+        news: dict[str, float] = {}
+        if task.refresh_every and step % task.refresh_every == 0:
+            news = task.refresh(forward, full_state_dict(engine), step, rank, world_size)
         metrics = train_step(engine, task, step, rank, world_size)
         if rank == 0:
             with steps_file.open("a") as lines:
-                lines.write(json.dumps({"step": step + 1} | metrics) + "\n")
+                lines.write(json.dumps({"step": step + 1} | news | metrics) + "\n")
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < task.steps:
             _report(engine, step + 1, metrics)
     seconds_per_step = (time.monotonic() - began) / max(1, task.steps - start)

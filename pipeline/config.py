@@ -208,9 +208,15 @@ class DpoConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
 
 
+class EncodersConfig(Section):
+    text: str | None = Field(None, description="T5 checkpoint, path or hub name; empty = tiny, random weights")
+    audio: str | None = Field(None, description="wav2vec2 checkpoint, path or hub name; empty = tiny, random weights")
+    cache: Path | None = Field(None, description="folder of their features, a file per clip; empty = in the run folder")
+
+
 class VaeConfig(Section):
     size: Literal["tiny", "paper"] = Field("tiny", description="size of the motion VAE")
-    steps: int = Field(600, ge=1, description="optimiser steps")
+    steps: int = Field(1200, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="clips per step over all learners")
     learning_rate: float = Field(2e-3, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -234,17 +240,69 @@ class FlowConfig(Section):
     )
 
 
+class RewardConfig(Section):
+    """Weights of the penalties in the reward of a FLAME group."""
+
+    positional_variance: float = Field(1.0, ge=0, description="of standard deviations over time, against the recorded")
+    velocity_variance: float = Field(1.0, ge=0, description="of those of frame-to-frame differences")
+    mean_drift: float = Field(0.03, ge=0, description="of the distance of the means over time")
+    mse: float = Field(0.05, ge=0, description="of the mean squared error")
+    jerk: float = Field(1.0, ge=0, description="of third differences against the recorded: guards against trembling")
+    range: float = Field(1.0, ge=0, description="of what lies outside the corpus' limits: guards against grimaces")
+
+
+class GroupWeightsConfig(Section):
+    """lambda_i of the FLAME groups (Eq. 9); one that the corpus lacks has no reward."""
+
+    expr: float = Field(1.0, ge=0, description="expression coefficients")
+    jaw: float = Field(1.0, ge=0, description="jaw rotation")
+    neck: float = Field(1.0, ge=0, description="neck rotation")
+    eyelid: float = Field(
+        0.3, ge=0, description="eyelid closure; whether a clip has a blink is chance, and a penalty on the deviation "
+        "from it is least without any"
+    )
+    eyepose: float = Field(1.0, ge=0, description="eye rotations")
+    rot: float = Field(1.0, ge=0, description="global head rotation")
+
+
+class FlowRolloutConfig(Section):
+    workers: int = Field(2, ge=1, description="rollout actors")
+    cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per actor (learners wait while they sample)")
+    gpus: float = Field(0, ge=0, description="GPUs per actor")
+    threads: int = Field(1, ge=1, description="torch threads per actor on CPU")
+    batch_prompts: int = Field(4, ge=1, description="prompts sampled at once, gdpo.group_size samples each")
+    timeout_s: float = Field(600, gt=0, description="deadline of one call to an actor")
+
+
 class GdpoConfig(Section):
-    group_size: int = Field(4, ge=2, description="rollouts per prompt (G)")
+    iterations: int = Field(110, ge=1, description="times that the behaviour policy is renewed and rolled out")
+    sync_every: int = Field(2, ge=1, description="optimiser steps on rollouts of one behaviour policy (the paper's 8)")
+    batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
+    group_size: int = Field(8, ge=2, description="rollouts per prompt, G (the paper's 4)")
     steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
     sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
+    corrected: bool = Field(
+        True, description="with Flow-GRPO's drift correction, so that rollouts are no more spread than what the ODE "
+        "gives (the paper leaves it out)"
+    )
+    shared_start: bool = Field(
+        True, description="rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE steps "
+        "alone, which is all that log-probs know of"
+    )
     reduction: Literal["sum", "mean"] = Field("sum", description="log-probs over latent dims; mean wants a small clip")
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
-    beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")
-    chunk: int = Field(2, ge=1, description="denoise steps replayed at once: less memory, same gradient")
-    sync_every: int = Field(8, ge=1, description="optimiser steps on rollouts of one behaviour policy")
-    batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
-    learning_rate: float = Field(5e-6, gt=0, description="peak; same schedule as SFT")
+    beta: float = Field(0.001, ge=0, description="weight of the KL to the reference (Eq. 10; the paper's 0.01)")
+    hold: float = Field(
+        0.02, ge=0, description="weight of the same KL where the actor speaks, so that speaking stays what it was"
+    )
+    anchor_share: float = Field(
+        0.2, ge=0, lt=1, description="share of prompts in which the actor never listens, for `hold` (fewer if the "
+        "corpus has fewer)"
+    )
+    chunk: int = Field(
+        4, ge=1, description="denoise steps replayed at once; fewer need less memory and more time (the paper's 2)"
+    )
+    learning_rate: float = Field(6e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     estimator: Literal["gdpo", "grpo"] = Field("gdpo", description="rewards normalised one by one, or summed first")
     batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")
@@ -409,6 +467,55 @@ class DpoRecipeConfig(JudgedRecipeConfig):
         return self
 
 
+class FlowJudgeConfig(Section):
+    steps: int = Field(10, ge=1, description="denoise steps of the ODE that held-out windows are generated with")
+    omega_speak: float = Field(1.0, ge=0, description="guidance where the actor speaks (Eq. 6); 1 = none")
+    omega_listen: float = Field(1.0, ge=0, description="guidance elsewhere: the expressiveness slider")
+    omegas: list[float] = Field([3.0], description="guidance scales whose effect on listeners is measured")
+    long_frames: int = Field(
+        3600, ge=1, description="frames of the sequence whose last window is compared with its first (the paper's)"
+    )
+    windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
+
+
+class GdpoRecipeConfig(RecipeConfig):
+    cluster: ClusterConfig = ClusterConfig()
+    head: HeadConfig = HeadConfig()
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=80)
+    roles: Literal["both", "listener"] = Field(
+        "both", description="whose motion is learnt: of both people of a clip, or of its listener (DualTalk's clips "
+        "come once for each person already)"
+    )
+    encoders: EncodersConfig = EncodersConfig()
+    vae: VaeConfig = VaeConfig()
+    flow: FlowConfig = FlowConfig()
+    rollout: FlowRolloutConfig = FlowRolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    groups: GroupWeightsConfig = GroupWeightsConfig()
+    gdpo: GdpoConfig = GdpoConfig()
+    judge: FlowJudgeConfig = FlowJudgeConfig()
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> GdpoRecipeConfig:
+        for name in ("vae", "flow", "gdpo"):
+            _require_equal_shares(f"{name}.batch_size", getattr(self, name).batch_size, self.learner)
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_between_iterations(self) -> GdpoRecipeConfig:
+        if self.learner.checkpoint_every % self.gdpo.sync_every:
+            raise ValueError(f"learner.checkpoint_every={self.learner.checkpoint_every} must be a multiple of "
+                             f"gdpo.sync_every={self.gdpo.sync_every}: a learner restarts with a new rollout")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> GdpoRecipeConfig:
+        for name in ("reward", "groups"):
+            if not any(getattr(self, name).model_dump().values()):
+                raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
+        return self
+
+
 class AblateConfig(DpoRecipeConfig):
     ablation: AblationConfig = AblationConfig()
 
@@ -468,7 +575,8 @@ def commented_yaml(config: BaseModel, indent: str = "") -> str:
         if isinstance(value, Section):
             lines.append(f"{indent}{name}:\n{commented_yaml(value, indent + '  ')}")
         else:
-            plain = yaml.safe_dump(config.model_dump(mode="json", include={name})).strip()
+            style = None if isinstance(value, list) else False  # a list in one line: a comment follows
+            plain = yaml.safe_dump(config.model_dump(mode="json", include={name}), default_flow_style=style).strip()
             lines.append(f"{indent}{plain}  # {field.description}\n")
     return "".join(lines)
 

@@ -17,6 +17,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "sft": (cfg.SftRecipeConfig, "train the VLA policy to imitate listeners (Eq. 7-9)"),
     "rollout": (cfg.RolloutRecipeConfig, "generate and render candidate reactions for people to rate"),
     "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
+    "gdpo": (cfg.GdpoRecipeConfig, "AR-Flow post-trained with GDPO on dynamics rewards by FLAME group"),
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
     "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),

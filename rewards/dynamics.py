@@ -37,6 +37,7 @@ class DynamicsWeights:
 
 
 COMPONENTS = tuple(DynamicsWeights.__dataclass_fields__)
+Penalties = dict[str, dict[str, float]]  # component -> group -> penalty
 
 
 def listening_frames(actor_speaks: np.ndarray, partner_speaks: np.ndarray) -> np.ndarray:
@@ -64,7 +65,7 @@ def motion_limits(motions: Iterable[Motion]) -> Motion:
 
 def penalties(
     generated: Motion, recorded: Motion, listening: np.ndarray, limits: Motion
-) -> dict[str, dict[str, float]]:
+) -> Penalties:
     """Every component for every group, `{component: {group: penalty}}`, averaged over the channels of the group.
 
     Differences over time never reach across frames that are left out. Standard deviations have ddof 1. With too few
@@ -98,8 +99,13 @@ def penalties(
     return {component: by_group(values, generated.layout) for component, values in by_channel.items()}
 
 
+def missing_penalties(layout: Layout) -> Penalties:
+    """Those of a rollout that failed: NaN throughout."""
+    return {component: dict.fromkeys(layout.names, np.nan) for component in COMPONENTS}
+
+
 def group_rewards(
-    penalty: dict[str, dict[str, float]], weights: DynamicsWeights = DynamicsWeights()
+    penalty: Penalties, weights: DynamicsWeights = DynamicsWeights()
 ) -> dict[str, float]:
     """R_i of every group: minus the weighted sum of its penalties. NaN where a penalty of positive weight is."""
     used = [(component, weight) for component, weight in asdict(weights).items() if weight]

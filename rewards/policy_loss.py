@@ -33,8 +33,9 @@ def clipped_policy_loss(
             adds 0.
 
     Returns:
-        The loss, and metrics, detached: `ratio` and `clip_fraction` (mean over counted actions), `kl`, and
-        `approx_kl`, the estimate (rho - 1) - log rho of how far the policy is from the behaviour policy.
+        The loss, and metrics, detached: `ratio` and `clip_fraction` (mean over counted actions; 1 and 0 if there are
+        none), `kl`, and `approx_kl`, the estimate (rho - 1) - log rho of how far the policy is from the behaviour
+        policy.
     """
     _check(log_probs, old_log_probs, advantages, kl, clip, beta, mask)
     counted = torch.ones_like(log_probs, dtype=torch.bool) if mask is None else mask
@@ -49,7 +50,7 @@ def clipped_policy_loss(
     with torch.no_grad():
         share = counted.to(ratio) / counted.sum().clamp(min=1)
         metrics = {
-            "ratio": (ratio * share).sum(),
+            "ratio": 1 + ((ratio - 1) * share).sum(),
             "clip_fraction": (((ratio - 1).abs() > clip) * share).sum(),
             "kl": (kl * share).sum(),
             "approx_kl": ((ratio - 1 - log_ratio) * share).sum(),

@@ -1,105 +1,224 @@
-"""The GDPO task: replay of cached SDE rollouts under the clipped objective (GDPO-Listener, Eq. 10)."""
+"""The GDPO task: iterations of SDE rollouts, rewards by group and replay under the clipped objective (Eq. 7-10)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.config import GdpoConfig
+from actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
+from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
+from pipeline.data.flow import of_latents
+from pipeline.rundir import RunError
 from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
 from policies.flow.model import ARFlow
 from policies.flow.sde import replay_velocities, step_kl, step_log_probs
-from policies.flow.training import FlowReplay, collate_conditions, flow_state, from_bytes
+from policies.flow.training import FlowReplay, collate_conditions, flow_state
+from policies.motion import Motion
 from policies.vla.training import batch_rows, rank_share
+from rewards.advantage import decoupled_advantages, grpo_advantages, moments, normalise, spreads
+from rewards.dynamics import COMPONENTS, DynamicsWeights, group_rewards
 from rewards.policy_loss import clipped_policy_loss
 
 
 @dataclass(frozen=True)
 class GdpoTask(TableTask):
-    """Eq. 10 over the groups in `table` (ROLLOUT_SCHEMA, a row a prompt), which `initial` sampled (a `learner.Task`).
+    """Eq. 10 from the supervised policy in `initial`, which is also the fixed reference (a `learner.Task`).
 
-    The behaviour policy is `initial`: its log-probs are replayed in `prepare`, not taken from the rollout, whose
-    sums run in another order. So the ratio of the first step is exactly 1.
+    Every `gdpo.sync_every` steps the present weights become the behaviour policy: the learner of rank 0 has its fleet
+    sample new groups with them. Their log-probs are replayed by the learners, not taken from the rollout, whose sums
+    run in another order: so the ratio of the first step is exactly 1.
+
+    Args:
+        table: windows (WINDOW_SCHEMA); prompts are those in which somebody listens.
+        vae: checkpoint.
+        limits: of the corpus, see `rewards.dynamics.motion_limits`.
     """
 
     initial: str
-    reference: str
     table: str
+    vae: str
+    limits: Motion
     seed: int
     config: GdpoConfig
+    reward: RewardConfig
+    groups: GroupWeightsConfig
+    rollout: FlowFleetOptions
 
     @property
     def steps(self) -> int:
+        return self.config.iterations * self.config.sync_every
+
+    @property
+    def refresh_every(self) -> int:
         return self.config.sync_every
 
     @cached_property
     def flow(self) -> ARFlow:
         return checkpoint.load_flow(Path(self.initial)).train()
 
+    @cached_property
+    def reference(self) -> ARFlow:
+        reference = checkpoint.load_flow(Path(self.initial)).requires_grad_(False)
+        return reference.to(next(self.flow.parameters()).device)
+
+    @cached_property
+    def listened(self) -> np.ndarray:
+        """(rows,) bool: whether the actor listens in the greater part of some latent, so that there is a reward."""
+        masks = (of_latents(mask, self.flow.config.downsample) for mask in self.rows["listening"])
+        return np.array([mask.any() for mask in masks])
+
+    @cached_property
+    def prompts(self) -> list[int]:
+        """Rows with a reward, and as many without as `gdpo.anchor_share` asks, in which it is held."""
+        rewarded, others = np.flatnonzero(self.listened), np.flatnonzero(~self.listened)
+        if not len(rewarded):
+            raise RunError(f"nobody listens in {self.table}: GDPO rewards listening only, and there is no latent in "
+                           "which the partner speaks and the actor does not")
+        share = self.config.anchor_share
+        anchors = others[: round(len(rewarded) * share / (1 - share))]
+        return np.concatenate([rewarded, anchors]).tolist()
+
+    @cached_property
+    def fleet(self) -> FlowFleet:
+        c = self.config
+        sampling = Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start)
+        return FlowFleet(Path(self.initial), Path(self.vae), Path(self.table), self.limits, sampling, self.rollout)
+
     def module(self) -> torch.nn.Module:
         return FlowReplay(self.flow)
 
-    def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        """Log-probs of the behaviour policy and velocities of the reference for every row, shared out over ranks."""
-        device = next(self.flow.parameters()).device
-        reference = checkpoint.load_flow(Path(self.reference)).to(device)
-        mine = range(rank, len(self.rows), world_size)
-        longest = -(-len(self.rows) // world_size)
-        done = []
+    def refresh(
+        self, forward: Callable[..., Any], state: dict[str, torch.Tensor], step: int, rank: int, world_size: int
+    ) -> dict[str, float]:
+        """An iteration: roll out, reward, normalise, replay. Collective."""
+        iteration: list[Any] = [None]
+        metrics: dict[str, float] = {}
+        if rank == 0:
+            began = time.monotonic()
+            sampled = self.roll_out(flow_state(state), step)
+            rewards = self.rewards_of(sampled)
+            iteration = [(sampled, self.advantages(rewards))]
+            seen = [i for i, group in enumerate(sampled) if self.listened[group.row]]
+            metrics = reward_metrics([sampled[i] for i in seen], rewards[seen], self.names) if seen else {}
+            metrics["rollout_s"] = time.monotonic() - began
+        dist.broadcast_object_list(iteration)
+        sampled, advantages = iteration[0]
+        self.__dict__["replay"] = self._replayed(forward, sampled, advantages, rank, world_size)
+        return metrics
+
+    def roll_out(self, state: dict[str, torch.Tensor], step: int) -> list[Group]:
+        """The groups of an iteration, sampled with the weights `state`."""
+        iteration, count = step // self.config.sync_every, self.config.sync_every * self.config.batch_size
+        chosen = batch_rows(iteration, count, len(self.prompts), self.seed)
+        seeds = np.random.SeedSequence([self.seed, iteration]).generate_state(count).tolist()
+        self.fleet.update(state, step)
+        return self.fleet.roll_out([self.prompts[i] for i in chosen], seeds)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """FLAME groups, the rewards of GDPO."""
+        return self.limits.layout.names
+
+    def rewards_of(self, groups: Sequence[Group]) -> torch.Tensor:
+        """(prompts, group_size, FLAME groups) float64, NaN where missing."""
+        weights = DynamicsWeights(**self.reward.model_dump())
+        values = [[list(group_rewards(sample, weights).values()) for sample in group.penalties] for group in groups]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def advantages(self, rewards: torch.Tensor) -> torch.Tensor:
+        """A^j of Eq. 8-9, (prompts, group_size), over a whole iteration at once."""
+        weights = [getattr(self.groups, name) for name in self.names]
+        estimate = decoupled_advantages if self.config.estimator == "gdpo" else grpo_advantages
+        advantages = estimate(rewards, weights)
+        return normalise(advantages, rewards, moments(advantages, rewards)) if self.config.batch_norm else advantages
+
+    def _replayed(
+        self, forward: Callable[..., Any], groups: list[Group], advantages: torch.Tensor, rank: int, world_size: int
+    ) -> list[dict[str, torch.Tensor]]:
+        """This rank's share of every step, with log-probs of the behaviour policy and velocities of the reference."""
+        mine = []
         with torch.no_grad():
-            for i in [*mine, *[0] * (longest - len(mine))]:  # equal forward passes on every rank, for ZeRO-3
-                row = {name: value.to(device) for name, value in self._row(i).items()}
-                velocities = forward(_conditions(row), row["states"], self.config.chunk)
-                tied = replay_velocities(reference, Conditions(**_conditions(row)), row["states"])
-                done.append((step_log_probs(row["states"], velocities, self.config.sigma, self.config.reduction).cpu(),
-                             tied.cpu()))
-        shares: list[Any] = [None] * world_size
-        dist.all_gather_object(shares, done)
-        self.__dict__["replayed"] = [shares[i % world_size][i // world_size] for i in range(len(self.rows))]
+            for i in range(rank, len(groups), world_size):
+                row = self._row(groups[i], advantages[i])
+                device_row = self._to_device(row)
+                velocities = forward(_conditions(device_row), device_row["states"], self.config.chunk)
+                tied = replay_velocities(self.reference, Conditions(**_conditions(device_row)), device_row["states"])
+                old = self._log_probs(device_row["states"], velocities)
+                mine.append(row | {"old": old.cpu(), "reference": tied.cpu()})
+        return mine
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
-        return {"rows": [self._row(int(i)) | dict(zip(("old", "reference"), self.replayed[int(i)], strict=True))
-                         for i in rank_share(order, rank, world_size)]}
+        share = len(rank_share(np.arange(self.config.batch_size), rank, world_size))
+        first = step % self.config.sync_every * share
+        return {"rows": self.replay[first : first + share]}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Prompt by prompt, as in `prepare`: same shapes, hence the same sums to the last bit."""
-        device = next(self.flow.parameters()).device
-        losses, metrics = [], []
-        for row in batch["rows"]:
-            row = {name: value.to(device) for name, value in row.items()}
-            velocities = forward(_conditions(row), row["states"], self.config.chunk)
-            log_probs = step_log_probs(row["states"], velocities, self.config.sigma, self.config.reduction)
-            kl = step_kl(velocities, row["reference"], self.config.sigma, self.config.reduction)
+        """Eq. 10 where the actor listens; where they speak nothing is rewarded, the policy is held to the reference.
+
+        Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit.
+        """
+        c, losses, metrics = self.config, [], []
+        for row in map(self._to_device, batch["rows"]):
+            velocities = forward(_conditions(row), row["states"], c.chunk)
+            log_probs = self._log_probs(row["states"], velocities)
+            kl = step_kl(velocities, row["reference"], c.sigma, c.reduction, c.corrected)
             mask = row["listening"][:, None].expand_as(log_probs[0])  # (group, latents, steps)
             loss, parts = clipped_policy_loss(
-                log_probs[0], row["old"][0], row["advantages"], kl[0], self.config.clip, self.config.beta, mask)
-            losses.append(loss)
-            metrics.append(parts)
+                log_probs[0], row["old"][0], row["advantages"], kl[0], c.clip, c.beta, mask)
+            speaking = row["speaking"][:, None].expand_as(mask)
+            speaking_kl = torch.where(speaking, kl[0], 0.0).sum() / speaking.sum().clamp(min=1)
+            losses.append(loss + c.hold * speaking_kl)
+            metrics.append(parts | {"kl_speaking": speaking_kl.detach()})
         mean = {name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]}
         return torch.stack(losses).mean(), mean
+
+    def _log_probs(self, states: torch.Tensor, velocities: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        return step_log_probs(states, velocities, c.sigma, c.reduction, c.corrected)
 
     def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
         checkpoint.save(self.flow, directory, flow_state(state))
 
-    def _row(self, index: int) -> dict[str, torch.Tensor]:
-        """One prompt: conditions and `states` as a batch of 1, `advantages` (group,), `listening` (latents,)."""
-        row, c = self.rows[index], self.flow.config
-        group = len(row["advantages"])
-        return collate_conditions([row], c) | {
-            "states": from_bytes(row["states"], 1, group, c.window, self.config.steps + 1, c.latent_dim),
-            "advantages": torch.tensor(row["advantages"]),
-            "listening": torch.tensor(row["listening"]),
+    def _row(self, group: Group, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One prompt: conditions and `states` as a batch of 1, `advantages` (group,), the masks (latents,)."""
+        row, sizes = self.rows[group.row], self.flow.config
+        return collate_conditions([row], sizes) | {
+            "states": group.states.unsqueeze(0),
+            "advantages": advantages,
+            **{part: torch.from_numpy(of_latents(row[part], sizes.downsample)) for part in ("listening", "speaking")},
         }
+
+    def _to_device(self, row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        device = next(self.flow.parameters()).device
+        return {name: value.to(device) for name, value in row.items()}
+
+
+def reward_metrics(groups: Sequence[Group], rewards: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Means over samples: `reward/GROUP`, `penalty/COMPONENT/GROUP`; `zero_std/GROUP`, the share of prompts in which a
+    reward teaches nothing; `missing`, the share of rewards that are. A mean of nothing is left out."""
+    flat = rewards.flatten(0, 1)
+    values = {f"reward/{name}": float(flat[:, i].nanmean()) for i, name in enumerate(names)}
+    for component in COMPONENTS:
+        for name in names:
+            given = [sample[component][name] for group in groups for sample in group.penalties]
+            values[f"penalty/{component}/{name}"] = float(torch.tensor(given).nanmean())
+    silent = 1 - spreads(rewards).double().mean(0)
+    values |= {f"zero_std/{name}": float(share) for name, share in zip(names, silent, strict=True)}
+    values["reward"], values["missing"] = float(flat.nanmean()), float(flat.isnan().double().mean())
+    return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def _conditions(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: row[name] for name in (*MODALITIES, "present")}
+
+

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from policies.vla.training import read_table
 
 
@@ -15,6 +17,7 @@ class TableTask:
 
     table: str
     config: Any
+    refresh_every: int | None = None
 
     @property
     def steps(self) -> int:
@@ -31,6 +34,11 @@ class TableTask:
     @cached_property
     def rows(self) -> Any:
         return read_table(Path(self.table))
+
+    def refresh(
+        self, forward: Callable[..., Any], state: dict[str, Tensor], step: int, rank: int, world_size: int
+    ) -> dict[str, float]:
+        return {}
 
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
         pass

@@ -28,7 +28,7 @@ class VAEConfig:
 
     layout: Layout
     downsample: int = 8
-    latent_dim: int = 32
+    latent_dim: int = 64
     hidden: int = 128
     layers: int = 2
     heads: int = 4
@@ -58,14 +58,14 @@ class FlowConfig:
         window: W, the latents it is trained on and generates at once; longer ones come by sliding it.
     """
 
-    latent_dim: int = 32
+    latent_dim: int = 64
     downsample: int = 8
     text_dim: int = 32
     audio_dim: int = 32
-    hidden: int = 64
-    layers: int = 2
+    hidden: int = 128
+    layers: int = 3
     heads: int = 4
-    mlp: int = 192
+    mlp: int = 384
     window: int = 25
 
     def __post_init__(self) -> None:

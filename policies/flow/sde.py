@@ -1,7 +1,8 @@
 """SDE rollouts (GDPO-Listener, Eq. 7): the ODE with noise of constant scale, so that denoise steps have probabilities.
 
-The drift correction of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) is left out, as in the paper: what is sampled is
-a little more spread than what the ODE gives. A step is Gaussian, N(m + dt v, sigma^2 dt I).
+A step is Gaussian, N(m + dt u, sigma^2 dt I). In the paper u = v: what is sampled is more spread than what the ODE
+gives. With the drift correction of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) it is not, up to the noise of the last
+step: u = v + sigma^2 / 2 s, with the score s = (t v - m) / (1 - t) of rectified flow, so it costs nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class Trajectory:
         log_probs: (batch, samples, latents, steps) float32 of the steps under the policy that sampled them.
         sigma: noise scale.
         reduction: of the log-probs over latent dims.
+        corrected: whether the drift was.
     """
 
     states: Tensor
     log_probs: Tensor
     sigma: float
     reduction: Reduction
+    corrected: bool = False
 
     @property
     def latents(self) -> Tensor:
@@ -50,7 +53,7 @@ class Trajectory:
 
 def rollout(
     model: ARFlow, conditions: Conditions, noise: Tensor, sigma: float, reduction: Reduction = "sum",
-    streaming: bool = False,
+    streaming: bool = False, corrected: bool = False,
 ) -> Trajectory:
     """Sample a window by Eq. 7, without gradients; the prefix is computed once per prompt.
 
@@ -58,6 +61,7 @@ def rollout(
         noise: (batch, samples, latents, steps + 1, latent_dim) from N(0, I) (see `sampling.draw_noise`): the first
             of each latent is its start m_{l,0}, the others drive its steps.
         sigma: noise scale; 0 is the ODE, whose steps have no density (log-probs are NaN).
+        corrected: with the drift correction.
     """
     if noise.ndim != 5 or noise.shape[3] < 2:
         raise ValueError(f"noise must be (batch, samples, latents, steps + 1, latent_dim), got {tuple(noise.shape)}")
@@ -68,7 +72,7 @@ def rollout(
 
     def step(state: Tensor, velocity: Tensor, i: int) -> Tensor:
         latent = len(velocities) // steps
-        following = state + velocity / steps
+        following = state + drift(state, velocity, i / steps, sigma, corrected) / steps
         if sigma:
             following = following + sigma * math.sqrt(1 / steps) * noise[:, :, latent, i + 1]
         states.extend([state, following] if i == 0 else [following])
@@ -80,7 +84,15 @@ def rollout(
         autoregress(model, prefix, noise[..., 0, :], steps, step)
         path = torch.stack(states, dim=2).unflatten(2, (-1, steps + 1))
         velocity = torch.stack(velocities, dim=2).unflatten(2, (-1, steps))
-        return Trajectory(path, step_log_probs(path, velocity, sigma, reduction), sigma, reduction)
+        log_probs = step_log_probs(path, velocity, sigma, reduction, corrected)
+        return Trajectory(path, log_probs, sigma, reduction, corrected)
+
+
+def drift(state: Tensor, velocity: Tensor, time: float | Tensor, sigma: float, corrected: bool) -> Tensor:
+    """u of a step from flow time `time` in [0, 1) on: the velocity, or with the score's part."""
+    if not corrected:
+        return velocity
+    return velocity + 0.5 * sigma**2 * (time * velocity - state) / (1 - time)
 
 
 def replay_velocities(
@@ -89,8 +101,8 @@ def replay_velocities(
     """Velocities (batch, samples, latents, steps, latent_dim) at stored states, with gradients.
 
     Every latent is conditioned on the sampled latents before it, so all steps of all latents are computed side by
-    side. With `chunk`, that many denoise steps at a time; their activations are dropped and made again in the
-    backward pass, so that memory holds prefix, history and one chunk. Gradients are the same.
+    side. With a `chunk` below `steps`, that many denoise steps at a time; their activations are dropped and made again
+    in the backward pass, so that memory holds prefix, history and one chunk. Gradients are the same.
 
     Args:
         states: `Trajectory.states`.
@@ -110,15 +122,17 @@ def replay_velocities(
         velocity, _ = model(prefix, nothing, noisy, time, number, past)
         return velocity.unflatten(2, (latents, stop - start))
 
-    if chunk is None:
+    if chunk is None or chunk >= steps:
         return part(0, steps)
     starts = range(0, steps, chunk)
     parts = [checkpoint(part, s, min(s + chunk, steps), use_reentrant=False) for s in starts]
     return torch.cat(parts, dim=3)
 
 
-def step_log_probs(states: Tensor, velocities: Tensor, sigma: float, reduction: Reduction) -> Tensor:
-    """log N(m_{t+dt}; m_t + dt v, sigma^2 dt I) of every step, in float32 or finer.
+def step_log_probs(
+    states: Tensor, velocities: Tensor, sigma: float, reduction: Reduction, corrected: bool = False
+) -> Tensor:
+    """log N(m_{t+dt}; m_t + dt u, sigma^2 dt I) of every step, in float32 or finer.
 
     Args:
         states: (..., steps + 1, latent_dim), constants here.
@@ -135,18 +149,24 @@ def step_log_probs(states: Tensor, velocities: Tensor, sigma: float, reduction: 
     if sigma == 0:
         return torch.full_like(velocities[..., 0], torch.nan)
     deviation = sigma * math.sqrt(1 / steps)
-    z = (states[..., 1:, :] - states[..., :-1, :] - velocities / steps) / deviation
+    times = flow_times(steps).to(states).unsqueeze(-1)
+    drifts = drift(states[..., :-1, :], velocities, times, sigma, corrected)
+    z = (states[..., 1:, :] - states[..., :-1, :] - drifts / steps) / deviation
     return _reduce(-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi), reduction)
 
 
-def step_kl(velocities: Tensor, reference: Tensor, sigma: float, reduction: Reduction) -> Tensor:
-    """KL(policy || reference) of every step: both are Gaussians of one width, dt |v - v_ref|^2 / (2 sigma^2).
+def step_kl(
+    velocities: Tensor, reference: Tensor, sigma: float, reduction: Reduction, corrected: bool = False
+) -> Tensor:
+    """KL(policy || reference) of every step: both are Gaussians of one width, dt |u - u_ref|^2 / (2 sigma^2).
 
     Velocities (..., steps, latent_dim) -> (..., steps). flow_grpo leaves out the division by dt: multiply by dt for
     its numbers.
     """
     steps = velocities.shape[-2]
-    return _reduce((velocities - reference).square() / (2 * sigma**2 * steps), reduction)
+    times = flow_times(steps).to(velocities).unsqueeze(-1)
+    apart = drift(torch.zeros_like(velocities), velocities - reference, times, sigma, corrected)
+    return _reduce(apart.square() / (2 * sigma**2 * steps), reduction)
 
 
 def _reduce(values: Tensor, reduction: Reduction) -> Tensor:

@@ -20,8 +20,6 @@ from policies.flow.sde import replay_velocities
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
 CONDITION_COLUMNS = {"clip_id": pa.string()} | {name: pa.binary() for name in MODALITIES}
 FLOW_SCHEMA = pa.schema(CONDITION_COLUMNS | {"latents": pa.binary()})
-ROLLOUT_SCHEMA = pa.schema(CONDITION_COLUMNS | {
-    "states": pa.binary(), "advantages": pa.list_(pa.float64()), "listening": pa.list_(pa.bool_())})
 
 
 def to_bytes(values: Tensor | np.ndarray | None) -> bytes | None:

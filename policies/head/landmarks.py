@@ -62,3 +62,22 @@ def _top(score: np.ndarray, among: np.ndarray) -> np.ndarray:
     """The `PATCH` vertices of greatest score within a mask, sorted."""
     order = np.argsort(-np.where(among, score, -np.inf), kind="stable")
     return np.sort(order[:PATCH])
+
+
+UPPER_SHAPES = ("browInnerUp", "browDownLeft", "browDownRight", "browOuterUpLeft", "browOuterUpRight")
+MOVED = 0.3  # share of the farthest vertex' way from which on a vertex counts as moved
+
+
+def face_regions(asset: HeadAsset) -> dict[str, np.ndarray]:
+    """Vertex indices of the lips, `lip`, and of the upper face, `upper`: LVE and FDD look at them.
+
+    Lips are what puckering moves, the upper face is what brows and lids move. Raises `TopologyError` like
+    `face_landmarks`.
+    """
+    if not asset.arkit or asset.eyelids is None:
+        raise TopologyError(f"this {asset.topology} head has no ARKit shapes or eyelids to find the regions of a face "
+                            "with; use the lists that belong to it")
+    shapes = [_motion(asset, name) for name in UPPER_SHAPES] + [np.linalg.norm(lid, axis=1) for lid in asset.eyelids]
+    pucker = _motion(asset, "mouthPucker")
+    upper = np.any([shape > MOVED * shape.max() for shape in shapes], axis=0)
+    return {"lip": np.flatnonzero(pucker > MOVED * pucker.max()), "upper": np.flatnonzero(upper)}

@@ -156,3 +156,25 @@ def test_keys_may_stand_before_and_after_options(capsys):
 def test_configs_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         PrepareConfig().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("gdpo.sync_every=7", ["learner.checkpoint_every=80", "gdpo.sync_every=7"]),
+        ("gdpo.batch_size=3", ["gdpo.batch_size=3", "learner.world_size=2"]),
+        ("vae.batch_size=5", ["vae.batch_size=5", "learner.world_size=2"]),
+        ("gdpo.group_size=1", ["gdpo.group_size", "greater than or equal to 2"]),
+        ("gdpo.sigme=1", ["unknown key 'gdpo.sigme'", "gdpo.sigma"]),
+    ],
+)
+def test_gdpo_refuses_what_cannot_work(override, parts):
+    with pytest.raises(ConfigError) as error:
+        load(override, recipe=cfg.GdpoRecipeConfig)
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_gdpo_needs_something_to_reward():
+    nothing = [f"groups.{name}=0" for name in cfg.GroupWeightsConfig.model_fields]
+    with pytest.raises(ConfigError, match="groups: all weights are 0, so nothing is rewarded"):
+        load(*nothing, recipe=cfg.GdpoRecipeConfig)

@@ -1,11 +1,17 @@
 """The learning tasks of VAE and AR-Flow without Ray: batches, losses, and that Eq. 10 makes a reward rise."""
 
+from functools import cached_property
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.config import FlowConfig, GdpoConfig, VaeConfig
+from actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
+from pipeline.config import FlowConfig, GdpoConfig, GroupWeightsConfig, RewardConfig, VaeConfig
+from pipeline.data.flow import WINDOW_SCHEMA
+from pipeline.rundir import RunError
 from pipeline.tasks.flow import FlowTask
 from pipeline.tasks.gdpo import GdpoTask
 from pipeline.tasks.vae import VaeTask
@@ -17,15 +23,14 @@ from policies.flow.sde import replay_velocities, rollout, step_kl, step_log_prob
 from policies.flow.training import (
     FLOW_SCHEMA,
     MOTION_SCHEMA,
-    ROLLOUT_SCHEMA,
-    collate_conditions,
     from_bytes,
     to_bytes,
 )
 from policies.flow.vae import MotionVAE
-from policies.motion import Layout
+from policies.motion import Layout, Motion
 from policies.vla.training import write_table
 from rewards.advantage import decoupled_advantages
+from rewards.dynamics import COMPONENTS, missing_penalties
 from rewards.policy_loss import clipped_policy_loss
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
@@ -73,17 +78,46 @@ def flow_task(policy, tmp_path, **keys):
     return FlowTask(str(policy), str(tmp_path / "flow.arrow"), 3, FlowConfig(batch_size=4, draws=2, **keys))
 
 
-def gdpo_task(policy, tmp_path, prompts=4, reference=None, **keys):
-    settings = GdpoConfig(**{"batch_size": 2, "group_size": 3, "steps": 2} | keys)
-    rng, flow, rows = np.random.default_rng(0), checkpoint.load_flow(policy), []
-    for i in range(prompts):
-        row = condition_row(rng, i)
-        noise = draw_noise([i], settings.group_size, SIZES.window, settings.steps + 1, SIZES.latent_dim)
-        sampled = rollout(flow, Conditions(**collate_conditions([row], SIZES)), noise, settings.sigma)
-        rows.append(row | {"states": to_bytes(sampled.states), "advantages": rng.normal(size=3).tolist(),
-                           "listening": [True, False, True]})
-    write_table(tmp_path / "rollouts.arrow", rows, ROLLOUT_SCHEMA)
-    return GdpoTask(str(policy), str(reference or policy), str(tmp_path / "rollouts.arrow"), 3, settings)
+SETTINGS = {"anchor_share": 0.0, "batch_size": 2, "sync_every": 2, "iterations": 2, "group_size": 3, "steps": 2}
+FLEET = FlowFleetOptions(workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60, losses=0)
+
+
+class LocalGdpo(GdpoTask):
+    """Without Ray: its worker lives in this process."""
+
+    @cached_property
+    def worker(self):
+        c, kind = self.config, FlowWorker.__ray_metadata__.modified_class
+        return kind(self.initial, self.vae, self.table, self.limits,
+                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start), self.rollout)
+
+    @property
+    def fleet(self):
+        def roll_out(rows, seeds):
+            return self.worker.roll_out(Prompts(0, rows, seeds))
+
+        return SimpleNamespace(update=self.worker.update, roll_out=roll_out)
+
+
+def gdpo_task(policy, tmp_path, prompts=4, **keys):
+    torch.manual_seed(0)
+    vae = MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32))
+    checkpoint.save(vae, tmp_path / "vae")
+    rng = np.random.default_rng(0)
+    listening = np.repeat([True, False, True], 4).tolist()
+    rows = (condition_row(rng, i) | {
+        "latents": to_bytes(rng.normal(size=(3, 4))), "frames": to_bytes(rng.normal(size=(12, 6))),
+        "listening": listening if i < prompts else [False] * 12, "speaking": [False] * 12} for i in range(prompts + 2))
+    write_table(tmp_path / "windows.arrow", rows, WINDOW_SCHEMA)
+    limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
+    return LocalGdpo(str(policy), str(tmp_path / "windows.arrow"), str(tmp_path / "vae"), limits, 3,
+                     GdpoConfig(**SETTINGS | keys), RewardConfig(), GroupWeightsConfig(), FLEET)
+
+
+def refreshed(task, step=0):
+    """The task's module, with the data of an iteration."""
+    module = task.module()
+    return module, task.refresh(module, module.state_dict(), step, 0, 1)
 
 
 def descend(task, module, steps, rate):
@@ -155,39 +189,118 @@ def test_the_loss_of_shares_is_that_of_the_batch(policy, tmp_path):
 
 def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path)
-    module = task.module()
-    task.prepare(module, 0, 1)
+    module, _ = refreshed(task)
     loss, metrics = task.loss(module, task.batch(0, 0, 1))
     assert metrics["ratio"].item() == pytest.approx(1, abs=1e-7) and metrics["approx_kl"].item() == 0
     assert metrics["clip_fraction"] == 0 and metrics["kl"].item() < 1e-9
-    # Eq. 10 at ratio 1 is minus the mean advantage
-    rows = task.batch(0, 0, 1)["rows"]
-    assert loss.item() == pytest.approx(-torch.cat([row["advantages"] for row in rows]).mean().item(), abs=1e-6)
+    # Eq. 10 at ratio 1 is minus the mean advantage, and advantages are centred within a group
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_where_the_actor_speaks_the_policy_is_held(policy, tmp_path, alone):
+    kl = {}
+    for hold in (0.0, 10.0):
+        task = gdpo_task(policy, tmp_path, hold=hold, beta=0.0, clip=0.9)
+        module, _ = refreshed(task)
+        for row in task.replay:
+            row["speaking"] = ~row["listening"]
+        descend(task, module, 10, 1e-3)
+        kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_speaking"].item()
+    assert 0 < kl[10.0] < kl[0.0]
+
+
+def test_only_who_listens_is_a_prompt_but_for_the_anchors(policy, tmp_path):
+    assert gdpo_task(policy, tmp_path).prompts == [0, 1, 2, 3]
+    assert gdpo_task(policy, tmp_path, anchor_share=0.2).prompts == [0, 1, 2, 3, 4]
+    with pytest.raises(RunError, match="nobody listens"):
+        gdpo_task(policy, tmp_path, prompts=0).prompts  # noqa: B018
+
+
+def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(policy, tmp_path, alone):
+    task = gdpo_task(policy, tmp_path)
+    _, metrics = refreshed(task, step=2)
+    batches = [task.batch(step, 0, 1)["rows"] for step in (2, 3)]
+    assert [len(rows) for rows in batches] == [2, 2] and task.steps == 4 and task.refresh_every == 2
+    again = gdpo_task(policy, tmp_path)
+    _, others = refreshed(again, step=2)
+    for rows, same in zip(batches, (again.batch(step, 0, 1)["rows"] for step in (2, 3)), strict=True):
+        for row, other in zip(rows, same, strict=True):
+            assert all(torch.equal(row[name], other[name]) for name in row)
+    assert all(metrics[name] == others[name] for name in metrics if name != "rollout_s")
+    refreshed(again, step=0)
+    assert not torch.equal(again.batch(0, 0, 1)["rows"][0]["states"], batches[0][0]["states"])
+
+
+def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
+    _, metrics = refreshed(gdpo_task(policy, tmp_path))
+    wanted = {f"penalty/{component}/{group}" for component in COMPONENTS for group in LAYOUT.names}
+    assert wanted | {"reward/expr", "zero_std/jaw", "missing", "reward"} <= set(metrics) and metrics["missing"] == 0
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
+    """Its rewards are missing: the others are normalised without it, and its own weight is 0."""
+    task = gdpo_task(policy, tmp_path)
+    groups = task.roll_out(checkpoint.load_flow(policy).state_dict(), 0)
+    whole = task.advantages(task.rewards_of(groups))
+    groups[1].penalties[2] = missing_penalties(LAYOUT)
+    broken = task.advantages(task.rewards_of(groups))
+    others = [i for i in range(len(groups)) if i != 1]
+    assert torch.equal(whole[others], broken[others])
+    assert broken[1, 2] == 0 and broken[1, :2].tolist() == pytest.approx([0.0, 0.0], abs=0.8)
+    assert broken.isfinite().all() and broken[1, :2].sum().item() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_rollout_that_is_not_finite_is_missing(policy, tmp_path):
+    task = gdpo_task(policy, tmp_path)
+    frames = np.ones((12, 6), np.float32)
+    frames[3, 2] = np.nan
+    penalties = task.worker._penalties(task.rows[0], frames)
+    assert all(np.isnan(value) for groups in penalties.values() for value in groups.values())
+    frames[3, 2] = 1
+    assert all(np.isfinite(value) for value in task.worker._penalties(task.rows[0], frames)["mse"].values())
+
+
+def test_rollouts_of_a_prompt_share_their_start_unless_told_otherwise(policy, tmp_path):
+    for shared in (True, False):
+        task = gdpo_task(policy, tmp_path, shared_start=shared)
+        starts = [group.states[:, :, 0] for group in task.worker.roll_out(Prompts(0, [0, 1], [5, 6]))]
+        assert all((start == start[:1]).all().item() == shared for start in starts)
+        assert not torch.equal(starts[0], starts[1])
+
+
+def test_estimators_and_the_batch_step(policy, tmp_path):
+    rewards = torch.tensor([[[1.0, 10.0], [2.0, 10.0], [3.0, 40.0]]])
+    by_group = gdpo_task(policy, tmp_path).advantages(rewards)
+    assert by_group[0].tolist() == pytest.approx([(-1 - 3**-0.5) / 2, (0 - 3**-0.5) / 2, (1 + 2 * 3**-0.5) / 2])
+    summed = gdpo_task(policy, tmp_path, estimator="grpo").advantages(rewards)
+    total = np.array([11.0, 12.0, 43.0])
+    assert summed[0].tolist() == pytest.approx(((total - total.mean()) / total.std(ddof=1)).tolist())
+    scaled = gdpo_task(policy, tmp_path, batch_norm=True).advantages(rewards)
+    torch.testing.assert_close(scaled, by_group / by_group.std())
 
 
 def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path, beta=0.0, clip=0.9)
-    module = task.module()
-    task.prepare(module, 0, 1)
+    module, _ = refreshed(task)
     descend(task, module, 6, 1e-3)
     gains = []
-    for index, (old, _) in enumerate(task.replayed):
-        row = task._row(index)
+    for row in task.replay:
+        assert row["listening"].tolist() == [True, False, True]
         velocities = module({name: row[name] for name in (*MODALITIES, "present")}, row["states"], None)
-        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum") - old)[0]
+        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum", corrected=True) - row["old"])[0]
         gains.append((gain[:, [0, 2]].sum((1, 2)) * row["advantages"]).sum())
     assert torch.stack(gains).sum() > 0
 
 
 def test_the_reference_holds_the_policy_back(policy, tmp_path, alone):
-    far = tmp_path / "far"
-    checkpoint.save(initialised(SIZES, seed=1), far)
-    task = gdpo_task(policy, tmp_path, reference=far, beta=1.0)
-    module = task.module()
-    task.prepare(module, 0, 1)
-    before = task.loss(module, task.batch(0, 0, 1))[1]["kl"]
-    descend(task, module, 10, 1e-3)
-    assert task.loss(module, task.batch(0, 0, 1))[1]["kl"] < before
+    free, tied = (gdpo_task(policy, tmp_path, beta=beta, clip=0.9) for beta in (0.0, 1.0))
+    kl = {}
+    for task in (free, tied):
+        module, _ = refreshed(task)
+        descend(task, module, 10, 1e-3)
+        kl[task] = task.loss(module, task.batch(0, 0, 1))[1]["kl"].item()
+    assert 0 < kl[tied] < kl[free]
 
 
 def test_a_reward_rises():

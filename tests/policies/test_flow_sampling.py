@@ -213,6 +213,37 @@ def test_more_noise_spreads_the_samples(model):
     assert spread[0] < 1e-9 < spread[1] < spread[2]
 
 
+class GaussianField(LinearField):
+    """The exact velocity of rectified flow from N(0, I) to N(0, 0.3^2 I)."""
+
+    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
+        variance = (0.3 * time) ** 2 + (1 - time) ** 2
+        return noisy * (0.3**2 * time - (1 - time)) / variance, past
+
+
+@pytest.mark.parametrize(("corrected", "low", "high"), [(True, 0.28, 0.34), (False, 0.40, 0.70)])
+def test_the_drift_correction_keeps_the_spread_of_the_data(corrected, low, high):
+    noise = normal(1, 4000, 1, 41, 4, seed=5)
+    sampled = rollout(GaussianField(), None, noise, sigma=0.8, corrected=corrected)
+    assert low < sampled.latents.std().item() < high
+
+
+def test_corrected_steps_have_their_own_log_probs_and_kl(model):
+    noise = normal(2, 3, 5, 4, 4, seed=8)
+    path = rollout(model, conditions(), noise, sigma=0.6, corrected=True)
+    velocities = replay_velocities(model, conditions(), path.states)
+    log_probs = step_log_probs(path.states, velocities, 0.6, "sum", corrected=True)
+    torch.testing.assert_close(log_probs, path.log_probs, atol=1e-9, rtol=1e-9)
+    # what was added to the mean is the noise itself
+    z = noise[..., 1:, :]
+    deviation = 0.6 * math.sqrt(1 / 3)
+    wanted = (-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi)).sum(-1)
+    torch.testing.assert_close(log_probs, wanted, atol=1e-5, rtol=1e-5)  # flow times are float32
+    plain, corrected = (step_kl(velocities, velocities + 1, 0.6, "sum", c) for c in (False, True))
+    factor = torch.tensor([(1 + 0.18 * t / (1 - t)) ** 2 for t in (0, 1 / 3, 2 / 3)], dtype=torch.float64)
+    torch.testing.assert_close(corrected, plain * factor, atol=1e-5, rtol=1e-5)
+
+
 def test_what_does_not_fit_is_refused(model):
     with pytest.raises(ValueError, match=r"steps \+ 1, latent_dim\), got \(2, 2, 5, 4\)"):
         rollout(model, conditions(), normal(2, 2, 5, 4), sigma=0.5)

@@ -8,7 +8,7 @@ import torch
 
 from policies.head.asset import TopologyError, load_head
 from policies.head.flame import FlameHead
-from policies.head.landmarks import face_landmarks
+from policies.head.landmarks import face_landmarks, face_regions
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,13 @@ def test_blink_closes_the_lids(place):
 def test_heads_without_arkit_shapes_are_refused():
     with pytest.raises(TopologyError, match="landmark file"):
         face_landmarks(replace(load_head(), topology="flame2020", arkit={}))
+
+
+def test_regions_of_the_face_are_lips_and_what_is_above():
+    head = load_head()
+    regions, points = face_regions(head), head.v_template
+    lip, upper = points[regions["lip"]], points[regions["upper"]]
+    assert 50 < len(lip) < 1500 and 50 < len(upper) < 2500
+    assert lip[:, 1].max() < upper[:, 1].mean() and not set(regions["lip"]) & set(regions["upper"])
+    assert abs(lip[:, 0].mean()) < 0.002 and abs(upper[:, 0].mean()) < 0.004
+    assert upper[:, 2].min() > 0, "the face, not the back of the head"

@@ -1,0 +1,228 @@
+"""How `gdpo` judges a policy: held-out windows by the ODE, listening and speaking apart (supplement, section 1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from actors import timeline
+from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
+from pipeline.data.flow import Window
+from pipeline.rundir import Run, write_atomic
+from policies.flow import checkpoint
+from policies.flow.conditions import MODALITIES, Conditions
+from policies.flow.sampling import draw_noise, generate, generate_long, guidance_scale
+from policies.flow.training import collate_conditions
+from policies.flow.vae import MotionVAE
+from policies.head.asset import HeadAsset, load_head
+from policies.head.flame import FlameHead
+from policies.head.landmarks import face_regions
+from policies.motion import Motion
+from policies.vla.training import read_table
+from rewards.affect import AffectEstimator
+from rewards.metrics import evaluate, flame_groups
+from rewards.metrics.mesh import Face, Regions
+
+BATCH = 32  # windows generated at once
+LONG_SAMPLES = 8
+# On the terminal; the files have all.
+HEADLINES = ("text", "long", "omega", "unils", "gdpo_paper", "listen/MSE", "listen/variance_ratio", "listen/jerk_ratio")
+PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
+
+
+@dataclass(frozen=True, eq=False)
+class FlowJudge:
+    """Held-out windows and all they are judged with.
+
+    Args:
+        windows: what was recorded.
+        rows: the same windows' conditions.
+        faces: turns motion into vertices; None where there is no head for the corpus.
+    """
+
+    config: FlowJudgeConfig
+    seed: int
+    windows: Sequence[Window]
+    rows: Sequence[Mapping[str, Any]]
+    vae: MotionVAE
+    faces: Faces | None
+
+    @classmethod
+    def of(cls, config: GdpoRecipeConfig, windows: Sequence[Window], table: Path, vae: Path) -> FlowJudge:
+        count = min(config.judge.windows, len(windows))
+        chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
+        rows, coder = read_table(table), checkpoint.load_vae(vae)
+        faces = faces_of(config.head, coder.config.layout.topology)
+        return cls(config.judge, config.seed, [windows[i] for i in chosen], [rows[i] for i in chosen], coder, faces)
+
+    def __call__(self, policy: Path) -> dict[str, float]:
+        with timeline.noted("judge"):
+            return self.score(self.generate(policy))
+
+    def coded(self) -> dict[str, float]:
+        """The recorded motion through the VAE: no policy on its latents does better."""
+        motions = [self.vae.to_motion(self.vae.encode(torch.from_numpy(w.motion.values)[None])[0])
+                   for w in self.windows]
+        return self.score(motions)
+
+    def listeners(self) -> FlowJudge:
+        """Of those windows only whose actor listens in at least half of the frames."""
+        kept = [i for i, window in enumerate(self.windows) if window.listening.mean() >= 0.5]
+        return replace(self, windows=[self.windows[i] for i in kept], rows=[self.rows[i] for i in kept])
+
+    def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
+        """What prompts and guidance do.
+
+        `text/valence/PROMPT` is the valence that the generated faces show on average when everybody is given that
+        prompt (where there is an estimator); `omega=X/variance_ratio/GROUP` rises with X if guidance is a slider.
+
+        Args:
+            texts: prompt -> its features (text_dim,).
+        """
+        listening, recorded = [w.listening for w in self.windows], [w.motion for w in self.windows]
+        values: dict[str, float] = {}
+        for prompt, features in texts.items() if affect is not None else ():
+            shown = [affect(motion)[mask, 0].mean() for motion, mask in
+                     zip(self.generate(policy, text=features), listening, strict=True) if mask.any()]
+            values[f"text/valence/{prompt}"] = float(np.mean(shown))
+        for omega in self.config.omegas:
+            ratios = flame_groups.variance_ratio(self.generate(policy, omega=omega), recorded, listening)
+            values |= {f"omega={omega:g}/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
+        return values
+
+    def endless(self, policy: Path) -> dict[str, float]:
+        """Whether one sequence of `judge.long_frames` frames dies down or runs away.
+
+        `long/variance_ratio/GROUP` is the variance of its last window against that of its first, each over
+        `LONG_SAMPLES` samples. Conditions are those of the held-out windows, one after the other, again and again.
+        """
+        flow = checkpoint.load_flow(policy).eval()
+        sizes = flow.config
+        count = -(-self.config.long_frames // sizes.frames)
+        parts = collate_conditions([self.rows[i % len(self.rows)] for i in range(count)], sizes)
+        joined = {name: parts[name].flatten(0, 1)[None] for name in MODALITIES if name != "text"}
+        conditions = Conditions(text=parts["text"][:1], present=parts["present"][:1], **joined)
+        noise = draw_noise([self.seed], LONG_SAMPLES, count * sizes.window, sizes.latent_dim)
+        latents = generate_long(flow, conditions, noise, self.config.steps)[0]
+        motions = [self.vae.to_motion(sampled) for sampled in latents]
+        first, last = ([motion.window(start, sizes.frames) for motion in motions]
+                       for start in (0, (count - 1) * sizes.frames))
+        ratios = flame_groups.variance_ratio(last, first, [np.ones(sizes.frames, bool)] * LONG_SAMPLES)
+        return {f"long/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
+
+    def generate(self, policy: Path, text: Tensor | None = None, omega: float | None = None) -> list[Motion]:
+        """One motion of each window by the ODE, the same noise whatever the policy.
+
+        Args:
+            text: features (text_dim,) that stand for everybody's prompt.
+            omega: guidance scale where nobody speaks, in place of `judge.omega_listen`.
+        """
+        flow = checkpoint.load_flow(policy).eval()
+        sizes, c, motions = flow.config, self.config, []
+        listen = c.omega_listen if omega is None else omega
+        for first in range(0, len(self.rows), BATCH):
+            rows = self.rows[first : first + BATCH]
+            seeds = [self.seed + 1 + first + i for i in range(len(rows))]
+            speaking = torch.tensor([row["speaking"] for row in rows])
+            conditions = collate_conditions(rows, sizes)
+            if text is not None:
+                conditions["text"] = text.expand(len(rows), -1)
+                conditions["present"][:, MODALITIES.index("text")] = True
+            latents = generate(flow, Conditions(**conditions), draw_noise(seeds, 1, sizes.window, sizes.latent_dim),
+                               c.steps, guidance_scale(speaking, c.omega_speak, listen, sizes.downsample))
+            motions += [self.vae.to_motion(sampled) for sampled in latents[:, 0]]
+        return motions
+
+    def score(self, motions: Sequence[Motion]) -> dict[str, float]:
+        """`PART/NAME/GROUP` of `flame_groups`, and `PART/PROTOCOL/NAME` on vertices where there is a head."""
+        parts = {"listen": [w.listening for w in self.windows], "speak": [w.actor_speaks for w in self.windows]}
+        recorded, partners = [w.motion for w in self.windows], [w.partner for w in self.windows]
+        values = {f"{part}/{name}": value for part, masks in parts.items()
+                  for name, value in flame_groups.score(motions, recorded, partners, masks).items()}
+        return values if self.faces is None else values | self._on_vertices(motions)
+
+    def _on_vertices(self, motions: Sequence[Motion]) -> dict[str, float]:
+        """Both definitions of LVE, MHD, FDD, PDD, JDD, as means over clips."""
+        found: dict[str, list[float]] = {}
+        for motion, window in zip(motions, self.windows, strict=True):
+            speaks = window.actor_speaks.any()  # only then distances over the whole head are asked for
+            pred, target = (self.faces(m, whole=bool(speaks)) for m in (motion, window.motion))
+            for protocol, people in PROTOCOLS.items():
+                speech = np.stack([window.actor_speaks, window.partner_speaks])[:people]
+                scores = evaluate(protocol, pred, target, speech_mask=speech if people == 2 else speech[0])
+                for name, value in scores.items():
+                    metric, part = name.rsplit("_", 1)
+                    found.setdefault(f"{part}/{protocol}/{metric}", []).append(value)
+        return {name: float(np.mean(given)) for name, given in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """Motion as vertices, the head's rotation apart.
+
+    Args:
+        used: the vertices of the regions, sorted.
+    """
+
+    head: FlameHead
+    regions: Regions
+    used: np.ndarray
+
+    def __call__(self, motion: Motion, whole: bool) -> Face:
+        """All vertices, or a fifth of the work: only those of the regions."""
+        still, layout, regions = motion.values.copy(), motion.layout, self.regions
+        turning = [name for name in ("rot", "neck") if name in layout.names]
+        for name in turning:
+            still[:, layout.columns(name)] = 0
+        if not whole:
+            regions = Regions(*(tuple(np.searchsorted(self.used, part)) for part in (regions.lip, regions.upper)))
+        vertices = self.head.vertices_of(Motion(still, layout), vertices=None if whole else self.used)
+        return Face(vertices, motion.group(turning[0]), motion.group("jaw"), regions)
+
+
+def faces_of(config: HeadConfig, topology: str) -> Faces | None:
+    """The configured head, if motion of this topology and its own regions of the face mean something on it."""
+    asset: HeadAsset = load_head(config.path, config.topology)
+    if asset.topology != topology or not asset.arkit:
+        print(f"[judge] no vertices of {topology} motion on the {asset.topology} head: LVE, MHD, FDD, PDD, JDD are "
+              "left out; give head.path=FILE", flush=True)
+        return None
+    regions = face_regions(asset)
+    return Faces(FlameHead(asset), Regions(**regions), np.unique(np.concatenate(list(regions.values()))))
+
+
+def report(rows: dict[str, dict[str, float]], run: Run) -> None:
+    """What matters most on the terminal, all of it as a table and as JSON in the run folder, numbers in MLflow.
+
+    Args:
+        rows: method -> metric -> value, with `supervised` and `GDPO` among the methods.
+    """
+    before, after = rows["supervised"], rows["GDPO"]
+    change = {name: 100 * (after[name] / value - 1) for name, value in before.items() if value and name in after}
+    shown = Table(title="held-out windows by the ODE; VAE = the recorded motion, coded and decoded")
+    for column in ("", *rows, "change"):
+        shown.add_column(column, justify="right" if column else "left")
+    lines = [[metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()),
+              f"{change[metric]:+.0f} %" if metric in change else "-"] for metric in before]
+    for line in lines:
+        if any(part in line[0] for part in HEADLINES):
+            shown.add_row(*line)
+    Console(width=120).print(shown)
+    heading = ["", *rows, "change"]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in [heading, ["---"] * len(heading), *lines])
+    write_atomic(run.directory / "judgement.md", table + "\n")
+    write_atomic(run.directory / "judgement.json", json.dumps(rows | {"change_percent": change}, indent=2))
+    for kind in ("md", "json"):
+        run.summary["artifacts"][f"judgement_{kind}"] = str(run.directory / f"judgement.{kind}")
+    run.summary["metrics"] |= {"coded": rows["VAE"], "before": before, "after": after, "change_percent": change}
+    for name, row in rows.items():
+        run.tracker.log({f"{name}/{metric}": value for metric, value in row.items()})

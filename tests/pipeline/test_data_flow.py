@@ -1,0 +1,116 @@
+"""Windows of a clip: who is the actor, what is absent, who speaks when, and what the table holds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.clip import AUDIO_RATE
+from pipeline.data.flow import (
+    WINDOW_SCHEMA,
+    Features,
+    _speaks,
+    describe_face,
+    of_latents,
+    whole_latents,
+    window_rows,
+    windows,
+)
+from policies.flow.conditions import MODALITIES
+from policies.flow.config import VAEConfig
+from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from policies.flow.training import from_bytes
+from policies.flow.vae import MotionVAE
+from policies.motion import LayoutError
+from policies.vla.training import read_table, write_table
+
+
+@pytest.fixture
+def clip(tiny_corpus):
+    return tiny_corpus.at("train", 0)  # 25 frames
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
+    return Features(text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name)))
+
+
+@pytest.fixture(scope="module")
+def vae(tiny_corpus):
+    torch.manual_seed(0)
+    return MotionVAE(VAEConfig(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
+
+
+def test_a_window_is_whole_latents():
+    assert [whole_latents(frames, 8) for frames in (100, 96, 8, 15)] == [96, 96, 8, 8]
+    with pytest.raises(LayoutError, match="7 frames holds no latent of 8; raise corpus.seconds"):
+        whole_latents(7, 8)
+
+
+def test_both_people_are_actors_and_each_is_the_others_partner(clip):
+    listener, speaker = windows(clip, 8)
+    assert (listener.clip_id, speaker.clip_id) == (f"{clip.clip_id}/listener", f"{clip.clip_id}/speaker")
+    assert len(listener.motion) == len(listener.partner) == 24
+    np.testing.assert_array_equal(listener.motion.values, clip.listener.values[:24])
+    np.testing.assert_array_equal(speaker.motion.values, listener.partner.values)
+    assert listener.actor_audio is clip.listener_audio and speaker.actor_audio is clip.speaker_audio
+    np.testing.assert_array_equal(listener.actor_speaks, speaker.partner_speaks)
+    np.testing.assert_array_equal(listener.listening, listener.partner_speaks & ~listener.actor_speaks)
+    assert not (listener.listening & speaker.listening).any()
+    assert [w.clip_id for w in windows(clip, 8, both=False)] == [listener.clip_id]
+    assert len(list(windows(replace(clip, speaker=None), 8))) == 1, "nobody's motion cannot be learnt"
+
+
+def test_speech_is_heard_frame_by_frame():
+    audio = np.zeros(2 * AUDIO_RATE, np.float32)
+    audio[AUDIO_RATE:] = 0.3 * np.sin(np.arange(AUDIO_RATE) / 5)
+    speaks = _speaks(audio, 50, 25.0, otherwise=False)
+    assert not speaks[:24].any() and speaks[26:49].all()
+
+
+def test_without_sound_the_roles_of_the_corpus_count(clip):
+    silent = replace(clip, speaker_audio=None, listener_audio=None)
+    listener, speaker = windows(silent, 8)
+    assert listener.listening.all() and not speaker.listening.any() and speaker.actor_speaks.all()
+
+
+def test_the_prompt_names_the_face_where_it_is_labelled(clip):
+    affect = {clip.clip_id: np.array([[0.5, -0.3], [0.7, -0.1]])}
+    listener, speaker = windows(clip, 8, affect=affect)
+    assert listener.text == "happy and calm" and speaker.text == clip.text
+    assert next(windows(clip, 8)).text == clip.text
+    assert next(windows(replace(clip, words=None), 8)).text is None
+    assert describe_face(np.array([[-0.4, 0.5]])) == "sad and excited"
+    assert describe_face(np.zeros((3, 2))) == "neutral and attentive"
+
+
+def test_a_latent_is_what_most_of_its_frames_are():
+    assert of_latents(np.array([1, 1, 0, 0, 1, 0, 0, 0], bool), 4).tolist() == [True, False]
+
+
+def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_path):
+    given = list(windows(clip, 8))
+    assert write_table(tmp_path / "t.arrow", window_rows(given, features.of, vae), WINDOW_SCHEMA) == 2
+    listener, speaker = read_table(tmp_path / "t.arrow")
+    assert from_bytes(listener["partner_audio"], 24, 8).equal(from_bytes(speaker["actor_audio"], 24, 8))
+    assert from_bytes(listener["partner_motion"], 3, 4).equal(from_bytes(speaker["latents"], 3, 4))
+    latents = vae.encode(torch.from_numpy(given[0].motion.values)[None])[0]
+    torch.testing.assert_close(from_bytes(listener["latents"], 3, 4), latents)
+    assert listener["listening"] == given[0].listening.tolist()
+    assert from_bytes(speaker["text"], 8).isfinite().all()
+
+
+def test_what_a_clip_lacks_is_null(clip, features, vae):
+    bare = replace(clip, speaker=None, speaker_audio=None, listener_audio=None, words=None)
+    [row] = window_rows(windows(bare, 8), features.of, vae)
+    assert all(row[name] is None for name in MODALITIES) and row["latents"] is not None
+
+
+def test_features_are_computed_once(clip, features, monkeypatch):
+    window = next(windows(clip, 8))
+    first = features.of(window)
+    again = replace(features, text=None, audio=None).of(window)
+    assert all(again[name].equal(first[name]) for name in first)

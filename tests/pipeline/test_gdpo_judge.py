@@ -1,0 +1,95 @@
+"""The judge of `gdpo`: perfect answers, what is left out without a head, prompts and guidance, the report."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
+from pipeline.data.flow import WINDOW_SCHEMA, Features, window_rows, windows
+from pipeline.recipes.gdpo_judge import FlowJudge, faces_of, report
+from policies.flow import checkpoint, config
+from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from policies.flow.model import initialised
+from policies.flow.vae import MotionVAE
+from policies.vla.training import write_table
+
+JUDGE = FlowJudgeConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_corpus, tmp_path_factory):
+    """A judge of the tiny corpus' test windows, and a policy with random weights."""
+    folder = tmp_path_factory.mktemp("judge")
+    torch.manual_seed(0)
+    vae = MotionVAE(config.VAEConfig(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
+    vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
+    checkpoint.save(vae, folder / "vae")
+    text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
+    features = Features(text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name)))
+    held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
+    write_table(folder / "test.arrow", window_rows(held_out, features.of, vae), WINDOW_SCHEMA)
+    sizes = config.FlowConfig(latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=3)
+    checkpoint.save(initialised(sizes, 0), folder / "flow")
+    judge = FlowJudge.of(GdpoRecipeConfig(judge=JUDGE), held_out, folder / "test.arrow", folder / "vae")
+    return judge, folder / "flow"
+
+
+def test_the_recorded_motion_is_perfect(made):
+    judge, _ = made
+    values = judge.score([window.motion for window in judge.windows])
+    for name, value in values.items():
+        if name.split("/")[1] in ("MSE", "FD", "P-FD", "rPCC", "unils", "gdpo_paper"):
+            assert value == pytest.approx(0, abs=1e-6), name
+        elif name.split("/")[1].endswith("_ratio"):
+            assert value == pytest.approx(1), name
+    assert {"listen/unils/FDD", "listen/gdpo_paper/JDD", "speak/unils/LVE", "speak/MSE/jaw"} <= set(values)
+
+
+def test_the_same_noise_whatever_the_policy_and_as_many_windows_as_asked(made):
+    judge, policy = made
+    assert len(judge.windows) == len(judge.rows) == 4
+    assert [row["clip_id"] for row in judge.rows] == [window.clip_id for window in judge.windows]
+    first, again = judge.generate(policy), judge.generate(policy)
+    assert all(np.array_equal(a.values, b.values) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0].values, first[1].values) and len(first[0]) == 24
+
+
+def test_prompts_and_guidance_change_what_is_generated(made):
+    judge, policy = made
+    plain, told = judge.generate(policy), judge.generate(policy, text=torch.full((8,), 9.0))
+    assert not np.array_equal(plain[0].values, told[0].values)
+    texts = {"a": torch.ones(8), "b": -torch.ones(8)}
+    values = judge.controls(policy, texts, lambda motion: motion.values[:, :2])
+    assert {"text/valence/a", "text/valence/b", "omega=3/variance_ratio/rot"} <= set(values)
+    assert values["text/valence/a"] != values["text/valence/b"]
+    assert not any(name.startswith("text") for name in judge.controls(policy, texts, None))
+
+
+def test_one_long_sequence_is_compared_with_its_own_beginning(made):
+    judge, policy = made
+    values = judge.endless(policy)
+    assert set(values) == {f"long/variance_ratio/{name}" for name in judge.vae.config.layout.names}
+    assert all(value > 0 for value in values.values()) and values == judge.endless(policy)
+
+
+def test_without_a_head_for_the_corpus_vertices_are_left_out_and_it_is_said(made, capsys):
+    assert faces_of(HeadConfig(), "flame2020") is None
+    assert "LVE, MHD, FDD, PDD, JDD are left out; give head.path" in capsys.readouterr().out
+
+
+def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, capsys):
+    logged = []
+    run = SimpleNamespace(directory=tmp_path, summary={"artifacts": {}, "metrics": {}},
+                          tracker=SimpleNamespace(log=logged.append))
+    report({"VAE": {"listen/unils/FDD": 1.0}, "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
+            "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0}}, run)
+    shown = capsys.readouterr().out
+    assert "listen/unils/FDD" in shown and "-25 %" in shown and "speak/SID/jaw" not in shown
+    assert json.loads((tmp_path / "judgement.json").read_text())["change_percent"] == {
+        "listen/unils/FDD": -25.0, "speak/SID/jaw": 0.0}
+    assert "| speak/SID/jaw | - | 2 | 2 | +0 % |" in (tmp_path / "judgement.md").read_text()
+    assert run.summary["metrics"]["after"]["listen/unils/FDD"] == 3.0 and {"GDPO/speak/SID/jaw": 2.0}.items() <= logged[
+        2].items()
