@@ -69,7 +69,7 @@ class FlowJudge:
             return self.score(self.generate(policy))
 
     def coded(self) -> dict[str, float]:
-        """The recorded motion through the VAE: no policy on its latents does better."""
+        """The recorded motion through the VAE: what coding alone costs."""
         motions = [self.vae.to_motion(self.vae.encode(torch.from_numpy(w.motion.values)[None])[0])
                    for w in self.windows]
         return self.score(motions)
