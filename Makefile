@@ -26,10 +26,10 @@ ui: $(READY)
 
 install: $(READY)
 
-# Skipped while neither the lock nor pyproject.toml changed.
+# Skipped while neither the lock nor pyproject.toml changed. Most modules are never imported: no bytecode in advance.
 $(READY): $(LOCK) pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --no-deps -r $(LOCK)
+	$(VENV)/bin/pip install -q --no-deps --no-compile -r $(LOCK)
 	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
