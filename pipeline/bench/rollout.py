@@ -1,8 +1,9 @@
 """Action tokens a second: a vLLM engine of the fleet against transformers' `generate`, each alone on the same cores.
 
 Both sample whole action sequences of the same policy for the same prompts, temperature only, over the 256 bins. The
-policy has no slot embeddings: `generate` knows of none. What vLLM does beyond it, log-probs of every token and
-seeds per prompt, is counted as its time. Start-up is reported beside, not within.
+policy has no slot embeddings: `generate` knows of none. `fleet` is vLLM as the fleet asks it, whose log-probs of every
+token and seeds per prompt are counted as its time; `bare` is vLLM without them, which is what `generate` does. Start-up
+is reported beside, not within.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import ray
 import torch
 from transformers import LogitsProcessor
 
-from actors.rollout import Request, RolloutWorker, engine_environment
+from actors.rollout import FleetOptions, Request, RolloutWorker, engine_environment
 from pipeline.bench.workload import process, random_policy, random_prompts, spread
 from pipeline.config import BenchConfig
 from pipeline.recipes.rollout import fleet_options
 from policies.vla.loading import load_checkpoint
 from policies.vla.trajectory import Prompt
+from policies.vla.vllm_plugin import sampling_params, vllm_prompt
 
 
 class _OnlyActions(LogitsProcessor):
@@ -35,6 +37,26 @@ class _OnlyActions(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return scores + self.mask.to(scores)
+
+
+@ray.remote
+class Bare:
+    """A vLLM engine that does no more than `generate`: no log-probs, one stream of random numbers."""
+
+    def __init__(self, checkpoint: str, options: FleetOptions):
+        from policies.vla.vllm_engine import VllmEngine
+
+        torch.set_num_threads(options.threads)
+        self.engine = VllmEngine(Path(checkpoint), options.dtype, options.temperature, options.kv_cache_gib, 1)
+
+    def generate(self, prompts: list[Prompt], samples: int) -> int:
+        """Sample; returns how many tokens."""
+        config = self.engine.config
+        parameters = sampling_params(config, samples, None, self.engine.temperature)
+        parameters.logprobs = None
+        outputs = self.engine.llm.generate([vllm_prompt(config, p.ids, p.frames) for p in prompts], parameters,
+                                           use_tqdm=False)
+        return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
 
 @ray.remote
@@ -76,7 +98,11 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
         result["workload"] = {"prompts": b.prompts, "samples": rollout.samples, "prompt_tokens": policy.prompt_length,
                               "action_tokens": policy.action_tokens, "threads": b.threads}
         for dtype in ("float32", "bfloat16"):
-            ours = _vllm(config, scratch, dtype, Request(prompts, rollout.samples, config.seed), say)
+            options = replace(fleet_options(rollout), engine="vllm", dtype=dtype, threads=b.threads)
+            fleet = _fleet(config, scratch, options, Request(prompts, rollout.samples, config.seed), say)
+            with process(Bare, b.threads, scratch, options, **engine_environment(options)) as call:
+                call("generate", prompts[:1], 2)  # warm
+                bare = [_tokens_per_s(call, "generate", prompts, rollout.samples) for _ in range(b.repeats)]
             with process(TransformersGenerate, b.threads, scratch, dtype, b.threads, rollout.temperature) as call:
                 call("generate", prompts[:1], 2, 2)  # warm
                 rates = {batch: _tokens_per_s(call, "generate", prompts, rollout.samples, batch)
@@ -84,23 +110,29 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
                 best = max(rates, key=rates.get)
                 theirs = [rates[best]] + [_tokens_per_s(call, "generate", prompts, rollout.samples, best)
                                           for _ in range(b.repeats - 1)]
-            ratio = ours["tokens_per_s"]["median"] / spread(theirs)["median"]
-            result[dtype] = {"vllm": ours, "ratio": ratio, "transformers": {
-                "tokens_per_s": spread(theirs), "batch_size": best, "tokens_per_s_by_batch_size": rates}}
-            say(f"{dtype}: vLLM {ours['tokens_per_s']['median']:.0f}, transformers {spread(theirs)['median']:.0f} "
-                f"tokens/s (batches of {best}); {ratio:.2f} times")
+            theirs = spread(theirs)
+            vllm = {"fleet": fleet, "bare": {"tokens_per_s": spread(bare)}}
+            for name, found in vllm.items():
+                rate = found["tokens_per_s"]["median"]
+                found["ratio"] = rate / theirs["median"]
+                say(f"{dtype}: vLLM ({name}) {rate:.0f}, transformers {theirs['median']:.0f} tokens/s (batches of "
+                    f"{best}); {found['ratio']:.2f} times")
+            result[dtype] = vllm | {"transformers": {"tokens_per_s": theirs, "batch_size": best,
+                                                     "tokens_per_s_by_batch_size": rates}}
     return result
 
 
-def _vllm(config: BenchConfig, checkpoint: str, dtype: str, request: Request, say: Callable[[str], None]) -> dict:
-    options = replace(fleet_options(config.rollout), engine="vllm", dtype=dtype, threads=config.bench.threads)
+def _fleet(
+    config: BenchConfig, checkpoint: str, options: FleetOptions, request: Request, say: Callable[[str], None]
+) -> dict[str, Any]:
     started = time.perf_counter()
     with process(RolloutWorker, config.bench.threads, checkpoint, options, **engine_environment(options)) as call:
         info = call("describe")
         start = time.perf_counter() - started
         cold = _vllm_rate(call, request)
         warm = [_vllm_rate(call, request) for _ in range(config.bench.repeats)]
-    say(f"vLLM {info['version']}, {dtype}: start {start:.1f} s, first call {cold:.0f}, then {warm[-1]:.0f} tokens/s")
+    say(f"vLLM {info['version']}, {options.dtype}: start {start:.1f} s, first call {cold:.0f}, then {warm[-1]:.0f} "
+        "tokens/s")
     return {"version": info["version"], "device": info["device"], "start_s": start, "cold_tokens_per_s": cold,
             "tokens_per_s": spread(warm)}
 
