@@ -207,7 +207,8 @@ def report(rows: dict[str, dict[str, float]], run: Run) -> None:
         rows: method -> metric -> value, with `supervised` and `GDPO` among the methods.
     """
     before, after = rows["supervised"], rows["GDPO"]
-    change = {name: 100 * (after[name] / value - 1) for name, value in before.items() if value and name in after}
+    sizes = {name: value for name, value in before.items() if value > 0 and not name.startswith("text")}
+    change = {name: 100 * (after[name] / value - 1) for name, value in sizes.items() if name in after}
     shown = Table(title="held-out windows by the ODE; VAE = the recorded motion, coded and decoded")
     for column in ("", *rows, "change"):
         shown.add_column(column, justify="right" if column else "left")
