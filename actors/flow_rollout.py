@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actors import telemetry
-from actors.cluster import worker_environment
+from actors.cluster import on_nodes, worker_environment
 from actors.pool import Pool
 from actors.rollout import StaleWeightsError
 from actors.timeline import Worker
@@ -37,6 +37,7 @@ class FlowFleetOptions:
     batch_prompts: int
     timeout_s: float
     losses: int
+    nodes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class FlowFleet(Pool):
         self.options, self.version, self._state = options, 0, None
         # Asked for by a learner: not in its placement group, which has no room for more than the learner.
         worker = FlowWorker.options(num_cpus=options.cpus, num_gpus=options.gpus, scheduling_strategy="DEFAULT",
+                                    resources=on_nodes(options.nodes),
                                     runtime_env={"env_vars": worker_environment(options.threads)})
 
         def start(index: int) -> ray.actor.ActorHandle:

@@ -27,7 +27,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors import telemetry, timeline
-from actors.cluster import ClusterError, worker_environment
+from actors.cluster import ClusterError, on_nodes, worker_environment
 
 CHECKPOINT_TAG = "zero"
 
@@ -77,6 +77,7 @@ class LearnerOptions:
     max_failures: int
     checkpoint_every: int
     timeout_s: float
+    nodes: str | None = None
 
 
 def fit(
@@ -104,7 +105,8 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=options.world_size,
             use_gpu=options.gpus > 0,
-            resources_per_worker={"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {}),
+            resources_per_worker={"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
+            | on_nodes(options.nodes),
         ),
         run_config=RunConfig(
             name="learner",

@@ -15,7 +15,7 @@ from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import telemetry, timeline
-from actors.cluster import reserve, worker_environment
+from actors.cluster import on_nodes, reserve, worker_environment
 from actors.pool import Pool
 from policies.vla.trajectory import Prompt, Trajectory
 
@@ -44,6 +44,7 @@ class FleetOptions:
     canary_tolerance: float
     start_timeout_s: float
     timeout_s: float
+    nodes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,11 @@ class Fleet(Pool):
         self._policy, self._canary = policy, Request([canary], 1, 0, min(CANARY_TOKENS, policy.config.action_tokens))
         self._state, self._digest = None, None  # of the weights given since the checkpoint
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
-        self._groups = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
+        marked = on_nodes(options.nodes)
+        self._groups = reserve([share | marked] * options.workers, "rollout fleet", options.start_timeout_s)
         environment = engine_environment(options)
-        worker = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "runtime_env": {"env_vars": environment}}
+        worker = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "resources": marked,
+                  "runtime_env": {"env_vars": environment}}
         places = dict(enumerate(self._groups))
 
         def start(index: int) -> Any:

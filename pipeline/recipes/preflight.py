@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from actors import timeline
 from actors.cluster import ClusterError, cluster
 from actors.probe import Node, all_reduce, probe_nodes
-from pipeline.config import DpoRecipeConfig, JudgedRecipeConfig, PolicyConfig
+from pipeline.config import DpoRecipeConfig, GdpoRecipeConfig, JudgedRecipeConfig, PolicyConfig
 from pipeline.estimate import (
     GIB,
     ModelSize,
@@ -106,16 +106,16 @@ def version_checks(nodes: list[Node]) -> Iterator[Check]:
                                       f"torch {first.versions['torch']}, {vllm}")
 
 
-def demand(config: JudgedRecipeConfig) -> dict[str, list[tuple[str, float, float]]]:
+def demand(config: JudgedRecipeConfig | GdpoRecipeConfig) -> dict[str, list[tuple[str, float, float]]]:
     """Phase -> `(what, CPUs, GPUs)` of every process that stands at once; all but learners stay all the time."""
     rollout, learner = config.rollout, config.learner
+    learners = [("learner", learner.cpus, learner.gpus)] * learner.world_size
+    if isinstance(config, GdpoRecipeConfig):
+        return {"gdpo": [("engine", rollout.cpus, rollout.gpus)] * rollout.workers + learners}
     standing = [("engine", rollout.cpus, rollout.gpus * rollout.tensor_parallel)] * rollout.workers
     standing += [("rater", config.raters.cpus, 0.0)] * config.raters.workers
     standing += [("renderer", config.render.cpus, 0.0)] * config.render.workers
-    return {
-        "rollout": standing,
-        "dpo": standing + [("learner", learner.cpus, learner.gpus)] * learner.world_size,
-    }
+    return {"rollout": standing, "dpo": standing + learners}
 
 
 def place_checks(config: JudgedRecipeConfig, nodes: list[Node]) -> Iterator[Check]:
@@ -133,6 +133,11 @@ def place_checks(config: JudgedRecipeConfig, nodes: list[Node]) -> Iterator[Chec
         yield Check(f"{kind}s", "ok" if enough else "failed", found,
                     "" if enough else "fewer workers or smaller shares (the `workers`, `world_size` and `cpus` keys), "
                     "or more nodes; cluster.preflight=false for a cluster that grows on demand")
+    for section in ("rollout", "learner", "render", "raters"):
+        mark = getattr(config, section).nodes
+        if mark is not None and not any(node.resources.get(mark) for node in nodes):
+            yield Check(f"{section} nodes", "failed", f"no node has the resource {mark!r}",
+                        f"start some with --resources='{{\"{mark}\": 1}}', or leave {section}.nodes empty")
 
 
 def storage_checks(nodes: list[Node]) -> Iterator[Check]:
