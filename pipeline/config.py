@@ -363,6 +363,20 @@ class ClusterConfig(Section):
     )
 
 
+class PlanConfig(Section):
+    """An imaginary cluster of equal nodes."""
+
+    nodes: int | None = Field(None, ge=1, description="number of nodes; empty = no plan, look at the real cluster")
+    gpus: int = Field(0, ge=0, description="GPUs of a node")
+    cpus: int | None = Field(None, ge=1, description="CPU cores of a node; empty = 16 for each GPU, 2 without")
+    memory_gib: float = Field(24, gt=0, description="memory of a node, GiB; counts where there are no GPUs")
+    gpu_memory_gib: float = Field(80, gt=0, description="memory of a GPU, GiB")
+    device: Literal["a100", "h100"] = Field("h100", description="GPU whose speed is assumed")
+    bench: list[Path] = Field(
+        [], description="bench.json files of `bench rollout`, `dpo`, `render` on such a machine, instead of defaults"
+    )
+
+
 class RecipeConfig(Section):
     """What every recipe takes."""
 
@@ -480,6 +494,10 @@ class DpoRecipeConfig(JudgedRecipeConfig):
     def _dpo_batches_can_be_shared(self) -> DpoRecipeConfig:
         _require_equal_shares("dpo.batch_size", self.dpo.batch_size, self.learner)
         return self
+
+
+class PreflightConfig(DpoRecipeConfig):
+    plan: PlanConfig = PlanConfig()
 
 
 class FlowJudgeConfig(Section):

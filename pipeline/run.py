@@ -19,7 +19,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
     "gdpo": (cfg.GdpoRecipeConfig, "AR-Flow post-trained with GDPO on dynamics rewards by FLAME group"),
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
-    "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
+    "preflight": (cfg.PreflightConfig, "check whether the main job would get through on this cluster, or plan one"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),
     "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow"),
 }
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     config_type, _ = RECIPES[args.recipe]
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
-        config = cfg.load_config(config_type, file, args.subject + args.overrides + rest + options)
+        config = cfg.load_config(config_type, file, args.subject + args.overrides + args.plan + rest + options)
     except cfg.ConfigError as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
                              help="rollout, dpo, sync, render, metrics or flow")
         else:
             sub.set_defaults(subject=[])
+        if name == "preflight":
+            sub.add_argument("--plan", nargs="+", metavar="key=value", action="extend", type=_plan_key, default=[],
+                             help="look at an imaginary cluster: nodes=2 gpus=8 is short for plan.nodes=2 plan.gpus=8")
+        else:
+            sub.set_defaults(plan=[])
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
         sub.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys below")
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")
@@ -113,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         for option, key in OPTIONS.get(name, {}).items():
             sub.add_argument(option, dest=key, metavar="VALUE", help=f"the same as {key}=VALUE")
     return parser
+
+
+def _plan_key(text: str) -> str:
+    """A key of the section `plan` without its name; others are written out."""
+    return text if "." in text.partition("=")[0] else f"plan.{text}"
 
 
 def _key_table(config_type: type[cfg.RecipeConfig]) -> str:

@@ -74,7 +74,8 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
         prompts = random_prompts(policy, b.prompts, config.seed)
         count = b.prompts * rollout.samples
         result["workload"] = {"prompts": b.prompts, "samples": rollout.samples, "prompt_tokens": policy.prompt_length,
-                              "action_tokens": policy.action_tokens, "threads": b.threads}
+                              "action_tokens": policy.action_tokens, "hidden": config.policy.hidden,
+                              "layers": config.policy.layers, "threads": b.threads}
         for dtype in ("float32", "bfloat16"):
             ours = _vllm(config, scratch, dtype, Request(prompts, rollout.samples, config.seed), say)
             with process(TransformersGenerate, b.threads, scratch, dtype, b.threads, rollout.temperature) as call:

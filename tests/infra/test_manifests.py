@@ -12,6 +12,7 @@ import yaml
 
 from actors import telemetry
 from pipeline.config import DpoRecipeConfig, GdpoRecipeConfig, load_config
+from pipeline.plan import place
 from pipeline.run import RECIPES, _parser
 
 ROOT = Path(__file__).parents[2]
@@ -158,19 +159,6 @@ def nodes_of_cluster_file() -> dict[str, list[dict[str, float]]]:
             for name, kind in read("cluster.yaml")["available_node_types"].items() if name != "head"}
 
 
-def left_over(pieces: list[tuple[str, float, float]], nodes: list[dict[str, float]]) -> list[str]:
-    """What finds no place when the largest pieces are placed first."""
-    free, left = [dict(node) for node in nodes], []
-    for what, cpus, gpus in sorted(pieces, key=lambda piece: (piece[2], piece[1]), reverse=True):
-        node = next((n for n in free if n["CPU"] >= cpus - 1e-6 and n["GPU"] >= gpus), None)
-        if node is None:
-            left.append(what)
-        else:
-            node["CPU"] -= cpus
-            node["GPU"] -= gpus
-    return left
-
-
 def requested(command: str):
     """(what, CPUs, GPUs, mark of its nodes) of every process of a command at its height."""
     from pipeline.recipes.preflight import demand
@@ -185,14 +173,9 @@ def assert_covered(command: str, groups: dict[str, list[dict[str, float]]], time
     pieces = requested(command) * times
     for mark in {mark for *_, mark in pieces}:
         marked = [node for nodes in groups.values() for node in nodes if node.get(mark)]
-        assert left_over([piece for *piece, m in pieces if m == mark], marked) == [], mark
-
-
-def test_left_over_by_hand():
-    pieces = [("small", 1, 0), ("large", 8, 1), ("small", 1, 0)]
-    assert left_over(pieces, [{"CPU": 9.0, "GPU": 1.0}]) == ["small"]
-    assert left_over(pieces, [{"CPU": 4.0, "GPU": 1.0}] * 2) == ["large"]
-    assert left_over(pieces, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]) == []
+        wanted = [(what, cpus, gpus) for what, cpus, gpus, m in pieces if m == mark]
+        _, left = place(wanted, [(node["CPU"], node["GPU"]) for node in marked])
+        assert not left, f"{mark}: no room for {left}"
 
 
 @pytest.mark.parametrize(("job", "config"), [("dpo", DpoRecipeConfig), ("gdpo", GdpoRecipeConfig)])
