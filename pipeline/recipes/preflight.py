@@ -47,7 +47,7 @@ PROCESS_GIB = {"engine": 1.1, "learner": 0.5, "worker": 0.3, "base": 1.3}
 FPS, AUDIO_BYTES_S = 25, 2 * 4 * 16_000
 # The paper's checkpoints: a plan needs their sizes only, and neither weights nor a network.
 PUBLISHED: dict[str, PretrainedConfig] = {
-    "meta-llama/Llama-2-7b-hf": LlamaConfig(),
+    "meta-llama/Llama-2-7b-hf": LlamaConfig(max_position_embeddings=4096),
     "facebook/dinov2-large": Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
     "google/siglip-so400m-patch14-224": SiglipVisionConfig(
         hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14),
@@ -104,7 +104,7 @@ def plan(config: PreflightConfig, run: Run) -> None:
         costs = with_bench(costs, file, config.rollout.dtype)
     try:
         size = model_size(config, PUBLISHED)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # not found; parts that do not go together
         raise RunError(f"plan: {str(error).splitlines()[0]}; policy.llama, policy.dino and policy.siglip are local "
                        f"folders, hub names, or without a network {', '.join(PUBLISHED)}") from None
     conclude("plan", list(plan_checks(config, size, costs)), run)
@@ -122,12 +122,14 @@ def plan_checks(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> I
     crowd = max(group["learner"] + group["engine"] for group in placed) or 1
     host = config.plan.memory_gib / crowd  # without GPUs learners and engines share a node's memory
     sequences = sequences_per_learner(config)
-    need = {stage: sum(learner_bytes(size, config.policy.dtype, stage, learner.world_size, sequences).values()) / GIB
-            for stage in (1, 2, 3)}
+    parts = {stage: learner_bytes(size, config.policy.dtype, stage, learner.world_size, sequences)
+             for stage in (1, 2, 3)}
+    need = {stage: sum(each.values()) / GIB for stage, each in parts.items()}
     room = config.plan.gpu_memory_gib * min(1, learner.gpus) if learner.gpus else host
     stages = ", ".join(f"{gib:.1f} GiB with ZeRO {stage}" for stage, gib in need.items())
+    chosen = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts[learner.zero_stage].items())
     yield Check("learner memory", "ok" if need[learner.zero_stage] < 0.9 * room else "failed",
-                f"{stages}, of {room:.0f}; learner.zero_stage={learner.zero_stage}",
+                f"{stages}, of {room:.0f}; learner.zero_stage={learner.zero_stage}: {chosen}",
                 "a higher learner.zero_stage, more learners, policy.lora_rank or smaller batches")
     served = sum(engine_bytes(size, rollout.dtype, rollout.kv_cache_gib, rollout.tensor_parallel).values()) / GIB
     room = config.plan.gpu_memory_gib * min(1, rollout.gpus) if rollout.gpus else host
@@ -141,7 +143,9 @@ def plan_checks(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> I
     yield Check("time per round", "ok", f"{total:,.0f} s: {phases}; start-up left out")
     slowest = expected.bottleneck
     yield Check("bottleneck", "ok", f"{slowest}, {expected.seconds[slowest] / total:.0%} of a round: {FASTER[slowest]}")
-    yield Check("unit costs", "ok", "\n".join(f"{name}: {source}" for name, source in costs.sources.items()))
+    grouped = {source: ", ".join(name for name, s in costs.sources.items() if s == source)
+               for source in costs.sources.values()}
+    yield Check("unit costs", "ok", "\n".join(f"{names}: {source}" for source, names in grouped.items()))
 
 
 def _counts(group: Mapping[str, int]) -> str:

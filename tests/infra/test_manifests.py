@@ -224,7 +224,7 @@ def test_compose_refers_to_files_services_volumes_and_secrets_that_exist():
             assert (INFRA / source).is_file() if source.startswith(".") else source in compose["volumes"], volume
         if "build" in service:
             assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
-    written = set(re.findall(r"(\w+)=%s", text))
+    written = set(re.findall(r"([A-Z_]+)=%s", text))
     assert set(re.findall(r"\$\{(\w+):\?", text)) == written, "the first lines tell how to write infra/.env"
     assert "infra/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
