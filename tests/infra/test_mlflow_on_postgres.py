@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def postgres():
-    """URI of an empty database `mlflow`."""
+    """Host and port of a server with an empty database `mlflow`."""
     if BINARIES is None:
         pytest.skip("no PostgreSQL is installed")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: it holds a socket
@@ -54,7 +54,7 @@ def postgres():
             time.sleep(0.2)
         subprocess.run([BINARIES / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"],
                        check=True)
-        yield f"postgresql://mlflow@127.0.0.1:{port}/mlflow"
+        yield f"127.0.0.1:{port}"
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=30)
@@ -68,7 +68,9 @@ def mlflow_server(postgres, tmp_path):
     port = free_port()
     command = (service["command"].replace("5000", str(port)).replace("0.0.0.0", "127.0.0.1")
                .replace("s3://mlflow", str(tmp_path / "objects")).replace("--workers 2", "--workers 1"))
-    environment = os.environ | service["environment"] | {"MLFLOW_BACKEND_STORE_URI": postgres}
+    driver = service["environment"]["MLFLOW_BACKEND_STORE_URI"].split(":")[0]
+    environment = os.environ | service["environment"] | {
+        "MLFLOW_BACKEND_STORE_URI": f"{driver}://mlflow@{postgres}/mlflow"}
     program, *arguments = command.split()
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen([Path(sys.executable).parent / program, *arguments], env=environment, cwd=tmp_path,
@@ -84,8 +86,9 @@ def mlflow_server(postgres, tmp_path):
                 time.sleep(0.5)
         yield f"http://localhost:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=30)
 
 
 def test_a_run_is_tracked_and_its_artefacts_kept(mlflow_server, tmp_path):
