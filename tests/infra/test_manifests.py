@@ -1,5 +1,7 @@
 """infra/ without a cluster: known fields, commands that our command line takes, images, sizes, metrics that agree."""
 
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -11,9 +13,8 @@ import pytest
 import yaml
 
 from actors import telemetry
-from pipeline.config import DpoRecipeConfig, GdpoRecipeConfig, load_config
-from pipeline.plan import place
-from pipeline.run import RECIPES, _parser
+from pipeline.plan import Piece, place
+from pipeline.run import RECIPES, main
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -68,12 +69,12 @@ def commands(text: str) -> list[str]:
     return re.findall(r"python -m pipeline\.run [^\n`|]+", folded)
 
 
-def config_of(command: str):
+def config_of(command: str) -> dict:
     """What our command line makes of it; `/app` is the repository in the image."""
     words = shlex.split(command.replace("/app/", f"{ROOT}/"), comments=True)[3:]
-    args, rest = _parser().parse_known_args(words)
-    assert not [word for word in rest if word.startswith("-")], f"unknown option in {command}"
-    return load_config(RECIPES[args.recipe][0], args.config, args.overrides + rest)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*words, "--print-config"]) == 0
+    return yaml.safe_load(printed.getvalue())
 
 
 WRITTEN = {f"{path.name}:{i}": command for path in TEXTS if path.suffix != ".json"
@@ -159,48 +160,50 @@ def nodes_of_cluster_file() -> dict[str, list[dict[str, float]]]:
             for name, kind in read("cluster.yaml")["available_node_types"].items() if name != "head"}
 
 
-def requested(command: str):
-    """(what, CPUs, GPUs, mark of its nodes) of every process of a command at its height."""
+def requested(command: str) -> list[tuple[Piece, str | None]]:
+    """Every process of a command at its height, and the mark of its nodes."""
     from pipeline.recipes.preflight import demand
 
-    config = config_of(command)
+    config = RECIPES[command.split()[3]][0].model_validate(config_of(command))
     sections = {"engine": "rollout", "learner": "learner", "renderer": "render", "rater": "raters"}
     height = max(demand(config).values(), key=len)
-    return [(*piece, getattr(config, sections[piece[0]]).nodes) for piece in height]
+    return [(piece, getattr(config, sections[piece[0]]).nodes) for piece in height]
 
 
-def assert_covered(command: str, groups: dict[str, list[dict[str, float]]], times: int = 1) -> None:
-    pieces = requested(command) * times
-    for mark in {mark for *_, mark in pieces}:
-        marked = [node for nodes in groups.values() for node in nodes if node.get(mark)]
-        wanted = [(what, cpus, gpus) for what, cpus, gpus, m in pieces if m == mark]
-        _, left = place(wanted, [(node["CPU"], node["GPU"]) for node in marked])
+def assert_covered(pieces: list[tuple[Piece, str | None]], groups: dict[str, list[dict[str, float]]]) -> None:
+    for mark in {mark for _, mark in pieces}:
+        marked = [node for nodes in groups.values() for node in nodes if mark is None or node.get(mark)]
+        _, left = place([piece for piece, m in pieces if m == mark], [(node["CPU"], node["GPU"]) for node in marked])
         assert not left, f"{mark}: no room for {left}"
 
 
-@pytest.mark.parametrize(("job", "config"), [("dpo", DpoRecipeConfig), ("gdpo", GdpoRecipeConfig)])
-def test_the_groups_of_a_job_hold_what_preflight_says_it_asks_for(job, config):
-    command = read(f"kuberay/{job}.yaml")["spec"]["entrypoint"]
-    assert type(config_of(command)) is config
-    assert None not in {mark for *_, mark in requested(command)}, "every process is kept on its group"
-    assert_covered(command, nodes_of_job(job))
+@pytest.mark.parametrize("job", ["dpo", "gdpo"])
+def test_the_groups_of_a_job_hold_what_preflight_says_it_asks_for(job):
+    pieces = requested(read(f"kuberay/{job}.yaml")["spec"]["entrypoint"])
+    assert None not in {mark for _, mark in pieces}, "every process is kept on its group"
+    assert_covered(pieces, nodes_of_job(job))
 
 
-def test_a_sweep_has_room_for_two_trials():
-    trial = read("kuberay/tune.yaml")["spec"]["entrypoint"].replace("pipeline.run tune dpo", "pipeline.run dpo")
-    assert_covered(trial, nodes_of_job("tune"), times=2)
+def test_a_sweep_has_room_for_the_learners_of_every_trial():
+    """Trials share a fleet, renderers and raters; each has learners of its own."""
+    entrypoint = read("kuberay/tune.yaml")["spec"]["entrypoint"]
+    trials = int(re.search(r" tune\.concurrent=(\d+)", entrypoint)[1])
+    one = re.sub(r" tune\.\S+", "", entrypoint.replace("tune dpo", "dpo"))
+    learners = [piece for piece in requested(one) if piece[0][0] == "learner"]
+    assert trials > 1
+    assert_covered(requested(one) + learners * (trials - 1), nodes_of_job("tune"))
 
 
 def test_the_cluster_file_holds_the_job_in_its_comment():
     command = WRITTEN["cluster.yaml:0"]
-    assert_covered(command, nodes_of_cluster_file())
+    assert_covered(requested(command), nodes_of_cluster_file())
     assert sum(len(nodes) for nodes in nodes_of_cluster_file().values()) <= read("cluster.yaml")["max_workers"]
 
 
 def test_one_worker_of_compose_holds_the_default_job():
     worker = read("compose.yaml")["services"]["worker"]
     cpus = float(re.search(r"--num-cpus=(\d+)", worker["command"])[1])
-    assert_covered(WRITTEN["compose.yaml:0"], {"worker": [{"CPU": cpus, "GPU": 0.0, None: 1.0}]})
+    assert_covered(requested(WRITTEN["compose.yaml:0"]), {"worker": [{"CPU": cpus, "GPU": 0.0}]})
 
 
 # What refers to what
