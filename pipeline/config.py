@@ -376,6 +376,13 @@ class PlanConfig(Section):
         [], description="bench.json files of `bench rollout`, `dpo`, `render` on such a machine, instead of defaults"
     )
 
+    @model_validator(mode="after")
+    def _has_nodes(self) -> PlanConfig:
+        given = self.model_dump(exclude_defaults=True)
+        if self.nodes is None and given:
+            raise ValueError(f"plan.{next(iter(given))} describes nodes, plan.nodes must say how many")
+        return self
+
 
 class RecipeConfig(Section):
     """What every recipe takes."""

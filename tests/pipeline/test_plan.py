@@ -143,3 +143,5 @@ def test_a_wrong_key_of_the_plan_is_named(capsys):
     assert "unknown key 'plan.nodez'" in capsys.readouterr().err
     assert main(["preflight", "--plan", "nodes=0"]) == 2
     assert "plan.nodes" in capsys.readouterr().err
+    assert main(["preflight", "--plan", "gpus=8"]) == 2
+    assert "plan.gpus describes nodes, plan.nodes must say how many" in capsys.readouterr().err
