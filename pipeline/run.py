@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(arguments)  # key=value may also stand after an option
     options = [f"{key}={json.dumps(value)}" for key in OPTIONS.get(args.recipe, {}).values()
                if (value := getattr(args, key)) is not None]  # a JSON string is YAML, whatever is in it
+    options += args.plan
     if any(text.startswith("-") for text in rest):
         parser.error(f"unknown option {' '.join(t for t in rest if t.startswith('-'))}")
     if args.resume and args.run_dir is None:
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     config_type, _ = RECIPES[args.recipe]
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
-        config = cfg.load_config(config_type, file, args.subject + args.overrides + args.plan + rest + options)
+        config = cfg.load_config(config_type, file, args.subject + args.overrides + rest + options)
     except cfg.ConfigError as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
@@ -105,16 +106,15 @@ def _parser() -> argparse.ArgumentParser:
                              help="rollout, dpo, sync, render, metrics or flow")
         else:
             sub.set_defaults(subject=[])
-        if name == "preflight":
-            sub.add_argument("--plan", nargs="+", metavar="key=value", action="extend", type=_plan_key, default=[],
-                             help="look at an imaginary cluster: nodes=2 gpus=8 is short for plan.nodes=2 plan.gpus=8")
-        else:
-            sub.set_defaults(plan=[])
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
         sub.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys below")
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")
         sub.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
         sub.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+        sub.set_defaults(plan=[])
+        if name == "preflight":
+            sub.add_argument("--plan", nargs="+", metavar="key=value", action="extend", type=_plan_key, default=[],
+                             help="look at an imaginary cluster: nodes=2 gpus=8 is short for plan.nodes=2 plan.gpus=8")
         for option, key in OPTIONS.get(name, {}).items():
             sub.add_argument(option, dest=key, metavar="VALUE", help=f"the same as {key}=VALUE")
     return parser
