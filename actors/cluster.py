@@ -39,6 +39,14 @@ def worker_environment(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
 
 
+def on_nodes(mark: str | None) -> dict[str, float]:
+    """What an actor must also ask for to run only on nodes marked so: a crumb of a custom resource that they have.
+
+    Keeps renderers from filling the CPUs that learners need, and engines from the learners' GPUs.
+    """
+    return {} if mark is None else {mark: 0.001}
+
+
 @contextmanager
 def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
     """Join the cluster at `address` (or the one of this Ray job), else start a local one and stop it at the end.
@@ -79,13 +87,14 @@ def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float) -> lis
             remove_placement_group(group)
         raise ClusterError(
             f"{what}: no place for bundles {bundles} within {timeout_s:g} s.\n"
-            f"  cluster total: {_resources(ray.cluster_resources())}\n"
-            f"  free now:      {_resources(ray.available_resources())}\n"
+            f"  cluster total: {_resources(ray.cluster_resources(), bundles)}\n"
+            f"  free now:      {_resources(ray.available_resources(), bundles)}\n"
             f"  nodes: {[n['NodeManagerHostname'] for n in ray.nodes() if n['Alive']]}\n"
             "  Ask for fewer workers or smaller shares (the `workers` and `cpus` keys), or add nodes."
         ) from None
     return groups
 
 
-def _resources(resources: dict[str, float]) -> dict[str, float]:
-    return {key: round(value, 2) for key, value in resources.items() if key in ("CPU", "GPU", "memory")}
+def _resources(resources: dict[str, float], bundles: list[dict[str, float]]) -> dict[str, float]:
+    named = {"CPU", "GPU", "memory"}.union(*bundles)
+    return {key: round(value, 2) for key, value in resources.items() if key in named}

@@ -11,7 +11,8 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.cluster import worker_environment
+from actors import telemetry
+from actors.cluster import on_nodes, worker_environment
 from actors.pool import Pool
 from actors.rollout import StaleWeightsError
 from actors.timeline import Worker
@@ -36,6 +37,7 @@ class FlowFleetOptions:
     batch_prompts: int
     timeout_s: float
     losses: int
+    nodes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class FlowFleet(Pool):
         self.options, self.version, self._state = options, 0, None
         # Asked for by a learner: not in its placement group, which has no room for more than the learner.
         worker = FlowWorker.options(num_cpus=options.cpus, num_gpus=options.gpus, scheduling_strategy="DEFAULT",
+                                    resources=on_nodes(options.nodes),
                                     runtime_env={"env_vars": worker_environment(options.threads)})
 
         def start(index: int) -> ray.actor.ActorHandle:
@@ -141,8 +144,10 @@ class FlowFleet(Pool):
 
     def update(self, state: Mapping[str, Tensor], version: int) -> None:
         """Give every worker the weights `state`; `version` is carried by what they sample from then on."""
+        telemetry.record(telemetry.WEIGHT_VERSION_LAG, version - self.version, pool=self.name)
         self.version, self._state = version, ray.put(state)
         self.each("update", self._state, version)
+        telemetry.record(telemetry.WEIGHT_VERSION_LAG, 0, pool=self.name)
 
     def roll_out(self, rows: list[int], seeds: list[int]) -> list[Group]:
         """A group for each row of the table, in the order of `rows`, whoever finishes first."""
@@ -150,6 +155,8 @@ class FlowFleet(Pool):
         batches = (Prompts(i, rows[i : i + size], seeds[i : i + size]) for i in range(0, len(rows), size))
         answers = sorted(self.stream("roll_out", batches), key=lambda answer: answer[0].number)
         groups = [group for _, sampled in answers for group in sampled]
+        latents = sum(group.states.shape[0] * group.states.shape[1] for group in groups)
+        telemetry.record(telemetry.TOKENS, latents, pool=self.name)
         stale = [group.row for group in groups if group.version != self.version]
         if stale:
             raise StaleWeightsError(f"{len(stale)} groups of another weight version than {self.version}, first of row "

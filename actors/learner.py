@@ -26,8 +26,8 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors import timeline
-from actors.cluster import ClusterError, worker_environment
+from actors import telemetry, timeline
+from actors.cluster import ClusterError, on_nodes, worker_environment
 
 CHECKPOINT_TAG = "zero"
 
@@ -77,6 +77,7 @@ class LearnerOptions:
     max_failures: int
     checkpoint_every: int
     timeout_s: float
+    nodes: str | None = None
 
 
 def fit(
@@ -104,7 +105,8 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=options.world_size,
             use_gpu=options.gpus > 0,
-            resources_per_worker={"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {}),
+            resources_per_worker={"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
+            | on_nodes(options.nodes),
         ),
         run_config=RunConfig(
             name="learner",
@@ -160,13 +162,17 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     if rank == 0:
         _truncate(steps_file, start)
     metrics: dict[str, float] = {}
-    began = time.monotonic()
+    began = last = time.monotonic()
     for step in range(start, task.steps):
         news: dict[str, float] = {}
         if task.refresh_every and step % task.refresh_every == 0:
             news = task.refresh(forward, full_state_dict(engine), step, rank, world_size)
+        ready = time.monotonic()
         metrics = train_step(engine, task, step, rank, world_size)
         if rank == 0:
+            now = time.monotonic()
+            telemetry.record_step(directory.name, metrics, now - ready, now - last)
+            last = now
             with steps_file.open("a") as lines:
                 lines.write(json.dumps({"step": step + 1} | news | metrics) + "\n")
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < task.steps:

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from actors import timeline
+from actors import telemetry, timeline
 from actors.cluster import ClusterError
 
 Item = TypeVar("Item")
@@ -79,6 +79,7 @@ class Pool:
                     break
                 actor = self._actors[index]
                 running[actor.timed.remote(method, item)] = (index, actor, item)
+            telemetry.record(telemetry.QUEUE_DEPTH, len(running), pool=self.name)
             if ended and not running:
                 return
             done, _ = ray.wait([*running, *self._booting], num_returns=1, timeout=self.timeout_s)
@@ -92,7 +93,7 @@ class Pool:
                 continue
             index, actor, item = running.pop(done[0])
             try:
-                result = self._answer(done[0])
+                result = self._answer(method, done[0])
             except LOST as error:
                 again.append(item)
                 self._replace(index, actor, error)
@@ -113,16 +114,17 @@ class Pool:
                 )
             index, actor = running.pop(done[0])
             try:
-                answers.append(self._answer(done[0]))
+                answers.append(self._answer(method, done[0]))
             except LOST as error:
                 self._replace(index, actor, error)
         if not answers:
             raise ClusterError(f"{self.name}: {method}: no worker was left to answer")
         return answers
 
-    def _answer(self, reference: ray.ObjectRef) -> Any:
+    def _answer(self, method: str, reference: ray.ObjectRef) -> Any:
         answer, began, ended = ray.get(reference)
         timeline.note(self.kind, began, ended)
+        telemetry.record(telemetry.CALL_SECONDS, ended - began, kind=self.kind, method=method)
         return answer
 
     def _idlest(self, running: dict[ray.ObjectRef, tuple[int, Any, Any]]) -> int | None:
@@ -137,6 +139,7 @@ class Pool:
         if getattr(error, "actor_init_failed", False):
             raise error  # it never started, and says why
         self.lost += 1
+        telemetry.record(telemetry.LOST_WORKERS, 1, pool=self.name)
         if self.lost > self.losses:
             raise ClusterError(
                 f"{self.name}: {self.lost} workers were lost, more than cluster.lost_workers={self.losses}; "

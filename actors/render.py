@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from actors.cluster import worker_environment
+from actors.cluster import on_nodes, worker_environment
 from actors.pool import Pool
 from actors.timeline import Worker
 from policies.head.asset import HeadAsset, load_head
@@ -101,8 +101,12 @@ class RenderWorker(Worker):
 class RenderPool(Pool):
     """Workers that draw and encode."""
 
-    def __init__(self, options: RenderOptions, workers: int, cpus: float, timeout_s: float, losses: int):
-        worker = RenderWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
+    def __init__(
+        self, options: RenderOptions, workers: int, cpus: float, timeout_s: float, losses: int,
+        nodes: str | None = None,
+    ):
+        worker = RenderWorker.options(num_cpus=cpus, resources=on_nodes(nodes),
+                                      runtime_env={"env_vars": worker_environment(1)})
         super().__init__("render pool", "render", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
     def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from actors.cluster import worker_environment
+from actors.cluster import on_nodes, worker_environment
 from actors.pool import Pool
 from actors.timeline import Worker
 from policies.head.asset import load_head
@@ -77,8 +77,12 @@ class RewardWorker(Worker):
 class RewardPool(Pool):
     """Workers that ask any panel."""
 
-    def __init__(self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, losses: int):
-        worker = RewardWorker.options(num_cpus=cpus, runtime_env={"env_vars": worker_environment(1)})
+    def __init__(
+        self, options: PanelOptions, workers: int, cpus: float, timeout_s: float, losses: int,
+        nodes: str | None = None,
+    ):
+        worker = RewardWorker.options(num_cpus=cpus, resources=on_nodes(nodes),
+                                      runtime_env={"env_vars": worker_environment(1)})
         super().__init__("reward pool", "reward", lambda _: worker.remote(options), workers, 2, timeout_s, losses)
 
     def rate(self, groups: Iterable[Group], panel: int) -> Iterator[tuple[Group, list[Rating]]]:

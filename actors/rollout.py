@@ -14,8 +14,8 @@ import torch
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors import timeline
-from actors.cluster import reserve, worker_environment
+from actors import telemetry, timeline
+from actors.cluster import on_nodes, reserve, worker_environment
 from actors.pool import Pool
 from policies.vla.trajectory import Prompt, Trajectory
 
@@ -44,6 +44,7 @@ class FleetOptions:
     canary_tolerance: float
     start_timeout_s: float
     timeout_s: float
+    nodes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,11 @@ class Fleet(Pool):
         self._policy, self._canary = policy, Request([canary], 1, 0, min(CANARY_TOKENS, policy.config.action_tokens))
         self._state, self._digest = None, None  # of the weights given since the checkpoint
         share = {"CPU": options.cpus} | ({"GPU": options.gpus * options.tensor_parallel} if options.gpus else {})
-        self._groups = reserve([share] * options.workers, "rollout fleet", options.start_timeout_s)
+        marked = on_nodes(options.nodes)
+        self._groups = reserve([share | marked] * options.workers, "rollout fleet", options.start_timeout_s)
         environment = engine_environment(options)
-        worker = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "runtime_env": {"env_vars": environment}}
+        worker = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "resources": marked,
+                  "runtime_env": {"env_vars": environment}}
         places = dict(enumerate(self._groups))
 
         def start(index: int) -> Any:
@@ -165,6 +168,7 @@ class Fleet(Pool):
         """Trajectories, a batch of prompts at a time, in the order the engines finish."""
         requests = (Request(batch, samples, seed) for batch in _batches(prompts, self.options.batch_prompts))
         for _, trajectories in self.stream("generate", requests):
+            telemetry.record(telemetry.TOKENS, sum(len(t.tokens) for t in trajectories), pool=self.name)
             stale = [t.prompt_id for t in trajectories if t.weight_version != self.version]
             if stale:
                 raise StaleWeightsError(
@@ -179,9 +183,12 @@ class Fleet(Pool):
         state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
         self.version += 1
         self._policy, self._state, self._digest = policy, ray.put(state), weight_digest(state)
+        telemetry.record(telemetry.WEIGHT_VERSION_LAG, 1, pool=self.name)
         for digest in self.each("update", self._state, self.version):
             self._check_digest(digest)
-        return self._check_canary()
+        gap = self._check_canary()
+        telemetry.record(telemetry.WEIGHT_VERSION_LAG, 0, pool=self.name)
+        return gap
 
     def boot(self, actor: Any) -> ray.ObjectRef:
         return actor.adopt.remote(self._state, self.version, self._canary)
@@ -203,6 +210,7 @@ class Fleet(Pool):
 
     def _check_gap(self, trajectory: Trajectory) -> float:
         gap = log_prob_gap(self._policy, self._canary.prompts[0], trajectory, self.options.temperature)
+        telemetry.record(telemetry.LOG_PROB_GAP, gap, pool=self.name)
         tolerance = self.options.canary_tolerance if self.options.dtype == "float32" else 0.1
         if not gap <= tolerance:
             raise StaleWeightsError(

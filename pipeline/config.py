@@ -51,6 +51,9 @@ class HeadConfig(Section):
 class RenderConfig(Section):
     workers: int = Field(2, ge=1, description="render actors")
     cpus: float = Field(0.05, gt=0, description="CPU share Ray reserves per actor (phases alternate, so less than 1)")
+    nodes: str | None = Field(
+        None, description="custom Ray resource of the nodes that renderers may run on, e.g. render; empty = any node"
+    )
     size: int = Field(256, ge=64, description="height and width of one panel, pixels")
     supersample: Literal[1, 2] = Field(1, description="samples per pixel side; 2 = clean edges, a third of the speed")
     codec: Literal["libx264", "libvpx-vp9"] = Field("libx264", description="video codec (VP9 is free of patents)")
@@ -110,6 +113,9 @@ class LearnerConfig(Section):
     world_size: int = Field(2, ge=1, description="learner processes")
     cpus: float = Field(0.4, gt=0, description="CPU share Ray reserves per learner")
     gpus: float = Field(0, ge=0, description="GPUs per learner")
+    nodes: str | None = Field(
+        None, description="custom Ray resource of the nodes that learners may run on, e.g. learner; empty = any node"
+    )
     threads: int = Field(1, ge=1, description="torch threads per learner on CPU")
     zero_stage: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     gradient_clipping: float = Field(1.0, gt=0, description="global gradient norm")
@@ -140,6 +146,9 @@ class RolloutConfig(Section):
     workers: int = Field(2, ge=1, description="engines in the fleet, one actor each")
     cpus: float = Field(0.4, gt=0, description="CPU share Ray reserves per engine")
     gpus: float = Field(0, ge=0, description="GPUs per engine (times tensor_parallel)")
+    nodes: str | None = Field(
+        None, description="custom Ray resource of the nodes that engines may run on, e.g. rollout; empty = any node"
+    )
     threads: int = Field(1, ge=1, description="torch threads per engine on CPU")
     tensor_parallel: int = Field(1, ge=1, description="shards of one engine")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the engine")
@@ -180,6 +189,9 @@ class RatersConfig(Section):
     count: int = Field(5, ge=1, description="simulated raters in the panel")
     workers: int = Field(2, ge=1, description="reward actors")
     cpus: float = Field(0.05, gt=0, description="CPU share Ray reserves per reward actor")
+    nodes: str | None = Field(
+        None, description="custom Ray resource of the nodes that raters may run on, e.g. render; empty = any node"
+    )
     timeout_s: float = Field(120, gt=0, description="deadline of one group of candidates")
 
 
@@ -269,6 +281,9 @@ class FlowRolloutConfig(Section):
     workers: int = Field(2, ge=1, description="rollout actors")
     cpus: float = Field(0.1, gt=0, description="CPU share Ray reserves per actor (learners wait while they sample)")
     gpus: float = Field(0, ge=0, description="GPUs per actor")
+    nodes: str | None = Field(
+        None, description="custom Ray resource of the nodes that actors may run on, e.g. rollout; empty = any node"
+    )
     threads: int = Field(1, ge=1, description="torch threads per actor on CPU")
     batch_prompts: int = Field(4, ge=1, description="prompts sampled at once, gdpo.group_size samples each")
     timeout_s: float = Field(600, gt=0, description="deadline of one call to an actor")
@@ -346,6 +361,27 @@ class ClusterConfig(Section):
     lost_workers: int = Field(
         3, ge=0, description="lost workers that the fleet and each pool replace; one more ends the run"
     )
+
+
+class PlanConfig(Section):
+    """An imaginary cluster of equal nodes."""
+
+    nodes: int | None = Field(None, ge=1, description="number of nodes; empty = no plan, look at the real cluster")
+    gpus: int = Field(0, ge=0, description="GPUs of a node")
+    cpus: int | None = Field(None, ge=1, description="CPU cores of a node; empty = 16 for each GPU, 2 without")
+    memory_gib: float = Field(24, gt=0, description="memory of a node, GiB; counts where there are no GPUs")
+    gpu_memory_gib: float = Field(80, gt=0, description="memory of a GPU, GiB")
+    device: Literal["a100", "h100"] = Field("h100", description="GPU whose speed is assumed")
+    bench: list[Path] = Field(
+        [], description="bench.json files of `bench rollout`, `dpo`, `render` on such a machine, instead of defaults"
+    )
+
+    @model_validator(mode="after")
+    def _has_nodes(self) -> PlanConfig:
+        given = self.model_dump(exclude_defaults=True)
+        if self.nodes is None and given:
+            raise ValueError(f"plan.{next(iter(given))} describes nodes, plan.nodes must say how many")
+        return self
 
 
 class RecipeConfig(Section):
@@ -465,6 +501,10 @@ class DpoRecipeConfig(JudgedRecipeConfig):
     def _dpo_batches_can_be_shared(self) -> DpoRecipeConfig:
         _require_equal_shares("dpo.batch_size", self.dpo.batch_size, self.learner)
         return self
+
+
+class PreflightConfig(DpoRecipeConfig):
+    plan: PlanConfig = PlanConfig()
 
 
 class FlowJudgeConfig(Section):

@@ -19,7 +19,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
     "gdpo": (cfg.GdpoRecipeConfig, "AR-Flow post-trained with GDPO on dynamics rewards by FLAME group"),
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
-    "preflight": (cfg.DpoRecipeConfig, "check whether the main job would get through on this cluster"),
+    "preflight": (cfg.PreflightConfig, "check whether the main job would get through on this cluster, or plan one"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),
     "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow"),
 }
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(arguments)  # key=value may also stand after an option
     options = [f"{key}={json.dumps(value)}" for key in OPTIONS.get(args.recipe, {}).values()
                if (value := getattr(args, key)) is not None]  # a JSON string is YAML, whatever is in it
+    options += args.plan
     if any(text.startswith("-") for text in rest):
         parser.error(f"unknown option {' '.join(t for t in rest if t.startswith('-'))}")
     if args.resume and args.run_dir is None:
@@ -110,9 +111,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")
         sub.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
         sub.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+        sub.set_defaults(plan=[])
+        if name == "preflight":
+            sub.add_argument("--plan", nargs="+", metavar="key=value", action="extend", type=_plan_key, default=[],
+                             help="look at an imaginary cluster: nodes=2 gpus=8 is short for plan.nodes=2 plan.gpus=8")
         for option, key in OPTIONS.get(name, {}).items():
             sub.add_argument(option, dest=key, metavar="VALUE", help=f"the same as {key}=VALUE")
     return parser
+
+
+def _plan_key(text: str) -> str:
+    """A key of the section `plan` without its name; others are written out."""
+    return text if "." in text.partition("=")[0] else f"plan.{text}"
 
 
 def _key_table(config_type: type[cfg.RecipeConfig]) -> str:

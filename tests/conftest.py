@@ -1,10 +1,19 @@
-"""What several tests share: a tiny corpus, a tiny policy on it, one local Ray."""
+"""What several tests share: a tiny corpus, a tiny policy on it, one local Ray, a Ray of separate nodes."""
 
 import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: learners, engines and tests share few cores
 
 
@@ -51,3 +60,66 @@ def local_ray(tmp_path_factory):
 
     with cluster(address=None, cpus=4) as name:
         yield name
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class RayCluster:
+    """A Ray of its own on free ports, with a token; every node is a process group that can be killed."""
+
+    def __init__(self, cpus: int):
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: socket paths end at 107 characters
+        token = self.folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        self.bin = Path(sys.executable).parent
+        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+                                         "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+        self.environment.pop("RAY_ADDRESS", None)
+        self.nodes: list[int] = []
+        gcs, self.dashboard, agent, client, self.metrics = free_ports(5)
+        self.address = f"127.0.0.1:{gcs}"
+        self.add("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
+                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
+                 f"--metrics-export-port={self.metrics}",
+                 "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / 'ray'}", "--disable-usage-stats")
+
+    def add(self, *options: str) -> int:
+        """Start a node; returns its process group."""
+        log = self.folder / f"node-{len(self.nodes)}.log"
+        with log.open("w") as out:
+            starting = subprocess.Popen([self.bin / "ray", "start", *options], env=self.environment,
+                                        start_new_session=True, stdout=out, stderr=subprocess.STDOUT)
+        self.nodes.append(starting.pid)
+        assert starting.wait(timeout=180) == 0, log.read_text()
+        return starting.pid
+
+    def kill(self, node: int) -> None:
+        os.killpg(node, signal.SIGKILL)  # the raylet and all its workers
+        self.nodes.remove(node)
+
+    def close(self) -> None:
+        for node in list(self.nodes):
+            self.kill(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [self.bin / "ray", "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}", "--working-dir", ".",
+             "--", *entrypoint],
+            cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    cluster = RayCluster(cpus=2)
+    yield cluster
+    cluster.close()

@@ -3,13 +3,9 @@
 import csv
 import json
 import os
-import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -151,68 +147,6 @@ def test_the_main_job_runs_on_the_real_dyad(tmp_path):
     assert row["l2"] > 0 and row["p_fd"] is None and row["l2_affect"] is None, "absent is missing, not zero"
     assert row["truth_affect_error"] is None and row["simulated_empathy"] is None
     assert "Mirror" not in summary["metrics"]["evaluation"]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-class RayCluster:
-    """A Ray of its own on free ports, with a token; every node is a process group that can be killed."""
-
-    def __init__(self, cpus: int):
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: socket paths end at 107 characters
-        token = self.folder / "token"
-        token.write_text(secrets.token_hex(32))
-        token.chmod(0o600)
-        self.bin = Path(sys.executable).parent
-        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                                         "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
-        self.environment.pop("RAY_ADDRESS", None)
-        self.nodes: list[int] = []
-        gcs, self.dashboard, agent, client = free_ports(4)
-        self.address = f"127.0.0.1:{gcs}"
-        self.add("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
-                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
-                 "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / 'ray'}", "--disable-usage-stats")
-
-    def add(self, *options: str) -> int:
-        """Start a node; returns its process group."""
-        log = self.folder / f"node-{len(self.nodes)}.log"
-        with log.open("w") as out:
-            starting = subprocess.Popen([self.bin / "ray", "start", *options], env=self.environment,
-                                        start_new_session=True, stdout=out, stderr=subprocess.STDOUT)
-        self.nodes.append(starting.pid)
-        assert starting.wait(timeout=180) == 0, log.read_text()
-        return starting.pid
-
-    def kill(self, node: int) -> None:
-        os.killpg(node, signal.SIGKILL)  # the raylet and all its workers
-        self.nodes.remove(node)
-
-    def close(self) -> None:
-        for node in list(self.nodes):
-            self.kill(node)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [self.bin / "ray", "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}", "--working-dir", ".",
-             "--", *entrypoint],
-            cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
-
-
-@pytest.fixture(scope="module")
-def ray_cluster():
-    cluster = RayCluster(cpus=2)
-    yield cluster
-    cluster.close()
 
 
 def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_run, ray_cluster, tmp_path):

@@ -96,7 +96,8 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
         prompts = random_prompts(policy, b.prompts, config.seed)
         count = b.prompts * rollout.samples
         result["workload"] = {"prompts": b.prompts, "samples": rollout.samples, "prompt_tokens": policy.prompt_length,
-                              "action_tokens": policy.action_tokens, "threads": b.threads}
+                              "action_tokens": policy.action_tokens, "hidden": config.policy.hidden,
+                              "layers": config.policy.layers, "threads": b.threads}
         for dtype in ("float32", "bfloat16"):
             options = replace(fleet_options(rollout), engine="vllm", dtype=dtype, threads=b.threads)
             fleet = _fleet(config, scratch, options, Request(prompts, rollout.samples, config.seed), say)

@@ -184,7 +184,7 @@ def reward_pool(config: JudgedRecipeConfig) -> RewardPool:
     """Workers with panels of SIMULATED raters."""
     c, head = config.raters, config.head
     options = PanelOptions(c.count, LEXICON, None if head.path is None else str(head.path), head.topology)
-    return RewardPool(options, c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers)
+    return RewardPool(options, c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers, c.nodes)
 
 
 def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:

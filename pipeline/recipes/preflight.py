@@ -1,22 +1,25 @@
-"""`preflight`: would this run fit this cluster? Asked by `dpo` before it starts anything expensive."""
+"""`preflight`: would this run fit this cluster? Asked by `dpo` before it starts anything expensive.
+
+With `--plan` the cluster is an imaginary one, and the answer has the time that a round would take on it.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from accelerate import init_empty_weights
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, Dinov2Config, LlamaConfig, PretrainedConfig, SiglipVisionConfig
 
 from actors import timeline
 from actors.cluster import ClusterError, cluster
 from actors.probe import Node, all_reduce, probe_nodes
-from pipeline.config import DpoRecipeConfig, JudgedRecipeConfig, PolicyConfig
+from pipeline.config import DpoRecipeConfig, GdpoRecipeConfig, JudgedRecipeConfig, PolicyConfig, PreflightConfig
 from pipeline.estimate import (
     GIB,
     ModelSize,
@@ -26,6 +29,7 @@ from pipeline.estimate import (
     learner_bytes,
     object_store_bytes,
 )
+from pipeline.plan import UnitCosts, default_costs, place, plan_nodes, plan_round, with_bench
 from pipeline.rundir import PACKAGES, VLLM_NAMES, Run, RunError
 from policies.motion import Layout
 from policies.vla.actions import ActionSpace
@@ -41,6 +45,18 @@ PROBE_TIMEOUT_S = 60.0
 # base = driver and Ray's own.
 PROCESS_GIB = {"engine": 1.1, "learner": 0.5, "worker": 0.3, "base": 1.3}
 FPS, AUDIO_BYTES_S = 25, 2 * 4 * 16_000
+# The paper's checkpoints: a plan needs their sizes only, and neither weights nor a network.
+PUBLISHED: dict[str, PretrainedConfig] = {
+    "meta-llama/Llama-2-7b-hf": LlamaConfig(max_position_embeddings=4096),
+    "facebook/dinov2-large": Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
+    "google/siglip-so400m-patch14-224": SiglipVisionConfig(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14),
+}
+FASTER = {
+    "rollout": "more rollout.workers", "render": "more render.workers, or fewer render.videos",
+    "rate": "more raters.workers", "dpo": "more learners (learner.world_size)",
+    "hand over": "policy.dtype=bfloat16", "judge": "more rollout.workers, or fewer evaluation.prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,10 @@ class Check:
     remedy: str = ""
 
 
-def run(config: DpoRecipeConfig, run: Run) -> None:
+def run(config: PreflightConfig, run: Run) -> None:
+    if config.plan.nodes is not None:
+        plan(config, run)
+        return
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
         preflight(config, run)
@@ -73,18 +92,78 @@ def preflight(config: DpoRecipeConfig, run: Run) -> None:
         checks += [*memory_checks(config, size, nodes), disk_check(config, size, run)]
     if not any(check.state == "failed" for check in checks):  # learners that have no place cannot talk either
         checks.append(all_reduce_check(config))
-    run.summary["preflight"] = [asdict(check) for check in checks]
     run.summary["timings_s"]["preflight"] = round(time.time() - started, 1)
     timeline.note(timeline.START, started, time.time())
-    show(checks)
+    conclude("preflight", checks, run)
+
+
+def plan(config: PreflightConfig, run: Run) -> None:
+    """Print what the run would be like on the cluster of `config.plan`; raises `RunError` when it does not fit."""
+    costs = default_costs(config.plan)
+    for file in config.plan.bench:
+        costs = with_bench(costs, file, config.rollout.dtype)
+    try:
+        size = model_size(config, PUBLISHED)
+    except (OSError, ValueError) as error:  # not found; parts that do not go together
+        raise RunError(f"plan: {str(error).splitlines()[0]}; policy.llama, policy.dino and policy.siglip are local "
+                       f"folders, hub names, or without a network {', '.join(PUBLISHED)}") from None
+    conclude("plan", list(plan_checks(config, size, costs)), run)
+
+
+def plan_checks(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Iterator[Check]:
+    """Placement, memory by ZeRO stage, rates, times, the bottleneck, and what the numbers rest on."""
+    nodes = plan_nodes(config.plan)
+    placed, left = place(demand(config)["dpo"], nodes)
+    groups = "; ".join(f"node {i}: {_counts(group)}" for i, group in enumerate(placed, 1))
+    yield Check("placement", "failed" if left else "ok", groups + (f"; no place for {_counts(left)}" if left else ""),
+                "more nodes (plan.nodes), or fewer workers" if left else "")
+
+    learner, rollout = config.learner, config.rollout
+    crowd = max(group["learner"] + group["engine"] for group in placed) or 1
+    host = config.plan.memory_gib / crowd  # without GPUs learners and engines share a node's memory
+    sequences = sequences_per_learner(config)
+    parts = {stage: learner_bytes(size, config.policy.dtype, stage, learner.world_size, sequences)
+             for stage in (1, 2, 3)}
+    need = {stage: sum(each.values()) / GIB for stage, each in parts.items()}
+    room = config.plan.gpu_memory_gib * min(1, learner.gpus) if learner.gpus else host
+    stages = ", ".join(f"{gib:.1f} GiB with ZeRO {stage}" for stage, gib in need.items())
+    chosen = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts[learner.zero_stage].items())
+    yield Check("learner memory", "ok" if need[learner.zero_stage] < 0.9 * room else "failed",
+                f"{stages}, of {room:.0f}; learner.zero_stage={learner.zero_stage}: {chosen}",
+                "a higher learner.zero_stage, more learners, policy.lora_rank or smaller batches")
+    served = sum(engine_bytes(size, rollout.dtype, rollout.kv_cache_gib, rollout.tensor_parallel).values()) / GIB
+    room = config.plan.gpu_memory_gib * min(1, rollout.gpus) if rollout.gpus else host
+    yield Check("engine memory", "ok" if served < 0.9 * room else "failed", f"{served:.1f} of {room:.0f} GiB a shard",
+                "rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib")
+
+    expected = plan_round(config, size, costs)
+    total = sum(expected.seconds.values())
+    yield Check("rollout rate", "ok", f"{expected.tokens_per_s:,.0f} action tokens/s, {rollout.workers} engines")
+    phases = ", ".join(f"{name} {seconds:,.1f}" for name, seconds in expected.seconds.items())
+    yield Check("time per round", "ok", f"{total:,.0f} s: {phases}; start-up left out")
+    slowest = expected.bottleneck
+    yield Check("bottleneck", "ok", f"{slowest}, {expected.seconds[slowest] / total:.0%} of a round: {FASTER[slowest]}")
+    grouped = {source: ", ".join(name for name, s in costs.sources.items() if s == source)
+               for source in costs.sources.values()}
+    yield Check("unit costs", "ok", "\n".join(f"{names}: {source}" for source, names in grouped.items()))
+
+
+def _counts(group: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in group.items()) or "empty"
+
+
+def conclude(title: str, checks: list[Check], run: Run) -> None:
+    """Show and keep them; raises `RunError` when one failed."""
+    run.summary[title] = [asdict(check) for check in checks]
+    show(title, checks)
     failed = [check for check in checks if check.state == "failed"]
     if failed:
         lines = [f"  {check.name}: {check.found}; {check.remedy}" for check in failed]
-        raise RunError("preflight: this run would not get through\n" + "\n".join(lines))
+        raise RunError(f"{title}: this run would not get through\n" + "\n".join(lines))
 
 
-def show(checks: list[Check]) -> None:
-    table = Table(title="preflight", show_header=False)
+def show(title: str, checks: list[Check]) -> None:
+    table = Table(title=title, show_header=False)
     for check in checks:
         remedy = f"\n-> {check.remedy}" if check.remedy and check.state != "ok" else ""
         table.add_row(check.name, check.state, check.found + remedy)
@@ -106,16 +185,16 @@ def version_checks(nodes: list[Node]) -> Iterator[Check]:
                                       f"torch {first.versions['torch']}, {vllm}")
 
 
-def demand(config: JudgedRecipeConfig) -> dict[str, list[tuple[str, float, float]]]:
+def demand(config: JudgedRecipeConfig | GdpoRecipeConfig) -> dict[str, list[tuple[str, float, float]]]:
     """Phase -> `(what, CPUs, GPUs)` of every process that stands at once; all but learners stay all the time."""
     rollout, learner = config.rollout, config.learner
+    learners = [("learner", learner.cpus, learner.gpus)] * learner.world_size
+    if isinstance(config, GdpoRecipeConfig):
+        return {"gdpo": [("engine", rollout.cpus, rollout.gpus)] * rollout.workers + learners}
     standing = [("engine", rollout.cpus, rollout.gpus * rollout.tensor_parallel)] * rollout.workers
     standing += [("rater", config.raters.cpus, 0.0)] * config.raters.workers
     standing += [("renderer", config.render.cpus, 0.0)] * config.render.workers
-    return {
-        "rollout": standing,
-        "dpo": standing + [("learner", learner.cpus, learner.gpus)] * learner.world_size,
-    }
+    return {"rollout": standing, "dpo": standing + learners}
 
 
 def place_checks(config: JudgedRecipeConfig, nodes: list[Node]) -> Iterator[Check]:
@@ -133,6 +212,11 @@ def place_checks(config: JudgedRecipeConfig, nodes: list[Node]) -> Iterator[Chec
         yield Check(f"{kind}s", "ok" if enough else "failed", found,
                     "" if enough else "fewer workers or smaller shares (the `workers`, `world_size` and `cpus` keys), "
                     "or more nodes; cluster.preflight=false for a cluster that grows on demand")
+    for section in ("rollout", "learner", "render", "raters"):
+        mark = getattr(config, section).nodes
+        if mark is not None and not any(node.resources.get(mark) for node in nodes):
+            yield Check(f"{section} nodes", "failed", f"no node has the resource {mark!r}",
+                        f"start some with --resources='{{\"{mark}\": 1}}', or leave {section}.nodes empty")
 
 
 def storage_checks(nodes: list[Node]) -> Iterator[Check]:
@@ -148,8 +232,8 @@ def storage_checks(nodes: list[Node]) -> Iterator[Check]:
 def memory_checks(config: DpoRecipeConfig, size: ModelSize, nodes: list[Node]) -> Iterator[Check]:
     """Estimates of `pipeline.estimate` against what the nodes have."""
     learner, rollout = config.learner, config.rollout
-    sequences = max(config.sft.batch_size, 2 * config.dpo.batch_size) // learner.world_size
-    trained = learner_bytes(size, config.policy.dtype, learner.zero_stage, learner.world_size, sequences)
+    trained = learner_bytes(size, config.policy.dtype, learner.zero_stage, learner.world_size,
+                            sequences_per_learner(config))
     served = engine_bytes(size, rollout.dtype, rollout.kv_cache_gib, rollout.tensor_parallel)
     yield _fits("learner", trained, learner.gpus, nodes, "a higher learner.zero_stage, more learners, "
                 "policy.lora_rank, policy.dtype=bfloat16 or smaller batches")
@@ -176,6 +260,11 @@ def memory_checks(config: DpoRecipeConfig, size: ModelSize, nodes: list[Node]) -
     yield Check("object store", "ok" if stored < 0.8 * smallest.object_store else "warning",
                 f"about {stored / GIB:.2f} of {smallest.object_store / GIB:.1f} GiB on {smallest.name}",
                 "Ray will spill to disk; start its nodes with a larger --object-store-memory")
+
+
+def sequences_per_learner(config: DpoRecipeConfig) -> int:
+    """Of the larger of the batches of SFT and DPO."""
+    return max(config.sft.batch_size, 2 * config.dpo.batch_size) // config.learner.world_size
 
 
 def _fits(what: str, needs: dict[str, int], gpus: float, nodes: list[Node], remedy: str) -> Check:
@@ -206,13 +295,17 @@ def all_reduce_check(config: DpoRecipeConfig) -> Check:
     return Check("all-reduce", "ok", f"{c.world_size} learners, {megabytes} MiB in {1000 * seconds:.0f} ms")
 
 
-def model_size(config: JudgedRecipeConfig) -> ModelSize:
-    """Of the policy that the config describes, without its weights. Raises `OSError` for checkpoints not found."""
+def model_size(config: JudgedRecipeConfig, known: Mapping[str, PretrainedConfig] | None = None) -> ModelSize:
+    """Of the policy that the config describes, without its weights. Raises `OSError` for checkpoints not found.
+
+    Args:
+        known: checkpoints that are not looked for, by name.
+    """
     policy = config.policy
     layout = Layout((("expr", policy.action.expr_dims), ("rot", 3), ("jaw", 3)), FPS, "builtin")
     space = ActionSpace(layout, policy.action.rate, config.corpus.seconds)
     if policy.size == "pretrained":
-        parts = (_published(name) for name in (policy.llama, policy.dino, policy.siglip))
+        parts = ((known or {}).get(name) or _published(name) for name in (policy.llama, policy.dino, policy.siglip))
         model_config = pretrained_config(*parts, space, config.corpus.frames, policy.text_tokens)
     else:
         model_config = _tiny(policy, space, config.corpus.frames, config.corpus.image_size)

@@ -153,7 +153,8 @@ def video_of(candidate: Candidate, path: Path, corpus: Corpus, policy: Checkpoin
 
 def render_pool(config: RolloutRecipeConfig) -> RenderPool:
     c = config.render
-    return RenderPool(render_options(c, config.head), c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers)
+    return RenderPool(render_options(c, config.head), c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers,
+                      c.nodes)
 
 
 def render_videos(

@@ -106,6 +106,15 @@ def test_a_piece_larger_than_any_node_does_not_fit_whatever_the_sum():
     assert state(place_checks(wide, [NODE] * 4), "GPUs") == "failed"
 
 
+def test_nodes_that_nobody_marked_are_named():
+    kept = config("render.nodes=render", "raters.nodes=render")
+    checks = [check for check in place_checks(kept, [NODE]) if check.state == "failed"]
+    assert [check.name for check in checks] == ["render nodes", "raters nodes"]
+    assert "no node has the resource 'render'" in checks[0].found and "--resources=" in checks[0].remedy
+    marked = replace(NODE, resources=NODE.resources | {"render": 1.0})
+    assert set(state(place_checks(kept, [NODE, marked])).values()) == {"ok"}
+
+
 def test_unlike_nodes_are_named():
     other = replace(NODE, name="worker", versions=VERSIONS | {"torch": "2.12.0"})
     [check] = version_checks([NODE, other])

@@ -1,0 +1,161 @@
+"""A round of `dpo` on paper: where everything would stand on an imaginary cluster, and how long each phase would take.
+
+Time is operations over what a device was measured to do in a second. A token costs 24 layers hidden^2 operations
+forward and twice that backward (Kaplan et al. 2020, arXiv 2001.08361, table 1); attention over the context, vision
+towers and head are left out: a few per cent of a 7B model, most of a tiny one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PlanConfig, PreflightConfig
+from pipeline.estimate import DTYPE_BYTES, ModelSize
+from pipeline.rundir import RunError
+
+FPS = 25
+BACKWARD = 2  # times a forward pass
+HAND_OVER_BYTES_S = 1e9  # of new weights to the engines: assumed, a copy into Ray's object store and one out of it
+Piece = tuple[str, float, float]  # what, CPUs, GPUs
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What one device does in a second; a device is a GPU, or a CPU core where there is none.
+
+    Args:
+        sampling, training: operations of engines and learners.
+        frames, candidates: that a CPU core renders and encodes, or rates.
+        sources: where each number is from.
+    """
+
+    sampling: float
+    training: float
+    frames: float
+    candidates: float
+    sources: Mapping[str, str]
+
+
+HOST = "measured: one core of a Xeon, default sizes"
+CPU = UnitCosts(sampling=3.8e9, training=2.4e10, frames=200.0, candidates=27.0,
+                sources=dict.fromkeys(("sampling", "training", "frames", "candidates"), HOST))
+PEAKS = {"a100": 312e12, "h100": 989e12}  # dense bfloat16, by the data sheets
+SAMPLING_SHARE, TRAINING_SHARE = 0.1, 0.4  # of the peak: large batches of vLLM, Megatron-like training
+
+
+def default_costs(plan: PlanConfig) -> UnitCosts:
+    """Measured for CPUs; for GPUs assumed shares of their peak."""
+    if not plan.gpus:
+        return CPU
+    peak = PEAKS[plan.device]
+    sources = {name: f"assumed, not measured: {share:.0%} of {plan.device}'s {peak / 1e12:.0f} TFLOP/s"
+               for name, share in (("sampling", SAMPLING_SHARE), ("training", TRAINING_SHARE))}
+    return replace(CPU, sampling=SAMPLING_SHARE * peak, training=TRAINING_SHARE * peak, sources=CPU.sources | sources)
+
+
+def with_bench(costs: UnitCosts, file: Path, dtype: str) -> UnitCosts:
+    """The costs with those that a bench.json measured. Raises `RunError` when it has none."""
+    try:
+        bench = json.loads(file.read_text())
+        name, value = _measured(bench, dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"plan.bench: {file} gives no unit cost ({error!r}); it must be the bench.json of "
+                       "`bench rollout`, `bench dpo` or `bench render` of this version") from None
+    return replace(costs, **{name: value}, sources=costs.sources | {name: f"measured: {file}"})
+
+
+def _measured(bench: Mapping[str, Any], dtype: str) -> tuple[str, float]:
+    workload = bench["workload"]
+    match bench["subject"]:
+        case "rollout":
+            tokens = bench[dtype]["vllm"]["tokens_per_s"]["median"]
+            return "sampling", tokens * token_flops(workload["hidden"], workload["layers"])
+        case "dpo":
+            tokens = workload["prompt_tokens"] + 2 * workload["response_tokens"]
+            flops = (1 + BACKWARD) * tokens * token_flops(workload["hidden"], workload["layers"])
+            return "training", bench["ours"]["pairs_per_s"]["median"] * flops
+        case "render":
+            return "frames", bench["videos"]["frames_per_s"]["median"]
+        case subject:
+            raise ValueError(f"subject {subject}")
+
+
+def token_flops(hidden: int, layers: int) -> float:
+    """Operations of one token forward."""
+    return 24.0 * layers * hidden**2
+
+
+def place(pieces: Iterable[Piece], nodes: list[tuple[float, float]]) -> tuple[list[Counter[str]], Counter[str]]:
+    """What stands on each node of `(CPUs, GPUs)`, and what finds no place: the largest first, each where it fits."""
+    free, placed, left = [list(node) for node in nodes], [Counter[str]() for _ in nodes], Counter[str]()
+    for what, cpus, gpus in sorted(pieces, key=lambda piece: (piece[2], piece[1]), reverse=True):
+        fits = (i for i, (c, g) in enumerate(free) if c >= cpus - 1e-6 and g >= gpus - 1e-6)
+        index = next(fits, None)
+        if index is None:
+            left[what] += 1
+        else:
+            placed[index][what] += 1
+            free[index] = [free[index][0] - cpus, free[index][1] - gpus]
+    return placed, left
+
+
+def plan_nodes(plan: PlanConfig) -> list[tuple[float, float]]:
+    """(CPUs, GPUs) of every node."""
+    cpus = plan.cpus if plan.cpus is not None else 16 * plan.gpus or 2
+    return [(float(cpus), float(plan.gpus))] * plan.nodes
+
+
+@dataclass(frozen=True)
+class Round:
+    """Expected rate of the fleet, and seconds of each phase of a round; phases follow one another.
+
+    Args:
+        tokens_per_s: action tokens, all engines together.
+    """
+
+    tokens_per_s: float
+    seconds: Mapping[str, float]
+
+    @property
+    def bottleneck(self) -> str:
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+
+def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Round:
+    """One round of roll out, render, rate, align, hand over and judge."""
+    rollout, dpo, learner = config.rollout, config.dpo, config.learner
+    cores = sum(cpus for cpus, _ in plan_nodes(config.plan))
+    flops = token_flops(size.hidden, size.layers)
+
+    def devices(processes: int, gpus: float, threads: int) -> float:
+        return processes * gpus if gpus else min(processes * threads, cores)
+
+    engines = devices(rollout.workers * rollout.tensor_parallel, rollout.gpus, rollout.threads)
+    tokens_per_s = engines * costs.sampling / flops
+    trained_per_s = devices(learner.world_size, learner.gpus, learner.threads) * costs.training / flops
+    # A prompt is read once for its whole group, at the speed of a forward pass.
+    read_per_s = engines * costs.training / flops
+
+    def sampling_s(prompts: int, samples: int) -> float:
+        return prompts * (samples * size.action_tokens / tokens_per_s + size.prompt_tokens / read_per_s)
+
+    step_tokens = config.policy.action.expr_dims + 6  # of an action: expression, rotation, jaw
+    counted = size.action_tokens if dpo.first_steps is None else dpo.first_steps * step_tokens
+    pair_tokens = size.prompt_tokens + 2 * min(counted, size.action_tokens)
+    passes = dpo.epochs * (1 + BACKWARD) + 1  # and one of the reference
+    videos = min(config.render.videos, rollout.prompts * (rollout.samples + 1))
+    frames = 2 * videos * config.corpus.seconds * FPS  # speaker and listener
+    candidates = rollout.prompts * (rollout.samples + 1)  # the recorded reaction too
+    return Round(tokens_per_s, {
+        "rollout": sampling_s(rollout.prompts, rollout.samples),
+        "render": frames / (costs.frames * min(config.render.workers, cores)),
+        "rate": candidates / (costs.candidates * min(config.raters.workers, cores)),
+        "dpo": rollout.prompts * passes * pair_tokens / trained_per_s,
+        "hand over": size.parameters * DTYPE_BYTES[config.policy.dtype] / HAND_OVER_BYTES_S,
+        "judge": sampling_s(config.evaluation.prompts, config.evaluation.samples),
+    })

@@ -1,0 +1,91 @@
+"""Our metrics: what a learner's step records, and that a scrape of a real Ray head finds each under its name."""
+
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from actors import telemetry
+
+ROOT = Path(__file__).parents[2]
+
+# A pool doubles numbers; what fleets and learners would record is recorded by hand. Lives until its input ends.
+POOL = """
+import sys
+import ray
+from actors import telemetry
+from actors.pool import Pool
+from actors.timeline import Worker
+
+@ray.remote(num_cpus=0.1)
+class Doubler(Worker):
+    def double(self, number):
+        return 2 * number
+
+ray.init(address="auto", log_to_driver=False)
+with Pool("doublers", "work", lambda _: Doubler.remote(), 1, 2, 60, 0) as pool:
+    print(sorted(answer for _, answer in pool.stream("double", range(5))), flush=True)
+    telemetry.record(telemetry.TOKENS, 128, pool="doublers")
+    telemetry.record(telemetry.LOST_WORKERS, 1, pool="doublers")
+    telemetry.record(telemetry.WEIGHT_VERSION_LAG, 3, pool="doublers")
+    telemetry.record(telemetry.LOG_PROB_GAP, 0.25, pool="doublers")
+    telemetry.record_step("gdpo", {"kl": 0.5}, working_s=1.0, since_last_s=4.0)
+    sys.stdin.read()
+"""
+
+
+def test_a_step_tells_its_kl_and_how_long_the_learner_waited(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(telemetry, "record", lambda metric, value, **tags: seen.update({metric.name: (value, tags)}))
+    telemetry.record_step("dpo-2", {"loss": 1.0, "kl_per_token": 0.02}, working_s=3.0, since_last_s=4.0)
+    assert seen == {"rapport_learner_idle_fraction": (0.25, {"phase": "dpo-2"}),
+                    "rapport_kl_nats": (0.02, {"phase": "dpo-2"})}
+    seen.clear()
+    telemetry.record_step("sft", {"loss": 1.0}, working_s=4.0, since_last_s=4.0)
+    assert seen == {"rapport_learner_idle_fraction": (0.0, {"phase": "sft"})}, "imitation has no KL"
+
+
+def test_recording_without_ray_does_nothing():
+    telemetry.record(telemetry.KL, 1.0, phase="dpo")
+
+
+def scrape(port: int) -> dict[str, list]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {sample.name: family.samples for family in text_string_to_metric_families(text) for sample in family.samples}
+
+
+def value(samples: list, name: str, **labels: str) -> float:
+    [found] = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+    return found
+
+
+@pytest.mark.engine
+def test_a_scrape_of_a_ray_head_finds_every_metric(ray_cluster):
+    environment = ray_cluster.environment | {"RAY_ADDRESS": ray_cluster.address, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", POOL], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "[0, 2, 4, 6, 8]\n"
+        wanted = {metric.exported + ("_count" if metric.kind == "histogram" else "") for metric in telemetry.METRICS}
+        deadline, found = time.monotonic() + 90, {}
+        while not wanted <= set(found) and time.monotonic() < deadline:
+            time.sleep(1)
+            found = scrape(ray_cluster.metrics)
+        assert wanted <= set(found), sorted(name for name in found if "rapport" in name)
+    finally:
+        process.communicate(timeout=60)
+    calls = value(found["ray_rapport_call_seconds_count"], "ray_rapport_call_seconds_count", kind="work",
+                  method="double")
+    assert calls == 5
+    for metric, expected, labels in (
+        (telemetry.TOKENS, 128, {"pool": "doublers"}), (telemetry.LOST_WORKERS, 1, {"pool": "doublers"}),
+        (telemetry.QUEUE_DEPTH, 0, {"pool": "doublers"}), (telemetry.WEIGHT_VERSION_LAG, 3, {"pool": "doublers"}),
+        (telemetry.LOG_PROB_GAP, 0.25, {"pool": "doublers"}), (telemetry.LEARNER_IDLE, 0.75, {"phase": "gdpo"}),
+        (telemetry.KL, 0.5, {"phase": "gdpo"}),
+    ):
+        assert value(found[metric.exported], metric.exported, **labels) == expected
