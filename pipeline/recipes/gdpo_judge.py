@@ -83,7 +83,7 @@ class FlowJudge:
         """What prompts and guidance do.
 
         `text/valence/PROMPT` is the valence that the generated faces show on average when everybody is given that
-        prompt (where there is an estimator); `omega=X/variance_ratio/GROUP` rises with X if guidance is a slider.
+        prompt (where there is an estimator); `omega_X/variance_ratio/GROUP` rises with X if guidance is a slider.
 
         Args:
             texts: prompt -> its features (text_dim,).
@@ -96,7 +96,7 @@ class FlowJudge:
             values[f"text/valence/{prompt}"] = float(np.mean(shown))
         for omega in self.config.omegas:
             ratios = flame_groups.variance_ratio(self.generate(policy, omega=omega), recorded, listening)
-            values |= {f"omega={omega:g}/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
+            values |= {f"omega_{omega:g}/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
         return values
 
     def endless(self, policy: Path) -> dict[str, float]:

@@ -63,7 +63,7 @@ def test_prompts_and_guidance_change_what_is_generated(made):
     assert not np.array_equal(plain[0].values, told[0].values)
     texts = {"a": torch.ones(8), "b": -torch.ones(8)}
     values = judge.controls(policy, texts, lambda motion: motion.values[:, :2])
-    assert {"text/valence/a", "text/valence/b", "omega=3/variance_ratio/rot"} <= set(values)
+    assert {"text/valence/a", "text/valence/b", "omega_3/variance_ratio/rot"} <= set(values)
     assert values["text/valence/a"] != values["text/valence/b"]
     assert not any(name.startswith("text") for name in judge.controls(policy, texts, None))
 
