@@ -443,7 +443,7 @@ class EvaluateConfig(JudgedRecipeConfig):
 
 class RankSettings(HeldOutConfig):
     prompts: int = Field(96, ge=2, description="held-out prompts (fewer if the corpus has fewer)")
-    samples: int = Field(4, ge=1, description="reactions per prompt and method; all of them for ReactFace's metrics, "
+    samples: int = Field(2, ge=1, description="reactions per prompt and method; all of them for ReactFace's metrics, "
                                               "the first for the others, as in the papers")
     dpo: Path | None = Field(None, description="folder of a finished `dpo` run: SFT, SFT + DPO; empty = left out")
     gdpo: Path | None = Field(None, description="folder of a finished `gdpo` run: AR-Flow, GDPO; empty = left out")

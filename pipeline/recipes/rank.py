@@ -7,30 +7,30 @@ held-out clips and are cut to the frames and groups that all of them have.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from actors.cluster import cluster
 from pipeline.config import ActionConfig, ConfigError, GdpoRecipeConfig, RankConfig, load_config
-from pipeline.data.clip import Clip
 from pipeline.data.regression import RegressionListener
 from pipeline.data.store import Corpus, CorpusError
-from pipeline.recipes.evaluate import fit_affect, sample_held_out
+from pipeline.recipes.evaluate import Answers, fit_affect, sample_held_out
 from pipeline.recipes.gdpo import TABLE
 from pipeline.recipes.gdpo_judge import FlowJudge, faces_of
 from pipeline.recipes.prepare import prepare
-from pipeline.recipes.rank_protocols import Answers, HeldOut, Scorer, Scores, common_frames, cut, scorers
+from pipeline.recipes.rank_protocols import HeldOut, Reactions, Scorer, Scores, common_frames, cut, scorers
 from pipeline.recipes.rollout import choose, start_fleet
 from pipeline.recipes.sft import action_layout
 from pipeline.report.ranking import GROUND_TRUTH, Ranking, report
-from pipeline.rundir import Run, RunError
+from pipeline.rundir import Phase, Run, RunError
+from pipeline.tracking import metric_key
 from policies.flow import checkpoint
-from policies.motion import Layout, Motion
-from policies.vla.loading import load_checkpoint
+from policies.motion import Layout
+from policies.vla.loading import Checkpoint, load_checkpoint
 from policies.vla.training import read_table
 from rewards.metrics.baselines import NearestNeighbour, SpeakerInput, mirror, random_listener
 
@@ -51,20 +51,20 @@ def run(config: RankConfig, run: Run) -> None:
     ids = [clip_id for clip_id in corpus.clip_ids("test") if clip_id in chosen]  # a dyad's clips in a row
     if len(ids) < 2:
         raise RunError(f"{corpus.path} has {len(ids)} held-out clips, a ranking needs 2 or more")
-    layout = action_layout(ActionConfig(), corpus.layout)
-    answers: dict[str, Answers] = {}
-    if "dpo" in given:
-        layout, answers = sampled_by_fleet(config, corpus, given["dpo"], run)
+    policy = load_checkpoint(given["dpo"]["sft_policy"]) if "dpo" in given else None
+    layout = action_layout(ActionConfig(), corpus.layout) if policy is None else policy.actions.space.layout
+    answers = answered("baselines", ids, layout, lambda: baselines(config, corpus, ids, layout), run)
+    if policy is not None:
+        answers |= answered("dpo", ids, layout, lambda: by_fleet(config, corpus, policy, given["dpo"], run), run)
     if "gdpo" in given:
-        answers |= sampled_by_ode(config, given["gdpo"], ids)
-    train = list(corpus.clips("train"))
-    answers = baselines(config, train, [corpus.clip(i) for i in ids], layout) | answers
+        answers |= answered("gdpo", ids, layout, lambda: by_ode(config, ids, given["gdpo"]), run)
     frames = common_frames(answers)
     held_out = HeldOut.of(corpus, ids, layout, frames)
+    train = [listener.subset(layout) for _, listener in corpus.listeners("train")]
     affect, faces = fit_affect(corpus, layout, run), faces_of(config.head, layout.topology)
-    protocols, left_out = scorers(held_out, [clip.listener for clip in train], affect, faces)
-    reactions = {method: cut(found, ids, layout, frames) for method, found in answers.items()}
-    values = {name: by_part(name, scorer, held_out, reactions) for name, scorer in protocols.items()}
+    protocols, left_out = scorers(held_out, train, affect, faces)
+    reactions = {method: cut(found, layout, frames) for method, found in answers.items()}
+    values = {name: scored(name, scorer, held_out, reactions, run) for name, scorer in protocols.items()}
     report(Ranking(corpus.digest, str(layout), len(ids), frames, config.rank.samples, values, left_out, absent), run)
 
 
@@ -94,22 +94,37 @@ def common_corpus(corpora: dict[str, Path]) -> Corpus | None:
     return next(iter(opened.values()), None)
 
 
-def sampled_by_fleet(
-    config: RankConfig, corpus: Corpus, given: dict[str, Path], run: Run
-) -> tuple[Layout, dict[str, Answers]]:
-    """SFT and SFT + DPO by vLLM, and the layout they answer in."""
+def answered(
+    name: str, ids: Sequence[str], layout: Layout, answer: Callable[[], dict[str, Answers]], run: Run
+) -> dict[str, np.ndarray]:
+    """Method -> its reactions (clips, samples, time, dim) in `layout`; kept as npy files, which `evaluate` takes."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        files = {}
+        for method, found in answer().items():
+            files[method] = str(phase.directory / f"{metric_key(method)}.npy")
+            np.save(files[method], [[motion.subset(layout).values for motion in found[i]] for i in ids])
+        phase.say(f"{', '.join(files)}: {len(ids)} clips")
+        return {"files": files}
+
+    return {method: np.load(file) for method, file in run.once(f"answers-{name}", work)["files"].items()}
+
+
+def by_fleet(
+    config: RankConfig, corpus: Corpus, policy: Checkpoint, given: dict[str, Path], run: Run
+) -> dict[str, Answers]:
+    """SFT and SFT + DPO, sampled by engines that take the weights of one after the other."""
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
-        policy = load_checkpoint(given["sft_policy"])
         with start_fleet(config, given["sft_policy"], policy, corpus, run) as fleet:
             before = sample_held_out(config.rank, config.seed, corpus, policy, fleet)
             aligned = load_checkpoint(given["dpo_policy"])
             fleet.update(aligned.model)
             after = sample_held_out(config.rank, config.seed, corpus, aligned, fleet)
-    return policy.actions.space.layout, dict(zip(METHODS["dpo"], (before, after), strict=True))
+    return dict(zip(METHODS["dpo"], (before, after), strict=True))
 
 
-def sampled_by_ode(config: RankConfig, given: dict[str, Path], ids: Sequence[str]) -> dict[str, Answers]:
+def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> dict[str, Answers]:
     """Supervised AR-Flow and GDPO on the listeners' windows, with the settings that their run judged them by."""
     directory = given["directory"]
     try:
@@ -125,21 +140,19 @@ def sampled_by_ode(config: RankConfig, given: dict[str, Path], ids: Sequence[str
     answers: dict[str, Answers] = {}
     for name, policy in zip(METHODS["gdpo"], (given["flow_policy"], given["gdpo_policy"]), strict=True):
         samples = [replace(judge, seed=config.seed + k * len(ids)).generate(policy) for k in range(config.rank.samples)]
-        answers[name] = dict(zip(ids, zip(*samples, strict=True), strict=True))
-        print(f"[rank] {name}: {len(ids)} windows x {config.rank.samples} samples by the ODE", flush=True)
+        answers[name] = dict(zip(ids, map(list, zip(*samples, strict=True)), strict=True))
     return answers
 
 
-def baselines(
-    config: RankConfig, train: Sequence[Clip], clips: Sequence[Clip], layout: Layout
-) -> dict[str, dict[str, list[Motion]]]:
+def baselines(config: RankConfig, corpus: Corpus, ids: Sequence[str], layout: Layout) -> dict[str, Answers]:
     """Ground truth, Random, Mirror, both Nearest Neighbours, regression; one that the corpus cannot give is left out.
 
     All but Random are deterministic: their samples are one reaction, again and again.
     """
+    train, clips = list(corpus.clips("train")), [corpus.clip(clip_id) for clip_id in ids]
     samples, rng = config.rank.samples, np.random.default_rng(config.seed)
     listeners = [clip.listener.subset(layout) for clip in train]
-    found: dict[str, dict[str, list[Motion]]] = {
+    found: dict[str, Answers] = {
         GROUND_TRUTH: {c.clip_id: [c.listener.subset(layout)] * samples for c in clips},
         "Random": {c.clip_id: [random_listener(listeners, len(c.listener), rng) for _ in range(samples)]
                    for c in clips},
@@ -158,18 +171,28 @@ def baselines(
     return found
 
 
-def by_part(
-    protocol: str, scorer: Scorer, held_out: HeldOut, reactions: dict[str, list[list[Motion]]]
+def scored(
+    protocol: str, scorer: Scorer, held_out: HeldOut, reactions: Mapping[str, Reactions], run: Run
 ) -> dict[str, dict[str, dict[str, Scores]]]:
     """Part of the held-out clips -> variant -> method -> metrics: of all clips, and of either half by itself."""
-    started, middle = time.monotonic(), len(held_out.ids) // 2
+
+    def work(phase: Phase) -> dict[str, Any]:
+        try:
+            values = by_part(scorer, held_out, reactions)
+        except ValueError as error:
+            raise RunError(f"protocol {protocol}: {error}") from error
+        phase.say(f"{len(values['all']['corrected'][GROUND_TRUTH])} metrics, both variants")
+        return {"values": values}
+
+    return run.once(protocol, work)["values"]
+
+
+def by_part(
+    scorer: Scorer, held_out: HeldOut, reactions: Mapping[str, Reactions]
+) -> dict[str, dict[str, dict[str, Scores]]]:
+    """What `scored` returns."""
+    middle = len(held_out.ids) // 2
     parts = {"all": slice(None), "first half": slice(middle), "second half": slice(middle, None)}
-    try:
-        found = {part: {variant: {method: scorer(held_out.part(clips), answers[clips], variant)
-                                  for method, answers in reactions.items()} for variant in VARIANTS}
-                 for part, clips in parts.items()}
-    except ValueError as error:
-        raise RunError(f"protocol {protocol}: {error}") from error
-    print(f"[rank] {protocol}: {len(found['all']['corrected'][GROUND_TRUTH])} metrics, "
-          f"{time.monotonic() - started:.0f} s", flush=True)
-    return found
+    return {part: {variant: {method: scorer(held_out.part(clips), found[clips], variant)
+                             for method, found in reactions.items()} for variant in VARIANTS}
+            for part, clips in parts.items()}

@@ -18,10 +18,9 @@ from rewards.metrics import dualtalk, evaluate, l2l, lm_listener, named, react
 from rewards.metrics.protocol import Protocol, Variant
 from rewards.metrics.tlcc import MAX_LAG
 
-Answers = Mapping[str, Sequence[Motion]]  # clip id -> reactions
+Reactions = Sequence[Sequence[Motion]]  # some to each clip
 Scores = dict[str, float]
-# (held-out clips, reactions to each, variant) -> metric -> value
-Scorer = Callable[["HeldOut", Sequence[Sequence[Motion]], Variant], Scores]
+Scorer = Callable[["HeldOut", Reactions, Variant], Scores]
 
 FILE_FRAMES = 750  # of DualTalk's files, about
 HEAD = ("rot", "neck")
@@ -76,14 +75,14 @@ class HeldOut:
         return HeldOut(self.ids[clips], self.target[clips], self.partner[clips], self.speech[clips])
 
 
-def common_frames(answers: Mapping[str, Answers]) -> int:
-    """Frames that every reaction of every method has."""
-    return min(len(motion) for of_method in answers.values() for motions in of_method.values() for motion in motions)
+def common_frames(answers: Mapping[str, np.ndarray]) -> int:
+    """Frames that the reactions of every method have."""
+    return min(reactions.shape[2] for reactions in answers.values())
 
 
-def cut(answers: Answers, ids: Sequence[str], layout: Layout, frames: int) -> list[list[Motion]]:
-    """The reactions to each of `ids`: the first `frames`, the groups of `layout`."""
-    return [[motion.subset(layout).window(0, frames) for motion in answers[clip_id]] for clip_id in ids]
+def cut(reactions: np.ndarray, layout: Layout, frames: int) -> Reactions:
+    """The first `frames` of (clips, samples, time, dim) as typed motion."""
+    return [[Motion(values[:frames], layout) for values in samples] for samples in reactions]
 
 
 def scorers(
@@ -94,14 +93,14 @@ def scorers(
     Protocols that score one reaction a clip take the first.
 
     Args:
-        train: training listeners, for the z-scores of `l2l`.
+        train: training listeners in the same layout, for the z-scores of `l2l`.
         affect: reads valence off motion, for L2 Affect.
         faces: turns motion into vertices, for `unils` and `gdpo_paper`.
     """
     found: dict[str, Scorer] = {"lm_listener": partial(_by_clip, lm_listener.with_affect(affect))}
     left_out = dict(NEVER)
     if held_out.frames > l2l.CONTEXT:
-        found["l2l"] = partial(_by_clip, l2l.with_training([m.subset(held_out.layout).values for m in train]))
+        found["l2l"] = partial(_by_clip, l2l.with_training(train))
     else:
         left_out["l2l"] = f"clips of {held_out.frames} frames: it judges those after the first {l2l.CONTEXT}"
     found["dim"] = _dim
@@ -110,7 +109,8 @@ def scorers(
     else:
         left_out["dualtalk"] = f"its Diversity needs files of more than {dualtalk.PAIRS} frames"
     if faces is not None:
-        found |= {name: partial(_on_vertices, cache(partial(_faces_of_clip, faces)), name) for name in PROTOCOLS}
+        of_clip = cache(partial(_faces_of_clip, faces))
+        found |= {name: partial(_on_vertices, of_clip, name) for name in PROTOCOLS}
     else:
         left_out[", ".join(PROTOCOLS)] = "no head for this corpus: give head.path"
     if held_out.layout.fps == react.FPS and held_out.frames >= MAX_LAG + 2:
@@ -135,22 +135,22 @@ def with_head_as(name: str, motion: Motion) -> Motion:
     return Motion(motion.values, replace(motion.layout, groups=groups))
 
 
-def _by_clip(protocol: Protocol, clips: HeldOut, answers: Sequence[Sequence[Motion]], variant: Variant) -> Scores:
+def _by_clip(protocol: Protocol, clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
     partner = clips.partner if protocol.name == "lm_listener" else None
     return evaluate(protocol, [samples[0] for samples in answers], clips.target, partner, variant=variant)
 
 
-def _dim(clips: HeldOut, answers: Sequence[Sequence[Motion]], variant: Variant) -> Scores:
+def _dim(clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
     return evaluate("dim", *_roles("rot", clips, answers), variant=variant)
 
 
-def _dualtalk(clips: HeldOut, answers: Sequence[Sequence[Motion]], variant: Variant) -> Scores:
+def _dualtalk(clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
     """On files as long as DualTalk's, each of some clips in a row."""
     roles = [role and list(_files(role)) for role in _roles("neck", clips, answers)]
     return evaluate("dualtalk", *roles, variant=variant)
 
 
-def _roles(head: str, clips: HeldOut, answers: Sequence[Sequence[Motion]]) -> list[list[Motion] | None]:
+def _roles(head: str, clips: HeldOut, answers: Reactions) -> list[list[Motion] | None]:
     """Prediction, target and partner of each clip."""
     roles = ([samples[0] for samples in answers], clips.target, clips.partners)
     return [role and [with_head_as(head, motion) for motion in role] for role in roles]
@@ -163,8 +163,8 @@ def _files(clips: Sequence[Motion]) -> Iterator[Motion]:
 
 
 def _on_vertices(
-    of_clip: Callable[..., dict[tuple[str, str], Scores]], protocol: str, clips: HeldOut,
-    answers: Sequence[Sequence[Motion]], variant: Variant,
+    of_clip: Callable[..., dict[tuple[str, str], Scores]], protocol: str, clips: HeldOut, answers: Reactions,
+    variant: Variant,
 ) -> Scores:
     """Means over clips, as `score` of these protocols takes them; one clip's vertices in memory at a time."""
     found: dict[str, list[float]] = {}
@@ -183,7 +183,7 @@ def _faces_of_clip(faces: Faces, pred: Motion, target: Motion, speech: bytes) ->
             for name, people in PROTOCOLS.items() for variant in ("reference", "corrected")}
 
 
-def _reactface(protocol: Protocol, clips: HeldOut, answers: Sequence[Sequence[Motion]], variant: Variant) -> Scores:
+def _reactface(protocol: Protocol, clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
     """All reactions to a clip; the only one known to be appropriate is the recorded one."""
     neighbours: Any = np.eye(len(clips.ids), dtype=int)
     return evaluate(protocol, answers, clips.target, clips.partners, neighbours=neighbours, variant=variant)

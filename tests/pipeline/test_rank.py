@@ -10,7 +10,7 @@ from pipeline.config import ConfigError, RankConfig, load_config
 from pipeline.data.regression import RegressionListener, targets
 from pipeline.data.store import CorpusError
 from pipeline.data.synthetic.generate import generate
-from pipeline.recipes.rank import artifacts, baselines, by_part, common_corpus
+from pipeline.recipes.rank import answered, artifacts, baselines, by_part, common_corpus, scored
 from pipeline.recipes.rank_protocols import HeldOut, common_frames, cut, on_motion, scorers, with_head_as
 from pipeline.report.ranking import GROUND_TRUTH, Ranking, headline, lines, markdown, report
 from pipeline.rundir import RunError
@@ -55,13 +55,17 @@ def test_a_corpus_beside_runs_would_be_ignored_so_it_is_refused():
     assert load_config(RankConfig, None, ["corpus.test_clips=4"]).corpus.test_clips == 4
 
 
-def test_methods_are_cut_to_the_frames_and_groups_that_all_have():
+def test_methods_are_cut_to_the_frames_and_groups_that_all_have(tmp_path):
     wide = Layout((("expr", 5), ("jaw", 3), ("neck", 3), ("rot", 3)), 25, "builtin")
     rng = np.random.default_rng(0)
     short, long = Motion(rng.normal(size=(8, 9)), LAYOUT), Motion(rng.normal(size=(10, 14)), wide)
-    answers = {"a": {"x": [short], "y": [short]}, "b": {"x": [long], "y": [long]}}
+    phase = SimpleNamespace(directory=tmp_path, say=lambda text: None)
+    run = SimpleNamespace(once=lambda name, work: work(phase))
+    answers = answered("x", ["p", "q"], LAYOUT, lambda: {"A + B": {"p": [short], "q": [short]},
+                                                         "C": {"q": [long], "p": [long]}}, run)
+    assert {name: found.shape for name, found in answers.items()} == {"A + B": (2, 1, 8, 9), "C": (2, 1, 10, 9)}
     assert common_frames(answers) == 8
-    (first,), _ = cut(answers["b"], ["x", "y"], LAYOUT, 8)
+    (first,), _ = cut(answers["C"], LAYOUT, 8)
     assert len(first) == 8 and first.layout == LAYOUT
     np.testing.assert_array_equal(first.group("rot"), long.group("rot")[:8])
 
@@ -94,13 +98,13 @@ def ranked(tmp_path_factory):
     corpus = generate(tmp_path_factory.mktemp("rank") / "c", 8, 4, seconds=4, image_size=28, frames=1, workers=0)
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})
     config = load_config(RankConfig, None, ["rank.samples=2"])
-    train, clips = list(corpus.clips("train")), list(corpus.clips("test"))
-    answers = baselines(config, train, clips, layout)
-    ids = [clip.clip_id for clip in clips]
+    ids = corpus.clip_ids("test")
     held_out = HeldOut.of(corpus, ids, layout, 96)
-    protocols, left_out = scorers(held_out, [clip.listener for clip in train], None, None)
-    reactions = {method: cut(found, ids, layout, 96) for method, found in answers.items()}
-    values = {name: by_part(name, protocols[name], held_out, reactions) for name in ("lm_listener", "l2l", "reactface")}
+    protocols, left_out = scorers(held_out, [motion.subset(layout) for _, motion in corpus.listeners("train")],
+                                  None, None)
+    reactions = {method: [[motion.window(0, 96) for motion in found[i]] for i in ids]
+                 for method, found in baselines(config, corpus, ids, layout).items()}
+    values = {name: by_part(protocols[name], held_out, reactions) for name in ("lm_listener", "l2l", "reactface")}
     return held_out, protocols, left_out, values
 
 
@@ -130,8 +134,9 @@ def test_a_protocol_that_refuses_its_input_is_named(ranked):
     def refuse(*_):
         raise ValueError("too short")
 
+    run = SimpleNamespace(once=lambda name, work: work(None))
     with pytest.raises(RunError, match="protocol dim: too short"):
-        by_part("dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.target]})
+        scored("dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.target]}, run)
 
 
 def test_reactface_is_that_of_the_papers_on_other_coefficients():
