@@ -323,9 +323,12 @@ class GdpoConfig(Section):
     batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")
 
 
-class EvaluationConfig(Section):
+class HeldOutConfig(Section):
     prompts: int = Field(96, ge=1, description="held-out prompts (fewer if the corpus has fewer)")
     samples: int = Field(1, ge=1, description="candidates per prompt")
+
+
+class EvaluationConfig(HeldOutConfig):
     clips: int = Field(4, ge=0, description="comparison videos: ground truth, SFT, SFT + DPO side by side")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
 
@@ -471,6 +474,28 @@ class EvaluateConfig(JudgedRecipeConfig):
     def _files_or_a_policy(self) -> EvaluateConfig:
         if self.files.pred is not None and self.checkpoint is not None:
             raise ValueError("files.pred scores files, checkpoint judges a policy: give one of them")
+        return self
+
+
+class RankSettings(HeldOutConfig):
+    prompts: int = Field(96, ge=2, description="held-out prompts (fewer if the corpus has fewer)")
+    samples: int = Field(2, ge=1, description="reactions per prompt and method; all of them for ReactFace's metrics, "
+                                              "the first for the others, as in the papers")
+    dpo: Path | None = Field(None, description="folder of a finished `dpo` run: SFT, SFT + DPO; empty = left out")
+    gdpo: Path | None = Field(None, description="folder of a finished `gdpo` run: AR-Flow, GDPO; empty = left out")
+
+
+class RankConfig(RecipeConfig):
+    cluster: ClusterConfig = ClusterConfig()
+    head: HeadConfig = HeadConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rank: RankSettings = RankSettings()
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> RankConfig:
+        if (self.rank.dpo or self.rank.gdpo) and self.corpus != CorpusConfig():
+            raise ValueError("methods are ranked on the corpus of the runs in rank.dpo and rank.gdpo: leave corpus.* "
+                             "out, it is for ranking without a run")
         return self
 
 

@@ -21,6 +21,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
     "preflight": (cfg.PreflightConfig, "check whether the main job would get through on this cluster, or plan one"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),
+    "rank": (cfg.RankConfig, "rank methods by every published protocol, reference against corrected"),
     "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow"),
 }
 # Options that stand for a key, by recipe.

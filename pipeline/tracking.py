@@ -227,3 +227,8 @@ class Tracker(TrackedRun):
 
 def _status(failed: bool) -> str:
     return "FAILED" if failed else "FINISHED"
+
+
+def metric_key(name: str) -> str:
+    """A method's name as MLflow takes it within the name of a metric."""
+    return name.replace(" + ", "_").replace(" ", "_").lower()

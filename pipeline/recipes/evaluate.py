@@ -17,7 +17,7 @@ from rich.table import Table
 from actors.cluster import cluster
 from actors.reward import Group, PanelOptions, RewardPool
 from actors.rollout import Fleet
-from pipeline.config import EvaluateConfig, EvaluationConfig, JudgedRecipeConfig
+from pipeline.config import EvaluateConfig, HeldOutConfig, JudgedRecipeConfig
 from pipeline.data.clip import Clip
 from pipeline.data.columns import Truth
 from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
@@ -29,6 +29,7 @@ from pipeline.recipes.sft import train_sft
 from pipeline.report.page import write_report
 from pipeline.report.paper import METRICS
 from pipeline.rundir import Run, write_atomic
+from pipeline.tracking import metric_key
 from policies.motion import Layout, Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
 from rewards import metrics
@@ -62,9 +63,9 @@ def run(config: EvaluateConfig, run: Run) -> None:
 
 
 def sample_held_out(
-    config: EvaluationConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet
+    config: HeldOutConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet
 ) -> Answers:
-    """`evaluation.samples` reactions to each held-out prompt; the same seeds whatever the weights."""
+    """`config.samples` reactions to each held-out prompt; the same seeds whatever the weights."""
     ids = choose(corpus, "test", config.prompts, seed)
     answers: Answers = {clip_id: [] for clip_id in ids}
     for trajectories in fleet.generate(prompts(corpus, ids, policy), config.samples, seed + 1):
@@ -207,7 +208,7 @@ def report(rows: Mapping[str, Row], run: Run) -> dict[str, Any]:
     run.summary["artifacts"]["evaluation_prompts"] = str(run.directory / "evaluation_prompts.json")
     for name, row in values.items():
         flat = {k: v["mean"] if isinstance(v, dict) else v for k, v in row.items()}
-        run.tracker.log({f"{_key(name)}/{k}": v for k, v in flat.items() if v is not None})
+        run.tracker.log({f"{metric_key(name)}/{k}": v for k, v in flat.items() if v is not None})
     return values
 
 
@@ -234,7 +235,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
     return f"{value:.4f}"
-
-
-def _key(name: str) -> str:
-    return name.replace(" + ", "_").replace(" ", "_").lower()

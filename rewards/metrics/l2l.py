@@ -5,7 +5,7 @@ Its FD, SI and diversity code was never released, so they are not here: see `dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,18 +49,18 @@ def score(
     fps: float | None = None,
     variant: str = "reference",
     seed: int = 0,
-    train: Sequence[np.ndarray] | None = None,
+    normalisers: Mapping[str, Normaliser] | None = None,
 ) -> dict[str, float]:
     """L2: mean over the frames of all clips, after the first 32, of the distance over channels.
 
     Args:
         pred, target: clips (time, 56) as the reference has them, z-scored and smoothed by its bilateral filter; or raw
-            with `train`, see `with_training`. Clips longer than 32 frames.
-        train: training clips to fit the z-scores to; without them both variants are the same.
+            with `normalisers`. Clips longer than 32 frames.
+        normalisers: by variant, see `with_training`; without them both variants are the same.
     """
     require_variant(variant)
     refuse("l2l", partner=partner, neighbours=neighbours, speech_mask=speech_mask)
-    normaliser = None if train is None else Normaliser.fit(train, variant)
+    normaliser = None if normalisers is None else normalisers[variant]
     distances = []
     for index, (x, y) in enumerate(paired(pred, target)):
         if len(x) <= CONTEXT:
@@ -72,7 +72,8 @@ def score(
 
 def with_training(train: Sequence[np.ndarray]) -> Protocol:
     """The protocol on raw coefficients, z-scored as the code does with these training clips."""
-    return Protocol(PROTOCOL.name, PROTOCOL.source, PROTOCOL.corrections, partial(score, train=train))
+    normalisers = {variant: Normaliser.fit(train, variant) for variant in ("reference", "corrected")}
+    return Protocol(PROTOCOL.name, PROTOCOL.source, PROTOCOL.corrections, partial(score, normalisers=normalisers))
 
 
 PROTOCOL = Protocol(
