@@ -65,9 +65,9 @@ def parse_domain(key: str, text: str) -> Domain:
         if not values or any(isinstance(v, (list, dict)) for v in values) or len(set(values)) < len(values):
             raise SpaceError(f"tune.space.{key}={text}: expected {FORMS[kind]}, at least one value and each once")
         return domain
-    number = (int,) if kind == "randint" else (int, float)
+    number, whole = ((int,), "whole ") if kind == "randint" else ((int, float), "")
     if len(values) != 2 or any(not isinstance(v, number) or isinstance(v, bool) for v in values):
-        raise SpaceError(f"tune.space.{key}={text}: expected {FORMS[kind]}, two {'whole ' * (kind == 'randint')}numbers")
+        raise SpaceError(f"tune.space.{key}={text}: expected {FORMS[kind]}, two {whole}numbers")
     low, high = values
     if low >= high or (kind == "loguniform" and low <= 0):
         raise SpaceError(f"tune.space.{key}={text}: it is empty; expected {FORMS[kind]}, LOW < HIGH")
