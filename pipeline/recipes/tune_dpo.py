@@ -89,6 +89,6 @@ def shared(config: DpoRecipeConfig, run: Run) -> Iterator[tuple[DpoTrials, Calla
 def with_interval(name: str, by_prompt: dict[str, float], bootstrap: int) -> dict[str, float]:
     """NAME, NAME/low, NAME/high; no bounds of a single prompt, nothing of none."""
     if len(by_prompt) < 2:
-        return dict.fromkeys([name] * len(by_prompt), sum(by_prompt.values()))
+        return {name: float(np.mean(list(by_prompt.values())))} if by_prompt else {}
     interval = mean_interval(by_prompt, resamples=bootstrap)
     return {name: interval.mean, f"{name}/low": interval.low, f"{name}/high": interval.high}
