@@ -60,6 +60,7 @@ def parse_domain(key: str, text: str) -> Domain:
         values = yaml.safe_load(f"[{match[2]}]")
     except yaml.YAMLError:
         raise SpaceError(f"tune.space.{key}={text}: its values cannot be read; expected {FORMS[kind]}") from None
+    values = [_number(value) for value in values]
     domain = Domain(kind, tuple(values))
     if domain.listed:
         if not values or any(isinstance(v, (list, dict)) for v in values) or len(set(values)) < len(values):
@@ -72,6 +73,11 @@ def parse_domain(key: str, text: str) -> Domain:
     if low >= high or (kind == "loguniform" and low <= 0):
         raise SpaceError(f"tune.space.{key}={text}: it is empty; expected {FORMS[kind]}, LOW < HIGH")
     return domain
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-4 for a text."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value) else value
 
 
 def grid_points(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:

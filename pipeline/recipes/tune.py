@@ -82,6 +82,7 @@ def run_trial(values: dict[str, Any], config: Sweep, trials: Any, root: Workspac
         milestones = Milestones(config.tune.judgements, lambda policy: judge(policy, next(numbers)))
         policy = trials.learn(settings, part, milestones)
         judge(policy, config.tune.judgements)
+        write_atomic(part.directory / "summary.json", json.dumps(part.summary, indent=2))
 
 
 @contextmanager
@@ -140,7 +141,9 @@ def tuner(config: Sweep, trial: Callable[[dict[str, Any]], None], directory: Pat
         param_space=space,
         tune_config=tune.TuneConfig(metric=t.metric, mode=t.mode, num_samples=1 if grid else t.trials,
                                     max_concurrent_trials=t.concurrent, scheduler=scheduler,
-                                    search_alg=searcher(config)),
+                                    search_alg=searcher(config),
+                                    # Saves imports; a trial that is stopped must take its learners with it.
+                                    reuse_actors=t.scheduler == "none"),
         run_config=tune.RunConfig(name=folder.name, storage_path=str(directory), verbose=0),
     )
 

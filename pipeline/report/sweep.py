@@ -82,11 +82,11 @@ def response_chart(
     for row, metric in enumerate(shown):
         given = [t for t in trials if metric in t.metrics]
         top, bottom = 44 + row * panel, 44 + row * panel + panel - 50
-        reached = [v for t in given for v in _bounds(t, metric)] + [baseline[metric]] * (metric in baseline)
+        started = [baseline[metric]] if metric in baseline else []
+        reached = [v for t in given for v in _bounds(t, metric)] + started
         y = _linear(reached, bottom, top)
         parts += [*_horizontal(y, left, width - right), _title(metric, left, top - 10)]
-        if metric in baseline:
-            parts.append(_line("reference", left, y.place(baseline[metric]), width - right, y.place(baseline[metric])))
+        parts += [_line("reference", left, y.place(v), width - right, y.place(v)) for v in started]
         places = sorted({x.place(t.values[key]) for t in given})
         means = [(p, _mean([y.place(t.metrics[metric]) for t in given if x.place(t.values[key]) == p])) for p in places]
         parts.append(_polyline("curve", means))
