@@ -153,7 +153,7 @@ def searcher(config: Sweep) -> Any:
         from ray.tune.search.optuna import OptunaSearch
 
         return OptunaSearch(seed=config.seed)
-    return BasicVariantGenerator(random_state=config.seed)
+    return BasicVariantGenerator(max_concurrent=config.tune.concurrent, random_state=config.seed)
 
 
 def require_metric(config: Sweep, baseline: Mapping[str, float]) -> None:
