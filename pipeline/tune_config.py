@@ -7,16 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.config import (
-    DpoRecipeConfig,
-    GdpoRecipeConfig,
-    RecipeConfig,
-    Section,
-    flatten,
-    near_keys,
-    set_key,
-)
-from pipeline.search_space import FORMS, Domain, SpaceError, parse_domain
+from pipeline.config import DpoRecipeConfig, GdpoRecipeConfig, RecipeConfig, Section, flatten, near_keys, set_key
+from pipeline.search_space import FORMS, Domain, parse_domain
 
 
 class TuneConfig(Section):
@@ -103,7 +95,7 @@ class Sweep(RecipeConfig):
 
     @model_validator(mode="after")
     def _every_value_gives_a_config(self) -> Self:
-        known = [key for key in flatten(self.of_recipe().model_dump())]
+        known = list(flatten(self.of_trial({}).model_dump()))
         for key, domain in self.tune.domains.items():
             if key not in known:
                 raise ValueError(f"unknown key {key!r} in tune.space; {near_keys(key, known)}")
@@ -120,9 +112,6 @@ class Sweep(RecipeConfig):
                     raise ValueError(f"tune.space.{key}={self.tune.space[key]}: the recipe refuses {value!r}: "
                                      f"{error.errors()[0]['msg']}") from None
         return self
-
-    def of_recipe(self) -> RecipeConfig:
-        return self.of_trial({})
 
     def of_trial(self, values: dict[str, Any]) -> Any:
         """The recipe's config with `values` in place; raises `ValidationError` where it refuses one."""
@@ -154,4 +143,3 @@ class TuneGdpoConfig(GdpoRecipeConfig, Sweep):
 
 
 SUBJECTS = {"dpo": TuneDpoConfig, "gdpo": TuneGdpoConfig}
-__all__ = ["SUBJECTS", "DpoTune", "GdpoTune", "SpaceError", "Sweep", "TuneConfig", "TuneDpoConfig", "TuneGdpoConfig"]

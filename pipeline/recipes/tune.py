@@ -11,6 +11,7 @@ import fcntl
 import importlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -187,8 +188,11 @@ def outcome_of(result: tune.Result, config: Sweep) -> Outcome:
 def sorted_outcomes(outcomes: Sequence[Outcome], config: Sweep) -> list[Outcome]:
     """Each trial once, numbered: finished ones first, the best of them at the top."""
     sign, metric = 1 if config.tune.mode == "min" else -1, config.tune.metric
-    unique = {outcome.name: outcome for outcome in outcomes}.values()
-    ordered = sorted(unique, key=lambda o: (o.status != FINISHED, sign * o.metrics.get(metric, float("inf")), o.name))
+
+    def place(o: Outcome) -> tuple[bool, float, str]:
+        return o.status != FINISHED, sign * o.metrics[metric] if metric in o.metrics else math.inf, o.name
+
+    ordered = sorted({outcome.name: outcome for outcome in outcomes}.values(), key=place)
     return [Outcome(**vars(o) | {"number": i}) for i, o in enumerate(ordered, 1)]
 
 
@@ -237,11 +241,11 @@ def register(model: str, best: Outcome, phase: Phase, run: Run) -> dict[str, Any
 def show(outcomes: Sequence[Outcome], baseline: Mapping[str, float], cost: str, config: Sweep) -> None:
     keys, columns = list(config.tune.space), list(dict.fromkeys([config.tune.metric, "kl", cost]))
     table = Table(title=f"tune {config.subject}: {config.tune.metric}, {config.tune.mode}; kl = to where trials start")
-    for column in ("", *keys, "status", *columns):
+    for column in ("", *keys, "status", "seconds", *columns):
         table.add_column(column, justify="right")
-    table.add_row("start", *["" for _ in keys], "", *(cell(baseline, column) for column in columns))
+    table.add_row("start", *["" for _ in keys], "", "", *(cell(baseline, column) for column in columns))
     for o in outcomes:
-        table.add_row(str(o.number), *(str(o.values[key]) for key in keys), o.status,
+        table.add_row(str(o.number), *(str(o.values[key]) for key in keys), o.status, f"{o.seconds:.0f}",
                       *(cell(o.metrics, column) for column in columns))
     Console(width=140).print(table)
     for o in outcomes:
