@@ -33,9 +33,9 @@ from actors.mailbox import Mailbox
 from pipeline.config import to_yaml
 from pipeline.report.sweep import FINISHED, Outcome, parallel_chart, pareto_chart, response_chart
 from pipeline.rundir import Phase, Run, RunError, Workspace, write_atomic
-from pipeline.search_space import rounded, trial_name
+from pipeline.search_space import grid_points, rounded, trial_name
 from pipeline.tracking import TrackedRun
-from pipeline.tune_config import Sweep
+from pipeline.tune_config import Sweep, TuneConfig
 
 TRIAL_CPUS = 0.01  # of the process that waits for its learners
 
@@ -49,6 +49,9 @@ def run(config: Sweep, run: Run) -> None:
             require_metric(config, baseline)
             require_room(config, trials.demand(config))
             mailbox, root = Mailbox.remote(), trials_workspace(run)
+            t = config.tune
+            print(f"[tune] {trial_count(t)} trials by {t.search} search, {t.concurrent} at a time: "
+                  f"{', '.join(f'{key}={form}' for key, form in t.space.items())}", flush=True)
 
             def trial(values: dict[str, Any]) -> None:
                 run_trial(rounded(values), config, trials, root, mailbox)
@@ -147,6 +150,10 @@ def tuner(config: Sweep, trial: Callable[[dict[str, Any]], None], directory: Pat
                                     reuse_actors=t.scheduler == "none"),
         run_config=tune.RunConfig(name=folder.name, storage_path=str(directory), verbose=0),
     )
+
+
+def trial_count(config: TuneConfig) -> int:
+    return len(list(grid_points(config.domains))) if config.search == "grid" else config.trials
 
 
 def searcher(config: Sweep) -> Any:
