@@ -12,6 +12,8 @@ from pipeline.report.html import Html, element
 
 FINISHED = "finished"
 LOG_SPAN = 20  # positive values whose largest is so many times the smallest are drawn on a logarithmic axis
+NAMES = {"simulated_rating": "SIMULATED rating, 1 to 5", "kl": "KL to the policy that trials start from, nats",
+         "fd": "FD", "FDD": "FDD where the actor listens", "MSE": "MSE where the actor listens"}
 STYLE = """
 svg { background: #fdfdfc; font: 12px system-ui, sans-serif; }
 text { fill: #44474c; } .title { font-weight: 600; font-size: 14px; fill: #1b1c1e; }
@@ -85,8 +87,10 @@ def response_chart(
         started = [baseline[metric]] if metric in baseline else []
         reached = [v for t in given for v in _bounds(t, metric)] + started
         y = _linear(reached, bottom, top)
-        parts += [*_horizontal(y, left, width - right), _title(metric, left, top - 10)]
-        parts += [_line("reference", left, y.place(v), width - right, y.place(v)) for v in started]
+        parts += [*_horizontal(y, left, width - right), _title(NAMES.get(metric, metric), left, top - 10)]
+        for v in started:
+            parts += [_line("reference", left, y.place(v), width - right, y.place(v)),
+                      element("text", "start", x=width - right, y=y.place(v) - 4, text_anchor="end")]
         places = sorted({x.place(t.values[key]) for t in given})
         means = [(p, _mean([y.place(t.metrics[metric]) for t in given if x.place(t.values[key]) == p])) for p in places]
         parts.append(_polyline("curve", means))
@@ -131,9 +135,10 @@ def pareto_chart(
     started = [(baseline[cost], baseline[metric])] if cost in baseline and metric in baseline else []
     x = _linear([v for t in given for v in _bounds(t, cost)] + [c for c, _ in started], left, width - right)
     y = _linear([v for t in given for v in _bounds(t, metric)] + [m for _, m in started], bottom, top)
-    parts = [*_horizontal(y, left, width - right), _title(f"{metric} against {cost}", left, 24)]
+    parts = [*_horizontal(y, left, width - right), _title(NAMES.get(metric, metric), left, 24)]
     parts += [element("text", label, x=at, y=bottom + 18, text_anchor="middle") for at, label in x.marks]
-    parts.append(element("text", f"{cost} (low is good)", x=(left + width) / 2, y=height - 8, text_anchor="middle"))
+    parts.append(element("text", f"{NAMES.get(cost, cost)} (low is good)", x=(left + width) / 2, y=height - 8,
+                         text_anchor="middle"))
     front = sorted(pareto_front(given, cost, metric, mode), key=lambda t: t.metrics[cost])
     parts.append(_polyline("front", [(x.place(t.metrics[cost]), y.place(t.metrics[metric])) for t in front]))
     for t in given:
@@ -143,7 +148,8 @@ def pareto_chart(
                   _line("bar", x.place(left_end), py, x.place(right_end), py), _dot(t, best, px, py),
                   element("text", str(t.number), x=px + 7, y=py - 6)]
     for c, m in started:
-        parts.append(element("circle", class_="reference", cx=x.place(c), cy=y.place(m), r=6))
+        parts += [element("circle", class_="reference", cx=x.place(c), cy=y.place(m), r=6),
+                  element("text", "start", x=x.place(c) - 9, y=y.place(m) + 4, text_anchor="end")]
     said = f"{metric} against {cost}; no trial beats {', '.join(t.name for t in front)} in both"
     return _document(width, height, said, parts)
 
