@@ -15,17 +15,17 @@ from pipeline.config import DpoRecipeConfig, load_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
-LEAN = ["sft.steps=4", "rollout.prompts=8", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4",
-        "evaluation.prompts=4", "evaluation.samples=1", "corpus.seconds=2", "corpus.train_clips=16",
-        "corpus.test_clips=8", "corpus.frames=1", "rollout.workers=1", "raters.workers=1", "cluster.preflight=false",
+LEAN = ["rollout.prompts=8", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4", "evaluation.prompts=4",
+        "corpus.kind=parquet", "corpus.seconds=1", "rollout.workers=1", "raters.workers=1", "cluster.preflight=false",
         "tracking.system_metrics=false", "tune.space.dpo.beta=grid(0.1, 1)"]
 
 
-def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path):
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tiny_corpus, tiny_checkpoint, tmp_path):
     folder = tmp_path / "run"
+    given = [f"corpus.root={tiny_corpus.path}", f"sft.checkpoint={tiny_checkpoint}"]
     command = [sys.executable, "-m", "pipeline.run", "tune", "dpo", "--run-dir", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen([*command, *LEAN], cwd=ROOT, env=environment, start_new_session=True,
+    process = subprocess.Popen([*command, *LEAN, *given], cwd=ROOT, env=environment, start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = folder / "trials" / "dpo.beta=0.1"
     deadline = time.monotonic() + 300
@@ -48,6 +48,6 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path):
     for file in (folder / "charts").iterdir():
         ElementTree.parse(file)
     best = load_config(DpoRecipeConfig, folder / "best.yaml", [])
-    assert f"dpo.beta={best.dpo.beta:g}" == found["best"] and best.sft.steps == 4
+    assert f"dpo.beta={best.dpo.beta:g}" == found["best"] and best.sft.checkpoint == tiny_checkpoint
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["counts"]["trials"] == 2
