@@ -17,6 +17,9 @@ for _name, _value in {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what a killed sweep forgets (its trials' finished phases it does not)
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the numbers
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables; what trials print is enough
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",

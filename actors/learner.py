@@ -80,12 +80,29 @@ class LearnerOptions:
     nodes: str | None = None
 
 
+@dataclass(frozen=True)
+class Milestones:
+    """Policies that are written on the way, while learning goes on.
+
+    Args:
+        parts: equal parts of the steps; there is one after each but the last.
+        reached: called with the folder of each as soon as it is there, in the process that called `fit`.
+    """
+
+    parts: int
+    reached: Callable[[Path], None]
+
+    def steps(self, total: int) -> list[int]:
+        return sorted({round(total * part / self.parts) for part in range(1, self.parts)} - {0, total})
+
+
 def fit(
     task: Task,
     options: LearnerOptions,
     directory: Path,
     log: Callable[[dict[str, float], int], None],
     say: Callable[[str], None],
+    milestones: Milestones | None = None,
 ) -> dict[str, Any]:
     """Train `task`, write `directory/policy`, and return `final` metrics, `steps`, `seconds_per_step` and `engine`.
 
@@ -94,13 +111,15 @@ def fit(
         log: `(metrics, step)` of every step, called in this process.
         say: a line of progress now and then.
     """
+    stops = [] if milestones is None else milestones.steps(task.steps)
     if task.refresh_every and options.checkpoint_every % task.refresh_every:
         raise ValueError(f"checkpoint_every={options.checkpoint_every} must be a multiple of the {task.refresh_every} "
                          "steps after which data is made anew: a learner cannot restart in between")
     trainer = TorchTrainer(
         _train,
         # As bytes: the controller would import everything the task needs, only to hand it on.
-        train_loop_config={"task": cloudpickle.dumps(task), "options": options, "directory": str(directory)},
+        train_loop_config={"task": cloudpickle.dumps(task), "options": options, "directory": str(directory),
+                           "milestones": stops},
         torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=options.world_size,
@@ -141,8 +160,12 @@ def fit(
             said = time.monotonic()
             main = {name: value for name, value in lines[-1].items() if "/" not in name}
             say(f"step {seen}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in main.items()))
+        while stops and _milestone(directory, stops[0]).is_dir():
+            milestones.reached(_milestone(directory, stops.pop(0)))
     if "error" in outcome:
         raise _first_cause(outcome["error"])
+    for step in stops:  # written after the last look
+        milestones.reached(_milestone(directory, step))
     result = outcome["result"]
     timeline.note(timeline.START, asked, result["began"])
     timeline.note("learner", result["began"], result["ended"])
@@ -177,6 +200,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
                 lines.write(json.dumps({"step": step + 1} | news | metrics) + "\n")
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < task.steps:
             _report(engine, step + 1, metrics)
+        if step + 1 in config["milestones"]:
+            _publish(engine, task, _milestone(directory, step + 1), rank)
     seconds_per_step = (time.monotonic() - began) / max(1, task.steps - start)
     state = full_state_dict(engine)
     if rank == 0:
@@ -285,6 +310,20 @@ def _report(engine: Any, step: int, metrics: dict[str, float]) -> None:
         engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, client_state={"step": step})
     ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:06d}")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _milestone(directory: Path, step: int) -> Path:
+    return directory / f"policy-{step:06d}"
+
+
+def _publish(engine: Any, task: Task, folder: Path, rank: int) -> None:
+    """The weights of now as a checkpoint that is there as a whole or not at all. Collective."""
+    state = full_state_dict(engine)
+    if rank == 0 and not folder.is_dir():  # a learner that was restarted comes by once more
+        partial = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        task.save(state, partial)
+        partial.rename(folder)
 
 
 def _truncate(file: Path, step: int) -> None:

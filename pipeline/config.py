@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+MAPPING = "mapping"  # type of a key that has keys of the user's own below it
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message says which key and what would be valid."""
@@ -608,7 +610,7 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
         if not equals:
             raise ConfigError(f"{text!r} is not key=value")
         _require_known(recipe, key, "on the command line")
-        _set(values, key, _read_value(key, raw))
+        set_key(values, key, _read_value(key, raw))
     try:
         return recipe.model_validate(values)
     except ValidationError as error:
@@ -640,7 +642,7 @@ def commented_yaml(config: BaseModel, indent: str = "") -> str:
         if isinstance(value, Section):
             lines.append(f"{indent}{name}:\n{commented_yaml(value, indent + '  ')}")
         else:
-            style = None if isinstance(value, list) else False  # a list in one line: a comment follows
+            style = None if isinstance(value, (list, dict)) else False  # in one line: a comment follows
             plain = yaml.safe_dump(config.model_dump(mode="json", include={name}), default_flow_style=style).strip()
             lines.append(f"{indent}{plain}  # {field.description}\n")
     return "".join(lines)
@@ -666,13 +668,17 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _require_known(recipe: type[RecipeConfig], key: str, where: str) -> None:
-    known = [row[0] for row in describe(recipe)]
-    if key in known:
+    rows = describe(recipe)
+    if any(key == known or (kind == MAPPING and key.startswith(known + ".")) for known, kind, *_ in rows):
         return
+    raise ConfigError(f"unknown key {key!r} {where}; {near_keys(key, [row[0] for row in rows])}")
+
+
+def near_keys(key: str, known: list[str]) -> str:
+    """What somebody who wrote `key` may have meant."""
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     near = near or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-    hint = f"nearest: {', '.join(near)}" if near else "run with --help for the list"
-    raise ConfigError(f"unknown key {key!r} {where}; {hint}")
+    return f"nearest: {', '.join(near)}" if near else "run with --help for the list"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -683,7 +689,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested sections."""
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -693,6 +700,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is dict:
+        return MAPPING
     parts = [a for a in get_args(annotation) if a is not type(None)]
     if parts:
         return "|".join(_type_name(p) for p in parts) + (" or empty" if len(parts) < len(get_args(annotation)) else "")

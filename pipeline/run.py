@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline import config as cfg
+from pipeline.tune_config import SUBJECTS as TUNED
+from pipeline.tune_config import TuneDpoConfig
 
 RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "prepare": (cfg.PrepareConfig, "read or generate a corpus and store it as Parquet clips"),
@@ -19,10 +21,16 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "dpo": (cfg.DpoRecipeConfig, "the main job: imitate, roll out, rate, pair, align with DPO, judge"),
     "gdpo": (cfg.GdpoRecipeConfig, "AR-Flow post-trained with GDPO on dynamics rewards by FLAME group"),
     "ablate": (cfg.AblateConfig, "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)"),
+    "tune": (TuneDpoConfig, "sweep keys of dpo or gdpo (`tune gdpo` takes the keys of gdpo in place of dpo's)"),
     "preflight": (cfg.PreflightConfig, "check whether the main job would get through on this cluster, or plan one"),
     "evaluate": (cfg.EvaluateConfig, "judge a policy and the baselines on held-out clips, or score files (--pred)"),
     "rank": (cfg.RankConfig, "rank methods by every published protocol, reference against corrected"),
     "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow"),
+}
+# Recipes with a subject, and which there are.
+SUBJECTS = {
+    "bench": ("rollout", "dpo", "sync", "render", "metrics", "flow"),
+    "tune": tuple(TUNED),
 }
 # Options that stand for a key, by recipe.
 OPTIONS: dict[str, dict[str, str]] = {
@@ -42,10 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     if args.resume and args.run_dir is None:
         parser.error("--resume needs --run-dir")
     run_dir = args.run_dir or Path("runs") / f"{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    config_type, _ = RECIPES[args.recipe]
+    config_type = TUNED[args.subject] if args.recipe == "tune" else RECIPES[args.recipe][0]
+    subject = [] if args.subject is None else [f"subject={args.subject}"]
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
-        config = cfg.load_config(config_type, file, args.subject + args.overrides + rest + options)
+        config = cfg.load_config(config_type, file, subject + args.overrides + rest + options)
     except cfg.ConfigError as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
@@ -102,11 +111,10 @@ def _parser() -> argparse.ArgumentParser:
             name, help=summary, description=summary, epilog=_key_table(config_type),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == "bench":
-            sub.add_argument("subject", metavar="SUBJECT", type=lambda text: [f"subject={text}"],
-                             help="rollout, dpo, sync, render, metrics or flow")
+        if name in SUBJECTS:
+            sub.add_argument("subject", choices=SUBJECTS[name], metavar="SUBJECT", help=" or ".join(SUBJECTS[name]))
         else:
-            sub.set_defaults(subject=[])
+            sub.set_defaults(subject=None)
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
         sub.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys below")
         sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/RECIPE-TIME)")

@@ -6,6 +6,7 @@ delivered when it is back, at the end of the run or by `--resume`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -119,8 +120,24 @@ def _log_artifact(client: MlflowClient, run_id: str, path: str, folder: str | No
         client.log_artifact(run_id, path, folder)
 
 
+def _log_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> None:
+    entries = [Param(*entry) for entry in params.items()]
+    for start in range(0, len(entries), 100):
+        client.log_batch(run_id, params=entries[start : start + 100])
+
+
+def _register(client: MlflowClient, run_id: str, model: str, path: str) -> None:
+    """`path`, a checkpoint folder, becomes an artefact of the run and the model's next version."""
+    client.log_artifacts(run_id, path, "policy")
+    with contextlib.suppress(MlflowException):  # it has earlier versions
+        client.create_registered_model(model)
+    client.create_model_version(model, f"{client.get_run(run_id).info.artifact_uri}/policy", run_id)
+
+
 _CALLS = {
     "metrics": _log_metrics,
+    "params": _log_params,
+    "register": _register,
     "artifact": _log_artifact,
     "end": lambda client, run_id, status: client.set_terminated(run_id, status),
 }
@@ -156,6 +173,9 @@ class TrackedRun:
     def log(self, metrics: dict[str, float], step: int = 0) -> None:
         MetricLogger(self.outbox, self.run_id).log(metrics, step)
 
+    def log_params(self, params: dict[str, Any]) -> None:
+        self.outbox.call("params", self.run_id, params={key: str(value)[:500] for key, value in params.items()})
+
     def start_phase(self, name: str) -> MetricLogger:
         return MetricLogger(self.outbox, self.outbox.create(self.experiment_id, name, self.run_id))
 
@@ -170,6 +190,10 @@ class TrackedRun:
 
     def end(self, failed: bool) -> None:
         self.outbox.call("end", self.run_id, status=_status(failed))
+
+    def register(self, model: str, checkpoint: Path) -> None:
+        """Keep a checkpoint folder with this run, as the next version of a registered model."""
+        self.outbox.call("register", self.run_id, model=model, path=str(checkpoint))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self.outbox.call("artifact", self.run_id, path=str(path), folder=folder)
@@ -207,11 +231,6 @@ class Tracker(TrackedRun):
         super().__init__(Outbox(uri, directory / OUTBOX), run.info.experiment_id, run.info.run_id)
         self.client = client
         self.outbox.deliver()
-
-    def log_params(self, params: dict[str, Any]) -> None:
-        entries = [Param(key, str(value)[:500]) for key, value in params.items()]
-        for start in range(0, len(entries), 100):
-            self.client.log_batch(self.run_id, params=entries[start : start + 100])
 
     def close(self, failed: bool) -> None:
         left = self.outbox.deliver()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.cluster import cluster
+from actors.learner import Milestones
 from actors.render import Panel, RenderPool, VideoJob
 from actors.reward import RewardPool
 from actors.rollout import Fleet
@@ -46,7 +47,7 @@ from pipeline.recipes.rollout import (
 from pipeline.recipes.sft import learn, train_sft
 from pipeline.report.page import write_report
 from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, spread, write_shown
-from pipeline.rundir import Phase, Run, RunError
+from pipeline.rundir import Phase, Run, RunError, Workspace
 from pipeline.tasks.dpo import DpoTask
 from policies.motion import Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
@@ -211,14 +212,21 @@ def pair_rows(
         }
 
 
-def align(config: DpoRecipeConfig, initial: Path, reference: Path, pairs: Path, run: Run, round_: int) -> Path:
-    """DPO from the policy in `initial` against the frozen one in `reference`; returns the aligned checkpoint."""
+def align(
+    config: DpoRecipeConfig, initial: Path, reference: Path, pairs: Path, run: Workspace, round_: int,
+    reference_file: Path | None = None, milestones: Milestones | None = None,
+) -> Path:
+    """DPO from the policy in `initial` against the frozen one in `reference`; returns the aligned checkpoint.
+
+    Args:
+        reference_file: of reference log-probs, see `DpoTask`; where several runs share them.
+    """
 
     def work(phase: Phase) -> dict[str, Any]:
         task = DpoTask(str(initial), str(pairs), config.policy, config.seed + round_ - 1, config.dpo, str(reference),
-                       str(phase.directory / "reference.parquet"))
+                       str(reference_file or phase.directory / "reference.parquet"))
         phase.say(f"{len(task.rows)} pairs, {task.steps} steps, beta {config.dpo.beta:g}, {config.dpo.loss}")
-        return learn(task, config.learner, phase)
+        return learn(task, config.learner, phase, milestones)
 
     result = run.once("dpo", work, round_)
     run.summary["metrics"]["dpo"] = result["final"]

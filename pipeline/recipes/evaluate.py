@@ -66,12 +66,23 @@ def sample_held_out(
     config: HeldOutConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet
 ) -> Answers:
     """`config.samples` reactions to each held-out prompt; the same seeds whatever the weights."""
+    return to_answers(held_out_tokens(config, seed, corpus, policy, fleet), policy)
+
+
+def held_out_tokens(
+    config: HeldOutConfig, seed: int, corpus: Corpus, policy: Checkpoint, fleet: Fleet
+) -> dict[str, list[np.ndarray]]:
+    """The same as action tokens: prompt id -> samples, each (steps * dims,)."""
     ids = choose(corpus, "test", config.prompts, seed)
-    answers: Answers = {clip_id: [] for clip_id in ids}
+    tokens: dict[str, list[np.ndarray]] = {clip_id: [] for clip_id in ids}
     for trajectories in fleet.generate(prompts(corpus, ids, policy), config.samples, seed + 1):
         for t in trajectories:
-            answers[t.prompt_id].append(policy.actions.to_motion(t.tokens))
-    return answers
+            tokens[t.prompt_id].append(t.tokens)
+    return tokens
+
+
+def to_answers(tokens: Mapping[str, list[np.ndarray]], policy: Checkpoint) -> Answers:
+    return {clip_id: [policy.actions.to_motion(t) for t in sampled] for clip_id, sampled in tokens.items()}
 
 
 @dataclass(frozen=True)

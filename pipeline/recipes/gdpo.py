@@ -10,6 +10,7 @@ import torch
 
 from actors.cluster import cluster
 from actors.flow_rollout import FlowFleetOptions
+from actors.learner import Milestones
 from pipeline.config import EncodersConfig, GdpoRecipeConfig
 from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
 from pipeline.data.store import LABELS, Corpus, load_labels
@@ -17,7 +18,7 @@ from pipeline.recipes.evaluate import fit_affect
 from pipeline.recipes.gdpo_judge import FlowJudge, report
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.sft import learn
-from pipeline.rundir import Phase, Run
+from pipeline.rundir import Phase, Run, Workspace
 from pipeline.tasks.flow import FlowTask
 from pipeline.tasks.gdpo import GdpoTask
 from pipeline.tasks.vae import VaeTask
@@ -132,7 +133,8 @@ def train_flow(config: GdpoRecipeConfig, corpus: Corpus, vae: Path, tables: Path
 
 
 def post_train(
-    config: GdpoRecipeConfig, corpus: Corpus, vae: Path, tables: Path, supervised: Path, run: Run
+    config: GdpoRecipeConfig, corpus: Corpus, vae: Path, tables: Path, supervised: Path, run: Workspace,
+    milestones: Milestones | None = None,
 ) -> Path:
     """Stage 2: GDPO (section 3.3) in one long-lived group of learners, which has its own rollout fleet."""
 
@@ -146,7 +148,7 @@ def post_train(
         prompts = config.gdpo.iterations * config.gdpo.sync_every * config.gdpo.batch_size
         phase.say(f"{config.gdpo.iterations} iterations of {config.gdpo.sync_every} steps: {prompts} prompts "
                   f"({len(task.prompts)} windows with listening) x {config.gdpo.group_size} rollouts")
-        result = learn(task, config.learner, phase)
+        result = learn(task, config.learner, phase, milestones)
         rollouts = {"rollouts": prompts * config.gdpo.group_size}
         return result | {"counts": result["counts"] | rollouts}
 

@@ -144,15 +144,19 @@ class FlowJudge:
 
     def score(self, motions: Sequence[Motion]) -> dict[str, float]:
         """`PART/NAME/GROUP` of `flame_groups`, and `PART/PROTOCOL/NAME` on vertices where there is a head."""
+        on_vertices = {} if self.faces is None else self.on_vertices(motions)
+        return self.by_group(motions) | {name: float(np.mean(list(given.values())))
+                                         for name, given in on_vertices.items()}
+
+    def by_group(self, motions: Sequence[Motion]) -> dict[str, float]:
         parts = {"listen": [w.listening for w in self.windows], "speak": [w.actor_speaks for w in self.windows]}
         recorded, partners = [w.motion for w in self.windows], [w.partner for w in self.windows]
-        values = {f"{part}/{name}": value for part, masks in parts.items()
-                  for name, value in flame_groups.score(motions, recorded, partners, masks).items()}
-        return values if self.faces is None else values | self._on_vertices(motions)
+        return {f"{part}/{name}": value for part, masks in parts.items()
+                for name, value in flame_groups.score(motions, recorded, partners, masks).items()}
 
-    def _on_vertices(self, motions: Sequence[Motion]) -> dict[str, float]:
-        """Both definitions of LVE, MHD, FDD, PDD, JDD, as means over clips."""
-        found: dict[str, list[float]] = {}
+    def on_vertices(self, motions: Sequence[Motion]) -> dict[str, dict[str, float]]:
+        """Both definitions of LVE, MHD, FDD, PDD, JDD: `PART/PROTOCOL/NAME` -> window -> value."""
+        found: dict[str, dict[str, float]] = {}
         for motion, window in zip(motions, self.windows, strict=True):
             speaks = window.actor_speaks.any()  # only then distances over the whole head are asked for
             pred, target = (self.faces(m, whole=bool(speaks)) for m in (motion, window.motion))
@@ -161,8 +165,8 @@ class FlowJudge:
                 scores = evaluate(protocol, pred, target, speech_mask=speech if people == 2 else speech[0])
                 for name, value in scores.items():
                     metric, part = name.rsplit("_", 1)
-                    found.setdefault(f"{part}/{protocol}/{metric}", []).append(value)
-        return {name: float(np.mean(given)) for name, given in found.items()}
+                    found.setdefault(f"{part}/{protocol}/{metric}", {})[window.clip_id] = value
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.cluster import cluster
-from actors.learner import LearnerOptions, Task, fit
+from actors.learner import LearnerOptions, Milestones, Task, fit
 from pipeline.config import ActionConfig, LearnerConfig, PolicyConfig, SftRecipeConfig
 from pipeline.data.store import Corpus
 from pipeline.data.vla import examples
@@ -93,9 +93,12 @@ def action_layout(config: ActionConfig, corpus: Layout) -> Layout:
     return corpus.subset({"expr": config.expr_dims, head: 3, "jaw": 3})
 
 
-def learn(task: Task, config: LearnerConfig, phase: Phase) -> dict[str, Any]:
+def learn(
+    task: Task, config: LearnerConfig, phase: Phase, milestones: Milestones | None = None
+) -> dict[str, Any]:
     """Train a task on the learners; returns the phase's result."""
-    result = fit(task, LearnerOptions(**config.model_dump()), phase.directory, phase.logger.log, phase.say)
+    options = LearnerOptions(**config.model_dump())
+    result = fit(task, options, phase.directory, phase.logger.log, phase.say, milestones)
     policy = str(phase.directory / "policy")
     return {
         "policy": policy,

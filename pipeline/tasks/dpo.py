@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +141,7 @@ def write_reference(file: Path, values: list[list[float]], key: dict[str, str]) 
     chosen, rejected = zip(*values, strict=True)
     table = pa.table({"reference_chosen": pa.array(chosen, pa.float64()),
                       "reference_rejected": pa.array(rejected, pa.float64())})
-    partial = file.with_name(file.name + ".tmp")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")  # trials of a sweep may compute them at once
     pq.write_table(table.replace_schema_metadata(key), partial)
     partial.replace(file)
 

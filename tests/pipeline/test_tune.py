@@ -1,0 +1,233 @@
+"""A sweep around its trials: what it writes, what failed, stopped and doubled trials come to; charts that parse."""
+
+import itertools
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
+
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from actors.learner import Milestones
+from actors.mailbox import Mailbox
+from pipeline.config import DpoRecipeConfig, load_config
+from pipeline.recipes import tune as recipe
+from pipeline.recipes.tune_dpo import with_interval
+from pipeline.recipes.tune_gdpo import training_kl
+from pipeline.report.sweep import Outcome, axis_of, parallel_chart, pareto_chart, pareto_front, response_chart
+from pipeline.rundir import Run, RunError
+from pipeline.tune_config import TuneDpoConfig
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # trials' processes cannot import a test
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def outcome(number, values, status="finished", **metrics):
+    return Outcome(number, ",".join(f"{k}={v}" for k, v in values.items()), values, status, metrics)
+
+
+TRIALS = [outcome(i, {"dpo.beta": beta, "dpo.loss": loss}, simulated_rating=3 + score, kl=kl, fd=1.2 + score / 10,
+                  **{"simulated_rating/low": 2.9 + score, "simulated_rating/high": 3.1 + score})
+          for i, (beta, loss, score, kl) in enumerate(
+              [(0.1, "ipo", 0.5, 9.0), (1.0, "ipo", 0.6, 4.0), (10.0, "sigmoid", 0.2, 0.5)], 1)]
+BASELINE = {"simulated_rating": 3.0, "kl": 0.0, "fd": 1.2}
+
+
+def circles(chart, kind):
+    return [e for e in ElementTree.fromstring(chart).iter(f"{SVG}circle") if e.get("class") == kind]
+
+
+@pytest.mark.parametrize("key", ["dpo.beta", "dpo.loss"])
+def test_a_response_chart_shows_every_trial_with_its_interval(key):
+    chart = response_chart(key, TRIALS, ["simulated_rating", "kl"], TRIALS[1], BASELINE)
+    root = ElementTree.fromstring(chart)
+    assert len(circles(chart, "dot")) == 2 * 2 and len(circles(chart, "best")) == 2
+    bars = [e for e in root.iter(f"{SVG}line") if e.get("class") == "bar"]
+    assert len(bars) == 2 * 3 and sum(e.get("y1") != e.get("y2") for e in bars) == 3, "kl has no interval here"
+    assert len([e for e in root.iter(f"{SVG}line") if e.get("class") == "reference"]) == 2
+    assert "dpo" in root.get("aria-label") and key in [e.text for e in root.iter(f"{SVG}text")]
+
+
+def test_parallel_coordinates_have_a_line_for_each_trial():
+    root = ElementTree.fromstring(parallel_chart(["dpo.beta", "dpo.loss"], TRIALS, ["kl", "simulated_rating"],
+                                                 TRIALS[1]))
+    lines = [e for e in root.iter(f"{SVG}polyline")]
+    assert [len(e.get("points").split()) for e in lines] == [4] * 3
+    assert [e.get("class") for e in lines] == ["trial", "trial best", "trial"]
+
+
+def test_the_pareto_front_holds_what_nothing_beats():
+    assert pareto_front(TRIALS, "fd", "simulated_rating", "max") == TRIALS
+    worse = outcome(4, {"dpo.beta": 3.0}, simulated_rating=3.1, fd=1.3)
+    assert pareto_front([*TRIALS, worse], "fd", "simulated_rating", "max") == TRIALS
+    assert pareto_front(TRIALS, "fd", "simulated_rating", "min") == [TRIALS[2]]
+    chart = pareto_chart([*TRIALS, worse], "fd", "simulated_rating", "max", TRIALS[1], BASELINE)
+    assert len(circles(chart, "dot")) == 3 and len(circles(chart, "reference")) == 1
+
+
+def test_one_trial_alone_can_be_drawn():
+    one = [TRIALS[0]]
+    ElementTree.fromstring(response_chart("dpo.beta", one, ["kl"], one[0], {}))
+    ElementTree.fromstring(parallel_chart(["dpo.beta"], one, ["kl"], one[0]))
+    ElementTree.fromstring(pareto_chart(one, "fd", "kl", "min", one[0], {}))
+
+
+def test_axes_are_logarithmic_where_values_span_decades_and_named_where_they_are_words():
+    decades = axis_of([0.01, 0.1, 1, 10], 0, 300)
+    assert [decades.place(v) for v in (0.01, 0.1, 1, 10)] == [0, 100, 200, 300]
+    assert [label for _, label in decades.marks] == ["0.01", "0.1", "1", "10"]
+    assert axis_of([1, 2, 3], 0, 100).place(2) == 50
+    assert [label for _, label in axis_of(["b", "a", None], 0, 90).marks] == ["None", "a", "b"]
+
+
+def test_intervals_are_left_out_where_there_is_nothing_to_resample():
+    assert with_interval("x", {}, 100) == {} and with_interval("x", {"p": 2.0}, 100) == {"x": 2.0}
+    full = with_interval("x", {"p": 2.0, "q": 4.0}, 100)
+    assert full["x/low"] <= full["x"] == 3.0 <= full["x/high"]
+
+
+def test_the_training_kl_is_of_the_last_tenth_of_the_steps(tmp_path):
+    steps = tmp_path / "steps.jsonl"
+    steps.write_text("".join(json.dumps({"step": i, "kl": float(i)}) + "\n" for i in range(20)) + '{"half')
+    assert training_kl(steps) == 18.5
+
+
+def test_milestones_are_equal_parts():
+    assert Milestones(1, print).steps(48) == []
+    assert Milestones(4, print).steps(48) == [12, 24, 36]
+    assert Milestones(4, print).steps(2) == [1]
+
+
+class StubTrials:
+    """Aligns nothing: the policy is a file that says which beta it has. `broken` fails, as a learner may."""
+
+    start = "start"
+    COST = "fd"
+
+    def __init__(self, log, broken=()):
+        self.log, self.broken = str(log), broken
+
+    def learn(self, config, part, milestones):
+        def work(phase):
+            with open(self.log, "a") as lines:
+                lines.write(f"{config.dpo.beta:g}\n")
+            for step in milestones.steps(100):
+                milestones.reached(self.write(part, config, step))
+            if config.dpo.beta in self.broken:
+                raise FloatingPointError("loss is nan at step 3")
+            return {"policy": str(self.write(part, config, 100))}
+
+        return part.once("dpo", work)["policy"]
+
+    def write(self, part, config, step):
+        policy = part.directory / f"policy-{step}"
+        policy.mkdir(exist_ok=True)
+        (policy / "beta").write_text(str(config.dpo.beta))
+        return policy
+
+
+def verdict(policy):
+    beta = float((policy / "beta").read_text())
+    return {"simulated_rating": 4 - abs(beta - 1), "kl": 1 / beta, "fd": 1.0}
+
+
+def sweep(directory, trials, *overrides, resume=False):
+    config = load_config(TuneDpoConfig, None, ["tracking.system_metrics=false", *overrides])
+    with Run("tune", config, directory, resume=resume) as run:
+        mailbox, root = Mailbox.remote(), recipe.trials_workspace(run)
+
+        def trial(values):
+            recipe.run_trial(recipe.rounded(values), config, trials, root, mailbox)
+
+        results = recipe.served(recipe.tuner(config, trial, directory).fit, mailbox, verdict)
+        outcomes = recipe.sorted_outcomes([recipe.outcome_of(result, config) for result in results], config)
+        recipe.report(outcomes, BASELINE, "fd", config, run)
+    return json.loads((directory / "tune.json").read_text())
+
+
+@pytest.mark.engine
+def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone(local_ray, tmp_path, capsys):
+    folder, log = tmp_path / "sweep", tmp_path / "aligned"
+    space = ["tune.space.dpo.beta=grid(0.5, 1, 2)"]
+    with pytest.raises(RunError, match="1 of 3 trials failed, first dpo.beta=0.5: .*loss is nan at step 3"):
+        sweep(folder, StubTrials(log, broken=(0.5,)), *space)
+    found = json.loads((folder / "tune.json").read_text())
+    assert [(t["name"], t["status"]) for t in found["trials"]] == [
+        ("dpo.beta=1", "finished"), ("dpo.beta=2", "finished"), ("dpo.beta=0.5", "failed")]
+    assert found["best"] == "dpo.beta=1" and "dpo.beta=0.5 failed" in capsys.readouterr().out
+    found = sweep(folder, StubTrials(log), *space, resume=True)
+    assert [t["status"] for t in found["trials"]] == ["finished"] * 3
+    assert sorted(log.read_text().split()) == ["0.5", "0.5", "1", "2"], "no finished trial is repeated"
+    assert load_config(DpoRecipeConfig, folder / "best.yaml", []).dpo.beta == 1
+    for name in ("response_dpo.beta", "parallel", "pareto"):
+        assert ElementTree.parse(folder / "charts" / f"{name}.svg").getroot().tag == f"{SVG}svg"
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    parent = (folder / "mlflow_run_id").read_text()
+    children = client.search_runs([client.get_run(parent).info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    trials = {run.info.run_name: run for run in children if run.info.run_name.startswith("dpo.beta")}
+    assert set(trials) == {"dpo.beta=0.5", "dpo.beta=1", "dpo.beta=2"}
+    best = trials["dpo.beta=1"]
+    assert best.data.params == {"dpo.beta": "1"} and best.data.metrics["simulated_rating"] == 4
+    [version] = client.search_model_versions("name='rapport-dpo'")
+    assert version.run_id == best.info.run_id and version.source.endswith("/policy")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_samplers_fill_their_trials_and_asha_ends_the_worst(local_ray, tmp_path, search):
+    folder = tmp_path / search
+    found = sweep(folder, StubTrials(tmp_path / "log"), f"tune.search={search}", "tune.trials=4", "tune.concurrent=2",
+                  "tune.space.dpo.beta=loguniform(0.1, 10)", "tune.scheduler=asha", "tune.judgements=2",
+                  "tune.model=")
+    statuses = [t["status"] for t in found["trials"]]
+    assert len(statuses) == 4 and "failed" not in statuses and "finished" in statuses
+    assert all(0.1 <= t["values"]["dpo.beta"] <= 10 for t in found["trials"])
+    finished = [t for t in found["trials"] if t["status"] == "finished"]
+    assert found["best"] == min(finished, key=lambda t: abs(t["values"]["dpo.beta"] - 1))["name"]
+
+
+@pytest.mark.engine
+def test_a_judge_that_fails_fails_the_trial_only(local_ray):
+    def fit():
+        replies = []
+        for policy in ("good", "bad", "good"):
+            try:
+                replies.append(ray.get(mailbox.ask.remote(policy)))
+            except RuntimeError as error:
+                replies.append(str(error))
+        return replies
+
+    def judge(policy):
+        if str(policy) == "bad":
+            raise ValueError("no such policy")
+        return {"score": 1.0}
+
+    mailbox = Mailbox.remote()
+    first, second, third = recipe.served(fit, mailbox, judge)
+    assert first == third == {"score": 1.0} and "ValueError in judging bad: no such policy" in second
+
+
+def test_trials_that_would_wait_for_each_other_are_refused(monkeypatch):
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.1})
+    demand = {"CPU": 0.8, "GPU": 0.0}
+    recipe.require_room(load_config(TuneDpoConfig, None, []), demand)
+    with pytest.raises(RunError, match=r"tune.concurrent=2 trials need 2 x 0.81 CPUs, 1.1 are free"):
+        recipe.require_room(load_config(TuneDpoConfig, None, ["tune.concurrent=2"]), demand)
+
+
+def test_a_metric_that_the_judge_does_not_give_is_named():
+    config = SimpleNamespace(tune=SimpleNamespace(metric="FDD"))
+    with pytest.raises(RunError, match="tune.metric=FDD is not among .*: MSE, kl$"):
+        recipe.require_metric(config, {"MSE": 1.0, "MSE/low": 0.5, "kl": 0.0})
+
+
+def test_equal_trials_count_once_and_order_follows_the_mode():
+    config = SimpleNamespace(tune=SimpleNamespace(metric="s", mode="min"))
+    made = [outcome(0, {"k": v}, status, **({"s": s} if s is not None else {}))
+            for v, status, s in [(1, "finished", 2.0), (1, "finished", 2.0), (2, "failed", None), (3, "stopped", 0.1),
+                                 (4, "finished", 1.0)]]
+    ordered = recipe.sorted_outcomes(made, config)
+    assert [(o.number, o.name) for o in ordered] == list(zip(itertools.count(1), ["k=4", "k=1", "k=3", "k=2"],
+                                                             strict=False))
