@@ -7,18 +7,16 @@ LOCK   := infra/requirements/$(EXTRA).lock
 READY  := $(VENV)/.ready-$(EXTRA)
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: dpo test test-engine test-e2e lint ui clean install
+.PHONY: dpo test lint ui clean install
 
 dpo: $(READY)
 	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR)
 
-# Fast tests first; then the real engines beside whole recipes, as either spends much of its time on starting things.
+# Fast tests first, then the real engines, then whole recipes.
 test: lint
 	$(PY) -m pytest -m "not engine and not e2e"
-	$(MAKE) --jobs=2 --output-sync=target --keep-going test-engine test-e2e
-
-test-engine test-e2e: test-%:
-	$(PY) -m pytest -m "$*"
+	$(PY) -m pytest -m "engine"
+	$(PY) -m pytest -m "e2e"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
