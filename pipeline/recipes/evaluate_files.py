@@ -21,7 +21,7 @@ from rewards.affect import RidgeAffectEstimator
 from rewards.metrics import lm_listener
 from rewards.metrics.protocol import Protocol
 from rewards.metrics.published import PublishedTable, tables_of
-from rewards.metrics.react import FPS, SETTINGS
+from rewards.metrics.react import SETTINGS, require_fps
 
 
 def score_files(config: EvaluateConfig, run: Run) -> None:
@@ -47,8 +47,7 @@ def score_files(config: EvaluateConfig, run: Run) -> None:
 
 def on_many_processes(config: EvaluateConfig, inputs: dict[str, Any]) -> dict[str, float]:
     """The REACT protocols compare every prediction with many targets: one process a CPU of the cluster."""
-    if config.files.fps not in (None, FPS):
-        raise ValueError(f"it is defined at {FPS} fps, not files.fps={config.files.fps:g}: resample first")
+    require_fps(SETTINGS[config.files.protocol], config.files.fps)
     with cluster(config.cluster.address, config.cluster.cpus):
         return evaluate_react(
             config.files.protocol, **inputs, variant=config.files.variant,

@@ -252,6 +252,12 @@ def summarise(
     return dict(sorted(result.items()))
 
 
+def require_fps(setting: Setting, fps: float | None) -> None:
+    """Raise `ValueError` unless plain arrays are at the protocols' frame rate; None = they are."""
+    if fps is not None and fps != FPS:
+        raise ValueError(f"{setting.name} is defined at {FPS} fps, not {fps:g}: resample first")
+
+
 def score(
     setting: Setting,
     pred: Any,
@@ -275,8 +281,7 @@ def score(
     """
     require_variant(variant)
     refuse(setting.name, speech_mask=speech_mask)
-    if fps is not None and fps != FPS:
-        raise ValueError(f"{setting.name} is defined at {FPS} fps, not {fps:g}: resample first")
+    require_fps(setting, fps)
     clips = prepare(setting, pred, target, partner, neighbours)
     return summarise(setting, clips, score_speakers(setting, clips, range(len(clips.pred)), variant), variant)
 

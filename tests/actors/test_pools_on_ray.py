@@ -129,18 +129,21 @@ def test_a_worker_that_cannot_start_says_why(pool):
 
 def test_a_replacement_serves_only_when_it_is_admitted(pool, tmp_path):
     class Careful(Pool):
-        boots = 0
+        boots, admitted = 0, False
 
         def boot(self, actor):
             self.boots += 1
             return actor.double.remote(self.boots)
 
         def admit(self, answer):
-            return answer == 4  # the second time
+            self.admitted = answer == 4  # the second time
+            return self.admitted
 
     careful = pool(workers=1, kind=Careful)
     items = [(str(tmp_path / "died"), number) for number in range(10)]
-    assert sorted(result for _, result in careful.stream("die_once", items)) == list(range(10))
+    answers = [(result, careful.admitted) for _, result in careful.stream("die_once", items)]
+    # Number 5 kills the worker: from there on all answers are its replacement's.
+    assert sorted(answers) == [(number, number >= 5) for number in range(10)]
     assert careful.boots == 2
 
 
