@@ -545,7 +545,10 @@ class FlowJudgeConfig(Section):
     windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
 
 
-class GdpoRecipeConfig(RecipeConfig):
+class FlowRecipeConfig(RecipeConfig):
+    """What recipes take that train AR-Flow."""
+
+    policy: Literal["flow"] = Field("flow", description="the policy; vla = another recipe with other keys")
     cluster: ClusterConfig = ClusterConfig()
     head: HeadConfig = HeadConfig()
     learner: LearnerConfig = LearnerConfig(checkpoint_every=80)
@@ -557,29 +560,62 @@ class GdpoRecipeConfig(RecipeConfig):
     vae: VaeConfig = VaeConfig()
     flow: FlowConfig = FlowConfig()
     rollout: FlowRolloutConfig = FlowRolloutConfig()
-    reward: RewardConfig = RewardConfig()
-    groups: GroupWeightsConfig = GroupWeightsConfig()
-    gdpo: GdpoConfig = GdpoConfig()
     judge: FlowJudgeConfig = FlowJudgeConfig()
 
     @model_validator(mode="after")
-    def _batches_can_be_shared(self) -> GdpoRecipeConfig:
-        for name in ("vae", "flow", "gdpo"):
+    def _stage_one_batches_can_be_shared(self) -> FlowRecipeConfig:
+        for name in ("vae", "flow"):
             _require_equal_shares(f"{name}.batch_size", getattr(self, name).batch_size, self.learner)
+        return self
+
+
+class GdpoRecipeConfig(FlowRecipeConfig):
+    reward: RewardConfig = RewardConfig()
+    groups: GroupWeightsConfig = GroupWeightsConfig()
+    gdpo: GdpoConfig = GdpoConfig()
+
+    @model_validator(mode="after")
+    def _gdpo_batches_can_be_shared(self) -> GdpoRecipeConfig:
+        _require_equal_shares("gdpo.batch_size", self.gdpo.batch_size, self.learner)
         return self
 
     @model_validator(mode="after")
     def _checkpoints_between_iterations(self) -> GdpoRecipeConfig:
-        if self.learner.checkpoint_every % self.gdpo.sync_every:
-            raise ValueError(f"learner.checkpoint_every={self.learner.checkpoint_every} must be a multiple of "
-                             f"gdpo.sync_every={self.gdpo.sync_every}: a learner restarts with a new rollout")
+        require_checkpoints_between_iterations(self)
         return self
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> GdpoRecipeConfig:
-        for name in ("reward", "groups"):
-            if not any(getattr(self, name).model_dump().values()):
-                raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
+        require_reward(self)
+        return self
+
+
+class FlowCandidatesConfig(FlowRolloutConfig):
+    prompts: int = Field(384, ge=1, description="training listeners to answer for (fewer if the corpus has fewer)")
+    samples: int = Field(4, ge=1, description="candidates per prompt (K), beside the recorded listener")
+    steps: int = Field(10, ge=1, description="denoise steps of the ODE")
+
+
+class FlowDpoConfig(Section):
+    beta: float = Field(
+        100.0, gt=0, description="strength of the tie to the reference, of errors averaged over a window"
+    )
+    draws: int = Field(8, ge=1, description="noise and flow times drawn per latent, the same for chosen and rejected")
+    epochs: int = Field(2, ge=1, description="passes over the pairs")
+    batch_size: int = Field(8, ge=1, description="pairs per step over all learners")
+    learning_rate: float = Field(3e-4, gt=0, description="peak; same schedule as SFT")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+
+
+class FlowDpoRecipeConfig(FlowRecipeConfig):
+    rollout: FlowCandidatesConfig = FlowCandidatesConfig()
+    score: ScoreConfig = ScoreConfig()
+    raters: RatersConfig = RatersConfig()
+    dpo: FlowDpoConfig = FlowDpoConfig()
+
+    @model_validator(mode="after")
+    def _dpo_batches_can_be_shared(self) -> FlowDpoRecipeConfig:
+        _require_equal_shares("dpo.batch_size", self.dpo.batch_size, self.learner)
         return self
 
 
@@ -591,6 +627,18 @@ class AblateConfig(DpoRecipeConfig):
         if self.candidates is not None or self.dpo.rounds > 1:
             raise ValueError("ablate samples its own candidates, once: no `candidates`, no `ratings`, dpo.rounds=1")
         return self
+
+
+def require_checkpoints_between_iterations(config: Any) -> None:
+    if config.learner.checkpoint_every % config.gdpo.sync_every:
+        raise ValueError(f"learner.checkpoint_every={config.learner.checkpoint_every} must be a multiple of "
+                         f"gdpo.sync_every={config.gdpo.sync_every}: a learner restarts with a new rollout")
+
+
+def require_reward(config: Any) -> None:
+    for name in ("reward", "groups"):
+        if not any(getattr(config, name).model_dump().values()):
+            raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
 
 
 def _require_equal_shares(key: str, batch_size: int, learner: LearnerConfig) -> None:
@@ -617,6 +665,13 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
         lines = [f"  {'.'.join(map(str, e['loc'])) or recipe.__name__}: {e['msg']} (got {_short(e['input'])})"
                  for e in error.errors()]
         raise ConfigError("invalid configuration:\n" + "\n".join(lines)) from None
+
+
+def given_policy(file: Path | None, overrides: list[str]) -> str | None:
+    """Which policy `policy=NAME` or `file` asks for, None where neither does. The VLA's sizes are a section `policy`."""
+    named = [text.partition("=")[2] for text in overrides if text.startswith("policy=")]
+    policy = named[-1] if named else None if file is None else _read_yaml(file).get("policy")
+    return "vla" if isinstance(policy, dict) else policy
 
 
 def describe(recipe: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -27,6 +27,11 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
     "rank": (cfg.RankConfig, "rank methods by every published protocol, reference against corrected"),
     "bench": (cfg.BenchConfig, "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow"),
 }
+# Policies that a recipe can align, its own first: module and config. `dpo policy=flow`, `gdpo policy=vla`.
+POLICIES: dict[str, dict[str, tuple[str, type[cfg.RecipeConfig]]]] = {
+    "dpo": {"vla": ("dpo", cfg.DpoRecipeConfig), "flow": ("dpo_flow", cfg.FlowDpoRecipeConfig)},
+    "gdpo": {"flow": ("gdpo", cfg.GdpoRecipeConfig)},
+}
 # Recipes with a subject, and which there are.
 SUBJECTS = {
     "bench": ("rollout", "dpo", "sync", "render", "metrics", "flow"),
@@ -50,11 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     if args.resume and args.run_dir is None:
         parser.error("--resume needs --run-dir")
     run_dir = args.run_dir or Path("runs") / f"{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    config_type = TUNED[args.subject] if args.recipe == "tune" else RECIPES[args.recipe][0]
     subject = [] if args.subject is None else [f"subject={args.subject}"]
+    overrides = subject + args.overrides + rest + options
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
-        config = cfg.load_config(config_type, file, subject + args.overrides + rest + options)
+        module, config_type, overrides = _recipe_of(args.recipe, args.subject, file, overrides)
+        config = cfg.load_config(config_type, file, overrides)
     except cfg.ConfigError as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
@@ -65,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from pipeline.rundir import Run
 
-    recipe = importlib.import_module(f"pipeline.recipes.{args.recipe}")
+    recipe = importlib.import_module(f"pipeline.recipes.{module}")
     try:
         with Run(args.recipe, config, run_dir.absolute(), resume=args.resume) as run:
             recipe.run(config, run)
@@ -83,6 +89,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(f"summary: {run.summary_path}")
     return 0
+
+
+def _recipe_of(
+    recipe: str, subject: str | None, file: Path | None, overrides: list[str]
+) -> tuple[str, type[cfg.RecipeConfig], list[str]]:
+    """The recipe's module and config, and the overrides but for `policy=NAME`, which chooses among `POLICIES`."""
+    policies = POLICIES.get(recipe)
+    if policies is None:
+        return recipe, TUNED[subject] if recipe == "tune" else RECIPES[recipe][0], overrides
+    name = cfg.given_policy(file, overrides) or next(iter(policies))
+    if name not in policies:
+        raise cfg.ConfigError(f"policy={name}: {recipe} aligns {' or '.join(policies)}")
+    return *policies[name], [text for text in overrides if not text.startswith("policy=")]
 
 
 def explained_errors() -> tuple[type[Exception], ...]:

@@ -26,6 +26,8 @@ from rewards.dynamics import listening_frames
 WINDOW_SCHEMA = pa.schema([*FLOW_SCHEMA, *(f for f in MOTION_SCHEMA if f.name not in FLOW_SCHEMA.names),
                            pa.field("listening", pa.list_(pa.bool_())), pa.field("speaking", pa.list_(pa.bool_()))])
 
+LISTENER = "/listener"  # ends the ids of windows whose actor is the listener of a clip
+
 # Words for a face, by its mean valence and arousal in [-1, 1].
 VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = ("sad", "neutral", "happy"), ("calm", "attentive", "excited"), 0.15
 
@@ -85,7 +87,7 @@ def windows(
     other = None if clip.speaker is None else clip.speaker.window(0, frames)
     label = None if affect is None else affect.get(clip.clip_id)
     text = clip.text if label is None else describe_face(label)
-    yield Window(f"{clip.clip_id}/listener", motion, other, text, clip.listener_audio, clip.speaker_audio, listener,
+    yield Window(f"{clip.clip_id}{LISTENER}", motion, other, text, clip.listener_audio, clip.speaker_audio, listener,
                  speaker)
     if both and other is not None:
         yield Window(f"{clip.clip_id}/speaker", other, motion, clip.text, clip.speaker_audio, clip.listener_audio,

@@ -16,11 +16,12 @@ import numpy as np
 
 from actors.cluster import cluster
 from pipeline.config import ActionConfig, ConfigError, GdpoRecipeConfig, RankConfig, load_config
+from pipeline.data.flow import LISTENER
 from pipeline.data.regression import RegressionListener
 from pipeline.data.store import Corpus, CorpusError
 from pipeline.recipes.evaluate import Answers, fit_affect, sample_held_out
-from pipeline.recipes.gdpo import TABLE
-from pipeline.recipes.gdpo_judge import FlowJudge, faces_of
+from pipeline.recipes.flow import TABLE
+from pipeline.recipes.flow_judge import FlowJudge, faces_of
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rank_protocols import HeldOut, Reactions, Scorer, Scores, common_frames, cut, scorers
 from pipeline.recipes.rollout import choose, start_fleet
@@ -131,11 +132,11 @@ def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> di
         trained = load_config(GdpoRecipeConfig, directory / "config.yaml", [])
     except ConfigError as error:
         raise RunError(f"rank.gdpo={directory}: {error}\nThat run is of another version; run `gdpo` again") from error
-    table = directory / "encode" / TABLE.format(split="test")
+    table = directory / "encode" / TABLE.format("test")
     if not table.is_file():
         raise RunError(f"rank.gdpo={directory}: {table.relative_to(directory)} is missing; run `gdpo` again")
     rows = {row["clip_id"]: row for row in read_table(table)}
-    listeners = [rows[f"{clip_id}/listener"] for clip_id in ids]
+    listeners = [rows[f"{clip_id}{LISTENER}"] for clip_id in ids]
     judge = FlowJudge(trained.judge, config.seed, [], listeners, checkpoint.load_vae(given["vae_policy"]), None)
     answers: dict[str, Answers] = {}
     for name, policy in zip(METHODS["gdpo"], (given["flow_policy"], given["gdpo_policy"]), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.data.flow import windows
 from pipeline.data.store import Corpus
-from pipeline.recipes.gdpo_judge import PROTOCOLS, Faces
+from pipeline.recipes.flow_judge import PROTOCOLS, Faces
 from policies.motion import Layout, LayoutError, Motion
 from rewards.affect import AffectEstimator
 from rewards.metrics import dualtalk, evaluate, l2l, lm_listener, named, react

@@ -13,9 +13,9 @@ import numpy as np
 from actors.learner import Milestones
 from pipeline.config import GdpoRecipeConfig
 from pipeline.data.store import Corpus
-from pipeline.recipes.gdpo import TABLE, encode, people, post_train, train_flow, train_vae
-from pipeline.recipes.gdpo_judge import FlowJudge
-from pipeline.recipes.prepare import prepare
+from pipeline.recipes.flow import Imitation, imitate, judge_of
+from pipeline.recipes.flow_judge import FlowJudge
+from pipeline.recipes.gdpo import post_train
 from pipeline.recipes.tune_dpo import with_interval
 from pipeline.rundir import Run, Workspace
 from policies.motion import Motion
@@ -28,19 +28,15 @@ BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class GdpoTrials:
-    """All that a trial needs of what was done before. Picklable.
+    """All that a trial needs of what was done before. Picklable."""
 
-    Args:
-        start: the supervised AR-Flow, also the reference.
-    """
-
-    start: Path
     corpus: Path
     vae: Path
     tables: Path
+    start: Path  # the supervised AR-Flow, also the reference
 
     def learn(self, config: GdpoRecipeConfig, part: Workspace, milestones: Milestones) -> Path:
-        return post_train(config, Corpus(self.corpus), self.vae, self.tables, self.start, part, milestones)
+        return post_train(config, Imitation(Corpus(self.corpus), self.vae, self.tables, self.start), part, milestones)
 
     @staticmethod
     def demand(config: GdpoRecipeConfig) -> dict[str, float]:
@@ -53,11 +49,8 @@ class GdpoTrials:
 @contextmanager
 def shared(config: GdpoRecipeConfig, run: Run) -> Iterator[tuple[GdpoTrials, Callable[[Path], dict[str, float]]]]:
     """Corpus, motion VAE, encoded tables and supervised AR-Flow, once; and a judge."""
-    corpus = prepare(config.corpus, run)
-    vae = train_vae(config, corpus, run)
-    tables = encode(config, corpus, vae, run)
-    supervised = train_flow(config, corpus, vae, tables, run)
-    judge = FlowJudge.of(config, list(people(config, corpus, "test")), tables / TABLE.format(split="test"), vae)
+    made = imitate(config, run)
+    judge = judge_of(config, made)
 
     def verdict(path: Path) -> dict[str, float]:
         motions = judge.generate(path)
@@ -66,9 +59,9 @@ def shared(config: GdpoRecipeConfig, run: Run) -> Iterator[tuple[GdpoTrials, Cal
         fdd = on_vertices.get("listen/unils/FDD", {})
         return (judge.by_group(motions) | means | with_interval("FDD", fdd, BOOTSTRAP)
                 | with_interval("MSE", listening_mse(judge, motions), BOOTSTRAP)
-                | {"kl": 0.0 if path == supervised else training_kl(path.parent / "steps.jsonl")})
+                | {"kl": 0.0 if path == made.policy else training_kl(path.parent / "steps.jsonl")})
 
-    yield GdpoTrials(supervised, corpus.path.absolute(), vae, tables), verdict
+    yield GdpoTrials(made.corpus.path.absolute(), made.vae, made.tables, made.policy), verdict
 
 
 def listening_mse(judge: FlowJudge, motions: list[Motion]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
 from pipeline.data.flow import WINDOW_SCHEMA, Features, window_rows, windows
-from pipeline.recipes.gdpo_judge import FlowJudge, faces_of, report
+from pipeline.recipes.flow_judge import FlowJudge, faces_of, report
 from policies.flow import checkpoint, config
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.model import initialised
@@ -85,7 +85,7 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
     run = SimpleNamespace(directory=tmp_path, summary={"artifacts": {}, "metrics": {}},
                           tracker=SimpleNamespace(log=logged.append))
     report({"VAE": {"listen/unils/FDD": 1.0}, "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
-            "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0}}, run)
+            "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0}}, "supervised", "GDPO", run)
     shown = capsys.readouterr().out
     assert "listen/unils/FDD" in shown and "-25 %" in shown and "speak/SID/jaw" not in shown
     assert json.loads((tmp_path / "judgement.json").read_text())["change_percent"] == {

@@ -1,9 +1,9 @@
-"""How `gdpo` judges a policy: held-out windows by the ODE, listening and speaking apart (supplement, section 1)."""
+"""How AR-Flow is judged: held-out windows by the ODE, listening and speaking apart (supplement, section 1)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from actors import timeline
-from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
-from pipeline.data.flow import Window
+from pipeline.config import FlowJudgeConfig, FlowRecipeConfig, HeadConfig
+from pipeline.data.flow import LISTENER, Window
 from pipeline.rundir import Run, write_atomic
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
@@ -57,7 +57,7 @@ class FlowJudge:
     faces: Faces | None
 
     @classmethod
-    def of(cls, config: GdpoRecipeConfig, windows: Sequence[Window], table: Path, vae: Path) -> FlowJudge:
+    def of(cls, config: FlowRecipeConfig, windows: Sequence[Window], table: Path, vae: Path) -> FlowJudge:
         count = min(config.judge.windows, len(windows))
         chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
         rows, coder = read_table(table), checkpoint.load_vae(vae)
@@ -76,7 +76,14 @@ class FlowJudge:
 
     def listeners(self) -> FlowJudge:
         """Of those windows only whose actor listens in at least half of the frames."""
-        kept = [i for i, window in enumerate(self.windows) if window.listening.mean() >= 0.5]
+        return self._only(lambda window: window.listening.mean() >= 0.5)
+
+    def of_listeners(self) -> FlowJudge:
+        """Of those windows only whose actor is the listener of a clip, whom raters watch."""
+        return self._only(lambda window: window.clip_id.endswith(LISTENER))
+
+    def _only(self, wanted: Callable[[Window], bool]) -> FlowJudge:
+        kept = [i for i, window in enumerate(self.windows) if wanted(window)]
         return replace(self, windows=[self.windows[i] for i in kept], rows=[self.rows[i] for i in kept])
 
     def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
@@ -204,13 +211,14 @@ def faces_of(config: HeadConfig, topology: str) -> Faces | None:
     return Faces(FlameHead(asset), Regions(**regions), np.unique(np.concatenate(list(regions.values()))))
 
 
-def report(rows: dict[str, dict[str, float]], run: Run) -> None:
+def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -> None:
     """What matters most on the terminal, all of it as a table and as JSON in the run folder, numbers in MLflow.
 
     Args:
-        rows: method -> metric -> value, with `supervised` and `GDPO` among the methods.
+        rows: method -> metric -> value.
+        first, last: methods that are compared.
     """
-    before, after = rows["supervised"], rows["GDPO"]
+    before, after = rows[first], rows[last]
     sizes = {name: value for name, value in before.items() if value > 0 and not name.startswith("text")}
     change = {name: 100 * (after[name] / value - 1) for name, value in sizes.items() if name in after}
     shown = Table(title="held-out windows by the ODE; VAE = the recorded motion, coded and decoded")

@@ -1,0 +1,177 @@
+"""`dpo policy=flow`: human-score DPO for AR-Flow. Imitate, answer, rate, pair, align with Flow-DPO, judge.
+
+Ratings, scores and pairs are those of `dpo`; the policy, its candidates and its judge are those of `gdpo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.cluster import cluster
+from actors.flow_rollout import FlowFleet, FlowFleetOptions, Sampling
+from actors.reward import RewardPool
+from pipeline.config import FlowDpoRecipeConfig
+from pipeline.data.candidates import GROUND_TRUTH
+from pipeline.data.flow import LISTENER
+from pipeline.recipes.evaluate import JUDGES, group_of, interval_json, reward_pool
+from pipeline.recipes.flow import SUPERVISED, Imitation, imitate, judge, judge_of
+from pipeline.recipes.sft import learn
+from pipeline.rundir import Phase, Run, RunError
+from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
+from policies.flow import checkpoint
+from policies.flow.training import CONDITION_COLUMNS, from_bytes, to_bytes
+from policies.motion import Motion
+from policies.vla.training import read_table, write_table
+from rewards.metrics.statistics import mean_interval, paired_interval, prompt_means
+from rewards.pairs import Pair, make_pairs
+from rewards.ratings import Rating, read_ratings, write_ratings
+from rewards.scores import overall, score_candidates
+
+ALIGNED = "Flow-DPO"
+CANDIDATE_SCHEMA = pa.schema({"clip_id": pa.string(), "candidate_id": pa.string(), "latents": pa.binary()})
+
+
+def run(config: FlowDpoRecipeConfig, run: Run) -> None:
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        print(f"  {where}", flush=True)
+        made = imitate(config, run)
+        with reward_pool(config) as rewards:
+            answers = candidates(config, made, run)
+            ratings = rate(config, made, answers, rewards, run)
+            pairs = pair(config, made, answers, ratings, run)
+            aligned = align(config, made, pairs, run)
+            compare(config, made, aligned, rewards, run)
+    judge(config, made, ALIGNED, aligned, run)
+
+
+def candidates(config: FlowDpoRecipeConfig, made: Imitation, run: Run) -> Path:
+    """The recorded listener and K samples by the ODE for each of `rollout.prompts` training clips, as latents."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        c, table = config.rollout, read_table(made.table_of("train"))
+        listeners = [i for i, name in enumerate(table["clip_id"]) if name.endswith(LISTENER)]
+        order = np.random.default_rng(config.seed).permutation(len(listeners))[: c.prompts]
+        rows = sorted(listeners[i] for i in order)
+        seeds = np.random.SeedSequence([config.seed, len(rows)]).generate_state(len(rows)).tolist()
+        limits = Motion(np.zeros((2, made.corpus.layout.dim)), made.corpus.layout)  # nothing is rewarded here
+        options = FlowFleetOptions(**{name: value for name, value in c.model_dump().items()
+                                      if name in FlowFleetOptions.__dataclass_fields__},
+                                   losses=config.cluster.lost_workers)
+        sampling = Sampling(c.samples, c.steps, sigma=0.0, reduction="sum", corrected=False, shared_start=False)
+        file = phase.directory / "candidates.arrow"
+        with FlowFleet(made.policy, made.vae, made.table_of("train"), limits, sampling, options) as fleet:
+            groups = fleet.roll_out(rows, seeds)
+
+        def found() -> Iterator[dict[str, Any]]:
+            for group in groups:
+                row = table[group.row]
+                clip_id = row["clip_id"].removesuffix(LISTENER)
+                yield {"clip_id": clip_id, "candidate_id": GROUND_TRUTH, "latents": row["latents"]}
+                for k, latents in enumerate(group.states[..., -1, :]):
+                    yield {"clip_id": clip_id, "candidate_id": str(k), "latents": to_bytes(latents)}
+
+        count = write_table(file, found(), CANDIDATE_SCHEMA)
+        phase.say(f"{len(rows)} prompts x {c.samples} samples, and the recorded listeners")
+        return {"counts": {"rollout_prompts": len(rows), "candidates": count}, "artifacts": {"candidates": str(file)}}
+
+    return Path(run.once("rollout", work)["artifacts"]["candidates"])
+
+
+def read_groups(file: Path) -> dict[str, dict[str, bytes]]:
+    """Clip id -> candidate id -> latents."""
+    groups: dict[str, dict[str, bytes]] = {}
+    for row in read_table(file):
+        groups.setdefault(row["clip_id"], {})[row["candidate_id"]] = row["latents"]
+    return groups
+
+
+def rate(
+    config: FlowDpoRecipeConfig, made: Imitation, answers: Path, rewards: RewardPool, run: Run
+) -> list[Rating]:
+    """Ratings by SIMULATED raters, who watch every candidate on the neutral head."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        vae = checkpoint.load_vae(made.vae)
+
+        def motions(group: dict[str, bytes]) -> dict[str, Motion]:
+            return {i: vae.to_motion(from_bytes(x, -1, vae.config.latent_dim)) for i, x in group.items()}
+
+        watched = (group_of(made.corpus.clip(i), motions(group)) for i, group in read_groups(answers).items())
+        ratings = [rating for _, rated in rewards.rate(watched, config.seed) for rating in rated]
+        file, source = phase.directory / "ratings.parquet", f"{config.raters.count} SIMULATED raters"
+        write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
+        phase.say(f"{len(ratings)} ratings by {source}")
+        return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}}
+
+    return read_ratings(run.once("rate", work)["artifacts"]["ratings"])
+
+
+def pair(config: FlowDpoRecipeConfig, made: Imitation, answers: Path, ratings: list[Rating], run: Run) -> Path:
+    """Score every candidate (Eq. 10 of the VLA + DPO paper); best and worst of a group make a pair."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        groups = read_groups(answers)
+        scores, score_counts = score_candidates(ratings, config.score.weights, {i: list(g) for i, g in groups.items()})
+        pairs, pair_counts = make_pairs(scores, config.score.minimum_margin)
+        if len(pairs) < config.dpo.batch_size:
+            raise RunError(f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={config.dpo.batch_size}): "
+                           f"{asdict(pair_counts)}")
+        table = phase.directory / "pairs.arrow"
+        windows = {row["clip_id"]: row for row in read_table(made.table_of("train"))}
+        write_table(table, pair_rows(pairs, groups, windows), FLOW_PAIR_SCHEMA)
+        recorded = float(np.mean([p.chosen_id == GROUND_TRUTH for p in pairs]))
+        phase.say(f"{len(pairs)} pairs, mean margin {np.mean([p.margin for p in pairs]):.3f}, recorded listener chosen "
+                  f"in {recorded:.0%}")
+        phase.logger.log({"pairs": len(pairs), "ground_truth_chosen": recorded})
+        return {"counts": asdict(score_counts) | asdict(pair_counts), "artifacts": {"pairs": str(table)}}
+
+    return Path(run.once("pair", work)["artifacts"]["pairs"])
+
+
+def pair_rows(
+    pairs: list[Pair], groups: Mapping[str, Mapping[str, bytes]], windows: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    for p in pairs:
+        window, group = windows[p.prompt_id + LISTENER], groups[p.prompt_id]
+        yield {name: window[name] for name in CONDITION_COLUMNS} | {
+            "chosen": group[p.chosen_id], "rejected": group[p.rejected_id],
+            "chosen_score": p.chosen_score, "rejected_score": p.rejected_score}
+
+
+def align(config: FlowDpoRecipeConfig, made: Imitation, pairs: Path, run: Run) -> Path:
+    def work(phase: Phase) -> dict[str, Any]:
+        task = FlowDpoTask(str(made.policy), str(pairs), config.seed, config.dpo)
+        phase.say(f"{len(task.rows)} pairs, {task.steps} steps, beta {config.dpo.beta:g}")
+        return learn(task, config.learner, phase)
+
+    result = run.once("dpo", work)
+    run.summary["metrics"]["dpo"] = result["final"]
+    return Path(result["policy"])
+
+
+def compare(config: FlowDpoRecipeConfig, made: Imitation, aligned: Path, rewards: RewardPool, run: Run) -> None:
+    """Held-out listeners by both policies, with the same noise, before other simulated raters."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        judge = judge_of(config, made).of_listeners()
+        rated = {}
+        for name, policy in ((SUPERVISED, made.policy), (ALIGNED, aligned)):
+            answers = {w.clip_id.removesuffix(LISTENER): m
+                       for w, m in zip(judge.windows, judge.generate(policy), strict=True)}
+            groups = (group_of(made.corpus.clip(clip_id), {clip_id: motion}) for clip_id, motion in answers.items())
+            ratings = [rating for _, given in rewards.rate(groups, config.seed + JUDGES) for rating in given]
+            rated[name] = prompt_means((r.prompt_id, overall(r, config.score.weights)) for r in ratings)
+        change = paired_interval(rated[SUPERVISED], rated[ALIGNED])
+        means = {name: interval_json(mean_interval(scores)) for name, scores in rated.items()}
+        phase.say(f"simulated raters: {change.mean:+.2f} of 5, 95 % interval [{change.low:+.2f}, {change.high:+.2f}]; "
+                  + ", ".join(f"{name} {given['mean']:.2f}" for name, given in means.items()))
+        phase.logger.log({"simulated_rating_change": change.mean})
+        return {"simulated_rating": means | {"change": interval_json(change)}}
+
+    run.summary["metrics"]["simulated_rating"] = run.once("compare", work)["simulated_rating"]

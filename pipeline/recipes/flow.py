@@ -1,0 +1,174 @@
+"""AR-Flow before any preference: corpus, motion VAE, encoded windows, supervised policy (GDPO-Listener, stage 1).
+
+What `gdpo` and `dpo policy=flow` start from, and how both are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.config import EncodersConfig, FlowRecipeConfig
+from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
+from pipeline.data.store import LABELS, Corpus, load_labels
+from pipeline.recipes.evaluate import fit_affect
+from pipeline.recipes.flow_judge import FlowJudge, report
+from pipeline.recipes.prepare import prepare
+from pipeline.recipes.sft import learn
+from pipeline.rundir import Phase, Run
+from pipeline.tasks.flow import FlowTask
+from pipeline.tasks.vae import VaeTask
+from policies.flow import checkpoint
+from policies.flow.config import VAEConfig, flow_config, vae_config
+from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from policies.flow.model import initialised
+from policies.flow.training import MOTION_SCHEMA
+from policies.flow.vae import MotionVAE
+from policies.vla.training import write_table
+
+TABLE = "{}.arrow"  # windows of a split
+SUPERVISED = "supervised"  # name of the policy of this stage
+PROMPTS = ("happy and excited", "sad and calm")  # whose effect on the face is measured; see `describe_face`
+
+
+class Imitation(NamedTuple):
+    """What stage 1 leaves.
+
+    Args:
+        vae, policy: checkpoints.
+        tables: folder of the encoded windows, see `table_of`.
+    """
+
+    corpus: Corpus
+    vae: Path
+    tables: Path
+    policy: Path
+
+    def table_of(self, split: str) -> Path:
+        return self.tables / TABLE.format(split)
+
+
+def imitate(config: FlowRecipeConfig, run: Run) -> Imitation:
+    corpus = prepare(config.corpus, run)
+    vae = train_vae(config, corpus, run)
+    tables = encode(config, corpus, vae, run)
+    return Imitation(corpus, vae, tables, train_flow(config, corpus, vae, tables, run))
+
+
+def people(config: FlowRecipeConfig, corpus: Corpus, split: str) -> Iterator[Window]:
+    """Everybody of a split whose motion is learnt, clip by clip."""
+    affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
+    downsample = vae_config(config.vae.size, corpus.layout).downsample
+    for clip in corpus.clips(split):
+        yield from windows(clip, downsample, config.roles == "both", affect)
+
+
+def train_vae(config: FlowRecipeConfig, corpus: Corpus, run: Run) -> Path:
+    """The motion VAE (section 3.1) of all training windows; its latents are then scaled to unit variance."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        initial, table = phase.directory / "initial", phase.directory / "motion.arrow"
+        motions = {window.clip_id: window.motion for window in people(config, corpus, "train")}
+        write_table(table, motion_rows(motions), MOTION_SCHEMA)
+        vae = initial_vae(vae_config(config.vae.size, corpus.layout), config.seed)
+        vae.fit_channels(motions.values())
+        checkpoint.save(vae, initial)
+        phase.say(f"{len(motions)} windows, {corpus.layout}, {config.vae.steps} steps")
+        result = learn(VaeTask(str(initial), str(table), config.seed, config.vae), config.learner, phase)
+        trained = checkpoint.load_vae(Path(result["policy"]))
+        trained.fit_latents(torch.from_numpy(motion.values)[None] for motion in motions.values())
+        checkpoint.save(trained, Path(result["policy"]))
+        return result
+
+    result = run.once("vae", work)
+    run.summary["metrics"]["vae"] = result["final"]
+    return Path(result["policy"])
+
+
+def initial_vae(config: VAEConfig, seed: int) -> MotionVAE:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MotionVAE(config)
+
+
+def encode(config: FlowRecipeConfig, corpus: Corpus, vae: Path, run: Run) -> Path:
+    """Tables of windows, one a split: features of the frozen encoders (Eq. 1), latents, who listens when."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        features = load_encoders(config.encoders, run.directory / "features")
+        coder, counts = checkpoint.load_vae(vae), {}
+        for split in ("train", "test"):
+            rows = window_rows(people(config, corpus, split), features.of, coder)
+            counts[f"{split}_windows"] = write_table(phase.directory / TABLE.format(split), rows, WINDOW_SCHEMA)
+        clip = corpus.at("train", 0)
+        kept = whole_latents(len(clip.listener), coder.config.downsample)
+        phase.say(f"{counts} of {kept} of {len(clip.listener)} frames; text by {features.text.name}, audio by "
+                  f"{features.audio.name}")
+        if clip.listener_audio is None or clip.speaker_audio is None:
+            phase.say("no sound of both people: who has none speaks as the corpus' roles say, the speaker throughout")
+        encoders = {"text": features.text.name, "audio": features.audio.name}
+        return {"counts": counts, "engines": {"encoders": encoders}, "tables": str(phase.directory)}
+
+    return Path(run.once("encode", work)["tables"])
+
+
+def load_encoders(config: EncodersConfig, cache: Path) -> Features:
+    text = TextEncoder.tiny() if config.text is None else TextEncoder.from_pretrained(config.text)
+    audio = AudioEncoder.tiny() if config.audio is None else AudioEncoder.from_pretrained(config.audio)
+    folder = cache if config.cache is None else config.cache
+    return Features(text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name)))
+
+
+def train_flow(config: FlowRecipeConfig, corpus: Corpus, vae: Path, tables: Path, run: Run) -> Path:
+    """Stage 1: AR-Flow by the rectified-flow loss (Eq. 4)."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        initial, coder = phase.directory / "initial", checkpoint.load_vae(vae)
+        encoders = load_encoders(config.encoders, run.directory / "features")
+        frames = whole_latents(len(corpus.at("train", 0).listener), coder.config.downsample)
+        sizes = flow_config(config.flow.size, coder.config, encoders.text.dim, encoders.audio.dim,
+                            frames // coder.config.downsample)
+        flow = initialised(sizes, config.seed)
+        checkpoint.save(flow, initial)
+        phase.say(f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of {sizes.window} "
+                  f"latents, {config.flow.steps} steps")
+        task = FlowTask(str(initial), str(tables / TABLE.format("train")), config.seed, config.flow)
+        return learn(task, config.learner, phase)
+
+    result = run.once("flow", work)
+    run.summary["metrics"]["flow"] = result["final"]
+    return Path(result["policy"])
+
+
+def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, run: Run) -> None:
+    """Held-out windows before and after, beside what the VAE makes of the recorded motion.
+
+    Args:
+        name: of the policy in `aligned`, in the table.
+    """
+
+    def work(phase: Phase) -> dict[str, Any]:
+        judge = judge_of(config, made)
+        encoder = load_encoders(config.encoders, run.directory / "features").text
+        texts = dict(zip(PROMPTS, encoder(PROMPTS), strict=True))
+        affect = fit_affect(made.corpus, made.corpus.layout, run)
+        policies = {SUPERVISED: made.policy, name: aligned}
+        rows = {"VAE": judge.coded()} | {method: judge(policy) for method, policy in policies.items()}
+        listeners = judge.listeners()
+        if listeners.windows:
+            for method, policy in policies.items():
+                rows[method] |= listeners.controls(policy, texts, affect) | listeners.endless(policy)
+        else:
+            phase.say("nobody listens for half of a held-out window: prompts, guidance, long sequences are not judged")
+        phase.say(f"{len(judge.windows)} windows, {config.judge.steps} steps of the ODE")
+        return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
+
+    report(run.once("judge", work)["rows"], SUPERVISED, name, run)
+
+
+def judge_of(config: FlowRecipeConfig, made: Imitation) -> FlowJudge:
+    """Of held-out windows."""
+    return FlowJudge.of(config, list(people(config, made.corpus, "test")), made.table_of("test"), made.vae)

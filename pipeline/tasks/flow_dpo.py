@@ -1,0 +1,102 @@
+"""The Flow-DPO task: preference pairs for AR-Flow against a frozen reference (Liu et al. 2025, arXiv 2501.13918)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipeline.config import FlowDpoConfig
+from pipeline.tasks.table import TableTask
+from policies.flow import checkpoint
+from policies.flow.conditions import MODALITIES
+from policies.flow.model import ARFlow
+from policies.flow.training import (
+    CONDITION_COLUMNS,
+    FlowErrors,
+    collate_conditions,
+    flow_state,
+    from_bytes,
+    generator_of,
+)
+from policies.vla.training import batch_rows, rank_share
+from rewards.dpo_loss import dpo_loss
+
+# A prompt's conditions and two reactions to it, as latents (window, latent_dim).
+FLOW_PAIR_SCHEMA = pa.schema(CONDITION_COLUMNS | {
+    "chosen": pa.binary(), "rejected": pa.binary(), "chosen_score": pa.float64(), "rejected_score": pa.float64()})
+
+
+@dataclass(frozen=True)
+class FlowDpoTask(TableTask):
+    """-log sigmoid(-beta / 2 [(e_w - e_w,ref) - (e_l - e_l,ref)]) over the pairs in `table` (a `learner.Task`).
+
+    e is the rectified-flow error of a reaction (Eq. 4 of GDPO-Listener), averaged over its latents, their dims and the
+    draws; both reactions of a pair, and policy and reference, meet the same noise at the same flow times. So it is
+    DPO's loss with -e / 2 in place of a log-probability.
+
+    Args:
+        initial: the policy that learns, which is also the fixed reference.
+    """
+
+    initial: str
+    table: str
+    seed: int
+    config: FlowDpoConfig
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.config.epochs * len(self.rows) // self.config.batch_size)
+
+    @cached_property
+    def flow(self) -> ARFlow:
+        return checkpoint.load_flow(Path(self.initial)).train()
+
+    @cached_property
+    def reference(self) -> FlowErrors:
+        reference = FlowErrors(checkpoint.load_flow(Path(self.initial)).requires_grad_(False))
+        return reference.to(next(self.flow.parameters()).device)
+
+    def module(self) -> torch.nn.Module:
+        return FlowErrors(self.flow)
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """Noise and times are drawn for the whole batch, so that they do not depend on how it is shared."""
+        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        rows = [self.rows[int(i)] for i in rank_share(order, rank, world_size)]
+        sizes, share = self.flow.config, slice(rank, None, world_size)
+        generator = generator_of(self.seed, step)
+        shape = (len(order), 1, sizes.window, self.config.draws)
+        noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
+        time = torch.rand(shape, generator=generator)
+        reactions = [torch.stack([from_bytes(row[name], sizes.window, sizes.latent_dim) for row in rows])
+                     for name in ("chosen", "rejected")]
+        return collate_conditions(rows, sizes) | {
+            "streaming": torch.zeros(len(rows), dtype=torch.bool),
+            "latents": torch.stack(reactions, dim=1),
+            "noise": noise[share].expand(-1, 2, -1, -1, -1),
+            "time": time[share].expand(-1, 2, -1, -1),
+        }
+
+    def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        policy = self._likelihoods(forward, batch)
+        with torch.no_grad():
+            reference = self._likelihoods(self.reference, batch)
+        losses, metrics = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], self.config.beta,
+                                   num_tokens=1)
+        del metrics["kl_per_token"]  # no log-probabilities here
+        return losses.mean(), {name: values.mean() for name, values in metrics.items()}
+
+    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+        checkpoint.save(self.flow, directory, flow_state(state))
+
+    @staticmethod
+    def _likelihoods(errors: Callable[..., Any], batch: dict[str, Any]) -> torch.Tensor:
+        """-e / 2 of chosen and rejected, (batch, 2)."""
+        conditions = {name: batch[name] for name in (*MODALITIES, "present")}
+        return -errors(conditions, batch["streaming"], batch["latents"], batch["noise"], batch["time"]).mean((2, 3)) / 2
