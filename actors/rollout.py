@@ -148,7 +148,8 @@ class Fleet(Pool):
                 place = PlacementGroupSchedulingStrategy(places.pop(index))
                 return RolloutWorker.options(scheduling_strategy=place, **worker).remote(str(checkpoint), options)
             remove_placement_group(self._groups[index])
-            return RolloutWorker.options(**worker).remote(str(checkpoint), options)
+            # Where a learner owns the fleet: not in its placement group, which has no room for more than the learner.
+            return RolloutWorker.options(scheduling_strategy="DEFAULT", **worker).remote(str(checkpoint), options)
 
         super().__init__("rollout fleet", "engine", start, options.workers, options.in_flight, options.timeout_s,
                          losses)

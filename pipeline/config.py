@@ -581,12 +581,12 @@ class GdpoRecipeConfig(FlowRecipeConfig):
 
     @model_validator(mode="after")
     def _checkpoints_between_iterations(self) -> GdpoRecipeConfig:
-        require_checkpoints_between_iterations(self)
+        _require_checkpoints_between_iterations(self)
         return self
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> GdpoRecipeConfig:
-        require_reward(self)
+        _require_reward(self)
         return self
 
 
@@ -619,6 +619,44 @@ class FlowDpoRecipeConfig(FlowRecipeConfig):
         return self
 
 
+class VlaGdpoConfig(Section):
+    iterations: int = Field(24, ge=1, description="times that the behaviour policy is renewed and answers new prompts")
+    sync_every: int = Field(2, ge=1, description="optimiser steps on answers of one behaviour policy")
+    batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
+    group_size: int = Field(4, ge=2, description="answers per prompt, G")
+    clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio of a token (Eq. 10)")
+    beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")
+    truncation: float = Field(
+        2.0, ge=1, description="largest importance weight of a token, for what engine and learner differ in"
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="peak; same schedule as SFT")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    estimator: Literal["gdpo", "grpo"] = Field("gdpo", description="rewards normalised one by one, or summed first")
+    batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")
+
+
+class VlaGdpoRecipeConfig(JudgedRecipeConfig):
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
+    reward: RewardConfig = RewardConfig()
+    groups: GroupWeightsConfig = GroupWeightsConfig()
+    gdpo: VlaGdpoConfig = VlaGdpoConfig()
+
+    @model_validator(mode="after")
+    def _gdpo_batches_can_be_shared(self) -> VlaGdpoRecipeConfig:
+        _require_equal_shares("gdpo.batch_size", self.gdpo.batch_size, self.learner)
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_between_iterations(self) -> VlaGdpoRecipeConfig:
+        _require_checkpoints_between_iterations(self)
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> VlaGdpoRecipeConfig:
+        _require_reward(self)
+        return self
+
+
 class AblateConfig(DpoRecipeConfig):
     ablation: AblationConfig = AblationConfig()
 
@@ -629,13 +667,13 @@ class AblateConfig(DpoRecipeConfig):
         return self
 
 
-def require_checkpoints_between_iterations(config: Any) -> None:
+def _require_checkpoints_between_iterations(config: Any) -> None:
     if config.learner.checkpoint_every % config.gdpo.sync_every:
         raise ValueError(f"learner.checkpoint_every={config.learner.checkpoint_every} must be a multiple of "
                          f"gdpo.sync_every={config.gdpo.sync_every}: a learner restarts with a new rollout")
 
 
-def require_reward(config: Any) -> None:
+def _require_reward(config: Any) -> None:
     for name in ("reward", "groups"):
         if not any(getattr(config, name).model_dump().values()):
             raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
@@ -668,7 +706,7 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
 
 
 def given_policy(file: Path | None, overrides: list[str]) -> str | None:
-    """Which policy `policy=NAME` or `file` asks for, None where neither does. The VLA's sizes are a section `policy`."""
+    """Which policy `policy=NAME` or `file` asks for, None = neither. The VLA's sizes are a section `policy`."""
     named = [text.partition("=")[2] for text in overrides if text.startswith("policy=")]
     policy = named[-1] if named else None if file is None else _read_yaml(file).get("policy")
     return "vla" if isinstance(policy, dict) else policy

@@ -30,7 +30,7 @@ RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
 # Policies that a recipe can align, its own first: module and config. `dpo policy=flow`, `gdpo policy=vla`.
 POLICIES: dict[str, dict[str, tuple[str, type[cfg.RecipeConfig]]]] = {
     "dpo": {"vla": ("dpo", cfg.DpoRecipeConfig), "flow": ("dpo_flow", cfg.FlowDpoRecipeConfig)},
-    "gdpo": {"flow": ("gdpo", cfg.GdpoRecipeConfig)},
+    "gdpo": {"flow": ("gdpo", cfg.GdpoRecipeConfig), "vla": ("gdpo_vla", cfg.VlaGdpoRecipeConfig)},
 }
 # Recipes with a subject, and which there are.
 SUBJECTS = {

@@ -27,7 +27,8 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(tmp_path):
     assert (summary["status"], summary["counts"]["gdpo_steps"], summary["counts"]["rollouts"]) == ("finished", 4, 16)
     assert summary["engines"]["gdpo_learner"]["world_size"] == 2 and "tiny-t5" in summary["engines"]["encoders"]["text"]
     metrics = summary["metrics"]
-    for row in (metrics["coded"], metrics["before"], metrics["after"]):
+    assert set(metrics["judgement"]) == {"VAE", "supervised", "GDPO"}
+    for row in metrics["judgement"].values():
         assert {"listen/unils/FDD", "listen/gdpo_paper/PDD", "listen/variance_ratio/expr", "speak/unils/LVE",
                 "listen/P-FD/rot", "listen/rPCC/eyelid"} <= set(row)
         assert all(np.isfinite(value) for value in row.values())

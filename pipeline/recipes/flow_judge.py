@@ -221,7 +221,8 @@ def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -
     before, after = rows[first], rows[last]
     sizes = {name: value for name, value in before.items() if value > 0 and not name.startswith("text")}
     change = {name: 100 * (after[name] / value - 1) for name, value in sizes.items() if name in after}
-    shown = Table(title="held-out windows by the ODE; VAE = the recorded motion, coded and decoded")
+    coded = "; VAE = the recorded motion, coded and decoded" if "VAE" in rows else ""
+    shown = Table(title=f"how held-out people move{coded}")
     for column in ("", *rows, "change"):
         shown.add_column(column, justify="right" if column else "left")
     lines = [[metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()),
@@ -236,6 +237,6 @@ def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -
     write_atomic(run.directory / "judgement.json", json.dumps(rows | {"change_percent": change}, indent=2))
     for kind in ("md", "json"):
         run.summary["artifacts"][f"judgement_{kind}"] = str(run.directory / f"judgement.{kind}")
-    run.summary["metrics"] |= {"coded": rows["VAE"], "before": before, "after": after, "change_percent": change}
+    run.summary["metrics"] |= {"judgement": rows, "before": before, "after": after, "change_percent": change}
     for name, row in rows.items():
         run.tracker.log({f"{name}/{metric}": value for metric, value in row.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
 from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
 from pipeline.data.flow import of_latents
 from pipeline.rundir import RunError
+from pipeline.tasks.dynamics import advantages_of, reward_metrics, rewards_of
 from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
@@ -25,8 +26,6 @@ from policies.flow.sde import replay_velocities, step_kl, step_log_probs
 from policies.flow.training import FlowReplay, collate_conditions, flow_state
 from policies.motion import Motion
 from policies.vla.training import batch_rows, rank_share
-from rewards.advantage import decoupled_advantages, grpo_advantages, moments, normalise, spreads
-from rewards.dynamics import COMPONENTS, DynamicsWeights, group_rewards
 from rewards.policy_loss import clipped_policy_loss
 
 
@@ -106,10 +105,11 @@ class GdpoTask(TableTask):
         if rank == 0:
             began = time.monotonic()
             sampled = self.roll_out(flow_state(state), step)
-            rewards = self.rewards_of(sampled)
-            iteration = [(sampled, self.advantages(rewards))]
+            measured = [group.penalties for group in sampled]
+            rewards = rewards_of(measured, self.reward)
+            iteration = [(sampled, advantages_of(rewards, self.groups, self.names, self.config))]
             seen = [i for i, group in enumerate(sampled) if self.listened[group.row]]
-            metrics = reward_metrics([sampled[i] for i in seen], rewards[seen], self.names) if seen else {}
+            metrics = reward_metrics([measured[i] for i in seen], rewards[seen], self.names) if seen else {}
             metrics["rollout_s"] = time.monotonic() - began
         dist.broadcast_object_list(iteration)
         sampled, advantages = iteration[0]
@@ -128,19 +128,6 @@ class GdpoTask(TableTask):
     def names(self) -> tuple[str, ...]:
         """FLAME groups, the rewards of GDPO."""
         return self.limits.layout.names
-
-    def rewards_of(self, groups: Sequence[Group]) -> torch.Tensor:
-        """(prompts, group_size, FLAME groups) float64, NaN where missing."""
-        weights = DynamicsWeights(**self.reward.model_dump())
-        values = [[list(group_rewards(sample, weights).values()) for sample in group.penalties] for group in groups]
-        return torch.tensor(values, dtype=torch.float64)
-
-    def advantages(self, rewards: torch.Tensor) -> torch.Tensor:
-        """A^j of Eq. 8-9, (prompts, group_size), over a whole iteration at once."""
-        weights = [getattr(self.groups, name) for name in self.names]
-        estimate = decoupled_advantages if self.config.estimator == "gdpo" else grpo_advantages
-        advantages = estimate(rewards, weights)
-        return normalise(advantages, rewards, moments(advantages, rewards)) if self.config.batch_norm else advantages
 
     def _replayed(
         self, forward: Callable[..., Any], groups: list[Group], advantages: torch.Tensor, rank: int, world_size: int
@@ -201,21 +188,6 @@ class GdpoTask(TableTask):
     def _to_device(self, row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device = next(self.flow.parameters()).device
         return {name: value.to(device) for name, value in row.items()}
-
-
-def reward_metrics(groups: Sequence[Group], rewards: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Means over samples: `reward/GROUP`, `penalty/COMPONENT/GROUP`; `zero_std/GROUP`, the share of prompts in which a
-    reward teaches nothing; `missing`, the share of rewards that are. A mean of nothing is left out."""
-    flat = rewards.flatten(0, 1)
-    values = {f"reward/{name}": float(flat[:, i].nanmean()) for i, name in enumerate(names)}
-    for component in COMPONENTS:
-        for name in names:
-            given = [sample[component][name] for group in groups for sample in group.penalties]
-            values[f"penalty/{component}/{name}"] = float(torch.tensor(given).nanmean())
-    silent = 1 - spreads(rewards).double().mean(0)
-    values |= {f"zero_std/{name}": float(share) for name, share in zip(names, silent, strict=True)}
-    values["reward"], values["missing"] = float(flat.nanmean()), float(flat.isnan().double().mean())
-    return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def _conditions(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

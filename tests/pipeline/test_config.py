@@ -131,6 +131,22 @@ def test_every_file_of_configs_is_a_recipe_and_a_size(file):
         assert config == RECIPES[recipe][0](), f"stale: python -m pipeline.run {recipe} --print-config writes it"
 
 
+def test_a_recipe_aligns_its_own_policy_or_the_one_named(capsys, tmp_path):
+    def printed(*arguments):
+        assert main([*arguments, "--print-config"]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    assert printed("dpo") == printed("dpo", "policy=vla") and printed("gdpo") == printed("gdpo", "policy=flow")
+    flow, vla = printed("dpo", "policy=flow", "dpo.beta=7"), printed("gdpo", "policy=vla", "policy.hidden=64")
+    assert flow["policy"] == "flow" and flow["dpo"]["beta"] == 7 and "score" in flow
+    assert vla["policy"]["hidden"] == 64 and "truncation" in vla["gdpo"] and "reward" in vla
+    for recipe, values in (("dpo", flow), ("gdpo", vla)):  # what a run has kept says which it was
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+        assert printed(recipe, "--config", str(tmp_path / "config.yaml")) == values
+    assert main(["gdpo", "policy=gan", "--print-config"]) == 2
+    assert "policy=gan: gdpo aligns flow or vla" in capsys.readouterr().err
+
+
 def test_an_unknown_key_ends_with_code_2_and_a_message(capsys, tmp_path):
     assert main(["prepare", "corpus.train_clip=3", "--run-dir", str(tmp_path / "run")]) == 2
     assert "corpus.train_clips" in capsys.readouterr().err

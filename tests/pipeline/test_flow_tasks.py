@@ -9,14 +9,17 @@ import torch
 import torch.distributed as dist
 
 from actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
-from pipeline.config import FlowConfig, GdpoConfig, GroupWeightsConfig, RewardConfig, VaeConfig
+from pipeline.config import FlowConfig, FlowDpoConfig, GdpoConfig, GroupWeightsConfig, RewardConfig, VaeConfig
 from pipeline.data.flow import WINDOW_SCHEMA
 from pipeline.rundir import RunError
+from pipeline.tasks.dynamics import advantages_of, rewards_of
 from pipeline.tasks.flow import FlowTask
+from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
 from pipeline.tasks.gdpo import GdpoTask
 from pipeline.tasks.vae import VaeTask
 from policies.flow import checkpoint, config
 from policies.flow.conditions import MODALITIES, Conditions
+from policies.flow.loss import flow_errors
 from policies.flow.model import initialised
 from policies.flow.sampling import draw_noise
 from policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
@@ -187,6 +190,47 @@ def test_the_loss_of_shares_is_that_of_the_batch(policy, tmp_path):
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
+def flow_dpo_task(policy, tmp_path, **keys):
+    rng = np.random.default_rng(0)
+    rows = (condition_row(rng, i) | {name: to_bytes(rng.normal(size=(3, 4))) for name in ("chosen", "rejected")}
+            | {"chosen_score": 0.8, "rejected_score": 0.3} for i in range(6))
+    write_table(tmp_path / "pairs.arrow", rows, FLOW_PAIR_SCHEMA)
+    return FlowDpoTask(str(policy), str(tmp_path / "pairs.arrow"), 3, FlowDpoConfig(batch_size=4, draws=2, **keys))
+
+
+def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path):
+    task = flow_dpo_task(policy, tmp_path, beta=500.0)
+    assert_batches_are_shared(task, ["latents", "noise", "time"])
+    batch, module = task.batch(0, 0, 1), task.module()
+    assert torch.equal(batch["noise"][:, 0], batch["noise"][:, 1]), "chosen and rejected meet the same noise"
+    assert torch.equal(batch["time"][:, 0], batch["time"][:, 1])
+    loss, metrics = task.loss(module, batch)
+    assert loss.item() == pytest.approx(np.log(2)) and metrics["margin"].item() == 0
+    values, metrics = descend(task, module, 30, 1e-3)
+    assert np.mean(values[-5:]) < 0.4 and metrics["accuracy"] == 1
+    assert all(p.grad is None for p in task.reference.parameters())
+
+
+def test_flow_dpo_is_its_formula(policy, tmp_path):
+    """-log sigmoid(-beta / 2 [(e_w - e_w,ref) - (e_l - e_l,ref)]), with errors computed one by one."""
+    task = flow_dpo_task(policy, tmp_path, beta=50.0)
+    module, other = task.module(), initialised(SIZES, seed=9)
+    module.flow.load_state_dict(other.state_dict())
+    batch = task.batch(0, 0, 1)
+
+    def error(flow, i, k):
+        conditions = Conditions(**{name: batch[name][i : i + 1] for name in (*MODALITIES, "present")})
+        with torch.no_grad():
+            errors = flow_errors(flow, flow.encode_prefix(conditions), batch["latents"][i : i + 1, k : k + 1],
+                                 batch["noise"][i : i + 1, k : k + 1], batch["time"][i : i + 1, k : k + 1])
+        return errors.mean().item()
+
+    start = checkpoint.load_flow(policy)
+    inside = [-25.0 * ((error(other, i, 0) - error(start, i, 0)) - (error(other, i, 1) - error(start, i, 1)))
+              for i in range(4)]
+    assert task.loss(module, batch)[0].item() == pytest.approx(np.mean(np.log1p(np.exp(-np.array(inside)))), rel=1e-4)
+
+
 def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path)
     module, _ = refreshed(task)
@@ -242,9 +286,14 @@ def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     """Its rewards are missing: the others are normalised without it, and its own weight is 0."""
     task = gdpo_task(policy, tmp_path)
     groups = task.roll_out(checkpoint.load_flow(policy).state_dict(), 0)
-    whole = task.advantages(task.rewards_of(groups))
+
+    def advantages(groups):
+        rewards = rewards_of([group.penalties for group in groups], task.reward)
+        return advantages_of(rewards, task.groups, LAYOUT.names, task.config)
+
+    whole = advantages(groups)
     groups[1].penalties[2] = missing_penalties(LAYOUT)
-    broken = task.advantages(task.rewards_of(groups))
+    broken = advantages(groups)
     others = [i for i in range(len(groups)) if i != 1]
     assert torch.equal(whole[others], broken[others])
     assert broken[1, 2] == 0 and broken[1, :2].tolist() == pytest.approx([0.0, 0.0], abs=0.8)
@@ -269,14 +318,18 @@ def test_rollouts_of_a_prompt_share_their_start_unless_told_otherwise(policy, tm
         assert not torch.equal(starts[0], starts[1])
 
 
-def test_estimators_and_the_batch_step(policy, tmp_path):
+def test_estimators_and_the_batch_step():
     rewards = torch.tensor([[[1.0, 10.0], [2.0, 10.0], [3.0, 40.0]]])
-    by_group = gdpo_task(policy, tmp_path).advantages(rewards)
+
+    def advantages(**keys):
+        return advantages_of(rewards, GroupWeightsConfig(), LAYOUT.names, GdpoConfig(**keys))
+
+    by_group = advantages()
     assert by_group[0].tolist() == pytest.approx([(-1 - 3**-0.5) / 2, (0 - 3**-0.5) / 2, (1 + 2 * 3**-0.5) / 2])
-    summed = gdpo_task(policy, tmp_path, estimator="grpo").advantages(rewards)
+    summed = advantages(estimator="grpo")
     total = np.array([11.0, 12.0, 43.0])
     assert summed[0].tolist() == pytest.approx(((total - total.mean()) / total.std(ddof=1)).tolist())
-    scaled = gdpo_task(policy, tmp_path, batch_norm=True).advantages(rewards)
+    scaled = advantages(batch_norm=True)
     torch.testing.assert_close(scaled, by_group / by_group.std())
 
 

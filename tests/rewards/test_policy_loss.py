@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rewards.policy_loss import clipped_policy_loss
+from rewards.policy_loss import clipped_policy_loss, importance_weights
 
 ZERO = torch.zeros(2, 2)
 
@@ -51,6 +51,22 @@ def test_masked_actions_do_not_count_whatever_they_are():
     assert log_probs.grad[0, 1] == 0 and log_probs.grad.isfinite().all()
     nobody = torch.zeros(2, 2, dtype=torch.bool)
     assert loss([[1.0, 1.0], [1.0, 1.0]], [2.0, -1.0], mask=nobody)[0].item() == 0
+
+
+def test_importance_weights_by_hand():
+    old, engine = torch.tensor([0.5, 0.5, 0.5]).log(), torch.tensor([0.5, 0.25, 0.1]).log()
+    assert importance_weights(old, engine, 3.0).tolist() == pytest.approx([1, 2, 3])
+    with pytest.raises(ValueError, match="truncation 0.5 must be at least 1"):
+        importance_weights(old, engine, 0.5)
+
+
+def test_weights_scale_the_surrogate_and_not_the_kl():
+    log_probs, kl = torch.zeros(1, 2, requires_grad=True), torch.tensor([[1.0, 1.0]])
+    weights = torch.tensor([[2.0, 0.5]])
+    value, _ = clipped_policy_loss(log_probs, torch.zeros(1, 2), torch.tensor([3.0]), kl, 0.2, 0.1, None, weights)
+    assert value.item() == pytest.approx(-((2 * 3 - 0.1) + (0.5 * 3 - 0.1)) / 2)
+    value.backward()
+    assert log_probs.grad.tolist() == [pytest.approx([-3.0, -0.75])]
 
 
 def test_shards_give_the_loss_of_the_whole():
