@@ -68,12 +68,14 @@ class Group:
     Args:
         row: of the window in the table.
         states: (group_size, latents, steps + 1, latent_dim), see `policies.flow.sde.Trajectory`.
+        log_probs: (group_size, latents, steps) under the weights that sampled it.
         penalties: of each sample on decoded listening frames; all NaN where its rollout failed.
         version: of the weights that sampled it.
     """
 
     row: int
     states: Tensor
+    log_probs: Tensor
     penalties: list[Penalties]
     version: int
 
@@ -103,13 +105,14 @@ class FlowWorker(Worker):
         noise = draw_noise(prompts.seeds, s.group_size, sizes.window, s.steps + 1, sizes.latent_dim).to(self.device)
         if s.shared_start:
             noise[:, :, :, 0] = noise[:, :1, :, 0]
-        states = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction,
-                         corrected=s.corrected).states
+        path = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction, corrected=s.corrected)
+        states, log_probs = path.states, path.log_probs.cpu()
         with torch.no_grad():
             frames = self.vae.decode(states[..., -1, :].flatten(0, 1)).unflatten(0, states.shape[:2]).cpu().numpy()
-        return [Group(index, sampled.nan_to_num().cpu(), [self._penalties(row, motion) for motion in motions],
+        return [Group(index, sampled.nan_to_num().cpu(), likely, [self._penalties(row, motion) for motion in motions],
                       self.version)
-                for index, row, sampled, motions in zip(prompts.rows, rows, states, frames, strict=True)]
+                for index, row, sampled, likely, motions in zip(prompts.rows, rows, states, log_probs, frames,
+                                                                strict=True)]
 
     def _penalties(self, row: Mapping, frames: np.ndarray) -> Penalties:
         layout = self.vae.config.layout

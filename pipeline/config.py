@@ -296,6 +296,10 @@ class GdpoConfig(Section):
     sync_every: int = Field(2, ge=1, description="optimiser steps on rollouts of one behaviour policy (the paper's 8)")
     batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
     group_size: int = Field(8, ge=2, description="rollouts per prompt, G (the paper's 4)")
+    asynchronous: bool = Field(
+        False, description="sample the next iteration while this one is learnt, with weights one iteration old; a "
+        "resumed run then differs from one that went through"
+    )
     steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
     sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
     corrected: bool = Field(
@@ -538,6 +542,10 @@ class FlowJudgeConfig(Section):
     steps: int = Field(10, ge=1, description="denoise steps of the ODE that held-out windows are generated with")
     omega_speak: float = Field(1.0, ge=0, description="guidance where the actor speaks (Eq. 6); 1 = none")
     omega_listen: float = Field(1.0, ge=0, description="guidance elsewhere: the expressiveness slider")
+    ablations: bool = Field(
+        True, description="also judge the aligned policy without text, with 4 denoise steps, and without anything "
+        "after the present frame (as in Table 4)"
+    )
     omegas: list[float] = Field([3.0], description="guidance scales whose effect on listeners is measured")
     long_frames: int = Field(
         3600, ge=1, description="frames of the sequence whose last window is compared with its first (the paper's)"
@@ -626,6 +634,10 @@ class VlaGdpoConfig(Section):
     group_size: int = Field(4, ge=2, description="answers per prompt, G")
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio of a token (Eq. 10)")
     beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")
+    asynchronous: bool = Field(
+        False, description="sample the next iteration while this one is learnt, with weights one iteration old; a "
+        "resumed run then differs from one that went through"
+    )
     truncation: float = Field(
         2.0, ge=1, description="largest importance weight of a token, for what engine and learner differ in"
     )

@@ -31,6 +31,9 @@ from policies.vla.training import write_table
 
 TABLE = "{}.arrow"  # windows of a split
 SUPERVISED = "supervised"  # name of the policy of this stage
+# The aligned policy with less than it was trained with (GDPO-Listener, Table 4), and without look-ahead.
+WAYS: dict[str, dict[str, Any]] = {
+    "without text": {"without_text": True}, "4 steps": {"steps": 4}, "streaming": {"streaming": True}}
 PROMPTS = ("happy and excited", "sad and calm")  # whose effect on the face is measured; see `describe_face`
 
 
@@ -157,6 +160,9 @@ def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, r
         affect = fit_affect(made.corpus, made.corpus.layout, run)
         policies = {SUPERVISED: made.policy, name: aligned}
         rows = {"VAE": judge.coded()} | {method: judge(policy) for method, policy in policies.items()}
+        if config.judge.ablations:
+            rows |= {f"{name} {way}": judge(aligned, **keys) for way, keys in WAYS.items()}
+            rows[f"{SUPERVISED} streaming"] = judge(made.policy, streaming=True)
         listeners = judge.listeners()
         if listeners.windows:
             for method, policy in policies.items():

@@ -64,9 +64,10 @@ class FlowJudge:
         faces = faces_of(config.head, coder.config.layout.topology)
         return cls(config.judge, config.seed, [windows[i] for i in chosen], [rows[i] for i in chosen], coder, faces)
 
-    def __call__(self, policy: Path) -> dict[str, float]:
+    def __call__(self, policy: Path, **way: Any) -> dict[str, float]:
+        """Scores of the policy; `way` as in `generate`."""
         with timeline.noted("judge"):
-            return self.score(self.generate(policy))
+            return self.score(self.generate(policy, **way))
 
     def coded(self) -> dict[str, float]:
         """The recorded motion through the VAE: what coding alone costs."""
@@ -126,12 +127,18 @@ class FlowJudge:
         ratios = flame_groups.variance_ratio(last, first, [np.ones(sizes.frames, bool)] * LONG_SAMPLES)
         return {f"long/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
 
-    def generate(self, policy: Path, text: Tensor | None = None, omega: float | None = None) -> list[Motion]:
+    def generate(
+        self, policy: Path, text: Tensor | None = None, omega: float | None = None, steps: int | None = None,
+        streaming: bool = False, without_text: bool = False,
+    ) -> list[Motion]:
         """One motion of each window by the ODE, the same noise whatever the policy.
 
         Args:
             text: features (text_dim,) that stand for everybody's prompt.
             omega: guidance scale where nobody speaks, in place of `judge.omega_listen`.
+            steps: denoise steps, in place of `judge.steps`.
+            streaming: nothing after the present frame is heard or seen.
+            without_text: nobody has a prompt.
         """
         flow = checkpoint.load_flow(policy).eval()
         sizes, c, motions = flow.config, self.config, []
@@ -144,8 +151,11 @@ class FlowJudge:
             if text is not None:
                 conditions["text"] = text.expand(len(rows), -1)
                 conditions["present"][:, MODALITIES.index("text")] = True
+            if without_text:
+                conditions["present"][:, MODALITIES.index("text")] = False
             latents = generate(flow, Conditions(**conditions), draw_noise(seeds, 1, sizes.window, sizes.latent_dim),
-                               c.steps, guidance_scale(speaking, c.omega_speak, listen, sizes.downsample))
+                               steps or c.steps, guidance_scale(speaking, c.omega_speak, listen, sizes.downsample),
+                               streaming)
             motions += [self.vae.to_motion(sampled) for sampled in latents[:, 0]]
         return motions
 
@@ -215,7 +225,7 @@ def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -
     """What matters most on the terminal, all of it as a table and as JSON in the run folder, numbers in MLflow.
 
     Args:
-        rows: method -> metric -> value.
+        rows: method -> metric -> value; the terminal shows those up to `last`.
         first, last: methods that are compared.
     """
     before, after = rows[first], rows[last]
@@ -223,15 +233,19 @@ def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -
     change = {name: 100 * (after[name] / value - 1) for name, value in sizes.items() if name in after}
     coded = "; VAE = the recorded motion, coded and decoded" if "VAE" in rows else ""
     shown = Table(title=f"how held-out people move{coded}")
-    for column in ("", *rows, "change"):
+    main = 2 + list(rows).index(last)
+    heading = ["", *rows]
+    heading.insert(main, "change")
+    for column in heading[: main + 1]:
         shown.add_column(column, justify="right" if column else "left")
-    lines = [[metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()),
-              f"{change[metric]:+.0f} %" if metric in change else "-"] for metric in before]
-    for line in lines:
-        if any(part in line[0] for part in HEADLINES):
-            shown.add_row(*line)
+    lines = []
+    for metric in before:
+        line = [metric, *(f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values())]
+        line.insert(main, f"{change[metric]:+.0f} %" if metric in change else "-")
+        lines.append(line)
+        if any(part in metric for part in HEADLINES):
+            shown.add_row(*line[: main + 1])
     Console(width=120).print(shown)
-    heading = ["", *rows, "change"]
     table = "\n".join("| " + " | ".join(line) + " |" for line in [heading, ["---"] * len(heading), *lines])
     write_atomic(run.directory / "judgement.md", table + "\n")
     write_atomic(run.directory / "judgement.json", json.dumps(rows | {"change_percent": change}, indent=2))

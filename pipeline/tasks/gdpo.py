@@ -17,6 +17,7 @@ from actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
 from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
 from pipeline.data.flow import of_latents
 from pipeline.rundir import RunError
+from pipeline.tasks.ahead import OneAhead
 from pipeline.tasks.dynamics import advantages_of, reward_metrics, rewards_of
 from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
@@ -35,7 +36,8 @@ class GdpoTask(TableTask):
 
     Every `gdpo.sync_every` steps the present weights become the behaviour policy: the learner of rank 0 has its fleet
     sample new groups with them. Their log-probs are replayed by the learners, not taken from the rollout, whose sums
-    run in another order: so the ratio of the first step is exactly 1.
+    run in another order: so the ratio of the first step is exactly 1. Only where rollouts overlap learning
+    (`gdpo.asynchronous`) they are the rollout's: the weights that sampled are no longer there.
 
     Args:
         table: windows (WINDOW_SCHEMA); prompts are those in which somebody listens.
@@ -104,7 +106,7 @@ class GdpoTask(TableTask):
         metrics: dict[str, float] = {}
         if rank == 0:
             began = time.monotonic()
-            sampled = self.roll_out(flow_state(state), step)
+            sampled = self.sampled(flow_state(state), step)
             measured = [group.penalties for group in sampled]
             rewards = rewards_of(measured, self.reward)
             iteration = [(sampled, advantages_of(rewards, self.groups, self.names, self.config))]
@@ -115,6 +117,17 @@ class GdpoTask(TableTask):
         sampled, advantages = iteration[0]
         self.__dict__["replay"] = self._replayed(forward, sampled, advantages, rank, world_size)
         return metrics
+
+    def sampled(self, state: dict[str, torch.Tensor], step: int) -> list[Group]:
+        """The groups of an iteration, of the weights `state` or, where rollouts overlap learning, of those before."""
+        if not self.config.asynchronous:
+            return self.roll_out(state, step)
+        following = step + self.config.sync_every
+        return self.ahead.take(self.roll_out, state, step, following if following < self.steps else None)
+
+    @cached_property
+    def ahead(self) -> OneAhead[list[Group]]:
+        return OneAhead()
 
     def roll_out(self, state: dict[str, torch.Tensor], step: int) -> list[Group]:
         """The groups of an iteration, sampled with the weights `state`."""
@@ -140,8 +153,10 @@ class GdpoTask(TableTask):
                 device_row = self._to_device(row)
                 velocities = forward(_conditions(device_row), device_row["states"], self.config.chunk)
                 tied = replay_velocities(self.reference, Conditions(**_conditions(device_row)), device_row["states"])
-                old = self._log_probs(device_row["states"], velocities)
-                mine.append(row | {"old": old.cpu(), "reference": tied.cpu()})
+                old = self._log_probs(device_row["states"], velocities).cpu()
+                if self.config.asynchronous:  # sampled with other weights than the present ones
+                    old = groups[i].log_probs[None]
+                mine.append(row | {"old": old, "reference": tied.cpu()})
         return mine
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:

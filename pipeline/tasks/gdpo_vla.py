@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from actors.rollout import Fleet, FleetOptions
 from pipeline.config import GroupWeightsConfig, RewardConfig, VlaGdpoConfig
+from pipeline.tasks.ahead import OneAhead
 from pipeline.tasks.dynamics import advantages_of, reward_metrics, rewards_of
 from pipeline.tasks.vla import VlaTask
 from policies.flow.training import from_bytes
@@ -40,7 +41,8 @@ class VlaGdpoTask(VlaTask):
     Every `gdpo.sync_every` steps the present weights become the behaviour policy: the learner of rank 0 hands them to
     its fleet, which answers new prompts. Log-probs of the behaviour policy are computed anew by the learners, so the
     ratio of the first step is exactly 1; what the engines say of the same tokens differs a little, as other kernels
-    sum in another order, and that is corrected by truncated importance weights and reported as `mismatch`.
+    sum in another order, and that is corrected by truncated importance weights and reported as `mismatch`. The same
+    weights correct for older weights of the engines where rollouts overlap learning (`gdpo.asynchronous`).
 
     Args:
         table: prompts (LISTENER_SCHEMA).
@@ -97,7 +99,7 @@ class VlaGdpoTask(VlaTask):
         metrics: dict[str, float] = {}
         if rank == 0:
             began = time.monotonic()
-            groups = self.roll_out(state, step)
+            groups = self.sampled(state, step)
             measured = [[self.penalties(trajectory) for trajectory in group] for group in groups]
             rewards = rewards_of(measured, self.reward)
             advantages = advantages_of(rewards, self.groups, self.limits.layout.names, self.config)
@@ -109,6 +111,17 @@ class VlaGdpoTask(VlaTask):
         self.__dict__["replay"] = [self._replayed(forward, groups[i], advantages[i])
                                    for i in range(rank, len(groups), world_size)]
         return metrics
+
+    def sampled(self, state: dict[str, torch.Tensor], step: int) -> list[list[Trajectory]]:
+        """The groups of an iteration, of the weights `state` or, where rollouts overlap learning, of those before."""
+        if not self.config.asynchronous:
+            return self.roll_out(state, step)
+        following = step + self.config.sync_every
+        return self.ahead.take(self.roll_out, state, step, following if following < self.steps else None)
+
+    @cached_property
+    def ahead(self) -> OneAhead[list[list[Trajectory]]]:
+        return OneAhead()
 
     def roll_out(self, state: dict[str, torch.Tensor], step: int) -> list[list[Trajectory]]:
         """`group_size` answers to each prompt of an iteration, sampled with the weights `state`."""

@@ -282,6 +282,20 @@ def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy, tmp_path, alone):
+    task = gdpo_task(policy, tmp_path, asynchronous=True, clip=0.9, learning_rate=1e-3)
+    module, _ = refreshed(task)
+    assert task.loss(module, task.batch(0, 0, 1))[1]["ratio"].item() == pytest.approx(1, abs=1e-4)
+    descend(task, module, 2, 1e-2)
+    task.refresh(module, module.state_dict(), 2, 0, 1)
+    _, metrics = task.loss(module, task.batch(2, 0, 1))
+    assert metrics["approx_kl"].item() > 1e-4, "sampled before the last two steps, and so they are weighted"
+    old = gdpo_task(policy, tmp_path)
+    refreshed(old, step=2)
+    assert torch.equal(task.replay[0]["states"], old.replay[0]["states"]), "of the weights of the iteration before"
+    assert task.ahead._next is None, "nothing is begun after the last iteration"
+
+
 def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     """Its rewards are missing: the others are normalised without it, and its own weight is 0."""
     task = gdpo_task(policy, tmp_path)
