@@ -363,6 +363,13 @@ class TrackingConfig(Section):
     system_metrics: bool = Field(True, description="log CPU, memory and disk during the run")
 
 
+class StorageConfig(Section):
+    uri: str | None = Field(
+        None, description="where finished phases are copied, under the run directory's name: s3://bucket/runs, a "
+        "folder, anything fsspec knows (s3 needs s3fs); `--resume` fetches a run directory that is not there"
+    )
+
+
 class ClusterConfig(Section):
     address: str | None = Field(None, description="Ray address; empty = the job's cluster, or a local one")
     cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty = the machine's")
@@ -399,6 +406,7 @@ class RecipeConfig(Section):
     seed: int = Field(0, description="seeds data order, initial weights, sampling and simulated raters")
     corpus: CorpusConfig = CorpusConfig()
     tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
 
 
 class PrepareConfig(RecipeConfig):

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline import config as cfg
+from pipeline.storage import Mirror, StorageError
 from pipeline.tune_config import SUBJECTS as TUNED
 from pipeline.tune_config import TuneDpoConfig
 
@@ -59,9 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     overrides = subject + args.overrides + rest + options
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
+        if args.resume and not run_dir.exists():
+            _fetch(run_dir.absolute(), overrides)
         module, config_type, overrides = _recipe_of(args.recipe, args.subject, file, overrides)
         config = cfg.load_config(config_type, file, overrides)
-    except cfg.ConfigError as error:
+    except (cfg.ConfigError, StorageError) as error:
         print(f"rapport {args.recipe}: {error}", file=sys.stderr)
         return 2
 
@@ -91,6 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _fetch(run_dir: Path, overrides: list[str]) -> None:
+    """A run directory that is not there, from the storage that `storage.uri=URI` names."""
+    for text in overrides:
+        key, _, uri = text.partition("=")
+        if key == "storage.uri" and not Mirror(uri, run_dir).fetch():
+            raise StorageError(f"nothing to resume: neither {run_dir} nor {uri} has a run {run_dir.name}")
+
+
 def _recipe_of(
     recipe: str, subject: str | None, file: Path | None, overrides: list[str]
 ) -> tuple[str, type[cfg.RecipeConfig], list[str]]:
@@ -116,7 +127,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from policies.vla.loading import CheckpointError
     from rewards.ratings import RatingError
 
-    return (RunError, TrackingError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError, CandidateError,
+    return (RunError, StorageError, TrackingError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError, CandidateError,
             RatingError)
 
 

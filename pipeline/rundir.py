@@ -16,6 +16,7 @@ from typing import Any
 
 from actors import timeline
 from pipeline.config import RecipeConfig, flatten, to_yaml
+from pipeline.storage import Mirror
 from pipeline.tracking import MetricLogger, TrackedRun, Tracker
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers", "accelerate", "datasets", "pyarrow", "mlflow", "numpy")
@@ -60,6 +61,7 @@ class Workspace:
     def __init__(self, config: RecipeConfig, directory: Path, prefix: str = ""):
         self.config, self.directory = config, directory
         self.tracker: TrackedRun
+        self.mirror: Mirror | None = None
         self.summary: dict[str, Any] = {"engines": {}, "timings_s": {}, "counts": {}, "metrics": {}, "artifacts": {}}
         self._done, self._prefix = directory / "phases", prefix
 
@@ -68,6 +70,7 @@ class Workspace:
         """A part with phases of its own: a folder below, a summary within `summary["parts"]`, a nested MLflow run."""
         part = Workspace(config, self.directory / name, f"{self._prefix}{name}/")
         part._done.mkdir(parents=True, exist_ok=True)
+        part.mirror = self.mirror
         id_file = part.directory / "mlflow_run_id"
         part.tracker = self.tracker.part(name, id_file.read_text() if id_file.is_file() else None)
         write_atomic(id_file, part.tracker.run_id)
@@ -100,7 +103,9 @@ class Workspace:
             try:
                 result = work(phase)
                 finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
+                self._push(folder)
                 write_atomic(marker, json.dumps(finished, indent=2))
+                self._push(marker)
             except BaseException:
                 self.tracker.end_phase(phase.logger, failed=True)
                 raise
@@ -112,6 +117,11 @@ class Workspace:
         self.summary["engines"] |= finished["result"].get("engines", {})
         self.summary["artifacts"] |= finished["result"].get("artifacts", {})
         return finished["result"]
+
+
+    def _push(self, *files: Path) -> None:
+        for file in files if self.mirror is not None else ():
+            self.mirror.push(file)
 
 
 class Run(Workspace):
@@ -126,6 +136,8 @@ class Run(Workspace):
         self.recipe, self.summary_path = recipe, directory / "summary.json"
         text = to_yaml(config)
         stored = directory / "config.yaml"
+        if config.storage.uri is not None:
+            self.mirror = Mirror(config.storage.uri, directory)
         if resume:
             if not stored.is_file():
                 raise RunError(f"nothing to resume: {stored} does not exist")
@@ -146,6 +158,7 @@ class Run(Workspace):
         tracking = self.config.tracking
         self.tracker = Tracker(tracking.uri, tracking.experiment, self.directory, earlier, tracking.system_metrics)
         write_atomic(id_file, self.tracker.run_id)
+        self._push(self.directory / "config.yaml", id_file)
         if earlier is None:
             self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
         print(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}", flush=True)
@@ -158,6 +171,7 @@ class Run(Workspace):
         if error is not None:
             self.summary["error"] = "".join(traceback.format_exception_only(error)).strip()
         write_atomic(self.summary_path, json.dumps(self.summary, indent=2, default=str) + "\n")
+        self._push(*(file for file in self.directory.iterdir() if file.is_file()))
         self.tracker.log_artifact(self.summary_path)
         self.tracker.log_artifact(self.directory / "config.yaml")
         self.tracker.close(failed=error is not None)

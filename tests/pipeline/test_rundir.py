@@ -1,6 +1,7 @@
 """Run directories: nothing overwritten, nothing done twice, a summary whatever happens."""
 
 import json
+import shutil
 
 import pytest
 
@@ -195,3 +196,45 @@ def test_a_part_that_fails_says_so_and_is_done_again(tmp_path):
     with start(tmp_path / "run", resume=True) as run, run.part("a", PrepareConfig()) as part:
         part.once("x", lambda phase: pytest.fail("done before"))
     assert run.tracker.parts["a"].failed is False
+
+
+def test_finished_phases_are_copied_and_a_lost_run_directory_is_fetched(tmp_path, monkeypatch):
+    uri, place = (tmp_path / "bucket").as_uri(), tmp_path / "node" / "run"
+
+    def once(run, name, fails=False):
+        def work(phase):
+            (phase.directory / "made.txt").write_text(name)
+            (phase.directory / ".hidden").write_text("no")
+            if fails:
+                raise OSError("node gone")
+            return {"counts": {name: 1}}
+
+        return run.once(name, work)
+
+    with pytest.raises(OSError, match="node gone"), start(place, storage={"uri": uri}) as run:
+        once(run, "first")
+        once(run, "second", fails=True)
+    copy = tmp_path / "bucket" / "run"
+    assert (copy / "first" / "made.txt").read_text() == "first" and (copy / "phases" / "first.json").is_file()
+    assert not (copy / "first" / ".hidden").exists() and not (copy / "phases" / "second.json").exists()
+    assert json.loads((copy / "summary.json").read_text())["status"] == "failed"
+    shutil.rmtree(place)
+
+    done = []
+
+    def recipe(config, run):
+        for name in ("first", "second"):
+            done.append((name, run.once(name, lambda phase: {"counts": {phase.name: 1}})))
+
+    monkeypatch.setattr("pipeline.recipes.prepare.run", recipe)
+    assert main(["prepare", "--resume", "--run-dir", str(place), f"storage.uri={uri}"]) == 0
+    assert (place / "first" / "made.txt").read_text() == "first" and len(done) == 2
+    assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
+
+
+def test_storage_that_cannot_be_reached_is_named(tmp_path, capsys):
+    run_dir = str(tmp_path / "run")
+    assert main(["prepare", "storage.uri=nowhere://x", "--run-dir", run_dir]) == 2
+    assert "storage.uri=nowhere://x" in capsys.readouterr().err
+    assert main(["prepare", "--resume", f"storage.uri={(tmp_path / 'empty').as_uri()}", "--run-dir", run_dir]) == 2
+    assert "nothing to resume" in capsys.readouterr().err

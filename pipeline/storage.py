@@ -1,0 +1,54 @@
+"""A run kept elsewhere: finished phases are copied to any storage that fsspec knows (S3, GCS, NFS, a folder)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+
+
+class StorageError(RuntimeError):
+    """The storage cannot be reached as asked."""
+
+
+class Mirror:
+    """The copy of a run directory below `uri`, under the directory's name.
+
+    A phase is copied file by file and its marker (`phases/NAME.json`) last, so that a copy that was cut off is not
+    taken for a finished phase.
+    """
+
+    def __init__(self, uri: str, directory: Path):
+        try:
+            self._files, root = fsspec.core.url_to_fs(uri)
+            self._files.makedirs(root, exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:
+            raise StorageError(f"storage.uri={uri}: {error}") from error
+        self.uri, self._directory = f"{uri.rstrip('/')}/{directory.name}", directory
+        self._root = f"{root.rstrip('/')}/{directory.name}"
+
+    def push(self, path: Path) -> None:
+        """Copy a file of the run directory, or all files of a folder in it, hidden ones left out."""
+        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        for file in found:
+            name = file.relative_to(self._directory)
+            if any(part.startswith(".") for part in name.parts):
+                continue
+            target = f"{self._root}/{name.as_posix()}"
+            self._files.makedirs(os.path.dirname(target), exist_ok=True)
+            self._files.put_file(str(file), target)
+
+    def fetch(self) -> bool:
+        """Fill the run directory, which is not there, from the copy; False when there is none."""
+        if not self._files.exists(f"{self._root}/config.yaml"):
+            return False
+        partial = self._directory.with_name(f".{self._directory.name}.fetched")
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in self._files.find(self._root):
+            target = partial / os.path.relpath(name, self._root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(name, str(target))
+        partial.rename(self._directory)
+        return True
