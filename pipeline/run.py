@@ -127,8 +127,8 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from policies.vla.loading import CheckpointError
     from rewards.ratings import RatingError
 
-    return (RunError, StorageError, TrackingError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError, CandidateError,
-            RatingError)
+    return (RunError, StorageError, TrackingError, CorpusError, CheckpointError, LayoutError, AssetError, AudioError,
+            CandidateError, RatingError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -111,11 +111,14 @@ class RayCluster:
             self.kill(node)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess:
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        return self.job("submit", "--working-dir", ".", *options, "--", *entrypoint)
+
+    def job(self, command: str, *arguments: str) -> subprocess.CompletedProcess:
+        """`ray job COMMAND`."""
         return subprocess.run(
-            [self.bin / "ray", "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}", "--working-dir", ".",
-             "--", *entrypoint],
-            cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
+            [self.bin / "ray", "job", command, "--address", f"http://127.0.0.1:{self.dashboard}", *arguments], cwd=ROOT,
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,17 @@ def test_a_submitted_job_that_fails_says_so(ray_cluster, tmp_path):
     assert "unknown key 'corpus.train_clip'" in process.stdout and "corpus.train_clips" in process.stdout
 
 
+def test_a_job_can_be_left_alone_and_asked_about(ray_cluster):
+    submitted = ray_cluster.submit("python", "-m", "pipeline.run", "prepare", "--print-config",
+                                   options=("--no-wait", "--submission-id", "left-alone"))
+    assert submitted.returncode == 0 and "train_clips" not in submitted.stdout
+    deadline = time.monotonic() + 120
+    while "SUCCEEDED" not in (status := ray_cluster.job("status", "left-alone").stdout.upper()):
+        assert "FAILED" not in status and time.monotonic() < deadline, status
+        time.sleep(0.5)
+    assert "train_clips: 1024" in ray_cluster.job("logs", "left-alone").stdout
+
+
 def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_path):
     """Two raylets, an engine on each; one is killed, the other does its work, and that of a second round."""
     folder, _, _ = dpo_run

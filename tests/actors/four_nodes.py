@@ -1,0 +1,121 @@
+"""What test_four_nodes.py starts on a cluster of four nodes: each phase of a run on marked nodes, each losing one.
+
+Arguments: checkpoint, corpus, folder. It says `LOSE NAME` for a node that it wants killed and waits for a line; the
+last line is what it found, as JSON.
+"""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray.util import placement_group_table
+
+from actors.cluster import ClusterError, reserve
+from actors.learner import LearnerOptions, fit
+from actors.pool import Pool
+from actors.render import Panel, RenderOptions, RenderPool, VideoJob
+from actors.reward import Group, PanelOptions, RewardPool
+from actors.rollout import Fleet, FleetOptions
+from pipeline.config import PolicyConfig, SftConfig
+from pipeline.data.store import Corpus
+from pipeline.data.vla import examples, prompt_of
+from pipeline.tasks.sft import SftTask
+from policies.motion import Layout, Motion
+from policies.vla.loading import load_checkpoint
+from policies.vla.training import SFT_SCHEMA, write_table
+
+LAYOUT = Layout((("expr", 4), ("rot", 3), ("jaw", 3)), 25, "builtin")
+ITEMS = 24
+
+
+def names() -> dict[str, str]:
+    """Node id -> its own resource."""
+    return {node["NodeID"]: next((r for r in node["Resources"] if r.startswith("n-")), "head") for node in ray.nodes()}
+
+
+def home(actor) -> str:
+    node = ray.get(actor.__ray_call__.remote(lambda self: __import__("ray").get_runtime_context().get_node_id()))
+    return names()[node]
+
+
+def lose(name: str) -> None:
+    print(f"LOSE {name}", flush=True)
+    sys.stdin.readline()
+
+
+def worked_through(pool: Pool, stream) -> dict:
+    """Where the pool's workers stood, and what came out of `stream` although a node was lost in the middle."""
+    homes, seen = [home(actor) for actor in pool._actors], []
+    for item in stream:
+        if not seen:
+            lose(homes[0])
+        seen.append(item)
+    return {"homes": homes, "seen": sorted(seen), "lost": pool.lost}
+
+
+def main(checkpoint: str, corpus: str, folder: Path) -> dict:
+    ray.init(address="auto", log_to_driver=False)
+    found, policy, clips = {}, load_checkpoint(Path(checkpoint)), list(Corpus(corpus).clips("train"))
+    try:
+        reserve([{"CPU": 0.1, "gpu-node": 0.001}], "rollout fleet", 2)
+    except ClusterError as error:
+        found["refused"] = str(error)
+
+    options = FleetOptions("hf", 2, 0.1, 0, 1, 1, "float32", 0.5, 1, 1, 1.0, 1e-3, 120, 120, "rollout")
+    prompts = [prompt_of(clips[i % len(clips)], policy) for i in range(ITEMS)]
+    with Fleet(Path(checkpoint), policy.model, options, prompts[0], 4) as fleet:
+        fleet.ready()
+        nodes = names()
+        groups = [nodes[node] for group in fleet._groups
+                  for node in placement_group_table(group)["bundles_to_node_id"].values()]
+        sampled = ([t.prompt_id for t in batch] for batch in fleet.generate(iter(prompts), 1, 0))
+        found["rollout"] = worked_through(fleet, (batch[0] for batch in sampled)) | {"groups": groups}
+    found["prompts"] = sorted(p.prompt_id for p in prompts)
+
+    motion = Motion(0.1 * np.random.default_rng(0).normal(size=(50, LAYOUT.dim)), LAYOUT)
+    render = RenderOptions(None, None, size=64, supersample=1, codec="libx264", crf=23)
+    with RenderPool(render, 2, 0.1, 120, 4, "render") as pool:
+        jobs = (VideoJob(folder / f"{i}.mp4", (Panel("SFT", motion),), None) for i in range(ITEMS))
+        found["render"] = worked_through(pool, (int(path.stem) for path, _ in pool.render(jobs)))
+    with RewardPool(PanelOptions(2, {}, None, None), 2, 0.1, 120, 4, "render") as pool:
+        groups = (Group(str(i), {"a": motion}, None, None, None, None) for i in range(ITEMS))
+        found["reward"] = worked_through(pool, (int(group.prompt_id) for group, _ in pool.rate(groups, 0)))
+
+    write_table(folder / "examples.arrow", examples(clips, policy), SFT_SCHEMA)
+    home_file = folder / "learner"
+
+    class Watched(SftTask):
+        """Says where its learner of rank 0 runs, and is not too fast to be caught."""
+
+        def batch(self, step, rank, world_size):
+            if rank == 0:
+                home_file.write_text(ray.get_runtime_context().get_node_id())
+            time.sleep(0.3)
+            return super().batch(step, rank, world_size)
+
+    task = Watched(checkpoint, str(folder / "examples.arrow"), PolicyConfig(), 0, SftConfig(steps=8, batch_size=4))
+    steps, lost = folder / "learning" / "steps.jsonl", []
+
+    def lose_a_learner() -> None:
+        while not (steps.is_file() and len(steps.read_text().splitlines()) >= 3):
+            time.sleep(0.02)
+        lost.append(names()[home_file.read_text()])
+        lose(lost[0])
+
+    thread = threading.Thread(target=lose_a_learner)
+    thread.start()
+    learner = LearnerOptions(2, 0.3, 0, 1, 2, 1.0, 1, 2, 300, "learner")
+    result = fit(task, learner, folder / "learning", lambda values, step: None, lambda text: None)
+    thread.join()
+    found["learner"] = {"lost": lost, "steps": result["steps"], "home": names()[home_file.read_text()],
+                        "logged": [json.loads(line)["step"] for line in steps.read_text().splitlines()],
+                        "policy": (folder / "learning" / "policy" / "model.safetensors").is_file()}
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))), flush=True)
