@@ -561,10 +561,17 @@ class FlowJudgeConfig(Section):
     windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
 
 
+STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # keys and sections that say how AR-Flow is trained
+
+
 class FlowRecipeConfig(RecipeConfig):
     """What recipes take that train AR-Flow."""
 
     policy: Literal["flow"] = Field("flow", description="the policy; vla = another recipe with other keys")
+    imitation: Path | None = Field(
+        None, description="folder of a run of `gdpo` or `dpo policy=flow` whose corpus, encoded windows, motion VAE and "
+        "supervised AR-Flow are used; empty = made anew"
+    )
     cluster: ClusterConfig = ClusterConfig()
     head: HeadConfig = HeadConfig()
     learner: LearnerConfig = LearnerConfig(checkpoint_every=80)
@@ -577,6 +584,13 @@ class FlowRecipeConfig(RecipeConfig):
     flow: FlowConfig = FlowConfig()
     rollout: FlowRolloutConfig = FlowRolloutConfig()
     judge: FlowJudgeConfig = FlowJudgeConfig()
+
+    @model_validator(mode="after")
+    def _one_imitation(self) -> FlowRecipeConfig:
+        given = [name for name in STAGE_ONE if getattr(self, name) != type(self).model_fields[name].default]
+        if self.imitation is not None and given:
+            raise ValueError(f"imitation=RUN_DIR brings its own {', '.join(STAGE_ONE)}: leave {', '.join(given)} out")
+        return self
 
     @model_validator(mode="after")
     def _stage_one_batches_can_be_shared(self) -> FlowRecipeConfig:

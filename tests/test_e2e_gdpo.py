@@ -1,4 +1,4 @@
-"""The recipe `gdpo` as a person starts it, very small. That a killed learner goes on: actors/test_gdpo_learner.py."""
+"""`gdpo`, `dpo policy=flow` and `gdpo policy=vla` as a person starts them, very small."""
 
 import json
 import os
@@ -17,13 +17,24 @@ LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "cor
         "judge.long_frames=96", "tracking.system_metrics=false"]
 
 
-def test_gdpo_runs_from_the_corpus_to_the_judgement(tmp_path):
-    folder = tmp_path / "run"
+def finished(recipe, folder, *keys):
+    """The summary of a run that ended well."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.run([sys.executable, "-m", "pipeline.run", "gdpo", "--run-dir", str(folder), *LEAN], cwd=ROOT,
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
+    process = subprocess.run([sys.executable, "-m", "pipeline.run", recipe, "--run-dir", str(folder), *map(str, keys)],
+                             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             timeout=500)
     assert process.returncode == 0, process.stdout[-6000:]
-    summary = json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def gdpo_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "gdpo"
+    return folder, finished("gdpo", folder, *LEAN)
+
+
+def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
+    folder, summary = gdpo_run
     assert (summary["status"], summary["counts"]["gdpo_steps"], summary["counts"]["rollouts"]) == ("finished", 4, 16)
     assert summary["engines"]["gdpo_learner"]["world_size"] == 2 and "tiny-t5" in summary["engines"]["encoders"]["text"]
     metrics = summary["metrics"]
@@ -36,3 +47,36 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(tmp_path):
     lines = [json.loads(line) for line in (folder / "gdpo" / "steps.jsonl").read_text().splitlines()]
     assert ["reward/expr" in line for line in lines] == [True, False] * 2
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-6)
+
+
+def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
+    folder, _ = gdpo_run
+    summary = finished("dpo", tmp_path / "run", "policy=flow", f"imitation={folder}", "rollout.workers=1",
+                       "rollout.prompts=12", "rollout.samples=2", "rollout.steps=2", "raters.workers=1", "raters.count=2",
+                       "dpo.epochs=1", "dpo.batch_size=4", "learner.world_size=1", "judge.windows=4",
+                       "judge.ablations=false", "judge.omegas=[2]", "judge.long_frames=96", "judge.steps=2",
+                       "tracking.system_metrics=false")
+    assert summary["counts"]["candidates"] == 12 * 3 and summary["counts"]["ratings"] == 12 * 3 * 2
+    assert summary["engines"]["dpo_learner"]["name"] == "deepspeed" and "SIMULATED" in summary["engines"]["raters"]
+    assert "vae_learner" not in summary["engines"] and set(summary["metrics"]["judgement"]) == {
+        "VAE", "supervised", "Flow-DPO"}
+    rating = summary["metrics"]["simulated_rating"]
+    assert rating["change"]["mean"] == pytest.approx(rating["Flow-DPO"]["mean"] - rating["supervised"]["mean"])
+    first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tmp_path):
+    summary = finished("gdpo", tmp_path / "run", "policy=vla", "corpus.kind=parquet", f"corpus.root={tiny_corpus.path}",
+                       "corpus.seconds=1", f"sft.checkpoint={tiny_checkpoint}", "rollout.workers=1",
+                       "raters.workers=1", "raters.count=2", "gdpo.iterations=2", "gdpo.batch_size=2",
+                       "gdpo.group_size=2", "learner.world_size=1", "evaluation.prompts=4", "evaluation.bootstrap=100",
+                       "tracking.system_metrics=false")
+    assert summary["engines"]["rollout"]["name"] == "vllm" and summary["counts"]["rollouts"] == 2 * 2 * 2 * 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "gdpo" / "steps.jsonl").read_text().splitlines()]
+    assert ["reward/expr" in line for line in lines] == [True, False] * 2
+    for line in lines[::2]:
+        assert line["ratio"] == pytest.approx(1, abs=1e-5), "on-policy after a refresh"
+        assert 0 < line["mismatch_max"] < 1e-3 and line["truncated"] == 0
+    assert set(summary["metrics"]["judgement"]) == {"SFT", "GDPO"}
+    assert "listen/variance_ratio/jaw" in summary["metrics"]["after"]

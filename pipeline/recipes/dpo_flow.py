@@ -20,7 +20,7 @@ from pipeline.config import FlowDpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH
 from pipeline.data.flow import LISTENER
 from pipeline.recipes.evaluate import JUDGES, group_of, interval_json, reward_pool
-from pipeline.recipes.flow import SUPERVISED, Imitation, imitate, judge, judge_of
+from pipeline.recipes.flow import SUPERVISED, Imitation, as_trained, imitate, judge, judge_of
 from pipeline.recipes.sft import learn
 from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
@@ -38,6 +38,7 @@ CANDIDATE_SCHEMA = pa.schema({"clip_id": pa.string(), "candidate_id": pa.string(
 
 
 def run(config: FlowDpoRecipeConfig, run: Run) -> None:
+    config = as_trained(config)
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
         made = imitate(config, run)

@@ -5,20 +5,22 @@ What `gdpo` and `dpo policy=flow` start from, and how both are judged.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import yaml
 
-from pipeline.config import EncodersConfig, FlowRecipeConfig
+from pipeline.config import STAGE_ONE, EncodersConfig, FlowRecipeConfig
 from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
 from pipeline.data.store import LABELS, Corpus, load_labels
 from pipeline.recipes.evaluate import fit_affect
 from pipeline.recipes.flow_judge import FlowJudge, report
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.sft import learn
-from pipeline.rundir import Phase, Run
+from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.flow import FlowTask
 from pipeline.tasks.vae import VaeTask
 from policies.flow import checkpoint
@@ -29,6 +31,7 @@ from policies.flow.training import MOTION_SCHEMA
 from policies.flow.vae import MotionVAE
 from policies.vla.training import write_table
 
+RecipeOfFlow = TypeVar("RecipeOfFlow", bound=FlowRecipeConfig)
 TABLE = "{}.arrow"  # windows of a split
 SUPERVISED = "supervised"  # name of the policy of this stage
 # The aligned policy with less than it was trained with (GDPO-Listener, Table 4), and without look-ahead.
@@ -54,11 +57,44 @@ class Imitation(NamedTuple):
         return self.tables / TABLE.format(split)
 
 
+def as_trained(config: RecipeOfFlow) -> RecipeOfFlow:
+    """The config with the stage 1 of the run that `imitation` names, where it names one."""
+    if config.imitation is None:
+        return config
+    file = config.imitation / "config.yaml"
+    if not file.is_file():
+        raise RunError(f"imitation={config.imitation}: no config.yaml there; it must be the folder of a run of `gdpo` or "
+                       "`dpo policy=flow`")
+    given = yaml.safe_load(file.read_text())
+    try:
+        earlier = FlowRecipeConfig.model_validate({name: given[name] for name in STAGE_ONE})
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{file}: {error}\nThat run is of another recipe or version") from error
+    return config.model_copy(update={name: getattr(earlier, name) for name in STAGE_ONE})
+
+
 def imitate(config: FlowRecipeConfig, run: Run) -> Imitation:
+    """Stage 1, or that of the run that `imitation` names."""
+    if config.imitation is not None:
+        return earlier(config.imitation, run)
     corpus = prepare(config.corpus, run)
     vae = train_vae(config, corpus, run)
     tables = encode(config, corpus, vae, run)
     return Imitation(corpus, vae, tables, train_flow(config, corpus, vae, tables, run))
+
+
+def earlier(directory: Path, run: Run) -> Imitation:
+    """What stage 1 of an earlier run left."""
+    file = directory / "summary.json"
+    found = json.loads(file.read_text())["artifacts"] if file.is_file() else {}
+    names = ("corpus", "vae_policy", "encode_tables", "flow_policy")
+    gone = [name for name in names if name not in found or not Path(found[name]).exists()]
+    if gone:
+        raise RunError(f"imitation={directory}: that run has no {', '.join(gone)}; it must be a finished one of `gdpo` "
+                       "or `dpo policy=flow`")
+    corpus, vae, tables, policy = (Path(found[name]) for name in names)
+    run.summary["artifacts"] |= {name: found[name] for name in names}
+    return Imitation(Corpus(corpus), vae, tables, policy)
 
 
 def people(config: FlowRecipeConfig, corpus: Corpus, split: str) -> Iterator[Window]:
@@ -113,9 +149,10 @@ def encode(config: FlowRecipeConfig, corpus: Corpus, vae: Path, run: Run) -> Pat
         if clip.listener_audio is None or clip.speaker_audio is None:
             phase.say("no sound of both people: who has none speaks as the corpus' roles say, the speaker throughout")
         encoders = {"text": features.text.name, "audio": features.audio.name}
-        return {"counts": counts, "engines": {"encoders": encoders}, "tables": str(phase.directory)}
+        made = {"encode_tables": str(phase.directory)}
+        return {"counts": counts, "engines": {"encoders": encoders}, "artifacts": made}
 
-    return Path(run.once("encode", work)["tables"])
+    return Path(run.once("encode", work)["artifacts"]["encode_tables"])
 
 
 def load_encoders(config: EncodersConfig, cache: Path) -> Features:

@@ -9,7 +9,7 @@ from actors.cluster import cluster
 from actors.flow_rollout import FlowFleetOptions
 from actors.learner import Milestones
 from pipeline.config import GdpoRecipeConfig
-from pipeline.recipes.flow import Imitation, imitate, judge
+from pipeline.recipes.flow import Imitation, as_trained, imitate, judge
 from pipeline.recipes.sft import learn
 from pipeline.rundir import Phase, Run, Workspace
 from pipeline.tasks.gdpo import GdpoTask
@@ -20,6 +20,7 @@ from rewards.dynamics import motion_limits
 
 
 def run(config: GdpoRecipeConfig, run: Run) -> None:
+    config = as_trained(config)
     with cluster(config.cluster.address, config.cluster.cpus) as where:
         print(f"  {where}", flush=True)
         made = imitate(config, run)
