@@ -569,8 +569,8 @@ class FlowRecipeConfig(RecipeConfig):
 
     policy: Literal["flow"] = Field("flow", description="the policy; vla = another recipe with other keys")
     imitation: Path | None = Field(
-        None, description="folder of a run of `gdpo` or `dpo policy=flow` whose corpus, encoded windows, motion VAE and "
-        "supervised AR-Flow are used; empty = made anew"
+        None, description="folder of a run of `gdpo` or `dpo policy=flow` whose corpus, encoded windows, motion VAE "
+        "and supervised AR-Flow are used; empty = made anew"
     )
     cluster: ClusterConfig = ClusterConfig()
     head: HeadConfig = HeadConfig()

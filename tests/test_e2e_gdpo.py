@@ -52,8 +52,8 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
 def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     folder, _ = gdpo_run
     summary = finished("dpo", tmp_path / "run", "policy=flow", f"imitation={folder}", "rollout.workers=1",
-                       "rollout.prompts=12", "rollout.samples=2", "rollout.steps=2", "raters.workers=1", "raters.count=2",
-                       "dpo.epochs=1", "dpo.batch_size=4", "learner.world_size=1", "judge.windows=4",
+                       "rollout.prompts=12", "rollout.samples=2", "rollout.steps=2", "raters.workers=1",
+                       "raters.count=2", "dpo.epochs=1", "dpo.batch_size=4", "learner.world_size=1", "judge.windows=4",
                        "judge.ablations=false", "judge.omegas=[2]", "judge.long_frames=96", "judge.steps=2",
                        "tracking.system_metrics=false")
     assert summary["counts"]["candidates"] == 12 * 3 and summary["counts"]["ratings"] == 12 * 3 * 2

@@ -63,8 +63,8 @@ def as_trained(config: RecipeOfFlow) -> RecipeOfFlow:
         return config
     file = config.imitation / "config.yaml"
     if not file.is_file():
-        raise RunError(f"imitation={config.imitation}: no config.yaml there; it must be the folder of a run of `gdpo` or "
-                       "`dpo policy=flow`")
+        raise RunError(f"imitation={config.imitation}: no config.yaml there; it must be the folder of a run of `gdpo` "
+                       "or `dpo policy=flow`")
     given = yaml.safe_load(file.read_text())
     try:
         earlier = FlowRecipeConfig.model_validate({name: given[name] for name in STAGE_ONE})
