@@ -88,7 +88,7 @@ class VlaGdpoTask(VlaTask):
     def prompt(self, index: int) -> Prompt:
         row, sizes = self.rows[index], self.checkpoint.model.config
         frames = None if row["frames"] is None else np.frombuffer(row["frames"], np.uint8).reshape(
-            sizes.frames, sizes.image_size, sizes.image_size, 3)
+            sizes.frames, sizes.image_size, sizes.image_size, 3).copy()
         return Prompt(str(index), np.array(row["prompt"]), frames)
 
     def refresh(
