@@ -7,7 +7,16 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.config import DpoRecipeConfig, GdpoRecipeConfig, RecipeConfig, Section, flatten, near_keys, set_key
+from pipeline.config import (
+    DpoRecipeConfig,
+    GdpoConfig,
+    GdpoRecipeConfig,
+    RecipeConfig,
+    Section,
+    flatten,
+    near_keys,
+    set_key,
+)
 from pipeline.search_space import FORMS, Domain, parse_domain
 
 
@@ -139,6 +148,7 @@ class TuneGdpoConfig(GdpoRecipeConfig, Sweep):
     RECIPE: ClassVar = GdpoRecipeConfig
     SECTIONS: ClassVar = ("gdpo", "reward", "groups")
     subject: Literal["gdpo"] = Field("gdpo", description="the recipe whose keys are swept")
+    gdpo: GdpoConfig = GdpoConfig(iterations=40)  # enough to tell settings apart, and eight trials in 25 minutes
     tune: GdpoTune = GdpoTune()
 
 

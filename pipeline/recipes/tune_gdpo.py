@@ -13,7 +13,7 @@ import numpy as np
 from actors.learner import Milestones
 from pipeline.config import GdpoRecipeConfig
 from pipeline.data.store import Corpus
-from pipeline.recipes.flow import Imitation, imitate, judge_of
+from pipeline.recipes.flow import Imitation, as_trained, imitate, judge_of
 from pipeline.recipes.flow_judge import FlowJudge
 from pipeline.recipes.gdpo import post_train
 from pipeline.recipes.tune_dpo import with_interval
@@ -49,6 +49,7 @@ class GdpoTrials:
 @contextmanager
 def shared(config: GdpoRecipeConfig, run: Run) -> Iterator[tuple[GdpoTrials, Callable[[Path], dict[str, float]]]]:
     """Corpus, motion VAE, encoded tables and supervised AR-Flow, once; and a judge."""
+    config = as_trained(config)
     made = imitate(config, run)
     judge = judge_of(config, made)
 
