@@ -1,4 +1,4 @@
-# make dpo | make test | make ui | make lint | make clean     (EXTRA=cuda on machines with NVIDIA GPUs)
+# make dpo | make test | make test-long | make ui | make lint | make clean     (EXTRA=cuda on machines with NVIDIA GPUs)
 PYTHON ?= python3.11
 EXTRA  ?= cpu
 VENV   := .venv
@@ -7,16 +7,20 @@ LOCK   := infra/requirements/$(EXTRA).lock
 READY  := $(VENV)/.ready-$(EXTRA)
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: dpo test lint ui clean install
+.PHONY: dpo test test-long lint ui clean install
 
 dpo: $(READY)
 	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR)
 
 # Fast tests first, then the real engines, then whole recipes.
 test: lint
-	$(PY) -m pytest -m "not engine and not e2e"
-	$(PY) -m pytest -m "engine"
-	$(PY) -m pytest -m "e2e"
+	$(PY) -m pytest -m "not engine and not e2e and not long"
+	$(PY) -m pytest -m "engine and not long"
+	$(PY) -m pytest -m "e2e and not long"
+
+# What CI has no time for: nodes, learners and whole runs that are killed.
+test-long: $(READY)
+	$(PY) -m pytest -m "long"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

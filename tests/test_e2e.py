@@ -227,6 +227,7 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     assert 0 < summary["timeline"]["idle_share"] < 1 and summary["timeline"]["engine_s"] > 0
 
 
+@pytest.mark.long
 def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
     """`kill -9` of the whole recipe, then --resume; the main job's SFT went through."""
     whole, killed = dpo_run[0] / "sft", tmp_path / "killed" / "sft"

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import DpoRecipeConfig, load_config
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
 LEAN = ["rollout.prompts=8", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4", "evaluation.prompts=4",
         "corpus.kind=parquet", "corpus.seconds=1", "rollout.workers=1", "raters.workers=1", "cluster.preflight=false",

@@ -17,7 +17,7 @@ def test_no_mark_asks_for_nothing():
     assert on_nodes(None) == {} and on_nodes("render") == {"render": 0.001}
 
 
-@pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_every_phase_stands_where_it_is_planned_and_survives_a_lost_node(
     ray_cluster, tiny_corpus, tiny_checkpoint, tmp_path
