@@ -38,7 +38,8 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     assert (summary["status"], summary["counts"]["gdpo_steps"], summary["counts"]["rollouts"]) == ("finished", 4, 16)
     assert summary["engines"]["gdpo_learner"]["world_size"] == 2 and "tiny-t5" in summary["engines"]["encoders"]["text"]
     metrics = summary["metrics"]
-    assert set(metrics["judgement"]) == {"VAE", "supervised", "GDPO"}
+    assert set(metrics["judgement"]) == {"VAE", "supervised", "GDPO", "GDPO without text", "GDPO 4 steps",
+                                         "GDPO streaming", "supervised streaming"}
     for row in metrics["judgement"].values():
         assert {"listen/unils/FDD", "listen/gdpo_paper/PDD", "listen/variance_ratio/expr", "speak/unils/LVE",
                 "listen/P-FD/rot", "listen/rPCC/eyelid"} <= set(row)

@@ -6,7 +6,7 @@ Ratings, scores and pairs are those of `dpo`; the policy, its candidates and its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from actors.cluster import cluster
 from actors.flow_rollout import FlowFleet, FlowFleetOptions, Sampling
-from actors.reward import RewardPool
+from actors.reward import Group, RewardPool
 from pipeline.config import FlowDpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH
 from pipeline.data.flow import LISTENER
+from pipeline.data.store import Corpus
 from pipeline.recipes.evaluate import JUDGES, group_of, interval_json, reward_pool
 from pipeline.recipes.flow import SUPERVISED, Imitation, as_trained, imitate, judge, judge_of
 from pipeline.recipes.sft import learn
@@ -103,7 +104,7 @@ def rate(
         def motions(group: dict[str, bytes]) -> dict[str, Motion]:
             return {i: vae.to_motion(from_bytes(x, -1, vae.config.latent_dim)) for i, x in group.items()}
 
-        watched = (group_of(made.corpus.clip(i), motions(group)) for i, group in read_groups(answers).items())
+        watched = (shown(made.corpus, i, motions(group)) for i, group in read_groups(answers).items())
         ratings = [rating for _, rated in rewards.rate(watched, config.seed) for rating in rated]
         file, source = phase.directory / "ratings.parquet", f"{config.raters.count} SIMULATED raters"
         write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
@@ -111,6 +112,12 @@ def rate(
         return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}}
 
     return read_ratings(run.once("rate", work)["artifacts"]["ratings"])
+
+
+def shown(corpus: Corpus, clip_id: str, candidates: Mapping[str, Motion]) -> Group:
+    """Candidates with what raters see and hear of the speaker, for as long as whole latents last."""
+    clip, frames = corpus.clip(clip_id), len(next(iter(candidates.values())))
+    return group_of(replace(clip, speaker=None if clip.speaker is None else clip.speaker.window(0, frames)), candidates)
 
 
 def pair(config: FlowDpoRecipeConfig, made: Imitation, answers: Path, ratings: list[Rating], run: Run) -> Path:
@@ -165,7 +172,7 @@ def compare(config: FlowDpoRecipeConfig, made: Imitation, aligned: Path, rewards
         for name, policy in ((SUPERVISED, made.policy), (ALIGNED, aligned)):
             answers = {w.clip_id.removesuffix(LISTENER): m
                        for w, m in zip(judge.windows, judge.generate(policy), strict=True)}
-            groups = (group_of(made.corpus.clip(clip_id), {clip_id: motion}) for clip_id, motion in answers.items())
+            groups = (shown(made.corpus, clip_id, {clip_id: motion}) for clip_id, motion in answers.items())
             ratings = [rating for _, given in rewards.rate(groups, config.seed + JUDGES) for rating in given]
             rated[name] = prompt_means((r.prompt_id, overall(r, config.score.weights)) for r in ratings)
         change = paired_interval(rated[SUPERVISED], rated[ALIGNED])
