@@ -112,19 +112,20 @@ def test_optuna_that_is_not_installed_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sweep", "recipe", "values"),
-    [(TuneDpoConfig, DpoRecipeConfig, {"dpo.beta": 0.3, "dpo.first_steps": None}),
-     (TuneGdpoConfig, GdpoRecipeConfig, {"gdpo.sigma": 0.7, "groups.eyelid": 0.1})],
+    ("sweep", "recipe", "given", "values"),
+    [(TuneDpoConfig, DpoRecipeConfig, ["corpus.seconds=2"], {"dpo.beta": 0.3, "dpo.first_steps": None}),
+     (TuneGdpoConfig, GdpoRecipeConfig, ["corpus.seconds=2", "gdpo.iterations=40"],
+      {"gdpo.sigma": 0.7, "groups.eyelid": 0.1})],
 )
-def test_a_trial_is_a_config_of_the_recipe_and_best_yaml_reads_back(tmp_path, sweep, recipe, values):
+def test_a_trial_is_a_config_of_the_recipe_and_best_yaml_reads_back(tmp_path, sweep, recipe, given, values):
     config = load("corpus.seconds=2", recipe=sweep)
     trial = config.of_trial(values)
-    assert type(trial) is recipe and trial.corpus.seconds == 2 and config.of_trial({}) == load_config(
-        recipe, None, ["corpus.seconds=2"])
+    assert type(trial) is recipe and trial.corpus.seconds == 2
+    assert config.of_trial({}) == load_config(recipe, None, given)
     (tmp_path / "best.yaml").write_text(to_yaml(trial))
     assert load_config(recipe, tmp_path / "best.yaml", []) == trial
-    assert load_config(recipe, None, ["corpus.seconds=2", *(f"{k}={'' if v is None else v}" for k, v in values.items())
-                                      ]) == trial
+    overrides = [f"{k}={'' if v is None else v}" for k, v in values.items()]
+    assert load_config(recipe, None, given + overrides) == trial
 
 
 @pytest.mark.parametrize("subject", ["dpo", "gdpo"])
