@@ -1,4 +1,4 @@
-"""The judge of `gdpo`: perfect answers, what is left out without a head, prompts and guidance, the report."""
+"""The judge of AR-Flow: perfect answers, what is left out without a head, prompts and guidance, the report."""
 
 import json
 from types import SimpleNamespace
@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import FlowJudgeConfig, GdpoRecipeConfig, HeadConfig
+from pipeline.config import (
+    ConfigError,
+    FlowConfig,
+    FlowDpoRecipeConfig,
+    FlowJudgeConfig,
+    GdpoRecipeConfig,
+    HeadConfig,
+    load_config,
+    to_yaml,
+)
 from pipeline.data.flow import WINDOW_SCHEMA, Features, window_rows, windows
+from pipeline.recipes.flow import as_trained, earlier
 from pipeline.recipes.flow_judge import FlowJudge, faces_of, report
+from pipeline.rundir import RunError
 from policies.flow import checkpoint, config
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.model import initialised
@@ -105,3 +116,31 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
     assert "| speak/SID/jaw | - | 2 | 2 | +0 % | - |" in (tmp_path / "judgement.md").read_text()
     assert run.summary["metrics"]["after"]["listen/unils/FDD"] == 3.0 and {"GDPO/speak/SID/jaw": 2.0}.items() <= logged[
         2].items()
+
+
+def test_an_imitation_is_taken_as_it_was_trained(tmp_path):
+    trained = GdpoRecipeConfig(roles="listener", flow=FlowConfig(steps=3))
+    (tmp_path / "config.yaml").write_text(to_yaml(trained))
+    config = as_trained(FlowDpoRecipeConfig(imitation=tmp_path, seed=5))
+    assert config.roles == "listener" and config.flow.steps == 3 and config.seed == 5
+    assert as_trained(FlowDpoRecipeConfig()) == FlowDpoRecipeConfig()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (None, "no config.yaml there"), ("seed: 1", "another recipe or version"), ("{}", "another recipe or version")])
+def test_a_folder_without_an_imitation_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match=message):
+        as_trained(FlowDpoRecipeConfig(imitation=tmp_path))
+
+
+def test_an_unfinished_imitation_is_named(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"artifacts": {"corpus": str(tmp_path)}}))
+    with pytest.raises(RunError, match="has no vae_policy, encode_tables, flow_policy"):
+        earlier(tmp_path, SimpleNamespace(summary={"artifacts": {}}))
+
+
+def test_an_imitation_brings_its_own_settings():
+    with pytest.raises(ConfigError, match="leave vae out"):
+        load_config(GdpoRecipeConfig, None, ["imitation=somewhere", "vae.steps=3"])
