@@ -127,12 +127,13 @@ class VlaGdpoTask(VlaTask):
         """`group_size` answers to each prompt of an iteration, sampled with the weights `state`."""
         iteration, count = step // self.config.sync_every, self.config.sync_every * self.config.batch_size
         chosen = batch_rows(iteration, count, len(self.rows), self.seed).tolist()
+        fleet = self.fleet  # before `behaviour` gets other weights than those the engines start with
         self.behaviour.model.load_state_dict(serving_state_dict(self.checkpoint.model, policy_state(state)))
-        self.fleet.update(self.behaviour.model)
+        fleet.update(self.behaviour.model)
         groups: dict[str, list[Trajectory]] = {}
         seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
         prompts = (self.prompt(i) for i in sorted(set(chosen)))
-        for sampled in self.fleet.generate(prompts, self.config.group_size, seed):
+        for sampled in fleet.generate(prompts, self.config.group_size, seed):
             for trajectory in sampled:
                 groups.setdefault(trajectory.prompt_id, []).append(trajectory)
         return [sorted(groups[str(i)], key=lambda t: t.sample) for i in chosen]

@@ -14,7 +14,7 @@ from pipeline.data.store import Corpus
 from pipeline.recipes.gdpo_vla import listener_rows
 from pipeline.tasks.gdpo_vla import LISTENER_SCHEMA, VlaGdpoTask
 from policies.vla.hf_engine import HfEngine
-from policies.vla.loading import load_checkpoint
+from policies.vla.loading import load_checkpoint, weight_digest
 from policies.vla.training import read_table, write_table
 from policies.vla.trajectory import Trajectory
 from rewards.dynamics import motion_limits
@@ -36,6 +36,7 @@ def alone(tmp_path_factory):
 class LocalGdpo(VlaGdpoTask):
     @cached_property
     def fleet(self):
+        self.__dict__["began_with"] = weight_digest(self.behaviour.model.state_dict())
         engine = HfEngine(self.initial, "float32", 1.0, 0.5, 1)
 
         def generate(prompts, samples, seed):
@@ -117,6 +118,14 @@ def test_good_answers_become_likelier_where_they_listen(task, alone):
             change = torch.where(row["listening"], made._log_probs(module, row) - row["old"], 0).sum(1)
         gain += (change * row["advantages"]).sum().item()
     assert gain > 0
+
+
+def test_engines_start_with_the_weights_of_their_checkpoint_also_after_a_restart(task, tiny_checkpoint, alone):
+    made, before = task(), load_checkpoint(tiny_checkpoint).model.state_dict()
+    moved = {f"policy.{name}": value + 0.1 if value.is_floating_point() else value for name, value in before.items()}
+    made.refresh(made.module(), moved, 2, 0, 1)
+    assert made.began_with == weight_digest(before), "the canary would refuse them"
+    assert weight_digest(made.behaviour.model.state_dict()) != made.began_with
 
 
 def test_a_restart_samples_the_same_and_the_next_iteration_something_else(task, alone):
