@@ -114,7 +114,8 @@ def test_the_terminal_tells_the_story(dpo_run):
     assert printed.startswith("rapport dpo: ") and str(folder) in printed.splitlines()[0]
     for text in ("[sft]", "[rollout]", "[rate]", "SIMULATED", "[pair]", "[dpo]", "canary gap", "simulated raters:"):
         assert text in printed, text
-    assert "Traceback" not in printed
+    ours = [line for line in printed.splitlines() if "PlacementGroupCleaner" not in line]  # Ray's, where time is short
+    assert not any("Traceback" in line for line in ours)
 
 
 def mlflow_runs(folder: Path):
