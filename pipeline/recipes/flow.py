@@ -67,10 +67,10 @@ def as_trained(config: RecipeOfFlow) -> RecipeOfFlow:
                        "or `dpo policy=flow`")
     given = yaml.safe_load(file.read_text())
     try:
-        earlier = FlowRecipeConfig.model_validate({name: given[name] for name in STAGE_ONE})
+        trained = FlowRecipeConfig.model_validate({name: given[name] for name in STAGE_ONE})
     except (KeyError, ValueError) as error:
         raise RunError(f"{file}: {error}\nThat run is of another recipe or version") from error
-    return config.model_copy(update={name: getattr(earlier, name) for name in STAGE_ONE})
+    return config.model_copy(update={name: getattr(trained, name) for name in STAGE_ONE})
 
 
 def imitate(config: FlowRecipeConfig, run: Run) -> Imitation:

@@ -37,7 +37,8 @@ from rewards.metrics.baselines import NearestNeighbour, SpeakerInput, mirror, ra
 
 VARIANTS = ("reference", "corrected")
 METHODS = {"dpo": ("SFT", "SFT + DPO"), "gdpo": ("AR-Flow", "GDPO")}
-NEEDS = {"dpo": ("corpus", "sft_policy", "dpo_policy"), "gdpo": ("corpus", "vae_policy", "flow_policy", "gdpo_policy")}
+NEEDS = {"dpo": ("corpus", "sft_policy", "dpo_policy"),
+         "gdpo": ("corpus", "encode_tables", "vae_policy", "flow_policy", "gdpo_policy")}
 
 
 def run(config: RankConfig, run: Run) -> None:
@@ -132,10 +133,7 @@ def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> di
         trained = load_config(GdpoRecipeConfig, directory / "config.yaml", [])
     except ConfigError as error:
         raise RunError(f"rank.gdpo={directory}: {error}\nThat run is of another version; run `gdpo` again") from error
-    table = directory / "encode" / TABLE.format("test")
-    if not table.is_file():
-        raise RunError(f"rank.gdpo={directory}: {table.relative_to(directory)} is missing; run `gdpo` again")
-    rows = {row["clip_id"]: row for row in read_table(table)}
+    rows = {row["clip_id"]: row for row in read_table(given["encode_tables"] / TABLE.format("test"))}
     listeners = [rows[f"{clip_id}{LISTENER}"] for clip_id in ids]
     judge = FlowJudge(trained.judge, config.seed, [], listeners, checkpoint.load_vae(given["vae_policy"]), None)
     answers: dict[str, Answers] = {}
