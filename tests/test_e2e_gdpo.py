@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
 LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "corpus.frames=1", "vae.steps=4",
         "flow.steps=4", "gdpo.iterations=2", "gdpo.sync_every=2", "gdpo.group_size=2", "gdpo.batch_size=2",
@@ -22,7 +22,7 @@ def finished(recipe, folder, *keys):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.run([sys.executable, "-m", "pipeline.run", recipe, "--run-dir", str(folder), *map(str, keys)],
                              cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             timeout=500)
+                             timeout=800)
     assert process.returncode == 0, process.stdout[-6000:]
     return json.loads((folder / "summary.json").read_text())
 
