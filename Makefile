@@ -18,7 +18,7 @@ test: lint
 	$(PY) -m pytest -m "engine and not long"
 	$(PY) -m pytest -m "e2e and not long"
 
-# What CI has no time for: nodes, learners and whole runs that are killed.
+# What CI has no time for: nodes, learners and whole runs that are killed, the real dyad.
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 

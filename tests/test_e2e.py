@@ -137,6 +137,7 @@ def test_mlflow_has_a_parent_and_a_run_per_phase(dpo_run):
     assert "accuracy" in nested["dpo"].data.metrics
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DYAD.is_dir(), reason="the real dyad is not here")
 def test_the_main_job_runs_on_the_real_dyad(tmp_path):
     process = pipeline_run(
