@@ -53,6 +53,17 @@ def other_checkpoint(tiny_corpus, tmp_path):
     return save_tiny_policy(tmp_path / "other", tiny_corpus, seed=1)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A process group of this process, for what is collective."""
+    import torch.distributed as dist
+
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def local_ray(tmp_path_factory):
     """A Ray of four logical CPUs that ends with the session."""

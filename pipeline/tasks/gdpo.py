@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,27 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
 from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
 from pipeline.data.flow import of_latents
 from pipeline.rundir import RunError
-from pipeline.tasks.ahead import OneAhead
-from pipeline.tasks.dynamics import advantages_of, reward_metrics, rewards_of
-from pipeline.tasks.table import TableTask
+from pipeline.tasks.dynamics import DynamicsTask, Measured
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
 from policies.flow.model import ARFlow
 from policies.flow.sde import replay_velocities, step_kl, step_log_probs
 from policies.flow.training import FlowReplay, collate_conditions, flow_state
 from policies.motion import Motion
-from policies.vla.training import batch_rows, rank_share
 from rewards.policy_loss import clipped_policy_loss
 
 
 @dataclass(frozen=True)
-class GdpoTask(TableTask):
+class GdpoTask(DynamicsTask):
     """Eq. 10 from the supervised policy in `initial`, which is also the fixed reference (a `learner.Task`).
 
     Every `gdpo.sync_every` steps the present weights become the behaviour policy: the learner of rank 0 has its fleet
@@ -54,14 +49,6 @@ class GdpoTask(TableTask):
     reward: RewardConfig
     groups: GroupWeightsConfig
     rollout: FlowFleetOptions
-
-    @property
-    def steps(self) -> int:
-        return self.config.iterations * self.config.sync_every
-
-    @property
-    def refresh_every(self) -> int:
-        return self.config.sync_every
 
     @cached_property
     def flow(self) -> ARFlow:
@@ -98,71 +85,28 @@ class GdpoTask(TableTask):
     def module(self) -> torch.nn.Module:
         return FlowReplay(self.flow)
 
-    def refresh(
-        self, forward: Callable[..., Any], state: dict[str, torch.Tensor], step: int, rank: int, world_size: int
-    ) -> dict[str, float]:
-        """An iteration: roll out, reward, normalise, replay. Collective."""
-        iteration: list[Any] = [None]
-        metrics: dict[str, float] = {}
-        if rank == 0:
-            began = time.monotonic()
-            sampled = self.sampled(flow_state(state), step)
-            measured = [group.penalties for group in sampled]
-            rewards = rewards_of(measured, self.reward)
-            iteration = [(sampled, advantages_of(rewards, self.groups, self.names, self.config))]
-            seen = [i for i, group in enumerate(sampled) if self.listened[group.row]]
-            metrics = reward_metrics([measured[i] for i in seen], rewards[seen], self.names) if seen else {}
-            metrics["rollout_s"] = time.monotonic() - began
-        dist.broadcast_object_list(iteration)
-        sampled, advantages = iteration[0]
-        self.__dict__["replay"] = self._replayed(forward, sampled, advantages, rank, world_size)
-        return metrics
-
-    def sampled(self, state: dict[str, torch.Tensor], step: int) -> list[Group]:
-        """The groups of an iteration, of the weights `state` or, where rollouts overlap learning, of those before."""
-        if not self.config.asynchronous:
-            return self.roll_out(state, step)
-        following = step + self.config.sync_every
-        return self.ahead.take(self.roll_out, state, step, following if following < self.steps else None)
-
-    @cached_property
-    def ahead(self) -> OneAhead[list[Group]]:
-        return OneAhead()
-
     def roll_out(self, state: dict[str, torch.Tensor], step: int) -> list[Group]:
-        """The groups of an iteration, sampled with the weights `state`."""
-        iteration, count = step // self.config.sync_every, self.config.sync_every * self.config.batch_size
-        chosen = batch_rows(iteration, count, len(self.prompts), self.seed)
-        seeds = np.random.SeedSequence([self.seed, iteration]).generate_state(count).tolist()
-        self.fleet.update(state, step)
+        iteration, chosen = self.chosen(step, len(self.prompts))
+        seeds = np.random.SeedSequence([self.seed, iteration]).generate_state(len(chosen)).tolist()
+        self.fleet.update(flow_state(state), step)
         return self.fleet.roll_out([self.prompts[i] for i in chosen], seeds)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """FLAME groups, the rewards of GDPO."""
-        return self.limits.layout.names
+    def measured(self, groups: Sequence[Group]) -> Measured:
+        return [group.penalties for group in groups]
 
-    def _replayed(
-        self, forward: Callable[..., Any], groups: list[Group], advantages: torch.Tensor, rank: int, world_size: int
-    ) -> list[dict[str, torch.Tensor]]:
-        """This rank's share of every step, with log-probs of the behaviour policy and velocities of the reference."""
-        mine = []
-        with torch.no_grad():
-            for i in range(rank, len(groups), world_size):
-                row = self._row(groups[i], advantages[i])
-                device_row = self._to_device(row)
-                velocities = forward(_conditions(device_row), device_row["states"], self.config.chunk)
-                tied = replay_velocities(self.reference, Conditions(**_conditions(device_row)), device_row["states"])
-                old = self._log_probs(device_row["states"], velocities).cpu()
-                if self.config.asynchronous:  # sampled with other weights than the present ones
-                    old = groups[i].log_probs[None]
-                mine.append(row | {"old": old, "reference": tied.cpu()})
-        return mine
+    def has_reward(self, group: Group) -> bool:
+        return bool(self.listened[group.row])
 
-    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        share = len(rank_share(np.arange(self.config.batch_size), rank, world_size))
-        first = step % self.config.sync_every * share
-        return {"rows": self.replay[first : first + share]}
+    def replayed(self, forward: Callable[..., Any], group: Group, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
+        row = self._row(group, advantages)
+        device_row = self._to_device(row)
+        tied = replay_velocities(self.reference, Conditions(**_conditions(device_row)), device_row["states"])
+        if self.config.asynchronous:  # sampled with other weights than the present ones
+            old = group.log_probs[None]
+        else:
+            velocities = forward(_conditions(device_row), device_row["states"], self.config.chunk)
+            old = self._log_probs(device_row["states"], velocities).cpu()
+        return row | {"old": old, "reference": tied.cpu()}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 10 where the actor listens; where they speak nothing is rewarded, the policy is held to the reference.

@@ -5,8 +5,7 @@ Rewards and advantages are those of `pipeline.tasks.gdpo` (Eq. 8-9 of GDPO-Liste
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
 from actors.rollout import Fleet, FleetOptions
 from pipeline.config import GroupWeightsConfig, RewardConfig, VlaGdpoConfig
-from pipeline.tasks.ahead import OneAhead
-from pipeline.tasks.dynamics import advantages_of, reward_metrics, rewards_of
+from pipeline.tasks.dynamics import DynamicsTask, Measured
 from pipeline.tasks.vla import VlaTask
 from policies.flow.training import from_bytes
 from policies.motion import Motion
 from policies.vla.loading import Checkpoint, load_checkpoint, serving_state_dict
-from policies.vla.training import PROMPT_COLUMNS, ActionLogits, batch_rows, collate_prompts, policy_state, rank_share
+from policies.vla.training import PROMPT_COLUMNS, ActionLogits, collate_prompts, policy_state
 from policies.vla.trajectory import Prompt, Trajectory
 from rewards.dynamics import Penalties, penalties
 from rewards.policy_loss import clipped_policy_loss, importance_weights
@@ -35,7 +32,7 @@ LISTENER_SCHEMA = pa.schema(PROMPT_COLUMNS | {"recorded": pa.binary(), "listenin
 
 
 @dataclass(frozen=True)
-class VlaGdpoTask(VlaTask):
+class VlaGdpoTask(DynamicsTask, VlaTask):
     """Eq. 10 on action tokens, from the policy in `initial`, which is also the fixed reference (a `learner.Task`).
 
     Every `gdpo.sync_every` steps the present weights become the behaviour policy: the learner of rank 0 hands them to
@@ -56,14 +53,6 @@ class VlaGdpoTask(VlaTask):
     limits: Motion
     rollout: FleetOptions
     losses: int
-
-    @property
-    def steps(self) -> int:
-        return self.config.iterations * self.config.sync_every
-
-    @property
-    def refresh_every(self) -> int:
-        return self.config.sync_every
 
     @cached_property
     def reference(self) -> ActionLogits:
@@ -91,63 +80,28 @@ class VlaGdpoTask(VlaTask):
             sizes.frames, sizes.image_size, sizes.image_size, 3).copy()
         return Prompt(str(index), np.array(row["prompt"]), frames)
 
-    def refresh(
-        self, forward: Callable[..., Any], state: dict[str, torch.Tensor], step: int, rank: int, world_size: int
-    ) -> dict[str, float]:
-        """An iteration: answer, reward, normalise, replay. Collective."""
-        iteration: list[Any] = [None]
-        metrics: dict[str, float] = {}
-        if rank == 0:
-            began = time.monotonic()
-            groups = self.sampled(state, step)
-            measured = [[self.penalties(trajectory) for trajectory in group] for group in groups]
-            rewards = rewards_of(measured, self.reward)
-            advantages = advantages_of(rewards, self.groups, self.limits.layout.names, self.config)
-            metrics = reward_metrics(measured, rewards, self.limits.layout.names)
-            metrics["rollout_s"] = time.monotonic() - began
-            iteration = [(groups, advantages)]
-        dist.broadcast_object_list(iteration)
-        groups, advantages = iteration[0]
-        self.__dict__["replay"] = [self._replayed(forward, groups[i], advantages[i])
-                                   for i in range(rank, len(groups), world_size)]
-        return metrics
-
-    def sampled(self, state: dict[str, torch.Tensor], step: int) -> list[list[Trajectory]]:
-        """The groups of an iteration, of the weights `state` or, where rollouts overlap learning, of those before."""
-        if not self.config.asynchronous:
-            return self.roll_out(state, step)
-        following = step + self.config.sync_every
-        return self.ahead.take(self.roll_out, state, step, following if following < self.steps else None)
-
-    @cached_property
-    def ahead(self) -> OneAhead[list[list[Trajectory]]]:
-        return OneAhead()
-
     def roll_out(self, state: dict[str, torch.Tensor], step: int) -> list[list[Trajectory]]:
         """`group_size` answers to each prompt of an iteration, sampled with the weights `state`."""
-        iteration, count = step // self.config.sync_every, self.config.sync_every * self.config.batch_size
-        chosen = batch_rows(iteration, count, len(self.rows), self.seed).tolist()
+        iteration, chosen = self.chosen(step, len(self.rows))
         fleet = self.fleet  # before `behaviour` gets other weights than those the engines start with
         self.behaviour.model.load_state_dict(serving_state_dict(self.checkpoint.model, policy_state(state)))
         fleet.update(self.behaviour.model)
         groups: dict[str, list[Trajectory]] = {}
         seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
-        prompts = (self.prompt(i) for i in sorted(set(chosen)))
+        prompts = (self.prompt(int(i)) for i in np.unique(chosen))
         for sampled in fleet.generate(prompts, self.config.group_size, seed):
             for trajectory in sampled:
                 groups.setdefault(trajectory.prompt_id, []).append(trajectory)
         return [sorted(groups[str(i)], key=lambda t: t.sample) for i in chosen]
 
-    def penalties(self, trajectory: Trajectory) -> Penalties:
+    def measured(self, groups: Sequence[Sequence[Trajectory]]) -> Measured:
+        return [[self._penalties(trajectory) for trajectory in group] for group in groups]
+
+    def _penalties(self, trajectory: Trajectory) -> Penalties:
         row, layout = self.rows[int(trajectory.prompt_id)], self.limits.layout
         recorded = Motion(from_bytes(row["recorded"], -1, layout.dim).numpy(), layout)
         generated = self.behaviour.actions.to_motion(trajectory.tokens)
         return penalties(generated, recorded, np.array(row["listening"]), self.limits)
-
-    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        share = len(rank_share(np.arange(self.config.batch_size), rank, world_size))
-        first = step % self.config.sync_every * share
-        return {"rows": self.replay[first : first + share]}
 
     def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit."""
@@ -166,7 +120,7 @@ class VlaGdpoTask(VlaTask):
         mean = {name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]}
         return torch.stack(losses).mean(), mean
 
-    def _replayed(
+    def replayed(
         self, forward: Callable[..., Any], group: list[Trajectory], advantages: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """One prompt: `actions`, `engine`, `old`, `reference` and the mask `listening`, all (group, tokens)."""
@@ -182,8 +136,7 @@ class VlaGdpoTask(VlaTask):
             "listening": torch.from_numpy(np.repeat(listened, space.dims)).expand(len(group), -1),
         }
         row = {name: value.to(self.device) for name, value in row.items()}
-        with torch.no_grad():
-            return row | {"old": self._log_probs(forward, row), "reference": self._log_probs(self.reference, row)}
+        return row | {"old": self._log_probs(forward, row), "reference": self._log_probs(self.reference, row)}
 
     def _log_probs(self, forward: Callable[..., Any], row: dict[str, torch.Tensor]) -> torch.Tensor:
         """Over the bins, at the temperature of the rollouts: (group, tokens) float32."""

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
 from pipeline.config import FlowConfig, FlowDpoConfig, GdpoConfig, GroupWeightsConfig, RewardConfig, VaeConfig
@@ -45,15 +44,6 @@ SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "act
 def condition_row(rng, index, absent=()):
     features = {name: to_bytes(rng.normal(size=shape)) for name, shape in SHAPES.items()}
     return {"clip_id": f"clip-{index}"} | features | {name: None for name in absent}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A process group of this process, for what is collective."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

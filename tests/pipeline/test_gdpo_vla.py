@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from actors.rollout import FleetOptions, prompt_seed
 from pipeline.config import GroupWeightsConfig, PolicyConfig, RewardConfig, VlaGdpoConfig
@@ -22,15 +21,6 @@ from rewards.dynamics import motion_limits
 DIMS, STEPS = 9, 5  # of the tiny policy
 OPTIONS = FleetOptions("hf", 1, 0.4, 0, 1, 1, "float32", 0.5, 4, 1, 1.0, 1e-3, 60, 60)
 SETTINGS = {"iterations": 2, "sync_every": 2, "batch_size": 2, "group_size": 3}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A process group of this process, for what is collective."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 class LocalGdpo(VlaGdpoTask):

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from pipeline.config import DpoConfig, PolicyConfig, SftConfig
 from pipeline.data.vla import examples, prompt_of, prompt_row
@@ -39,15 +38,6 @@ def pair_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("pairs") / "pairs.arrow"
     write_table(file, pair_rows(tiny_corpus, tiny_checkpoint), PAIR_SCHEMA)
     return file
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A process group of this process, for what is collective."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def sft_task(checkpoint, table, **keys):
