@@ -722,7 +722,7 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
     """Defaults, then `file`, then `key=value` overrides. Raises `ConfigError` naming key and remedy."""
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_yaml(file)
+        values = read_yaml(file)
         for key in flatten(values):
             _require_known(recipe, key, f"in {file}")
     for text in overrides:
@@ -742,7 +742,7 @@ def load_config(recipe: type[RecipeConfig], file: Path | None, overrides: list[s
 def given_policy(file: Path | None, overrides: list[str]) -> str | None:
     """Which policy `policy=NAME` or `file` asks for, None = neither. The VLA's sizes are a section `policy`."""
     named = [text.partition("=")[2] for text in overrides if text.startswith("policy=")]
-    policy = named[-1] if named else None if file is None else _read_yaml(file).get("policy")
+    policy = named[-1] if named else None if file is None else read_yaml(file).get("policy")
     return "vla" if isinstance(policy, dict) else policy
 
 
@@ -782,7 +782,7 @@ def _read_value(key: str, raw: str) -> Any:
         raise ConfigError(f"{key}={raw} is not YAML: {error}") from None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"no config file {file}")
     try:

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,13 @@ def write_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def still_there(summary: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Artefacts of an earlier run, in the order of `names`, and which of them it never left or are gone."""
+    kept = {name: Path(summary["artifacts"][name]) for name in names if name in summary["artifacts"]}
+    found = {name: path for name, path in kept.items() if path.exists()}
+    return found, [name for name in names if name not in found]
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Workspace:
         part.tracker = self.tracker.part(name, id_file.read_text() if id_file.is_file() else None)
         write_atomic(id_file, part.tracker.run_id)
         write_atomic(part.directory / "config.yaml", to_yaml(config))
+        part._push(id_file, part.directory / "config.yaml")
         self.summary.setdefault("parts", {})[name] = part.summary
         try:
             yield part
@@ -117,7 +125,6 @@ class Workspace:
         self.summary["engines"] |= finished["result"].get("engines", {})
         self.summary["artifacts"] |= finished["result"].get("artifacts", {})
         return finished["result"]
-
 
     def _push(self, *files: Path) -> None:
         for file in files if self.mirror is not None else ():
@@ -171,10 +178,15 @@ class Run(Workspace):
         if error is not None:
             self.summary["error"] = "".join(traceback.format_exception_only(error)).strip()
         write_atomic(self.summary_path, json.dumps(self.summary, indent=2, default=str) + "\n")
-        self._push(*(file for file in self.directory.iterdir() if file.is_file()))
         self.tracker.log_artifact(self.summary_path)
         self.tracker.log_artifact(self.directory / "config.yaml")
         self.tracker.close(failed=error is not None)
+        try:
+            self._push(*(file for file in self.directory.iterdir() if file.is_file()))
+        except OSError as lost:
+            if error is None:
+                raise
+            print(f"  not copied to {self.config.storage.uri}: {lost}", flush=True)  # what failed before is the cause
 
 
 def _versions() -> dict[str, str]:

@@ -6,8 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import fsspec
-
 
 class StorageError(RuntimeError):
     """The storage cannot be reached as asked."""
@@ -21,6 +19,8 @@ class Mirror:
     """
 
     def __init__(self, uri: str, directory: Path):
+        import fsspec  # most runs have no storage: not at the start of every command
+
         try:
             self._files, root = fsspec.core.url_to_fs(uri)
             self._files.makedirs(root, exist_ok=True)

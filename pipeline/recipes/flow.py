@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import yaml
 
-from pipeline.config import STAGE_ONE, EncodersConfig, FlowRecipeConfig
+from pipeline.config import STAGE_ONE, EncodersConfig, FlowRecipeConfig, read_yaml
 from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
 from pipeline.data.store import LABELS, Corpus, load_labels
 from pipeline.recipes.evaluate import fit_affect
 from pipeline.recipes.flow_judge import FlowJudge, report
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.sft import learn
-from pipeline.rundir import Phase, Run, RunError
+from pipeline.rundir import Phase, Run, RunError, still_there
 from pipeline.tasks.flow import FlowTask
 from pipeline.tasks.vae import VaeTask
 from policies.flow import checkpoint
@@ -65,8 +64,8 @@ def as_trained(config: RecipeOfFlow) -> RecipeOfFlow:
     if not file.is_file():
         raise RunError(f"imitation={config.imitation}: no config.yaml there; it must be the folder of a run of `gdpo` "
                        "or `dpo policy=flow`")
-    given = yaml.safe_load(file.read_text())
     try:
+        given = read_yaml(file)
         trained = FlowRecipeConfig.model_validate({name: given[name] for name in STAGE_ONE})
     except (KeyError, ValueError) as error:
         raise RunError(f"{file}: {error}\nThat run is of another recipe or version") from error
@@ -86,14 +85,13 @@ def imitate(config: FlowRecipeConfig, run: Run) -> Imitation:
 def earlier(directory: Path, run: Run) -> Imitation:
     """What stage 1 of an earlier run left."""
     file = directory / "summary.json"
-    found = json.loads(file.read_text())["artifacts"] if file.is_file() else {}
-    names = ("corpus", "vae_policy", "encode_tables", "flow_policy")
-    gone = [name for name in names if name not in found or not Path(found[name]).exists()]
+    summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}
+    found, gone = still_there(summary, ("corpus", "vae_policy", "encode_tables", "flow_policy"))
     if gone:
         raise RunError(f"imitation={directory}: that run has no {', '.join(gone)}; it must be a finished one of `gdpo` "
                        "or `dpo policy=flow`")
-    corpus, vae, tables, policy = (Path(found[name]) for name in names)
-    run.summary["artifacts"] |= {name: found[name] for name in names}
+    run.summary["artifacts"] |= {name: str(path) for name, path in found.items()}
+    corpus, vae, tables, policy = found.values()
     return Imitation(Corpus(corpus), vae, tables, policy)
 
 

@@ -27,7 +27,7 @@ from pipeline.recipes.rank_protocols import HeldOut, Reactions, Scorer, Scores, 
 from pipeline.recipes.rollout import choose, start_fleet
 from pipeline.recipes.sft import action_layout
 from pipeline.report.ranking import GROUND_TRUTH, Ranking, report
-from pipeline.rundir import Phase, Run, RunError
+from pipeline.rundir import Phase, Run, RunError, still_there
 from pipeline.tracking import metric_key
 from policies.flow import checkpoint
 from policies.motion import Layout
@@ -78,8 +78,7 @@ def artifacts(recipe: str, directory: Path) -> dict[str, Path]:
     summary = json.loads(file.read_text())
     if (summary["recipe"], summary["status"]) != (recipe, "finished"):
         raise RunError(f"{where}: a {summary['status']} `{summary['recipe']}` run, not a finished `{recipe}` run")
-    found = {name: Path(summary["artifacts"][name]) for name in NEEDS[recipe] if name in summary["artifacts"]}
-    gone = [name for name in NEEDS[recipe] if name not in found or not found[name].exists()]
+    found, gone = still_there(summary, NEEDS[recipe])
     if gone:
         raise RunError(f"{where}: its {', '.join(gone)} is no longer where its summary.json says; run `{recipe}` again")
     return found | {"directory": directory}
