@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from pipeline.config import FlowConfig
+from pipeline.config import FlowConfig, FlowDpoConfig
 from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, dropout_mask
@@ -19,14 +20,12 @@ from policies.flow.training import FlowErrors, collate_conditions, flow_state, f
 from policies.vla.training import batch_rows, rank_share
 
 
-@dataclass(frozen=True)
-class FlowTask(TableTask):
-    """Eq. 4 over the windows in `table` (FLOW_SCHEMA), from the weights in `initial` (a `learner.Task`)."""
+class ArFlowTask(TableTask):
+    """Base of the tasks that train AR-Flow by its errors, from the weights in `initial`."""
 
     initial: str
-    table: str
     seed: int
-    config: FlowConfig
+    config: FlowConfig | FlowDpoConfig
 
     @cached_property
     def flow(self) -> ARFlow:
@@ -35,15 +34,34 @@ class FlowTask(TableTask):
     def module(self) -> torch.nn.Module:
         return FlowErrors(self.flow)
 
-    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Noise, times and dropout are drawn for the whole batch, so that they do not depend on how it is shared."""
+    def drawn(self, step: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Generator]:
+        """Rows of the whole batch, noise (batch, 1, window, draws, latent_dim) and times (batch, 1, window, draws).
+
+        Drawn for the whole batch, so that they do not depend on how it is shared; the generator may draw more.
+        """
         order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        generator, sizes = generator_of(self.seed, step), self.flow.config
+        shape = (len(order), 1, sizes.window, self.config.draws)
+        noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
+        return order, noise, torch.rand(shape, generator=generator), generator
+
+    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+        checkpoint.save(self.flow, directory, flow_state(state))
+
+
+@dataclass(frozen=True)
+class FlowTask(ArFlowTask):
+    """Eq. 4 over the windows in `table` (FLOW_SCHEMA), from the weights in `initial` (a `learner.Task`)."""
+
+    initial: str
+    table: str
+    seed: int
+    config: FlowConfig
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        order, noise, time, generator = self.drawn(step)
         rows = [self.rows[int(i)] for i in rank_share(order, rank, world_size)]
         config, share = self.flow.config, slice(rank, None, world_size)
-        generator = generator_of(self.seed, step)
-        shape = (len(order), 1, config.window, self.config.draws)
-        noise = torch.randn(*shape, config.latent_dim, generator=generator)
-        time = torch.rand(shape, generator=generator)
         streaming = torch.rand(len(order), generator=generator) < self.config.streaming_share
         kept = dropout_mask(len(order), self.config.drop_each, self.config.drop_all, generator)
         conditions = collate_conditions(rows, config)
@@ -59,6 +77,3 @@ class FlowTask(TableTask):
         conditions = {name: batch[name] for name in (*MODALITIES, "present")}
         errors = forward(conditions, batch["streaming"], batch["latents"], batch["noise"], batch["time"])
         return errors.mean(), {}
-
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        checkpoint.save(self.flow, directory, flow_state(state))

@@ -12,19 +12,11 @@ import pyarrow as pa
 import torch
 
 from pipeline.config import FlowDpoConfig
-from pipeline.tasks.table import TableTask
+from pipeline.tasks.flow import ArFlowTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES
-from policies.flow.model import ARFlow
-from policies.flow.training import (
-    CONDITION_COLUMNS,
-    FlowErrors,
-    collate_conditions,
-    flow_state,
-    from_bytes,
-    generator_of,
-)
-from policies.vla.training import batch_rows, rank_share
+from policies.flow.training import CONDITION_COLUMNS, FlowErrors, collate_conditions, from_bytes
+from policies.vla.training import rank_share
 from rewards.dpo_loss import dpo_loss
 
 # A prompt's conditions and two reactions to it, as latents (window, latent_dim).
@@ -33,7 +25,7 @@ FLOW_PAIR_SCHEMA = pa.schema(CONDITION_COLUMNS | {
 
 
 @dataclass(frozen=True)
-class FlowDpoTask(TableTask):
+class FlowDpoTask(ArFlowTask):
     """-log sigmoid(-beta / 2 [(e_w - e_w,ref) - (e_l - e_l,ref)]) over the pairs in `table` (a `learner.Task`).
 
     e is the rectified-flow error of a reaction (Eq. 4 of GDPO-Listener), averaged over its latents, their dims and the
@@ -54,26 +46,14 @@ class FlowDpoTask(TableTask):
         return max(1, self.config.epochs * len(self.rows) // self.config.batch_size)
 
     @cached_property
-    def flow(self) -> ARFlow:
-        return checkpoint.load_flow(Path(self.initial)).train()
-
-    @cached_property
     def reference(self) -> FlowErrors:
         reference = FlowErrors(checkpoint.load_flow(Path(self.initial)).requires_grad_(False))
         return reference.to(next(self.flow.parameters()).device)
 
-    def module(self) -> torch.nn.Module:
-        return FlowErrors(self.flow)
-
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Noise and times are drawn for the whole batch, so that they do not depend on how it is shared."""
-        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        order, noise, time, _ = self.drawn(step)
         rows = [self.rows[int(i)] for i in rank_share(order, rank, world_size)]
         sizes, share = self.flow.config, slice(rank, None, world_size)
-        generator = generator_of(self.seed, step)
-        shape = (len(order), 1, sizes.window, self.config.draws)
-        noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
-        time = torch.rand(shape, generator=generator)
         reactions = [torch.stack([from_bytes(row[name], sizes.window, sizes.latent_dim) for row in rows])
                      for name in ("chosen", "rejected")]
         return collate_conditions(rows, sizes) | {
@@ -91,9 +71,6 @@ class FlowDpoTask(TableTask):
                                    num_tokens=1)
         del metrics["kl_per_token"]  # no log-probabilities here
         return losses.mean(), {name: values.mean() for name, values in metrics.items()}
-
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        checkpoint.save(self.flow, directory, flow_state(state))
 
     @staticmethod
     def _likelihoods(errors: Callable[..., Any], batch: dict[str, Any]) -> torch.Tensor:
