@@ -39,7 +39,7 @@ class CorpusConfig(Section):
     train_clips: int = Field(1024, ge=1, description="training clips to generate (synthetic)")
     test_clips: int = Field(96, ge=1, description="held-out clips to generate (synthetic)")
     image_size: int = Field(56, ge=14, description="speaker frames: height and width, pixels")
-    frames: int = Field(4, ge=1, description="speaker frames per clip, evenly spaced")
+    frames: int = Field(4, ge=0, description="speaker frames per clip, evenly spaced; 0 = none")
     seed: int = Field(0, description="seed of the generator (synthetic)")
 
 
@@ -565,8 +565,9 @@ STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # keys and sections 
 
 
 class FlowRecipeConfig(RecipeConfig):
-    """What recipes take that train AR-Flow."""
+    """What recipes take that train AR-Flow. Its clips have the paper's 200 frames, and it sees no video."""
 
+    corpus: CorpusConfig = CorpusConfig(seconds=8.0, frames=0)
     policy: Literal["flow"] = Field("flow", description="the policy; vla = another recipe with other keys")
     imitation: Path | None = Field(
         None, description="folder of a run of `gdpo` or `dpo policy=flow` whose corpus, encoded windows, motion VAE "
@@ -599,25 +600,35 @@ class FlowRecipeConfig(RecipeConfig):
         return self
 
 
-class GdpoRecipeConfig(FlowRecipeConfig):
+class RewardedRecipeConfig(RecipeConfig):
+    """What recipes take that reward dynamics, beside their `gdpo` and `learner`. The last of the bases: pydantic takes
+    a default that several bases give from the first."""
+
     reward: RewardConfig = RewardConfig()
     groups: GroupWeightsConfig = GroupWeightsConfig()
-    gdpo: GdpoConfig = GdpoConfig()
 
     @model_validator(mode="after")
-    def _gdpo_batches_can_be_shared(self) -> GdpoRecipeConfig:
+    def _gdpo_batches_can_be_shared(self) -> RewardedRecipeConfig:
         _require_equal_shares("gdpo.batch_size", self.gdpo.batch_size, self.learner)
         return self
 
     @model_validator(mode="after")
-    def _checkpoints_between_iterations(self) -> GdpoRecipeConfig:
-        _require_checkpoints_between_iterations(self)
+    def _checkpoints_between_iterations(self) -> RewardedRecipeConfig:
+        if self.learner.checkpoint_every % self.gdpo.sync_every:
+            raise ValueError(f"learner.checkpoint_every={self.learner.checkpoint_every} must be a multiple of "
+                             f"gdpo.sync_every={self.gdpo.sync_every}: a learner restarts with a new rollout")
         return self
 
     @model_validator(mode="after")
-    def _something_is_rewarded(self) -> GdpoRecipeConfig:
-        _require_reward(self)
+    def _something_is_rewarded(self) -> RewardedRecipeConfig:
+        for name in ("reward", "groups"):
+            if not any(getattr(self, name).model_dump().values()):
+                raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
         return self
+
+
+class GdpoRecipeConfig(FlowRecipeConfig, RewardedRecipeConfig):
+    gdpo: GdpoConfig = GdpoConfig()
 
 
 class FlowCandidatesConfig(FlowRolloutConfig):
@@ -669,26 +680,9 @@ class VlaGdpoConfig(Section):
     batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")
 
 
-class VlaGdpoRecipeConfig(JudgedRecipeConfig):
+class VlaGdpoRecipeConfig(JudgedRecipeConfig, RewardedRecipeConfig):
     learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
-    reward: RewardConfig = RewardConfig()
-    groups: GroupWeightsConfig = GroupWeightsConfig()
     gdpo: VlaGdpoConfig = VlaGdpoConfig()
-
-    @model_validator(mode="after")
-    def _gdpo_batches_can_be_shared(self) -> VlaGdpoRecipeConfig:
-        _require_equal_shares("gdpo.batch_size", self.gdpo.batch_size, self.learner)
-        return self
-
-    @model_validator(mode="after")
-    def _checkpoints_between_iterations(self) -> VlaGdpoRecipeConfig:
-        _require_checkpoints_between_iterations(self)
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_rewarded(self) -> VlaGdpoRecipeConfig:
-        _require_reward(self)
-        return self
 
 
 class AblateConfig(DpoRecipeConfig):
@@ -699,18 +693,6 @@ class AblateConfig(DpoRecipeConfig):
         if self.candidates is not None or self.dpo.rounds > 1:
             raise ValueError("ablate samples its own candidates, once: no `candidates`, no `ratings`, dpo.rounds=1")
         return self
-
-
-def _require_checkpoints_between_iterations(config: Any) -> None:
-    if config.learner.checkpoint_every % config.gdpo.sync_every:
-        raise ValueError(f"learner.checkpoint_every={config.learner.checkpoint_every} must be a multiple of "
-                         f"gdpo.sync_every={config.gdpo.sync_every}: a learner restarts with a new rollout")
-
-
-def _require_reward(config: Any) -> None:
-    for name in ("reward", "groups"):
-        if not any(getattr(config, name).model_dump().values()):
-            raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
 
 
 def _require_equal_shares(key: str, batch_size: int, learner: LearnerConfig) -> None:

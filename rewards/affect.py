@@ -108,7 +108,8 @@ def affect_features(motion: Motion) -> np.ndarray:
     values = motion.values.astype(np.float64)
     smooth = _moving_mean(values, SMOOTH_SECONDS * motion.layout.fps)
     speed = np.gradient(values, 1 / motion.layout.fps, axis=0) if len(motion) > 1 else np.zeros_like(values)
-    power = _moving_mean(speed**2, SPEED_SECONDS * motion.layout.fps)
+    # What stands still after it moved: the mean is a difference of sums, it can come out below 0 by a rounding error.
+    power = np.maximum(_moving_mean(speed**2, SPEED_SECONDS * motion.layout.fps), 0)
     lively = [np.sqrt(power[:, motion.layout.columns(name)].mean(axis=1)) for name in motion.layout.names]
     return np.concatenate([smooth, np.stack(lively, axis=1)], axis=1)
 

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
-LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "corpus.frames=1", "vae.steps=4",
+LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "vae.steps=4",
         "flow.steps=4", "gdpo.iterations=2", "gdpo.sync_every=2", "gdpo.group_size=2", "gdpo.batch_size=2",
         "learner.checkpoint_every=2", "rollout.workers=1", "judge.windows=4", "judge.omegas=[2]",
         "judge.long_frames=96", "tracking.system_metrics=false"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
 from pipeline.data.audio import voice_activity
@@ -28,8 +29,12 @@ WINDOW_SCHEMA = pa.schema([*FLOW_SCHEMA, *(f for f in MOTION_SCHEMA if f.name no
 
 LISTENER = "/listener"  # ends the ids of windows whose actor is the listener of a clip
 
-# Words for a face, by its mean valence and arousal in [-1, 1].
+# Words for a face. By its mean valence and arousal in [-1, 1]:
 VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = ("sad", "neutral", "happy"), ("calm", "attentive", "excited"), 0.15
+# by the share of the time that eyes and head together point further than `AWAY` (radians) from straight ahead:
+GAZE_WORDS, GAZE_SHARES, AWAY = ("looking ahead", "glancing away", "looking away"), (0.2, 0.6), 0.15
+# by the standard deviation of the head's pitch about its mean over a second (radians): sway is slower, nods are not.
+NOD_WORDS, NODS = ("with a still head", "with a slight nod", "nodding"), (0.013, 0.018)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +91,35 @@ def windows(
     motion = clip.listener.window(0, frames)
     other = None if clip.speaker is None else clip.speaker.window(0, frames)
     label = None if affect is None else affect.get(clip.clip_id)
-    text = clip.text if label is None else describe_face(label)
-    yield Window(f"{clip.clip_id}{LISTENER}", motion, other, text, clip.listener_audio, clip.speaker_audio, listener,
-                 speaker)
+    yield Window(f"{clip.clip_id}{LISTENER}", motion, other, describe_face(motion, label), clip.listener_audio,
+                 clip.speaker_audio, listener, speaker)
     if both and other is not None:
-        yield Window(f"{clip.clip_id}/speaker", other, motion, clip.text, clip.speaker_audio, clip.listener_audio,
-                     speaker, listener)
+        yield Window(f"{clip.clip_id}/speaker", other, motion, describe_face(other), clip.speaker_audio,
+                     clip.listener_audio, speaker, listener)
 
 
-def describe_face(affect: np.ndarray) -> str:
-    """A prompt as the paper's, whose vision model names the emotion of the actor's face and nothing of what is said.
+def describe_face(motion: Motion, affect: np.ndarray | None = None) -> str | None:
+    """A prompt as the paper's: "happy and excited, looking ahead, nodding".
+
+    There a vision model looks at the actor's face and names emotion, gaze and head, nothing of what is said
+    (supplement, section 6 and Table 7). Here the words come from labels and motion; None where there is neither a
+    label nor a head that turns.
 
     Args:
-        affect: (time, 2) valence and arousal.
+        affect: (time, 2) valence and arousal that the actor shows, where the corpus has labels.
     """
-    valence, arousal = (int(np.digitize(value, (-NEUTRAL, NEUTRAL))) for value in np.mean(affect, axis=0))
-    return f"{VALENCE_WORDS[valence]} and {AROUSAL_WORDS[arousal]}"
+    words = []
+    if affect is not None:
+        valence, arousal = (int(np.digitize(value, (-NEUTRAL, NEUTRAL))) for value in np.mean(affect, axis=0))
+        words.append(f"{VALENCE_WORDS[valence]} and {AROUSAL_WORDS[arousal]}")
+    turns = [motion.group(name)[:, :2] for name in ("rot", "neck") if name in motion.layout.names]
+    if turns:
+        head = np.sum(turns, axis=0)
+        eyes = motion.group("eyepose") if "eyepose" in motion.layout.names else np.zeros((len(head), 6))
+        away = np.linalg.norm(head + (eyes[:, 0:2] + eyes[:, 3:5]) / 2, axis=1) > AWAY
+        nods = (head[:, 0] - uniform_filter1d(head[:, 0], round(motion.layout.fps))).std()
+        words += [GAZE_WORDS[np.digitize(away.mean(), GAZE_SHARES)], NOD_WORDS[np.digitize(nods, NODS)]]
+    return ", ".join(words) or None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ from pipeline.recipes.evaluate import (
     reward_pool,
     sample_held_out,
 )
+from pipeline.recipes.preferences import keep_ratings, pairs_of, simulated_ratings
 from pipeline.recipes.preflight import preflight
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import (
@@ -53,10 +54,9 @@ from policies.motion import Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
 from policies.vla.training import PAIR_SCHEMA, read_table, write_table
 from rewards.metrics.statistics import paired_interval
-from rewards.pairs import Pair, make_pairs
+from rewards.pairs import Pair
 from rewards.raters import RaterScales, Survey, anonymous, survey
-from rewards.ratings import Rating, read_ratings, write_ratings
-from rewards.scores import score_candidates
+from rewards.ratings import Rating, read_ratings
 
 
 def run(config: DpoRecipeConfig, run: Run) -> None:
@@ -152,12 +152,9 @@ def rate(
             source = f"{len(found.raters)} people ({config.ratings.name})"
         else:
             watched = (group_of(corpus.clip(i), to_motions(policy, group)) for i, group in groups.items())
-            ratings = [rating for _, rated in rewards.rate(watched, config.seed) for rating in rated]
+            ratings = simulated_ratings(watched, rewards, config.seed)
             source = f"{config.raters.count} SIMULATED raters"
-        file = phase.directory / "ratings.parquet"
-        write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
-        phase.say(f"{len(ratings)} ratings by {source}")
-        return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}} | extra
+        return keep_ratings(ratings, source, phase) | extra
 
     result = run.once("rate", work, round_)
     if "survey" in result:
@@ -183,19 +180,13 @@ def pair(
     def work(phase: Phase) -> dict[str, Any]:
         members = {i: [c.candidate_id for c in group] for i, group in groups.items()}
         scales = RaterScales.of(ratings) if config.ratings is not None and config.score.rater_scales else None
-        scores, score_counts = score_candidates(ratings, config.score.weights, members, scales)
-        pairs, pair_counts = make_pairs(scores, config.score.minimum_margin)
-        if len(pairs) < config.dpo.batch_size:
-            raise RunError(f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={config.dpo.batch_size}): "
-                           f"{asdict(pair_counts)}")
-        table = phase.directory / "pairs.arrow"
         by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
+        pairs, counts = pairs_of(
+            ratings, members, config.score, config.dpo.batch_size,
+            lambda p: by_id[p.prompt_id, p.chosen_id].source == GROUND_TRUTH, phase, scales)
+        table = phase.directory / "pairs.arrow"
         write_table(table, pair_rows(pairs, by_id, corpus, policy), PAIR_SCHEMA)
-        truth_chosen = np.mean([by_id[p.prompt_id, p.chosen_id].source == GROUND_TRUTH for p in pairs])
-        phase.say(f"{len(pairs)} pairs, mean margin {np.mean([p.margin for p in pairs]):.3f}, "
-                  f"ground truth chosen in {truth_chosen:.0%}")
-        phase.logger.log({"pairs": len(pairs), "ground_truth_chosen": float(truth_chosen)})
-        return {"counts": asdict(score_counts) | asdict(pair_counts), "artifacts": {"pairs": str(table)}}
+        return {"counts": counts, "artifacts": {"pairs": str(table)}}
 
     return Path(run.once("pair", work, round_)["artifacts"]["pairs"])
 

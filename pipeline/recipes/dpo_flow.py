@@ -6,7 +6,7 @@ Ratings, scores and pairs are those of `dpo`; the policy, its candidates and its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,26 @@ import numpy as np
 import pyarrow as pa
 
 from actors.cluster import cluster
-from actors.flow_rollout import FlowFleet, FlowFleetOptions, Sampling
+from actors.flow_rollout import FlowFleet, Sampling
 from actors.reward import Group, RewardPool
 from pipeline.config import FlowDpoRecipeConfig
 from pipeline.data.candidates import GROUND_TRUTH
 from pipeline.data.flow import LISTENER
 from pipeline.data.store import Corpus
 from pipeline.recipes.evaluate import JUDGES, group_of, interval_json, reward_pool
-from pipeline.recipes.flow import SUPERVISED, Imitation, as_trained, imitate, judge, judge_of
+from pipeline.recipes.flow import SUPERVISED, Imitation, as_trained, fleet_options, imitate, judge, judge_of
+from pipeline.recipes.preferences import keep_ratings, pairs_of, simulated_ratings
 from pipeline.recipes.sft import learn
-from pipeline.rundir import Phase, Run, RunError
+from pipeline.rundir import Phase, Run
 from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
 from policies.flow import checkpoint
 from policies.flow.training import CONDITION_COLUMNS, from_bytes, to_bytes
 from policies.motion import Motion
 from policies.vla.training import read_table, write_table
 from rewards.metrics.statistics import mean_interval, paired_interval, prompt_means
-from rewards.pairs import Pair, make_pairs
-from rewards.ratings import Rating, read_ratings, write_ratings
-from rewards.scores import overall, score_candidates
+from rewards.pairs import Pair
+from rewards.ratings import Rating, read_ratings
+from rewards.scores import overall
 
 ALIGNED = "Flow-DPO"
 CANDIDATE_SCHEMA = pa.schema({"clip_id": pa.string(), "candidate_id": pa.string(), "latents": pa.binary()})
@@ -62,12 +63,9 @@ def candidates(config: FlowDpoRecipeConfig, made: Imitation, run: Run) -> Path:
         rows = sorted(listeners[i] for i in order)
         seeds = np.random.SeedSequence([config.seed, len(rows)]).generate_state(len(rows)).tolist()
         limits = Motion(np.zeros((2, made.corpus.layout.dim)), made.corpus.layout)  # nothing is rewarded here
-        options = FlowFleetOptions(**{name: value for name, value in c.model_dump().items()
-                                      if name in FlowFleetOptions.__dataclass_fields__},
-                                   losses=config.cluster.lost_workers)
         sampling = Sampling(c.samples, c.steps, sigma=0.0, reduction="sum", corrected=False, shared_start=False)
         file = phase.directory / "candidates.arrow"
-        with FlowFleet(made.policy, made.vae, made.table_of("train"), limits, sampling, options) as fleet:
+        with FlowFleet(made.policy, made.vae, made.table_of("train"), limits, sampling, fleet_options(config)) as fleet:
             groups = fleet.roll_out(rows, seeds)
 
         def found() -> Iterator[dict[str, Any]]:
@@ -105,11 +103,8 @@ def rate(
             return {i: vae.to_motion(from_bytes(x, -1, vae.config.latent_dim)) for i, x in group.items()}
 
         watched = (shown(made.corpus, i, motions(group)) for i, group in read_groups(answers).items())
-        ratings = [rating for _, rated in rewards.rate(watched, config.seed) for rating in rated]
-        file, source = phase.directory / "ratings.parquet", f"{config.raters.count} SIMULATED raters"
-        write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
-        phase.say(f"{len(ratings)} ratings by {source}")
-        return {"artifacts": {"ratings": str(file)}, "engines": {"raters": source}}
+        ratings = simulated_ratings(watched, rewards, config.seed)
+        return keep_ratings(ratings, f"{config.raters.count} SIMULATED raters", phase)
 
     return read_ratings(run.once("rate", work)["artifacts"]["ratings"])
 
@@ -125,19 +120,13 @@ def pair(config: FlowDpoRecipeConfig, made: Imitation, answers: Path, ratings: l
 
     def work(phase: Phase) -> dict[str, Any]:
         groups = read_groups(answers)
-        scores, score_counts = score_candidates(ratings, config.score.weights, {i: list(g) for i, g in groups.items()})
-        pairs, pair_counts = make_pairs(scores, config.score.minimum_margin)
-        if len(pairs) < config.dpo.batch_size:
-            raise RunError(f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={config.dpo.batch_size}): "
-                           f"{asdict(pair_counts)}")
+        pairs, counts = pairs_of(
+            ratings, {i: list(group) for i, group in groups.items()}, config.score, config.dpo.batch_size,
+            lambda p: p.chosen_id == GROUND_TRUTH, phase)
         table = phase.directory / "pairs.arrow"
         windows = {row["clip_id"]: row for row in read_table(made.table_of("train"))}
         write_table(table, pair_rows(pairs, groups, windows), FLOW_PAIR_SCHEMA)
-        recorded = float(np.mean([p.chosen_id == GROUND_TRUTH for p in pairs]))
-        phase.say(f"{len(pairs)} pairs, mean margin {np.mean([p.margin for p in pairs]):.3f}, recorded listener chosen "
-                  f"in {recorded:.0%}")
-        phase.logger.log({"pairs": len(pairs), "ground_truth_chosen": recorded})
-        return {"counts": asdict(score_counts) | asdict(pair_counts), "artifacts": {"pairs": str(table)}}
+        return {"counts": counts, "artifacts": {"pairs": str(table)}}
 
     return Path(run.once("pair", work)["artifacts"]["pairs"])
 
@@ -173,7 +162,7 @@ def compare(config: FlowDpoRecipeConfig, made: Imitation, aligned: Path, rewards
             answers = {w.clip_id.removesuffix(LISTENER): m
                        for w, m in zip(judge.windows, judge.generate(policy), strict=True)}
             groups = (shown(made.corpus, clip_id, {clip_id: motion}) for clip_id, motion in answers.items())
-            ratings = [rating for _, given in rewards.rate(groups, config.seed + JUDGES) for rating in given]
+            ratings = simulated_ratings(groups, rewards, config.seed + JUDGES)
             rated[name] = prompt_means((r.prompt_id, overall(r, config.score.weights)) for r in ratings)
         change = paired_interval(rated[SUPERVISED], rated[ALIGNED])
         means = {name: interval_json(mean_interval(scores)) for name, scores in rated.items()}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from actors.flow_rollout import FlowFleetOptions
 from pipeline.config import STAGE_ONE, EncodersConfig, FlowRecipeConfig, read_yaml
 from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
 from pipeline.data.store import LABELS, Corpus, load_labels
@@ -26,9 +28,9 @@ from policies.flow import checkpoint
 from policies.flow.config import VAEConfig, flow_config, vae_config
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.model import initialised
-from policies.flow.training import MOTION_SCHEMA
+from policies.flow.training import MOTION_SCHEMA, fit_features
 from policies.flow.vae import MotionVAE
-from policies.vla.training import write_table
+from policies.vla.training import read_table, write_table
 
 RecipeOfFlow = TypeVar("RecipeOfFlow", bound=FlowRecipeConfig)
 TABLE = "{}.arrow"  # windows of a split
@@ -36,7 +38,8 @@ SUPERVISED = "supervised"  # name of the policy of this stage
 # The aligned policy with less than it was trained with (GDPO-Listener, Table 4), and without look-ahead.
 WAYS: dict[str, dict[str, Any]] = {
     "without text": {"without_text": True}, "4 steps": {"steps": 4}, "streaming": {"streaming": True}}
-PROMPTS = ("happy and excited", "sad and calm")  # whose effect on the face is measured; see `describe_face`
+# Whose effect on the face is measured; see `describe_face`.
+PROMPTS = ("happy and excited, looking ahead, nodding", "sad and calm, looking ahead, with a still head")
 
 
 class Imitation(NamedTuple):
@@ -169,16 +172,22 @@ def train_flow(config: FlowRecipeConfig, corpus: Corpus, vae: Path, tables: Path
         frames = whole_latents(len(corpus.at("train", 0).listener), coder.config.downsample)
         sizes = flow_config(config.flow.size, coder.config, encoders.text.dim, encoders.audio.dim,
                             frames // coder.config.downsample)
-        flow = initialised(sizes, config.seed)
+        flow, table = initialised(sizes, config.seed), tables / TABLE.format("train")
+        fit_features(flow, read_table(table).select_columns(["text", "partner_audio", "actor_audio"]))
         checkpoint.save(flow, initial)
         phase.say(f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of {sizes.window} "
                   f"latents, {config.flow.steps} steps")
-        task = FlowTask(str(initial), str(tables / TABLE.format("train")), config.seed, config.flow)
+        task = FlowTask(str(initial), str(table), config.seed, config.flow)
         return learn(task, config.learner, phase)
 
     result = run.once("flow", work)
     run.summary["metrics"]["flow"] = result["final"]
     return Path(result["policy"])
+
+
+def fleet_options(config: FlowRecipeConfig) -> FlowFleetOptions:
+    given = config.rollout.model_dump(include={field.name for field in fields(FlowFleetOptions)})
+    return FlowFleetOptions(**given, losses=config.cluster.lost_workers)
 
 
 def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, run: Run) -> None:
@@ -194,10 +203,11 @@ def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, r
         texts = dict(zip(PROMPTS, encoder(PROMPTS), strict=True))
         affect = fit_affect(made.corpus, made.corpus.layout, run)
         policies = {SUPERVISED: made.policy, name: aligned}
-        rows = {"VAE": judge.coded()} | {method: judge(policy) for method, policy in policies.items()}
+        answers = {"VAE": judge.coded()} | {method: judge.generate(policy) for method, policy in policies.items()}
         if config.judge.ablations:
-            rows |= {f"{name} {way}": judge(aligned, **keys) for way, keys in WAYS.items()}
-            rows[f"{SUPERVISED} streaming"] = judge(made.policy, streaming=True)
+            answers |= {f"{name} {way}": judge.generate(aligned, **keys) for way, keys in WAYS.items()}
+            answers[f"{SUPERVISED} streaming"] = judge.generate(made.policy, streaming=True)
+        rows = judge.score(answers)
         listeners = judge.listeners()
         if listeners.windows:
             for method, policy in policies.items():

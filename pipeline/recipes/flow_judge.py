@@ -64,16 +64,9 @@ class FlowJudge:
         faces = faces_of(config.head, coder.config.layout.topology)
         return cls(config.judge, config.seed, [windows[i] for i in chosen], [rows[i] for i in chosen], coder, faces)
 
-    def __call__(self, policy: Path, **way: Any) -> dict[str, float]:
-        """Scores of the policy; `way` as in `generate`."""
-        with timeline.noted("judge"):
-            return self.score(self.generate(policy, **way))
-
-    def coded(self) -> dict[str, float]:
+    def coded(self) -> list[Motion]:
         """The recorded motion through the VAE: what coding alone costs."""
-        motions = [self.vae.to_motion(self.vae.encode(torch.from_numpy(w.motion.values)[None])[0])
-                   for w in self.windows]
-        return self.score(motions)
+        return [self.vae.to_motion(self.vae.encode(torch.from_numpy(w.motion.values)[None])[0]) for w in self.windows]
 
     def listeners(self) -> FlowJudge:
         """Of those windows only whose actor listens in at least half of the frames."""
@@ -159,11 +152,18 @@ class FlowJudge:
             motions += [self.vae.to_motion(sampled) for sampled in latents[:, 0]]
         return motions
 
-    def score(self, motions: Sequence[Motion]) -> dict[str, float]:
-        """`PART/NAME/GROUP` of `flame_groups`, and `PART/PROTOCOL/NAME` on vertices where there is a head."""
-        on_vertices = {} if self.faces is None else self.on_vertices(motions)
-        return self.by_group(motions) | {name: float(np.mean(list(given.values())))
-                                         for name, given in on_vertices.items()}
+    def score(self, answers: Mapping[str, Sequence[Motion]]) -> dict[str, dict[str, float]]:
+        """Method -> `PART/NAME/GROUP` of `flame_groups`, and `PART/PROTOCOL/NAME` on vertices where there is a head.
+
+        Args:
+            answers: method -> a motion of each window.
+        """
+        with timeline.noted("judge"):
+            rows = {method: self.by_group(motions) for method, motions in answers.items()}
+            if self.faces is not None:
+                for method, found in self.on_vertices(answers).items():
+                    rows[method] |= {name: float(np.mean(list(given.values()))) for name, given in found.items()}
+        return rows
 
     def by_group(self, motions: Sequence[Motion]) -> dict[str, float]:
         parts = {"listen": [w.listening for w in self.windows], "speak": [w.actor_speaks for w in self.windows]}
@@ -171,18 +171,23 @@ class FlowJudge:
         return {f"{part}/{name}": value for part, masks in parts.items()
                 for name, value in flame_groups.score(motions, recorded, partners, masks).items()}
 
-    def on_vertices(self, motions: Sequence[Motion]) -> dict[str, dict[str, float]]:
-        """Both definitions of LVE, MHD, FDD, PDD, JDD: `PART/PROTOCOL/NAME` -> window -> value."""
-        found: dict[str, dict[str, float]] = {}
-        for motion, window in zip(motions, self.windows, strict=True):
-            speaks = window.actor_speaks.any()  # only then distances over the whole head are asked for
-            pred, target = (self.faces(m, whole=bool(speaks)) for m in (motion, window.motion))
-            for protocol, people in PROTOCOLS.items():
-                speech = np.stack([window.actor_speaks, window.partner_speaks])[:people]
-                scores = evaluate(protocol, pred, target, speech_mask=speech if people == 2 else speech[0])
-                for name, value in scores.items():
-                    metric, part = name.rsplit("_", 1)
-                    found.setdefault(f"{part}/{protocol}/{metric}", {})[window.clip_id] = value
+    def on_vertices(self, answers: Mapping[str, Sequence[Motion]]) -> dict[str, dict[str, dict[str, float]]]:
+        """Both definitions of LVE, MHD, FDD, PDD, JDD: method -> `PART/PROTOCOL/NAME` -> window -> value.
+
+        Window by window, so that the recorded face is made once, whatever the number of methods.
+        """
+        found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in answers}
+        for i, window in enumerate(self.windows):
+            whole = bool(window.actor_speaks.any())  # only then distances over the whole head are asked for
+            recorded = self.faces(window.motion, whole)
+            speech = np.stack([window.actor_speaks, window.partner_speaks])
+            for method, motions in answers.items():
+                face = self.faces(motions[i], whole)
+                for protocol, people in PROTOCOLS.items():
+                    scores = evaluate(protocol, face, recorded, speech_mask=speech if people == 2 else speech[0])
+                    for name, value in scores.items():
+                        metric, part = name.rsplit("_", 1)
+                        found[method].setdefault(f"{part}/{protocol}/{metric}", {})[window.clip_id] = value
         return found
 
 

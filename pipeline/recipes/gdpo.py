@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster import cluster
-from actors.flow_rollout import FlowFleetOptions
 from actors.learner import Milestones
 from pipeline.config import GdpoRecipeConfig
-from pipeline.recipes.flow import Imitation, as_trained, imitate, judge
+from pipeline.recipes.flow import Imitation, as_trained, fleet_options, imitate, judge
 from pipeline.recipes.sft import learn
 from pipeline.rundir import Phase, Run, Workspace
 from pipeline.tasks.gdpo import GdpoTask
@@ -34,12 +33,11 @@ def post_train(
     """Stage 2: GDPO (section 3.3) in one long-lived group of learners, which has its own rollout fleet."""
 
     def work(phase: Phase) -> dict[str, Any]:
-        fleet = FlowFleetOptions(**config.rollout.model_dump(), losses=config.cluster.lost_workers)
         table, layout = made.table_of("train"), made.corpus.layout
         limits = motion_limits(Motion(from_bytes(row["frames"], -1, layout.dim).numpy(), layout)
                                for row in read_table(table).select_columns(["frames"]))
         task = GdpoTask(str(made.policy), str(table), str(made.vae), limits, config.seed, config.gdpo, config.reward,
-                        config.groups, fleet)
+                        config.groups, fleet_options(config))
         prompts = config.gdpo.iterations * config.gdpo.sync_every * config.gdpo.batch_size
         phase.say(f"{config.gdpo.iterations} iterations of {config.gdpo.sync_every} steps: {prompts} prompts "
                   f"({len(task.prompts)} windows with listening) x {config.gdpo.group_size} rollouts")

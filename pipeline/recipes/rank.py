@@ -126,7 +126,10 @@ def by_fleet(
 
 
 def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> dict[str, Answers]:
-    """Supervised AR-Flow and GDPO on the listeners' windows, with the settings that their run judged them by."""
+    """Supervised AR-Flow and GDPO on the listeners' windows, with the settings that their run judged them by.
+
+    Without prompts: those describe the recorded face, which no other method is told of.
+    """
     directory = given["directory"]
     try:
         trained = load_config(GdpoRecipeConfig, directory / "config.yaml", [])
@@ -137,7 +140,8 @@ def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> di
     judge = FlowJudge(trained.judge, config.seed, [], listeners, checkpoint.load_vae(given["vae_policy"]), None)
     answers: dict[str, Answers] = {}
     for name, policy in zip(METHODS["gdpo"], (given["flow_policy"], given["gdpo_policy"]), strict=True):
-        samples = [replace(judge, seed=config.seed + k * len(ids)).generate(policy) for k in range(config.rank.samples)]
+        samples = [replace(judge, seed=config.seed + k * len(ids)).generate(policy, without_text=True)
+                   for k in range(config.rank.samples)]
         answers[name] = dict(zip(ids, map(list, zip(*samples, strict=True)), strict=True))
     return answers
 

@@ -55,7 +55,7 @@ def shared(config: GdpoRecipeConfig, run: Run) -> Iterator[tuple[GdpoTrials, Cal
 
     def verdict(path: Path) -> dict[str, float]:
         motions = judge.generate(path)
-        on_vertices = {} if judge.faces is None else judge.on_vertices(motions)
+        on_vertices = {} if judge.faces is None else judge.on_vertices({"": motions})[""]
         means = {name: float(np.mean(list(given.values()))) for name, given in on_vertices.items()}
         fdd = on_vertices.get("listen/unils/FDD", {})
         return (judge.by_group(motions) | means | with_interval("FDD", fdd, BOOTSTRAP)

@@ -12,6 +12,7 @@ A sample of a group is a `slot`: slots share the prefix of their prompt and have
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from policies.flow.config import FlowConfig
 from policies.flow.tmrope import TEXT_TIME, audio_times, motion_times, rotate, rotations
 from policies.flow.transformer import Block
 
+STILL = 1e-5  # a channel of less spread than this is left at scale 1
 KEPT, NOISY = len(MODALITIES), len(MODALITIES) + 1  # rows of the kind embedding after those of the modalities
 
 
@@ -60,12 +62,20 @@ class History:
 
 
 class ARFlow(nn.Module):
-    """v_theta(m_{l,t}) of Eq. 3. Latents are those of `MotionVAE.encode`; shapes are in `forward`."""
+    """v_theta(m_{l,t}) of Eq. 3. Latents are those of `MotionVAE.encode`; shapes are in `forward`.
+
+    `fit_features`, before training, sets the buffers that make channels of text and audio features of zero mean and
+    unit variance. Those of a frozen encoder lie close together and far from 0: with the tiny one, what tells two
+    prompts apart is a sixth of what they have in common, and is hardly learnt.
+    """
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
         hidden = config.hidden
+        for name, dim in (("text", config.text_dim), ("audio", config.audio_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(dim))
+            self.register_buffer(f"{name}_std", torch.ones(dim))
         self.project_text = nn.Linear(config.text_dim, hidden)
         self.project_audio = nn.Linear(config.audio_dim, hidden)  # Eq. 1: one projector for both people
         self.project_motion = nn.Linear(config.latent_dim, hidden)
@@ -76,6 +86,24 @@ class ARFlow(nn.Module):
         self.blocks = nn.ModuleList(Block(hidden, config.heads, config.mlp) for _ in range(config.layers))
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.velocity = nn.Linear(hidden, config.latent_dim)
+
+    @torch.no_grad()
+    def fit_features(self, text: Iterable[Tensor], audio: Iterable[Tensor]) -> None:
+        """Mean and standard deviation of every channel over the features of a corpus; none given change nothing.
+
+        Args:
+            text, audio: (..., text_dim) and (..., audio_dim), one by one, so that a corpus need not fit in memory.
+        """
+        for name, given in (("text", text), ("audio", audio)):
+            count, total, squares = 0, 0.0, 0.0
+            for features in given:
+                rows = features.double().flatten(0, -2)
+                count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
+            if count:
+                mean = total / count
+                std = (squares / count - mean.square()).clamp(min=0).sqrt()
+                getattr(self, f"{name}_mean").copy_(mean)
+                getattr(self, f"{name}_std").copy_(torch.where(std > STILL, std, 1.0))
 
     def encode_prefix(self, conditions: Conditions, streaming: bool | Tensor = False) -> Prefix:
         """Keys and values of the conditions (Eq. 1-2), to be used for as many latents and samples as wanted.
@@ -181,12 +209,12 @@ class ARFlow(nn.Module):
         r, device = self.config.downsample, features.device
         if name == "text":
             time = torch.full((1,), TEXT_TIME, device=device)
-            return self.project_text(features).unsqueeze(1), time, time
+            return self.project_text((features - self.text_mean) / self.text_std).unsqueeze(1), time, time
         if name == "partner_motion":
             latents = torch.arange(features.shape[1], device=device)
             return self.project_motion(features), motion_times(latents, r), (latents + 1) * r - 1
         time = audio_times(features.shape[1], device)
-        return self.project_audio(features), time, time
+        return self.project_audio((features - self.audio_mean) / self.audio_std), time, time
 
     def _time(self, time: Tensor, noisy: Tensor) -> Tensor:
         return self.time(time_features(time.to(noisy)).expand(*noisy.shape[:-1], -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,15 @@ def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) ->
     batch = {name: torch.stack([torch.zeros(shape) if row[name] is None else from_bytes(row[name], *shape)
                                 for row in rows]) for name, shape in shapes.items()}
     return batch | {"present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])}
+
+
+def fit_features(flow: ARFlow, rows: Collection[Mapping[str, Any]]) -> None:
+    """`ARFlow.fit_features` on the conditions in rows of windows, which are gone through twice."""
+    dims = flow.config
+    text = (from_bytes(row["text"], 1, dims.text_dim) for row in rows if row["text"] is not None)
+    audio = (from_bytes(row[name], -1, dims.audio_dim) for row in rows for name in ("partner_audio", "actor_audio")
+             if row[name] is not None)
+    flow.fit_features(text, audio)
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

@@ -22,7 +22,7 @@ from policies.flow.config import VAEConfig
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.training import from_bytes
 from policies.flow.vae import MotionVAE
-from policies.motion import LayoutError
+from policies.motion import Layout, LayoutError, Motion
 from policies.vla.training import read_table, write_table
 
 
@@ -77,14 +77,28 @@ def test_without_sound_the_roles_of_the_corpus_count(clip):
     assert listener.listening.all() and not speaker.listening.any() and speaker.actor_speaks.all()
 
 
-def test_the_prompt_names_the_face_where_it_is_labelled(clip):
+def test_the_prompt_names_what_the_face_shows(clip):
     affect = {clip.clip_id: np.array([[0.5, -0.3], [0.7, -0.1]])}
     listener, speaker = windows(clip, 8, affect=affect)
-    assert listener.text == "happy and calm" and speaker.text == clip.text
-    assert next(windows(clip, 8)).text == clip.text
-    assert next(windows(replace(clip, words=None), 8)).text is None
-    assert describe_face(np.array([[-0.4, 0.5]])) == "sad and excited"
-    assert describe_face(np.zeros((3, 2))) == "neutral and attentive"
+    assert listener.text == "happy and calm, " + describe_face(listener.motion)
+    assert speaker.text == describe_face(speaker.motion), "the speaker's affect is not labelled"
+
+
+def test_the_prompt_names_emotion_gaze_and_nods():
+    layout = Layout((("expr", 1), ("neck", 3), ("eyepose", 6), ("rot", 3)), 25.0, "builtin")
+    still = np.zeros((100, layout.dim), np.float32)
+    assert describe_face(Motion(still, layout), np.array([[-0.4, 0.5]])) == (
+        "sad and excited, looking ahead, with a still head")
+    aside = still.copy()
+    aside[:30, layout.columns("rot")] = (0, 0.3, 0)  # yaw
+    assert describe_face(Motion(aside, layout), np.zeros((3, 2))).startswith("neutral and attentive, glancing away")
+    followed = aside.copy()
+    followed[:30, layout.columns("eyepose")] = (0, -0.3, 0) * 2  # the head turns, the eyes stay
+    assert "looking ahead" in describe_face(Motion(followed, layout))
+    nodding = still.copy()
+    nodding[:, layout.columns("neck")] = np.outer(0.05 * np.sin(2 * np.pi * 2 * np.arange(100) / 25), (1, 0, 0))
+    assert describe_face(Motion(nodding, layout)) == "looking ahead, nodding"
+    assert describe_face(Motion(still[:, :1], Layout((("expr", 1),), 25.0, "builtin"))) is None
 
 
 def test_a_latent_is_what_most_of_its_frames_are():
@@ -106,7 +120,7 @@ def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_p
 def test_what_a_clip_lacks_is_null(clip, features, vae):
     bare = replace(clip, speaker=None, speaker_audio=None, listener_audio=None, words=None)
     [row] = window_rows(windows(bare, 8), features.of, vae)
-    assert all(row[name] is None for name in MODALITIES) and row["latents"] is not None
+    assert all((row[name] is None) == (name != "text") for name in MODALITIES) and row["latents"] is not None
 
 
 def test_features_are_computed_once(clip, features, monkeypatch):

@@ -50,13 +50,23 @@ def made(tiny_corpus, tmp_path_factory):
 
 def test_the_recorded_motion_is_perfect(made):
     judge, _ = made
-    values = judge.score([window.motion for window in judge.windows])
+    recorded = [window.motion for window in judge.windows]
+    values = judge.score({"coded": judge.coded(), "recorded": recorded})["recorded"]
     for name, value in values.items():
         if name.split("/")[1] in ("MSE", "FD", "P-FD", "rPCC", "unils", "gdpo_paper"):
             assert value == pytest.approx(0, abs=1e-6), name
         elif name.split("/")[1].endswith("_ratio"):
             assert value == pytest.approx(1), name
     assert {"listen/unils/FDD", "listen/gdpo_paper/JDD", "speak/unils/LVE", "speak/MSE/jaw"} <= set(values)
+
+
+def test_a_method_is_scored_as_if_it_were_alone(made):
+    judge, policy = made
+    answers = {"coded": judge.coded(), "sampled": judge.generate(policy)}
+    together = judge.score(answers)
+    for method, motions in answers.items():
+        assert together[method] == pytest.approx(judge.score({method: motions})[method], nan_ok=True)
+    assert together["coded"]["listen/unils/FDD"] != together["sampled"]["listen/unils/FDD"]
 
 
 def test_the_same_noise_whatever_the_policy_and_as_many_windows_as_asked(made):

@@ -64,6 +64,29 @@ def test_only_the_difference_of_times_counts():
     assert (product(3, 17) - product(3, 18)).abs() > 1e-3
 
 
+def test_channels_of_features_are_standardised():
+    """A model told of the spread sees in raw features what a plain one sees in standardised ones."""
+    plain, fitted = (initialised(CONFIG, seed=0).double().eval() for _ in range(2))
+    spread, offset = torch.arange(1, 7).double(), 5 * normal(6)
+    given = conditions()
+    audio = {name: getattr(given, name) * spread + offset for name in ("partner_audio", "actor_audio")}
+    text = torch.stack([torch.full((5,), 1.0), torch.full((5,), 3.0)]).double()
+    text[:, 4] = 7.0  # says nothing
+    fitted.fit_features(text.split(1), [audio["partner_audio"][:1], audio["partner_audio"][1:], audio["actor_audio"]])
+    assert fitted.text_mean.tolist() == [2, 2, 2, 2, 7] and fitted.text_std.tolist() == [1] * 5
+    both = torch.cat(list(audio.values())).flatten(0, 1)
+    torch.testing.assert_close(fitted.audio_mean, both.mean(0))
+    torch.testing.assert_close(fitted.audio_std, both.std(0, correction=0))
+    same = {name: (x - both.mean(0)) / both.std(0, correction=0) for name, x in audio.items()}
+    inputs = normal(2, 1, 6, 4), normal(2, 1, 6, 4, seed=9), torch.tensor(0.3)
+    expected = velocities(plain, plain.encode_prefix(replace(given, text=text - fitted.text_mean, **same)), *inputs)
+    found = velocities(fitted, fitted.encode_prefix(replace(given, text=text, **audio)), *inputs)
+    torch.testing.assert_close(found, expected)
+    before = fitted.audio_mean.clone()
+    fitted.fit_features([], [])
+    assert fitted.audio_mean.equal(before)
+
+
 def test_paper_size_has_19_3_million_parameters():
     vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
     with torch.device("meta"):

@@ -45,6 +45,13 @@ def test_speeds_are_per_second_and_by_group():
     assert features[25, LAYOUT.dim + 1 :] == pytest.approx([0, 0, 0])
 
 
+def test_what_stands_still_after_it_moved_has_a_speed_of_about_0():
+    values = np.random.default_rng(0).normal(size=(200, LAYOUT.dim))
+    values[40:] = values[40]
+    features = affect_features(Motion(values, LAYOUT))
+    assert np.isfinite(features).all() and np.abs(features[80:, LAYOUT.dim:]).max() < 1e-5
+
+
 def test_it_reads_its_groups_from_any_layout_that_has_them(estimator):
     (motion,), _ = labelled(2, n=1)
     narrow = motion.subset(LAYOUT.subset({"rot": 3, "expr": 5, "jaw": 3}))
