@@ -272,8 +272,7 @@ class GroupWeightsConfig(Section):
     jaw: float = Field(1.0, ge=0, description="jaw rotation")
     neck: float = Field(1.0, ge=0, description="neck rotation")
     eyelid: float = Field(
-        0.3, ge=0, description="eyelid closure; whether a clip has a blink is chance, and a penalty on the deviation "
-        "from it is least without any"
+        1.0, ge=0, description="eyelid closure; in clips so short that most have no blink, the penalty is least without"
     )
     eyepose: float = Field(1.0, ge=0, description="eye rotations")
     rot: float = Field(1.0, ge=0, description="global head rotation")
@@ -292,7 +291,7 @@ class FlowRolloutConfig(Section):
 
 
 class GdpoConfig(Section):
-    iterations: int = Field(110, ge=1, description="times that the behaviour policy is renewed and rolled out")
+    iterations: int = Field(150, ge=1, description="times that the behaviour policy is renewed and rolled out")
     sync_every: int = Field(2, ge=1, description="optimiser steps on rollouts of one behaviour policy (the paper's 8)")
     batch_size: int = Field(4, ge=1, description="prompts per step over all learners")
     group_size: int = Field(8, ge=2, description="rollouts per prompt, G (the paper's 4)")
@@ -323,7 +322,7 @@ class GdpoConfig(Section):
     chunk: int = Field(
         4, ge=1, description="denoise steps replayed at once; fewer need less memory and more time (the paper's 2)"
     )
-    learning_rate: float = Field(6e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
+    learning_rate: float = Field(3e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     estimator: Literal["gdpo", "grpo"] = Field("gdpo", description="rewards normalised one by one, or summed first")
     batch_norm: bool = Field(False, description="the batch-level step of the original GDPO")

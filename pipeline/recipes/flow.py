@@ -39,7 +39,8 @@ SUPERVISED = "supervised"  # name of the policy of this stage
 WAYS: dict[str, dict[str, Any]] = {
     "without text": {"without_text": True}, "4 steps": {"steps": 4}, "streaming": {"streaming": True}}
 # Whose effect on the face is measured; see `describe_face`.
-PROMPTS = ("happy and excited, looking ahead, nodding", "sad and calm, looking ahead, with a still head")
+PROMPTS = {"happy": "happy and excited, looking ahead, nodding",
+           "sad": "sad and calm, looking ahead, with a still head"}
 
 
 class Imitation(NamedTuple):
@@ -200,7 +201,7 @@ def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, r
     def work(phase: Phase) -> dict[str, Any]:
         judge = judge_of(config, made)
         encoder = load_encoders(config.encoders, run.directory / "features").text
-        texts = dict(zip(PROMPTS, encoder(PROMPTS), strict=True))
+        texts = dict(zip(PROMPTS, encoder(list(PROMPTS.values())), strict=True))
         affect = fit_affect(made.corpus, made.corpus.layout, run)
         policies = {SUPERVISED: made.policy, name: aligned}
         answers = {"VAE": judge.coded()} | {method: judge.generate(policy) for method, policy in policies.items()}

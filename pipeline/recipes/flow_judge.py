@@ -83,18 +83,18 @@ class FlowJudge:
     def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
         """What prompts and guidance do.
 
-        `text/valence/PROMPT` is the valence that the generated faces show on average when everybody is given that
-        prompt (where there is an estimator); `omega_X/variance_ratio/GROUP` rises with X if guidance is a slider.
+        `text/valence/NAME` is the valence that the generated faces show on average when everybody is given the prompt
+        of that name (where there is an estimator); `omega_X/variance_ratio/GROUP` rises with X if guidance is a slider.
 
         Args:
-            texts: prompt -> its features (text_dim,).
+            texts: name of a prompt -> its features (text_dim,).
         """
         listening, recorded = [w.listening for w in self.windows], [w.motion for w in self.windows]
         values: dict[str, float] = {}
-        for prompt, features in texts.items() if affect is not None else ():
+        for name, features in texts.items() if affect is not None else ():
             shown = [affect(motion)[mask, 0].mean() for motion, mask in
                      zip(self.generate(policy, text=features), listening, strict=True) if mask.any()]
-            values[f"text/valence/{prompt}"] = float(np.mean(shown))
+            values[f"text/valence/{name}"] = float(np.mean(shown))
         for omega in self.config.omegas:
             ratios = flame_groups.variance_ratio(self.generate(policy, omega=omega), recorded, listening)
             values |= {f"omega_{omega:g}/variance_ratio/{group}": ratio for group, ratio in ratios.items()}
