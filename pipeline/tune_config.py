@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.config import (
+    CorpusConfig,
     DpoRecipeConfig,
     GdpoConfig,
     GdpoRecipeConfig,
@@ -148,7 +149,9 @@ class TuneGdpoConfig(GdpoRecipeConfig, Sweep):
     RECIPE: ClassVar = GdpoRecipeConfig
     SECTIONS: ClassVar = ("gdpo", "reward", "groups")
     subject: Literal["gdpo"] = Field("gdpo", description="the recipe whose keys are swept")
-    gdpo: GdpoConfig = GdpoConfig(iterations=40)  # enough to tell settings apart, and eight trials in 25 minutes
+    # Enough to tell settings apart, and eight trials in 25 minutes on two cores.
+    corpus: CorpusConfig = CorpusConfig(seconds=4.0, frames=0)
+    gdpo: GdpoConfig = GdpoConfig(iterations=40)
     tune: GdpoTune = GdpoTune()
 
 
