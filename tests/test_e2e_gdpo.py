@@ -38,7 +38,7 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     assert (summary["status"], summary["counts"]["gdpo_steps"], summary["counts"]["rollouts"]) == ("finished", 4, 16)
     assert summary["engines"]["gdpo_learner"]["world_size"] == 2 and "tiny-t5" in summary["engines"]["encoders"]["text"]
     metrics = summary["metrics"]
-    assert set(metrics["judgement"]) == {"VAE", "supervised", "GDPO", "GDPO without text", "GDPO 4 steps",
+    assert set(metrics["judgement"]) == {"VAE", "others", "supervised", "GDPO", "GDPO without text", "GDPO 4 steps",
                                          "GDPO streaming", "supervised streaming"}
     for row in metrics["judgement"].values():
         assert {"listen/unils/FDD", "listen/gdpo_paper/PDD", "listen/variance_ratio/expr", "speak/unils/LVE",
@@ -60,7 +60,7 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     assert summary["counts"]["candidates"] == 12 * 3 and summary["counts"]["ratings"] == 12 * 3 * 2
     assert summary["engines"]["dpo_learner"]["name"] == "deepspeed" and "SIMULATED" in summary["engines"]["raters"]
     assert "vae_learner" not in summary["engines"] and set(summary["metrics"]["judgement"]) == {
-        "VAE", "supervised", "Flow-DPO"}
+        "VAE", "others", "supervised", "Flow-DPO"}
     rating = summary["metrics"]["simulated_rating"]
     assert rating["change"]["mean"] == pytest.approx(rating["Flow-DPO"]["mean"] - rating["supervised"]["mean"])
     first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])

@@ -192,7 +192,7 @@ def fleet_options(config: FlowRecipeConfig) -> FlowFleetOptions:
 
 
 def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, run: Run) -> None:
-    """Held-out windows before and after, beside what the VAE makes of the recorded motion.
+    """Held-out windows before and after, beside what the VAE makes of the recorded motion and what others did.
 
     Args:
         name: of the policy in `aligned`, in the table.
@@ -204,7 +204,8 @@ def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, r
         texts = dict(zip(PROMPTS, encoder(list(PROMPTS.values())), strict=True))
         affect = fit_affect(made.corpus, made.corpus.layout, run)
         policies = {SUPERVISED: made.policy, name: aligned}
-        answers = {"VAE": judge.coded()} | {method: judge.generate(policy) for method, policy in policies.items()}
+        answers = {"VAE": judge.coded(), "others": judge.others()}
+        answers |= {method: judge.generate(policy) for method, policy in policies.items()}
         if config.judge.ablations:
             answers |= {f"{name} {way}": judge.generate(aligned, **keys) for way, keys in WAYS.items()}
             answers[f"{SUPERVISED} streaming"] = judge.generate(made.policy, streaming=True)

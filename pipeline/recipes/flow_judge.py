@@ -68,6 +68,21 @@ class FlowJudge:
         """The recorded motion through the VAE: what coding alone costs."""
         return [self.vae.to_motion(self.vae.encode(torch.from_numpy(w.motion.values)[None])[0]) for w in self.windows]
 
+    def others(self) -> list[Motion]:
+        """For each window the recorded motion of somebody else in the same role: how far apart real people are.
+
+        A policy that moves like people, and knows nothing of the recorded one, deviates as much. Who is alone in a role
+        stands for themselves.
+        """
+        roles: dict[str, list[int]] = {}
+        for i, window in enumerate(self.windows):
+            roles.setdefault(window.clip_id.rsplit("/", 1)[1], []).append(i)
+        found = {}
+        for members in roles.values():
+            half = len(members) // 2  # of another dyad, where there are two
+            found |= dict(zip(members, members[half:] + members[:half], strict=True))
+        return [self.windows[found[i]].motion for i in range(len(self.windows))]
+
     def listeners(self) -> FlowJudge:
         """Of those windows only whose actor listens in at least half of the frames."""
         return self._only(lambda window: window.listening.mean() >= 0.5)
@@ -236,8 +251,8 @@ def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -
     before, after = rows[first], rows[last]
     sizes = {name: value for name, value in before.items() if value > 0 and not name.startswith("text")}
     change = {name: 100 * (after[name] / value - 1) for name, value in sizes.items() if name in after}
-    coded = "; VAE = the recorded motion, coded and decoded" if "VAE" in rows else ""
-    shown = Table(title=f"how held-out people move{coded}")
+    shown = Table(title="how held-out people move; VAE = the recorded motion, coded and decoded; others = somebody "
+                        "else's recorded motion")
     main = 2 + list(rows).index(last)
     heading = ["", *rows]
     heading.insert(main, "change")

@@ -60,6 +60,17 @@ def test_the_recorded_motion_is_perfect(made):
     assert {"listen/unils/FDD", "listen/gdpo_paper/JDD", "speak/unils/LVE", "speak/MSE/jaw"} <= set(values)
 
 
+def test_others_are_other_people_of_the_same_role(made):
+    judge, _ = made
+
+    def others(judge):
+        return [next(i for i, w in enumerate(judge.windows) if w.motion is motion) for motion in judge.others()]
+
+    roles = [window.clip_id.rsplit("/", 1)[1] for window in judge.windows]
+    assert [roles[i] for i in others(judge)] == roles and len(set(roles)) == 2
+    assert others(judge.of_listeners()) == [1, 2, 0], "each once, nobody themselves"
+
+
 def test_a_method_is_scored_as_if_it_were_alone(made):
     judge, policy = made
     answers = {"coded": judge.coded(), "sampled": judge.generate(policy)}
