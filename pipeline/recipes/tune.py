@@ -65,6 +65,7 @@ def trials_workspace(run: Run) -> Workspace:
     """Where trials run, in whichever process: their folders, within the sweep's MLflow run."""
     root = Workspace(run.config, run.directory / "trials")
     root.directory.mkdir(exist_ok=True)
+    root.mirror = run.mirror
     root.tracker = TrackedRun(run.tracker.outbox, run.tracker.experiment_id, run.tracker.run_id)
     return root
 

@@ -150,7 +150,7 @@ def sweep(directory, trials, *overrides, resume=False):
 @pytest.mark.engine
 def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone(local_ray, tmp_path, capsys):
     folder, log = tmp_path / "sweep", tmp_path / "aligned"
-    space = ["tune.space.dpo.beta=grid(0.5, 1, 2)"]
+    space = ["tune.space.dpo.beta=grid(0.5, 1, 2)", f"storage.uri={(tmp_path / 'kept').as_uri()}"]
     with pytest.raises(RunError, match="1 of 3 trials failed, first dpo.beta=0.5: .*loss is nan at step 3"):
         sweep(folder, StubTrials(log, broken=(0.5,)), *space)
     found = json.loads((folder / "tune.json").read_text())
@@ -161,6 +161,8 @@ def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone
     assert [t["status"] for t in found["trials"]] == ["finished"] * 3
     assert sorted(log.read_text().split()) == ["0.5", "0.5", "1", "2"], "no finished trial is repeated"
     assert load_config(DpoRecipeConfig, folder / "best.yaml", []).dpo.beta == 1
+    kept = tmp_path / "kept" / "sweep" / "trials" / "dpo.beta=1"
+    assert (kept / "phases" / "dpo.json").is_file(), "trials are copied to the storage, too"
     for name in ("response_dpo.beta", "parallel", "pareto"):
         assert ElementTree.parse(folder / "charts" / f"{name}.svg").getroot().tag == f"{SVG}svg"
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
