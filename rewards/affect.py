@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
 
 from policies.motion import Layout, Motion
+from rewards.speaker_cues import moving_mean
 
 SMOOTH_SECONDS = 0.4  # affect is not read off single frames: visemes and blinks pass, expressions stay
 SPEED_SECONDS = 1.0  # how lively a face is shows over about a second
@@ -106,10 +106,10 @@ class RidgeAffectEstimator:
 def affect_features(motion: Motion) -> np.ndarray:
     """(time, dim + groups): smoothed coefficients, then per group the root mean square local speed per second."""
     values = motion.values.astype(np.float64)
-    smooth = _moving_mean(values, SMOOTH_SECONDS * motion.layout.fps)
+    smooth = moving_mean(values, SMOOTH_SECONDS * motion.layout.fps)
     speed = np.gradient(values, 1 / motion.layout.fps, axis=0) if len(motion) > 1 else np.zeros_like(values)
     # What stands still after it moved: the mean is a difference of sums, it can come out below 0 by a rounding error.
-    power = np.maximum(_moving_mean(speed**2, SPEED_SECONDS * motion.layout.fps), 0)
+    power = np.maximum(moving_mean(speed**2, SPEED_SECONDS * motion.layout.fps), 0)
     lively = [np.sqrt(power[:, motion.layout.columns(name)].mean(axis=1)) for name in motion.layout.names]
     return np.concatenate([smooth, np.stack(lively, axis=1)], axis=1)
 
@@ -124,7 +124,3 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
     if spread == 0:
         raise ValueError("concordance of two constants that agree is undefined")
     return float(2 * np.mean((x - x.mean()) * (y - y.mean())) / spread)
-
-
-def _moving_mean(x: np.ndarray, frames: float) -> np.ndarray:
-    return uniform_filter1d(x, size=max(1, round(frames)), axis=0, mode="nearest")
