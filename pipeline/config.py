@@ -60,8 +60,11 @@ class RenderConfig(Section):
     supersample: Literal[1, 2] = Field(1, description="samples per pixel side; 2 = clean edges, a third of the speed")
     codec: Literal["libx264", "libvpx-vp9"] = Field("libx264", description="video codec (VP9 is free of patents)")
     crf: int = Field(23, ge=0, le=51, description="constant rate factor: lower = larger and better")
-    videos: int = Field(10, ge=0, description="candidate videos to write; for people to rate, as many as candidates")
     timeout_s: float = Field(300, gt=0, description="deadline of one clip")
+
+
+class CandidateRenderConfig(RenderConfig):
+    videos: int = Field(10, ge=0, description="candidate videos to write; for people to rate, as many as candidates")
 
 
 class ActionConfig(Section):
@@ -235,7 +238,10 @@ class VaeConfig(Section):
     learning_rate: float = Field(2e-3, gt=0, description="peak; same schedule as SFT")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     velocity_weight: float = Field(10.0, ge=0, description="weight of frame-to-frame differences in the reconstruction")
-    kl_weight: float = Field(1e-4, ge=0, description="weight of the KL to N(0, I)")
+    kl_weight: float = Field(
+        0.01, ge=0, description="weight of the KL to N(0, I); more = blurred blinks, less = latents so precise that the "
+        "noise that AR-Flow leaves in them makes faces tremble"
+    )
 
 
 class FlowConfig(Section):
@@ -258,10 +264,12 @@ class RewardConfig(Section):
     """Weights of the penalties in the reward of a FLAME group."""
 
     positional_variance: float = Field(1.0, ge=0, description="of standard deviations over time, against the recorded")
-    velocity_variance: float = Field(1.0, ge=0, description="of those of frame-to-frame differences")
+    velocity_variance: float = Field(
+        8.0, ge=0, description="of those of frame-to-frame differences, which are about an eighth as large"
+    )
     mean_drift: float = Field(0.03, ge=0, description="of the distance of the means over time")
     mse: float = Field(0.05, ge=0, description="of the mean squared error")
-    jerk: float = Field(1.0, ge=0, description="of third differences against the recorded: guards against trembling")
+    jerk: float = Field(8.0, ge=0, description="of third differences against the recorded: guards against trembling")
     range: float = Field(1.0, ge=0, description="of what lies outside the corpus' limits: guards against grimaces")
 
 
@@ -426,7 +434,7 @@ class SftRecipeConfig(RecipeConfig):
 
 class RolloutRecipeConfig(SftRecipeConfig):
     head: HeadConfig = HeadConfig()
-    render: RenderConfig = RenderConfig()
+    render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: RolloutConfig = RolloutConfig()
 
 
@@ -558,6 +566,7 @@ class FlowJudgeConfig(Section):
         3600, ge=1, description="frames of the sequence whose last window is compared with its first (the paper's)"
     )
     windows: int = Field(192, ge=1, description="held-out windows (fewer if the corpus has fewer)")
+    clips: int = Field(6, ge=0, description="held-out listeners in the report, before and after; 0 = none")
 
 
 STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # keys and sections that say how AR-Flow is trained
@@ -583,6 +592,7 @@ class FlowRecipeConfig(RecipeConfig):
     vae: VaeConfig = VaeConfig()
     flow: FlowConfig = FlowConfig()
     rollout: FlowRolloutConfig = FlowRolloutConfig()
+    render: RenderConfig = RenderConfig()
     judge: FlowJudgeConfig = FlowJudgeConfig()
 
     @model_validator(mode="after")

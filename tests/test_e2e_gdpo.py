@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "vae.steps=4",
         "flow.steps=4", "gdpo.iterations=2", "gdpo.sync_every=2", "gdpo.group_size=2", "gdpo.batch_size=2",
         "learner.checkpoint_every=2", "rollout.workers=1", "judge.windows=4", "judge.omegas=[2]",
-        "judge.long_frames=96", "tracking.system_metrics=false"]
+        "judge.long_frames=96", "judge.clips=2", "render.workers=1", "tracking.system_metrics=false"]
 
 
 def finished(recipe, folder, *keys):
@@ -45,6 +45,10 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
                 "listen/P-FD/rot", "listen/rPCC/eyelid"} <= set(row)
         assert all(np.isfinite(value) for value in row.values())
     assert "listen/unils/FDD" in (folder / "judgement.md").read_text()
+    videos = sorted((folder / "clips").glob("*.mp4"))
+    report = (folder / "report.html").read_text()
+    assert len(videos) == 2 and report.count("<video") == 2 and "ground truth, supervised, GDPO" in report
+    assert all(title in report for title in ("How listeners move", "Held-out clips", "Training curves"))
     lines = [json.loads(line) for line in (folder / "gdpo" / "steps.jsonl").read_text().splitlines()]
     assert ["reward/expr" in line for line in lines] == [True, False] * 2
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-6)
@@ -56,12 +60,14 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
                        "rollout.prompts=12", "rollout.samples=2", "rollout.steps=2", "raters.workers=1",
                        "raters.count=2", "dpo.epochs=1", "dpo.batch_size=4", "learner.world_size=1", "judge.windows=4",
                        "judge.ablations=false", "judge.omegas=[2]", "judge.long_frames=96", "judge.steps=2",
+                       "judge.clips=1", "render.workers=1",
                        "tracking.system_metrics=false")
     assert summary["counts"]["candidates"] == 12 * 3 and summary["counts"]["ratings"] == 12 * 3 * 2
     assert summary["engines"]["dpo_learner"]["name"] == "deepspeed" and "SIMULATED" in summary["engines"]["raters"]
     assert "vae_learner" not in summary["engines"] and set(summary["metrics"]["judgement"]) == {
         "VAE", "others", "supervised", "Flow-DPO"}
     rating = summary["metrics"]["simulated_rating"]
+    assert "supervised, Flow-DPO" in (tmp_path / "run" / "report.html").read_text()
     assert rating["change"]["mean"] == pytest.approx(rating["Flow-DPO"]["mean"] - rating["supervised"]["mean"])
     first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
@@ -80,4 +86,5 @@ def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tm
         assert line["ratio"] == pytest.approx(1, abs=1e-5), "on-policy after a refresh"
         assert 0 < line["mismatch_max"] < 1e-3 and line["truncated"] == 0
     assert set(summary["metrics"]["judgement"]) == {"SFT", "GDPO"}
+    assert "How listeners move" in (tmp_path / "run" / "report.html").read_text()
     assert "listen/variance_ratio/jaw" in summary["metrics"]["after"]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
 from pipeline.data.audio import voice_activity
 from pipeline.data.clip import AUDIO_RATE, Clip
+from pipeline.data.statistics import count_nods, head_rotation
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.training import FLOW_SCHEMA, MOTION_SCHEMA, to_bytes
 from policies.flow.vae import MotionVAE
@@ -33,8 +33,8 @@ LISTENER = "/listener"  # ends the ids of windows whose actor is the listener of
 VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = ("sad", "neutral", "happy"), ("calm", "attentive", "excited"), 0.15
 # by the share of the time that eyes and head together point further than `AWAY` (radians) from straight ahead:
 GAZE_WORDS, GAZE_SHARES, AWAY = ("looking ahead", "glancing away", "looking away"), (0.2, 0.6), 0.15
-# by the standard deviation of the head's pitch about its mean over a second (radians): sway is slower, nods are not.
-NOD_WORDS, NODS = ("with a still head", "with a slight nod", "nodding"), (0.013, 0.018)
+# by nods a minute, see `count_nods`.
+NOD_WORDS, NODS = ("with a still head", "with a slight nod", "nodding"), (5, 10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +112,10 @@ def describe_face(motion: Motion, affect: np.ndarray | None = None) -> str | Non
     if affect is not None:
         valence, arousal = (int(np.digitize(value, (-NEUTRAL, NEUTRAL))) for value in np.mean(affect, axis=0))
         words.append(f"{VALENCE_WORDS[valence]} and {AROUSAL_WORDS[arousal]}")
-    turns = [motion.group(name)[:, :2] for name in ("rot", "neck") if name in motion.layout.names]
-    if turns:
-        head = np.sum(turns, axis=0)
+    if (head := head_rotation(motion)) is not None:
         eyes = motion.group("eyepose") if "eyepose" in motion.layout.names else np.zeros((len(head), 6))
-        away = np.linalg.norm(head + (eyes[:, 0:2] + eyes[:, 3:5]) / 2, axis=1) > AWAY
-        nods = (head[:, 0] - uniform_filter1d(head[:, 0], round(motion.layout.fps))).std()
+        away = np.linalg.norm(head[:, :2] + (eyes[:, 0:2] + eyes[:, 3:5]) / 2, axis=1) > AWAY
+        nods = count_nods(head[:, 0], motion.layout.fps) / motion.seconds * 60
         words += [GAZE_WORDS[np.digitize(away.mean(), GAZE_SHARES)], NOD_WORDS[np.digitize(nods, NODS)]]
     return ", ".join(words) or None
 

@@ -15,7 +15,6 @@ _NOD_RAD = 0.015  # half a peak-to-peak swing of 1.7 degrees; smaller ones are n
 def motion_statistics(motion: Motion) -> dict[str, float]:
     """Amplitude, speed and bandwidth of head, jaw and expression; rates of blinks and nods.
 
-    The head's rotation is the sum of the groups `rot` and `neck`, whichever there are: exact for small angles.
     Statistics of groups that the layout lacks are left out, not zero.
 
     Args:
@@ -29,14 +28,13 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
     """
     names, fps = motion.layout.names, motion.layout.fps
     figures: dict[str, float] = {}
-    rotations = [motion.group(name) for name in ("rot", "neck") if name in names]
-    if rotations:
-        head = np.degrees(np.sum(rotations, axis=0, dtype=np.float64))
+    if (rotation := head_rotation(motion)) is not None:
+        head = np.degrees(rotation)
         for axis, name in enumerate(("pitch", "yaw", "roll")):
             figures[f"head_{name}_std_deg"] = head[:, axis].std()
         figures["head_speed_deg_s"] = np.linalg.norm(np.diff(head, axis=0), axis=1).mean() * fps
         figures["head_power_below_2.5hz"] = power_below(head, 2.5, fps)
-        figures["nods_per_min"] = count_nods(np.radians(head[:, 0]), fps) / motion.seconds * 60
+        figures["nods_per_min"] = count_nods(rotation[:, 0], fps) / motion.seconds * 60
     if "jaw" in names:
         jaw = np.degrees(motion.group("jaw")[:, 0].astype(np.float64))
         figures["jaw_mean_deg"], figures["jaw_std_deg"] = jaw.mean(), jaw.std()
@@ -51,6 +49,12 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
     if "eyelid" in names:
         figures["blinks_per_min"] = count_blinks(motion.group("eyelid")) / motion.seconds * 60
     return {name: float(value) for name, value in figures.items()}
+
+
+def head_rotation(motion: Motion) -> np.ndarray | None:
+    """(time, 3) float64 radians: `rot` and `neck`, added up, which is exact for small angles; None without either."""
+    rotations = [motion.group(name) for name in ("rot", "neck") if name in motion.layout.names]
+    return np.sum(rotations, axis=0, dtype=np.float64) if rotations else None
 
 
 def power_below(values: np.ndarray, hz: float, fps: float) -> float:

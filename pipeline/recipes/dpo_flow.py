@@ -21,9 +21,10 @@ from pipeline.data.candidates import GROUND_TRUTH
 from pipeline.data.flow import LISTENER
 from pipeline.data.store import Corpus
 from pipeline.recipes.evaluate import JUDGES, group_of, interval_json, reward_pool
-from pipeline.recipes.flow import SUPERVISED, Imitation, as_trained, fleet_options, imitate, judge, judge_of
+from pipeline.recipes.flow import SUPERVISED, Imitation, as_trained, fleet_options, imitate, judge, judge_of, show
 from pipeline.recipes.preferences import keep_ratings, pairs_of, simulated_ratings
 from pipeline.recipes.sft import learn
+from pipeline.report.page import write_report
 from pipeline.rundir import Phase, Run
 from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
 from policies.flow import checkpoint
@@ -50,7 +51,9 @@ def run(config: FlowDpoRecipeConfig, run: Run) -> None:
             pairs = pair(config, made, answers, ratings, run)
             aligned = align(config, made, pairs, run)
             compare(config, made, aligned, rewards, run)
+        show(config, made, ALIGNED, aligned, run)
     judge(config, made, ALIGNED, aligned, run)
+    write_report(run)
 
 
 def candidates(config: FlowDpoRecipeConfig, made: Imitation, run: Run) -> Path:

@@ -14,13 +14,25 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from actors.flow_rollout import FlowFleetOptions
+from actors.render import Panel, VideoJob
 from pipeline.config import STAGE_ONE, EncodersConfig, FlowRecipeConfig, read_yaml
-from pipeline.data.flow import WINDOW_SCHEMA, Features, Window, motion_rows, whole_latents, window_rows, windows
+from pipeline.data.flow import (
+    LISTENER,
+    WINDOW_SCHEMA,
+    Features,
+    Window,
+    motion_rows,
+    whole_latents,
+    window_rows,
+    windows,
+)
 from pipeline.data.store import LABELS, Corpus, load_labels
 from pipeline.recipes.evaluate import fit_affect
 from pipeline.recipes.flow_judge import FlowJudge, report
 from pipeline.recipes.prepare import prepare
+from pipeline.recipes.rollout import render_pool, render_videos
 from pipeline.recipes.sft import learn
+from pipeline.report.videos import HELD_OUT, Shown, write_shown
 from pipeline.rundir import Phase, Run, RunError, still_there
 from pipeline.tasks.flow import FlowTask
 from pipeline.tasks.vae import VaeTask
@@ -174,7 +186,7 @@ def train_flow(config: FlowRecipeConfig, corpus: Corpus, vae: Path, tables: Path
         sizes = flow_config(config.flow.size, coder.config, encoders.text.dim, encoders.audio.dim,
                             frames // coder.config.downsample)
         flow, table = initialised(sizes, config.seed), tables / TABLE.format("train")
-        fit_features(flow, read_table(table).select_columns(["text", "partner_audio", "actor_audio"]))
+        fit_features(flow, read_table(table))
         checkpoint.save(flow, initial)
         phase.say(f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of {sizes.window} "
                   f"latents, {config.flow.steps} steps")
@@ -220,6 +232,30 @@ def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, r
         return {"rows": rows, "counts": {"judged_windows": len(judge.windows)}}
 
     report(run.once("judge", work)["rows"], SUPERVISED, name, run)
+
+
+def show(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, run: Run) -> None:
+    """Videos of `judge.clips` held-out listeners: speaker, recorded listener, before and after, with the speaker's
+    voice."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        judge = judge_of(config, made).of_listeners().some(config.judge.clips)
+        answers = {method: judge.generate(policy) for method, policy in ((SUPERVISED, made.policy), (name, aligned))}
+        shown, jobs = [], []
+        for i, window in enumerate(judge.windows):
+            clip = made.corpus.clip(window.clip_id.removesuffix(LISTENER))
+            listeners = {"ground truth": window.motion} | {method: given[i] for method, given in answers.items()}
+            panels = (Panel("speaker", window.partner, clip.speaker_shape),
+                      *(Panel(caption, motion) for caption, motion in listeners.items()))
+            video = Shown(HELD_OUT, f"{clip.clip_id}.mp4", clip.clip_id, clip.text, [p.caption for p in panels])
+            shown.append(video)
+            jobs.append(VideoJob(phase.directory / video.file, panels, window.partner_audio))
+        with render_pool(config) as renderers:
+            result = render_videos(config.render, jobs, renderers, phase)
+        write_shown(phase.directory, shown)
+        return result
+
+    run.once("clips", work)
 
 
 def judge_of(config: FlowRecipeConfig, made: Imitation) -> FlowJudge:

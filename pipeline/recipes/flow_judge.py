@@ -17,6 +17,7 @@ from torch import Tensor
 from actors import timeline
 from pipeline.config import FlowJudgeConfig, FlowRecipeConfig, HeadConfig
 from pipeline.data.flow import LISTENER, Window
+from pipeline.report.videos import spread
 from pipeline.rundir import Run, write_atomic
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
@@ -91,8 +92,14 @@ class FlowJudge:
         """Of those windows only whose actor is the listener of a clip, whom raters watch."""
         return self._only(lambda window: window.clip_id.endswith(LISTENER))
 
+    def some(self, count: int) -> FlowJudge:
+        """Of `count` of those windows, at even distances (of all, if there are fewer)."""
+        return self._at(spread(range(len(self.windows)), count))
+
     def _only(self, wanted: Callable[[Window], bool]) -> FlowJudge:
-        kept = [i for i, window in enumerate(self.windows) if wanted(window)]
+        return self._at([i for i, window in enumerate(self.windows) if wanted(window)])
+
+    def _at(self, kept: Sequence[int]) -> FlowJudge:
         return replace(self, windows=[self.windows[i] for i in kept], rows=[self.rows[i] for i in kept])
 
     def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
@@ -271,6 +278,7 @@ def report(rows: dict[str, dict[str, float]], first: str, last: str, run: Run) -
     write_atomic(run.directory / "judgement.json", json.dumps(rows | {"change_percent": change}, indent=2))
     for kind in ("md", "json"):
         run.summary["artifacts"][f"judgement_{kind}"] = str(run.directory / f"judgement.{kind}")
-    run.summary["metrics"] |= {"judgement": rows, "before": before, "after": after, "change_percent": change}
+    run.summary["metrics"] |= {"judgement": rows, "compared": [first, last], "before": before, "after": after,
+                               "change_percent": change}
     for name, row in rows.items():
         run.tracker.log({f"{name}/{metric}": value for metric, value in row.items()})

@@ -8,14 +8,17 @@ from typing import Any
 from actors.cluster import cluster
 from actors.learner import Milestones
 from pipeline.config import GdpoRecipeConfig
-from pipeline.recipes.flow import Imitation, as_trained, fleet_options, imitate, judge
+from pipeline.recipes.flow import Imitation, as_trained, fleet_options, imitate, judge, show
 from pipeline.recipes.sft import learn
+from pipeline.report.page import write_report
 from pipeline.rundir import Phase, Run, Workspace
 from pipeline.tasks.gdpo import GdpoTask
 from policies.flow.training import from_bytes
 from policies.motion import Motion
 from policies.vla.training import read_table
 from rewards.dynamics import motion_limits
+
+ALIGNED = "GDPO"
 
 
 def run(config: GdpoRecipeConfig, run: Run) -> None:
@@ -24,7 +27,9 @@ def run(config: GdpoRecipeConfig, run: Run) -> None:
         print(f"  {where}", flush=True)
         made = imitate(config, run)
         aligned = post_train(config, made, run)
-    judge(config, made, "GDPO", aligned, run)
+        show(config, made, ALIGNED, aligned, run)
+    judge(config, made, ALIGNED, aligned, run)
+    write_report(run)
 
 
 def post_train(

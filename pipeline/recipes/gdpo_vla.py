@@ -19,6 +19,7 @@ from pipeline.recipes.evaluate import Answers, Judge, report, reward_pool, sampl
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import fleet_options, start_fleet
 from pipeline.recipes.sft import learn, train_sft
+from pipeline.report.page import write_report
 from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.gdpo_vla import LISTENER_SCHEMA, VlaGdpoTask
 from policies.flow.training import to_bytes
@@ -35,6 +36,7 @@ def run(config: VlaGdpoRecipeConfig, run: Run) -> None:
         supervised = train_sft(config, corpus, run)
         aligned = post_train(config, corpus, supervised, run)
         judge(config, corpus, supervised, aligned, run)
+    write_report(run)
 
 
 def post_train(config: VlaGdpoRecipeConfig, corpus: Corpus, supervised: Path, run: Run) -> Path:

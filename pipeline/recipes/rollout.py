@@ -12,7 +12,7 @@ import numpy as np
 from actors.cluster import cluster
 from actors.render import Panel, RenderOptions, RenderPool, VideoJob
 from actors.rollout import Fleet, FleetOptions
-from pipeline.config import HeadConfig, RenderConfig, RolloutConfig, RolloutRecipeConfig
+from pipeline.config import FlowRecipeConfig, HeadConfig, RenderConfig, RolloutConfig, RolloutRecipeConfig
 from pipeline.data.candidates import Candidate, read_candidates, recorded, sampled, write_candidates
 from pipeline.data.clip import Clip
 from pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
@@ -151,7 +151,7 @@ def video_of(candidate: Candidate, path: Path, corpus: Corpus, policy: Checkpoin
     return VideoJob(path, (speaker_panel(clip), listener), clip.speaker_audio)
 
 
-def render_pool(config: RolloutRecipeConfig) -> RenderPool:
+def render_pool(config: RolloutRecipeConfig | FlowRecipeConfig) -> RenderPool:
     c = config.render
     return RenderPool(render_options(c, config.head), c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers,
                       c.nodes)

@@ -15,6 +15,8 @@ from pipeline.report.videos import Shown, read_shown
 from rewards.raters import survey
 from rewards.ratings import read_ratings
 
+LEARNING = ("sft", "vae", "flow", "dpo", "gdpo")
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -24,7 +26,7 @@ class Facts:
         name: of the run directory.
         config: as YAML.
         changed: keys that differ from their defaults -> value.
-        steps: learning phase (sft, dpo, dpo-2, ...) -> rows of its `steps.jsonl`.
+        steps: learning phase (sft, dpo, dpo-2, gdpo, ...) -> rows of its `steps.jsonl`.
         surveys: rating phase (rate, rate-2, ...) -> `rewards.raters.Survey` and its warnings.
         prompts: row of the table -> "scores" and "truth_errors" -> prompt id -> value.
         videos: what is shown, and the file's bytes.
@@ -49,8 +51,8 @@ def read_facts(directory: Path, summary: Mapping[str, Any], config: RecipeConfig
         summary=summary,
         config=to_yaml(config),
         changed=changed_keys(config),
-        steps={label: _rows(directory / label / "steps.jsonl") for label in _rounds(directory, "sft", "steps.jsonl")
-               + _rounds(directory, "dpo", "steps.jsonl")},
+        steps={label: _rows(directory / label / "steps.jsonl") for phase in LEARNING
+               for label in _rounds(directory, phase, "steps.jsonl")},
         surveys=_surveys(directory, summary),
         prompts=json.loads(prompts.read_text()) if prompts.is_file() else {},
         videos=[(shown, (folder / shown.file).read_bytes()) for shown in read_shown(folder)],

@@ -39,6 +39,14 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     "dpo": {"loss": ("loss",), "share of pairs ordered as rated": ("accuracy",),
             "reward against the reference": ("chosen_reward", "rejected_reward"),
             "divergence, nats per token": ("kl_per_token",), "gradient norm": ("gradient_norm",)},
+    "vae": {"loss": ("loss",), "absolute errors": ("reconstruction", "velocity"),
+            "divergence from N(0, I), nats per number": ("kl",)},
+    "flow": {"loss": ("loss",), "gradient norm": ("gradient_norm",)},
+    "gdpo": {"reward, mean of the groups": ("reward",),
+             "reward, face": ("reward/expr", "reward/eyelid", "reward/eyepose"),
+             "reward, head and jaw": ("reward/rot", "reward/neck", "reward/jaw"),
+             "divergence from the supervised policy": ("kl",), "share of clipped ratios": ("clip_fraction",),
+             "gradient norm": ("gradient_norm",)},
 }
 ROUND_CURVES = {"simulated_rating": "SIMULATED rating, 1 to 5", "truth_affect_error": "truth affect error",
                 "l2": "L2", "fd": "FD"}
@@ -83,9 +91,11 @@ def what_ran(facts: Facts) -> Html:
                                         aria_label="configuration as YAML")))
 
 
-def tables(facts: Facts) -> Html:
-    """This run's table, and the paper's beside it."""
-    rows: Rows = facts.summary["metrics"]["evaluation"]
+def tables(facts: Facts) -> Html | None:
+    """This run's table, and the paper's beside it; none of a policy that was not judged so."""
+    rows: Rows | None = facts.summary["metrics"].get("evaluation")
+    if rows is None:
+        return None
     columns = (*METRICS, "truth_affect_error")
     cells = [[name, *(_number(row[c]) for c in columns), _interval(row["simulated_rating"])]
              for name, row in rows.items()]
@@ -114,7 +124,7 @@ def curves(facts: Facts) -> Html:
         charts = (line_chart(title, "step", [Line(key.replace("_", " "), _points(steps, "step", key)) for key in keys])
                   for title, keys in CURVES[label.partition("-")[0]].items())
         parts += [element("h3", label), element("div", *charts, class_="grid charts")]
-    if "sft" not in facts.steps:
+    if not facts.steps.keys() & {"sft", "flow"}:
         parts.append(missing("the curve of imitation. This run began with a policy that was trained before."))
     return join(*parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.report import numbers, watch
+from pipeline.report import moves, numbers, watch
 from pipeline.report.facts import Facts, read_facts
 from pipeline.report.html import Html, element, join
 from pipeline.report.style import STYLE
@@ -16,6 +16,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 # Anchor -> title and what makes it; a section that makes nothing does not concern this recipe.
 SECTIONS: dict[str, tuple[str, Callable[[Facts], Html | None]]] = {
     "short": ("In short", numbers.in_short),
+    "moves": ("How listeners move", moves.moves),
     "held-out": ("Held-out clips", watch.held_out),
     "worse": ("Where the policy got worse", watch.worse),
     "tables": ("Tables beside the paper's", numbers.tables),

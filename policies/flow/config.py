@@ -88,7 +88,7 @@ class FlowConfig:
 def vae_config(size: Size, layout: Layout) -> VAEConfig:
     if size == "tiny":
         return VAEConfig(layout)
-    return VAEConfig(layout, latent_dim=64, hidden=256, layers=4, heads=8)
+    return VAEConfig(layout, hidden=256, layers=4, heads=8)
 
 
 def flow_config(size: Size, vae: VAEConfig, text_dim: int, audio_dim: int, window: int = 25) -> FlowConfig:

@@ -6,6 +6,9 @@ Flow time is added to noisy tokens only. So keys and values of the prefix and of
 the noise nor on the flow time: they are computed once and kept, exactly, while a latent is denoised and while the
 sequence grows. And all latents, denoise steps and samples of a group are computed side by side when they are known.
 
+A velocity is what the transformer says plus the state itself times a gain that depends on the flow time: most of the
+velocity of a noisy state is minus its noise, and the transformer is spared to carry every dimension of it through.
+
 A sample of a group is a `slot`: slots share the prefix of their prompt and have histories of their own.
 """
 
@@ -21,10 +24,10 @@ from torch import Tensor, nn
 
 from policies.flow.conditions import MODALITIES, Conditions
 from policies.flow.config import FlowConfig
+from policies.flow.statistics import mean_and_std
 from policies.flow.tmrope import TEXT_TIME, audio_times, motion_times, rotate, rotations
-from policies.flow.transformer import Block
+from policies.flow.transformer import Block, silent
 
-STILL = 1e-5  # a channel of less spread than this is left at scale 1
 KEPT, NOISY = len(MODALITIES), len(MODALITIES) + 1  # rows of the kind embedding after those of the modalities
 
 
@@ -86,8 +89,8 @@ class ARFlow(nn.Module):
         self.blocks = nn.ModuleList(Block(hidden, config.heads, config.mlp) for _ in range(config.layers))
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.velocity = nn.Linear(hidden, config.latent_dim)
+        self.gain = silent(nn.Linear(TIME_FEATURES, config.latent_dim))
 
-    @torch.no_grad()
     def fit_features(self, text: Iterable[Tensor], audio: Iterable[Tensor]) -> None:
         """Mean and standard deviation of every channel over the features of a corpus; none given change nothing.
 
@@ -95,15 +98,9 @@ class ARFlow(nn.Module):
             text, audio: (..., text_dim) and (..., audio_dim), one by one, so that a corpus need not fit in memory.
         """
         for name, given in (("text", text), ("audio", audio)):
-            count, total, squares = 0, 0.0, 0.0
-            for features in given:
-                rows = features.double().flatten(0, -2)
-                count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
-            if count:
-                mean = total / count
-                std = (squares / count - mean.square()).clamp(min=0).sqrt()
-                getattr(self, f"{name}_mean").copy_(mean)
-                getattr(self, f"{name}_std").copy_(torch.where(std > STILL, std, 1.0))
+            if (found := mean_and_std(given)) is not None:
+                getattr(self, f"{name}_mean").copy_(found[0])
+                getattr(self, f"{name}_std").copy_(found[1])
 
     def encode_prefix(self, conditions: Conditions, streaming: bool | Tensor = False) -> Prefix:
         """Keys and values of the conditions (Eq. 1-2), to be used for as many latents and samples as wanted.
@@ -175,8 +172,9 @@ class ARFlow(nn.Module):
         self._check(prefix, clean, noisy, number, past)
         config, device = self.config, clean.device
         known, count = 0 if past is None else len(past), clean.shape[2]
+        when = time_features(time.to(noisy)).expand(*noisy.shape[:-1], -1)
         tokens = torch.cat([self.project_latent(clean) + self.kinds.weight[KEPT],
-                            self.project_latent(noisy) + self.kinds.weight[NOISY] + self._time(time, noisy)], dim=2)
+                            self.project_latent(noisy) + self.kinds.weight[NOISY] + self.time(when)], dim=2)
         numbers = torch.cat([torch.arange(known, known + count, device=device), number])
         rotation = rotations(motion_times(numbers, config.downsample), self.head_dim)
         seen = prefix.visible((numbers + 1) * config.downsample - 1).unsqueeze(1)
@@ -198,7 +196,8 @@ class ARFlow(nn.Module):
             values.append(past_v)
             attended = _attend(q, (prefix.keys[layer], prefix.values[layer], seen), (past_k, past_v, earlier), (k, v))
             tokens = block.finish(tokens, attended)
-        return self.velocity(self.norm(tokens[:, :, count:])), History(tuple(keys), tuple(values))
+        velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
+        return velocity, History(tuple(keys), tuple(values))
 
     @property
     def head_dim(self) -> int:
@@ -215,9 +214,6 @@ class ARFlow(nn.Module):
             return self.project_motion(features), motion_times(latents, r), (latents + 1) * r - 1
         time = audio_times(features.shape[1], device)
         return self.project_audio((features - self.audio_mean) / self.audio_std), time, time
-
-    def _time(self, time: Tensor, noisy: Tensor) -> Tensor:
-        return self.time(time_features(time.to(noisy)).expand(*noisy.shape[:-1], -1))
 
     def _check(self, prefix: Prefix, clean: Tensor, noisy: Tensor, number: Tensor, past: History | None) -> None:
         for name, latents in (("clean", clean), ("noisy", noisy)):

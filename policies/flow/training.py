@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from policies.flow.conditions import MODALITIES, Conditions
@@ -44,13 +45,15 @@ def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) ->
     return batch | {"present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])}
 
 
-def fit_features(flow: ARFlow, rows: Collection[Mapping[str, Any]]) -> None:
-    """`ARFlow.fit_features` on the conditions in rows of windows, which are gone through twice."""
+def fit_features(flow: ARFlow, table: Dataset) -> None:
+    """`ARFlow.fit_features` on the conditions in a table of windows (FLOW_SCHEMA)."""
+
+    def features(dim: int, *columns: str) -> Iterator[Tensor]:
+        for row in table.select_columns(list(columns)):
+            yield from (from_bytes(value, -1, dim) for value in row.values() if value is not None)
+
     dims = flow.config
-    text = (from_bytes(row["text"], 1, dims.text_dim) for row in rows if row["text"] is not None)
-    audio = (from_bytes(row[name], -1, dims.audio_dim) for row in rows for name in ("partner_audio", "actor_audio")
-             if row[name] is not None)
-    flow.fit_features(text, audio)
+    flow.fit_features(features(dims.text_dim, "text"), features(dims.audio_dim, "partner_audio", "actor_audio"))
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them."""
+"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them. And how layers begin."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ class Block(nn.Module):
         """x (..., tokens, hidden), attended (..., heads, tokens, head_dim) -> (..., tokens, hidden)."""
         x = x + self.out(attended.transpose(-3, -2).flatten(-2))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+
+
+def silent(layer: nn.Linear) -> nn.Linear:
+    """The layer with weights of 0: it says nothing until it has learnt to."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -7,6 +7,9 @@ while it is played: a frame is final as soon as the latent half a window later i
 Faces move smoothly, and a decoder of plain frames has to unlearn, channel by channel, a tremble that it starts with.
 So a latent is written as cosines over 2 r frames, each in units of how much the corpus has of it, and neighbours are
 faded into each other: what is decoded has no seams.
+
+Both halves are a linear map plus what a transformer adds to it, which is nothing before training: much of a face is a
+linear code, and a network that ends in a norm can hardly say "almost still".
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.flow.config import VAEConfig
+from policies.flow.statistics import mean_and_std
 from policies.flow.tmrope import rotate, rotations
-from policies.flow.transformer import Block
+from policies.flow.transformer import Block, silent
 from policies.motion import Motion, require_same_layout
 
 
@@ -60,10 +64,12 @@ class MotionVAE(nn.Module):
         patch = config.downsample * config.layout.dim
         self.patch_in = nn.Linear(patch, config.hidden)
         self.encoder = CausalTransformer(config)
-        self.posterior = nn.Linear(config.hidden, 2 * config.latent_dim)
+        self.posterior = silent(nn.Linear(config.hidden, 2 * config.latent_dim))
+        self.linear_in = nn.Linear(patch, 2 * config.latent_dim, bias=False)
         self.latent_in = nn.Linear(config.latent_dim, config.hidden)
         self.decoder = CausalTransformer(config)
-        self.patch_out = nn.Linear(config.hidden, 2 * patch)
+        self.patch_out = silent(nn.Linear(config.hidden, 2 * patch))
+        self.linear_out = nn.Linear(config.latent_dim, 2 * patch, bias=False)
         self.register_buffer("channel_mean", torch.zeros(config.layout.dim))
         self.register_buffer("channel_std", torch.ones(config.layout.dim))
         span = 2 * config.downsample
@@ -86,7 +92,7 @@ class MotionVAE(nn.Module):
         windows = [v.unfold(0, 2 * r, r).transpose(1, 2) for v in values if len(v) >= 2 * r]
         if not windows:
             raise ValueError(f"none of {len(values)} motions has a window: all are shorter than {2 * r} frames")
-        mean, std = _mean_and_std(torch.cat(values))
+        mean, std = mean_and_std(values)
         self.channel_mean.copy_(mean)
         self.channel_std.copy_(std)
         self.spectrum.copy_((self.cosines @ self.normalise(torch.cat(windows))).square().mean(0).sqrt())
@@ -94,7 +100,7 @@ class MotionVAE(nn.Module):
     @torch.no_grad()
     def fit_latents(self, clips: Iterable[Tensor]) -> None:
         """Mean and standard deviation of every latent dimension over frames (batch, time, dim) of the corpus."""
-        mean, std = _mean_and_std(torch.cat([self.encode_posterior(clip)[0].flatten(0, 1) for clip in clips]))
+        mean, std = mean_and_std(self.encode_posterior(clip)[0] for clip in clips)
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
@@ -109,7 +115,7 @@ class MotionVAE(nn.Module):
             raise ValueError(f"frames must be (batch, time, {dim}) with time a multiple of {r}, got "
                              f"{tuple(frames.shape)}; cut the clip")
         patches = self.normalise(frames).reshape(len(frames), -1, r * dim)
-        return self.posterior(self.encoder(self.patch_in(patches))).chunk(2, dim=-1)
+        return (self.linear_in(patches) + self.posterior(self.encoder(self.patch_in(patches)))).chunk(2, dim=-1)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (batch, time, dim) -> the posterior's mean, standardised, (batch, time / r, latent_dim)."""
@@ -136,7 +142,7 @@ class MotionVAE(nn.Module):
 
     def _decode(self, latents: Tensor) -> Tensor:
         r, dim = self.config.downsample, self.config.layout.dim
-        patches = self.patch_out(self.decoder(self.latent_in(latents)))
+        patches = self.linear_out(latents) + self.patch_out(self.decoder(self.latent_in(latents)))
         spans = self.cosines.T @ (patches.unflatten(-1, (2 * r, dim)) * self.spectrum)
         fade = self.fade.unsqueeze(1).expand(latents.shape[1], -1, 1)
         frames = _overlap_add(spans * self.fade.unsqueeze(1), r) / _overlap_add(fade.unsqueeze(0), r)
@@ -148,15 +154,18 @@ def vae_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction + velocity + KL, each a mean: over frames and normalised channels, over latents and their dims.
 
+    Errors are absolute, not squared. A listener's jaw moves little, in units of the spread of a corpus in which people
+    speak: the squares of its errors are next to nothing, and it is left to tremble.
+
     Args:
         decoded, target, mean, log_variance: what `MotionVAE` returns.
-        velocity_weight: of the squared error of frame-to-frame differences, which keeps patches from showing.
+        velocity_weight: of the error of frame-to-frame differences, which keeps patches from showing.
 
     Returns:
         The loss and its parts, detached: `reconstruction`, `velocity`, `kl`.
     """
     error = decoded - target
-    reconstruction, velocity = error.square().mean(), error.diff(dim=1).square().mean()
+    reconstruction, velocity = error.abs().mean(), error.diff(dim=1).abs().mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
@@ -175,8 +184,3 @@ def _overlap_add(spans: Tensor, hop: int) -> Tensor:
     """Spans (batch, n, 2 hop, dim), one every `hop` frames -> their sum over time, (batch, (n + 1) hop, dim)."""
     early, late = spans.split(hop, dim=2)
     return F.pad(early.flatten(1, 2), (0, 0, 0, hop)) + F.pad(late.flatten(1, 2), (0, 0, hop, 0))
-
-
-def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    std, mean = torch.std_mean(values, dim=0, correction=0)
-    return mean, torch.where(std > 1e-6, std, 1.0)

@@ -189,7 +189,7 @@ def flow_dpo_task(policy, tmp_path, **keys):
 
 
 def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path):
-    task = flow_dpo_task(policy, tmp_path, beta=500.0)
+    task = flow_dpo_task(policy, tmp_path, beta=200.0)
     assert_batches_are_shared(task, ["latents", "noise", "time"])
     batch, module = task.batch(0, 0, 1), task.module()
     assert torch.equal(batch["noise"][:, 0], batch["noise"][:, 1]), "chosen and rejected meet the same noise"

@@ -131,6 +131,20 @@ def test_the_numbers_are_the_summarys():
     assert "3.7500" in sections["rounds"]
 
 
+def test_how_listeners_move_before_and_after():
+    before = {"listen/unils/FDD": 60.0, "listen/variance_ratio/expr": 0.5, "listen/jerk_ratio/expr": 1.25}
+    after = {"listen/unils/FDD": 45.0, "listen/variance_ratio/expr": 0.9}
+    rows = {"others": {"listen/unils/FDD": 50.0}, EVIL: before, "GDPO": after}
+    metrics = {"judgement": rows, "compared": [EVIL, "GDPO"]}
+    summary = summary_of("gdpo") | {"engines": {}, "counts": {}, "metrics": metrics}
+    text = page(facts(summary=summary, surveys={}, prompts={}, videos=[]))
+    assert EVIL not in text
+    sections = read(text).sections
+    assert all(number in sections["moves"] for number in ("0.5", "0.9", "1.25", "-25 %", "how far apart real people"))
+    assert {"moves", "held-out", "curves", "ran"} == set(sections)
+    assert "moves" not in read(page(facts())).sections
+
+
 def test_where_it_got_worse_the_largest_fall_comes_first():
     text = read(page(facts())).sections["worse"]
     assert "fell on 2 of 3" in text and "rose on 1 " in text

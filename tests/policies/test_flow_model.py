@@ -1,6 +1,7 @@
 """AR-Flow: positions by hand, what a token may see, and that caching, absence and order change nothing."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from policies.flow.conditions import MODALITIES, Conditions, dropout_mask
 from policies.flow.config import PAPER_GROUPS, FlowConfig, flow_config, vae_config
 from policies.flow.loss import flow_errors
-from policies.flow.model import ARFlow, initialised
+from policies.flow.model import ARFlow, initialised, time_features
 from policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from policies.motion import Layout
 
@@ -18,7 +19,9 @@ CONFIG = FlowConfig(latent_dim=4, downsample=8, text_dim=5, audio_dim=6, hidden=
 
 @pytest.fixture(scope="module")
 def model():
-    return initialised(CONFIG, seed=0).double().eval()
+    built = initialised(CONFIG, seed=0).double().eval()
+    built.gain.weight.data = normal(4, 256, seed=77) / 16
+    return built
 
 
 def normal(*shape, seed=0):
@@ -87,6 +90,17 @@ def test_channels_of_features_are_standardised():
     assert fitted.audio_mean.equal(before)
 
 
+def test_a_state_passes_by_the_transformer_times_a_gain_of_flow_time(model):
+    plain = initialised(CONFIG, seed=0).double().eval()
+    prefix, clean, noisy, time = model.encode_prefix(conditions()), normal(2, 1, 6, 4), normal(2, 1, 6, 4, seed=9), 0.3
+    by_hand = velocities(plain, prefix, clean, noisy, torch.tensor(time))
+    angles = torch.tensor([1000 * time * 10_000 ** (-i / 128) for i in range(128)], dtype=torch.float64)
+    gain = model.gain.weight @ torch.cat([angles.cos(), angles.sin()])
+    found = velocities(model, prefix, clean, noisy, torch.tensor(time, dtype=torch.float64))
+    assert gain.abs().min() > 1e-3
+    torch.testing.assert_close(found, by_hand + gain * noisy, atol=1e-6, rtol=1e-6)
+
+
 def test_paper_size_has_19_3_million_parameters():
     vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
     with torch.device("meta"):
@@ -128,7 +142,8 @@ def test_one_softmax_over_prefix_history_and_itself(model):
     prefix = model.encode_prefix(c)
     clean, noisy, time = normal(1, 1, 1, 4, seed=5), normal(1, 1, 1, 4, seed=6), torch.tensor([0.3]).double()
     got, past = model(prefix, clean, noisy, time, torch.tensor([1]))
-    x = model.project_latent(noisy[0, 0, 0]) + model.kinds.weight[5] + model._time(time, noisy)[0, 0, 0]
+    when = time_features(time)[0]
+    x = model.project_latent(noisy[0, 0, 0]) + model.kinds.weight[5] + model.time(when)
     turn = rotations(torch.tensor(8 + 4), 8)
     for layer, block in enumerate(model.blocks):
         q, k, v = (h.squeeze(-2) for h in block.queries_keys_values(x[None]))
@@ -137,7 +152,7 @@ def test_one_softmax_over_prefix_history_and_itself(model):
         values = torch.cat([prefix.values[layer][0], past.values[layer][0, 0], v[:, None]], dim=1)
         weights = ((keys @ q[..., None]).squeeze(-1) / math.sqrt(8)).softmax(-1)
         x = block.finish(x[None], (weights[..., None] * values).sum(1, keepdim=True))[0]
-    torch.testing.assert_close(got[0, 0, 0], model.velocity(model.norm(x)))
+    torch.testing.assert_close(got[0, 0, 0], model.velocity(model.norm(x)) + model.gain(when) * noisy[0, 0, 0])
 
 
 def test_noise_and_time_of_a_latent_reach_no_other(model):
@@ -280,7 +295,7 @@ def test_loss_by_hand_on_a_linear_field():
 
 
 def test_float32_and_float64_agree(model):
-    single = initialised(CONFIG, seed=0).eval()
+    single = deepcopy(model).float()
     c = conditions()
     rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6),
             "time": torch.linspace(0, 0.9, 6).double()}
