@@ -328,7 +328,8 @@ class GdpoConfig(Section):
         "corpus has fewer)"
     )
     chunk: int = Field(
-        4, ge=1, description="denoise steps replayed at once; fewer need less memory and more time (the paper's 2)"
+        100, ge=1, description="denoise steps of a rollout replayed at once, over all latents; fewer need less memory "
+        "and more time (the paper's 2 steps of 25 latents are 50)"
     )
     learning_rate: float = Field(3e-4, gt=0, description="peak; same schedule as SFT (the paper's 5e-6)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")

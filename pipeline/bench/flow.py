@@ -1,4 +1,5 @@
-"""AR-Flow at paper size on one core: frames a second, cached against uncached, and what a group of rollouts costs.
+"""AR-Flow at paper size on one core: frames a second, cached against uncached, what a group of rollouts costs, and how
+much memory learning from one takes.
 
 A window of 200 frames with all four conditions, weights and features at random: speed does not depend on them.
 """
@@ -6,6 +7,9 @@ A window of 200 frames with all four conditions, weights and features at random:
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -16,21 +20,21 @@ from policies.flow.conditions import Conditions
 from policies.flow.config import PAPER_GROUPS, flow_config, vae_config
 from policies.flow.model import ARFlow, initialised
 from policies.flow.sampling import draw_noise, generate
-from policies.flow.sde import rollout
+from policies.flow.sde import replay_velocities, rollout
 from policies.motion import Layout
 
 STEPS, ROLLOUT_STEPS, SIGMA = 10, 4, 0.5  # GDPO-Listener, section 4.1
 GROUP_SIZES = (1, 2, 4, 8, 16)
+# Of a replay: latents, denoise steps of each, chunk (None = all at once; the paper's is 50).
+REPLAYS = ((25, 4, None), (25, 16, None), (25, 4, 50), (25, 16, 50), (25, 64, 50), (100, 4, 50))
+REPLAYED = 4  # rollouts, the paper's G
 T5_XXL, WAV2VEC2_LARGE = 4096, 1024  # widths
 
 
 def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     torch.set_num_threads(config.bench.threads)
-    vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
-    model = initialised(flow_config("paper", vae, T5_XXL, WAV2VEC2_LARGE), config.seed).eval()
+    model, conditions = paper_size(config.seed)
     sizes = model.config
-    noise = torch.randn(1, sizes.frames, WAV2VEC2_LARGE)
-    conditions = Conditions(torch.randn(1, T5_XXL), noise, torch.randn(1, sizes.window, sizes.latent_dim), noise)
 
     def repeated(work: Callable[[], Any]) -> dict[str, float]:
         work()
@@ -53,9 +57,38 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
         groups[str(size)] = repeated(lambda drawn=drawn: rollout(model, conditions, drawn, SIGMA))
     relative = {size: time["median"] / groups["1"]["median"] for size, time in groups.items()}
     say("a group of rollouts against a single one: " + ", ".join(f"G={g} {r:.2f}x" for g, r in relative.items()))
+    replays = {f"{latents} latents, {steps} steps, {f'{chunk} at a time' if chunk else 'all at once'}":
+               replay_memory(latents, steps, chunk, config.seed, config.bench.threads)
+               for latents, steps, chunk in REPLAYS}
+    say(f"memory of the replay of {REPLAYED} rollouts, MiB: " + "; ".join(f"{k} {v:.0f}" for k, v in replays.items()))
     return {"parameters": sum(p.numel() for p in model.parameters()), "threads": config.bench.threads,
             "generate_s": cached, "frames_per_second": frames_per_second, "uncached_s": uncached, "speed_up": speed_up,
-            "rollout_s": groups, "rollout_relative": relative}
+            "rollout_s": groups, "rollout_relative": relative,
+            "replay_mib": replays}
+
+
+def paper_size(seed: int, window: int = 25) -> tuple[ARFlow, Conditions]:
+    vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
+    model = initialised(flow_config("paper", vae, T5_XXL, WAV2VEC2_LARGE, window), seed).eval()
+    audio = torch.randn(1, model.config.frames, WAV2VEC2_LARGE)
+    return model, Conditions(torch.randn(1, T5_XXL), audio, torch.randn(1, window, vae.latent_dim), audio)
+
+
+def replay_memory(latents: int, steps: int, chunk: int | None, seed: int, threads: int) -> float:
+    """MiB by which a fresh process grows in forward and backward pass of a replay; weights, gradients apart."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_replay, latents, steps, chunk, seed, threads).result()
+
+
+def _replay(latents: int, steps: int, chunk: int | None, seed: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    model, conditions = paper_size(seed, latents)
+    states = torch.randn(1, REPLAYED, latents, steps + 1, model.config.latent_dim)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = getrusage(RUSAGE_SELF).ru_maxrss  # KiB
+    replay_velocities(model, conditions, states, chunk=chunk).square().mean().backward()
+    return (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 @torch.no_grad()

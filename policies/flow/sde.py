@@ -101,12 +101,12 @@ def replay_velocities(
     """Velocities (batch, samples, latents, steps, latent_dim) at stored states, with gradients.
 
     Every latent is conditioned on the sampled latents before it, so all steps of all latents are computed side by
-    side. With a `chunk` below `steps`, that many denoise steps at a time; their activations are dropped and made again
-    in the backward pass, so that memory holds prefix, history and one chunk. Gradients are the same.
+    side. With a `chunk`, that many of them at a time; their activations are dropped and made again in the backward
+    pass, so that memory holds prefix, history and one chunk. Gradients are the same.
 
     Args:
         states: `Trajectory.states`.
-        chunk: denoise steps at a time (the paper's is 2); None = all at once.
+        chunk: states of a sample at a time (the paper's is 2 steps of 25 latents); None = all at once.
     """
     batch, samples, latents, points, dim = states.shape
     steps, device = points - 1, states.device
@@ -114,19 +114,19 @@ def replay_velocities(
     clean, nothing = states[:, :, :-1, -1], states[:, :, :0, 0]
     no_time = states.new_zeros(0)
     _, past = model(prefix, clean, nothing, no_time, torch.zeros(0, dtype=torch.int64, device=device))
-    times, numbers = flow_times(steps).to(states), torch.arange(latents, device=device)
+    noisy, times = states[:, :, :, :-1].flatten(2, 3), flow_times(steps).to(states).repeat(latents)
+    numbers, count = torch.arange(latents, device=device).repeat_interleave(steps), latents * steps
 
     def part(start: int, stop: int) -> Tensor:
-        noisy = states[:, :, :, start:stop].flatten(2, 3)
-        time, number = times[start:stop].repeat(latents), numbers.repeat_interleave(stop - start)
-        velocity, _ = model(prefix, nothing, noisy, time, number, past)
-        return velocity.unflatten(2, (latents, stop - start))
+        return model(prefix, nothing, noisy[:, :, start:stop], times[start:stop], numbers[start:stop], past)[0]
 
-    if chunk is None or chunk >= steps:
-        return part(0, steps)
-    starts = range(0, steps, chunk)
-    parts = [checkpoint(part, s, min(s + chunk, steps), use_reentrant=False) for s in starts]
-    return torch.cat(parts, dim=3)
+    if chunk is None or chunk >= count:
+        velocities = part(0, count)
+    else:
+        parts = [checkpoint(part, start, min(start + chunk, count), use_reentrant=False)
+                 for start in range(0, count, chunk)]
+        velocities = torch.cat(parts, dim=2)
+    return velocities.unflatten(2, (latents, steps))
 
 
 def step_log_probs(

@@ -192,7 +192,7 @@ def test_on_policy_ratio_is_exactly_1(dtype):
     assert trajectory.log_probs.shape == (2, 3, 5, 4)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 4, 7])
 def test_chunked_gradients_equal_full_ones(model, chunk):
     states = rollout(model, conditions(), draw_noise([3, 4], 2, 5, 5, 4).double(), sigma=0.5).states
 
@@ -277,6 +277,6 @@ def test_what_a_chunked_replay_keeps_does_not_grow_with_the_steps(model):
         states = normal(1, 2, 5, steps + 1, 4)
         return saved_bytes(lambda: replay_velocities(model, conditions(1), states, chunk=chunk))
 
-    few, many = kept(2, 2), kept(16, 2)
+    few, many = kept(2, 10), kept(16, 10)
     assert many - few < 0.05 * few
     assert kept(16, None) > 3 * many
