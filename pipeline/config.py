@@ -239,8 +239,8 @@ class VaeConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     velocity_weight: float = Field(10.0, ge=0, description="weight of frame-to-frame differences in the reconstruction")
     kl_weight: float = Field(
-        0.01, ge=0, description="weight of the KL to N(0, I); more = blurred blinks, less = latents so precise that the "
-        "noise that AR-Flow leaves in them makes faces tremble"
+        0.01, ge=0, description="weight of the KL to N(0, I); more = blurred blinks, less = latents so precise that "
+        "the noise that AR-Flow leaves in them makes faces tremble"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
+DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
 LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "vae.steps=4",
         "flow.steps=4", "gdpo.iterations=2", "gdpo.sync_every=2", "gdpo.group_size=2", "gdpo.batch_size=2",
         "learner.checkpoint_every=2", "rollout.workers=1", "judge.windows=4", "judge.omegas=[2]",
@@ -52,6 +53,20 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     lines = [json.loads(line) for line in (folder / "gdpo" / "steps.jsonl").read_text().splitlines()]
     assert ["reward/expr" in line for line in lines] == [True, False] * 2
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not DYAD.is_dir(), reason="the real dyad is not here")
+def test_gdpo_runs_on_the_real_dyad(tmp_path):
+    """One track of FLAME motion, both people's sound: no partner motion, no prompt of a mood, no vertices."""
+    keys = [key for key in LEAN if not key.startswith("corpus")]
+    summary = finished("gdpo", tmp_path / "run", "corpus.kind=dualtalk", f"corpus.root={DYAD}", "corpus.seconds=2",
+                       "roles=listener", *keys, "vae.batch_size=4", "flow.batch_size=4")
+    row = summary["metrics"]["after"]
+    assert np.isfinite(row["listen/variance_ratio/expr"]) and "listen/unils/FDD" not in row
+    assert not any("P-FD" in name for name in row), "absent is missing, not zero"
+    assert list((tmp_path / "run" / "clips").glob("*.mp4"))
+    assert "<video" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
