@@ -39,7 +39,7 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     "dpo": {"loss": ("loss",), "share of pairs ordered as rated": ("accuracy",),
             "reward against the reference": ("chosen_reward", "rejected_reward"),
             "divergence, nats per token": ("kl_per_token",), "gradient norm": ("gradient_norm",)},
-    "vae": {"loss": ("loss",), "absolute errors": ("reconstruction", "velocity"),
+    "vae": {"loss": ("loss",), "errors": ("reconstruction", "velocity"),
             "divergence from N(0, I), nats per number": ("kl",)},
     "flow": {"loss": ("loss",), "gradient norm": ("gradient_norm",)},
     "gdpo": {"reward, mean of the groups": ("reward",),

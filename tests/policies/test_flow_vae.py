@@ -124,10 +124,10 @@ def test_loss_by_hand():
     mean, log_variance = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
     loss, parts = vae_loss(decoded, target, mean, log_variance, velocity_weight=0.5, kl_weight=0.1)
     kl = 0.5 * (4 + (torch.e - 2)) / 2
-    assert parts["reconstruction"].item() == pytest.approx(1)
-    assert parts["velocity"].item() == pytest.approx(3)
+    assert parts["reconstruction"].item() == pytest.approx(1 + 3)
+    assert parts["velocity"].item() == pytest.approx(3 + 9)
     assert parts["kl"].item() == pytest.approx(kl)
-    assert loss.item() == pytest.approx(1 + 1.5 + 0.1 * kl)
+    assert loss.item() == pytest.approx(4 + 6 + 0.1 * kl)
 
 
 def test_it_learns():
