@@ -49,7 +49,6 @@ class Sampling:
     sigma: float
     reduction: Reduction
     corrected: bool
-    clean_end: bool
     shared_start: bool
 
 
@@ -69,7 +68,7 @@ class Group:
     Args:
         row: of the window in the table.
         states: (group_size, latents, steps + 1, latent_dim), see `policies.flow.sde.Trajectory`.
-        log_probs: (group_size, latents, noisy steps) under the weights that sampled it.
+        log_probs: (group_size, latents, steps) under the weights that sampled it.
         penalties: of each sample on decoded listening frames; all NaN where its rollout failed.
         version: of the weights that sampled it.
     """
@@ -106,8 +105,7 @@ class FlowWorker(Worker):
         noise = draw_noise(prompts.seeds, s.group_size, sizes.window, s.steps + 1, sizes.latent_dim).to(self.device)
         if s.shared_start:
             noise[:, :, :, 0] = noise[:, :1, :, 0]
-        path = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction, corrected=s.corrected,
-                       clean_end=s.clean_end)
+        path = rollout(self.flow, Conditions(**conditions), noise, s.sigma, s.reduction, corrected=s.corrected)
         states, log_probs = path.states, path.log_probs.cpu()
         with torch.no_grad():
             frames = self.vae.decode(states[..., -1, :].flatten(0, 1)).unflatten(0, states.shape[:2]).cpu().numpy()

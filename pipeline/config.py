@@ -307,15 +307,11 @@ class GdpoConfig(Section):
         False, description="sample the next iteration while this one is learnt, with weights one iteration old; a "
         "resumed run then differs from one that went through"
     )
-    steps: int = Field(4, ge=2, description="SDE denoise steps of a rollout")
+    steps: int = Field(4, ge=1, description="SDE denoise steps of a rollout")
     sigma: float = Field(0.5, gt=0, description="noise scale of the SDE (Eq. 7)")
     corrected: bool = Field(
         True, description="with Flow-GRPO's drift correction, so that rollouts are no more spread than what the ODE "
         "gives (the paper leaves it out)"
-    )
-    clean_end: bool = Field(
-        True, description="no noise in the last denoise step: rewards see what the ODE would make of the state before "
-        "it, and that step is not learnt (the paper has noise there, too)"
     )
     shared_start: bool = Field(
         True, description="rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE steps "

@@ -66,8 +66,7 @@ def candidates(config: FlowDpoRecipeConfig, made: Imitation, run: Run) -> Path:
         rows = sorted(listeners[i] for i in order)
         seeds = np.random.SeedSequence([config.seed, len(rows)]).generate_state(len(rows)).tolist()
         limits = Motion(np.zeros((2, made.corpus.layout.dim)), made.corpus.layout)  # nothing is rewarded here
-        sampling = Sampling(c.samples, c.steps, sigma=0.0, reduction="sum", corrected=False, clean_end=False,
-                            shared_start=False)
+        sampling = Sampling(c.samples, c.steps, sigma=0.0, reduction="sum", corrected=False, shared_start=False)
         file = phase.directory / "candidates.arrow"
         with FlowFleet(made.policy, made.vae, made.table_of("train"), limits, sampling, fleet_options(config)) as fleet:
             groups = fleet.roll_out(rows, seeds)

@@ -79,7 +79,7 @@ class GdpoTask(DynamicsTask):
     @cached_property
     def fleet(self) -> FlowFleet:
         c = self.config
-        sampling = Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.clean_end, c.shared_start)
+        sampling = Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start)
         return FlowFleet(Path(self.initial), Path(self.vae), Path(self.table), self.limits, sampling, self.rollout)
 
     def module(self) -> torch.nn.Module:
@@ -117,8 +117,8 @@ class GdpoTask(DynamicsTask):
         for row in map(self._to_device, batch["rows"]):
             velocities = forward(_conditions(row), row["states"], c.chunk)
             log_probs = self._log_probs(row["states"], velocities)
-            kl = step_kl(velocities, row["reference"], c.sigma, c.reduction, c.corrected, c.clean_end)
-            mask = row["listening"][:, None].expand_as(log_probs[0])  # (group, latents, noisy steps)
+            kl = step_kl(velocities, row["reference"], c.sigma, c.reduction, c.corrected)
+            mask = row["listening"][:, None].expand_as(log_probs[0])  # (group, latents, steps)
             loss, parts = clipped_policy_loss(
                 log_probs[0], row["old"][0], row["advantages"], kl[0], c.clip, c.beta, mask)
             speaking = row["speaking"][:, None].expand_as(mask)
@@ -130,7 +130,7 @@ class GdpoTask(DynamicsTask):
 
     def _log_probs(self, states: torch.Tensor, velocities: torch.Tensor) -> torch.Tensor:
         c = self.config
-        return step_log_probs(states, velocities, c.sigma, c.reduction, c.corrected, c.clean_end)
+        return step_log_probs(states, velocities, c.sigma, c.reduction, c.corrected)
 
     def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
         checkpoint.save(self.flow, directory, flow_state(state))

@@ -2,8 +2,7 @@
 
 A step is Gaussian, N(m + dt u, sigma^2 dt I). In the paper u = v: what is sampled is more spread than what the ODE
 gives. With the drift correction of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) it is not, up to the noise of the last
-step: u = v + sigma^2 / 2 s, with the score s = (t v - m) / (1 - t) of rectified flow, so it costs nothing. With a
-clean end the last step is the ODE's: no noise is left in what is decoded and rewarded. It has no probability then.
+step: u = v + sigma^2 / 2 s, with the score s = (t v - m) / (1 - t) of rectified flow, so it costs nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ class Trajectory:
 
     Args:
         states: (batch, samples, latents, steps + 1, latent_dim), m_{l,t} from noise to the finished latent.
-        log_probs: (batch, samples, latents, noisy steps) float32 of the steps under the policy that sampled them.
+        log_probs: (batch, samples, latents, steps) float32 of the steps under the policy that sampled them.
         sigma: noise scale.
         reduction: of the log-probs over latent dims.
         corrected: whether the drift was.
-        clean_end: whether the last step is without noise.
     """
 
     states: Tensor
@@ -42,7 +40,6 @@ class Trajectory:
     sigma: float
     reduction: Reduction
     corrected: bool = False
-    clean_end: bool = False
 
     @property
     def latents(self) -> Tensor:
@@ -56,7 +53,7 @@ class Trajectory:
 
 def rollout(
     model: ARFlow, conditions: Conditions, noise: Tensor, sigma: float, reduction: Reduction = "sum",
-    streaming: bool = False, corrected: bool = False, clean_end: bool = False,
+    streaming: bool = False, corrected: bool = False,
 ) -> Trajectory:
     """Sample a window by Eq. 7, without gradients; the prefix is computed once per prompt.
 
@@ -65,22 +62,19 @@ def rollout(
             of each latent is its start m_{l,0}, the others drive its steps.
         sigma: noise scale; 0 is the ODE, whose steps have no density (log-probs are NaN).
         corrected: with the drift correction.
-        clean_end: without noise in the last step.
     """
     if noise.ndim != 5 or noise.shape[3] < 2:
         raise ValueError(f"noise must be (batch, samples, latents, steps + 1, latent_dim), got {tuple(noise.shape)}")
     if sigma < 0:
         raise ValueError(f"sigma is {sigma:g}, it must not be negative")
     steps = noise.shape[3] - 1
-    noisy_steps(steps, clean_end)
     states, velocities = [], []
 
     def step(state: Tensor, velocity: Tensor, i: int) -> Tensor:
         latent = len(velocities) // steps
-        spread = 0.0 if clean_end and i == steps - 1 else sigma
-        following = state + drift(state, velocity, i / steps, spread, corrected) / steps
-        if spread:
-            following = following + spread * math.sqrt(1 / steps) * noise[:, :, latent, i + 1]
+        following = state + drift(state, velocity, i / steps, sigma, corrected) / steps
+        if sigma:
+            following = following + sigma * math.sqrt(1 / steps) * noise[:, :, latent, i + 1]
         states.extend([state, following] if i == 0 else [following])
         velocities.append(velocity)
         return following
@@ -90,15 +84,8 @@ def rollout(
         autoregress(model, prefix, noise[..., 0, :], steps, step)
         path = torch.stack(states, dim=2).unflatten(2, (-1, steps + 1))
         velocity = torch.stack(velocities, dim=2).unflatten(2, (-1, steps))
-        log_probs = step_log_probs(path, velocity, sigma, reduction, corrected, clean_end)
-        return Trajectory(path, log_probs, sigma, reduction, corrected, clean_end)
-
-
-def noisy_steps(steps: int, clean_end: bool) -> int:
-    """Of so many denoise steps, those that have a probability."""
-    if clean_end and steps < 2:
-        raise ValueError("a single denoise step with a clean end has no noise at all; take 2 steps or more")
-    return steps - clean_end
+        log_probs = step_log_probs(path, velocity, sigma, reduction, corrected)
+        return Trajectory(path, log_probs, sigma, reduction, corrected)
 
 
 def drift(state: Tensor, velocity: Tensor, time: float | Tensor, sigma: float, corrected: bool) -> Tensor:
@@ -143,8 +130,7 @@ def replay_velocities(
 
 
 def step_log_probs(
-    states: Tensor, velocities: Tensor, sigma: float, reduction: Reduction, corrected: bool = False,
-    clean_end: bool = False,
+    states: Tensor, velocities: Tensor, sigma: float, reduction: Reduction, corrected: bool = False
 ) -> Tensor:
     """log N(m_{t+dt}; m_t + dt u, sigma^2 dt I) of every step, in float32 or finer.
 
@@ -154,35 +140,33 @@ def step_log_probs(
         reduction: over latent dims.
 
     Returns:
-        (..., steps), or one fewer with a clean end. NaN where sigma is 0.
+        (..., steps). NaN where sigma is 0.
     """
     steps = velocities.shape[-2]
     if states.shape[-2] != steps + 1 or states.shape[:-2] != velocities.shape[:-2]:
         raise ValueError(f"states {tuple(states.shape)} are not those of velocities {tuple(velocities.shape)}")
     states, velocities = (x if x.dtype == torch.float64 else x.float() for x in (states.detach(), velocities))
-    noisy = noisy_steps(steps, clean_end)
     if sigma == 0:
-        return torch.full_like(velocities[..., :noisy, 0], torch.nan)
+        return torch.full_like(velocities[..., 0], torch.nan)
     deviation = sigma * math.sqrt(1 / steps)
     times = flow_times(steps).to(states).unsqueeze(-1)
     drifts = drift(states[..., :-1, :], velocities, times, sigma, corrected)
     z = (states[..., 1:, :] - states[..., :-1, :] - drifts / steps) / deviation
-    return _reduce(-0.5 * z[..., :noisy, :].square() - math.log(deviation) - 0.5 * math.log(2 * math.pi), reduction)
+    return _reduce(-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi), reduction)
 
 
 def step_kl(
-    velocities: Tensor, reference: Tensor, sigma: float, reduction: Reduction, corrected: bool = False,
-    clean_end: bool = False,
+    velocities: Tensor, reference: Tensor, sigma: float, reduction: Reduction, corrected: bool = False
 ) -> Tensor:
-    """KL(policy || reference) of every noisy step: both are Gaussians of one width, dt |u - u_ref|^2 / (2 sigma^2).
+    """KL(policy || reference) of every step: both are Gaussians of one width, dt |u - u_ref|^2 / (2 sigma^2).
 
-    Velocities (..., steps, latent_dim) -> (..., noisy steps). flow_grpo leaves out the division by dt: multiply by dt
-    for its numbers.
+    Velocities (..., steps, latent_dim) -> (..., steps). flow_grpo leaves out the division by dt: multiply by dt for
+    its numbers.
     """
     steps = velocities.shape[-2]
     times = flow_times(steps).to(velocities).unsqueeze(-1)
     apart = drift(torch.zeros_like(velocities), velocities - reference, times, sigma, corrected)
-    return _reduce(apart[..., : noisy_steps(steps, clean_end), :].square() / (2 * sigma**2 * steps), reduction)
+    return _reduce(apart.square() / (2 * sigma**2 * steps), reduction)
 
 
 def _reduce(values: Tensor, reduction: Reduction) -> Tensor:

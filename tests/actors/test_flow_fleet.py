@@ -40,8 +40,7 @@ def files(tmp_path_factory):
 
 def fleet(files, workers=2, batch_prompts=2, losses=0):
     limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
-    sampling = Sampling(group_size=3, steps=2, sigma=0.5, reduction="sum", corrected=True, clean_end=False,
-                        shared_start=True)
+    sampling = Sampling(group_size=3, steps=2, sigma=0.5, reduction="sum", corrected=True, shared_start=True)
     options = FlowFleetOptions(workers, 0.1, 0, 1, batch_prompts, 60, losses)
     return FlowFleet(files / "flow", files / "vae", files / "windows.arrow", limits, sampling, options)
 

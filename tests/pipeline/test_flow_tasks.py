@@ -82,8 +82,7 @@ class LocalGdpo(GdpoTask):
     def worker(self):
         c, kind = self.config, FlowWorker.__ray_metadata__.modified_class
         return kind(self.initial, self.vae, self.table, self.limits,
-                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.clean_end,
-                             c.shared_start), self.rollout)
+                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start), self.rollout)
 
     @property
     def fleet(self):
@@ -346,7 +345,7 @@ def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone
     for row in task.replay:
         assert row["listening"].tolist() == [True, False, True]
         velocities = module({name: row[name] for name in (*MODALITIES, "present")}, row["states"], None)
-        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum", True, True) - row["old"])[0]
+        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum", corrected=True) - row["old"])[0]
         gains.append((gain[:, [0, 2]].sum((1, 2)) * row["advantages"]).sum())
     assert torch.stack(gains).sum() > 0
 

@@ -231,23 +231,6 @@ def test_the_drift_correction_keeps_the_spread_of_the_data(corrected, low, high)
     assert low < sampled.latents.std().item() < high
 
 
-def test_a_clean_end_is_a_step_of_the_ode_without_a_probability(model):
-    noise = draw_noise([3, 4], 2, 5, 4, 4).double()
-    noisy, clean = (rollout(model, conditions(), noise, 0.6, corrected=True, clean_end=end) for end in (False, True))
-    before = clean.states[..., -2, :]
-    with torch.no_grad():
-        velocities = replay_velocities(model, conditions(), clean.states)
-    torch.testing.assert_close(clean.latents, before + velocities[..., -1, :] / 3, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(clean.states[:, :, 0, :-1], noisy.states[:, :, 0, :-1])  # until then the same
-    assert clean.log_probs.shape == (2, 2, 5, 2)
-    again = step_log_probs(clean.states, velocities, 0.6, "sum", corrected=True, clean_end=True)
-    torch.testing.assert_close(again, clean.log_probs, atol=1e-9, rtol=1e-9)
-    every = step_kl(velocities, velocities + 1, 0.6, "sum", corrected=True)
-    torch.testing.assert_close(step_kl(velocities, velocities + 1, 0.6, "sum", True, True), every[..., :-1])
-    with pytest.raises(ValueError, match="no noise at all"):
-        rollout(model, conditions(), noise[:, :, :, :2], 0.6, clean_end=True)
-
-
 def test_corrected_steps_have_their_own_log_probs_and_kl(model):
     noise = normal(2, 3, 5, 4, 4, seed=8)
     path = rollout(model, conditions(), noise, sigma=0.6, corrected=True)
