@@ -71,6 +71,14 @@ def test_others_are_other_people_of_the_same_role(made):
     assert others(judge.of_listeners()) == [1, 2, 0], "each once, nobody themselves"
 
 
+def test_some_windows_are_evenly_spread_and_keep_their_conditions(made):
+    judge, _ = made
+    few = judge.some(2)
+    assert [w.clip_id for w in few.windows] == [row["clip_id"] for row in few.rows] == [
+        judge.windows[0].clip_id, judge.windows[-1].clip_id]
+    assert len(judge.some(99).windows) == len(judge.windows)
+
+
 def test_a_method_is_scored_as_if_it_were_alone(made):
     judge, policy = made
     answers = {"coded": judge.coded(), "sampled": judge.generate(policy)}
