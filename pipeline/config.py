@@ -319,7 +319,7 @@ class GdpoConfig(Section):
     )
     reduction: Literal["sum", "mean"] = Field("sum", description="log-probs over latent dims; mean wants a small clip")
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio (Eq. 10)")
-    beta: float = Field(0.001, ge=0, description="weight of the KL to the reference (Eq. 10; the paper's 0.01)")
+    beta: float = Field(0.01, ge=0, description="weight of the KL to the reference (Eq. 10)")
     hold: float = Field(
         0.02, ge=0, description="weight of the same KL where the actor speaks, so that speaking stays what it was"
     )
