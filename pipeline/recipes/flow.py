@@ -255,7 +255,8 @@ def show(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, ru
         write_shown(phase.directory, shown)
         return result
 
-    run.once("clips", work)
+    if config.judge.clips:
+        run.once("clips", work)
 
 
 def judge_of(config: FlowRecipeConfig, made: Imitation) -> FlowJudge:
