@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pipeline.report.facts import Facts
 from pipeline.report.html import Html, element, folded, join, paragraph, table
 
-DEVIATIONS = {"unils": ("FDD", "PDD", "JDD"), "gdpo_paper": ("FDD", "PDD", "JDD")}
+DEVIATIONS = [f"listen/{protocol}/{name}" for protocol in ("unils", "gdpo_paper") for name in ("FDD", "PDD", "JDD")]
 BY_GROUP = {"variance ratio": "variance_ratio", "jerk ratio": "jerk_ratio", "MSE": "MSE"}
 
 Row = Mapping[str, float]
@@ -30,23 +30,19 @@ def moves(facts: Facts) -> Html | None:
                   "the recorded listeners do, one well below 1 has collapsed to a mean face; a jerk ratio above 1 "
                   "trembles."),
         table("By FLAME group, against the recorded listeners", ("group", *columns), cells),
-        _deviations(rows, first, last),
+        _deviations(rows, first, last, metrics["change_percent"]),
         paragraph(element("strong", "others"), " is the recorded motion of somebody else in the same role: how far "
                   "apart real people are. ", element("strong", "VAE"), " is the recorded motion, coded and decoded."
                   ) if "others" in rows else None,
         folded("Every metric", table("Every metric, every way", ("metric", *rows), every)))
 
 
-def _deviations(rows: Mapping[str, Row], first: str, last: str) -> Html | None:
-    cells = []
-    for protocol, names in DEVIATIONS.items():
-        for name in names:
-            key = f"listen/{protocol}/{name}"
-            if key in rows[first] and key in rows[last]:
-                change = f"{100 * (rows[last][key] / rows[first][key] - 1):+.0f} %" if rows[first][key] else None
-                cells.append([f"{name} ({protocol})", *(_number(row.get(key)) for row in rows.values()), change])
-    return table("Deviation of dynamics, lower is better", ("metric", *rows, f"{first} to {last}"), cells, last
-                 ) if cells else None
+def _deviations(rows: Mapping[str, Row], first: str, last: str, changes: Row) -> Html | None:
+    """Where there was a head to measure them on."""
+    cells = [[key.removeprefix("listen/"), *(_number(row.get(key)) for row in rows.values()), f"{changes[key]:+.0f} %"]
+             for key in DEVIATIONS if key in changes]
+    columns = ("metric", *rows, f"{first} to {last}")
+    return table("Deviation of dynamics, lower is better", columns, cells) if cells else None
 
 
 def _number(value: float | None) -> str | None:

@@ -135,7 +135,7 @@ def test_how_listeners_move_before_and_after():
     before = {"listen/unils/FDD": 60.0, "listen/variance_ratio/expr": 0.5, "listen/jerk_ratio/expr": 1.25}
     after = {"listen/unils/FDD": 45.0, "listen/variance_ratio/expr": 0.9}
     rows = {"others": {"listen/unils/FDD": 50.0}, EVIL: before, "GDPO": after}
-    metrics = {"judgement": rows, "compared": [EVIL, "GDPO"]}
+    metrics = {"judgement": rows, "compared": [EVIL, "GDPO"], "change_percent": {"listen/unils/FDD": -25.0}}
     summary = summary_of("gdpo") | {"engines": {}, "counts": {}, "metrics": metrics}
     text = page(facts(summary=summary, surveys={}, prompts={}, videos=[]))
     assert EVIL not in text
