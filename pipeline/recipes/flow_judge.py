@@ -47,13 +47,14 @@ class FlowJudge:
     Args:
         windows: what was recorded.
         rows: the same windows' conditions.
+        seeds: of their noise: a window is answered alike whatever others are judged with it.
         faces: turns motion into vertices; None where there is no head for the corpus.
     """
 
     config: FlowJudgeConfig
-    seed: int
     windows: Sequence[Window]
     rows: Sequence[Mapping[str, Any]]
+    seeds: Sequence[int]
     vae: MotionVAE
     faces: Faces | None
 
@@ -63,7 +64,8 @@ class FlowJudge:
         chosen = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
         rows, coder = read_table(table), checkpoint.load_vae(vae)
         faces = faces_of(config.head, coder.config.layout.topology)
-        return cls(config.judge, config.seed, [windows[i] for i in chosen], [rows[i] for i in chosen], coder, faces)
+        seeds = range(config.seed + 1, config.seed + 1 + count)
+        return cls(config.judge, [windows[i] for i in chosen], [rows[i] for i in chosen], seeds, coder, faces)
 
     def coded(self) -> list[Motion]:
         """The recorded motion through the VAE: what coding alone costs."""
@@ -100,7 +102,7 @@ class FlowJudge:
         return self._at([i for i, window in enumerate(self.windows) if wanted(window)])
 
     def _at(self, kept: Sequence[int]) -> FlowJudge:
-        return replace(self, windows=[self.windows[i] for i in kept], rows=[self.rows[i] for i in kept])
+        return replace(self, **{name: [getattr(self, name)[i] for i in kept] for name in ("windows", "rows", "seeds")})
 
     def controls(self, policy: Path, texts: Mapping[str, Tensor], affect: AffectEstimator | None) -> dict[str, float]:
         """What prompts and guidance do.
@@ -134,7 +136,7 @@ class FlowJudge:
         parts = collate_conditions([self.rows[i % len(self.rows)] for i in range(count)], sizes)
         joined = {name: parts[name].flatten(0, 1)[None] for name in MODALITIES if name != "text"}
         conditions = Conditions(text=parts["text"][:1], present=parts["present"][:1], **joined)
-        noise = draw_noise([self.seed], LONG_SAMPLES, count * sizes.window, sizes.latent_dim)
+        noise = draw_noise(self.seeds[:1], LONG_SAMPLES, count * sizes.window, sizes.latent_dim)
         latents = generate_long(flow, conditions, noise, self.config.steps)[0]
         motions = [self.vae.to_motion(sampled) for sampled in latents]
         first, last = ([motion.window(start, sizes.frames) for motion in motions]
@@ -160,7 +162,7 @@ class FlowJudge:
         listen = c.omega_listen if omega is None else omega
         for first in range(0, len(self.rows), BATCH):
             rows = self.rows[first : first + BATCH]
-            seeds = [self.seed + 1 + first + i for i in range(len(rows))]
+            seeds = self.seeds[first : first + BATCH]
             speaking = torch.tensor([row["speaking"] for row in rows])
             conditions = collate_conditions(rows, sizes)
             if text is not None:

@@ -137,11 +137,11 @@ def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> di
         raise RunError(f"rank.gdpo={directory}: {error}\nThat run is of another version; run `gdpo` again") from error
     rows = {row["clip_id"]: row for row in read_table(given["encode_tables"] / TABLE.format("test"))}
     listeners = [rows[f"{clip_id}{LISTENER}"] for clip_id in ids]
-    judge = FlowJudge(trained.judge, config.seed, [], listeners, checkpoint.load_vae(given["vae_policy"]), None)
+    judge = FlowJudge(trained.judge, [], listeners, [], checkpoint.load_vae(given["vae_policy"]), None)
     answers: dict[str, Answers] = {}
     for name, policy in zip(METHODS["gdpo"], (given["flow_policy"], given["gdpo_policy"]), strict=True):
-        samples = [replace(judge, seed=config.seed + k * len(ids)).generate(policy, without_text=True)
-                   for k in range(config.rank.samples)]
+        seeds = config.seed + 1 + np.arange(config.rank.samples * len(ids)).reshape(-1, len(ids))
+        samples = [replace(judge, seeds=row).generate(policy, without_text=True) for row in seeds.tolist()]
         answers[name] = dict(zip(ids, map(list, zip(*samples, strict=True)), strict=True))
     return answers
 

@@ -79,6 +79,14 @@ def test_some_windows_are_evenly_spread_and_keep_their_conditions(made):
     assert len(judge.some(99).windows) == len(judge.windows)
 
 
+def test_a_window_is_answered_alike_whatever_others_are_judged_with_it(made):
+    """Videos show what was judged."""
+    judge, policy = made
+    [_, last], whole = judge.some(2).generate(policy), judge.generate(policy)
+    np.testing.assert_allclose(last.values, whole[-1].values, atol=1e-5)
+    assert not np.allclose(last.values, whole[1].values, atol=1e-3)
+
+
 def test_a_method_is_scored_as_if_it_were_alone(made):
     judge, policy = made
     answers = {"coded": judge.coded(), "sampled": judge.generate(policy)}
