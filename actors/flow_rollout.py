@@ -22,7 +22,7 @@ from policies.flow.sampling import draw_noise
 from policies.flow.sde import Reduction, rollout
 from policies.flow.training import collate_conditions, from_bytes
 from policies.motion import Motion
-from policies.vla.training import read_table
+from policies.tables import read_table
 from rewards.dynamics import Penalties, missing_penalties, penalties
 
 

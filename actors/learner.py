@@ -11,10 +11,11 @@ import json
 import logging
 import math
 import shutil
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -173,7 +174,9 @@ def fit(
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:
-    task, options, directory = cloudpickle.loads(config["task"]), config["options"], Path(config["directory"])
+    options, directory = config["options"], Path(config["directory"])
+    with without("sklearn"):  # transformers imports it to draft tokens with another model
+        task = cloudpickle.loads(config["task"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(options.threads)
@@ -220,10 +223,27 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Imports find no `module` that is not there yet: of use where a library imports it for what nobody calls.
+
+    Each such import is two seconds of every learner's start.
+    """
+    loaded = module in sys.modules
+    if not loaded:
+        sys.modules[module] = None
+    try:
+        yield
+    finally:
+        if not loaded:
+            del sys.modules[module]
+
+
 def start_engine(task: Task, options: LearnerOptions) -> Any:
     """A DeepSpeed engine over the task's module in the present process group. Collective."""
     with contextlib.redirect_stdout(io.StringIO()):
-        import deepspeed
+        with without("mlflow"):  # deepspeed imports it to tune itself
+            import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         # Otherwise compiled for most of a minute on first use; only inference would call it.

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.data.candidates import GROUND_TRUTH, read_candidates
+from policies.tables import read_table
 from policies.vla.loading import load_checkpoint, weight_digest
-from policies.vla.training import read_table
 from rewards.ratings import CRITERIA
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

@@ -24,9 +24,10 @@ from pipeline.config import BenchConfig, DpoConfig, LearnerConfig, PolicyConfig
 from pipeline.rundir import RunError
 from pipeline.tasks.dpo import DpoTask
 from policies.motion import Layout
+from policies.tables import write_table
 from policies.vla.actions import ActionSpace
 from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, write_table
+from policies.vla.training import PAIR_SCHEMA
 
 DIMS = 32  # action dimensions: any that divide the response
 

@@ -173,11 +173,6 @@ def window_rows(
         }
 
 
-def of_latents(frames: np.ndarray, downsample: int) -> np.ndarray:
-    """(frames,) bool -> (frames / r,) bool, by the majority of the frames of a latent."""
-    return np.asarray(frames).reshape(-1, downsample).mean(1) >= 0.5
-
-
 def _latents(vae: MotionVAE, motion: Motion) -> Tensor:
     with torch.no_grad():
         return vae.encode(torch.from_numpy(motion.values)[None])[0]

@@ -27,8 +27,9 @@ from pipeline.recipes.sft import learn, train_sft
 from pipeline.report.paper import ABLATION
 from pipeline.rundir import Phase, Run, Workspace
 from pipeline.tasks.sft import SftTask
+from policies.tables import read_table, write_table
 from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA, read_table, write_table
+from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
 
 VARIANTS = ("Full", "Random-Prefer", "SFT-Preferred", "SFT-Only")
 # On RealTalk: other data and another affect estimator, so compare the order, not the size.

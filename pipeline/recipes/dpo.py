@@ -51,8 +51,9 @@ from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, spread,
 from pipeline.rundir import Phase, Run, RunError, Workspace
 from pipeline.tasks.dpo import DpoTask
 from policies.motion import Motion
+from policies.tables import read_table, write_table
 from policies.vla.loading import Checkpoint, load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, read_table, write_table
+from policies.vla.training import PAIR_SCHEMA
 from rewards.metrics.statistics import paired_interval
 from rewards.pairs import Pair
 from rewards.raters import RaterScales, Survey, anonymous, survey

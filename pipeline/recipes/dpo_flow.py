@@ -30,7 +30,7 @@ from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
 from policies.flow import checkpoint
 from policies.flow.training import CONDITION_COLUMNS, from_bytes, to_bytes
 from policies.motion import Motion
-from policies.vla.training import read_table, write_table
+from policies.tables import read_table, write_table
 from rewards.metrics.statistics import mean_interval, paired_interval, prompt_means
 from rewards.pairs import Pair
 from rewards.ratings import Rating, read_ratings

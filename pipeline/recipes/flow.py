@@ -42,7 +42,7 @@ from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.model import initialised
 from policies.flow.training import MOTION_SCHEMA, fit_features
 from policies.flow.vae import MotionVAE
-from policies.vla.training import read_table, write_table
+from policies.tables import read_table, write_table
 
 RecipeOfFlow = TypeVar("RecipeOfFlow", bound=FlowRecipeConfig)
 TABLE = "{}.arrow"  # windows of a split

@@ -28,7 +28,7 @@ from policies.head.asset import HeadAsset, load_head
 from policies.head.flame import FlameHead
 from policies.head.landmarks import face_regions
 from policies.motion import Motion
-from policies.vla.training import read_table
+from policies.tables import read_table
 from rewards.affect import AffectEstimator
 from rewards.metrics import evaluate, flame_groups
 from rewards.metrics.mesh import Face, Regions

@@ -11,11 +11,11 @@ from pipeline.config import GdpoRecipeConfig
 from pipeline.recipes.flow import Imitation, as_trained, fleet_options, imitate, judge, show
 from pipeline.recipes.sft import learn
 from pipeline.report.page import write_report
-from pipeline.rundir import Phase, Run, Workspace
+from pipeline.rundir import Phase, Run, RunError, Workspace
 from pipeline.tasks.gdpo import GdpoTask
 from policies.flow.training import from_bytes
 from policies.motion import Motion
-from policies.vla.training import read_table
+from policies.tables import read_table
 from rewards.dynamics import motion_limits
 
 ALIGNED = "GDPO"
@@ -43,6 +43,9 @@ def post_train(
                                for row in read_table(table).select_columns(["frames"]))
         task = GdpoTask(str(made.policy), str(table), str(made.vae), limits, config.seed, config.gdpo, config.reward,
                         config.groups, fleet_options(config))
+        if not task.listened.any():
+            raise RunError(f"nobody listens in {table}: GDPO rewards listening only, and there is no latent in which "
+                           "the partner speaks and the actor does not")
         prompts = config.gdpo.iterations * config.gdpo.sync_every * config.gdpo.batch_size
         phase.say(f"{config.gdpo.iterations} iterations of {config.gdpo.sync_every} steps: {prompts} prompts "
                   f"({len(task.prompts)} windows with listening) x {config.gdpo.group_size} rollouts")

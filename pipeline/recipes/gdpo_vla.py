@@ -23,8 +23,8 @@ from pipeline.report.page import write_report
 from pipeline.rundir import Phase, Run, RunError
 from pipeline.tasks.gdpo_vla import LISTENER_SCHEMA, VlaGdpoTask
 from policies.flow.training import to_bytes
+from policies.tables import write_table
 from policies.vla.loading import Checkpoint, load_checkpoint
-from policies.vla.training import write_table
 from rewards.dynamics import motion_limits
 from rewards.metrics import flame_groups
 

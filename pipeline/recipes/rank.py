@@ -31,8 +31,8 @@ from pipeline.rundir import Phase, Run, RunError, still_there
 from pipeline.tracking import metric_key
 from policies.flow import checkpoint
 from policies.motion import Layout
+from policies.tables import read_table
 from policies.vla.loading import Checkpoint, load_checkpoint
-from policies.vla.training import read_table
 from rewards.metrics.baselines import NearestNeighbour, SpeakerInput, mirror, random_listener
 
 VARIANTS = ("reference", "corrected")

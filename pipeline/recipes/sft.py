@@ -18,13 +18,14 @@ from pipeline.recipes.prepare import prepare
 from pipeline.rundir import Phase, Run
 from pipeline.tasks.sft import SftTask
 from policies.motion import Layout
+from policies.tables import write_table
 from policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
 from policies.vla.loading import build_tiny, load_checkpoint, save_checkpoint, tiny_config
 from policies.vla.model import FaceVLA
 from policies.vla.openvla import load_openvla, read_weights
 from policies.vla.pretrained import load_pretrained
 from policies.vla.text import build_text_tokenizer
-from policies.vla.training import SFT_SCHEMA, write_table
+from policies.vla.training import SFT_SCHEMA
 
 
 def run(config: SftRecipeConfig, run: Run) -> None:

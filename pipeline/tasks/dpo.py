@@ -20,9 +20,10 @@ import torch.distributed as dist
 
 from pipeline.config import DpoConfig
 from pipeline.tasks.vla import VlaTask, trainable
+from policies.tables import batch_rows, rank_share
 from policies.vla.loading import Checkpoint, load_checkpoint, weight_digest
 from policies.vla.pretrained import freeze_language_model
-from policies.vla.training import ActionLogits, batch_rows, collate_prompts, rank_share
+from policies.vla.training import ActionLogits, collate_prompts
 from rewards.dpo_loss import dpo_loss
 
 

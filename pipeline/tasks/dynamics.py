@@ -15,7 +15,7 @@ from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig, VlaGdp
 from pipeline.tasks.ahead import OneAhead
 from pipeline.tasks.table import TableTask
 from policies.motion import Motion
-from policies.vla.training import batch_rows, rank_share
+from policies.tables import batch_rows, rank_share
 from rewards.advantage import decoupled_advantages, grpo_advantages, moments, normalise, spreads
 from rewards.dynamics import COMPONENTS, DynamicsWeights, Penalties, group_rewards
 

@@ -17,7 +17,7 @@ from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, dropout_mask
 from policies.flow.model import ARFlow
 from policies.flow.training import FlowErrors, collate_conditions, flow_state, from_bytes, generator_of
-from policies.vla.training import batch_rows, rank_share
+from policies.tables import batch_rows, rank_share
 
 
 class ArFlowTask(TableTask):

@@ -16,7 +16,7 @@ from pipeline.tasks.flow import ArFlowTask
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES
 from policies.flow.training import CONDITION_COLUMNS, FlowErrors, collate_conditions, from_bytes
-from policies.vla.training import rank_share
+from policies.tables import rank_share
 from rewards.dpo_loss import dpo_loss
 
 # A prompt's conditions and two reactions to it, as latents (window, latent_dim).

@@ -13,14 +13,12 @@ import torch
 
 from actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
 from pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
-from pipeline.data.flow import of_latents
-from pipeline.rundir import RunError
 from pipeline.tasks.dynamics import DynamicsTask, Measured
 from policies.flow import checkpoint
 from policies.flow.conditions import MODALITIES, Conditions
 from policies.flow.model import ARFlow
 from policies.flow.sde import replay_velocities, step_kl, step_log_probs
-from policies.flow.training import FlowReplay, collate_conditions, flow_state
+from policies.flow.training import FlowReplay, collate_conditions, flow_state, of_latents
 from policies.motion import Motion
 from rewards.policy_loss import clipped_policy_loss
 
@@ -69,9 +67,6 @@ class GdpoTask(DynamicsTask):
     def prompts(self) -> list[int]:
         """Rows with a reward, and as many without as `gdpo.anchor_share` asks, in which it is held."""
         rewarded, others = np.flatnonzero(self.listened), np.flatnonzero(~self.listened)
-        if not len(rewarded):
-            raise RunError(f"nobody listens in {self.table}: GDPO rewards listening only, and there is no latent in "
-                           "which the partner speaks and the actor does not")
         share = self.config.anchor_share
         anchors = others[: round(len(rewarded) * share / (1 - share))]
         return np.concatenate([rewarded, anchors]).tolist()

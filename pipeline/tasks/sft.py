@@ -11,8 +11,9 @@ import torch
 
 from pipeline.config import SftConfig
 from pipeline.tasks.vla import VlaTask
+from policies.tables import batch_rows, rank_share
 from policies.vla.loss import sft_loss
-from policies.vla.training import batch_rows, collate_prompts, rank_share
+from policies.vla.training import collate_prompts
 
 
 @dataclass(frozen=True)

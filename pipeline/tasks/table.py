@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from policies.vla.training import read_table
+from policies.tables import read_table
 
 
 class TableTask:

@@ -15,7 +15,7 @@ from pipeline.tasks.table import TableTask
 from policies.flow import checkpoint
 from policies.flow.training import from_bytes, generator_of
 from policies.flow.vae import MotionVAE, vae_loss
-from policies.vla.training import batch_rows, rank_share
+from policies.tables import batch_rows, rank_share
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) ->
     return batch | {"present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])}
 
 
+def of_latents(frames: np.ndarray, downsample: int) -> np.ndarray:
+    """(frames,) bool -> (frames / r,) bool, by the majority of the frames of a latent."""
+    return np.asarray(frames).reshape(-1, downsample).mean(1) >= 0.5
+
+
 def fit_features(flow: ARFlow, table: Dataset) -> None:
     """`ARFlow.fit_features` on the conditions in a table of windows (FLOW_SCHEMA)."""
 

@@ -1,13 +1,10 @@
-"""What learners of the VLA policy share: tables on disk, the order of the data, the module that is trained."""
+"""What learners of the VLA policy share: columns of their tables, batches, the module that is trained."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -23,40 +20,6 @@ PAIR_SCHEMA = pa.schema(
     | {"chosen": pa.list_(pa.int32()), "rejected": pa.list_(pa.int32()),
        "chosen_score": pa.float64(), "rejected_score": pa.float64()}
 )
-
-
-def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
-    """Stream rows into an Arrow file that `read_table` maps into memory; returns how many. Atomic."""
-    partial = path.with_name(path.name + ".tmp")
-    count = 0
-    with pa.ipc.new_stream(partial, schema) as stream:
-        for row in rows:
-            stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
-            count += 1
-    os.replace(partial, path)
-    return count
-
-
-def read_table(path: Path) -> datasets.Dataset:
-    """Rows by index, read from the mapped file as they are asked for."""
-    return datasets.Dataset.from_file(str(path))
-
-
-def batch_rows(step: int, batch_size: int, size: int, seed: int) -> np.ndarray:
-    """Row numbers (batch_size,) of the global batch of `step`: every row once per epoch, reshuffled each epoch.
-
-    A function of its arguments alone, so a resumed run reads on where it stopped.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(positions // size)}
-    return np.array([orders[p // size][p % size] for p in positions])
-
-
-def rank_share(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """This rank's equal share, so that the mean over ranks is the mean over the batch."""
-    if len(rows) % world_size:
-        raise ValueError(f"a batch of {len(rows)} cannot be shared equally by {world_size} learners")
-    return rows[rank::world_size]
 
 
 def collate_prompts(rows: Sequence[dict[str, Any]], config: FaceVLAConfig) -> tuple[Tensor, Tensor]:

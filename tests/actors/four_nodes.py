@@ -25,8 +25,9 @@ from pipeline.data.store import Corpus
 from pipeline.data.vla import examples, prompt_of
 from pipeline.tasks.sft import SftTask
 from policies.motion import Layout, Motion
+from policies.tables import write_table
 from policies.vla.loading import load_checkpoint
-from policies.vla.training import SFT_SCHEMA, write_table
+from policies.vla.training import SFT_SCHEMA
 
 LAYOUT = Layout((("expr", 4), ("rot", 3), ("jaw", 3)), 25, "builtin")
 ITEMS = 24

@@ -15,7 +15,7 @@ from policies.flow.model import initialised
 from policies.flow.training import to_bytes
 from policies.flow.vae import MotionVAE
 from policies.motion import Layout, Motion
-from policies.vla.training import write_table
+from policies.tables import write_table
 
 pytestmark = pytest.mark.engine
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")

@@ -1,10 +1,13 @@
 """What of the learner needs no process group: the schedule and the file of steps."""
 
+import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 
-from actors.learner import _first_cause, _lines_after, _truncate, schedule
+from actors.learner import _first_cause, _lines_after, _truncate, schedule, without
 
 
 def test_schedule_by_hand():
@@ -67,3 +70,18 @@ def test_the_workers_own_error_is_raised():
     wrapped.worker_failures = {1: own}
     assert _first_cause(wrapped) is own
     assert _first_cause(own) is own
+
+
+def test_a_module_can_be_hidden_from_imports_but_not_one_that_is_there():
+    with without("colorsys"), pytest.raises(ImportError):
+        importlib.import_module("colorsys")
+    assert importlib.import_module("colorsys").rgb_to_hls
+    with without("json"):
+        assert importlib.import_module("json") is json
+
+
+def test_learners_of_the_flow_policy_do_not_import_encoders_nor_tracking():
+    """They cost every learner ten seconds of its start."""
+    tasks = ", ".join(f"pipeline.tasks.{name}" for name in ("vae", "flow", "flow_dpo", "gdpo"))
+    code = f"import sys, {tasks}; print([name for name in ('transformers', 'mlflow', 'scipy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

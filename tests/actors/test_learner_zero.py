@@ -15,8 +15,9 @@ from pipeline.data.vla import examples, prompt_of, prompt_row
 from pipeline.tasks.dpo import DpoTask
 from pipeline.tasks.sft import SftTask
 from pipeline.tasks.vla import VlaTask
+from policies.tables import write_table
 from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA, write_table
+from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
 
 pytestmark = pytest.mark.engine
 OPTIONS = LearnerOptions(world_size=2, cpus=0.4, gpus=0, threads=1, zero_stage=1, gradient_clipping=1.0,

@@ -12,7 +12,6 @@ from pipeline.data.flow import (
     Features,
     _speaks,
     describe_face,
-    of_latents,
     whole_latents,
     window_rows,
     windows,
@@ -23,7 +22,7 @@ from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.training import from_bytes
 from policies.flow.vae import MotionVAE
 from policies.motion import Layout, LayoutError, Motion
-from policies.vla.training import read_table, write_table
+from policies.tables import read_table, write_table
 
 
 @pytest.fixture
@@ -99,10 +98,6 @@ def test_the_prompt_names_emotion_gaze_and_nods():
     nodding[:, layout.columns("neck")] = np.outer(0.05 * np.sin(2 * np.pi * 2 * np.arange(100) / 25), (1, 0, 0))
     assert describe_face(Motion(nodding, layout)) == "looking ahead, nodding"
     assert describe_face(Motion(still[:, :1], Layout((("expr", 1),), 25.0, "builtin"))) is None
-
-
-def test_a_latent_is_what_most_of_its_frames_are():
-    assert of_latents(np.array([1, 1, 0, 0, 1, 0, 0, 0], bool), 4).tolist() == [True, False]
 
 
 def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_path):

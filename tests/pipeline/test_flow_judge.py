@@ -25,7 +25,7 @@ from policies.flow import checkpoint, config
 from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from policies.flow.model import initialised
 from policies.flow.vae import MotionVAE
-from policies.vla.training import write_table
+from policies.tables import write_table
 
 JUDGE = FlowJudgeConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
 

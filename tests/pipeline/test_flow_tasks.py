@@ -1,6 +1,7 @@
 """The learning tasks of VAE and AR-Flow without Ray: batches, losses, and that Eq. 10 makes a reward rise."""
 
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +9,17 @@ import pytest
 import torch
 
 from actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
-from pipeline.config import FlowConfig, FlowDpoConfig, GdpoConfig, GroupWeightsConfig, RewardConfig, VaeConfig
+from pipeline.config import (
+    FlowConfig,
+    FlowDpoConfig,
+    GdpoConfig,
+    GdpoRecipeConfig,
+    GroupWeightsConfig,
+    RewardConfig,
+    VaeConfig,
+)
 from pipeline.data.flow import WINDOW_SCHEMA
+from pipeline.recipes.gdpo import post_train
 from pipeline.rundir import RunError
 from pipeline.tasks.dynamics import advantages_of, rewards_of
 from pipeline.tasks.flow import FlowTask
@@ -22,15 +32,10 @@ from policies.flow.loss import flow_errors
 from policies.flow.model import initialised
 from policies.flow.sampling import draw_noise
 from policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
-from policies.flow.training import (
-    FLOW_SCHEMA,
-    MOTION_SCHEMA,
-    from_bytes,
-    to_bytes,
-)
+from policies.flow.training import FLOW_SCHEMA, MOTION_SCHEMA, from_bytes, of_latents, to_bytes
 from policies.flow.vae import MotionVAE
 from policies.motion import Layout, Motion
-from policies.vla.training import write_table
+from policies.tables import write_table
 from rewards.advantage import decoupled_advantages
 from rewards.dynamics import COMPONENTS, missing_penalties
 from rewards.policy_loss import clipped_policy_loss
@@ -246,8 +251,18 @@ def test_where_the_actor_speaks_the_policy_is_held(policy, tmp_path, alone):
 def test_only_who_listens_is_a_prompt_but_for_the_anchors(policy, tmp_path):
     assert gdpo_task(policy, tmp_path).prompts == [0, 1, 2, 3]
     assert gdpo_task(policy, tmp_path, anchor_share=0.2).prompts == [0, 1, 2, 3, 4]
-    with pytest.raises(RunError, match="nobody listens"):
-        gdpo_task(policy, tmp_path, prompts=0).prompts  # noqa: B018
+
+
+def test_a_latent_is_what_most_of_its_frames_are():
+    assert of_latents(np.array([1, 1, 0, 0, 1, 0, 0, 0], bool), 4).tolist() == [True, False]
+
+
+def test_a_corpus_in_which_nobody_listens_is_refused(policy, tmp_path):
+    table = Path(gdpo_task(policy, tmp_path, prompts=0).table)
+    made = SimpleNamespace(table_of=lambda split: table, corpus=SimpleNamespace(layout=LAYOUT), vae=tmp_path / "vae",
+                           policy=policy)
+    with pytest.raises(RunError, match="nobody listens in .*windows.arrow"):
+        post_train(GdpoRecipeConfig(), made, SimpleNamespace(once=lambda name, work: work(None)))
 
 
 def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(policy, tmp_path, alone):

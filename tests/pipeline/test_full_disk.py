@@ -16,8 +16,8 @@ from pipeline.data.candidates import Candidate, write_candidates
 from pipeline.rundir import write_atomic
 from pipeline.tasks.dpo import write_reference
 from policies.head.video import write_mp4
+from policies.tables import write_table
 from policies.vla.loading import load_checkpoint, save_checkpoint
-from policies.vla.training import write_table
 from rewards.ratings import Rating, write_ratings
 
 LIMIT = 2000  # bytes

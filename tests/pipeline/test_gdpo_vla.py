@@ -12,9 +12,9 @@ from pipeline.config import GroupWeightsConfig, PolicyConfig, RewardConfig, VlaG
 from pipeline.data.store import Corpus
 from pipeline.recipes.gdpo_vla import listener_rows
 from pipeline.tasks.gdpo_vla import LISTENER_SCHEMA, VlaGdpoTask
+from policies.tables import read_table, write_table
 from policies.vla.hf_engine import HfEngine
 from policies.vla.loading import load_checkpoint, weight_digest
-from policies.vla.training import read_table, write_table
 from policies.vla.trajectory import Trajectory
 from rewards.dynamics import motion_limits
 

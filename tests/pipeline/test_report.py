@@ -19,8 +19,9 @@ from pipeline.report.html import Html, element, table
 from pipeline.report.page import POLICY, page, write_report
 from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, read_shown, spread, write_shown
 from policies.head.video import write_mp4
+from policies.tables import write_table
 from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, write_table
+from policies.vla.training import PAIR_SCHEMA
 from rewards.pairs import Pair
 from rewards.ratings import CRITERIA, Rating, write_ratings
 

@@ -10,9 +10,10 @@ from pipeline.config import DpoConfig, PolicyConfig, SftConfig
 from pipeline.data.vla import examples, prompt_of, prompt_row
 from pipeline.tasks.dpo import DpoTask, ReferenceMismatch, read_reference, write_reference
 from pipeline.tasks.sft import SftTask
+from policies.tables import batch_rows, write_table
 from policies.vla.loading import load_checkpoint
 from policies.vla.loss import sft_loss
-from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA, batch_rows, write_table
+from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
 
 DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
 

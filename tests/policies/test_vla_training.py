@@ -1,27 +1,15 @@
-"""Tables, the order of the data, batches, and windows of an action sequence."""
+"""Batches, and windows of an action sequence."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from policies.motion import Layout
 from policies.vla.actions import ActionSpace
 from policies.vla.loading import build_tiny, tiny_config
 from policies.vla.prompt import build_prompt
 from policies.vla.text import build_text_tokenizer
-from policies.vla.training import (
-    PAIR_SCHEMA,
-    SFT_SCHEMA,
-    ActionLogits,
-    batch_rows,
-    collate_prompts,
-    policy_state,
-    rank_share,
-    read_table,
-    write_table,
-)
+from policies.vla.training import ActionLogits, collate_prompts, policy_state
 
 SPACE = ActionSpace(Layout((("expr", 2), ("rot", 1)), 25, "builtin"), rate=5, seconds=1)  # 5 steps x 3
 CONFIG = tiny_config(build_text_tokenizer(["hi"], text_vocabulary=300), SPACE, frames=1, image_size=28, text_tokens=2,
@@ -37,57 +25,6 @@ def row(name, frames=True):
     pixels = np.random.default_rng(len(name)).integers(0, 256, (1, 28, 28, 3), dtype=np.uint8)
     return {"prompt_id": name, "prompt": build_prompt(CONFIG, [9], frames).tolist(),
             "frames": pixels.tobytes() if frames else None}
-
-
-def test_tables_come_back_as_they_were(tmp_path):
-    rows = [row("a") | {"actions": [300, 301]}, row("bb", frames=False) | {"actions": [302]}]
-    assert write_table(tmp_path / "t.arrow", iter(rows), SFT_SCHEMA) == 2
-    assert list(read_table(tmp_path / "t.arrow")) == rows
-    pairs = [row("a") | {"chosen": [1], "rejected": [2], "chosen_score": 0.75, "rejected_score": 0.5}]
-    write_table(tmp_path / "t.arrow", iter(pairs), PAIR_SCHEMA)
-    assert list(read_table(tmp_path / "t.arrow")) == pairs
-
-
-def test_a_table_that_fails_half_way_keeps_the_old_one(tmp_path):
-    old = [row("a") | {"actions": [300]}]
-    write_table(tmp_path / "t.arrow", old, SFT_SCHEMA)
-
-    def failing():
-        yield row("b") | {"actions": [301]}
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_table(tmp_path / "t.arrow", failing(), SFT_SCHEMA)
-    assert list(read_table(tmp_path / "t.arrow")) == old
-
-
-@given(size=st.integers(1, 40), batch_size=st.integers(1, 17), seed=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
-def test_every_row_comes_once_per_epoch(size, batch_size, seed):
-    steps = -(-3 * size // batch_size)
-    order = np.concatenate([batch_rows(step, batch_size, size, seed) for step in range(steps)])
-    for epoch in range(3):
-        assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
-
-
-def test_the_order_is_a_function_of_its_arguments_and_changes_with_epoch_and_seed():
-    first = batch_rows(0, 32, 32, seed=0)
-    np.testing.assert_array_equal(first, batch_rows(0, 32, 32, seed=0))
-    assert not np.array_equal(first, batch_rows(1, 32, 32, seed=0))
-    assert not np.array_equal(first, batch_rows(0, 32, 32, seed=1))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-def test_shares_of_the_ranks_are_equal_and_together_the_batch(world_size):
-    rows = np.array([5, 1, 4, 0, 3, 2])
-    shares = [rank_share(rows, rank, world_size) for rank in range(world_size)]
-    assert {len(share) for share in shares} == {6 // world_size}
-    assert sorted(np.concatenate(shares)) == [0, 1, 2, 3, 4, 5]
-
-
-def test_a_batch_that_cannot_be_shared_equally_is_refused():
-    with pytest.raises(ValueError, match="batch of 5.*2 learners"):
-        rank_share(np.arange(5), 0, 2)
 
 
 def test_absent_frames_are_blank_and_do_not_change_the_logits(model):
