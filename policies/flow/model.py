@@ -33,10 +33,11 @@ KEPT, NOISY = len(MODALITIES), len(MODALITIES) + 1  # rows of the kind embedding
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The conditions as every layer sees them.
+    """The conditions as every layer sees them, laid out in memory as products with them read them.
 
     Args:
-        keys, values: of each layer, (batch, heads, tokens, head_dim); keys are rotated.
+        keys: of each layer, rotated, (batch, heads, head_dim, tokens).
+        values: of each layer, (batch, heads, tokens, head_dim).
         present: (batch, tokens) bool, whether the sample has the token's modality.
         heard: (tokens,) int64, the frame at which a token is complete.
         streaming: (batch,) bool, whether tokens later than the present frame are hidden.
@@ -126,9 +127,9 @@ class ARFlow(nn.Module):
             kinds += [kind] * len(time)
         if not tokens:
             empty = self.velocity.weight.new_zeros(batch, self.config.heads, 0, self.head_dim)
-            none = torch.zeros(0, dtype=torch.int64, device=device)
-            layers = (empty,) * self.config.layers
-            return Prefix(layers, layers, none.new_zeros(batch, 0, dtype=torch.bool), none, streaming)
+            none, layers = torch.zeros(0, dtype=torch.int64, device=device), self.config.layers
+            return Prefix((empty.mT,) * layers, (empty,) * layers, none.new_zeros(batch, 0, dtype=torch.bool), none,
+                          streaming)
         x, heard = torch.cat(tokens, dim=1), torch.cat(heard)
         present = conditions.presence()[:, kinds]
         seen = present.unsqueeze(1) & _timely(heard, heard, streaming)
@@ -138,8 +139,8 @@ class ARFlow(nn.Module):
         for block in self.blocks:
             q, k, v = block.queries_keys_values(x)
             k = rotate(k, rotation)
-            keys.append(k)
-            values.append(v)
+            keys.append(k.mT.contiguous())
+            values.append(v.contiguous())
             if block is not self.blocks[-1]:  # nobody reads the prefix after its last keys
                 x = block.finish(x, F.scaled_dot_product_attention(rotate(q, rotation), k, v, seen))
         return Prefix(tuple(keys), tuple(values), present, heard, streaming)
@@ -189,7 +190,9 @@ class ARFlow(nn.Module):
             q, k, v = block.queries_keys_values(tokens)
             q, k = rotate(q, rotation), rotate(k, rotation)
             past_k, past_v = k[..., :count, :], v[..., :count, :]
-            if past is not None:
+            if past is not None and not count:
+                past_k, past_v = past.keys[layer], past.values[layer]
+            elif past is not None:
                 past_k = torch.cat([past.keys[layer], past_k], dim=-2)
                 past_v = torch.cat([past.values[layer], past_v], dim=-2)
             keys.append(past_k)
@@ -265,15 +268,16 @@ def _attend(
 
     Args:
         q: (batch, slots, heads, n, head_dim).
-        prefix: keys and values (batch, heads, p, head_dim), mask (batch, 1 or slots, 1, n, p) or None.
+        prefix: keys (batch, heads, head_dim, p), values (batch, heads, p, head_dim), mask (batch, 1 or slots, 1, n, p)
+            or None.
         history: keys and values (batch, slots, heads, h, head_dim), mask (n, h) or None.
         own: keys and values like `q`.
     """
     slots, n = q.shape[1], q.shape[3]
     q = q * q.shape[-1] ** -0.5
     together = q.transpose(1, 2).flatten(2, 3)  # (batch, heads, slots n, head_dim)
-    of_prefix = (together @ prefix[0].transpose(-1, -2)).unflatten(2, (slots, n)).transpose(1, 2)
-    of_history = q @ history[0].transpose(-1, -2)
+    of_prefix = (together @ prefix[0]).unflatten(2, (slots, n)).transpose(1, 2)
+    of_history = q @ history[0].mT
     if prefix[2] is not None:
         of_prefix = of_prefix.masked_fill(~prefix[2], -torch.inf)
     if history[2] is not None:

@@ -148,7 +148,7 @@ def test_one_softmax_over_prefix_history_and_itself(model):
     for layer, block in enumerate(model.blocks):
         q, k, v = (h.squeeze(-2) for h in block.queries_keys_values(x[None]))
         q, k = rotate(q, turn), rotate(k, turn)
-        keys = torch.cat([prefix.keys[layer][0], past.keys[layer][0, 0], k[:, None]], dim=1)
+        keys = torch.cat([prefix.keys[layer][0].mT, past.keys[layer][0, 0], k[:, None]], dim=1)
         values = torch.cat([prefix.values[layer][0], past.values[layer][0, 0], v[:, None]], dim=1)
         weights = ((keys @ q[..., None]).squeeze(-1) / math.sqrt(8)).softmax(-1)
         x = block.finish(x[None], (weights[..., None] * values).sum(1, keepdim=True))[0]
