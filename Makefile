@@ -15,8 +15,8 @@ dpo: $(READY)
 # Fast tests first, then the real engines, then whole recipes.
 test: lint
 	$(PY) -m pytest -m "not engine and not e2e and not long"
-	$(PY) -m pytest -m "engine and not long"
-	$(PY) -m pytest -m "e2e and not long"
+	$(PY) -m pytest -m "engine and not long" --durations=8
+	$(PY) -m pytest -m "e2e and not long" --durations=8
 
 # What CI has no time for: nodes, learners and whole runs that are killed, the real dyad.
 test-long: $(READY)
