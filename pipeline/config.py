@@ -23,6 +23,16 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, values: Any) -> Any:
+        """A section of which some keys are given keeps the defaults that `cls` has for the others."""
+        if not isinstance(values, dict):
+            return values
+        own = {name: field.default.model_dump(exclude_unset=True) for name, field in cls.model_fields.items()
+               if isinstance(field.default, Section) and isinstance(values.get(name), dict)}
+        return values | {name: defaults | values[name] for name, defaults in own.items()}
+
 
 class CorpusConfig(Section):
     kind: Literal["synthetic", "dualtalk", "lm_listener", "parquet"] = Field(
@@ -738,14 +748,17 @@ def given_policy(file: Path | None, overrides: list[str]) -> str | None:
     return "vla" if isinstance(policy, dict) else policy
 
 
-def describe(recipe: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """`(key, type, default, meaning)` of every leaf key, in order."""
+def describe(
+    recipe: type[BaseModel], prefix: str = "", own: Section | None = None
+) -> list[tuple[str, str, str, str]]:
+    """`(key, type, default, meaning)` of every leaf key, in order; defaults are those of `own`, where it is given."""
     rows = []
     for name, field in recipe.model_fields.items():
+        default = field.default if own is None else getattr(own, name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            rows += describe(field.annotation, f"{prefix}{name}.")
+            rows += describe(field.annotation, f"{prefix}{name}.", default)
         else:
-            rows.append((prefix + name, _type_name(field.annotation), _scalar(field.default), field.description or ""))
+            rows.append((prefix + name, _type_name(field.annotation), _scalar(default), field.description or ""))
     return rows
 
 

@@ -50,6 +50,23 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert config.dpo.batch_size == DpoRecipeConfig().dpo.batch_size
 
 
+@pytest.mark.parametrize("recipe", TYPES)
+def test_a_key_set_to_its_default_changes_nothing_else(recipe):
+    """Not the recipe's own defaults for other keys of the section either."""
+    for key, kind, default, _ in describe(recipe):
+        if kind != cfg.MAPPING:
+            assert load(f"{key}={default}", recipe=recipe) == recipe(), key
+
+
+def test_a_recipe_keeps_its_own_defaults_for_the_rest_of_a_section(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("corpus:\n  seed: 1\n")
+    for config in (load("corpus.seed=1", recipe=cfg.GdpoRecipeConfig), load(recipe=cfg.GdpoRecipeConfig, file=file)):
+        assert (config.corpus.seed, config.corpus.seconds, config.corpus.frames) == (1, 8.0, 0)
+    assert load("corpus.seconds=2", recipe=cfg.GdpoRecipeConfig).corpus.seconds == 2
+    assert ("corpus.seconds", "float", "8.0") in [row[:3] for row in describe(cfg.GdpoRecipeConfig)]
+
+
 def test_values_are_read_as_yaml():
     config = load("corpus.root=/data/x", "learner.zero_stage=3", "sft.learning_rate=1e-4",
                   "tracking.system_metrics=false", "policy.llama=", recipe=cfg.RolloutRecipeConfig)
