@@ -53,6 +53,10 @@ def prepare(config: CorpusConfig, run: Run) -> Corpus:
     def work(phase: Phase) -> dict[str, Any]:
         with timeline.noted("corpus"):
             corpus = _open(config, phase)
+        for split in ("train", "test"):
+            if split not in corpus.splits:
+                raise RunError(f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. Recordings, or "
+                               "what of a single one is held out, are shorter: lower corpus.seconds")
         counts = {split: corpus.count(split) for split in ("train", "test")}
         absent = corpus.at("train", 0).absent
         phase.say(f"{counts['train']} training and {counts['test']} held-out clips, {corpus.layout}"

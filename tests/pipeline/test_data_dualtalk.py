@@ -2,15 +2,19 @@
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from pipeline.config import CorpusConfig
 from pipeline.data.clip import AUDIO_RATE
 from pipeline.data.dualtalk import LAYOUT, ReadCounts, import_dualtalk, read_dualtalk, read_track
 from pipeline.data.statistics import motion_statistics
 from pipeline.data.store import CorpusError
+from pipeline.recipes.prepare import prepare
+from pipeline.rundir import RunError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"
 
@@ -132,6 +136,15 @@ def test_nothing_long_enough_is_an_error(published, tmp_path):
     with pytest.raises(CorpusError, match="gave no clip of 60"):
         import_dualtalk(published, tmp_path / "c", seconds=60.0)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_recording_too_short_for_held_out_clips_is_named_with_what_to_lower(tmp_path):
+    """30 % of 20 s are held out: of 8 s there is none."""
+    put(tmp_path / "flat", "x", 1, None, 20.0)
+    put(tmp_path / "flat", "x", 2, 500, 20.0)
+    run = SimpleNamespace(once=lambda name, work: work(SimpleNamespace(directory=tmp_path, say=print)))
+    with pytest.raises(RunError, match=r"flat: no test clip of 8 s.*lower corpus\.seconds"):
+        prepare(CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8), run)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real dyad is not beside this checkout")
