@@ -172,7 +172,7 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_ru
             writer.writeheader()
             writer.writerows(row | {"rater": rater} | {name: rng.integers(1, 6) for name in CRITERIA} for row in rows)
     process = ray_cluster.submit("python", "-m", "pipeline.run", "dpo", *SMALL, *LEAN, f"candidates={package}",
-                                 f"ratings={tmp_path / 'sheets'}", "--run-dir", str(run))
+                                 f"ratings={tmp_path / 'sheets'}", "learner.world_size=1", "--run-dir", str(run))
     assert process.returncode == 0, process.stdout[-4000:]
     assert "cluster at" in process.stdout and "succeeded" in process.stdout
     found = json.loads((run / "summary.json").read_text())
@@ -208,8 +208,8 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     arguments = [
         "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
         f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
-        "learner.cpus=0.1", "rollout.batch_prompts=2", "dpo.rounds=2", "evaluation.prompts=4",
-        "cluster.preflight=false", "--run-dir", tmp_path / "run"]
+        "learner.cpus=0.1", "learner.world_size=1", "raters.workers=1", "render.workers=1", "rollout.batch_prompts=2",
+        "dpo.rounds=2", "evaluation.prompts=4", "cluster.preflight=false", "--run-dir", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
                                env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     printed = []
