@@ -353,7 +353,9 @@ class HeldOutConfig(Section):
 
 
 class EvaluationConfig(HeldOutConfig):
-    clips: int = Field(4, ge=0, description="comparison videos: ground truth, SFT, SFT + DPO side by side")
+    clips: int = Field(
+        4, ge=0, description="videos of held-out clips: speaker, ground truth and policies side by side; 0 = none"
+    )
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
 
 

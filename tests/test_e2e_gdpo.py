@@ -93,7 +93,7 @@ def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tm
                        "corpus.seconds=1", f"sft.checkpoint={tiny_checkpoint}", "rollout.workers=1",
                        "raters.workers=1", "raters.count=2", "gdpo.iterations=2", "gdpo.batch_size=2",
                        "gdpo.group_size=2", "learner.world_size=1", "evaluation.prompts=4", "evaluation.bootstrap=100",
-                       "tracking.system_metrics=false")
+                       "evaluation.clips=1", "render.workers=1", "render.size=64", "tracking.system_metrics=false")
     assert summary["engines"]["rollout"]["name"] == "vllm" and summary["counts"]["rollouts"] == 2 * 2 * 2 * 2
     lines = [json.loads(line) for line in (tmp_path / "run" / "gdpo" / "steps.jsonl").read_text().splitlines()]
     assert ["reward/expr" in line for line in lines] == [True, False] * 2
@@ -101,5 +101,6 @@ def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tm
         assert line["ratio"] == pytest.approx(1, abs=1e-5), "on-policy after a refresh"
         assert 0 < line["mismatch_max"] < 1e-3 and line["truncated"] == 0
     assert set(summary["metrics"]["judgement"]) == {"SFT", "GDPO"}
-    assert "How listeners move" in (tmp_path / "run" / "report.html").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "How listeners move" in report and report.count("<video") == 1 and "ground truth, SFT, GDPO" in report
     assert "listen/variance_ratio/jaw" in summary["metrics"]["after"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from actors.cluster import cluster
 from actors.learner import Milestones
-from actors.render import Panel, RenderPool, VideoJob
+from actors.render import Panel, RenderPool
 from actors.reward import RewardPool
 from actors.rollout import Fleet
 from pipeline.config import DpoRecipeConfig
@@ -25,9 +25,11 @@ from pipeline.recipes.evaluate import (
     Answers,
     Judge,
     Row,
+    compared,
     group_of,
     interval_json,
     mean_given,
+    render_shown,
     report,
     reward_pool,
     sample_held_out,
@@ -39,7 +41,6 @@ from pipeline.recipes.rollout import (
     Groups,
     render_candidates,
     render_pool,
-    render_videos,
     roll_out,
     speaker_panel,
     start_fleet,
@@ -47,10 +48,9 @@ from pipeline.recipes.rollout import (
 )
 from pipeline.recipes.sft import learn, train_sft
 from pipeline.report.page import write_report
-from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, spread, write_shown
+from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, spread
 from pipeline.rundir import Phase, Run, RunError, Workspace
 from pipeline.tasks.dpo import DpoTask
-from policies.motion import Motion
 from policies.tables import read_table, write_table
 from policies.vla.loading import Checkpoint, load_checkpoint
 from policies.vla.training import PAIR_SCHEMA
@@ -255,30 +255,17 @@ def show(
 
     def work(phase: Phase) -> dict[str, Any]:
         count = config.evaluation.clips
-        videos = [compared(corpus.clip(i), f"{i}.mp4", HELD_OUT, before[i][0], after[i][0])
-                  for i in list(before)[:count]]
-        videos += [compared(corpus.clip(i), f"worse/{i}.mp4", WORSE, before[i][0], after[i][0])
-                   for i in worse[:count]]
+        kinds = [(i, f"{i}.mp4", HELD_OUT) for i in list(before)[:count]]
+        kinds += [(i, f"worse/{i}.mp4", WORSE) for i in worse[:count]]
+        videos = [compared(corpus.clip(i), file, kind, {"SFT": before[i][0], "SFT + DPO": after[i][0]})
+                  for i, file, kind in kinds]
         table = read_table(pairs).select_columns(["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score"])
         by_margin = sorted(table, key=lambda row: (row["rejected_score"] - row["chosen_score"], row["prompt_id"]))
         videos += [chosen_against_rejected(corpus.clip(row["prompt_id"]), row, policy)
                    for row in spread(by_margin, count)]
-        for folder in ("worse", "pairs"):
-            (phase.directory / folder).mkdir(exist_ok=True)
-        jobs = (VideoJob(phase.directory / shown.file, panels, corpus.clip(shown.clip_id).speaker_audio)
-                for shown, panels in videos)
-        result = render_videos(config.render, jobs, renderers, phase)
-        write_shown(phase.directory, [shown for shown, _ in videos])
-        return result
+        return render_shown(config.render, videos, corpus, renderers, phase)
 
     run.once("clips", work)
-
-
-def compared(clip: Clip, file: str, kind: str, before: Motion, after: Motion) -> tuple[Shown, tuple[Panel, ...]]:
-    """Speaker, ground truth, SFT, SFT + DPO."""
-    panels = (speaker_panel(clip), Panel("ground truth", clip.listener.subset(before.layout)), Panel("SFT", before),
-              Panel("SFT + DPO", after))
-    return Shown(kind, file, clip.clip_id, clip.text, [panel.caption for panel in panels]), panels
 
 
 def chosen_against_rejected(clip: Clip, row: dict[str, Any], policy: Checkpoint) -> tuple[Shown, tuple[Panel, ...]]:

@@ -6,7 +6,7 @@ With `--pred` it scores files by any protocol instead, see `evaluate_files`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.cluster import cluster
+from actors.render import Panel, RenderPool, VideoJob
 from actors.reward import Group, PanelOptions, RewardPool
 from actors.rollout import Fleet
-from pipeline.config import EvaluateConfig, HeldOutConfig, JudgedRecipeConfig
+from pipeline.config import EvaluateConfig, HeldOutConfig, JudgedRecipeConfig, RenderConfig
 from pipeline.data.clip import Clip
 from pipeline.data.columns import Truth
 from pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
 from pipeline.data.synthetic.words import LEXICON
 from pipeline.recipes.evaluate_files import score_files
 from pipeline.recipes.prepare import prepare
-from pipeline.recipes.rollout import choose, prompts, start_fleet
+from pipeline.recipes.rollout import choose, prompts, render_pool, render_videos, speaker_panel, start_fleet
 from pipeline.recipes.sft import train_sft
 from pipeline.report.page import write_report
 from pipeline.report.paper import METRICS
-from pipeline.rundir import Run, write_atomic
+from pipeline.report.videos import HELD_OUT, Shown, write_shown
+from pipeline.rundir import Phase, Run, write_atomic
 from pipeline.tracking import metric_key
 from policies.motion import Layout, Motion
 from policies.vla.loading import Checkpoint, load_checkpoint
@@ -58,7 +60,8 @@ def run(config: EvaluateConfig, run: Run) -> None:
         with reward_pool(config) as rewards:
             judge = Judge.of(config, corpus, policy.actions.space.layout, rewards, run)
             rows = {"policy": judge(answers)} | judge.baselines()
-    report(rows, run)
+        report(rows, run)
+        show(config, corpus, {"policy": answers}, run)
     write_report(run)
 
 
@@ -246,3 +249,44 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
     return f"{value:.4f}"
+
+
+def show(config: JudgedRecipeConfig, corpus: Corpus, answers: Mapping[str, Answers], run: Run) -> None:
+    """Videos of `evaluation.clips` held-out clips: speaker, recorded listener, the first answer of each method."""
+
+    def work(phase: Phase) -> dict[str, Any]:
+        chosen = list(next(iter(answers.values())))[: config.evaluation.clips]
+        videos = [compared(corpus.clip(i), f"{i}.mp4", HELD_OUT, {name: given[i][0] for name, given in answers.items()})
+                  for i in chosen]
+        with render_pool(config) as renderers:
+            return render_shown(config.render, videos, corpus, renderers, phase)
+
+    if config.evaluation.clips:
+        run.once("clips", work)
+
+
+def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> tuple[Shown, tuple[Panel, ...]]:
+    """A video of the speaker, the recorded listener, and what each method answers.
+
+    Args:
+        file, kind: as in `Shown`.
+        answers: of one layout, by method.
+    """
+    layout = next(iter(answers.values())).layout
+    listeners = {"ground truth": clip.listener.subset(layout)} | dict(answers)
+    panels = (speaker_panel(clip), *(Panel(caption, motion) for caption, motion in listeners.items()))
+    return Shown(kind, file, clip.clip_id, clip.text, [panel.caption for panel in panels]), panels
+
+
+def render_shown(
+    config: RenderConfig, videos: Sequence[tuple[Shown, tuple[Panel, ...]]], corpus: Corpus, renderers: RenderPool,
+    phase: Phase,
+) -> dict[str, Any]:
+    """Videos for the report, with the speaker's voice; returns the phase's result."""
+    for shown, _ in videos:
+        (phase.directory / shown.file).parent.mkdir(exist_ok=True)
+    jobs = (VideoJob(phase.directory / shown.file, panels, corpus.clip(shown.clip_id).speaker_audio)
+            for shown, panels in videos)
+    result = render_videos(config, jobs, renderers, phase)
+    write_shown(phase.directory, [shown for shown, _ in videos])
+    return result

@@ -15,7 +15,7 @@ from pipeline.data.flow import windows
 from pipeline.data.store import Corpus
 from pipeline.data.vla import prompt_of, prompt_row
 from pipeline.recipes import flow_judge
-from pipeline.recipes.evaluate import Answers, Judge, report, reward_pool, sample_held_out
+from pipeline.recipes.evaluate import Answers, Judge, report, reward_pool, sample_held_out, show
 from pipeline.recipes.prepare import prepare
 from pipeline.recipes.rollout import fleet_options, start_fleet
 from pipeline.recipes.sft import learn, train_sft
@@ -84,6 +84,7 @@ def judge(config: VlaGdpoRecipeConfig, corpus: Corpus, supervised: Path, aligned
             fleet.update(policy.model)
             answers[name] = sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
         report({name: judge(given) for name, given in answers.items()}, run)
+    show(config, corpus, answers, run)
     flow_judge.report({name: dynamics(judge, given) for name, given in answers.items()}, "SFT", "GDPO", run)
 
 
