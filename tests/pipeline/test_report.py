@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import DpoRecipeConfig, EvaluateConfig, EvaluationConfig
-from pipeline.recipes import dpo
+from pipeline.recipes import dpo, evaluate
 from pipeline.report.charts import Line, Scale, interval_chart, line_chart, thin, ticks
 from pipeline.report.facts import Facts, changed_keys, read_facts
 from pipeline.report.html import Html, element, table
@@ -254,7 +254,7 @@ def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
 def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, tmp_path, monkeypatch):
     """In one phase: held-out ones in its folder, the other two kinds in folders below."""
     policy, jobs = load_checkpoint(tiny_checkpoint), []
-    monkeypatch.setattr(dpo, "render_videos", lambda config, videos, renderers, phase: jobs.extend(videos) or {})
+    monkeypatch.setattr(evaluate, "render_videos", lambda config, videos, renderers, phase: jobs.extend(videos) or {})
     space, prompts, held = policy.actions.space, tiny_corpus.clip_ids("train"), tiny_corpus.clip_ids("test")
     tokens = {name: SimpleNamespace(tokens=np.full(space.tokens, policy.actions.first_token + k))
               for k, name in enumerate("ab")}
