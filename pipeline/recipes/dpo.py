@@ -25,6 +25,7 @@ from pipeline.recipes.evaluate import (
     Answers,
     Judge,
     Row,
+    Video,
     compared,
     group_of,
     interval_json,
@@ -263,15 +264,16 @@ def show(
         by_margin = sorted(table, key=lambda row: (row["rejected_score"] - row["chosen_score"], row["prompt_id"]))
         videos += [chosen_against_rejected(corpus.clip(row["prompt_id"]), row, policy)
                    for row in spread(by_margin, count)]
-        return render_shown(config.render, videos, corpus, renderers, phase)
+        return render_shown(config.render, videos, renderers, phase)
 
     run.once("clips", work)
 
 
-def chosen_against_rejected(clip: Clip, row: dict[str, Any], policy: Checkpoint) -> tuple[Shown, tuple[Panel, ...]]:
+def chosen_against_rejected(clip: Clip, row: dict[str, Any], policy: Checkpoint) -> Video:
     """A row of the training table: speaker, chosen, rejected."""
     answers = {name: policy.actions.to_motion(np.array(row[name])) for name in ("chosen", "rejected")}
     panels = (speaker_panel(clip), *(Panel(name, motion) for name, motion in answers.items()))
     scores = {name: row[f"{name}_score"] for name in answers}
     captions = [panel.caption for panel in panels]
-    return Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores), panels
+    shown = Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores)
+    return shown, panels, clip.speaker_audio

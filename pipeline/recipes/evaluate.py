@@ -43,6 +43,7 @@ from rewards.ratings import CRITERIA, Rating
 from rewards.scores import overall
 
 Answers = dict[str, list[Motion]]  # prompt id -> reactions
+Video = tuple[Shown, tuple[Panel, ...], np.ndarray | None]  # with the speaker's voice
 JUDGES = 1000  # added to the seed of a panel: other people than those whose ratings make pairs
 
 
@@ -259,13 +260,13 @@ def show(config: JudgedRecipeConfig, corpus: Corpus, answers: Mapping[str, Answe
         videos = [compared(corpus.clip(i), f"{i}.mp4", HELD_OUT, {name: given[i][0] for name, given in answers.items()})
                   for i in chosen]
         with render_pool(config) as renderers:
-            return render_shown(config.render, videos, corpus, renderers, phase)
+            return render_shown(config.render, videos, renderers, phase)
 
     if config.evaluation.clips:
         run.once("clips", work)
 
 
-def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> tuple[Shown, tuple[Panel, ...]]:
+def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> Video:
     """A video of the speaker, the recorded listener, and what each method answers.
 
     Args:
@@ -275,18 +276,16 @@ def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) ->
     layout = next(iter(answers.values())).layout
     listeners = {"ground truth": clip.listener.subset(layout)} | dict(answers)
     panels = (speaker_panel(clip), *(Panel(caption, motion) for caption, motion in listeners.items()))
-    return Shown(kind, file, clip.clip_id, clip.text, [panel.caption for panel in panels]), panels
+    return Shown(kind, file, clip.clip_id, clip.text, [p.caption for p in panels]), panels, clip.speaker_audio
 
 
 def render_shown(
-    config: RenderConfig, videos: Sequence[tuple[Shown, tuple[Panel, ...]]], corpus: Corpus, renderers: RenderPool,
-    phase: Phase,
+    config: RenderConfig, videos: Sequence[Video], renderers: RenderPool, phase: Phase
 ) -> dict[str, Any]:
     """Videos for the report, with the speaker's voice; returns the phase's result."""
-    for shown, _ in videos:
-        (phase.directory / shown.file).parent.mkdir(exist_ok=True)
-    jobs = (VideoJob(phase.directory / shown.file, panels, corpus.clip(shown.clip_id).speaker_audio)
-            for shown, panels in videos)
+    jobs = [VideoJob(phase.directory / shown.file, panels, audio) for shown, panels, audio in videos]
+    for job in jobs:
+        job.path.parent.mkdir(exist_ok=True)
     result = render_videos(config, jobs, renderers, phase)
-    write_shown(phase.directory, [shown for shown, _ in videos])
+    write_shown(phase.directory, [shown for shown, *_ in videos])
     return result

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from actors.flow_rollout import FlowFleetOptions
-from actors.render import Panel, VideoJob
 from pipeline.config import STAGE_ONE, EncodersConfig, FlowRecipeConfig, read_yaml
 from pipeline.data.flow import (
     LISTENER,
@@ -27,12 +26,12 @@ from pipeline.data.flow import (
     windows,
 )
 from pipeline.data.store import LABELS, Corpus, load_labels
-from pipeline.recipes.evaluate import fit_affect
+from pipeline.recipes.evaluate import compared, fit_affect, render_shown
 from pipeline.recipes.flow_judge import FlowJudge, report
 from pipeline.recipes.prepare import prepare
-from pipeline.recipes.rollout import render_pool, render_videos
+from pipeline.recipes.rollout import render_pool
 from pipeline.recipes.sft import learn
-from pipeline.report.videos import HELD_OUT, Shown, write_shown
+from pipeline.report.videos import HELD_OUT
 from pipeline.rundir import Phase, Run, RunError, still_there
 from pipeline.tasks.flow import FlowTask
 from pipeline.tasks.vae import VaeTask
@@ -241,19 +240,13 @@ def show(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, ru
     def work(phase: Phase) -> dict[str, Any]:
         judge = judge_of(config, made).of_listeners().some(config.judge.clips)
         answers = {method: judge.generate(policy) for method, policy in ((SUPERVISED, made.policy), (name, aligned))}
-        shown, jobs = [], []
-        for i, window in enumerate(judge.windows):
+        videos = []
+        for window, *given in zip(judge.windows, *answers.values(), strict=True):
             clip = made.corpus.clip(window.clip_id.removesuffix(LISTENER))
-            listeners = {"ground truth": window.motion} | {method: given[i] for method, given in answers.items()}
-            panels = (Panel("speaker", window.partner, clip.speaker_shape),
-                      *(Panel(caption, motion) for caption, motion in listeners.items()))
-            video = Shown(HELD_OUT, f"{clip.clip_id}.mp4", clip.clip_id, clip.text, [p.caption for p in panels])
-            shown.append(video)
-            jobs.append(VideoJob(phase.directory / video.file, panels, window.partner_audio))
+            clip = replace(clip, listener=window.motion, speaker=window.partner, speaker_audio=window.partner_audio)
+            videos.append(compared(clip, f"{clip.clip_id}.mp4", HELD_OUT, dict(zip(answers, given, strict=True))))
         with render_pool(config) as renderers:
-            result = render_videos(config.render, jobs, renderers, phase)
-        write_shown(phase.directory, shown)
-        return result
+            return render_shown(config.render, videos, renderers, phase)
 
     if config.judge.clips:
         run.once("clips", work)
