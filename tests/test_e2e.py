@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.data.candidates import GROUND_TRUTH, read_candidates
+from pipeline.run import main
 from policies.tables import read_table
 from policies.vla.loading import load_checkpoint, weight_digest
 from rewards.ratings import CRITERIA
@@ -49,6 +50,17 @@ def dpo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "dpo"
     process = pipeline_run("dpo", "corpus.train_clips=32", "corpus.test_clips=16", *SMALL, "--run-dir", folder)
     return folder, finished(process, folder), process.stdout
+
+
+def own_keys(*sections) -> list[str]:
+    """Those of SMALL that belong to `sections`."""
+    return [key for key in SMALL if key.split(".")[0] in sections]
+
+
+def on_policy_of(folder: Path) -> list[str]:
+    """Keys that take corpus and imitating policy of another run."""
+    return ["corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}", "corpus.seconds=2",
+            f"sft.checkpoint={folder / 'sft' / 'policy'}"]
 
 
 def frames_of(path: Path) -> tuple[int, int]:
@@ -155,10 +167,8 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(dpo_ru
     """A package is written, two people rate it without agreeing, the policy is aligned on what they said."""
     folder, _, _ = dpo_run
     package, run = tmp_path / "package", tmp_path / "run"
-    keys = [key for key in [*SMALL, *LEAN] if key.startswith(("sft", "rollout", "render", "corpus"))]
-    finished(pipeline_run("rollout", *keys, "corpus.kind=parquet", f"corpus.root={folder / 'prepare' / 'corpus'}",
-                          f"sft.checkpoint={folder / 'sft' / 'policy'}", "rollout.prompts=8", "render.videos=24",
-                          "--run-dir", package), package)
+    assert main(["rollout", *own_keys("rollout", "render"), *on_policy_of(folder), "rollout.workers=1",
+                 "rollout.prompts=8", "render.videos=24", "--run-dir", str(package)]) == 0
     hand_out = package / "package" / "for_raters"
     assert "empathy" in (hand_out / "INSTRUCTIONS.md").read_text()
     with (hand_out / "sheet.csv").open() as file:
@@ -201,17 +211,15 @@ def test_a_job_can_be_left_alone_and_asked_about(ray_cluster):
     assert "train_clips: 1024" in ray_cluster.job("logs", "left-alone").stdout
 
 
-def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_path):
-    """Two raylets, an engine on each; one is killed, the other does its work, and that of a second round."""
+def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, tmp_path):
+    """Two raylets, an engine on each; one is killed, the other does its work."""
     folder, _, _ = dpo_run
     node = ray_cluster.add(f"--address={ray_cluster.address}", "--node-ip-address=127.0.0.1", "--num-cpus=2")
-    arguments = [
-        "dpo", *SMALL, "corpus.kind=parquet", f"corpus.root={folder / 'prepare/corpus'}",
-        f"sft.checkpoint={folder / 'sft/policy'}", f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5",
-        "learner.cpus=0.1", "learner.world_size=1", "raters.workers=1", "render.workers=1", "rollout.batch_prompts=2",
-        "dpo.rounds=2", "evaluation.prompts=4", "cluster.preflight=false", "--run-dir", tmp_path / "run"]
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.run", *map(str, arguments)], cwd=ROOT,
-                               env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.run", "rollout", *own_keys("rollout", "render"), *on_policy_of(folder),
+         f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5", "rollout.batch_prompts=2", "render.workers=1",
+         "--run-dir", str(tmp_path / "run")],
+        cwd=ROOT, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     printed = []
     for line in process.stdout:
         printed.append(line)
@@ -220,13 +228,24 @@ def test_a_node_lost_during_rollouts_changes_no_pair(ray_cluster, dpo_run, tmp_p
     text = "".join(printed)
     assert process.wait(timeout=60) == 0, text[-6000:]
     assert "worker" in text and "was lost" in text
+    tables = [read_candidates(run / "rollout" / "candidates.parquet") for run in (folder, tmp_path / "run")]
+    answers, others = ({(prompt, c.candidate_id): c.tokens.tolist() for prompt, group in table.items() for c in group}
+                       for table in tables)
+    assert answers == others
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 < summary["timeline"]["idle_share"] < 1 and summary["timeline"]["engine_s"] > 0
+
+
+@pytest.mark.long
+def test_a_second_round_goes_on_from_the_first(dpo_run, tmp_path):
+    folder, _, _ = dpo_run
+    summary = finished(pipeline_run("dpo", *SMALL, *LEAN, *on_policy_of(folder), "dpo.rounds=2",
+                                    "--run-dir", tmp_path / "run"), tmp_path / "run")
+    assert [row["round"] for row in summary["metrics"]["rounds"]] == [0, 1, 2]
     tables = [read_table(run / "pair" / "pairs.arrow").to_list() for run in (folder, tmp_path / "run")]
     assert tables[0] == tables[1]
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert [row["round"] for row in summary["metrics"]["rounds"]] == [0, 1, 2]
     policies = [load_checkpoint(tmp_path / "run" / name / "policy").model for name in ("dpo", "dpo-2")]
     assert len({weight_digest(policy.state_dict()) for policy in policies}) == 2
-    assert 0 < summary["timeline"]["idle_share"] < 1 and summary["timeline"]["engine_s"] > 0
 
 
 @pytest.mark.long
