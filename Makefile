@@ -6,8 +6,9 @@ PY     := $(VENV)/bin/python
 LOCK   := infra/requirements/$(EXTRA).lock
 READY  := $(VENV)/.ready-$(EXTRA)
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
-# Two files of tests at a time, in the order in which they are found; what a file shares is made once.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Python writes the bytecode of what it imports, also where the shell forbids it: without, every one of a run's many
+# processes compiles all it imports anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: dpo test test-long lint ui clean install
 
@@ -16,9 +17,9 @@ dpo: $(READY)
 
 # Fast tests first, then the real engines, then whole recipes.
 test: lint
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not engine and not e2e and not long"
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "engine and not long" --durations=8
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "e2e and not long" --durations=8
+	$(PY) -m pytest -m "not engine and not e2e and not long"
+	$(PY) -m pytest -m "engine and not long" --durations=8
+	$(PY) -m pytest -m "e2e and not long" --durations=8
 
 # What CI has no time for: nodes, learners and whole runs that are killed, the real dyad.
 test-long: $(READY)
@@ -32,7 +33,7 @@ ui: $(READY)
 
 install: $(READY)
 
-# Skipped while neither the lock nor pyproject.toml changed. Most modules are never imported: no bytecode in advance.
+# Skipped while neither the lock nor pyproject.toml changed. Most modules are never imported: bytecode comes with use.
 $(READY): $(LOCK) pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --no-deps --no-compile -r $(LOCK)

@@ -352,11 +352,14 @@ class HeldOutConfig(Section):
     samples: int = Field(1, ge=1, description="candidates per prompt")
 
 
-class EvaluationConfig(HeldOutConfig):
+class ComparisonConfig(HeldOutConfig):
+    bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
+
+
+class EvaluationConfig(ComparisonConfig):
     clips: int = Field(
         4, ge=0, description="videos of held-out clips: speaker, ground truth and policies side by side; 0 = none"
     )
-    bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the confidence intervals")
 
 
 class AblationConfig(Section):
@@ -711,6 +714,7 @@ class VlaGdpoRecipeConfig(JudgedRecipeConfig, RewardedRecipeConfig):
 
 
 class AblateConfig(DpoRecipeConfig):
+    evaluation: ComparisonConfig = ComparisonConfig()  # it shows no clips
     ablation: AblationConfig = AblationConfig()
 
     @model_validator(mode="after")

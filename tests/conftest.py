@@ -96,11 +96,10 @@ class RayCluster:
                                          "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
         self.environment.pop("RAY_ADDRESS", None)
         self.nodes: list[int] = []
-        gcs, self.dashboard, agent, client, self.metrics = free_ports(5)
+        gcs, self.dashboard, agent, client = free_ports(4)
         self.address = f"127.0.0.1:{gcs}"
         self.add("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
                  f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
-                 f"--metrics-export-port={self.metrics}",
                  "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / 'ray'}", "--disable-usage-stats")
 
     def add(self, *options: str) -> int:

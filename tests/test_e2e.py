@@ -217,8 +217,8 @@ def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, 
     node = ray_cluster.add(f"--address={ray_cluster.address}", "--node-ip-address=127.0.0.1", "--num-cpus=2")
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.run", "rollout", *own_keys("rollout", "render"), *on_policy_of(folder),
-         f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5", "rollout.batch_prompts=2", "render.workers=1",
-         "--run-dir", str(tmp_path / "run")],
+         f"cluster.address={ray_cluster.address}", "rollout.cpus=1.5", "rollout.batch_prompts=2", "render.videos=3",
+         "render.workers=1", "--run-dir", str(tmp_path / "run")],
         cwd=ROOT, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     printed = []
     for line in process.stdout:
@@ -236,7 +236,6 @@ def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, 
     assert 0 < summary["timeline"]["idle_share"] < 1 and summary["timeline"]["engine_s"] > 0
 
 
-@pytest.mark.long
 def test_a_second_round_goes_on_from_the_first(dpo_run, tmp_path):
     folder, _, _ = dpo_run
     summary = finished(pipeline_run("dpo", *SMALL, *LEAN, *on_policy_of(folder), "dpo.rounds=2",

@@ -10,7 +10,7 @@ from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen
 
 LISTED = 10  # prompts in the table of those that fell most
 HEIGHT = 1.4  # of a video's element, in panels: room for the controls below the faces
-NO_VIDEOS = "the videos. This run rendered none for a report (its recipe renders none, or evaluation.clips=0)."
+NO_VIDEOS = "the videos. This run rendered none (evaluation.clips=0; of AR-Flow, judge.clips=0)."
 
 
 def held_out(facts: Facts) -> Html:

@@ -1,41 +1,24 @@
 """Our metrics: what a learner's step records, and that a scrape of a real Ray head finds each under its name."""
 
-import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors import telemetry
-
-ROOT = Path(__file__).parents[2]
-
-# A pool doubles numbers; what fleets and learners would record is recorded by hand. Lives until its input ends.
-POOL = """
-import sys
-import ray
-from actors import telemetry
 from actors.pool import Pool
 from actors.timeline import Worker
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
 
 @ray.remote(num_cpus=0.1)
 class Doubler(Worker):
     def double(self, number):
         return 2 * number
-
-ray.init(address="auto", log_to_driver=False)
-with Pool("doublers", "work", lambda _: Doubler.remote(), 1, 2, 60, 0) as pool:
-    print(sorted(answer for _, answer in pool.stream("double", range(5))), flush=True)
-    telemetry.record(telemetry.TOKENS, 128, pool="doublers")
-    telemetry.record(telemetry.LOST_WORKERS, 1, pool="doublers")
-    telemetry.record(telemetry.WEIGHT_VERSION_LAG, 3, pool="doublers")
-    telemetry.record(telemetry.LOG_PROB_GAP, 0.25, pool="doublers")
-    telemetry.record_step("gdpo", {"kl": 0.5}, working_s=1.0, since_last_s=4.0)
-    sys.stdin.read()
-"""
 
 
 def test_a_step_tells_its_kl_and_how_long_the_learner_waited(monkeypatch):
@@ -65,21 +48,22 @@ def value(samples: list, name: str, **labels: str) -> float:
 
 
 @pytest.mark.engine
-def test_a_scrape_of_a_ray_head_finds_every_metric(ray_cluster):
-    environment = ray_cluster.environment | {"RAY_ADDRESS": ray_cluster.address, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", POOL], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "[0, 2, 4, 6, 8]\n"
+def test_a_scrape_of_a_ray_head_finds_every_metric(local_ray):
+    """A pool doubles numbers; what fleets and learners would record is recorded by hand."""
+    with Pool("doublers", "doubling", lambda _: Doubler.remote(), 1, 2, 60, 0) as pool:
+        assert sorted(answer for _, answer in pool.stream("double", range(5))) == [0, 2, 4, 6, 8]
+        telemetry.record(telemetry.TOKENS, 128, pool="doublers")
+        telemetry.record(telemetry.LOST_WORKERS, 1, pool="doublers")
+        telemetry.record(telemetry.WEIGHT_VERSION_LAG, 3, pool="doublers")
+        telemetry.record(telemetry.LOG_PROB_GAP, 0.25, pool="doublers")
+        telemetry.record_step("gdpo", {"kl": 0.5}, working_s=1.0, since_last_s=4.0)
         wanted = {metric.exported + ("_count" if metric.kind == "histogram" else "") for metric in telemetry.METRICS}
-        deadline, found = time.monotonic() + 90, {}
+        port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 90, {}
         while not wanted <= set(found) and time.monotonic() < deadline:
             time.sleep(1)
-            found = scrape(ray_cluster.metrics)
-        assert wanted <= set(found), sorted(name for name in found if "rapport" in name)
-    finally:
-        process.communicate(timeout=60)
-    calls = value(found["ray_rapport_call_seconds_count"], "ray_rapport_call_seconds_count", kind="work",
+            found = scrape(port)
+    assert wanted <= set(found), sorted(name for name in found if "rapport" in name)
+    calls = value(found["ray_rapport_call_seconds_count"], "ray_rapport_call_seconds_count", kind="doubling",
                   method="double")
     assert calls == 5
     for metric, expected, labels in (
