@@ -236,6 +236,7 @@ def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, 
     assert 0 < summary["timeline"]["idle_share"] < 1 and summary["timeline"]["engine_s"] > 0
 
 
+@pytest.mark.long
 def test_a_second_round_goes_on_from_the_first(dpo_run, tmp_path):
     folder, _, _ = dpo_run
     summary = finished(pipeline_run("dpo", *SMALL, *LEAN, *on_policy_of(folder), "dpo.rounds=2",
