@@ -7,10 +7,12 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ class Node:
         memory, gpu_memory: total; of the smallest GPU, 0 without any.
         scratch: free disk where Ray and Python put temporary files.
         sees_run: whether it can read the run directory.
+        recompiles: whether every process compiles all it imports: no bytecode is there, and none may be written.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Node:
     object_store: int
     scratch: int
     sees_run: bool
+    recompiles: bool
 
 
 def probe_nodes(run_directory: Path, packages: tuple[str, ...], timeout_s: float) -> list[Node]:
@@ -83,7 +87,13 @@ def _look(marker: str, packages: tuple[str, ...]) -> dict[str, Any]:
         "gpu_memory": min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=0),
         "scratch": shutil.disk_usage(tempfile.gettempdir()).free,
         "sees_run": Path(marker).is_file(),
+        "recompiles": recompiles(torch.__file__),
     }
+
+
+def recompiles(source: str) -> bool:
+    """Whether each import of the module in that file compiles it anew."""
+    return sys.dont_write_bytecode and not Path(cache_from_source(source)).is_file()
 
 
 @ray.remote

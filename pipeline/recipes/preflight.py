@@ -82,7 +82,7 @@ def preflight(config: DpoRecipeConfig, run: Run) -> None:
     """Print every check and its verdict; raises `RunError` when one failed."""
     started = time.time()
     nodes = probe_nodes(run.directory, PACKAGES + VLLM_NAMES, PROBE_TIMEOUT_S)
-    checks = [*version_checks(nodes), *place_checks(config, nodes), *storage_checks(nodes)]
+    checks = [*version_checks(nodes), *place_checks(config, nodes), *storage_checks(nodes), bytecode_check(nodes)]
     try:
         size = model_size(config)
     except OSError as error:
@@ -227,6 +227,14 @@ def storage_checks(nodes: list[Node]) -> Iterator[Check]:
     tightest = min(nodes, key=lambda node: node.scratch)
     yield Check("scratch disk", "warning" if tightest.scratch < 10 * GIB else "ok",
                 f"{tightest.scratch / GIB:.0f} GiB free on {tightest.name}", "Ray spills objects there")
+
+
+def bytecode_check(nodes: list[Node]) -> Check:
+    slow = [node.name for node in nodes if node.recompiles]
+    return Check("bytecode", "warning" if slow else "ok",
+                 f"none on {slow}, nor may Python write it" if slow else "there, or written with use",
+                 "every process compiles all it imports: unset PYTHONDONTWRITEBYTECODE, or run `python -m compileall` "
+                 "once on the environment")
 
 
 def memory_checks(config: DpoRecipeConfig, size: ModelSize, nodes: list[Node]) -> Iterator[Check]:

