@@ -21,7 +21,7 @@ test: lint
 	$(PY) -m pytest -m "engine and not long" --durations=8
 	$(PY) -m pytest -m "e2e and not long" --durations=8
 
-# What CI has no time for: nodes, learners and whole runs that are killed, second rounds, sweeps, the real dyad.
+# What CI has no time for: four nodes, whole runs that are killed, second rounds, sweeps, the real dyad.
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 

@@ -21,7 +21,7 @@ from policies.flow.vae import MotionVAE
 from policies.motion import Layout, Motion
 from policies.tables import write_table
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.engine
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 SIZES = config.FlowConfig(latent_dim=4, downsample=4, text_dim=5, audio_dim=6, hidden=32, layers=1, heads=4, mlp=48,
                           window=3)
