@@ -75,6 +75,11 @@ def test_values_are_read_as_yaml():
     assert config.policy.llama is None
 
 
+def test_ablate_takes_no_videos_as_it_renders_none():
+    with pytest.raises(ConfigError, match="unknown key 'evaluation.clips'"):
+        load("evaluation.clips=0", recipe=cfg.AblateConfig)
+
+
 def test_given_candidates_are_one_round():
     with pytest.raises(ConfigError, match="candidates=RUN_DIR is one round, dpo.rounds=2 must be 1"):
         load("candidates=runs/c", "dpo.rounds=2")
