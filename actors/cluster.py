@@ -30,7 +30,7 @@ for _name, _value in {
 import ray  # noqa: E402
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
 
-from actors import timeline  # noqa: E402
+from rapport.actors import timeline  # noqa: E402
 
 
 class ClusterError(RuntimeError):
@@ -39,11 +39,16 @@ class ClusterError(RuntimeError):
 
 def worker_environment(threads: int) -> dict[str, str]:
     """Environment of a worker that computes with `threads` CPU threads."""
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+    }
 
 
 def on_nodes(mark: str | None) -> dict[str, float]:
-    """What an actor must also ask for to run only on nodes marked so: a crumb of a custom resource that they have.
+    """What an actor must also ask for to run only on nodes marked so: a crumb of a custom resource
+    that they have.
 
     Keeps renderers from filling the CPUs that learners need, and engines from the learners' GPUs.
     """
@@ -52,7 +57,8 @@ def on_nodes(mark: str | None) -> dict[str, float]:
 
 @contextmanager
 def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
-    """Join the cluster at `address` (or the one of this Ray job), else start a local one and stop it at the end.
+    """Join the cluster at `address` (or the one of this Ray job), else start a local one and stop
+    it at the end.
 
     Yields a line that says which.
     """
@@ -65,7 +71,9 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
     else:
         scratch = tempfile.mkdtemp(prefix="rapport-")  # short: socket paths end at 107 characters
         cpus = cpus or max(2, os.cpu_count() or 2)
-        ray.init(address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common)
+        ray.init(
+            address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common
+        )
         name = f"ray {ray.__version__}, local cluster of {cpus} CPUs"
     timeline.note(timeline.START, asked, time.time())
     try:
@@ -79,9 +87,9 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
 def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float) -> list[PlacementGroup]:
     """A ready placement group for each bundle, all or none.
 
-    Raises `ClusterError` that names what was wanted and what the nodes have. They are groups of one because Ray (2.60)
-    keeps the head node busy for as long as a group that lost a node cannot be placed again; of one, it can be removed.
-    """
+    Raises `ClusterError` that names what was wanted and what the nodes have. They are groups of one
+    because Ray (2.60) keeps the head node busy for as long as a group that lost a node cannot be
+    placed again; of one, it can be removed."""
     groups = [placement_group([bundle]) for bundle in bundles]
     try:
         ray.get([group.ready() for group in groups], timeout=timeout_s)
@@ -93,7 +101,8 @@ def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float) -> lis
             f"  cluster total: {_resources(ray.cluster_resources(), bundles)}\n"
             f"  free now:      {_resources(ray.available_resources(), bundles)}\n"
             f"  nodes: {[n['NodeManagerHostname'] for n in ray.nodes() if n['Alive']]}\n"
-            "  Ask for fewer workers or smaller shares (the `workers` and `cpus` keys), or add nodes."
+            "  Ask for fewer workers or smaller shares (the `workers` and `cpus` keys), or add "
+            "nodes."
         ) from None
     return groups
 

@@ -27,38 +27,52 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors import telemetry, timeline
-from actors.cluster import ClusterError, on_nodes, worker_environment
+from rapport.actors import telemetry, timeline
+from rapport.actors.cluster import ClusterError, on_nodes, worker_environment
 
 CHECKPOINT_TAG = "zero"
 
 
 class Task(Protocol):
-    """One learning phase. Picklable; everything it returns depends on its arguments alone, so it can be resumed."""
+    """One learning phase. Picklable; everything it returns depends on its arguments alone, so it
+    can be resumed.
+    """
 
     steps: int
     learning_rate: float
     weight_decay: float
-    refresh_every: int | None  # steps after which data is made anew; None = it does not depend on the weights
+    refresh_every: (
+        int | None
+    )  # steps after which data is made anew; None = it does not depend on the weights
 
     def module(self) -> torch.nn.Module:
         """The trainable module with its initial weights, the same on every rank."""
 
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        """Called once with the initial weights, before a checkpoint is loaded (reference log-probs)."""
+        """Called once with the initial weights, before a checkpoint is loaded (reference
+        log-probs).
+        """
 
     def refresh(
-        self, forward: Callable[..., Any], state: dict[str, torch.Tensor], step: int, rank: int, world_size: int
+        self,
+        forward: Callable[..., Any],
+        state: dict[str, torch.Tensor],
+        step: int,
+        rank: int,
+        world_size: int,
     ) -> dict[str, float]:
-        """Make the data of the next `refresh_every` steps with the present weights (rollouts); metrics of rank 0.
+        """Make the data of the next `refresh_every` steps with the present weights (rollouts);
+        metrics of rank 0.
 
-        `state` is the module's whole, on rank 0 only. A learner restarts at such a step, so it is never half done.
-        """
+        `state` is the module's whole, on rank 0 only. A learner restarts at such a step, so it is
+        never half done."""
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """This rank's equal share of the global batch of `step`."""
 
-    def loss(self, forward: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, forward: Callable[..., Any], batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean loss over the share, and metrics that may be averaged over ranks."""
 
     def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
@@ -67,7 +81,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class LearnerOptions:
-    """How a phase is run; fields as in `pipeline.config.LearnerConfig`."""
+    """How a phase is run; fields as in `rapport.pipeline.config.LearnerConfig`."""
 
     world_size: int
     cpus: float
@@ -87,14 +101,17 @@ class Milestones:
 
     Args:
         parts: equal parts of the steps; there is one after each but the last.
-        reached: called with the folder of each as soon as it is there, in the process that called `fit`.
+        reached: called with the folder of each as soon as it is there, in the process that called
+            `fit`.
     """
 
     parts: int
     reached: Callable[[Path], None]
 
     def steps(self, total: int) -> list[int]:
-        return sorted({round(total * part / self.parts) for part in range(1, self.parts)} - {0, total})
+        return sorted(
+            {round(total * part / self.parts) for part in range(1, self.parts)} - {0, total}
+        )
 
 
 def fit(
@@ -105,34 +122,46 @@ def fit(
     say: Callable[[str], None],
     milestones: Milestones | None = None,
 ) -> dict[str, Any]:
-    """Train `task`, write `directory/policy`, and return `final` metrics, `steps`, `seconds_per_step` and `engine`.
+    """Train `task`, write `directory/policy`, and return `final` metrics, `steps`,
+    `seconds_per_step` and `engine`.
 
     Args:
-        directory: absolute, on storage every learner reaches; run again with the same one, it resumes.
+        directory: absolute, on storage every learner reaches; run again with the same one, it
+            resumes.
         log: `(metrics, step)` of every step, called in this process.
         say: a line of progress now and then.
     """
     stops = [] if milestones is None else milestones.steps(task.steps)
     if task.refresh_every and options.checkpoint_every % task.refresh_every:
-        raise ValueError(f"checkpoint_every={options.checkpoint_every} must be a multiple of the {task.refresh_every} "
-                         "steps after which data is made anew: a learner cannot restart in between")
+        raise ValueError(
+            f"checkpoint_every={options.checkpoint_every} must be a multiple of the "
+            f"{task.refresh_every} "
+            "steps after which data is made anew: a learner cannot restart in between"
+        )
     trainer = TorchTrainer(
         _train,
         # As bytes: the controller would import everything the task needs, only to hand it on.
-        train_loop_config={"task": cloudpickle.dumps(task), "options": options, "directory": str(directory),
-                           "milestones": stops},
+        train_loop_config={
+            "task": cloudpickle.dumps(task),
+            "options": options,
+            "directory": str(directory),
+            "milestones": stops,
+        },
         torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=options.world_size,
             use_gpu=options.gpus > 0,
-            resources_per_worker={"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
+            resources_per_worker={"CPU": options.cpus}
+            | ({"GPU": options.gpus} if options.gpus else {})
             | on_nodes(options.nodes),
         ),
         run_config=RunConfig(
             name="learner",
             storage_path=str(directory),
             worker_runtime_env={"env_vars": worker_environment(options.threads)},
-            failure_config=FailureConfig(max_failures=options.max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(
+                max_failures=options.max_failures, controller_failure_limit=2
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -152,7 +181,10 @@ def fit(
     while thread.is_alive():
         thread.join(0.5)
         if time.monotonic() > deadline:
-            raise ClusterError(f"learning in {directory} took longer than learner.timeout_s={options.timeout_s:g} s")
+            raise ClusterError(
+                f"learning in {directory} took longer than "
+                f"learner.timeout_s={options.timeout_s:g} s"
+            )
         lines = _lines_after(directory / "steps.jsonl", seen)
         for line in lines:
             seen = line.pop("step")
@@ -217,15 +249,19 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         "ended": time.time(),
         "seconds_per_step": seconds_per_step,
         "engine": {
-            "name": "deepspeed", "zero_stage": engine.zero_optimization_stage(), "world_size": world_size,
-            "optimizer": type(engine.optimizer.optimizer).__name__, "device": str(engine.device),
+            "name": "deepspeed",
+            "zero_stage": engine.zero_optimization_stage(),
+            "world_size": world_size,
+            "optimizer": type(engine.optimizer.optimizer).__name__,
+            "device": str(engine.device),
         },
     }
 
 
 @contextlib.contextmanager
 def without(module: str) -> Iterator[None]:
-    """Imports find no `module` that is not there yet: of use where a library imports it for what nobody calls.
+    """Imports find no `module` that is not there yet: of use where a library imports it for what
+    nobody calls.
 
     Each such import is two seconds of every learner's start.
     """
@@ -251,18 +287,23 @@ def start_engine(task: Task, options: LearnerOptions) -> Any:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         module = task.module()
         parameters = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=task.weight_decay,
-                                      betas=(0.9, 0.95))
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config={
-            "train_micro_batch_size_per_gpu": 1,  # batches come ready-made; only their ratio to itself is used
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": options.gradient_clipping,
-            "zero_optimization": {"stage": options.zero_stage},
-            "bf16": {"enabled": parameters[0].dtype == torch.bfloat16},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no C++ build, same numbers
-            "steps_per_print": 10**9,
-        })
+        optimizer = torch.optim.AdamW(
+            parameters, lr=task.learning_rate, weight_decay=task.weight_decay, betas=(0.9, 0.95)
+        )
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,  # batches come ready-made; only their ratio to itself is used
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": options.gradient_clipping,
+                "zero_optimization": {"stage": options.zero_stage},
+                "bf16": {"enabled": parameters[0].dtype == torch.bfloat16},
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no C++ build, same numbers
+                "steps_per_print": 10**9,
+            },
+        )
     return engine
 
 
@@ -270,11 +311,15 @@ def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -
     """One optimiser step; metrics averaged over the ranks. Collective."""
     for group in engine.optimizer.param_groups:
         group["lr"] = task.learning_rate * schedule(step, task.steps)
-    batch = {name: value.to(engine.device) if isinstance(value, torch.Tensor) else value
-             for name, value in task.batch(step, rank, world_size).items()}
+    batch = {
+        name: value.to(engine.device) if isinstance(value, torch.Tensor) else value
+        for name, value in task.batch(step, rank, world_size).items()
+    }
     loss, metrics = task.loss(engine.__call__, batch)
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate")
+        raise FloatingPointError(
+            f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate"
+        )
     engine.backward(loss)
     engine.step()
     names = ["loss", *metrics]
@@ -287,7 +332,9 @@ def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) -> float:
-    """Linear warm-up over `warmup` of the steps, then cosine down to `floor`; a factor of the peak rate."""
+    """Linear warm-up over `warmup` of the steps, then cosine down to `floor`; a factor of the peak
+    rate.
+    """
     warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm
@@ -296,7 +343,9 @@ def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) ->
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """The whole module's weights on the CPU of rank 0 (empty elsewhere), at any ZeRO stage. Collective."""
+    """The whole module's weights on the CPU of rank 0 (empty elsewhere), at any ZeRO stage.
+    Collective.
+    """
     import deepspeed
 
     state = {}
@@ -308,8 +357,11 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
                 state[name] = parameter.detach().cpu().clone()
     if rank == 0:
         parameters = {name for name, _ in engine.module.named_parameters(remove_duplicate=False)}
-        state |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.state_dict().items()
-                  if name not in parameters}
+        state |= {
+            name: buffer.detach().cpu().clone()
+            for name, buffer in engine.module.state_dict().items()
+            if name not in parameters
+        }
     return state
 
 
@@ -320,7 +372,10 @@ def _load(engine: Any) -> int:
     with checkpoint.as_directory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path, client = engine.load_checkpoint(folder, tag=CHECKPOINT_TAG)
         if path is None:
-            raise RuntimeError(f"checkpoint {folder} cannot be read; remove the learner folder to start the phase anew")
+            raise RuntimeError(
+                f"checkpoint {folder} cannot be read; remove the learner folder to start the "
+                "phase anew"
+            )
         return client["step"]
 
 
@@ -328,7 +383,11 @@ def _report(engine: Any, step: int, metrics: dict[str, float]) -> None:
     folder = tempfile.mkdtemp(prefix="rapport-checkpoint-")
     with contextlib.redirect_stdout(io.StringIO()):
         engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, client_state={"step": step})
-    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:06d}")
+    ray.train.report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_dir_name=f"step_{step:06d}",
+    )
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -347,7 +406,9 @@ def _publish(engine: Any, task: Task, folder: Path, rank: int) -> None:
 
 
 def _truncate(file: Path, step: int) -> None:
-    """Drop lines of steps that a resumed learner will do again, and one that a killed learner left unfinished."""
+    """Drop lines of steps that a resumed learner will do again, and one that a killed learner left
+    unfinished.
+    """
     if file.is_file():
         kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
         file.write_text("".join(line + "\n" for line in kept))

@@ -1,4 +1,6 @@
-"""Actors that ask the driver for something only it has: the fleet that all trials of a sweep are judged with."""
+"""Actors that ask the driver for something only it has: the fleet that all trials of a sweep are
+judged with.
+"""
 
 from __future__ import annotations
 

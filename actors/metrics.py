@@ -1,4 +1,6 @@
-"""The REACT protocols on many processes: speakers are scored apart, and their numbers put together as in one."""
+"""The REACT protocols on many processes: speakers are scored apart, and their numbers put together
+as in one.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,18 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.cluster import worker_environment
-from actors.pool import Pool
-from actors.timeline import Worker
-from rewards.metrics.protocol import Variant, require_variant
-from rewards.metrics.react import SETTINGS, Clips, Setting, prepare, score_speakers, summarise
+from rapport.actors.cluster import worker_environment
+from rapport.actors.pool import Pool
+from rapport.actors.timeline import Worker
+from rapport.rewards.metrics.protocols.protocol import Variant, require_variant
+from rapport.rewards.metrics.protocols.react import (
+    SETTINGS,
+    Clips,
+    Setting,
+    prepare,
+    score_speakers,
+    summarise,
+)
 
 
 @ray.remote
@@ -42,8 +51,8 @@ def evaluate_react(
     losses: int = 2,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """What `rewards.metrics.evaluate` gives for react2023, react2024 and reactface, but for the last bit of
-    matrix products.
+    """What `rapport.rewards.metrics.evaluate` gives for react2023, react2024 and reactface, but for
+    the last bit of matrix products.
 
     Args:
         workers, cpus: processes, and the CPUs of Ray's that each takes.
@@ -64,8 +73,15 @@ def evaluate_react(
     scores: list[dict[str, np.ndarray]] = [{}] * speakers
     done, told, start_s = 0, 0, time.monotonic()
     workers = min(workers, len(chunks))
-    pool = Pool("metric pool", "metrics", lambda _: worker.remote(setting, stored, variant), workers, 2, timeout_s,
-                losses)
+    pool = Pool(
+        "metric pool",
+        "metrics",
+        lambda _: worker.remote(setting, stored, variant),
+        workers,
+        2,
+        timeout_s,
+        losses,
+    )
     with pool:
         for which, answer in pool.stream("score", chunks):
             scores[which.start : which.stop] = answer
@@ -73,6 +89,8 @@ def evaluate_react(
             if done * 20 // speakers > told:
                 told = done * 20 // speakers
                 elapsed = time.monotonic() - start_s
-                say(f"{protocol}: {done} of {speakers} speakers, {elapsed:.0f} s, "
-                    f"about {elapsed * (speakers - done) / done:.0f} s to go")
+                say(
+                    f"{protocol}: {done} of {speakers} speakers, {elapsed:.0f} s, "
+                    f"about {elapsed * (speakers - done) / done:.0f} s to go"
+                )
     return summarise(setting, clips, scores, variant)

@@ -1,4 +1,6 @@
-"""A pool of equal actors that works through a stream with back-pressure and outlives the loss of some of them."""
+"""A pool of equal actors that works through a stream with back-pressure and outlives the loss of
+some of them.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,22 @@ from typing import Any, Self, TypeVar
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from actors import telemetry, timeline
-from actors.cluster import ClusterError
+from rapport.actors import telemetry, timeline
+from rapport.actors.cluster import ClusterError
 
 Item = TypeVar("Item")
-LOST = (RayActorError, ObjectLostError)  # the actor's process or node is gone, or its answer with it
+LOST = (
+    RayActorError,
+    ObjectLostError,
+)  # the actor's process or node is gone, or its answer with it
 _NONE = object()
 
 
 class Pool:
     """N actors, each a `timeline.Worker`; a context manager that ends them.
 
-    A lost actor's calls are given to whoever is free and another actor starts in its place; what was answered is
-    not asked again. So every item of a stream is answered once, whoever dies.
+    A lost actor's calls are given to whoever is free and another actor starts in its place; what
+    was answered is not asked again. So every item of a stream is answered once, whoever dies.
 
     Args:
         name: for messages, e.g. "rollout fleet".
@@ -30,14 +35,27 @@ class Pool:
         start: makes actor number i; called again when it is lost.
         in_flight: calls waiting per actor.
         timeout_s: longest time without any answer.
-        losses: lost actors that are replaced; one more ends the run, as something must be killing them.
+        losses: lost actors that are replaced; one more ends the run, as something must be killing
+            them.
     """
 
     def __init__(
-        self, name: str, kind: str, start: Callable[[int], Any], workers: int, in_flight: int, timeout_s: float,
+        self,
+        name: str,
+        kind: str,
+        start: Callable[[int], Any],
+        workers: int,
+        in_flight: int,
+        timeout_s: float,
         losses: int,
     ):
-        self.name, self.kind, self.in_flight, self.timeout_s, self.losses = name, kind, in_flight, timeout_s, losses
+        self.name, self.kind, self.in_flight, self.timeout_s, self.losses = (
+            name,
+            kind,
+            in_flight,
+            timeout_s,
+            losses,
+        )
         self.lost = 0
         self._start = start
         self._actors = [start(i) for i in range(workers)]
@@ -85,7 +103,8 @@ class Pool:
             done, _ = ray.wait([*running, *self._booting], num_returns=1, timeout=self.timeout_s)
             if not done:
                 raise ClusterError(
-                    f"{self.name}: {method}: no answer from {len(self._actors)} actors for {self.timeout_s:g} s, "
+                    f"{self.name}: {method}: no answer from {len(self._actors)} actors for "
+                    f"{self.timeout_s:g} s, "
                     f"{len(running)} calls open"
                 )
             if done[0] in self._booting:
@@ -104,13 +123,19 @@ class Pool:
         """The answers of all serving actors; one that is lost meanwhile is replaced and gives none."""
         timeout_s = timeout_s or self.timeout_s
         deadline, answers = time.monotonic() + timeout_s, []
-        running = {self._actors[i].timed.remote(method, *arguments): (i, self._actors[i]) for i in self._serving}
+        running = {
+            self._actors[i].timed.remote(method, *arguments): (i, self._actors[i])
+            for i in self._serving
+        }
         asked = len(running)
         while running:
-            done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            done, _ = ray.wait(
+                list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic())
+            )
             if not done:
                 raise ClusterError(
-                    f"{self.name}: {method}: {len(running)} of {asked} answers missing after {timeout_s:g} s"
+                    f"{self.name}: {method}: {len(running)} of {asked} answers missing after "
+                    f"{timeout_s:g} s"
                 )
             index, actor = running.pop(done[0])
             try:
@@ -129,7 +154,9 @@ class Pool:
 
     def _idlest(self, running: dict[ray.ObjectRef, tuple[int, Any, Any]]) -> int | None:
         """The serving actor with the fewest open calls, if it has room."""
-        calls = Counter(index for index, actor, _ in running.values() if self._actors[index] is actor)
+        calls = Counter(
+            index for index, actor, _ in running.values() if self._actors[index] is actor
+        )
         index = min(self._serving, key=lambda i: (calls[i], i), default=None)
         return index if index is not None and calls[index] < self.in_flight else None
 
@@ -142,10 +169,15 @@ class Pool:
         telemetry.record(telemetry.LOST_WORKERS, 1, pool=self.name)
         if self.lost > self.losses:
             raise ClusterError(
-                f"{self.name}: {self.lost} workers were lost, more than cluster.lost_workers={self.losses}; "
+                f"{self.name}: {self.lost} workers were lost, more than "
+                f"cluster.lost_workers={self.losses}; "
                 f"out of memory, perhaps. The last one: {error}"
             ) from error
-        print(f"[{self.name}] worker {index} was lost; the others do its work, another starts in its place", flush=True)
+        print(
+            f"[{self.name}] worker {index} was lost; the others do its work, another starts in "
+            "its place",
+            flush=True,
+        )
         ray.kill(actor)  # where only the connection was lost
         self._serving.discard(index)
         self._actors[index] = self._start(index)

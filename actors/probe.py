@@ -20,9 +20,12 @@ import ray
 import torch
 import torch.distributed as dist
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
-from actors.cluster import ClusterError, reserve, worker_environment
+from rapport.actors.cluster import ClusterError, reserve, worker_environment
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Node:
         memory, gpu_memory: total; of the smallest GPU, 0 without any.
         scratch: free disk where Ray and Python put temporary files.
         sees_run: whether it can read the run directory.
-        recompiles: whether every process compiles all it imports: no bytecode is there, and none may be written.
+        recompiles: whether every process compiles all it imports: no bytecode is there, and none
+            may be written.
     """
 
     name: str
@@ -55,8 +59,10 @@ def probe_nodes(run_directory: Path, packages: tuple[str, ...], timeout_s: float
     alive = [node for node in ray.nodes() if node["Alive"]]
     try:
         answers = {
-            _look.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(str(marker), packages): node
+            _look.options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            ).remote(str(marker), packages): node
             for node in alive
         }
         done, missing = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
@@ -64,8 +70,12 @@ def probe_nodes(run_directory: Path, packages: tuple[str, ...], timeout_s: float
             names = [answers[m]["NodeManagerHostname"] for m in missing]
             raise ClusterError(f"preflight: no answer from nodes {names} within {timeout_s:g} s")
         return [
-            Node(node["NodeManagerHostname"], node["Resources"],
-                 object_store=int(node["Resources"].get("object_store_memory", 0)), **ray.get(answer))
+            Node(
+                node["NodeManagerHostname"],
+                node["Resources"],
+                object_store=int(node["Resources"].get("object_store_memory", 0)),
+                **ray.get(answer),
+            )
             for answer, node in answers.items()
         ]
     finally:
@@ -84,7 +94,9 @@ def _look(marker: str, packages: tuple[str, ...]) -> dict[str, Any]:
     return {
         "versions": versions,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu_memory": min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=0),
+        "gpu_memory": min(
+            (torch.cuda.get_device_properties(i).total_memory for i in gpus), default=0
+        ),
         "scratch": shutil.disk_usage(tempfile.gettempdir()).free,
         "sees_run": Path(marker).is_file(),
         "recompiles": recompiles(torch.__file__),
@@ -107,8 +119,13 @@ class _Peer:
         self, address: str, rank: int, world_size: int, backend: str, floats: int, timeout_s: float
     ) -> float:
         device = "cuda" if backend == "nccl" else "cpu"
-        dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size,
-                                timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            backend,
+            init_method=address,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
         dist.all_reduce(torch.zeros(1, device=device))  # connects
         values = torch.full((floats,), float(rank + 1), device=device)
         started = time.monotonic()
@@ -121,8 +138,11 @@ class _Peer:
         return seconds
 
 
-def all_reduce(world_size: int, cpus: float, gpus: float, megabytes: int, timeout_s: float) -> float:
-    """Sum a tensor over as many processes as there are learners, spread over the nodes; returns seconds.
+def all_reduce(
+    world_size: int, cpus: float, gpus: float, megabytes: int, timeout_s: float
+) -> float:
+    """Sum a tensor over as many processes as there are learners, spread over the nodes; returns
+    seconds.
 
     Raises `ClusterError` when they cannot be placed or do not find each other in time.
     """
@@ -132,15 +152,19 @@ def all_reduce(world_size: int, cpus: float, gpus: float, megabytes: int, timeou
     try:
         peers = [
             _Peer.options(
-                num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": worker_environment(1)},
+                num_cpus=cpus,
+                num_gpus=gpus,
+                runtime_env={"env_vars": worker_environment(1)},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             ).remote()
             for group in groups
         ]
         address = ray.get(peers[0].address.remote(), timeout=timeout_s)
         backend, floats = "nccl" if gpus else "gloo", megabytes * 2**20 // 4
-        calls = [peer.all_reduce.remote(address, rank, world_size, backend, floats, timeout_s)
-                 for rank, peer in enumerate(peers)]
+        calls = [
+            peer.all_reduce.remote(address, rank, world_size, backend, floats, timeout_s)
+            for rank, peer in enumerate(peers)
+        ]
         return max(ray.get(calls, timeout=timeout_s))
     except (ray.exceptions.GetTimeoutError, dist.DistBackendError, RuntimeError) as error:
         raise ClusterError(

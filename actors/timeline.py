@@ -1,7 +1,7 @@
 """When engines, renderers, raters and learners work, and for how long none of them does.
 
-Workers note their own time, by the clock of their node. Spans are kept in this process, which runs one recipe.
-"""
+Workers note their own time, by the clock of their node. Spans are kept in this process, which runs
+one recipe."""
 
 from __future__ import annotations
 
@@ -47,19 +47,26 @@ def covered(spans: Iterable[Span], began: float, ended: float) -> float:
 
 
 def shares(began: float, ended: float, spans: Iterable[Span] | None = None) -> dict[str, Any]:
-    """Seconds in which each kind works, and the share of wall time in which none does, start-up left out.
+    """Seconds in which each kind works, and the share of wall time in which none does, start-up
+    left out.
 
-    `idle_share` is what orchestration costs: moving data, bookkeeping, waiting for one worker to end and another to
-    begin. Time in which something starts and nothing works belongs to neither.
+    `idle_share` is what orchestration costs: moving data, bookkeeping, waiting for one worker to
+    end and another to begin. Time in which something starts and nothing works belongs to neither.
     """
     spans = list(_spans if spans is None else spans)
     working = [s for s in spans if s.kind != START]
     worked = covered(working, began, ended)
     starting = covered(spans, began, ended) - worked
     wall = ended - began - starting
-    kinds = {f"{kind}_s": covered([s for s in working if s.kind == kind], began, ended)
-             for kind in sorted({s.kind for s in working})}
-    return kinds | {"start_s": starting, "idle_s": wall - worked, "idle_share": (wall - worked) / wall if wall else 0.0}
+    kinds = {
+        f"{kind}_s": covered([s for s in working if s.kind == kind], began, ended)
+        for kind in sorted({s.kind for s in working})
+    }
+    return kinds | {
+        "start_s": starting,
+        "idle_s": wall - worked,
+        "idle_share": (wall - worked) / wall if wall else 0.0,
+    }
 
 
 class Worker:

@@ -1,9 +1,8 @@
 """How much memory and disk a run of given sizes takes: arithmetic, nothing is measured here.
 
-Sources: weights, gradients and optimiser states by ZeRO stage, Rajbhandari et al. 2020 (arXiv 1910.02054, section 3.1
-and figure 1); activations, Korthikanti et al. 2022 (arXiv 2205.05198, Eq. 1, without the attention matrix that fused
-attention never stores).
-"""
+Sources: weights, gradients and optimiser states by ZeRO stage, Rajbhandari et al. 2020 (arXiv
+1910.02054, section 3.1 and figure 1); activations, Korthikanti et al. 2022 (arXiv 2205.05198, Eq.
+1, without the attention matrix that fused attention never stores)."""
 
 from __future__ import annotations
 
@@ -43,7 +42,9 @@ def optimizer_bytes(trainable: int, dtype: str) -> int:
     return trainable * (8 if dtype == "float32" else 12)
 
 
-def learner_bytes(size: ModelSize, dtype: str, zero_stage: int, world_size: int, sequences: int) -> dict[str, int]:
+def learner_bytes(
+    size: ModelSize, dtype: str, zero_stage: int, world_size: int, sequences: int
+) -> dict[str, int]:
     """Per learner: weights, gradients, optimiser, activations of `sequences` sequences, bytes."""
     width = DTYPE_BYTES[dtype]
     share = {stage: world_size if zero_stage >= stage else 1 for stage in (1, 2, 3)}
@@ -61,20 +62,31 @@ def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
 
 
 def kv_sequences(size: ModelSize, dtype: str, kv_cache_gib: float, samples: int) -> float:
-    """Groups of `samples` candidates that the key-value cache holds at once; they share their prompt."""
+    """Groups of `samples` candidates that the key-value cache holds at once; they share their
+    prompt.
+    """
     group = size.prompt_tokens + samples * size.action_tokens
     return kv_cache_gib * GIB / (kv_bytes_per_token(size, dtype) * group)
 
 
-def engine_bytes(size: ModelSize, dtype: str, kv_cache_gib: float, tensor_parallel: int) -> dict[str, int]:
+def engine_bytes(
+    size: ModelSize, dtype: str, kv_cache_gib: float, tensor_parallel: int
+) -> dict[str, int]:
     """Per shard of an engine, bytes."""
-    return {"weights": size.parameters * DTYPE_BYTES[dtype] // tensor_parallel,
-            "KV cache": round(kv_cache_gib * GIB)}
+    return {
+        "weights": size.parameters * DTYPE_BYTES[dtype] // tensor_parallel,
+        "KV cache": round(kv_cache_gib * GIB),
+    }
 
 
-def object_store_bytes(size: ModelSize, dtype: str, prompts_in_flight: int, prompt_bytes: int) -> dict[str, int]:
+def object_store_bytes(
+    size: ModelSize, dtype: str, prompts_in_flight: int, prompt_bytes: int
+) -> dict[str, int]:
     """What lies in Ray's object store while weights are updated and prompts are streamed, bytes."""
-    return {"weights": size.parameters * DTYPE_BYTES[dtype], "prompts": prompts_in_flight * prompt_bytes}
+    return {
+        "weights": size.parameters * DTYPE_BYTES[dtype],
+        "prompts": prompts_in_flight * prompt_bytes,
+    }
 
 
 def disk_bytes(size: ModelSize, dtype: str, corpus_bytes: int, policies: int) -> dict[str, int]:

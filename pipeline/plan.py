@@ -1,9 +1,10 @@
-"""A round of `dpo` on paper: where everything would stand on an imaginary cluster, and how long each phase would take.
+"""A round of `dpo` on paper: where everything would stand on an imaginary cluster, and how long
+each phase would take.
 
-Time is operations over what a device was measured to do in a second. A token costs 24 layers hidden^2 operations
-forward and twice that backward (Kaplan et al. 2020, arXiv 2001.08361, table 1); attention over the context, vision
-towers and head are left out: a few per cent of a 7B model, most of a tiny one.
-"""
+Time is operations over what a device was measured to do in a second. A token costs 24 layers
+hidden^2 operations forward and twice that backward (Kaplan et al. 2020, arXiv 2001.08361, table 1);
+attention over the context, vision towers and head are left out: a few per cent of a 7B model, most
+of a tiny one."""
 
 from __future__ import annotations
 
@@ -14,13 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PlanConfig, PreflightConfig
-from pipeline.estimate import DTYPE_BYTES, ModelSize
-from pipeline.rundir import RunError
+from rapport.pipeline.config import PlanConfig, PreflightConfig
+from rapport.pipeline.estimate import DTYPE_BYTES, ModelSize
+from rapport.pipeline.rundir import RunError
 
 FPS = 25
 BACKWARD = 2  # times a forward pass
-HAND_OVER_BYTES_S = 1e9  # of new weights to the engines: assumed, a copy into Ray's object store and one out of it
+HAND_OVER_BYTES_S = (
+    1e9  # of new weights to the engines: assumed, a copy into Ray's object store and one out of it
+)
 Piece = tuple[str, float, float]  # what, CPUs, GPUs
 
 
@@ -42,10 +45,18 @@ class UnitCosts:
 
 
 HOST = "measured: one core of a Xeon, default sizes"
-CPU = UnitCosts(sampling=3.8e9, training=2.4e10, frames=200.0, candidates=27.0,
-                sources=dict.fromkeys(("sampling", "training", "frames", "candidates"), HOST))
+CPU = UnitCosts(
+    sampling=3.8e9,
+    training=2.4e10,
+    frames=200.0,
+    candidates=27.0,
+    sources=dict.fromkeys(("sampling", "training", "frames", "candidates"), HOST),
+)
 PEAKS = {"a100": 312e12, "h100": 989e12}  # dense bfloat16, by the data sheets
-SAMPLING_SHARE, TRAINING_SHARE = 0.1, 0.4  # of the peak: large batches of vLLM, Megatron-like training
+SAMPLING_SHARE, TRAINING_SHARE = (
+    0.1,
+    0.4,
+)  # of the peak: large batches of vLLM, Megatron-like training
 
 
 def default_costs(plan: PlanConfig) -> UnitCosts:
@@ -53,9 +64,16 @@ def default_costs(plan: PlanConfig) -> UnitCosts:
     if not plan.gpus:
         return CPU
     peak = PEAKS[plan.device]
-    sources = {name: f"assumed, not measured: {share:.0%} of {plan.device}'s {peak / 1e12:.0f} TFLOP/s"
-               for name, share in (("sampling", SAMPLING_SHARE), ("training", TRAINING_SHARE))}
-    return replace(CPU, sampling=SAMPLING_SHARE * peak, training=TRAINING_SHARE * peak, sources=CPU.sources | sources)
+    sources = {
+        name: f"assumed, not measured: {share:.0%} of {plan.device}'s {peak / 1e12:.0f} TFLOP/s"
+        for name, share in (("sampling", SAMPLING_SHARE), ("training", TRAINING_SHARE))
+    }
+    return replace(
+        CPU,
+        sampling=SAMPLING_SHARE * peak,
+        training=TRAINING_SHARE * peak,
+        sources=CPU.sources | sources,
+    )
 
 
 def with_bench(costs: UnitCosts, file: Path, dtype: str) -> UnitCosts:
@@ -64,8 +82,10 @@ def with_bench(costs: UnitCosts, file: Path, dtype: str) -> UnitCosts:
         bench = json.loads(file.read_text())
         name, value = _measured(bench, dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"plan.bench: {file} gives no unit cost ({error!r}); it must be the bench.json of "
-                       "`bench rollout`, `bench dpo` or `bench render` of this version") from None
+        raise RunError(
+            f"plan.bench: {file} gives no unit cost ({error!r}); it must be the bench.json of "
+            "`bench rollout`, `bench dpo` or `bench render` of this version"
+        ) from None
     return replace(costs, **{name: value}, sources=costs.sources | {name: f"measured: {file}"})
 
 
@@ -90,9 +110,17 @@ def token_flops(hidden: int, layers: int) -> float:
     return 24.0 * layers * hidden**2
 
 
-def place(pieces: Iterable[Piece], nodes: list[tuple[float, float]]) -> tuple[list[Counter[str]], Counter[str]]:
-    """What stands on each node of `(CPUs, GPUs)`, and what finds no place: the largest first, each where it fits."""
-    free, placed, left = [list(node) for node in nodes], [Counter[str]() for _ in nodes], Counter[str]()
+def place(
+    pieces: Iterable[Piece], nodes: list[tuple[float, float]]
+) -> tuple[list[Counter[str]], Counter[str]]:
+    """What stands on each node of `(CPUs, GPUs)`, and what finds no place: the largest first, each
+    where it fits.
+    """
+    free, placed, left = (
+        [list(node) for node in nodes],
+        [Counter[str]() for _ in nodes],
+        Counter[str](),
+    )
     for what, cpus, gpus in sorted(pieces, key=lambda piece: (piece[2], piece[1]), reverse=True):
         fits = (i for i, (c, g) in enumerate(free) if c >= cpus - 1e-6 and g >= gpus - 1e-6)
         index = next(fits, None)
@@ -137,12 +165,16 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
 
     engines = devices(rollout.workers * rollout.tensor_parallel, rollout.gpus, rollout.threads)
     tokens_per_s = engines * costs.sampling / flops
-    trained_per_s = devices(learner.world_size, learner.gpus, learner.threads) * costs.training / flops
+    trained_per_s = (
+        devices(learner.world_size, learner.gpus, learner.threads) * costs.training / flops
+    )
     # A prompt is read once for its whole group, at the speed of a forward pass.
     read_per_s = engines * costs.training / flops
 
     def sampling_s(prompts: int, samples: int) -> float:
-        return prompts * (samples * size.action_tokens / tokens_per_s + size.prompt_tokens / read_per_s)
+        return prompts * (
+            samples * size.action_tokens / tokens_per_s + size.prompt_tokens / read_per_s
+        )
 
     step_tokens = config.policy.action.expr_dims + 6  # of an action: expression, rotation, jaw
     counted = size.action_tokens if dpo.first_steps is None else dpo.first_steps * step_tokens
@@ -151,11 +183,14 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
     videos = min(config.render.videos, rollout.prompts * (rollout.samples + 1))
     frames = 2 * videos * config.corpus.seconds * FPS  # speaker and listener
     candidates = rollout.prompts * (rollout.samples + 1)  # the recorded reaction too
-    return Round(tokens_per_s, {
-        "rollout": sampling_s(rollout.prompts, rollout.samples),
-        "render": frames / (costs.frames * min(config.render.workers, cores)),
-        "rate": candidates / (costs.candidates * min(config.raters.workers, cores)),
-        "dpo": rollout.prompts * passes * pair_tokens / trained_per_s,
-        "hand over": size.parameters * DTYPE_BYTES[config.policy.dtype] / HAND_OVER_BYTES_S,
-        "judge": sampling_s(config.evaluation.prompts, config.evaluation.samples),
-    })
+    return Round(
+        tokens_per_s,
+        {
+            "rollout": sampling_s(rollout.prompts, rollout.samples),
+            "render": frames / (costs.frames * min(config.render.workers, cores)),
+            "rate": candidates / (costs.candidates * min(config.raters.workers, cores)),
+            "dpo": rollout.prompts * passes * pair_tokens / trained_per_s,
+            "hand over": size.parameters * DTYPE_BYTES[config.policy.dtype] / HAND_OVER_BYTES_S,
+            "judge": sampling_s(config.evaluation.prompts, config.evaluation.samples),
+        },
+    )

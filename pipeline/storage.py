@@ -1,4 +1,6 @@
-"""A run kept elsewhere: finished phases are copied to any storage that fsspec knows (S3, GCS, NFS, a folder)."""
+"""A run kept elsewhere: finished phases are copied to any storage that fsspec knows (S3, GCS, NFS,
+a folder).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,8 @@ class StorageError(RuntimeError):
 class Mirror:
     """The copy of a run directory below `uri`, under the directory's name.
 
-    A phase is copied file by file and its marker (`phases/NAME.json`) last, so that a copy that was cut off is not
-    taken for a finished phase.
-    """
+    A phase is copied file by file and its marker (`phases/NAME.json`) last, so that a copy that was
+    cut off is not taken for a finished phase."""
 
     def __init__(self, uri: str, directory: Path):
         import fsspec  # most runs have no storage: not at the start of every command

@@ -1,8 +1,8 @@
-"""MLflow: one parent run per recipe, a nested run per phase, metrics from whichever process measures them.
+"""MLflow: one parent run per recipe, a nested run per phase, metrics from whichever process
+measures them.
 
-A server that goes away in mid-run does not end the run: what it could not take is kept in the run directory and
-delivered when it is back, at the end of the run or by `--resume`.
-"""
+A server that goes away in mid-run does not end the run: what it could not take is kept in the run
+directory and delivered when it is back, at the end of the run or by `--resume`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,14 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 OUTBOX = "mlflow_outbox.jsonl"
 PAUSE_S = 30.0  # between attempts at a server that does not answer
 LATER = "later-"  # prefix of the id of a run that the server could not create yet
-REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST",
-            "PERMISSION_DENIED", "UNAUTHENTICATED"}  # answers, not silence: ours to mend
+REFUSALS = {
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+}  # answers, not silence: ours to mend
 _silent_until: dict[str, float] = {}
 
 
@@ -40,13 +46,17 @@ class TrackingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outbox:
-    """Calls that MLflow could not take, one JSON a line, in order. Picklable; any process may add to it."""
+    """Calls that MLflow could not take, one JSON a line, in order. Picklable; any process may add
+    to it.
+    """
 
     uri: str
     path: Path
 
     def call(self, what: str, run_id: str, **arguments: Any) -> None:
-        """Make the call, or keep it. Raises `MlflowException` when the server answers that the call is wrong."""
+        """Make the call, or keep it. Raises `MlflowException` when the server answers that the call
+        is wrong.
+        """
         if not run_id.startswith(LATER) and time.monotonic() >= _silent_until.get(self.uri, 0.0):
             try:
                 _CALLS[what](MlflowClient(self.uri), run_id, **arguments)
@@ -65,8 +75,18 @@ class Outbox:
                 self._note(error)
         placeholder = LATER + uuid.uuid4().hex
         with self.path.open("a") as lines:
-            lines.write(json.dumps({"what": "create", "run_id": parent, "experiment_id": experiment_id, "name": name,
-                                    "placeholder": placeholder}) + "\n")
+            lines.write(
+                json.dumps(
+                    {
+                        "what": "create",
+                        "run_id": parent,
+                        "experiment_id": experiment_id,
+                        "name": name,
+                        "placeholder": placeholder,
+                    }
+                )
+                + "\n"
+            )
         return placeholder
 
     def deliver(self) -> int:
@@ -100,13 +120,18 @@ class Outbox:
         if getattr(error, "error_code", None) in REFUSALS:
             raise error
         if self.uri not in _silent_until:
-            print(f"[mlflow] {self.uri} does not answer; the run goes on, {self.path} keeps what is to be sent",
-                  flush=True)
+            print(
+                f"[mlflow] {self.uri} does not answer; the run goes on, {self.path} keeps what "
+                "is to be sent",
+                flush=True,
+            )
         _silent_until[self.uri] = time.monotonic() + PAUSE_S
 
 
 def _create(client: MlflowClient, parent: str, experiment_id: str, name: str) -> str:
-    return client.create_run(experiment_id, run_name=name, tags={MLFLOW_PARENT_RUN_ID: parent}).info.run_id
+    return client.create_run(
+        experiment_id, run_name=name, tags={MLFLOW_PARENT_RUN_ID: parent}
+    ).info.run_id
 
 
 def _log_metrics(client: MlflowClient, run_id: str, metrics: list[list[Any]]) -> None:
@@ -156,7 +181,9 @@ class MetricLogger:
 
     def log(self, metrics: dict[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
-        batch = [[key, float(value), now, step] for key, value in metrics.items() if value is not None]
+        batch = [
+            [key, float(value), now, step] for key, value in metrics.items() if value is not None
+        ]
         self.outbox.call("metrics", self.run_id, metrics=batch)
 
 
@@ -174,7 +201,9 @@ class TrackedRun:
         MetricLogger(self.outbox, self.run_id).log(metrics, step)
 
     def log_params(self, params: dict[str, Any]) -> None:
-        self.outbox.call("params", self.run_id, params={key: str(value)[:500] for key, value in params.items()})
+        self.outbox.call(
+            "params", self.run_id, params={key: str(value)[:500] for key, value in params.items()}
+        )
 
     def start_phase(self, name: str) -> MetricLogger:
         return MetricLogger(self.outbox, self.outbox.create(self.experiment_id, name, self.run_id))
@@ -208,25 +237,43 @@ class Tracker(TrackedRun):
         run_id: an earlier run to continue, or None.
     """
 
-    def __init__(self, uri: str | None, experiment: str, directory: Path, run_id: str | None, system_metrics: bool):
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        directory: Path,
+        run_id: str | None,
+        system_metrics: bool,
+    ):
         uri = uri or f"sqlite:///{directory.parent / 'mlflow.db'}"
         os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
         os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the default waits for minutes
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"
+        )  # the default waits for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow.set_tracking_uri(uri)
         try:
             client = MlflowClient(uri)
             if client.get_experiment_by_name(experiment) is None:
-                # Absolute, because Ray workers run elsewhere; a server keeps artefacts where it was told to.
-                location = (directory.parent / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+                # Absolute, because Ray workers run elsewhere; a server keeps artefacts where it was
+                # told to.
+                location = (
+                    (directory.parent / "mlartifacts").as_uri()
+                    if uri.startswith("sqlite")
+                    else None
+                )
                 client.create_experiment(experiment, artifact_location=location)
             mlflow.set_experiment(experiment)
-            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else directory.name,
-                                   log_system_metrics=system_metrics)
+            run = mlflow.start_run(
+                run_id=run_id,
+                run_name=None if run_id else directory.name,
+                log_system_metrics=system_metrics,
+            )
         except MlflowException as error:
             raise TrackingError(
-                f"tracking.uri={uri}: {error}\n  Start that server, or leave tracking.uri empty for SQLite."
+                f"tracking.uri={uri}: {error}\n  Start that server, or leave tracking.uri empty "
+                "for SQLite."
             ) from error
         super().__init__(Outbox(uri, directory / OUTBOX), run.info.experiment_id, run.info.run_id)
         self.client = client
@@ -240,8 +287,12 @@ class Tracker(TrackedRun):
             self.end(failed)
             left += 1
         if left:
-            print(f"[mlflow] {self.uri} lacks the last {left} entries of this run, they are in {self.outbox.path}; "
-                  "--resume delivers them", flush=True)
+            print(
+                f"[mlflow] {self.uri} lacks the last {left} entries of this run, they are in "
+                f"{self.outbox.path}; "
+                "--resume delivers them",
+                flush=True,
+            )
 
 
 def _status(failed: bool) -> str:

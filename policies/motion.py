@@ -42,11 +42,15 @@ class Layout:
         names = self.names
         unknown = [n for n in names if n not in GROUPS]
         if unknown or len(set(names)) != len(names) or not names:
-            raise LayoutError(f"layout groups {list(names)}: each must be one of {list(GROUPS)}, once")
+            raise LayoutError(
+                f"layout groups {list(names)}: each must be one of {list(GROUPS)}, once"
+            )
         if any(w < 1 for _, w in self.groups) or not self.fps > 0:
             raise LayoutError(f"layout {self}: widths and fps must be positive")
         if self.topology not in get_args(Topology):
-            raise LayoutError(f"unknown topology {self.topology!r}, expected one of {list(get_args(Topology))}")
+            raise LayoutError(
+                f"unknown topology {self.topology!r}, expected one of {list(get_args(Topology))}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,11 +76,15 @@ class Layout:
         """The layout with only these groups, in this order, each cut to its first `width` columns."""
         for name, width in widths.items():
             if width > self.width(name):
-                raise LayoutError(f"group {name!r} has {self.width(name)} columns here, {width} were asked for")
+                raise LayoutError(
+                    f"group {name!r} has {self.width(name)} columns here, {width} were asked for"
+                )
         return replace(self, groups=tuple(widths.items()))
 
     def to_json(self) -> str:
-        return json.dumps({"groups": [list(g) for g in self.groups], "fps": self.fps, "topology": self.topology})
+        return json.dumps(
+            {"groups": [list(g) for g in self.groups], "fps": self.fps, "topology": self.topology}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
@@ -97,10 +105,16 @@ class Motion:
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float32)
         if values.ndim != 2 or values.shape[1] != self.layout.dim:
-            raise LayoutError(f"motion of shape {values.shape} does not fit (time, {self.layout.dim}): {self.layout}")
+            raise LayoutError(
+                f"motion of shape {values.shape} does not fit (time, {self.layout.dim}): "
+                f"{self.layout}"
+            )
         if not np.isfinite(values).all():
             frame, column = np.argwhere(~np.isfinite(values))[0]
-            raise LayoutError(f"motion has NaN or infinity, first at frame {frame}, column {column}; mark it missing")
+            raise LayoutError(
+                f"motion has NaN or infinity, first at frame {frame}, column {column}; mark it "
+                "missing"
+            )
         object.__setattr__(self, "values", values)
 
     def __len__(self) -> int:
@@ -117,18 +131,27 @@ class Motion:
     def subset(self, layout: Layout) -> Motion:
         """Only the groups of `layout`, in its order. Frame rate and topology must already agree."""
         if (layout.fps, layout.topology) != (self.layout.fps, self.layout.topology):
-            raise LayoutError(f"cannot take {layout} out of {self.layout}: frame rate or topology differ")
+            raise LayoutError(
+                f"cannot take {layout} out of {self.layout}: frame rate or topology differ"
+            )
         self.layout.subset(dict(layout.groups))
-        return Motion(np.concatenate([self.group(n)[:, :w] for n, w in layout.groups], axis=1), layout)
+        return Motion(
+            np.concatenate([self.group(n)[:, :w] for n, w in layout.groups], axis=1), layout
+        )
 
     def window(self, start: int, length: int) -> Motion:
         """Frames [start, start + length)."""
         if start < 0 or start + length > len(self):
-            raise LayoutError(f"window [{start}, {start + length}) reaches outside a motion of {len(self)} frames")
+            raise LayoutError(
+                f"window [{start}, {start + length}) reaches outside a motion of {len(self)} frames"
+            )
         return Motion(self.values[start : start + length], self.layout)
 
 
 def require_same_layout(a: Layout, b: Layout, what: str) -> None:
     """Raise `LayoutError`, naming `what` was tried, unless both layouts are the same."""
     if a != b:
-        raise LayoutError(f"{what}: unlike layouts\n  {a}\n  {b}\nConvert explicitly with Motion.subset or resample.")
+        raise LayoutError(
+            f"{what}: unlike layouts\n  {a}\n  {b}\nConvert explicitly with Motion.subset or "
+            "resample."
+        )

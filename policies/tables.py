@@ -30,17 +30,22 @@ def read_table(path: Path) -> datasets.Dataset:
 
 
 def batch_rows(step: int, batch_size: int, size: int, seed: int) -> np.ndarray:
-    """Row numbers (batch_size,) of the global batch of `step`: every row once per epoch, reshuffled each epoch.
+    """Row numbers (batch_size,) of the global batch of `step`: every row once per epoch, reshuffled
+    each epoch.
 
     A function of its arguments alone, so a resumed run reads on where it stopped.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(positions // size)}
+    orders = {
+        e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(positions // size)
+    }
     return np.array([orders[p // size][p % size] for p in positions])
 
 
 def rank_share(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """This rank's equal share, so that the mean over ranks is the mean over the batch."""
     if len(rows) % world_size:
-        raise ValueError(f"a batch of {len(rows)} cannot be shared equally by {world_size} learners")
+        raise ValueError(
+            f"a batch of {len(rows)} cannot be shared equally by {world_size} learners"
+        )
     return rows[rank::world_size]

@@ -15,10 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
-from policies.motion import Layout, Motion
-from rewards.speaker_cues import moving_mean
+from rapport.policies.motion import Layout, Motion
+from rapport.rewards.ratings.speaker_cues import moving_mean
 
-SMOOTH_SECONDS = 0.4  # affect is not read off single frames: visemes and blinks pass, expressions stay
+SMOOTH_SECONDS = (
+    0.4  # affect is not read off single frames: visemes and blinks pass, expressions stay
+)
 SPEED_SECONDS = 1.0  # how lively a face is shows over about a second
 FORMAT = 1
 
@@ -63,11 +65,17 @@ class RidgeAffectEstimator:
             ridge: weight of the penalty, relative to the variance of a feature.
         """
         if not len(motions) == len(affects) > 0:
-            raise ValueError(f"{len(affects)} affect labels for {len(motions)} motions; one each, and at least one")
+            raise ValueError(
+                f"{len(affects)} affect labels for {len(motions)} motions; one each, and at "
+                "least one"
+            )
         layout = motions[0].layout.subset({name: motions[0].layout.width(name) for name in groups})
         for index, (motion, affect) in enumerate(zip(motions, affects, strict=True)):
             if np.shape(affect) != (len(motion), 2):
-                raise ValueError(f"affect {index} has shape {np.shape(affect)}, its motion needs ({len(motion)}, 2)")
+                raise ValueError(
+                    f"affect {index} has shape {np.shape(affect)}, its motion needs "
+                    f"({len(motion)}, 2)"
+                )
         x = np.concatenate([affect_features(motion.subset(layout)) for motion in motions])
         y = np.concatenate([np.asarray(affect, np.float64) for affect in affects])
         if not np.isfinite(y).all() or np.abs(y).max() > 1:
@@ -76,11 +84,15 @@ class RidgeAffectEstimator:
         scale = x.std(axis=0)
         scale[scale < 1e-8] = 1.0  # a constant feature is zero after centring, whatever its scale
         x = (x - mean) / scale
-        weights = np.linalg.solve(x.T @ x / len(x) + ridge * np.eye(x.shape[1]), x.T @ (y - bias) / len(x))
+        weights = np.linalg.solve(
+            x.T @ x / len(x) + ridge * np.eye(x.shape[1]), x.T @ (y - bias) / len(x)
+        )
         return cls(layout, mean, scale, weights, bias)
 
     def __call__(self, motion: Motion) -> np.ndarray:
-        """(time, 2) valence and arousal. Raises `LayoutError` on another layout, frame rate or topology."""
+        """(time, 2) valence and arousal. Raises `LayoutError` on another layout, frame rate or
+        topology.
+        """
         x = (affect_features(motion.subset(self.layout)) - self.mean) / self.scale
         return np.clip(x @ self.weights + self.bias, -1.0, 1.0)
 
@@ -89,8 +101,15 @@ class RidgeAffectEstimator:
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         with open(partial, "wb") as file:
-            np.savez(file, format=FORMAT, layout=self.layout.to_json(), mean=self.mean, scale=self.scale,
-                     weights=self.weights, bias=self.bias)
+            np.savez(
+                file,
+                format=FORMAT,
+                layout=self.layout.to_json(),
+                mean=self.mean,
+                scale=self.scale,
+                weights=self.weights,
+                bias=self.bias,
+            )
         os.replace(partial, path)
 
     @classmethod
@@ -104,21 +123,31 @@ class RidgeAffectEstimator:
 
 
 def affect_features(motion: Motion) -> np.ndarray:
-    """(time, dim + groups): smoothed coefficients, then per group the root mean square local speed per second."""
+    """(time, dim + groups): smoothed coefficients, then per group the root mean square local speed
+    per second.
+    """
     values = motion.values.astype(np.float64)
     smooth = moving_mean(values, SMOOTH_SECONDS * motion.layout.fps)
-    speed = np.gradient(values, 1 / motion.layout.fps, axis=0) if len(motion) > 1 else np.zeros_like(values)
-    # What stands still after it moved: the mean is a difference of sums, it can come out below 0 by a rounding error.
+    speed = (
+        np.gradient(values, 1 / motion.layout.fps, axis=0)
+        if len(motion) > 1
+        else np.zeros_like(values)
+    )
+    # What stands still after it moved: the mean is a difference of sums, it can come out below 0 by
+    # a rounding error.
     power = np.maximum(moving_mean(speed**2, SPEED_SECONDS * motion.layout.fps), 0)
-    lively = [np.sqrt(power[:, motion.layout.columns(name)].mean(axis=1)) for name in motion.layout.names]
+    lively = [
+        np.sqrt(power[:, motion.layout.columns(name)].mean(axis=1)) for name in motion.layout.names
+    ]
     return np.concatenate([smooth, np.stack(lively, axis=1)], axis=1)
 
 
 def concordance(x: np.ndarray, y: np.ndarray) -> float:
-    """Lin's concordance correlation, 2 cov(x, y) / (var x + var y + (mean x - mean y)^2), of (n,) arrays.
+    """Lin's concordance correlation, 2 cov(x, y) / (var x + var y + (mean x - mean y)^2), of (n,)
+    arrays.
 
-    The field's measure of how well affect is estimated: 1 is perfect, and a constant guess scores 0.
-    """
+    The field's measure of how well affect is estimated: 1 is perfect, and a constant guess scores
+    0."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
     if spread == 0:

@@ -1,13 +1,15 @@
-"""Dynamics rewards: does a listener move as much, and as lively, as the real one did (GDPO-Listener, section 3.3).
+"""Dynamics rewards: does a listener move as much, and as lively, as the real one did
+(GDPO-Listener, section 3.3).
 
-Each component is a penalty, 0 at best, for every FLAME group by itself, on decoded motion and on listening frames
-only. Units are those of the group (expression coefficients, radians, eyelid closure), so numbers of unlike groups do
-not compare; group-decoupled advantages never add them before they are normalised.
+Each component is a penalty, 0 at best, for every FLAME group by itself, on decoded motion and on
+listening frames only. Units are those of the group (expression coefficients, radians, eyelid
+closure), so numbers of unlike groups do not compare; group-decoupled advantages never add them
+before they are normalised.
 
-`positional_variance`, `velocity_variance`, `mean_drift` and `mse` are the paper's. It writes the variances and the
-MSE as sums over frames; here they are means, so that a number does not depend on how long a clip is. `jerk` and
-`range` are guards: a policy can raise its variance by trembling or by leaving what a face can do.
-"""
+`positional_variance`, `velocity_variance`, `mean_drift` and `mse` are the paper's. It writes the
+variances and the MSE as sums over frames; here they are means, so that a number does not depend on
+how long a clip is. `jerk` and `range` are guards: a policy can raise its variance by trembling or
+by leaving what a face can do."""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from policies.motion import Layout, Motion, require_same_layout
+from rapport.policies.motion import Layout, Motion, require_same_layout
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class DynamicsWeights:
     def __post_init__(self) -> None:
         wrong = {name: value for name, value in asdict(self).items() if not 0 <= value < np.inf}
         if wrong or not any(asdict(self).values()):
-            raise ValueError(f"dynamics weights must be finite and not negative, and not all 0: got {wrong or 'zeros'}")
+            raise ValueError(
+                "dynamics weights must be finite and not negative, and not all 0: got "
+                f"{wrong or 'zeros'}"
+            )
 
 
 COMPONENTS = tuple(DynamicsWeights.__dataclass_fields__)
@@ -41,16 +46,28 @@ Penalties = dict[str, dict[str, float]]  # component -> group -> penalty
 
 
 def listening_frames(actor_speaks: np.ndarray, partner_speaks: np.ndarray) -> np.ndarray:
-    """Frames in which the partner speaks and the actor is silent (supplement, section 1): (time,) bool each."""
+    """Frames in which the partner speaks and the actor is silent (supplement, section 1): (time,)
+    bool each.
+    """
     actor, partner = np.asarray(actor_speaks), np.asarray(partner_speaks)
-    if actor.shape != partner.shape or actor.ndim != 1 or actor.dtype != bool or partner.dtype != bool:
-        raise ValueError(f"voice activity must be two (time,) bool masks, got {actor.dtype} {actor.shape} of the actor"
-                         f" and {partner.dtype} {partner.shape} of the partner")
+    if (
+        actor.shape != partner.shape
+        or actor.ndim != 1
+        or actor.dtype != bool
+        or partner.dtype != bool
+    ):
+        raise ValueError(
+            f"voice activity must be two (time,) bool masks, got {actor.dtype} {actor.shape} of "
+            "the actor"
+            f" and {partner.dtype} {partner.shape} of the partner"
+        )
     return partner & ~actor
 
 
 def motion_limits(motions: Iterable[Motion]) -> Motion:
-    """Lowest and highest value of every channel in a corpus, as a motion of two frames: the limits for `penalties`."""
+    """Lowest and highest value of every channel in a corpus, as a motion of two frames: the limits
+    for `penalties`.
+    """
     low = high = layout = None
     for motion in motions:
         layout = layout or motion.layout
@@ -66,10 +83,12 @@ def motion_limits(motions: Iterable[Motion]) -> Motion:
 def penalties(
     generated: Motion, recorded: Motion, listening: np.ndarray, limits: Motion
 ) -> Penalties:
-    """Every component for every group, `{component: {group: penalty}}`, averaged over the channels of the group.
+    """Every component for every group, `{component: {group: penalty}}`, averaged over the channels
+    of the group.
 
-    Differences over time never reach across frames that are left out. Standard deviations have ddof 1. With too few
-    frames (2 for a spread, 3 in a row for that of velocities, 4 in a row for jerk) a penalty is NaN: missing.
+    Differences over time never reach across frames that are left out. Standard deviations have ddof
+    1. With too few frames (2 for a spread, 3 in a row for that of velocities, 4 in a row for jerk)
+    a penalty is NaN: missing.
 
     Args:
         generated, recorded: of one layout and length.
@@ -90,13 +109,17 @@ def penalties(
     inside = x[mask]
     by_channel = {
         "positional_variance": np.abs(_std(inside) - _std(y[mask])),
-        "velocity_variance": np.abs(_std(_differences(x, mask, 1)) - _std(_differences(y, mask, 1))),
+        "velocity_variance": np.abs(
+            _std(_differences(x, mask, 1)) - _std(_differences(y, mask, 1))
+        ),
         "mean_drift": np.abs(_mean(inside) - _mean(y[mask])),
         "mse": _mean((inside - y[mask]) ** 2),
         "jerk": np.abs(_rms(_differences(x, mask, 3)) - _rms(_differences(y, mask, 3))),
         "range": _mean(np.maximum(inside - high, 0) + np.maximum(low - inside, 0)),
     }
-    return {component: by_group(values, generated.layout) for component, values in by_channel.items()}
+    return {
+        component: by_group(values, generated.layout) for component, values in by_channel.items()
+    }
 
 
 def missing_penalties(layout: Layout) -> Penalties:
@@ -107,21 +130,28 @@ def missing_penalties(layout: Layout) -> Penalties:
 def group_rewards(
     penalty: Penalties, weights: DynamicsWeights = DynamicsWeights()
 ) -> dict[str, float]:
-    """R_i of every group: minus the weighted sum of its penalties. NaN where a penalty of positive weight is."""
+    """R_i of every group: minus the weighted sum of its penalties. NaN where a penalty of positive
+    weight is.
+    """
     used = [(component, weight) for component, weight in asdict(weights).items() if weight]
     groups = penalty[COMPONENTS[0]]
-    return {group: -sum(weight * penalty[component][group] for component, weight in used) for group in groups}
+    return {
+        group: -sum(weight * penalty[component][group] for component, weight in used)
+        for group in groups
+    }
 
 
 def variance_ratio(generated: Motion, recorded: Motion, listening: np.ndarray) -> dict[str, float]:
-    """Variance over time, generated against recorded, `{group: ratio}`; a collapsed policy is well below 1.
+    """Variance over time, generated against recorded, `{group: ratio}`; a collapsed policy is well
+    below 1.
 
-    Variances are summed over the channels of a group before they are divided. NaN with fewer than 2 frames, or where
-    the recorded group stands still.
-    """
+    Variances are summed over the channels of a group before they are divided. NaN with fewer than 2
+    frames, or where the recorded group stands still."""
     mask = _check(generated, recorded, listening)
-    x, y = (by_group(_std(motion.values[mask].astype(np.float64)) ** 2, motion.layout)
-            for motion in (generated, recorded))
+    x, y = (
+        by_group(_std(motion.values[mask].astype(np.float64)) ** 2, motion.layout)
+        for motion in (generated, recorded)
+    )
     return {group: x[group] / y[group] if y[group] > 0 else np.nan for group in x}
 
 
@@ -131,8 +161,14 @@ def by_group(values: np.ndarray, layout: Layout) -> dict[str, float]:
 
 
 def _differences(values: np.ndarray, mask: np.ndarray, order: int) -> np.ndarray:
-    """Differences of `order` over time, (n, dim), of those `order + 1` frames in a row that all count."""
-    whole = np.lib.stride_tricks.sliding_window_view(mask, order + 1).all(1) if len(mask) > order else mask[:0]
+    """Differences of `order` over time, (n, dim), of those `order + 1` frames in a row that all
+    count.
+    """
+    whole = (
+        np.lib.stride_tricks.sliding_window_view(mask, order + 1).all(1)
+        if len(mask) > order
+        else mask[:0]
+    )
     return np.diff(values, n=order, axis=0)[whole]
 
 
@@ -148,15 +184,25 @@ def _rms(values: np.ndarray) -> np.ndarray:
     return np.sqrt(_mean(values**2))
 
 
-def _check(generated: Motion, recorded: Motion, listening: np.ndarray, limits: Motion | None = None) -> np.ndarray:
-    require_same_layout(generated.layout, recorded.layout, "dynamics rewards of generated and recorded motion")
+def _check(
+    generated: Motion, recorded: Motion, listening: np.ndarray, limits: Motion | None = None
+) -> np.ndarray:
+    require_same_layout(
+        generated.layout, recorded.layout, "dynamics rewards of generated and recorded motion"
+    )
     if len(generated) != len(recorded):
-        raise ValueError(f"generated motion has {len(generated)} frames, the recorded one {len(recorded)}")
+        raise ValueError(
+            f"generated motion has {len(generated)} frames, the recorded one {len(recorded)}"
+        )
     mask = np.asarray(listening)
     if mask.shape != (len(generated),) or mask.dtype != bool:
-        raise ValueError(f"the listening mask is {mask.dtype} {mask.shape}, it must be bool ({len(generated)},)")
+        raise ValueError(
+            f"the listening mask is {mask.dtype} {mask.shape}, it must be bool ({len(generated)},)"
+        )
     if limits is not None:
         require_same_layout(generated.layout, limits.layout, "limits of the motion")
         if len(limits) != 2 or (limits.values[0] > limits.values[1]).any():
-            raise ValueError("limits are two frames, the lowest and the highest values; see motion_limits")
+            raise ValueError(
+                "limits are two frames, the lowest and the highest values; see motion_limits"
+            )
     return mask

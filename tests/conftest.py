@@ -1,4 +1,6 @@
-"""What several tests share: a tiny corpus, a tiny policy on it, one local Ray, a Ray of separate nodes."""
+"""What several tests share: a tiny corpus, a tiny policy on it, one local Ray, a Ray of separate
+nodes.
+"""
 
 import os
 import secrets
@@ -14,34 +16,57 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: learners, engines and tests share few cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: learners, engines and tests share few cores
 
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """8 training and 4 held-out synthetic clips of 1 s with one 28-pixel frame each."""
-    from pipeline.data.synthetic.generate import generate
+    from rapport.pipeline.data.synthetic.generate import generate
 
-    return generate(tmp_path_factory.mktemp("corpus") / "tiny", 8, 4, seconds=1, image_size=28, frames=1, workers=0)
+    return generate(
+        tmp_path_factory.mktemp("corpus") / "tiny",
+        8,
+        4,
+        seconds=1,
+        image_size=28,
+        frames=1,
+        workers=0,
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_corpus, tmp_path_factory):
-    """Folder of an untrained policy for `tiny_corpus`: 32 wide, one block, 5 steps of 9 action dimensions."""
+    """Folder of an untrained policy for `tiny_corpus`: 32 wide, one block, 5 steps of 9 action
+    dimensions.
+    """
     return save_tiny_policy(tmp_path_factory.mktemp("policy") / "tiny", tiny_corpus, seed=0)
 
 
 def save_tiny_policy(path, corpus, seed):
-    from policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
-    from policies.vla.loading import build_tiny, save_checkpoint, tiny_config
-    from policies.vla.text import build_text_tokenizer
+    from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
+    from rapport.policies.vla.loading import build_tiny, save_checkpoint, tiny_config
+    from rapport.policies.vla.text import build_text_tokenizer
 
     clips = list(corpus.clips("train"))
     space = ActionSpace(corpus.layout.subset({"expr": 3, "rot": 3, "jaw": 3}), rate=5, seconds=1)
     low, high = fit_bounds(space.to_knots(clip.listener.subset(space.layout)) for clip in clips)
     tokenizer = build_text_tokenizer([clip.text for clip in clips], text_vocabulary=344)
-    config = tiny_config(tokenizer, space, frames=1, image_size=28, text_tokens=4, hidden=32, layers=1, heads=1,
-                         kv_heads=1, tower_hidden=16, tower_layers=2)
+    config = tiny_config(
+        tokenizer,
+        space,
+        frames=1,
+        image_size=28,
+        text_tokens=4,
+        hidden=32,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        tower_hidden=16,
+        tower_layers=2,
+    )
     actions = ActionTokenizer(space, np.asarray(low), np.asarray(high), config.action_token_start)
     save_checkpoint(build_tiny(config, seed), tokenizer, actions, path)
     return path
@@ -67,7 +92,7 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="session")
 def local_ray(tmp_path_factory):
     """A Ray of four logical CPUs that ends with the session."""
-    from actors.cluster import cluster
+    from rapport.actors.cluster import cluster
 
     with cluster(address=None, cpus=4) as name:
         yield name
@@ -84,30 +109,51 @@ def free_ports(count: int) -> list[int]:
 
 
 class RayCluster:
-    """A Ray of its own on free ports, with a token; every node is a process group that can be killed."""
+    """A Ray of its own on free ports, with a token; every node is a process group that can be
+    killed.
+    """
 
     def __init__(self, cpus: int):
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: socket paths end at 107 characters
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="ray-")
+        )  # short: socket paths end at 107 characters
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         self.bin = Path(sys.executable).parent
-        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                                         "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+        }
         self.environment.pop("RAY_ADDRESS", None)
         self.nodes: list[int] = []
         gcs, self.dashboard, agent, client = free_ports(4)
         self.address = f"127.0.0.1:{gcs}"
-        self.add("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
-                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
-                 "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / 'ray'}", "--disable-usage-stats")
+        self.add(
+            "--head",
+            f"--port={gcs}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard}",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--ray-client-server-port={client}",
+            f"--num-cpus={cpus}",
+            "--node-ip-address=127.0.0.1",
+            f"--temp-dir={self.folder / 'ray'}",
+            "--disable-usage-stats",
+        )
 
     def add(self, *options: str) -> int:
         """Start a node; returns its process group."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("w") as out:
-            starting = subprocess.Popen([self.bin / "ray", "start", *options], env=self.environment,
-                                        start_new_session=True, stdout=out, stderr=subprocess.STDOUT)
+            starting = subprocess.Popen(
+                [self.bin / "ray", "start", *options],
+                env=self.environment,
+                start_new_session=True,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
         self.nodes.append(starting.pid)
         assert starting.wait(timeout=180) == 0, log.read_text()
         return starting.pid
@@ -121,14 +167,29 @@ class RayCluster:
             self.kill(node)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    def submit(
+        self, *entrypoint: str, options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess:
         return self.job("submit", "--working-dir", ".", *options, "--", *entrypoint)
 
     def job(self, command: str, *arguments: str) -> subprocess.CompletedProcess:
         """`ray job COMMAND`."""
         return subprocess.run(
-            [self.bin / "ray", "job", command, "--address", f"http://127.0.0.1:{self.dashboard}", *arguments], cwd=ROOT,
-            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800)
+            [
+                self.bin / "ray",
+                "job",
+                command,
+                "--address",
+                f"http://127.0.0.1:{self.dashboard}",
+                *arguments,
+            ],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=800,
+        )
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,39 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
 DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
-LEAN = ["corpus.train_clips=16", "corpus.test_clips=8", "corpus.seconds=2", "vae.steps=4",
-        "flow.steps=4", "gdpo.iterations=2", "gdpo.sync_every=2", "gdpo.group_size=2", "gdpo.batch_size=2",
-        "learner.checkpoint_every=2", "rollout.workers=1", "judge.windows=4", "judge.omegas=[2]",
-        "judge.long_frames=96", "judge.clips=2", "render.workers=1", "tracking.system_metrics=false"]
+LEAN = [
+    "corpus.train_clips=16",
+    "corpus.test_clips=8",
+    "corpus.seconds=2",
+    "vae.steps=4",
+    "flow.steps=4",
+    "gdpo.iterations=2",
+    "gdpo.sync_every=2",
+    "gdpo.group_size=2",
+    "gdpo.batch_size=2",
+    "learner.checkpoint_every=2",
+    "rollout.workers=1",
+    "judge.windows=4",
+    "judge.omegas=[2]",
+    "judge.long_frames=96",
+    "judge.clips=2",
+    "render.workers=1",
+    "tracking.system_metrics=false",
+]
 
 
 def finished(recipe, folder, *keys):
     """The summary of a run that ended well."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.run([sys.executable, "-m", "pipeline.run", recipe, "--run-dir", str(folder), *map(str, keys)],
-                             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             timeout=800)
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline.run", recipe, "--run-dir", str(folder), *map(str, keys)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=800,
+    )
     assert process.returncode == 0, process.stdout[-6000:]
     return json.loads((folder / "summary.json").read_text())
 
@@ -36,21 +57,50 @@ def gdpo_run(tmp_path_factory):
 
 def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     folder, summary = gdpo_run
-    assert (summary["status"], summary["counts"]["gdpo_steps"], summary["counts"]["rollouts"]) == ("finished", 4, 16)
-    assert summary["engines"]["gdpo_learner"]["world_size"] == 2 and "tiny-t5" in summary["engines"]["encoders"]["text"]
+    assert (summary["status"], summary["counts"]["gdpo_steps"], summary["counts"]["rollouts"]) == (
+        "finished",
+        4,
+        16,
+    )
+    assert (
+        summary["engines"]["gdpo_learner"]["world_size"] == 2
+        and "tiny-t5" in summary["engines"]["encoders"]["text"]
+    )
     metrics = summary["metrics"]
-    assert set(metrics["judgement"]) == {"VAE", "others", "supervised", "GDPO", "GDPO without text", "GDPO 4 steps",
-                                         "GDPO streaming", "supervised streaming"}
+    assert set(metrics["judgement"]) == {
+        "VAE",
+        "others",
+        "supervised",
+        "GDPO",
+        "GDPO without text",
+        "GDPO 4 steps",
+        "GDPO streaming",
+        "supervised streaming",
+    }
     for row in metrics["judgement"].values():
-        assert {"listen/unils/FDD", "listen/gdpo_paper/PDD", "listen/variance_ratio/expr", "speak/unils/LVE",
-                "listen/P-FD/rot", "listen/rPCC/eyelid"} <= set(row)
+        assert {
+            "listen/unils/FDD",
+            "listen/gdpo_paper/PDD",
+            "listen/variance_ratio/expr",
+            "speak/unils/LVE",
+            "listen/P-FD/rot",
+            "listen/rPCC/eyelid",
+        } <= set(row)
         assert all(np.isfinite(value) for value in row.values())
     assert "listen/unils/FDD" in (folder / "judgement.md").read_text()
     videos = sorted((folder / "clips").glob("*.mp4"))
     report = (folder / "report.html").read_text()
-    assert len(videos) == 2 and report.count("<video") == 2 and "ground truth, supervised, GDPO" in report
-    assert all(title in report for title in ("How listeners move", "Held-out clips", "Training curves"))
-    lines = [json.loads(line) for line in (folder / "gdpo" / "steps.jsonl").read_text().splitlines()]
+    assert (
+        len(videos) == 2
+        and report.count("<video") == 2
+        and "ground truth, supervised, GDPO" in report
+    )
+    assert all(
+        title in report for title in ("How listeners move", "Held-out clips", "Training curves")
+    )
+    lines = [
+        json.loads(line) for line in (folder / "gdpo" / "steps.jsonl").read_text().splitlines()
+    ]
     assert ["reward/expr" in line for line in lines] == [True, False] * 2
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-6)
 
@@ -58,10 +108,21 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
 @pytest.mark.long
 @pytest.mark.skipif(not DYAD.is_dir(), reason="the real dyad is not here")
 def test_gdpo_runs_on_the_real_dyad(tmp_path):
-    """One track of FLAME motion, both people's sound: no partner motion, no prompt of a mood, no vertices."""
+    """One track of FLAME motion, both people's sound: no partner motion, no prompt of a mood, no
+    vertices.
+    """
     keys = [key for key in LEAN if not key.startswith("corpus")]
-    summary = finished("gdpo", tmp_path / "run", "corpus.kind=dualtalk", f"corpus.root={DYAD}", "corpus.seconds=2",
-                       "roles=listener", *keys, "vae.batch_size=4", "flow.batch_size=4")
+    summary = finished(
+        "gdpo",
+        tmp_path / "run",
+        "corpus.kind=dualtalk",
+        f"corpus.root={DYAD}",
+        "corpus.seconds=2",
+        "roles=listener",
+        *keys,
+        "vae.batch_size=4",
+        "flow.batch_size=4",
+    )
     row = summary["metrics"]["after"]
     assert np.isfinite(row["listen/variance_ratio/expr"]) and "listen/unils/FDD" not in row
     assert not any("P-FD" in name for name in row), "absent is missing, not zero"
@@ -71,36 +132,89 @@ def test_gdpo_runs_on_the_real_dyad(tmp_path):
 
 def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     folder, _ = gdpo_run
-    summary = finished("dpo", tmp_path / "run", "policy=flow", f"imitation={folder}", "rollout.workers=1",
-                       "rollout.prompts=12", "rollout.samples=2", "rollout.steps=2", "raters.workers=1",
-                       "raters.count=2", "dpo.epochs=1", "dpo.batch_size=4", "learner.world_size=1", "judge.windows=4",
-                       "judge.ablations=false", "judge.omegas=[2]", "judge.long_frames=96", "judge.steps=2",
-                       "judge.clips=1", "render.workers=1",
-                       "tracking.system_metrics=false")
+    summary = finished(
+        "dpo",
+        tmp_path / "run",
+        "policy=flow",
+        f"imitation={folder}",
+        "rollout.workers=1",
+        "rollout.prompts=12",
+        "rollout.samples=2",
+        "rollout.steps=2",
+        "raters.workers=1",
+        "raters.count=2",
+        "dpo.epochs=1",
+        "dpo.batch_size=4",
+        "learner.world_size=1",
+        "judge.windows=4",
+        "judge.ablations=false",
+        "judge.omegas=[2]",
+        "judge.long_frames=96",
+        "judge.steps=2",
+        "judge.clips=1",
+        "render.workers=1",
+        "tracking.system_metrics=false",
+    )
     assert summary["counts"]["candidates"] == 12 * 3 and summary["counts"]["ratings"] == 12 * 3 * 2
-    assert summary["engines"]["dpo_learner"]["name"] == "deepspeed" and "SIMULATED" in summary["engines"]["raters"]
+    assert (
+        summary["engines"]["dpo_learner"]["name"] == "deepspeed"
+        and "SIMULATED" in summary["engines"]["raters"]
+    )
     assert "vae_learner" not in summary["engines"] and set(summary["metrics"]["judgement"]) == {
-        "VAE", "others", "supervised", "Flow-DPO"}
+        "VAE",
+        "others",
+        "supervised",
+        "Flow-DPO",
+    }
     rating = summary["metrics"]["simulated_rating"]
     assert "supervised, Flow-DPO" in (tmp_path / "run" / "report.html").read_text()
-    assert rating["change"]["mean"] == pytest.approx(rating["Flow-DPO"]["mean"] - rating["supervised"]["mean"])
+    assert rating["change"]["mean"] == pytest.approx(
+        rating["Flow-DPO"]["mean"] - rating["supervised"]["mean"]
+    )
     first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
 
 
 def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tmp_path):
-    summary = finished("gdpo", tmp_path / "run", "policy=vla", "corpus.kind=parquet", f"corpus.root={tiny_corpus.path}",
-                       "corpus.seconds=1", f"sft.checkpoint={tiny_checkpoint}", "rollout.workers=1",
-                       "raters.workers=1", "raters.count=2", "gdpo.iterations=2", "gdpo.batch_size=2",
-                       "gdpo.group_size=2", "learner.world_size=1", "evaluation.prompts=4", "evaluation.bootstrap=100",
-                       "evaluation.clips=1", "render.workers=1", "render.size=64", "tracking.system_metrics=false")
-    assert summary["engines"]["rollout"]["name"] == "vllm" and summary["counts"]["rollouts"] == 2 * 2 * 2 * 2
-    lines = [json.loads(line) for line in (tmp_path / "run" / "gdpo" / "steps.jsonl").read_text().splitlines()]
+    summary = finished(
+        "gdpo",
+        tmp_path / "run",
+        "policy=vla",
+        "corpus.kind=parquet",
+        f"corpus.root={tiny_corpus.path}",
+        "corpus.seconds=1",
+        f"sft.checkpoint={tiny_checkpoint}",
+        "rollout.workers=1",
+        "raters.workers=1",
+        "raters.count=2",
+        "gdpo.iterations=2",
+        "gdpo.batch_size=2",
+        "gdpo.group_size=2",
+        "learner.world_size=1",
+        "evaluation.prompts=4",
+        "evaluation.bootstrap=100",
+        "evaluation.clips=1",
+        "render.workers=1",
+        "render.size=64",
+        "tracking.system_metrics=false",
+    )
+    assert (
+        summary["engines"]["rollout"]["name"] == "vllm"
+        and summary["counts"]["rollouts"] == 2 * 2 * 2 * 2
+    )
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "gdpo" / "steps.jsonl").read_text().splitlines()
+    ]
     assert ["reward/expr" in line for line in lines] == [True, False] * 2
     for line in lines[::2]:
         assert line["ratio"] == pytest.approx(1, abs=1e-5), "on-policy after a refresh"
         assert 0 < line["mismatch_max"] < 1e-3 and line["truncated"] == 0
     assert set(summary["metrics"]["judgement"]) == {"SFT", "GDPO"}
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "How listeners move" in report and report.count("<video") == 1 and "ground truth, SFT, GDPO" in report
+    assert (
+        "How listeners move" in report
+        and report.count("<video") == 1
+        and "ground truth, SFT, GDPO" in report
+    )
     assert "listen/variance_ratio/jaw" in summary["metrics"]["after"]

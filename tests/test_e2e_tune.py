@@ -1,4 +1,6 @@
-"""The recipe `tune` as a person starts it, very small: killed after its first trial, resumed, its best config taken."""
+"""The recipe `tune` as a person starts it, very small: killed after its first trial, resumed, its
+best config taken.
+"""
 
 import json
 import os
@@ -11,22 +13,41 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import DpoRecipeConfig, load_config
+from rapport.pipeline.config import DpoRecipeConfig, load_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
-LEAN = ["rollout.prompts=8", "rollout.samples=2", "dpo.epochs=1", "dpo.batch_size=4", "evaluation.prompts=4",
-        "corpus.kind=parquet", "corpus.seconds=1", "rollout.workers=1", "raters.workers=1", "cluster.preflight=false",
-        "tracking.system_metrics=false", "tune.space.dpo.beta=grid(0.1, 1)"]
+LEAN = [
+    "rollout.prompts=8",
+    "rollout.samples=2",
+    "dpo.epochs=1",
+    "dpo.batch_size=4",
+    "evaluation.prompts=4",
+    "corpus.kind=parquet",
+    "corpus.seconds=1",
+    "rollout.workers=1",
+    "raters.workers=1",
+    "cluster.preflight=false",
+    "tracking.system_metrics=false",
+    "tune.space.dpo.beta=grid(0.1, 1)",
+]
 
 
-def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tiny_corpus, tiny_checkpoint, tmp_path):
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(
+    tiny_corpus, tiny_checkpoint, tmp_path
+):
     folder = tmp_path / "run"
     given = [f"corpus.root={tiny_corpus.path}", f"sft.checkpoint={tiny_checkpoint}"]
     command = [sys.executable, "-m", "pipeline.run", "tune", "dpo", "--run-dir", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen([*command, *LEAN, *given], cwd=ROOT, env=environment, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, *LEAN, *given],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     first = folder / "trials" / "dpo.beta=0.1"
     deadline = time.monotonic() + 300
     while not (first / "phases" / "judge.json").is_file():
@@ -35,14 +56,28 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tiny_corpus, tiny_
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     written = [(first / "phases" / f"{name}.json").stat().st_mtime_ns for name in ("dpo", "judge")]
-    resumed = subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True, timeout=500)
+    resumed = subprocess.run(
+        [*command, "--resume"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
     assert resumed.returncode == 0, resumed.stdout[-6000:]
-    assert written == [(first / "phases" / f"{name}.json").stat().st_mtime_ns for name in ("dpo", "judge")]
+    assert written == [
+        (first / "phases" / f"{name}.json").stat().st_mtime_ns for name in ("dpo", "judge")
+    ]
     found = json.loads((folder / "tune.json").read_text())
     assert {t["name"]: t["status"] for t in found["trials"]} == {
-        "dpo.beta=0.1": "finished", "dpo.beta=1": "finished"}
-    assert all(t["metrics"]["kl"] > 0 and 1 <= t["metrics"]["simulated_rating"] <= 5 for t in found["trials"])
+        "dpo.beta=0.1": "finished",
+        "dpo.beta=1": "finished",
+    }
+    assert all(
+        t["metrics"]["kl"] > 0 and 1 <= t["metrics"]["simulated_rating"] <= 5
+        for t in found["trials"]
+    )
     assert found["baseline"]["kl"] == pytest.approx(0, abs=1e-4)
     assert len(list(folder.glob("reference-*.parquet"))) == 1, "reference log-probs are shared"
     for file in (folder / "charts").iterdir():

@@ -1,8 +1,9 @@
-"""Frames a second on one core: our rasteriser against VTK's software OpenGL, on the same moving head.
+"""Frames a second on one core: our rasteriser against VTK's software OpenGL, on the same moving
+head.
 
-Both turn vertices into RGB arrays: normals, lights, vertex colours, z-buffer, read-back. Ours also draws the brows'
-texture. Beside it: whole videos, with skinning and encoding, as the render pool makes them.
-"""
+Both turn vertices into RGB arrays: normals, lights, vertex colours, z-buffer, read-back. Ours also
+draws the brows' texture. Beside it: whole videos, with skinning and encoding, as the render pool
+makes them."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.render import Panel, RenderOptions, RenderWorker, VideoJob
-from pipeline.bench.workload import process, seconds, spread
-from pipeline.config import BenchConfig
-from pipeline.recipes.rollout import render_options
-from pipeline.rundir import RunError
-from policies.head.asset import HeadAsset, load_head
-from policies.head.flame import FlameHead
-from policies.head.raster import Rasterizer
-from policies.motion import Layout, Motion
+from rapport.actors.renderer import Panel, RenderOptions, RenderWorker, VideoJob
+from rapport.pipeline.bench.workload import process, seconds, spread
+from rapport.pipeline.config import BenchConfig
+from rapport.pipeline.recipes.rollout import render_options
+from rapport.pipeline.rundir import RunError
+from rapport.policies.head.asset import HeadAsset, load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.raster import Rasterizer
+from rapport.policies.motion import Layout, Motion
 
 FPS = 25.0
 
@@ -43,7 +44,11 @@ class OurRasterizer:
 class VtkRasterizer:
     def __init__(self, options: RenderOptions, motion: Motion):
         import vtkmodules.vtkRenderingOpenGL2  # noqa: F401  registers the renderer
-        from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to_numpy
+        from vtkmodules.util.numpy_support import (
+            numpy_to_vtk,
+            numpy_to_vtkIdTypeArray,
+            vtk_to_numpy,
+        )
         from vtkmodules.vtkCommonCore import vtkObject, vtkPoints
         from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkPolyData
         from vtkmodules.vtkFiltersCore import vtkPolyDataNormals
@@ -63,7 +68,10 @@ class VtkRasterizer:
         self.points.SetData(self.array)
         self.mesh.SetPoints(self.points)
         cells = vtkCellArray()
-        cells.SetData(3, numpy_to_vtkIdTypeArray(np.ascontiguousarray(asset.faces, np.int64).ravel(), deep=True))
+        cells.SetData(
+            3,
+            numpy_to_vtkIdTypeArray(np.ascontiguousarray(asset.faces, np.int64).ravel(), deep=True),
+        )
         self.mesh.SetPolys(cells)
         self.mesh.GetPointData().SetScalars(numpy_to_vtk(_bytes(asset), deep=True))
         normals = vtkPolyDataNormals()
@@ -107,8 +115,10 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     try:
         import vtkmodules
     except ImportError:
-        raise RunError("bench render compares with VTK, which only it needs: pip install --no-deps -r "
-                       "infra/requirements/bench.lock") from None
+        raise RunError(
+            "bench render compares with VTK, which only it needs: pip install --no-deps -r "
+            "infra/requirements/bench.lock"
+        ) from None
     options = render_options(config.render, config.head)
     motion = nodding(load_head(options.head, options.topology), config.corpus.seconds, config.seed)
     with process(OurRasterizer, 1, options, motion) as call:
@@ -117,17 +127,31 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     with process(VtkRasterizer, 1, options, motion, LP_NUM_THREADS="1") as call:
         renderer = call("describe")
         theirs = _frames_per_s(call, len(motion), config.bench.repeats)
-    say(f"VTK {vtkmodules.__version__} ({renderer}) {theirs['median']:.0f} frames/s; "
-        f"{ours['median'] / theirs['median']:.2f} times")
+    say(
+        f"VTK {vtkmodules.__version__} ({renderer}) {theirs['median']:.0f} frames/s; "
+        f"{ours['median'] / theirs['median']:.2f} times"
+    )
     with tempfile.TemporaryDirectory() as scratch, process(RenderWorker, 1, options) as call:
         job = VideoJob(Path(scratch) / "clip.mp4", (Panel("listener", motion),), None)
         call("render", job)
-        videos = spread([len(motion) / seconds(lambda: call("render", job)) for _ in range(config.bench.repeats)])
+        videos = spread(
+            [
+                len(motion) / seconds(lambda: call("render", job))
+                for _ in range(config.bench.repeats)
+            ]
+        )
     say(f"whole videos {videos['median']:.0f} frames/s")
-    return {"workload": {"frames": len(motion), "size": options.size, "supersample": options.supersample},
-            "ours": {"frames_per_s": ours}, "ratio": ours["median"] / theirs["median"],
-            "vtk": {"version": vtkmodules.__version__, "renderer": renderer, "frames_per_s": theirs},
-            "videos": {"frames_per_s": videos, "codec": options.codec}}
+    return {
+        "workload": {
+            "frames": len(motion),
+            "size": options.size,
+            "supersample": options.supersample,
+        },
+        "ours": {"frames_per_s": ours},
+        "ratio": ours["median"] / theirs["median"],
+        "vtk": {"version": vtkmodules.__version__, "renderer": renderer, "frames_per_s": theirs},
+        "videos": {"frames_per_s": videos, "codec": options.codec},
+    }
 
 
 def nodding(asset: HeadAsset, length_s: float, seed: int) -> Motion:

@@ -1,4 +1,6 @@
-"""Seconds to give the fleet new weights, and as a multiple of copying the same bytes once per engine."""
+"""Seconds to give the fleet new weights, and as a multiple of copying the same bytes once per
+engine.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from typing import Any
 import ray
 import torch
 
-from actors.rollout import Fleet
-from pipeline.bench.workload import random_policy, random_prompts, seconds, spread
-from pipeline.config import BenchConfig
-from pipeline.recipes.rollout import fleet_options
-from policies.vla.loading import load_checkpoint
+from rapport.actors.fleet import Fleet
+from rapport.pipeline.bench.workload import random_policy, random_prompts, seconds, spread
+from rapport.pipeline.config import BenchConfig
+from rapport.pipeline.recipes.rollout import fleet_options
+from rapport.policies.vla.loading import load_checkpoint
 
 
 def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -32,15 +34,29 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
                 with torch.no_grad():
                     for parameter in policy.parameters():
                         parameter.add_(1e-4)
-                copies.append(seconds(lambda: [{n: t.clone() for n, t in state.items()}
-                                               for _ in range(rollout.workers)]))
+                copies.append(
+                    seconds(
+                        lambda: [
+                            {n: t.clone() for n, t in state.items()} for _ in range(rollout.workers)
+                        ]
+                    )
+                )
                 whole.append(seconds(lambda: fleet.update(policy)))
                 given.append(seconds(lambda: fleet.each("update", ray.put(state), fleet.version)))
     bytes_ = sum(t.numel() * t.element_size() for t in state.values())
     # The first update of an engine compiles and imports what the others find done.
     update, plain, hand_over = (spread(values[1:]) for values in (whole, copies, given))
-    say(f"{bytes_ / 1e6:.1f} MB to {rollout.workers} engines: {update['median']:.2f} s with digest and canary, "
-        f"{hand_over['median']:.2f} s without; a plain copy takes {1000 * plain['median']:.1f} ms")
-    return {"megabytes": bytes_ / 1e6, "workers": rollout.workers, "update_s": update, "hand_over_s": hand_over,
-            "plain_copy_s": plain, "ratio": update["median"] / plain["median"],
-            "ratio_without_checks": hand_over["median"] / plain["median"]}
+    say(
+        f"{bytes_ / 1e6:.1f} MB to {rollout.workers} engines: {update['median']:.2f} s with "
+        "digest and canary, "
+        f"{hand_over['median']:.2f} s without; a plain copy takes {1000 * plain['median']:.1f} ms"
+    )
+    return {
+        "megabytes": bytes_ / 1e6,
+        "workers": rollout.workers,
+        "update_s": update,
+        "hand_over_s": hand_over,
+        "plain_copy_s": plain,
+        "ratio": update["median"] / plain["median"],
+        "ratio_without_checks": hand_over["median"] / plain["median"],
+    }

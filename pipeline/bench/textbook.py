@@ -1,14 +1,14 @@
 """The REACT metrics as the public code computes them: one pair, one channel, one lag at a time.
 
-Written from the description in `rewards.metrics.react`, to measure against; DTW is compiled, as tslearn's is.
-"""
+Written from the description in `rapport.rewards.metrics.protocols.react`, to measure against; DTW
+is compiled, as tslearn's is."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
 
-from rewards.metrics.jit import CACHE
+from rapport.rewards.metrics.measures.jit import CACHE
 
 
 def ccc(x: np.ndarray, y: np.ndarray) -> float:
@@ -28,7 +28,11 @@ def lag(x: np.ndarray, y: np.ndarray) -> int:
     with np.errstate(invalid="ignore", divide="ignore"):
         for shift in range(-49, 50):
             a, b = (x[shift:], y[: len(y) - shift]) if shift >= 0 else (x[:shift], y[-shift:])
-            means.append(np.mean(np.float32([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(x.shape[1])])))
+            means.append(
+                np.mean(
+                    np.float32([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(x.shape[1])])
+                )
+            )
     return abs(49 - int(np.argmax(means)))
 
 
@@ -36,7 +40,9 @@ def weighted_dtw(x: np.ndarray, y: np.ndarray) -> float:
     """Three DTW distances of (time, 25) arrays, weighted."""
     x, y = x.astype(np.float64), y.astype(np.float64)  # as tslearn does
     groups = ((0, 15, 1 / 15), (15, 17, 1.0), (17, 25, 1 / 8))
-    return float(sum(w * np.sqrt(_accumulated(x[:, a:b].copy(), y[:, a:b].copy())) for a, b, w in groups))
+    return float(
+        sum(w * np.sqrt(_accumulated(x[:, a:b].copy(), y[:, a:b].copy())) for a, b, w in groups)
+    )
 
 
 @numba.njit(cache=CACHE)
@@ -53,5 +59,7 @@ def _accumulated(x, y):
     table[0, 0] = 0.0
     for i in range(len(x)):
         for j in range(len(y)):
-            table[i + 1, j + 1] = _squared_distance(x[i], y[j]) + min(table[i, j + 1], table[i + 1, j], table[i, j])
+            table[i + 1, j + 1] = _squared_distance(x[i], y[j]) + min(
+                table[i, j + 1], table[i + 1, j], table[i, j]
+            )
     return table[-1, -1]

@@ -1,4 +1,6 @@
-"""What benchmarks run on: policies of a given size with weights and prompts at random, and actors of their own."""
+"""What benchmarks run on: policies of a given size with weights and prompts at random, and actors
+of their own.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +13,41 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.cluster import worker_environment
-from pipeline.config import BenchConfig
-from policies.motion import Layout
-from policies.vla.actions import ActionSpace, ActionTokenizer
-from policies.vla.config import FaceVLAConfig
-from policies.vla.loading import build_tiny, save_checkpoint, tiny_config
-from policies.vla.prompt import build_prompt
-from policies.vla.text import build_text_tokenizer
-from policies.vla.trajectory import Prompt
+from rapport.actors.cluster import worker_environment
+from rapport.pipeline.config import BenchConfig
+from rapport.policies.motion import Layout
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.loading import build_tiny, save_checkpoint, tiny_config
+from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.text import build_text_tokenizer
+from rapport.policies.vla.trajectory import Prompt
 
 
 def random_policy(config: BenchConfig, directory: Path, **changes: Any) -> FaceVLAConfig:
-    """Save a policy of the configured size; `changes` as in `tiny_config`, and `space`, `vocabulary`."""
+    """Save a policy of the configured size; `changes` as in `tiny_config`, and `space`,
+    `vocabulary`.
+    """
     policy = config.policy
     space = changes.pop("space", None)
     if space is None:
-        layout = Layout((("expr", policy.action.expr_dims), ("rot", 3), ("jaw", 3)), 25.0, "builtin")
+        layout = Layout(
+            (("expr", policy.action.expr_dims), ("rot", 3), ("jaw", 3)), 25.0, "builtin"
+        )
         space = ActionSpace(layout, policy.action.rate, config.corpus.seconds)
     vocabulary = changes.pop("vocabulary", policy.vocabulary)
     tokenizer = build_text_tokenizer(["hello there"], text_vocabulary=vocabulary - 256)
-    sizes = {"frames": config.corpus.frames, "image_size": config.corpus.image_size,
-             "text_tokens": policy.text_tokens, "hidden": policy.hidden, "layers": policy.layers,
-             "heads": policy.heads, "kv_heads": policy.kv_heads, "tower_hidden": policy.vision_hidden,
-             "tower_layers": policy.vision_layers}
+    sizes = {
+        "frames": config.corpus.frames,
+        "image_size": config.corpus.image_size,
+        "text_tokens": policy.text_tokens,
+        "hidden": policy.hidden,
+        "layers": policy.layers,
+        "heads": policy.heads,
+        "kv_heads": policy.kv_heads,
+        "tower_hidden": policy.vision_hidden,
+        "tower_layers": policy.vision_layers,
+    }
     model = build_tiny(tiny_config(tokenizer, space, **sizes | changes), seed=config.seed)
     low, high = -np.ones(space.dims, np.float32), np.ones(space.dims, np.float32)
     actions = ActionTokenizer(space, low, high, model.config.action_token_start)
@@ -42,7 +55,9 @@ def random_policy(config: BenchConfig, directory: Path, **changes: Any) -> FaceV
     return model.config
 
 
-def random_prompts(config: FaceVLAConfig, count: int, seed: int, has_frames: bool = True) -> list[Prompt]:
+def random_prompts(
+    config: FaceVLAConfig, count: int, seed: int, has_frames: bool = True
+) -> list[Prompt]:
     """Prompts full of text; ids beyond the special tokens and the bytes."""
     rng = np.random.default_rng(seed)
     shape = (config.frames, config.image_size, config.image_size, 3)
@@ -55,8 +70,12 @@ def random_prompts(config: FaceVLAConfig, count: int, seed: int, has_frames: boo
 
 
 @contextmanager
-def process(actor: Any, threads: int, *arguments: Any, **environment: str) -> Iterator[Callable[..., Any]]:
-    """An actor in a process of its own with `threads` CPU threads; yields `call(method, *arguments)`."""
+def process(
+    actor: Any, threads: int, *arguments: Any, **environment: str
+) -> Iterator[Callable[..., Any]]:
+    """An actor in a process of its own with `threads` CPU threads; yields `call(method,
+    *arguments)`.
+    """
     env = worker_environment(threads) | environment
     handle = actor.options(num_cpus=threads, runtime_env={"env_vars": env}).remote(*arguments)
     try:

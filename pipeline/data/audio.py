@@ -10,12 +10,14 @@ from scipy.io import wavfile
 from scipy.ndimage import binary_closing, binary_opening
 from scipy.signal import resample_poly
 
-from pipeline.data.clip import AUDIO_RATE
+from rapport.policies.clip import AUDIO_RATE
 
 _STEP = AUDIO_RATE // 100  # samples in an energy window: 10 ms
 _BELOW_LOUD_DB = 30.0  # speech is within this of the loud moments of the same recording ...
 _FLOOR_DBFS = -60.0  # ... and never below this, so that a silent recording has no speech
-_BRIDGE_STEPS = 20  # gaps up to 0.2 s are inside speech: stop consonants (Heldner & Edlund 2010 use 0.18 s)
+_BRIDGE_STEPS = (
+    20  # gaps up to 0.2 s are inside speech: stop consonants (Heldner & Edlund 2010 use 0.18 s)
+)
 _SHORTEST_STEPS = 5  # 50 ms
 
 
@@ -52,11 +54,12 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
 
 
 def voice_activity(audio: np.ndarray) -> np.ndarray:
-    """Who-speaks mask by energy: (samples,) at `AUDIO_RATE` -> (samples // 160,) bool, one every 10 ms.
+    """Who-speaks mask by energy: (samples,) at `AUDIO_RATE` -> (samples // 160,) bool, one every 10
+    ms.
 
-    A window counts as speech when its level is within 30 dB of the recording's 95th percentile and above -60 dBFS;
-    gaps up to 0.2 s are bridged, bursts under 50 ms dropped. Good enough for statistics on clean sound.
-    """
+    A window counts as speech when its level is within 30 dB of the recording's 95th percentile and
+    above -60 dBFS; gaps up to 0.2 s are bridged, bursts under 50 ms dropped. Good enough for
+    statistics on clean sound."""
     windows = audio[: len(audio) // _STEP * _STEP].reshape(-1, _STEP)
     level = 20 * np.log10(np.sqrt(np.mean(windows**2, axis=1)) + 1e-10)
     loud = level[level > _FLOOR_DBFS]
@@ -72,8 +75,9 @@ def turn_statistics(speaker: np.ndarray, listener: np.ndarray) -> dict[str, floa
     """How two people share the time, from their `voice_activity` masks.
 
     Returns:
-        shares of the time in which `speaker` and `listener` speak, both (`overlap`) or neither (`silence`), and the
-        speaker's median pause in seconds (`pause_median_s`, NaN when there is none).
+        shares of the time in which `speaker` and `listener` speak, both (`overlap`) or neither
+        (`silence`), and the speaker's median pause in seconds (`pause_median_s`, NaN when there is
+        none).
     """
     steps = min(len(speaker), len(listener))
     a, b = speaker[:steps], listener[:steps]
@@ -91,4 +95,7 @@ def _runs(mask: np.ndarray) -> list[tuple[bool, int]]:
     """Runs of equal values with their lengths in steps."""
     edges = np.flatnonzero(np.diff(mask)) + 1
     bounds = np.concatenate([[0], edges, [len(mask)]])
-    return [(bool(mask[start]), int(end - start)) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [
+        (bool(mask[start]), int(end - start))
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+    ]

@@ -1,8 +1,8 @@
-"""A clip as an Arrow row and back: fixed-shape columns that plain pyarrow, `datasets` and Ray Data all read.
+"""A clip as an Arrow row and back: fixed-shape columns that plain pyarrow, `datasets` and Ray Data
+all read.
 
-Motion is `list<fixed_size_list<float>[dim]>`, the one column type that keeps its shape in all three readers.
-An absent modality is a null, never zeros.
-"""
+Motion is `list<fixed_size_list<float>[dim]>`, the one column type that keeps its shape in all three
+readers. An absent modality is a null, never zeros."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.clip import Clip, Word
-from policies.motion import Layout, Motion
+from rapport.policies.clip import Clip, Word
+from rapport.policies.motion import Layout, Motion
 
 SCHEMA_VERSION = "1"
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float32()), ("end", pa.float32())])
@@ -20,7 +20,8 @@ _WORD = pa.struct([("text", pa.string()), ("start", pa.float32()), ("end", pa.fl
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What nothing may train on: the reaction that would have fitted, and how this listener was drawn.
+    """What nothing may train on: the reaction that would have fitted, and how this listener was
+    drawn.
 
     Args:
         appropriate_affect: (time, 2) valence and arousal in [-1, 1].
@@ -69,7 +70,9 @@ TRUTH_SCHEMA = pa.schema(
 
 
 def sequences_to_arrow(sequences: list[np.ndarray | None], dim: int) -> pa.Array:
-    """(time, dim) arrays of unequal length, or None, as one `list<fixed_size_list<float>[dim]>` column."""
+    """(time, dim) arrays of unequal length, or None, as one `list<fixed_size_list<float>[dim]>`
+    column.
+    """
     lengths = [0 if s is None else len(s) for s in sequences]
     present = [np.asarray(s, np.float32).reshape(-1) for s in sequences if s is not None]
     flat = pa.array(np.concatenate(present) if present else np.zeros(0, np.float32), pa.float32())
@@ -80,7 +83,9 @@ def sequences_to_arrow(sequences: list[np.ndarray | None], dim: int) -> pa.Array
 def audio_to_arrow(signals: list[np.ndarray | None]) -> pa.Array:
     """(samples,) float32 in [-1, 1], or None, as `list<int16>`; louder samples are clipped."""
     lengths = [0 if s is None else len(s) for s in signals]
-    present = [np.round(np.clip(s, -1.0, 1.0) * 32767).astype(np.int16) for s in signals if s is not None]
+    present = [
+        np.round(np.clip(s, -1.0, 1.0) * 32767).astype(np.int16) for s in signals if s is not None
+    ]
     flat = pa.array(np.concatenate(present) if present else np.zeros(0, np.int16), pa.int16())
     return _lists(lengths, flat, [s is None for s in signals])
 
@@ -98,8 +103,12 @@ def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
         pa.array([c.dyad_id for c in clips], pa.string()),
         pa.array([c.split for c in clips], pa.string()),
         sequences_to_arrow([c.listener.values for c in clips], layout.dim),
-        sequences_to_arrow([None if c.speaker is None else c.speaker.values for c in clips], layout.dim),
-        pa.array([_frame_bytes(c.speaker_frames) for c in clips], schema.field("speaker_frames").type),
+        sequences_to_arrow(
+            [None if c.speaker is None else c.speaker.values for c in clips], layout.dim
+        ),
+        pa.array(
+            [_frame_bytes(c.speaker_frames) for c in clips], schema.field("speaker_frames").type
+        ),
         audio_to_arrow([c.speaker_audio for c in clips]),
         audio_to_arrow([c.listener_audio for c in clips]),
         pa.array([_word_rows(c.words) for c in clips], schema.field("words").type),
@@ -108,8 +117,12 @@ def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def row_to_clip(batch: pa.RecordBatch, row: int, layout: Layout, frame_size: tuple[int, int] | None) -> Clip:
-    """Row `row` of a batch read from a clip shard. Raises `LayoutError` when its motion is not finite."""
+def row_to_clip(
+    batch: pa.RecordBatch, row: int, layout: Layout, frame_size: tuple[int, int] | None
+) -> Clip:
+    """Row `row` of a batch read from a clip shard. Raises `LayoutError` when its motion is not
+    finite.
+    """
     column = {name: batch.column(name)[row] for name in batch.schema.names}
     return Clip(
         clip_id=column["clip_id"].as_py(),
@@ -120,13 +133,19 @@ def row_to_clip(batch: pa.RecordBatch, row: int, layout: Layout, frame_size: tup
         speaker_frames=_frames(column["speaker_frames"], frame_size),
         speaker_audio=_audio(column["speaker_audio"]),
         listener_audio=_audio(column["listener_audio"]),
-        words=tuple(Word(**w) for w in column["words"].as_py()) if column["words"].is_valid else None,
-        speaker_shape=np.array(column["speaker_shape"].values) if column["speaker_shape"].is_valid else None,
+        words=tuple(Word(**w) for w in column["words"].as_py())
+        if column["words"].is_valid
+        else None,
+        speaker_shape=np.array(column["speaker_shape"].values)
+        if column["speaker_shape"].is_valid
+        else None,
     )
 
 
 def array_of(scalar: pa.ListScalar) -> np.ndarray:
-    """The (time, dim) array of one cell of a sequence column, copied: Arrow's own memory is read-only."""
+    """The (time, dim) array of one cell of a sequence column, copied: Arrow's own memory is
+    read-only.
+    """
     values = scalar.values
     return np.array(values.flatten()).reshape(len(values), values.type.list_size)
 
@@ -138,7 +157,9 @@ def _frame_bytes(frames: np.ndarray | None) -> list[bytes] | None:
 def _frames(scalar: pa.ListScalar, size: tuple[int, int] | None) -> np.ndarray | None:
     if not scalar.is_valid:
         return None
-    frames = [np.frombuffer(frame.as_buffer(), np.uint8).reshape(*size, 3) for frame in scalar.values]
+    frames = [
+        np.frombuffer(frame.as_buffer(), np.uint8).reshape(*size, 3) for frame in scalar.values
+    ]
     return np.stack(frames)
 
 
@@ -147,4 +168,6 @@ def _audio(scalar: pa.ListScalar) -> np.ndarray | None:
 
 
 def _word_rows(words: tuple[Word, ...] | None) -> list[dict] | None:
-    return None if words is None else [{"text": w.text, "start": w.start, "end": w.end} for w in words]
+    return (
+        None if words is None else [{"text": w.text, "start": w.start, "end": w.end} for w in words]
+    )

@@ -1,4 +1,5 @@
-"""Clips as AR-Flow takes them: one person of a clip (the actor), what they react to, and who speaks when.
+"""Clips as AR-Flow takes them: one person of a clip (the actor), what they react to, and who speaks
+when.
 
 Names are those of GDPO-Listener: the actor is who is generated, the partner the other one.
 """
@@ -14,24 +15,36 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.data.audio import voice_activity
-from pipeline.data.clip import AUDIO_RATE, Clip
-from pipeline.data.statistics import count_nods, head_rotation
-from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
-from policies.flow.training import FLOW_SCHEMA, MOTION_SCHEMA, to_bytes
-from policies.flow.vae import MotionVAE
-from policies.motion import LayoutError, Motion
-from rewards.dynamics import listening_frames
+from rapport.pipeline.data.audio import voice_activity
+from rapport.pipeline.data.statistics import count_nods, head_rotation
+from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.training import FLOW_SCHEMA, MOTION_SCHEMA, to_bytes
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.motion import LayoutError, Motion
+from rapport.rewards.dynamics import listening_frames
 
-# What a learner and a rollout worker need of a window: conditions, latents, and what rewards compare with.
-WINDOW_SCHEMA = pa.schema([*FLOW_SCHEMA, *(f for f in MOTION_SCHEMA if f.name not in FLOW_SCHEMA.names),
-                           pa.field("listening", pa.list_(pa.bool_())), pa.field("speaking", pa.list_(pa.bool_()))])
+# What a learner and a rollout worker need of a window: conditions, latents, and what rewards
+# compare with.
+WINDOW_SCHEMA = pa.schema(
+    [
+        *FLOW_SCHEMA,
+        *(f for f in MOTION_SCHEMA if f.name not in FLOW_SCHEMA.names),
+        pa.field("listening", pa.list_(pa.bool_())),
+        pa.field("speaking", pa.list_(pa.bool_())),
+    ]
+)
 
 LISTENER = "/listener"  # ends the ids of windows whose actor is the listener of a clip
 
 # Words for a face. By its mean valence and arousal in [-1, 1]:
-VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = ("sad", "neutral", "happy"), ("calm", "attentive", "excited"), 0.15
-# by the share of the time that eyes and head together point further than `AWAY` (radians) from straight ahead:
+VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = (
+    ("sad", "neutral", "happy"),
+    ("calm", "attentive", "excited"),
+    0.15,
+)
+# by the share of the time that eyes and head together point further than `AWAY` (radians) from
+# straight ahead:
 GAZE_WORDS, GAZE_SHARES, AWAY = ("looking ahead", "glancing away", "looking away"), (0.2, 0.6), 0.15
 # by nods a minute, see `count_nods`.
 NOD_WORDS, NODS = ("with a still head", "with a slight nod", "nodding"), (5, 10)
@@ -66,22 +79,27 @@ class Window:
 
 
 def whole_latents(frames: int, downsample: int) -> int:
-    """Frames of the longest window of whole latents in a clip: 96 of 100 with r = 8. The rest of the clip is left out.
+    """Frames of the longest window of whole latents in a clip: 96 of 100 with r = 8. The rest of
+    the clip is left out.
 
     Raises `LayoutError` when there is none: padding would teach the policy to stand still.
     """
     if frames < downsample:
-        raise LayoutError(f"a clip of {frames} frames holds no latent of {downsample}; raise corpus.seconds")
+        raise LayoutError(
+            f"a clip of {frames} frames holds no latent of {downsample}; raise corpus.seconds"
+        )
     return frames // downsample * downsample
 
 
 def windows(
     clip: Clip, downsample: int, both: bool = True, affect: Mapping[str, np.ndarray] | None = None
 ) -> Iterator[Window]:
-    """The listener of a clip as the actor, then, with `both`, the speaker where the clip has their motion.
+    """The listener of a clip as the actor, then, with `both`, the speaker where the clip has their
+    motion.
 
     Args:
-        affect: clip id -> (time, 2) valence and arousal that the listener shows, where the corpus has labels.
+        affect: clip id -> (time, 2) valence and arousal that the listener shows, where the corpus
+            has labels.
     """
     frames = whole_latents(len(clip.listener), downsample)
     layout = clip.listener.layout
@@ -91,32 +109,57 @@ def windows(
     motion = clip.listener.window(0, frames)
     other = None if clip.speaker is None else clip.speaker.window(0, frames)
     label = None if affect is None else affect.get(clip.clip_id)
-    yield Window(f"{clip.clip_id}{LISTENER}", motion, other, describe_face(motion, label), clip.listener_audio,
-                 clip.speaker_audio, listener, speaker)
+    yield Window(
+        f"{clip.clip_id}{LISTENER}",
+        motion,
+        other,
+        describe_face(motion, label),
+        clip.listener_audio,
+        clip.speaker_audio,
+        listener,
+        speaker,
+    )
     if both and other is not None:
-        yield Window(f"{clip.clip_id}/speaker", other, motion, describe_face(other), clip.speaker_audio,
-                     clip.listener_audio, speaker, listener)
+        yield Window(
+            f"{clip.clip_id}/speaker",
+            other,
+            motion,
+            describe_face(other),
+            clip.speaker_audio,
+            clip.listener_audio,
+            speaker,
+            listener,
+        )
 
 
 def describe_face(motion: Motion, affect: np.ndarray | None = None) -> str | None:
     """A prompt as the paper's: "happy and excited, looking ahead, nodding".
 
-    There a vision model looks at the actor's face and names emotion, gaze and head, nothing of what is said
-    (supplement, section 6 and Table 7). Here the words come from labels and motion; None where there is neither a
-    label nor a head that turns.
+    There a vision model looks at the actor's face and names emotion, gaze and head, nothing of what
+    is said (supplement, section 6 and Table 7). Here the words come from labels and motion; None
+    where there is neither a label nor a head that turns.
 
     Args:
         affect: (time, 2) valence and arousal that the actor shows, where the corpus has labels.
     """
     words = []
     if affect is not None:
-        valence, arousal = (int(np.digitize(value, (-NEUTRAL, NEUTRAL))) for value in np.mean(affect, axis=0))
+        valence, arousal = (
+            int(np.digitize(value, (-NEUTRAL, NEUTRAL))) for value in np.mean(affect, axis=0)
+        )
         words.append(f"{VALENCE_WORDS[valence]} and {AROUSAL_WORDS[arousal]}")
     if (head := head_rotation(motion)) is not None:
-        eyes = motion.group("eyepose") if "eyepose" in motion.layout.names else np.zeros((len(head), 6))
+        eyes = (
+            motion.group("eyepose")
+            if "eyepose" in motion.layout.names
+            else np.zeros((len(head), 6))
+        )
         away = np.linalg.norm(head[:, :2] + (eyes[:, 0:2] + eyes[:, 3:5]) / 2, axis=1) > AWAY
         nods = count_nods(head[:, 0], motion.layout.fps) / motion.seconds * 60
-        words += [GAZE_WORDS[np.digitize(away.mean(), GAZE_SHARES)], NOD_WORDS[np.digitize(nods, NODS)]]
+        words += [
+            GAZE_WORDS[np.digitize(away.mean(), GAZE_SHARES)],
+            NOD_WORDS[np.digitize(nods, NODS)],
+        ]
     return ", ".join(words) or None
 
 
@@ -133,10 +176,14 @@ class Features:
     caches: tuple[FeatureCache, FeatureCache]
 
     def of(self, window: Window) -> dict[str, Tensor | None]:
-        """`text` (text_dim,), `partner_audio` and `actor_audio` (frames, audio_dim); None where absent."""
-        return {"text": self._text(window.text),
-                "partner_audio": self._sound(window, window.partner_audio, actor=False),
-                "actor_audio": self._sound(window, window.actor_audio, actor=True)}
+        """`text` (text_dim,), `partner_audio` and `actor_audio` (frames, audio_dim); None where
+        absent.
+        """
+        return {
+            "text": self._text(window.text),
+            "partner_audio": self._sound(window, window.partner_audio, actor=False),
+            "actor_audio": self._sound(window, window.actor_audio, actor=True),
+        }
 
     def _text(self, text: str | None) -> Tensor | None:
         return None if text is None else self.caches[0].get(text, lambda: self.text([text])[0])
@@ -148,7 +195,9 @@ class Features:
         samples = round(frames * AUDIO_RATE / fps)
         clip, role = window.clip_id.rsplit("/", 1)
         whose = role if actor else {"listener": "speaker", "speaker": "listener"}[role]
-        return self.caches[1].get(f"{clip}/{whose}", lambda: self.audio(audio[:samples], frames, fps))
+        return self.caches[1].get(
+            f"{clip}/{whose}", lambda: self.audio(audio[:samples], frames, fps)
+        )
 
 
 def motion_rows(motions: Mapping[str, Motion]) -> Iterator[dict[str, Any]]:
@@ -158,14 +207,18 @@ def motion_rows(motions: Mapping[str, Motion]) -> Iterator[dict[str, Any]]:
 
 
 def window_rows(
-    given: Iterable[Window], features: Callable[[Window], Mapping[str, Tensor | None]], vae: MotionVAE
+    given: Iterable[Window],
+    features: Callable[[Window], Mapping[str, Tensor | None]],
+    vae: MotionVAE,
 ) -> Iterator[dict[str, Any]]:
     """Rows of WINDOW_SCHEMA."""
     for window in given:
         encoded = {name: to_bytes(value) for name, value in features(window).items()}
         yield encoded | {
             "clip_id": window.clip_id,
-            "partner_motion": None if window.partner is None else to_bytes(_latents(vae, window.partner)),
+            "partner_motion": None
+            if window.partner is None
+            else to_bytes(_latents(vae, window.partner)),
             "latents": to_bytes(_latents(vae, window.motion)),
             "frames": to_bytes(window.motion.values),
             "listening": window.listening.tolist(),
@@ -187,4 +240,3 @@ def _speaks(audio: np.ndarray | None, frames: int, fps: float, otherwise: bool) 
     heard = np.concatenate([[0], np.cumsum(activity)])
     length = np.diff(edges)
     return (heard[edges[1:]] - heard[edges[:-1]]) > length / 2
-

@@ -1,7 +1,7 @@
 """What people are given to rate, and what links their answers to candidates.
 
-    package/for_raters/    videos with neutral names, INSTRUCTIONS.md, sheet.csv: hand this out
-    package/manifest.csv   which candidate a video shows: keep it
+package/for_raters/    videos with neutral names, INSTRUCTIONS.md, sheet.csv: hand this out
+package/manifest.csv   which candidate a video shows: keep it
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.rundir import write_atomic
-from rewards.ratings import CRITERIA, HIGHEST, LOWEST, SHEET_COLUMNS, RatingError
+from rapport.pipeline.rundir import write_atomic
+from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, SHEET_COLUMNS, RatingError
 
 MANIFEST_COLUMNS = ("video", "prompt_id", "candidate_id")
 HAND_OUT = "for_raters"
 
 
 def neutral_names(groups: Mapping[str, Iterable[str]], seed: int) -> dict[str, tuple[str, str]]:
-    """Video name -> prompt id, candidate id. The number is the group's, the letter says nothing: both are shuffled."""
+    """Video name -> prompt id, candidate id. The number is the group's, the letter says nothing:
+    both are shuffled.
+    """
     rng = np.random.default_rng(seed)
     prompts = sorted(groups)
     names = {}
@@ -37,7 +39,9 @@ def write_package(folder: Path, names: Mapping[str, tuple[str, str]]) -> None:
     """Everything but the videos, which belong into `for_raters/videos`."""
     (folder / HAND_OUT).mkdir(exist_ok=True)
     write_atomic(folder / HAND_OUT / "INSTRUCTIONS.md", instructions())
-    write_atomic(folder / HAND_OUT / "sheet.csv", _table(SHEET_COLUMNS, ((name,) for name in names)))
+    write_atomic(
+        folder / HAND_OUT / "sheet.csv", _table(SHEET_COLUMNS, ((name,) for name in names))
+    )
     rows = ((name, prompt, candidate) for name, (prompt, candidate) in names.items())
     write_atomic(folder / "manifest.csv", _table(MANIFEST_COLUMNS, rows))
 
@@ -45,11 +49,15 @@ def write_package(folder: Path, names: Mapping[str, tuple[str, str]]) -> None:
 def read_manifest(file: Path) -> dict[str, tuple[str, str]]:
     """`neutral_names` of a package. Raises `RatingError` when it is not there or not one."""
     if not file.is_file():
-        raise RatingError(f"{file}: no manifest; a sheet of videos needs the one that was written with it")
+        raise RatingError(
+            f"{file}: no manifest; a sheet of videos needs the one that was written with it"
+        )
     with file.open(newline="", encoding="utf-8") as text:
         reader = csv.DictReader(text)
         if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
-            raise RatingError(f"{file}: columns {reader.fieldnames}, expected {', '.join(MANIFEST_COLUMNS)}")
+            raise RatingError(
+                f"{file}: columns {reader.fieldnames}, expected {', '.join(MANIFEST_COLUMNS)}"
+            )
         return {row["video"]: (row["prompt_id"], row["candidate_id"]) for row in reader}
 
 

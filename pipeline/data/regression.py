@@ -1,9 +1,9 @@
-"""A listener by ridge regression: the one answer that is least wrong on average, for every speaker the same way.
+"""A listener by ridge regression: the one answer that is least wrong on average, for every speaker
+the same way.
 
-It stands where REACT's Trans-AE does among baselines: everything that the speaker does goes in, a deterministic
-least-squares answer comes out. It is linear and solved in closed form; a transformer trained to the same error
-collapses towards the same conditional mean.
-"""
+It stands where REACT's Trans-AE does among baselines: everything that the speaker does goes in, a
+deterministic least-squares answer comes out. It is linear and solved in closed form; a transformer
+trained to the same error collapses towards the same conditional mean."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.clip import AUDIO_RATE, Clip
-from policies.motion import Layout, Motion
-from policies.vla.actions import spline_basis
+from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.vla.actions import spline_basis
 
 _TARGETS_PER_SECOND = 5  # knots of the default action space: what a policy here predicts
 _FEATURES_PER_SECOND = 1  # coarser: affect lasts for seconds, and clips are few
@@ -24,9 +24,11 @@ _FEWEST = 8  # clips to train on
 
 @dataclass(frozen=True, eq=False)
 class RegressionListener:
-    """Ridge regression from what the speaker does to how the listener moves, both over a whole clip.
+    """Ridge regression from what the speaker does to how the listener moves, both over a whole
+    clip.
 
-    Features: the speaker's motion and sound level in blocks of 1 s, as far as the clips have them, standardised.
+    Features: the speaker's motion and sound level in blocks of 1 s, as far as the clips have them,
+        standardised.
     Targets: the listener's motion in blocks of 0.2 s, standardised.
 
     Args:
@@ -65,7 +67,9 @@ class RegressionListener:
         flat = ((y - mean) / scale).reshape(len(y), -1)
         x_mean, x_scale = x.mean(axis=0), x.std(axis=0) + 1e-8
         x = (x - x_mean) / x_scale
-        held = np.arange(len(x)) >= len(x) * 3 // 4  # the last: neighbours share a dyad, do not part them
+        held = (
+            np.arange(len(x)) >= len(x) * 3 // 4
+        )  # the last: neighbours share a dyad, do not part them
         errors = []
         for ridge in _RIDGES:
             weights, offset = _solve(x[~held], flat[~held], ridge)
@@ -79,7 +83,8 @@ class RegressionListener:
         return (x @ self.weights + self.offset).reshape(-1, self.layout.dim)
 
     def __call__(self, clip: Clip) -> Motion:
-        """The answer to a clip's speaker, splined through the blocks; frames after the last whole block are left out.
+        """The answer to a clip's speaker, splined through the blocks; frames after the last whole
+        block are left out.
         """
         blocks = self.standardised(clip) * self.scale + self.mean
         frames = len(blocks) * _frames_of(_TARGETS_PER_SECOND, self.layout)
@@ -87,21 +92,31 @@ class RegressionListener:
 
 
 def features(clip: Clip) -> np.ndarray:
-    """(features,) float64 of the speaker. Raises `ValueError` where the clip has neither their motion nor sound."""
+    """(features,) float64 of the speaker. Raises `ValueError` where the clip has neither their
+    motion nor sound.
+    """
     heard = []
     if clip.speaker is not None:
-        heard.append(_block_means(clip.speaker.values, _frames_of(_FEATURES_PER_SECOND, clip.speaker.layout)).ravel())
+        heard.append(
+            _block_means(
+                clip.speaker.values, _frames_of(_FEATURES_PER_SECOND, clip.speaker.layout)
+            ).ravel()
+        )
     if clip.speaker_audio is not None:
         power = _block_means(clip.speaker_audio[:, None] ** 2, AUDIO_RATE // _FEATURES_PER_SECOND)
         heard.append(np.log10(power.ravel() + 1e-6))
     if not heard:
-        raise ValueError(f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on")
+        raise ValueError(
+            f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on"
+        )
     return np.concatenate(heard).astype(np.float64)
 
 
 def targets(listener: Motion, layout: Layout) -> np.ndarray:
     """(blocks, dim) float64: means of the listener's groups in blocks of 0.2 s."""
-    return _block_means(listener.subset(layout).values, _frames_of(_TARGETS_PER_SECOND, layout)).astype(np.float64)
+    return _block_means(
+        listener.subset(layout).values, _frames_of(_TARGETS_PER_SECOND, layout)
+    ).astype(np.float64)
 
 
 def _frames_of(per_second: int, layout: Layout) -> int:
@@ -109,13 +124,17 @@ def _frames_of(per_second: int, layout: Layout) -> int:
 
 
 def _solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and intercept of ridge regression, in its dual form: clips may be fewer than features."""
+    """Weights and intercept of ridge regression, in its dual form: clips may be fewer than
+    features.
+    """
     offset = y.mean(axis=0)
     dual = np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), y - offset)
     return x.T @ dual, offset
 
 
 def _block_means(values: np.ndarray, block: int) -> np.ndarray:
-    """Means of consecutive blocks of `block` rows of (time, dim); an incomplete last one is dropped."""
+    """Means of consecutive blocks of `block` rows of (time, dim); an incomplete last one is
+    dropped.
+    """
     count = len(values) // block
     return values[: count * block].reshape(count, block, -1).mean(axis=1)

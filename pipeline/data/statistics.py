@@ -1,11 +1,13 @@
-"""Figures of a motion by which a corpus is compared with people: amplitudes, speeds, bandwidth, blinks, nods."""
+"""Figures of a motion by which a corpus is compared with people: amplitudes, speeds, bandwidth,
+blinks, nods.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
-from policies.motion import Motion
+from rapport.policies.motion import Motion
 
 _CLOSED = 0.5  # lid closure that counts as a blink
 _NOD_BAND_HZ = (1.0, 4.0)
@@ -21,10 +23,10 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
         motion: one recording; a few seconds at least, or rates mean little.
 
     Returns:
-        `head_{pitch,yaw,roll}_std_deg`, `head_speed_deg_s` (mean size of the velocity), `nods_per_min`,
-        `jaw_{mean,std}_deg` and `jaw_speed_deg_s` (opening), `expr_std` (mean over coefficients),
-        `expr_speed_ratio` (mean over coefficients of std of velocity / std, 1/s), `{head,expr}_power_below_2.5hz`
-        (share of variance), `blinks_per_min`.
+        `head_{pitch,yaw,roll}_std_deg`, `head_speed_deg_s` (mean size of the velocity),
+        `nods_per_min`, `jaw_{mean,std}_deg` and `jaw_speed_deg_s` (opening), `expr_std` (mean over
+        coefficients), `expr_speed_ratio` (mean over coefficients of std of velocity / std, 1/s),
+        `{head,expr}_power_below_2.5hz` (share of variance), `blinks_per_min`.
     """
     names, fps = motion.layout.names, motion.layout.fps
     figures: dict[str, float] = {}
@@ -52,13 +54,17 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
 
 
 def head_rotation(motion: Motion) -> np.ndarray | None:
-    """(time, 3) float64 radians: `rot` and `neck`, added up, which is exact for small angles; None without either."""
+    """(time, 3) float64 radians: `rot` and `neck`, added up, which is exact for small angles; None
+    without either.
+    """
     rotations = [motion.group(name) for name in ("rot", "neck") if name in motion.layout.names]
     return np.sum(rotations, axis=0, dtype=np.float64) if rotations else None
 
 
 def power_below(values: np.ndarray, hz: float, fps: float) -> float:
-    """Share of the variance of (time, dim) up to `hz`, all moving columns weighing the same; NaN if none moves."""
+    """Share of the variance of (time, dim) up to `hz`, all moving columns weighing the same; NaN if
+    none moves.
+    """
     spectrum = np.abs(np.fft.rfft(values - values.mean(axis=0), axis=0)) ** 2
     total = spectrum.sum(axis=0)
     low = spectrum[np.fft.rfftfreq(len(values), 1 / fps) <= hz].sum(axis=0)
@@ -72,7 +78,8 @@ def count_blinks(eyelids: np.ndarray) -> int:
 
 
 def count_nods(pitch: np.ndarray, fps: float) -> int:
-    """Nods in a pitch track (time,) in radians, down positive: groups of downward swings between 1 and 4 Hz.
+    """Nods in a pitch track (time,) in radians, down positive: groups of downward swings between 1
+    and 4 Hz.
 
     Swings less than a second apart are one nod.
     """

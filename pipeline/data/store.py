@@ -1,14 +1,13 @@
-"""Corpora on disk: clips in Parquet shards, a manifest, and labels and hidden truth in files of their own.
+"""Corpora on disk: clips in Parquet shards, a manifest, and labels and hidden truth in files of
+their own.
 
-    corpus/
-      corpus.json               what is here: layout, counts, digests; written last
-      train-00000.parquet ...   clips (columns.clip_schema)
-      test-00000.parquet ...
-      labels.parquet            the listener's expressed affect, as a labelled corpus gives it (may be absent)
-      truth.parquet             hidden truth for judging; only `load_truth` reads it (may be absent)
+    corpus/ corpus.json               what is here: layout, counts, digests; written last
+      train-00000.parquet ...   clips (columns.clip_schema) test-00000.parquet ... labels.parquet
+      the listener's expressed affect, as a labelled corpus gives it (may be absent) truth.parquet
+      hidden truth for judging; only `load_truth` reads it (may be absent)
 
-A corpus is built in a hidden sibling folder and renamed into place, so a half-written one is never taken for whole.
-"""
+A corpus is built in a hidden sibling folder and renamed into place, so a half-written one is never
+taken for whole."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.clip import AUDIO_RATE, Clip
-from pipeline.data.columns import (
+from rapport.pipeline.data.columns import (
     LABEL_SCHEMA,
     SCHEMA_VERSION,
     TRUTH_SCHEMA,
@@ -38,7 +36,8 @@ from pipeline.data.columns import (
     row_to_clip,
     sequences_to_arrow,
 )
-from policies.motion import Layout, LayoutError, Motion
+from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.motion import Layout, LayoutError, Motion
 
 MANIFEST = "corpus.json"
 LABELS = "labels.parquet"
@@ -48,7 +47,9 @@ SHARD = 512  # clips in a file
 
 
 class CorpusError(ValueError):
-    """A corpus is missing, incomplete, corrupt or mixed. The message names the file or clip and the way out."""
+    """A corpus is missing, incomplete, corrupt or mixed. The message names the file or clip and the
+    way out.
+    """
 
 
 class CorpusWriter:
@@ -59,15 +60,17 @@ class CorpusWriter:
         source: what the clips are and how they were made, kept in the manifest.
 
     Raises:
-        CorpusError: the folder exists, a clip id comes twice, layouts, splits or frame sizes are unlike,
-            or no clip was added.
+        CorpusError: the folder exists, a clip id comes twice, layouts, splits or frame sizes are
+            unlike, or no clip was added.
     """
 
     def __init__(self, path: str | Path, source: dict[str, object]) -> None:
         self.path = Path(path)
         self.source = source
         if self.path.exists():
-            raise CorpusError(f"{self.path} is already there: remove it or write the corpus elsewhere")
+            raise CorpusError(
+                f"{self.path} is already there: remove it or write the corpus elsewhere"
+            )
         self._building = self.path.with_name(f".{self.path.name}.building-{os.getpid()}")
         self._layout: Layout | None = None
         self._frame_size: tuple[int, int] | None = None
@@ -82,27 +85,37 @@ class CorpusWriter:
         self._building.mkdir(parents=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._finish()
         finally:
             shutil.rmtree(self._building, ignore_errors=True)
 
-    def add(self, clip: Clip, expressed_affect: np.ndarray | None = None, truth: Truth | None = None) -> None:
-        """Append one clip, with its affect label (time, 2) and hidden truth where the source has them."""
+    def add(
+        self, clip: Clip, expressed_affect: np.ndarray | None = None, truth: Truth | None = None
+    ) -> None:
+        """Append one clip, with its affect label (time, 2) and hidden truth where the source has
+        them.
+        """
         self._check(clip)
         for name in ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words"):
             self._present[name] = self._present.get(name, 0) + (name not in clip.absent)
         layout = self._layout
         if clip.split not in self._shards:
             self._shards[clip.split] = _Shards(
-                self._building, f"{clip.split}-{{:05d}}.parquet", clip_schema(layout),
+                self._building,
+                f"{clip.split}-{{:05d}}.parquet",
+                clip_schema(layout),
                 lambda clips: clips_to_table(clips, layout),
             )
         self._shards[clip.split].add(clip)
         if expressed_affect is not None:
-            self._labels = self._labels or _Shards(self._building, LABELS, LABEL_SCHEMA, _label_table)
+            self._labels = self._labels or _Shards(
+                self._building, LABELS, LABEL_SCHEMA, _label_table
+            )
             self._labels.add((clip.clip_id, expressed_affect))
         if truth is not None:
             self._truth = self._truth or _Shards(self._building, TRUTH, TRUTH_SCHEMA, _truth_table)
@@ -110,22 +123,29 @@ class CorpusWriter:
 
     def _check(self, clip: Clip) -> None:
         if clip.clip_id in self._ids:
-            raise CorpusError(f"clip {clip.clip_id!r} was added twice: clip ids must be unique in a corpus")
+            raise CorpusError(
+                f"clip {clip.clip_id!r} was added twice: clip ids must be unique in a corpus"
+            )
         self._ids.add(clip.clip_id)
         if clip.split not in ("train", "test"):
-            raise CorpusError(f"clip {clip.clip_id!r}: split {clip.split!r} is neither 'train' nor 'test'")
+            raise CorpusError(
+                f"clip {clip.clip_id!r}: split {clip.split!r} is neither 'train' nor 'test'"
+            )
         self._layout = self._layout or clip.listener.layout
         for motion in (clip.listener, clip.speaker):
             if motion is not None and motion.layout != self._layout:
                 raise CorpusError(
-                    f"clip {clip.clip_id!r} has motion in {motion.layout}, the corpus is in {self._layout}: "
+                    f"clip {clip.clip_id!r} has motion in {motion.layout}, the corpus is in "
+                    f"{self._layout}: "
                     "convert it with Motion.subset, or write two corpora"
                 )
         if clip.speaker_frames is not None:
             size = clip.speaker_frames.shape[1:3]
             self._frame_size = self._frame_size or size
             if size != self._frame_size:
-                raise CorpusError(f"clip {clip.clip_id!r} has frames of {size}, the corpus of {self._frame_size}")
+                raise CorpusError(
+                    f"clip {clip.clip_id!r} has frames of {size}, the corpus of {self._frame_size}"
+                )
 
     def _finish(self) -> None:
         if self._layout is None:
@@ -141,7 +161,9 @@ class CorpusWriter:
             "fps": self._layout.fps,
             "audio_rate": AUDIO_RATE,
             "frame_size": self._frame_size,
-            "clips": {split: sum(shards.rows.values()) for split, shards in sorted(self._shards.items())},
+            "clips": {
+                split: sum(shards.rows.values()) for split, shards in sorted(self._shards.items())
+            },
             "present": self._present,
             "files": {
                 name: {
@@ -191,7 +213,9 @@ class Corpus:
     @property
     def digest(self) -> str:
         """Digest of all clips, the same for equal corpora wherever they lie."""
-        shards = {n: f["sha256"] for n, f in self.manifest["files"].items() if n not in (LABELS, TRUTH)}
+        shards = {
+            n: f["sha256"] for n, f in self.manifest["files"].items() if n not in (LABELS, TRUTH)
+        }
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     def count(self, split: str) -> int:
@@ -205,12 +229,17 @@ class Corpus:
             yield from (self._clip(table, row, name) for row in range(rows))
 
     def listeners(self, split: str) -> Iterator[tuple[str, Motion]]:
-        """Clip id and the listener's motion of every clip of a split, in order; nothing else is read."""
+        """Clip id and the listener's motion of every clip of a split, in order; nothing else is
+        read.
+        """
         for name, group, rows in self._split(split):
             table = self._read_group(name, group, ["clip_id", "listener"])
             for row in range(rows):
                 with self._naming(table, row, name):
-                    yield table["clip_id"][row].as_py(), Motion(array_of(table["listener"][row]), self.layout)
+                    yield (
+                        table["clip_id"][row].as_py(),
+                        Motion(array_of(table["listener"][row]), self.layout),
+                    )
 
     def clip_ids(self, split: str) -> list[str]:
         """Ids of a split, in order."""
@@ -227,15 +256,22 @@ class Corpus:
     def clip(self, clip_id: str) -> Clip:
         """The clip of this id. Raises `CorpusError` when there is none."""
         if clip_id not in self._places:
-            raise CorpusError(f"{self.path} has no clip {clip_id!r}; Corpus.clip_ids(split) lists them")
+            raise CorpusError(
+                f"{self.path} has no clip {clip_id!r}; Corpus.clip_ids(split) lists them"
+            )
         _, name, group, row = self._places[clip_id]
         return self._clip(self._read_group(name, group), row, name)
 
     def verify(self) -> None:
-        """Compare every file with its digest in the manifest. Raises `CorpusError` on the first that differs."""
+        """Compare every file with its digest in the manifest. Raises `CorpusError` on the first
+        that differs.
+        """
         for name, entry in self.manifest["files"].items():
             if _sha256(self.path / name) != entry["sha256"]:
-                raise CorpusError(f"{self.path / name} is not the file that was written: restore or rebuild the corpus")
+                raise CorpusError(
+                    f"{self.path / name} is not the file that was written: restore or rebuild "
+                    "the corpus"
+                )
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, str, int, int]]:
@@ -244,7 +280,9 @@ class Corpus:
             clip_id: (split, name, group, row)
             for split in self.splits
             for name, group, _ in self._split(split)
-            for row, clip_id in enumerate(self._read_group(name, group, ["clip_id"])["clip_id"].to_pylist())
+            for row, clip_id in enumerate(
+                self._read_group(name, group, ["clip_id"])["clip_id"].to_pylist()
+            )
         }
 
     def _split(self, split: str) -> list[tuple[str, int, int]]:
@@ -258,10 +296,14 @@ class Corpus:
         for name in self.manifest["files"]:
             if name.startswith(f"{split}-"):
                 footer = self._file(name).metadata
-                groups += [(name, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+                groups += [
+                    (name, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)
+                ]
         return groups
 
-    def _read_group(self, name: str, group: int, columns: list[str] | None = None) -> pa.RecordBatch:
+    def _read_group(
+        self, name: str, group: int, columns: list[str] | None = None
+    ) -> pa.RecordBatch:
         with _naming_file(self.path / name):
             table = self._file(name).read_row_group(group, columns)
         return table.combine_chunks().to_batches()[0]
@@ -289,15 +331,22 @@ class Corpus:
 def load_labels(path: str | Path) -> dict[str, np.ndarray]:
     """The listener's expressed affect by clip id: (time, 2) valence and arousal in [-1, 1]."""
     table = _read_side_file(Path(path), LABELS, LABEL_SCHEMA, "affect labels")
-    return {row.as_py(): array_of(cell) for row, cell in zip(table["clip_id"], table["expressed_affect"], strict=True)}
+    return {
+        row.as_py(): array_of(cell)
+        for row, cell in zip(table["clip_id"], table["expressed_affect"], strict=True)
+    }
 
 
 def load_truth(path: str | Path) -> dict[str, Truth]:
     """Hidden truth by clip id, for judging only: training on it is cheating."""
     table = _read_side_file(Path(path), TRUTH, TRUTH_SCHEMA, "hidden truth")
     return {
-        clip_id.as_py(): Truth(array_of(affect), manner.as_py(), {t["trait"]: t["value"] for t in style.as_py()})
-        for clip_id, affect, manner, style in zip(*(table[name] for name in TRUTH_SCHEMA.names), strict=True)
+        clip_id.as_py(): Truth(
+            array_of(affect), manner.as_py(), {t["trait"]: t["value"] for t in style.as_py()}
+        )
+        for clip_id, affect, manner, style in zip(
+            *(table[name] for name in TRUTH_SCHEMA.names), strict=True
+        )
     }
 
 
@@ -328,7 +377,11 @@ class _Shards:
             if self._writer is not None:
                 self._writer.close()
             self._writer = pq.ParquetWriter(
-                self._folder / name, self._schema, compression="zstd", use_dictionary=False, write_statistics=False,
+                self._folder / name,
+                self._schema,
+                compression="zstd",
+                use_dictionary=False,
+                write_statistics=False,
                 write_page_checksum=True,  # zstd has none: a flipped byte would come back as other motion
             )
             self.rows[name] = 0
@@ -339,11 +392,15 @@ class _Shards:
 
 def _label_table(rows: list[tuple[str, np.ndarray]]) -> pa.Table:
     ids, affects = zip(*rows, strict=True)
-    return pa.Table.from_arrays([pa.array(ids), sequences_to_arrow(list(affects), 2)], schema=LABEL_SCHEMA)
+    return pa.Table.from_arrays(
+        [pa.array(ids), sequences_to_arrow(list(affects), 2)], schema=LABEL_SCHEMA
+    )
 
 
 def _truth_table(rows: list[tuple[str, Truth]]) -> pa.Table:
-    styles = [[{"trait": t, "value": v} for t, v in sorted(truth.style.items())] for _, truth in rows]
+    styles = [
+        [{"trait": t, "value": v} for t, v in sorted(truth.style.items())] for _, truth in rows
+    ]
     arrays = [
         pa.array([clip_id for clip_id, _ in rows]),
         sequences_to_arrow([truth.appropriate_affect for _, truth in rows], 2),
@@ -356,18 +413,27 @@ def _truth_table(rows: list[tuple[str, Truth]]) -> pa.Table:
 def _read_manifest(path: Path) -> dict:
     file = path / MANIFEST
     if not path.is_dir():
-        raise CorpusError(f"no corpus at {path}: the folder does not exist. The recipe 'prepare' builds one")
+        raise CorpusError(
+            f"no corpus at {path}: the folder does not exist. The recipe 'prepare' builds one"
+        )
     if not file.is_file():
-        raise CorpusError(f"{path} has no {MANIFEST}: it is no corpus, or was left half-written. Remove and rebuild it")
+        raise CorpusError(
+            f"{path} has no {MANIFEST}: it is no corpus, or was left half-written. Remove and "
+            "rebuild it"
+        )
     try:
         manifest = json.loads(file.read_text())
     except ValueError as error:
         raise CorpusError(f"{file} is not JSON ({error}): rebuild the corpus") from error
     if not isinstance(manifest, dict):
-        raise CorpusError(f"{file} holds no manifest but a {type(manifest).__name__}: rebuild the corpus")
+        raise CorpusError(
+            f"{file} holds no manifest but a {type(manifest).__name__}: rebuild the corpus"
+        )
     if manifest.get("schema_version") != SCHEMA_VERSION:
         version = manifest.get("schema_version")
-        raise CorpusError(f"{file} has schema version {version!r}, this code reads {SCHEMA_VERSION!r}: rebuild it")
+        raise CorpusError(
+            f"{file} has schema version {version!r}, this code reads {SCHEMA_VERSION!r}: rebuild it"
+        )
     missing = {"layout", "frame_size", "clips", "files"} - manifest.keys()
     if missing:
         raise CorpusError(f"{file} lacks {sorted(missing)}: rebuild the corpus")
@@ -377,13 +443,17 @@ def _read_manifest(path: Path) -> dict:
         if not (path / name).is_file():
             raise CorpusError(f"{path / name} is missing: restore it or rebuild the corpus")
         if (path / name).stat().st_size != entry["bytes"]:
-            raise CorpusError(f"{path / name} has not the {entry['bytes']} bytes written: restore or rebuild it")
+            raise CorpusError(
+                f"{path / name} has not the {entry['bytes']} bytes written: restore or rebuild it"
+            )
     return manifest
 
 
 def _read_side_file(path: Path, name: str, schema: pa.Schema, what: str) -> pa.Table:
     if name not in _read_manifest(path)["files"]:
-        raise CorpusError(f"the corpus at {path} has no {what} ({name}): it was made from a source without")
+        raise CorpusError(
+            f"the corpus at {path} has no {what} ({name}): it was made from a source without"
+        )
     with _open(path / name, schema) as file, _naming_file(path / name):
         return file.read()
 
@@ -395,8 +465,11 @@ def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
         found = file.schema_arrow
     if not found.equals(schema) or found.metadata != schema.metadata:
         file.close()
-        raise CorpusError(f"{path} has other columns or another layout than its corpus: restore it, or rebuild the "
-                          "corpus")
+        raise CorpusError(
+            f"{path} has other columns or another layout than its corpus: restore it, or rebuild "
+            "the "
+            "corpus"
+        )
     return file
 
 
@@ -405,7 +478,9 @@ def _naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} cannot be read as Parquet ({error}): restore it or rebuild the corpus") from error
+        raise CorpusError(
+            f"{path} cannot be read as Parquet ({error}): restore it or rebuild the corpus"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

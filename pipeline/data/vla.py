@@ -7,28 +7,37 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.clip import Clip
-from policies.motion import LayoutError
-from policies.vla.loading import Checkpoint
-from policies.vla.prompt import build_prompt, select_frames
-from policies.vla.text import encode_text
-from policies.vla.trajectory import Prompt
+from rapport.policies.clip import Clip
+from rapport.policies.motion import LayoutError
+from rapport.policies.vla.loading import Checkpoint
+from rapport.policies.vla.prompt import build_prompt, select_frames
+from rapport.policies.vla.text import encode_text
+from rapport.policies.vla.trajectory import Prompt
 
 
 def prompt_of(clip: Clip, policy: Checkpoint) -> Prompt:
     """What the policy sees of a clip; modalities the clip lacks are marked absent in the prompt."""
     config = policy.model.config
-    text = None if clip.text is None else encode_text(policy.tokenizer, clip.text, config.action_token_start,
-                                                      config.action_bins)
-    frames = None if clip.speaker_frames is None else select_frames(clip.speaker_frames, config.frames,
-                                                                    config.image_size)
+    text = (
+        None
+        if clip.text is None
+        else encode_text(policy.tokenizer, clip.text, config.action_token_start, config.action_bins)
+    )
+    frames = (
+        None
+        if clip.speaker_frames is None
+        else select_frames(clip.speaker_frames, config.frames, config.image_size)
+    )
     return Prompt(clip.clip_id, build_prompt(config, text, frames is not None), frames)
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """The prompt's columns of a training table."""
-    return {"prompt_id": prompt.prompt_id, "prompt": prompt.ids.tolist(),
-            "frames": None if prompt.frames is None else np.ascontiguousarray(prompt.frames).tobytes()}
+    return {
+        "prompt_id": prompt.prompt_id,
+        "prompt": prompt.ids.tolist(),
+        "frames": None if prompt.frames is None else np.ascontiguousarray(prompt.frames).tobytes(),
+    }
 
 
 def examples(clips: Iterable[Clip], policy: Checkpoint) -> Iterator[dict[str, Any]]:
@@ -42,6 +51,8 @@ def examples(clips: Iterable[Clip], policy: Checkpoint) -> Iterator[dict[str, An
         try:
             tokens = policy.actions.to_tokens(clip.listener.subset(layout))
         except LayoutError as error:
-            raise LayoutError(f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
-                              "Take a policy of this corpus, or the corpus of this policy") from error
+            raise LayoutError(
+                f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
+                "Take a policy of this corpus, or the corpus of this policy"
+            ) from error
         yield prompt_row(prompt_of(clip, policy)) | {"actions": tokens.tolist()}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.data.clip import AUDIO_RATE, Clip, Word
+from rapport.policies.clip import AUDIO_RATE, Clip, Word
 
 
 def window_starts(frames: int, length: int, stride: int) -> range:
@@ -18,11 +18,13 @@ def window_starts(frames: int, length: int, stride: int) -> range:
 def cut(recording: Clip, start: int, length: int, clip_id: str) -> Clip:
     """Frames [start, start + length) of a recording with everything that belongs to them.
 
-    A word belongs to the window in which its middle lies; its times count from the window's start. Video frames
-    must not be there yet: they are drawn or decoded per clip.
-    """
+    A word belongs to the window in which its middle lies; its times count from the window's start.
+    Video frames must not be there yet: they are drawn or decoded per clip."""
     if recording.speaker_frames is not None:
-        raise ValueError(f"recording {recording.clip_id!r} has video frames: cut first, then add frames to the clips")
+        raise ValueError(
+            f"recording {recording.clip_id!r} has video frames: cut first, then add frames to "
+            "the clips"
+        )
     fps = recording.listener.layout.fps
     begin, end = start / fps, (start + length) / fps
     first, samples = round(begin * AUDIO_RATE), round(length / fps * AUDIO_RATE)
@@ -42,7 +44,9 @@ def windows(recording: Clip, seconds: float, stride_seconds: float) -> Iterator[
     fps = recording.listener.layout.fps
     length, stride = round(seconds * fps), round(stride_seconds * fps)
     if length < 1 or stride < 1:
-        raise ValueError(f"windows of {seconds} s every {stride_seconds} s are under a frame at {fps:g} fps")
+        raise ValueError(
+            f"windows of {seconds} s every {stride_seconds} s are under a frame at {fps:g} fps"
+        )
     for start in window_starts(len(recording.listener), length, stride):
         yield cut(recording, start, length, f"{recording.clip_id}-{start:06d}")
 
@@ -51,7 +55,10 @@ def _samples(audio: np.ndarray | None, first: int, samples: int) -> np.ndarray |
     if audio is None:
         return None
     if first + samples > len(audio):
-        raise ValueError(f"audio of {len(audio)} samples ends before sample {first + samples}: cut it with the motion")
+        raise ValueError(
+            f"audio of {len(audio)} samples ends before sample {first + samples}: cut it with "
+            "the motion"
+        )
     return audio[first : first + samples]
 
 

@@ -1,8 +1,9 @@
-"""`ablate`: what makes the difference (paper IV-E, Table IV): Full, Random-Prefer, SFT-Preferred, SFT-Only.
+"""`ablate`: what makes the difference (paper IV-E, Table IV): Full, Random-Prefer, SFT-Preferred,
+SFT-Only.
 
-All variants of a seed start from the same SFT policy and learn from the same candidates. They differ in the labels and
-in the loss: Full is `dpo`; Random-Prefer is DPO on pairs whose labels a coin decides; SFT-Preferred imitates the
-preferred reaction of every pair; SFT-Only stops before.
+All variants of a seed start from the same SFT policy and learn from the same candidates. They
+differ in the labels and in the loss: Full is `dpo`; Random-Prefer is DPO on pairs whose labels a
+coin decides; SFT-Preferred imitates the preferred reaction of every pair; SFT-Only stops before.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from actors.cluster import cluster
-from pipeline.config import AblateConfig, SftConfig
-from pipeline.data.store import Corpus
-from pipeline.recipes.dpo import align, candidates, pair, rate
-from pipeline.recipes.evaluate import Judge, report, reward_pool, sample_held_out
-from pipeline.recipes.preflight import preflight
-from pipeline.recipes.prepare import prepare
-from pipeline.recipes.rollout import render_pool, start_fleet
-from pipeline.recipes.sft import learn, train_sft
-from pipeline.report.paper import ABLATION
-from pipeline.rundir import Phase, Run, Workspace
-from pipeline.tasks.sft import SftTask
-from policies.tables import read_table, write_table
-from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
+from rapport.actors.cluster import cluster
+from rapport.pipeline.config import AblateConfig, SftConfig
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.objectives.sft import SftTask
+from rapport.pipeline.recipes.dpo import align, candidates, pair, rate
+from rapport.pipeline.recipes.evaluate import Judge, report, reward_pool, sample_held_out
+from rapport.pipeline.recipes.preflight import preflight
+from rapport.pipeline.recipes.prepare import prepare
+from rapport.pipeline.recipes.rollout import render_pool, start_fleet
+from rapport.pipeline.recipes.sft import learn, train_sft
+from rapport.pipeline.report.paper import ABLATION
+from rapport.pipeline.rundir import Phase, Run, Workspace
+from rapport.policies.tables import read_table, write_table
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
 
 VARIANTS = ("Full", "Random-Prefer", "SFT-Preferred", "SFT-Only")
 # On RealTalk: other data and another affect estimator, so compare the order, not the size.
@@ -55,10 +56,17 @@ def one_seed(config: AblateConfig, corpus: Corpus, part: Workspace) -> dict[str,
     """Variant -> its row of held-out metrics."""
     sft = train_sft(config, corpus, part)
     policy = load_checkpoint(sft)
-    with (start_fleet(config, sft, policy, corpus, part) as fleet, reward_pool(config) as rewards,
-          render_pool(config) as renderers):
+    with (
+        start_fleet(config, sft, policy, corpus, part) as fleet,
+        reward_pool(config) as rewards,
+        render_pool(config) as renderers,
+    ):
         judge = Judge.of(config, corpus, policy.actions.space.layout, rewards, part)
-        rows = {"SFT-Only": judge(sample_held_out(config.evaluation, config.seed, corpus, policy, fleet))}
+        rows = {
+            "SFT-Only": judge(
+                sample_held_out(config.evaluation, config.seed, corpus, policy, fleet)
+            )
+        }
         groups = candidates(config, corpus, policy, fleet, renderers, part, 1)
         ratings = rate(config, corpus, policy, groups, rewards, part, 1)
         pairs = pair(config, corpus, policy, groups, ratings, part, 1)
@@ -66,7 +74,9 @@ def one_seed(config: AblateConfig, corpus: Corpus, part: Workspace) -> dict[str,
             with part.part(name.lower(), config) as variant:
                 aligned = load_checkpoint(learn_variant(name, config, sft, pairs, variant))
                 fleet.update(aligned.model)
-                rows[name] = judge(sample_held_out(config.evaluation, config.seed, corpus, aligned, fleet))
+                rows[name] = judge(
+                    sample_held_out(config.evaluation, config.seed, corpus, aligned, fleet)
+                )
     return report({name: rows[name] for name in VARIANTS}, part)
 
 
@@ -83,8 +93,12 @@ def learn_variant(name: str, config: AblateConfig, sft: Path, pairs: Path, part:
 def coin_labels(pairs: Any, seed: int) -> Iterator[dict[str, Any]]:
     """The same pairs; which reaction is preferred, a coin decides."""
     heads = np.random.default_rng([seed, len(pairs)]).random(len(pairs)) < 0.5
-    swap = {"chosen": "rejected", "rejected": "chosen", "chosen_score": "rejected_score",
-            "rejected_score": "chosen_score"}
+    swap = {
+        "chosen": "rejected",
+        "rejected": "chosen",
+        "chosen_score": "rejected_score",
+        "rejected_score": "chosen_score",
+    }
     for row, swapped in zip(pairs, heads, strict=True):
         yield {swap.get(name, name) if swapped else name: value for name, value in row.items()}
 
@@ -93,32 +107,65 @@ def imitate_preferred(config: AblateConfig, sft: Path, pairs: Path, part: Worksp
     """SFT on the chosen reactions: as many steps, of as many reactions, at the same rate as DPO."""
 
     def work(phase: Phase) -> dict[str, Any]:
-        chosen = ({"prompt_id": row["prompt_id"], "prompt": row["prompt"], "frames": row["frames"],
-                   "actions": row["chosen"]} for row in read_table(pairs))
+        chosen = (
+            {
+                "prompt_id": row["prompt_id"],
+                "prompt": row["prompt"],
+                "frames": row["frames"],
+                "actions": row["chosen"],
+            }
+            for row in read_table(pairs)
+        )
         table = phase.directory / "preferred.arrow"
         rows = write_table(table, chosen, SFT_SCHEMA)
         c = config.dpo
-        settings = SftConfig(**config.sft.model_dump() | {
-            "steps": max(1, c.epochs * rows // c.batch_size), "batch_size": c.batch_size, "window_share": 0.0,
-            "learning_rate": c.learning_rate, "weight_decay": c.weight_decay})
-        return learn(SftTask(str(sft), str(table), config.policy, config.seed, settings), config.learner, phase)
+        settings = SftConfig(
+            **config.sft.model_dump()
+            | {
+                "steps": max(1, c.epochs * rows // c.batch_size),
+                "batch_size": c.batch_size,
+                "window_share": 0.0,
+                "learning_rate": c.learning_rate,
+                "weight_decay": c.weight_decay,
+            }
+        )
+        return learn(
+            SftTask(str(sft), str(table), config.policy, config.seed, settings),
+            config.learner,
+            phase,
+        )
 
     return Path(part.once("sft-preferred", work)["policy"])
 
 
 def compare(seeds: list[dict[str, Any]], run: Run) -> None:
-    """Mean and spread (standard deviation over seeds) of every variant; in the summary and on the terminal."""
-    table = Table(title=f"ablation, {len(seeds)} seeds: mean and standard deviation (simulated raters)")
+    """Mean and spread (standard deviation over seeds) of every variant; in the summary and on the
+    terminal.
+    """
+    table = Table(
+        title=f"ablation, {len(seeds)} seeds: mean and standard deviation (simulated raters)"
+    )
     table.add_column("variant")
     for column in COLUMNS:
         table.add_column(column.replace("_", " "), justify="right")
     table.add_column(f"paper: {', '.join(ABLATION.columns).replace('_', ' ')}", justify="right")
     found = {}
     for variant in VARIANTS:
-        found[variant] = {column: spread([value(row[variant], column) for row in seeds]) for column in COLUMNS}
-        cells = ["-" if s is None else f"{s['mean']:.4f} ± {s['std']:.4f}" for s in found[variant].values()]
+        found[variant] = {
+            column: spread([value(row[variant], column) for row in seeds]) for column in COLUMNS
+        }
+        cells = [
+            "-" if s is None else f"{s['mean']:.4f} ± {s['std']:.4f}"
+            for s in found[variant].values()
+        ]
         table.add_row(variant, *cells, ", ".join(f"{v:.2f}" for v in PAPER[variant]))
-        run.tracker.log({f"{variant.lower()}/{name}": s["mean"] for name, s in found[variant].items() if s is not None})
+        run.tracker.log(
+            {
+                f"{variant.lower()}/{name}": s["mean"]
+                for name, s in found[variant].items()
+                if s is not None
+            }
+        )
     Console(width=160).print(table)
     run.summary["metrics"]["ablation"] = found
 
@@ -132,4 +179,7 @@ def spread(values: list[float | None]) -> dict[str, float] | None:
     """Mean and sample standard deviation (0 for one seed); None where a seed has no value."""
     if any(v is None for v in values):
         return None
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+    }

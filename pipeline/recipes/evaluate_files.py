@@ -11,17 +11,17 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from actors.cluster import cluster
-from actors.metrics import evaluate_react
-from pipeline.config import EvaluateConfig, FilesConfig
-from pipeline.data.motion_files import read_clips, together
-from pipeline.rundir import Run, RunError, write_atomic
-from rewards import metrics
-from rewards.affect import RidgeAffectEstimator
-from rewards.metrics import lm_listener
-from rewards.metrics.protocol import Protocol
-from rewards.metrics.published import PublishedTable, tables_of
-from rewards.metrics.react import SETTINGS, require_fps
+from rapport.actors.cluster import cluster
+from rapport.actors.metrics import evaluate_react
+from rapport.pipeline.config import EvaluateConfig, FilesConfig
+from rapport.pipeline.data.readers.motion_files import read_clips, together
+from rapport.pipeline.rundir import Run, RunError, write_atomic
+from rapport.rewards import metrics
+from rapport.rewards.affect import RidgeAffectEstimator
+from rapport.rewards.metrics.protocols import lm_listener
+from rapport.rewards.metrics.protocols.protocol import Protocol
+from rapport.rewards.metrics.protocols.react import SETTINGS, require_fps
+from rapport.rewards.metrics.published import PublishedTable, tables_of
 
 
 def score_files(config: EvaluateConfig, run: Run) -> None:
@@ -39,33 +39,50 @@ def score_files(config: EvaluateConfig, run: Run) -> None:
         if protocol.name in SETTINGS:
             scores = on_many_processes(config, inputs)
         else:
-            scores = metrics.evaluate(protocol, **inputs, fps=files.fps, variant=files.variant, seed=config.seed)
+            scores = metrics.evaluate(
+                protocol, **inputs, fps=files.fps, variant=files.variant, seed=config.seed
+            )
     except ValueError as error:
         raise RunError(f"protocol {protocol.name}: {error}") from error
     report(protocol, files, scores, run)
 
 
 def on_many_processes(config: EvaluateConfig, inputs: dict[str, Any]) -> dict[str, float]:
-    """The REACT protocols compare every prediction with many targets: one process a CPU of the cluster."""
+    """The REACT protocols compare every prediction with many targets: one process a CPU of the
+    cluster.
+    """
     require_fps(SETTINGS[config.files.protocol], config.files.fps)
     with cluster(config.cluster.address, config.cluster.cpus):
         return evaluate_react(
-            config.files.protocol, **inputs, variant=config.files.variant,
-            workers=max(1, int(ray.cluster_resources().get("CPU", 1))), losses=config.cluster.lost_workers,
-            say=lambda text: print(f"[evaluate] {text}", flush=True))
+            config.files.protocol,
+            **inputs,
+            variant=config.files.variant,
+            workers=max(1, int(ray.cluster_resources().get("CPU", 1))),
+            losses=config.cluster.lost_workers,
+            say=lambda text: print(f"[evaluate] {text}", flush=True),
+        )
 
 
 def read_inputs(files: FilesConfig) -> dict[str, Any]:
-    """What `evaluate` takes, brought into the order of the predictions. Raises `CorpusError` naming the file."""
+    """What `evaluate` takes, brought into the order of the predictions. Raises `CorpusError` naming
+    the file.
+    """
     pred = read_clips(files.pred, "listener", files.fps)
-    inputs: dict[str, Any] = {"pred": list(pred.values()) if isinstance(pred, Mapping) else pred, "target": None}
+    inputs: dict[str, Any] = {
+        "pred": list(pred.values()) if isinstance(pred, Mapping) else pred,
+        "target": None,
+    }
     if files.target is not None:
-        inputs["target"] = together(pred, read_clips(files.target, "listener", files.fps), str(files.target))
+        inputs["target"] = together(
+            pred, read_clips(files.target, "listener", files.fps), str(files.target)
+        )
     if files.partner is not None:
         partner = read_clips(files.partner, "speaker", files.fps)
         inputs["partner"] = together(pred, partner, str(files.partner), partner=True)
     if files.speech_mask is not None:
-        inputs["speech_mask"] = together(pred, read_clips(files.speech_mask), str(files.speech_mask))
+        inputs["speech_mask"] = together(
+            pred, read_clips(files.speech_mask), str(files.speech_mask)
+        )
     if files.neighbours is not None:
         inputs["neighbours"] = read_clips(files.neighbours)
     return inputs
@@ -76,21 +93,30 @@ def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run
     published = tables_of(protocol.name)
     console = Console(width=160)
     if not published:
-        console.print(_table(f"{protocol.name} ({files.variant}); no published rows are known", scores, {}, {}))
+        console.print(
+            _table(
+                f"{protocol.name} ({files.variant}); no published rows are known", scores, {}, {}
+            )
+        )
     for table in published:
         title = f"{protocol.name} ({files.variant}) beside {table.source}: {table.data}"
         console.print(_table(title, scores, table.rows, table.scale))
         if table.remark:
             print(f"  {table.remark}", flush=True)
-    found = {name: value if math.isfinite(value) else None for name, value in scores.items()}  # NaN is no JSON
+    found = {
+        name: value if math.isfinite(value) else None for name, value in scores.items()
+    }  # NaN is no JSON
     result = {
         "protocol": protocol.name,
         "source": protocol.source,
         "variant": files.variant,
         "corrections": protocol.corrections if files.variant == "corrected" else {},
         "seed": run.config.seed,
-        "files": {name: str(path) for name in ("pred", "target", "partner", "neighbours", "speech_mask", "affect")
-                  if (path := getattr(files, name)) is not None},
+        "files": {
+            name: str(path)
+            for name in ("pred", "target", "partner", "neighbours", "speech_mask", "affect")
+            if (path := getattr(files, name)) is not None
+        },
         "metrics": found,
         "published": [_json(table) for table in published],
     }
@@ -103,19 +129,32 @@ def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run
     run.tracker.log({name: value for name, value in found.items() if value is not None})
 
 
-def _table(title: str, scores: Mapping[str, float], rows: Mapping[str, Mapping[str, float]],
-           scale: Mapping[str, float]) -> Table:
-    """Metrics down, this run and the published methods across; this run's numbers in the paper's unit."""
+def _table(
+    title: str,
+    scores: Mapping[str, float],
+    rows: Mapping[str, Mapping[str, float]],
+    scale: Mapping[str, float],
+) -> Table:
+    """Metrics down, this run and the published methods across; this run's numbers in the paper's
+    unit.
+    """
     table = Table(title=title)
     for column in ("metric", "this run", *rows):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, value in scores.items():
         factor = scale.get(name, 1.0)
         printed = [f"{row[name]:g}" if name in row else "-" for row in rows.values()]
-        table.add_row(name if factor == 1 else f"{name} x {factor:g}", f"{factor * value:.4f}", *printed)
+        table.add_row(
+            name if factor == 1 else f"{name} x {factor:g}", f"{factor * value:.4f}", *printed
+        )
     return table
 
 
 def _json(table: PublishedTable) -> dict[str, Any]:
-    return {"source": table.source, "data": table.data, "remark": table.remark, "scale": table.scale,
-            "rows": table.rows}
+    return {
+        "source": table.source,
+        "data": table.data,
+        "remark": table.remark,
+        "scale": table.scale,
+        "rows": table.rows,
+    }

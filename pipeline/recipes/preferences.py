@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from actors.reward import Group, RewardPool
-from pipeline.config import ScoreConfig
-from pipeline.rundir import Phase, RunError
-from rewards.pairs import Pair, make_pairs
-from rewards.raters import RaterScales
-from rewards.ratings import Rating, write_ratings
-from rewards.scores import score_candidates
+from rapport.actors.rater import Group, RewardPool
+from rapport.pipeline.config import ScoreConfig
+from rapport.pipeline.rundir import Phase, RunError
+from rapport.rewards.ratings.pairs import Pair, make_pairs
+from rapport.rewards.ratings.raters import RaterScales
+from rapport.rewards.ratings.ratings import Rating, write_ratings
+from rapport.rewards.ratings.scores import score_candidates
 
 
 def simulated_ratings(groups: Iterable[Group], rewards: RewardPool, seed: int) -> list[Rating]:
@@ -35,8 +35,13 @@ def keep_ratings(ratings: list[Rating], source: str, phase: Phase) -> dict[str, 
 
 
 def pairs_of(
-    ratings: list[Rating], members: Mapping[str, list[str]], config: ScoreConfig, batch_size: int,
-    recorded: Callable[[Pair], bool], phase: Phase, scales: RaterScales | None = None,
+    ratings: list[Rating],
+    members: Mapping[str, list[str]],
+    config: ScoreConfig,
+    batch_size: int,
+    recorded: Callable[[Pair], bool],
+    phase: Phase,
+    scales: RaterScales | None = None,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """Score every candidate (Eq. 10 of the VLA + DPO paper); best and worst of a group make a pair.
 
@@ -52,9 +57,15 @@ def pairs_of(
     scores, scored = score_candidates(ratings, config.weights, members, scales)
     pairs, paired = make_pairs(scores, config.minimum_margin)
     if len(pairs) < batch_size:
-        raise RunError(f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={batch_size}): {asdict(paired)}")
+        raise RunError(
+            f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={batch_size}): "
+            f"{asdict(paired)}"
+        )
     share = float(np.mean([recorded(pair) for pair in pairs]))
-    phase.say(f"{len(pairs)} pairs, mean margin {np.mean([p.margin for p in pairs]):.3f}, recorded listener chosen in "
-              f"{share:.0%}")
+    phase.say(
+        f"{len(pairs)} pairs, mean margin {np.mean([p.margin for p in pairs]):.3f}, recorded "
+        "listener chosen in "
+        f"{share:.0%}"
+    )
     phase.logger.log({"pairs": len(pairs), "ground_truth_chosen": share})
     return pairs, asdict(scored) | asdict(paired)

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.flow import windows
-from pipeline.data.store import Corpus
-from pipeline.recipes.flow_judge import PROTOCOLS, Faces
-from policies.motion import Layout, LayoutError, Motion
-from rewards.affect import AffectEstimator
-from rewards.metrics import dualtalk, evaluate, l2l, lm_listener, named, react
-from rewards.metrics.protocol import Protocol, Variant
-from rewards.metrics.tlcc import MAX_LAG
+from rapport.pipeline.data.flow import windows
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.recipes.flow_judge import PROTOCOLS, Faces
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.affect import AffectEstimator
+from rapport.rewards.metrics import evaluate, named
+from rapport.rewards.metrics.measures.tlcc import MAX_LAG
+from rapport.rewards.metrics.protocols import dualtalk, l2l, lm_listener, react
+from rapport.rewards.metrics.protocols.protocol import Protocol, Variant
 
 Reactions = Sequence[Sequence[Motion]]  # some to each clip
 Scores = dict[str, float]
@@ -54,7 +55,9 @@ class HeldOut:
             clip = corpus.clip(clip_id)
             window = next(windows(clip, downsample=1, both=False))
             target.append(clip.listener.subset(layout).window(0, frames))
-            partner.append(None if clip.speaker is None else clip.speaker.subset(layout).window(0, frames))
+            partner.append(
+                None if clip.speaker is None else clip.speaker.subset(layout).window(0, frames)
+            )
             speech.append(np.stack([window.actor_speaks, window.partner_speaks])[:, :frames])
         return cls(ids, target, partner, speech)
 
@@ -102,7 +105,9 @@ def scorers(
     if held_out.frames > l2l.CONTEXT:
         found["l2l"] = partial(_by_clip, l2l.with_training(train))
     else:
-        left_out["l2l"] = f"clips of {held_out.frames} frames: it judges those after the first {l2l.CONTEXT}"
+        left_out["l2l"] = (
+            f"clips of {held_out.frames} frames: it judges those after the first {l2l.CONTEXT}"
+        )
     found["dim"] = _dim
     if held_out.frames * (len(held_out.ids) // 2) > dualtalk.PAIRS:
         found["dualtalk"] = _dualtalk
@@ -116,8 +121,10 @@ def scorers(
     if held_out.layout.fps == react.FPS and held_out.frames >= MAX_LAG + 2:
         found["reactface"] = partial(_reactface, on_motion(held_out.layout))
     else:
-        left_out["reactface"] = (f"it takes {MAX_LAG + 2} frames or more at {react.FPS} fps, clips have "
-                                 f"{held_out.frames} at {held_out.layout.fps:g}")
+        left_out["reactface"] = (
+            f"it takes {MAX_LAG + 2} frames or more at {react.FPS} fps, clips have "
+            f"{held_out.frames} at {held_out.layout.fps:g}"
+        )
     return found, left_out
 
 
@@ -128,8 +135,12 @@ def on_motion(layout: Layout) -> Protocol:
 
 
 def with_head_as(name: str, motion: Motion) -> Motion:
-    """The head's rotation under the name that a protocol has for it: corpora carry it in `rot` or in `neck`."""
-    groups = tuple((name if group in HEAD else group, width) for group, width in motion.layout.groups)
+    """The head's rotation under the name that a protocol has for it: corpora carry it in `rot` or
+    in `neck`.
+    """
+    groups = tuple(
+        (name if group in HEAD else group, width) for group, width in motion.layout.groups
+    )
     if sum(group == name for group, _ in groups) != 1:
         raise LayoutError(f"expected one of {HEAD} in a motion of {motion.layout}")
     return Motion(motion.values, replace(motion.layout, groups=groups))
@@ -137,7 +148,9 @@ def with_head_as(name: str, motion: Motion) -> Motion:
 
 def _by_clip(protocol: Protocol, clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
     partner = clips.partner if protocol.name == "lm_listener" else None
-    return evaluate(protocol, [samples[0] for samples in answers], clips.target, partner, variant=variant)
+    return evaluate(
+        protocol, [samples[0] for samples in answers], clips.target, partner, variant=variant
+    )
 
 
 def _dim(clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
@@ -163,10 +176,15 @@ def _files(clips: Sequence[Motion]) -> Iterator[Motion]:
 
 
 def _on_vertices(
-    of_clip: Callable[..., dict[tuple[str, str], Scores]], protocol: str, clips: HeldOut, answers: Reactions,
+    of_clip: Callable[..., dict[tuple[str, str], Scores]],
+    protocol: str,
+    clips: HeldOut,
+    answers: Reactions,
     variant: Variant,
 ) -> Scores:
-    """Means over clips, as `score` of these protocols takes them; one clip's vertices in memory at a time."""
+    """Means over clips, as `score` of these protocols takes them; one clip's vertices in memory at
+    a time.
+    """
     found: dict[str, list[float]] = {}
     for samples, target, speech in zip(answers, clips.target, clips.speech, strict=True):
         for name, value in of_clip(samples[0], target, speech.tobytes())[protocol, variant].items():
@@ -174,16 +192,25 @@ def _on_vertices(
     return {name: float(np.mean(given)) for name, given in found.items()}
 
 
-def _faces_of_clip(faces: Faces, pred: Motion, target: Motion, speech: bytes) -> dict[tuple[str, str], Scores]:
+def _faces_of_clip(
+    faces: Faces, pred: Motion, target: Motion, speech: bytes
+) -> dict[tuple[str, str], Scores]:
     """Both protocols on vertices, in both variants: making the vertices takes the time."""
     masks = np.frombuffer(speech, bool).reshape(2, -1)
     whole = bool(masks[0].any())  # only then distances over the whole head are asked for
     x, y = faces(pred, whole), faces(target, whole)
-    return {(name, variant): evaluate(name, x, y, speech_mask=masks if people == 2 else masks[0], variant=variant)
-            for name, people in PROTOCOLS.items() for variant in ("reference", "corrected")}
+    return {
+        (name, variant): evaluate(
+            name, x, y, speech_mask=masks if people == 2 else masks[0], variant=variant
+        )
+        for name, people in PROTOCOLS.items()
+        for variant in ("reference", "corrected")
+    }
 
 
 def _reactface(protocol: Protocol, clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
     """All reactions to a clip; the only one known to be appropriate is the recorded one."""
     neighbours: Any = np.eye(len(clips.ids), dtype=int)
-    return evaluate(protocol, answers, clips.target, clips.partners, neighbours=neighbours, variant=variant)
+    return evaluate(
+        protocol, answers, clips.target, clips.partners, neighbours=neighbours, variant=variant
+    )

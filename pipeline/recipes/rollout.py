@@ -1,4 +1,6 @@
-"""`rollout`: generate candidate reactions on the fleet and render them for people to rate (paper III-D)."""
+"""`rollout`: generate candidate reactions on the fleet and render them for people to rate (paper
+III-D).
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from actors.cluster import cluster
-from actors.render import Panel, RenderOptions, RenderPool, VideoJob
-from actors.rollout import Fleet, FleetOptions
-from pipeline.config import FlowRecipeConfig, HeadConfig, RenderConfig, RolloutConfig, RolloutRecipeConfig
-from pipeline.data.candidates import Candidate, read_candidates, recorded, sampled, write_candidates
-from pipeline.data.clip import Clip
-from pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
-from pipeline.data.store import Corpus
-from pipeline.data.vla import prompt_of
-from pipeline.recipes.prepare import prepare
-from pipeline.recipes.sft import train_sft
-from pipeline.rundir import Phase, Run, RunError
-from policies.motion import Motion
-from policies.vla.loading import Checkpoint, load_checkpoint
+from rapport.actors.cluster import cluster
+from rapport.actors.fleet import Fleet, FleetOptions
+from rapport.actors.renderer import Panel, RenderOptions, RenderPool, VideoJob
+from rapport.pipeline.config import (
+    FlowRecipeConfig,
+    HeadConfig,
+    RenderConfig,
+    RolloutConfig,
+    RolloutRecipeConfig,
+)
+from rapport.pipeline.data.candidates import (
+    Candidate,
+    read_candidates,
+    recorded,
+    sampled,
+    write_candidates,
+)
+from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.vla import prompt_of
+from rapport.pipeline.recipes.prepare import prepare
+from rapport.pipeline.recipes.sft import train_sft
+from rapport.pipeline.rundir import Phase, Run, RunError
+from rapport.policies.clip import Clip
+from rapport.policies.motion import Motion
+from rapport.policies.vla.loading import Checkpoint, load_checkpoint
 
 Groups = dict[str, list[Candidate]]
 
@@ -59,13 +73,22 @@ def start_fleet(
     seconds = time.monotonic() - started
     run.summary["engines"]["rollout"] = engine
     run.summary["timings_s"]["fleet_start"] = round(seconds, 1)
-    print(f"[fleet] {engine['workers']} x {engine['name']} {engine['version']}, {engine['device']}, {engine['dtype']}, "
-          f"canary gap {engine['canary_gap']:.1e} nats, {seconds:.1f} s", flush=True)
+    print(
+        f"[fleet] {engine['workers']} x {engine['name']} {engine['version']}, "
+        f"{engine['device']}, {engine['dtype']}, "
+        f"canary gap {engine['canary_gap']:.1e} nats, {seconds:.1f} s",
+        flush=True,
+    )
     return fleet
 
 
 def roll_out(
-    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, fleet: Fleet, run: Run, round_: int = 1
+    config: RolloutRecipeConfig,
+    corpus: Corpus,
+    policy: Checkpoint,
+    fleet: Fleet,
+    run: Run,
+    round_: int = 1,
 ) -> Groups:
     """K samples of the policy and the ground truth for each of `rollout.prompts` training prompts.
 
@@ -77,18 +100,27 @@ def roll_out(
         ids = choose(corpus, "train", count, config.seed, skip=(round_ - 1) * count)
         started, tokens, candidates = time.monotonic(), 0, []
         phase.say(f"started: {len(ids)} prompts x {samples} samples")
-        for trajectories in fleet.generate(prompts(corpus, ids, policy), samples, config.seed + 1000 * (round_ - 1)):
+        for trajectories in fleet.generate(
+            prompts(corpus, ids, policy), samples, config.seed + 1000 * (round_ - 1)
+        ):
             candidates += [sampled(t) for t in trajectories]
             tokens += sum(len(t.tokens) for t in trajectories)
             done, seconds = len(candidates), time.monotonic() - started
             phase.logger.log({"trajectories": done, "tokens_per_s": tokens / seconds}, done)
         seconds = time.monotonic() - started
         layout = policy.actions.space.layout
-        candidates += [recorded(i, policy.actions.to_tokens(corpus.clip(i).listener.subset(layout))) for i in ids]
+        candidates += [
+            recorded(i, policy.actions.to_tokens(corpus.clip(i).listener.subset(layout)))
+            for i in ids
+        ]
         write_candidates(phase.directory / "candidates.parquet", candidates)
         phase.say(f"{tokens} action tokens, {tokens / seconds:.0f} tokens/s")
         return {
-            "counts": {"rollout_prompts": len(ids), "trajectories": len(ids) * samples, "action_tokens": tokens},
+            "counts": {
+                "rollout_prompts": len(ids),
+                "trajectories": len(ids) * samples,
+                "action_tokens": tokens,
+            },
             "tokens_per_s": round(tokens / seconds),
             "artifacts": {"candidates": str(phase.directory / "candidates.parquet")},
         }
@@ -99,30 +131,47 @@ def roll_out(
 
 
 def render_candidates(
-    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, renderers: RenderPool, run: Run,
+    config: RolloutRecipeConfig,
+    corpus: Corpus,
+    policy: Checkpoint,
+    groups: Groups,
+    renderers: RenderPool,
+    run: Run,
     round_: int = 1,
 ) -> None:
     """Side-by-side videos of the candidates of the first prompts, the speaker's voice with them."""
 
     def work(phase: Phase) -> dict[str, Any]:
         chosen = [c for group in groups.values() for c in group][: config.render.videos]
-        jobs = (video_of(c, phase.directory / f"{c.prompt_id}_{c.candidate_id}.mp4", corpus, policy) for c in chosen)
+        jobs = (
+            video_of(c, phase.directory / f"{c.prompt_id}_{c.candidate_id}.mp4", corpus, policy)
+            for c in chosen
+        )
         return render_videos(config.render, jobs, renderers, phase)
 
     run.once("render", work, round_)
 
 
-def package(config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run) -> None:
-    """What people are given to rate: whole groups, as many as `render.videos` holds, under neutral names."""
+def package(
+    config: RolloutRecipeConfig, corpus: Corpus, policy: Checkpoint, groups: Groups, run: Run
+) -> None:
+    """What people are given to rate: whole groups, as many as `render.videos` holds, under neutral
+    names.
+    """
 
     def work(phase: Phase) -> dict[str, Any]:
         chosen = whole_groups(groups, config.render.videos)
-        names = neutral_names({i: [c.candidate_id for c in group] for i, group in chosen.items()}, config.seed)
+        names = neutral_names(
+            {i: [c.candidate_id for c in group] for i, group in chosen.items()}, config.seed
+        )
         write_package(phase.directory, names)
         videos = phase.directory / HAND_OUT / "videos"
         videos.mkdir(exist_ok=True)
         by_id = {(c.prompt_id, c.candidate_id): c for group in chosen.values() for c in group}
-        jobs = (video_of(by_id[shown], videos / f"{name}.mp4", corpus, policy) for name, shown in names.items())
+        jobs = (
+            video_of(by_id[shown], videos / f"{name}.mp4", corpus, policy)
+            for name, shown in names.items()
+        )
         with render_pool(config) as renderers:
             result = render_videos(config.render, jobs, renderers, phase)
         phase.say(f"{len(chosen)} groups; hand out {phase.directory / HAND_OUT}, keep manifest.csv")
@@ -141,7 +190,9 @@ def whole_groups(groups: Groups, videos: int) -> Groups:
         chosen[prompt_id] = group
     if not chosen:
         size = len(next(iter(groups.values())))
-        raise RunError(f"render.videos={videos} is less than one group of {size} candidates; raise it")
+        raise RunError(
+            f"render.videos={videos} is less than one group of {size} candidates; raise it"
+        )
     return chosen
 
 
@@ -153,8 +204,14 @@ def video_of(candidate: Candidate, path: Path, corpus: Corpus, policy: Checkpoin
 
 def render_pool(config: RolloutRecipeConfig | FlowRecipeConfig) -> RenderPool:
     c = config.render
-    return RenderPool(render_options(c, config.head), c.workers, c.cpus, c.timeout_s, config.cluster.lost_workers,
-                      c.nodes)
+    return RenderPool(
+        render_options(c, config.head),
+        c.workers,
+        c.cpus,
+        c.timeout_s,
+        config.cluster.lost_workers,
+        c.nodes,
+    )
 
 
 def render_videos(
@@ -164,17 +221,28 @@ def render_videos(
     started, frames, videos = time.monotonic(), 0, 0
     for _, drawn in renderers.render(jobs):
         frames, videos = frames + drawn, videos + 1
-    phase.say(f"{videos} videos, {frames} panel frames, {frames / (time.monotonic() - started):.0f} frames/s")
+    phase.say(
+        f"{videos} videos, {frames} panel frames, {frames / (time.monotonic() - started):.0f} "
+        "frames/s"
+    )
     return {
         "counts": {f"{phase.name}_videos": videos},
         "artifacts": {f"{phase.name}_videos": str(phase.directory)},
-        "engines": {"render": {"name": "numba z-buffer", "workers": config.workers, "codec": config.codec}},
+        "engines": {
+            "render": {"name": "numba z-buffer", "workers": config.workers, "codec": config.codec}
+        },
     }
 
 
 def render_options(config: RenderConfig, head: HeadConfig) -> RenderOptions:
-    return RenderOptions(None if head.path is None else str(head.path), head.topology, config.size,
-                         config.supersample, config.codec, config.crf)
+    return RenderOptions(
+        None if head.path is None else str(head.path),
+        head.topology,
+        config.size,
+        config.supersample,
+        config.codec,
+        config.crf,
+    )
 
 
 def speaker_panel(clip: Clip) -> Panel:

@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from actors.cluster import cluster
-from actors.learner import LearnerOptions, Milestones, Task, fit
-from pipeline.config import ActionConfig, LearnerConfig, PolicyConfig, SftRecipeConfig
-from pipeline.data.store import Corpus
-from pipeline.data.vla import examples
-from pipeline.recipes.prepare import prepare
-from pipeline.rundir import Phase, Run
-from pipeline.tasks.sft import SftTask
-from policies.motion import Layout
-from policies.tables import write_table
-from policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
-from policies.vla.loading import build_tiny, load_checkpoint, save_checkpoint, tiny_config
-from policies.vla.model import FaceVLA
-from policies.vla.openvla import load_openvla, read_weights
-from policies.vla.pretrained import load_pretrained
-from policies.vla.text import build_text_tokenizer
-from policies.vla.training import SFT_SCHEMA
+from rapport.actors.cluster import cluster
+from rapport.actors.learner import LearnerOptions, Milestones, Task, fit
+from rapport.pipeline.config import ActionConfig, LearnerConfig, PolicyConfig, SftRecipeConfig
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.vla import examples
+from rapport.pipeline.objectives.sft import SftTask
+from rapport.pipeline.recipes.prepare import prepare
+from rapport.pipeline.rundir import Phase, Run
+from rapport.policies.motion import Layout
+from rapport.policies.tables import write_table
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
+from rapport.policies.vla.loading import build_tiny, load_checkpoint, save_checkpoint, tiny_config
+from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.openvla import load_openvla, read_weights
+from rapport.policies.vla.pretrained import load_pretrained
+from rapport.policies.vla.text import build_text_tokenizer
+from rapport.policies.vla.training import SFT_SCHEMA
 
 
 def run(config: SftRecipeConfig, run: Run) -> None:
@@ -44,13 +44,18 @@ def train_sft(config: SftRecipeConfig, corpus: Corpus, run: Run) -> Path:
 
     def work(phase: Phase) -> dict[str, Any]:
         initial = phase.directory / "initial"
-        save_checkpoint(*initial_policy(config.policy, config.corpus.seconds, corpus, config.seed), initial)
+        save_checkpoint(
+            *initial_policy(config.policy, config.corpus.seconds, corpus, config.seed), initial
+        )
         policy = load_checkpoint(initial)
         table = phase.directory / "examples.arrow"
         rows = write_table(table, examples(corpus.clips("train"), policy), SFT_SCHEMA)
         task = SftTask(str(initial), str(table), config.policy, config.seed, config.sft)
-        phase.say(f"{rows} clips, {policy.actions.space.tokens} action tokens each, "
-                  f"{sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters, {task.steps} steps")
+        phase.say(
+            f"{rows} clips, {policy.actions.space.tokens} action tokens each, "
+            f"{sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters, "
+            f"{task.steps} steps"
+        )
         return learn(task, config.learner, phase)
 
     result = run.once("sft", work)
@@ -61,27 +66,54 @@ def train_sft(config: SftRecipeConfig, corpus: Corpus, run: Run) -> Path:
 def initial_policy(
     config: PolicyConfig, seconds: float, corpus: Corpus, seed: int
 ) -> tuple[FaceVLA, PreTrainedTokenizerBase, ActionTokenizer]:
-    """A policy before training: tiny random weights, or the pretrained checkpoints the config names."""
+    """A policy before training: tiny random weights, or the pretrained checkpoints the config
+    names.
+    """
     space = ActionSpace(action_layout(config.action, corpus.layout), config.action.rate, seconds)
-    knots = (space.to_knots(listener.subset(space.layout)) for _, listener in corpus.listeners("train"))
+    knots = (
+        space.to_knots(listener.subset(space.layout)) for _, listener in corpus.listeners("train")
+    )
     low, high = fit_bounds(knots, tail=100 * config.action.truncation)
     clip = corpus.at("train", 0)
-    frames = {} if clip.speaker_frames is None else {
-        "frames": len(clip.speaker_frames), "image_size": clip.speaker_frames.shape[1]}
+    frames = (
+        {}
+        if clip.speaker_frames is None
+        else {"frames": len(clip.speaker_frames), "image_size": clip.speaker_frames.shape[1]}
+    )
     dtype = getattr(torch, config.dtype)
     if config.size == "pretrained":
-        model, tokenizer = load_pretrained(config.llama, config.dino, config.siglip, space, dtype=dtype,
-                                           text_tokens=config.text_tokens, frames=frames.get("frames", 1))
+        model, tokenizer = load_pretrained(
+            config.llama,
+            config.dino,
+            config.siglip,
+            space,
+            dtype=dtype,
+            text_tokens=config.text_tokens,
+            frames=frames.get("frames", 1),
+        )
         if config.openvla is not None:
             print(f"[sft] {load_openvla(model, read_weights(Path(config.openvla)))}", flush=True)
     else:
         texts: Iterator[str] = (c.text for c in corpus.clips("train") if c.text is not None)
-        tokenizer = build_text_tokenizer(texts, text_vocabulary=config.vocabulary - config.action.bins,
-                                         action_bins=config.action.bins)
+        tokenizer = build_text_tokenizer(
+            texts,
+            text_vocabulary=config.vocabulary - config.action.bins,
+            action_bins=config.action.bins,
+        )
         model = build_tiny(
-            tiny_config(tokenizer, space, text_tokens=config.text_tokens, hidden=config.hidden, layers=config.layers,
-                        heads=config.heads, kv_heads=config.kv_heads, tower_hidden=config.vision_hidden,
-                        tower_layers=config.vision_layers, action_bins=config.action.bins, **frames),
+            tiny_config(
+                tokenizer,
+                space,
+                text_tokens=config.text_tokens,
+                hidden=config.hidden,
+                layers=config.layers,
+                heads=config.heads,
+                kv_heads=config.kv_heads,
+                tower_hidden=config.vision_hidden,
+                tower_layers=config.vision_layers,
+                action_bins=config.action.bins,
+                **frames,
+            ),
             seed=seed,
         ).to(dtype)
     actions = ActionTokenizer(space, low, high, model.config.action_token_start, config.action.bins)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RecipeConfig, flatten, to_yaml
-from pipeline.report.videos import Shown, read_shown
-from rewards.raters import survey
-from rewards.ratings import read_ratings
+from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
+from rapport.pipeline.report.videos import Shown, read_shown
+from rapport.rewards.ratings.raters import survey
+from rapport.rewards.ratings.ratings import read_ratings
 
 LEARNING = ("sft", "vae", "flow", "dpo", "gdpo")
 
@@ -27,7 +27,8 @@ class Facts:
         config: as YAML.
         changed: keys that differ from their defaults -> value.
         steps: learning phase (sft, dpo, dpo-2, gdpo, ...) -> rows of its `steps.jsonl`.
-        surveys: rating phase (rate, rate-2, ...) -> `rewards.raters.Survey` and its warnings.
+        surveys: rating phase (rate, rate-2, ...) -> `rapport.rewards.ratings.raters.Survey` and its
+            warnings.
         prompts: row of the table -> "scores" and "truth_errors" -> prompt id -> value.
         videos: what is shown, and the file's bytes.
     """
@@ -51,8 +52,11 @@ def read_facts(directory: Path, summary: Mapping[str, Any], config: RecipeConfig
         summary=summary,
         config=to_yaml(config),
         changed=changed_keys(config),
-        steps={label: _rows(directory / label / "steps.jsonl") for phase in LEARNING
-               for label in _rounds(directory, phase, "steps.jsonl")},
+        steps={
+            label: _rows(directory / label / "steps.jsonl")
+            for phase in LEARNING
+            for label in _rounds(directory, phase, "steps.jsonl")
+        },
         surveys=_surveys(directory, summary),
         prompts=json.loads(prompts.read_text()) if prompts.is_file() else {},
         videos=[(shown, (folder / shown.file).read_bytes()) for shown in read_shown(folder)],
@@ -84,7 +88,9 @@ def _surveys(directory: Path, summary: Mapping[str, Any]) -> dict[str, Mapping[s
     found = {}
     for label in _rounds(directory, "rate", "ratings.parquet"):
         ratings = read_ratings(directory / label / "ratings.parquet")
-        members: dict[str, set[str]] = defaultdict(set)  # simulated raters rate every candidate there is
+        members: dict[str, set[str]] = defaultdict(
+            set
+        )  # simulated raters rate every candidate there is
         for rating in ratings:
             members[rating.prompt_id].add(rating.candidate_id)
         surveyed = survey(ratings, members)

@@ -1,4 +1,6 @@
-"""The report's style sheet: follows the reader's light or dark theme, one column on a telephone, no font to fetch."""
+"""The report's style sheet: follows the reader's light or dark theme, one column on a telephone, no
+font to fetch.
+"""
 
 STYLE = """
 :root {

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.rundir import write_atomic
+from rapport.pipeline.rundir import write_atomic
 
 HELD_OUT, WORSE, PAIR = "held-out", "worse", "pair"
 LIST = "shown.json"
@@ -47,9 +47,14 @@ def read_shown(folder: Path) -> list[Shown]:
 
 
 def fallen(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Prompts whose value fell, the largest fall first; a prompt that lacks one of the two is left out."""
+    """Prompts whose value fell, the largest fall first; a prompt that lacks one of the two is left
+    out.
+    """
     change = {prompt: after[prompt] - before[prompt] for prompt in before.keys() & after.keys()}
-    return sorted((prompt for prompt, by in change.items() if by < 0), key=lambda prompt: (change[prompt], prompt))
+    return sorted(
+        (prompt for prompt, by in change.items() if by < 0),
+        key=lambda prompt: (change[prompt], prompt),
+    )
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

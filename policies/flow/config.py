@@ -1,4 +1,6 @@
-"""Sizes of the motion VAE and of AR-Flow. `tiny` is for tests and the default, `paper` is GDPO-Listener's."""
+"""Sizes of the motion VAE and of AR-Flow. `tiny` is for tests and the default, `paper` is
+GDPO-Listener's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-from policies.motion import Layout
+from rapport.policies.motion import Layout
 
 # GDPO-Listener, section 4.1: d = 67. The order of the groups is the paper's.
 PAPER_GROUPS = (("expr", 50), ("jaw", 3), ("neck", 3), ("eyelid", 2), ("eyepose", 6), ("rot", 3))
@@ -23,7 +25,8 @@ class VAEConfig:
         downsample: r, frames per latent.
         latent_dim: D_v. The paper gives no value.
         hidden, layers, heads: of encoder and decoder each.
-        look_back: latents before its own that an encoded latent or a decoded one is computed from, per layer.
+        look_back: latents before its own that an encoded latent or a decoded one is computed from,
+            per layer.
     """
 
     layout: Layout
@@ -53,9 +56,11 @@ class FlowConfig:
 
     Args:
         latent_dim, downsample: of the VAE whose latents it generates.
-        text_dim, audio_dim: of the features of the frozen encoders (see `policies.flow.encoders`).
+        text_dim, audio_dim: of the features of the frozen encoders (see
+            `rapport.policies.flow.encoders`).
         hidden, layers, heads, mlp: D, blocks, attention heads, width inside a block's MLP.
-        window: W, the latents it is trained on and generates at once; longer ones come by sliding it.
+        window: W, the latents it is trained on and generates at once; longer ones come by sliding
+            it.
     """
 
     latent_dim: int = 64
@@ -91,14 +96,20 @@ def vae_config(size: Size, layout: Layout) -> VAEConfig:
     return VAEConfig(layout, hidden=256, layers=4, heads=8)
 
 
-def flow_config(size: Size, vae: VAEConfig, text_dim: int, audio_dim: int, window: int = 25) -> FlowConfig:
+def flow_config(
+    size: Size, vae: VAEConfig, text_dim: int, audio_dim: int, window: int = 25
+) -> FlowConfig:
     """`paper`: 6 layers, 16 heads, D = 512.
 
-    With the features of T5-XXL (4096) and wav2vec2-large (1024), an MLP of 1600 makes the 19.3 M trainable parameters
-    that the paper reports; it does not say how they are spread.
-    """
-    shared = {"latent_dim": vae.latent_dim, "downsample": vae.downsample, "text_dim": text_dim,
-              "audio_dim": audio_dim, "window": window}
+    With the features of T5-XXL (4096) and wav2vec2-large (1024), an MLP of 1600 makes the 19.3 M
+    trainable parameters that the paper reports; it does not say how they are spread."""
+    shared = {
+        "latent_dim": vae.latent_dim,
+        "downsample": vae.downsample,
+        "text_dim": text_dim,
+        "audio_dim": audio_dim,
+        "window": window,
+    }
     if size == "tiny":
         return FlowConfig(**shared)
     return FlowConfig(**shared, hidden=512, layers=6, heads=16, mlp=1600)
@@ -108,9 +119,14 @@ def _check_positive(config: VAEConfig | FlowConfig) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, int) and value < 1:
-            raise ValueError(f"{type(config).__name__}.{field.name} is {value}, it must be at least 1")
+            raise ValueError(
+                f"{type(config).__name__}.{field.name} is {value}, it must be at least 1"
+            )
 
 
 def _check_heads(hidden: int, heads: int) -> None:
     if hidden % (2 * heads):
-        raise ValueError(f"hidden {hidden} must be a multiple of twice heads {heads}: rotations turn pairs of channels")
+        raise ValueError(
+            f"hidden {hidden} must be a multiple of twice heads {heads}: rotations turn pairs of "
+            "channels"
+        )

@@ -1,11 +1,11 @@
-"""Frozen encoders of text and audio (GDPO-Listener, Eq. 1), and the files that keep their features per clip.
+"""Frozen encoders of text and audio (GDPO-Listener, Eq. 1), and the files that keep their features
+per clip.
 
-The paper's are T5-XXL and wav2vec 2.0 Large; any T5 or wav2vec2 checkpoint does. The `tiny` ones have random weights:
-they still tell texts and sounds apart, and need no download.
+The paper's are T5-XXL and wav2vec 2.0 Large; any T5 or wav2vec2 checkpoint does. The `tiny` ones
+have random weights: they still tell texts and sounds apart, and need no download.
 
-wav2vec2 attends to a whole clip. Where features of one frame must not know of later sound, as when streaming,
-`AudioEncoder.stream` encodes what has been heard so far, once per latent.
-"""
+wav2vec2 attends to a whole clip. Where features of one frame must not know of later sound, as when
+streaming, `AudioEncoder.stream` encodes what has been heard so far, once per latent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class TextEncoder:
     @classmethod
     def tiny(cls, dim: int = 32, seed: int = 0) -> TextEncoder:
         """Random weights over bytes."""
-        config = T5Config(vocab_size=384, d_model=dim, d_kv=dim // 2, d_ff=2 * dim, num_layers=2, num_heads=2)
+        config = T5Config(
+            vocab_size=384, d_model=dim, d_kv=dim // 2, d_ff=2 * dim, num_layers=2, num_heads=2
+        )
         return cls(_random(T5EncoderModel, config, seed), ByT5Tokenizer(), f"tiny-t5-{dim}-{seed}")
 
     @property
@@ -57,8 +59,12 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), dim) float32."""
-        tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True).to(self.model.device)
-        hidden = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state.float()
+        tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True).to(
+            self.model.device
+        )
+        hidden = self.model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).last_hidden_state.float()
         mask = tokens.attention_mask.unsqueeze(-1).float()
         return (hidden * mask).sum(1) / mask.sum(1)
 
@@ -77,8 +83,13 @@ class AudioEncoder:
     @classmethod
     def tiny(cls, dim: int = 32, seed: int = 0) -> AudioEncoder:
         config = Wav2Vec2Config(
-            hidden_size=dim, num_hidden_layers=2, num_attention_heads=2, intermediate_size=2 * dim,
-            conv_dim=(dim,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+            hidden_size=dim,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=2 * dim,
+            conv_dim=(dim,) * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=2,
         )
         return cls(_random(Wav2Vec2Model, config, seed), f"tiny-wav2vec2-{dim}-{seed}")
 
@@ -88,31 +99,42 @@ class AudioEncoder:
 
     @torch.no_grad()
     def __call__(self, audio: np.ndarray, frames: int, fps: float) -> Tensor:
-        """Audio (samples,) at 16 kHz that belongs to `frames` video frames -> (frames, dim) float32.
+        """Audio (samples,) at 16 kHz that belongs to `frames` video frames -> (frames, dim)
+        float32.
 
-        Features are interpolated at the middle of each frame. Audio may be up to a frame longer or shorter than the
-        video; what is missing is silence.
-        """
+        Features are interpolated at the middle of each frame. Audio may be up to a frame longer or
+        shorter than the video; what is missing is silence."""
         samples, audio = round(frames * AUDIO_RATE / fps), np.asarray(audio, np.float32)
         if audio.ndim != 1 or abs(len(audio) - samples) > AUDIO_RATE / fps:
-            raise ValueError(f"{frames} frames at {fps:g} fps have {samples} audio samples at {AUDIO_RATE} Hz, got an "
-                             f"array of shape {audio.shape}")
+            raise ValueError(
+                f"{frames} frames at {fps:g} fps have {samples} audio samples at {AUDIO_RATE} "
+                "Hz, got an "
+                f"array of shape {audio.shape}"
+            )
         if not np.isfinite(audio).all():
-            raise ValueError(f"audio is not finite, first at sample {np.flatnonzero(~np.isfinite(audio))[0]}")
+            raise ValueError(
+                f"audio is not finite, first at sample {np.flatnonzero(~np.isfinite(audio))[0]}"
+            )
         config = self.model.config
         span, hop = _field(config.conv_kernel, config.conv_stride)
         wave = torch.from_numpy(np.pad(audio, (0, max(samples - len(audio), span - len(audio), 0))))
-        wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()  # as the checkpoints were trained
+        wave = (wave - wave.mean()) / (
+            wave.var(correction=0) + 1e-7
+        ).sqrt()  # as the checkpoints were trained
         parameter = next(self.model.parameters())
         features = self.model(wave.to(parameter)[None]).last_hidden_state[0].float()
         middle = (torch.arange(frames, device=features.device) + 0.5) * AUDIO_RATE / fps
         place = ((middle - span / 2) / hop).clamp(0, len(features) - 1)
         low = place.long()
         share = (place - low).unsqueeze(1)
-        return features[low] * (1 - share) + features[(low + 1).clamp(max=len(features) - 1)] * share
+        return (
+            features[low] * (1 - share) + features[(low + 1).clamp(max=len(features) - 1)] * share
+        )
 
     def stream(self, audio: np.ndarray, frames: int, fps: float, downsample: int) -> Tensor:
-        """Like a call, but frames [j r, (j + 1) r) know of no sound after them. Costs a call per latent."""
+        """Like a call, but frames [j r, (j + 1) r) know of no sound after them. Costs a call per
+        latent.
+        """
         parts = []
         for end in range(downsample, frames + downsample, downsample):
             end = min(end, frames)
@@ -123,13 +145,17 @@ class AudioEncoder:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features of one encoder on disk, a file per clip; `encoder` is its name, which is part of the path."""
+    """Features of one encoder on disk, a file per clip; `encoder` is its name, which is part of the
+    path.
+    """
 
     directory: Path
     encoder: str
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Features of the clip `key` (say, its id and whose audio it is); computed when they are not there yet."""
+        """Features of the clip `key` (say, its id and whose audio it is); computed when they are
+        not there yet.
+        """
         file = self.directory / _digest(self.encoder) / f"{_digest(key)}.npy"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +167,9 @@ class FeatureCache:
 
 
 def _field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
-    """Samples that one feature of a stack of convolutions sees, and those from one feature to the next."""
+    """Samples that one feature of a stack of convolutions sees, and those from one feature to the
+    next.
+    """
     span, hop = 1, 1
     for kernel, stride in zip(kernels, strides, strict=True):
         span += (kernel - 1) * hop

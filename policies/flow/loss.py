@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from policies.flow.model import ARFlow, Prefix
+from rapport.policies.flow.model import ARFlow, Prefix
 
 
-def flow_errors(model: ARFlow, prefix: Prefix, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """|v_theta(m_{l,t}) - (m_l - m_{l,0})|^2 with m_{l,t} = t m_l + (1 - t) m_{l,0}, as the mean over dims.
+def flow_errors(
+    model: ARFlow, prefix: Prefix, latents: Tensor, noise: Tensor, time: Tensor
+) -> Tensor:
+    """|v_theta(m_{l,t}) - (m_l - m_{l,0})|^2 with m_{l,t} = t m_l + (1 - t) m_{l,0}, as the mean
+    over dims.
 
     All latents are predicted side by side, each from the true ones before it.
 
     Args:
         latents: (batch, slots, n, latent_dim), m_l.
-        noise: (batch, slots, n, draws, latent_dim), m_{l,0}. Several draws of a latent share prefix and history.
+        noise: (batch, slots, n, draws, latent_dim), m_{l,0}. Several draws of a latent share prefix
+            and history.
         time: (batch, slots, n, draws), t in [0, 1].
 
     Returns:
@@ -23,8 +27,12 @@ def flow_errors(model: ARFlow, prefix: Prefix, latents: Tensor, noise: Tensor, t
     """
     draws, count = noise.shape[3], latents.shape[2]
     if time.shape != noise.shape[:-1] or noise.shape[:3] + noise.shape[4:] != latents.shape:
-        raise ValueError(f"latents {tuple(latents.shape)}, noise {tuple(noise.shape)} and time {tuple(time.shape)} do "
-                         "not fit: (batch, slots, n, dim), (batch, slots, n, draws, dim), (batch, slots, n, draws)")
+        raise ValueError(
+            f"latents {tuple(latents.shape)}, noise {tuple(noise.shape)} and time "
+            f"{tuple(time.shape)} do "
+            "not fit: (batch, slots, n, dim), (batch, slots, n, draws, dim), (batch, slots, n, "
+            "draws)"
+        )
     goal, t = latents.unsqueeze(3), time.unsqueeze(-1)
     states = t * goal + (1 - t) * noise
     number = torch.arange(count, device=latents.device).repeat_interleave(draws)

@@ -1,16 +1,19 @@
-"""AR-Flow: the velocity of the next motion latent, given conditions and the latents before it (GDPO-Listener, Eq. 3).
+"""AR-Flow: the velocity of the next motion latent, given conditions and the latents before it
+(GDPO-Listener, Eq. 3).
 
-One transformer reads two kinds of tokens. The prefix (text, audio, partner motion) attends to itself. Motion tokens
-attend to the prefix, to the clean latents before them and to themselves; a noisy token is attended by nobody else.
-Flow time is added to noisy tokens only. So keys and values of the prefix and of clean latents depend neither on
-the noise nor on the flow time: they are computed once and kept, exactly, while a latent is denoised and while the
-sequence grows. And all latents, denoise steps and samples of a group are computed side by side when they are known.
+One transformer reads two kinds of tokens. The prefix (text, audio, partner motion) attends to
+itself. Motion tokens attend to the prefix, to the clean latents before them and to themselves; a
+noisy token is attended by nobody else. Flow time is added to noisy tokens only. So keys and values
+of the prefix and of clean latents depend neither on the noise nor on the flow time: they are
+computed once and kept, exactly, while a latent is denoised and while the sequence grows. And all
+latents, denoise steps and samples of a group are computed side by side when they are known.
 
-A velocity is what the transformer says plus the state itself times a gain that depends on the flow time: most of the
-velocity of a noisy state is minus its noise, and the transformer is spared to carry every dimension of it through.
+A velocity is what the transformer says plus the state itself times a gain that depends on the flow
+time: most of the velocity of a noisy state is minus its noise, and the transformer is spared to
+carry every dimension of it through.
 
-A sample of a group is a `slot`: slots share the prefix of their prompt and have histories of their own.
-"""
+A sample of a group is a `slot`: slots share the prefix of their prompt and have histories of their
+own."""
 
 from __future__ import annotations
 
@@ -22,13 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.flow.conditions import MODALITIES, Conditions
-from policies.flow.config import FlowConfig
-from policies.flow.statistics import mean_and_std
-from policies.flow.tmrope import TEXT_TIME, audio_times, motion_times, rotate, rotations
-from policies.flow.transformer import Block, silent
+from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.config import FlowConfig
+from rapport.policies.flow.statistics import mean_and_std
+from rapport.policies.flow.tmrope import TEXT_TIME, audio_times, motion_times, rotate, rotations
+from rapport.policies.flow.transformer import Block, silent
 
-KEPT, NOISY = len(MODALITIES), len(MODALITIES) + 1  # rows of the kind embedding after those of the modalities
+KEPT, NOISY = (
+    len(MODALITIES),
+    len(MODALITIES) + 1,
+)  # rows of the kind embedding after those of the modalities
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +74,10 @@ class History:
 class ARFlow(nn.Module):
     """v_theta(m_{l,t}) of Eq. 3. Latents are those of `MotionVAE.encode`; shapes are in `forward`.
 
-    `fit_features`, before training, sets the buffers that make channels of text and audio features of zero mean and
-    unit variance. Those of a frozen encoder lie close together and far from 0: with the tiny one, what tells two
-    prompts apart is a sixth of what they have in common, and is hardly learnt.
-    """
+    `fit_features`, before training, sets the buffers that make channels of text and audio features
+    of zero mean and unit variance. Those of a frozen encoder lie close together and far from 0:
+    with the tiny one, what tells two prompts apart is a sixth of what they have in common, and is
+    hardly learnt."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -81,22 +87,30 @@ class ARFlow(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
         self.project_text = nn.Linear(config.text_dim, hidden)
-        self.project_audio = nn.Linear(config.audio_dim, hidden)  # Eq. 1: one projector for both people
+        self.project_audio = nn.Linear(
+            config.audio_dim, hidden
+        )  # Eq. 1: one projector for both people
         self.project_motion = nn.Linear(config.latent_dim, hidden)
         self.project_latent = nn.Linear(config.latent_dim, hidden)
         # Without it, partner and actor audio of one frame would be the same token.
         self.kinds = nn.Embedding(len(MODALITIES) + 2, hidden)
-        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.blocks = nn.ModuleList(Block(hidden, config.heads, config.mlp) for _ in range(config.layers))
+        self.time = nn.Sequential(
+            nn.Linear(TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
+        )
+        self.blocks = nn.ModuleList(
+            Block(hidden, config.heads, config.mlp) for _ in range(config.layers)
+        )
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.velocity = nn.Linear(hidden, config.latent_dim)
         self.gain = silent(nn.Linear(TIME_FEATURES, config.latent_dim))
 
     def fit_features(self, text: Iterable[Tensor], audio: Iterable[Tensor]) -> None:
-        """Mean and standard deviation of every channel over the features of a corpus; none given change nothing.
+        """Mean and standard deviation of every channel over the features of a corpus; none given
+        change nothing.
 
         Args:
-            text, audio: (..., text_dim) and (..., audio_dim), one by one, so that a corpus need not fit in memory.
+            text, audio: (..., text_dim) and (..., audio_dim), one by one, so that a corpus need not
+                fit in memory.
         """
         for name, given in (("text", text), ("audio", audio)):
             if (found := mean_and_std(given)) is not None:
@@ -104,12 +118,13 @@ class ARFlow(nn.Module):
                 getattr(self, f"{name}_std").copy_(found[1])
 
     def encode_prefix(self, conditions: Conditions, streaming: bool | Tensor = False) -> Prefix:
-        """Keys and values of the conditions (Eq. 1-2), to be used for as many latents and samples as wanted.
+        """Keys and values of the conditions (Eq. 1-2), to be used for as many latents and samples
+        as wanted.
 
         Args:
-            streaming: one for all or (batch,) bool. If true, a token sees only what is heard by its own frame and a
-                latent what is heard by the last frame it stands for: the delay is r frames. Without it, everything
-                in the window, the future too.
+            streaming: one for all or (batch,) bool. If true, a token sees only what is heard by its
+                own frame and a latent what is heard by the last frame it stands for: the delay is r
+                frames. Without it, everything in the window, the future too.
         """
         conditions.check(self.config)
         batch, device = conditions.batch, self.velocity.weight.device
@@ -128,8 +143,13 @@ class ARFlow(nn.Module):
         if not tokens:
             empty = self.velocity.weight.new_zeros(batch, self.config.heads, 0, self.head_dim)
             none, layers = torch.zeros(0, dtype=torch.int64, device=device), self.config.layers
-            return Prefix((empty.mT,) * layers, (empty,) * layers, none.new_zeros(batch, 0, dtype=torch.bool), none,
-                          streaming)
+            return Prefix(
+                (empty.mT,) * layers,
+                (empty,) * layers,
+                none.new_zeros(batch, 0, dtype=torch.bool),
+                none,
+                streaming,
+            )
         x, heard = torch.cat(tokens, dim=1), torch.cat(heard)
         present = conditions.presence()[:, kinds]
         seen = present.unsqueeze(1) & _timely(heard, heard, streaming)
@@ -159,13 +179,16 @@ class ARFlow(nn.Module):
 
         Args:
             prefix: of the prompts.
-            clean: (batch, slots, c, latent_dim), the latents that follow those in `past` (c may be 0).
+            clean: (batch, slots, c, latent_dim), the latents that follow those in `past` (c may be
+                0).
             noisy: (batch, slots, n, latent_dim), states m_{l,t} on their way (n may be 0).
-            time: flow time t of each noisy latent in [0, 1], (n,) or broadcast to (batch, slots, n): 0 is noise.
-            number: (n,) int64, l of each noisy latent in the window; several may have the same. It sees clean latents
-                before l, which must all be there.
+            time: flow time t of each noisy latent in [0, 1], (n,) or broadcast to (batch, slots,
+                n): 0 is noise.
+            number: (n,) int64, l of each noisy latent in the window; several may have the same. It
+                sees clean latents before l, which must all be there.
             past: history so far.
-            conditioned: (slots,) bool, which slots see the prefix; None = all. The others are unconditional (Eq. 6).
+            conditioned: (slots,) bool, which slots see the prefix; None = all. The others are
+                unconditional (Eq. 6).
 
         Returns:
             (batch, slots, n, latent_dim) and the history, to be passed on as `past`.
@@ -174,8 +197,13 @@ class ARFlow(nn.Module):
         config, device = self.config, clean.device
         known, count = 0 if past is None else len(past), clean.shape[2]
         when = time_features(time.to(noisy)).expand(*noisy.shape[:-1], -1)
-        tokens = torch.cat([self.project_latent(clean) + self.kinds.weight[KEPT],
-                            self.project_latent(noisy) + self.kinds.weight[NOISY] + self.time(when)], dim=2)
+        tokens = torch.cat(
+            [
+                self.project_latent(clean) + self.kinds.weight[KEPT],
+                self.project_latent(noisy) + self.kinds.weight[NOISY] + self.time(when),
+            ],
+            dim=2,
+        )
         numbers = torch.cat([torch.arange(known, known + count, device=device), number])
         rotation = rotations(motion_times(numbers, config.downsample), self.head_dim)
         seen = prefix.visible((numbers + 1) * config.downsample - 1).unsqueeze(1)
@@ -197,7 +225,12 @@ class ARFlow(nn.Module):
                 past_v = torch.cat([past.values[layer], past_v], dim=-2)
             keys.append(past_k)
             values.append(past_v)
-            attended = _attend(q, (prefix.keys[layer], prefix.values[layer], seen), (past_k, past_v, earlier), (k, v))
+            attended = _attend(
+                q,
+                (prefix.keys[layer], prefix.values[layer], seen),
+                (past_k, past_v, earlier),
+                (k, v),
+            )
             tokens = block.finish(tokens, attended)
         velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
         return velocity, History(tuple(keys), tuple(values))
@@ -207,30 +240,46 @@ class ARFlow(nn.Module):
         return self.config.hidden // self.config.heads
 
     def _condition_tokens(self, name: str, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (batch, n, hidden) of one modality, their times of Eq. 2 and the frames at which they are complete."""
+        """Tokens (batch, n, hidden) of one modality, their times of Eq. 2 and the frames at which
+        they are complete.
+        """
         r, device = self.config.downsample, features.device
         if name == "text":
             time = torch.full((1,), TEXT_TIME, device=device)
-            return self.project_text((features - self.text_mean) / self.text_std).unsqueeze(1), time, time
+            return (
+                self.project_text((features - self.text_mean) / self.text_std).unsqueeze(1),
+                time,
+                time,
+            )
         if name == "partner_motion":
             latents = torch.arange(features.shape[1], device=device)
             return self.project_motion(features), motion_times(latents, r), (latents + 1) * r - 1
         time = audio_times(features.shape[1], device)
         return self.project_audio((features - self.audio_mean) / self.audio_std), time, time
 
-    def _check(self, prefix: Prefix, clean: Tensor, noisy: Tensor, number: Tensor, past: History | None) -> None:
+    def _check(
+        self, prefix: Prefix, clean: Tensor, noisy: Tensor, number: Tensor, past: History | None
+    ) -> None:
         for name, latents in (("clean", clean), ("noisy", noisy)):
             if latents.ndim != 4 or latents.shape[-1] != self.config.latent_dim:
-                raise ValueError(f"{name} latents must be (batch, slots, n, {self.config.latent_dim}), got "
-                                 f"{tuple(latents.shape)}")
+                raise ValueError(
+                    f"{name} latents must be (batch, slots, n, {self.config.latent_dim}), got "
+                    f"{tuple(latents.shape)}"
+                )
         if clean.shape[:2] != noisy.shape[:2] or len(clean) != len(prefix.present):
-            raise ValueError(f"prefix of {len(prefix.present)} prompts, clean latents {tuple(clean.shape)} and noisy "
-                             f"ones {tuple(noisy.shape)} must agree in batch and slots")
+            raise ValueError(
+                f"prefix of {len(prefix.present)} prompts, clean latents {tuple(clean.shape)} "
+                "and noisy "
+                f"ones {tuple(noisy.shape)} must agree in batch and slots"
+            )
         known = clean.shape[2] + (0 if past is None else len(past))
         fits = number.shape == noisy.shape[2:3] and bool(((number >= 0) & (number <= known)).all())
         if not fits:
-            raise ValueError(f"numbers {number.tolist()} of {noisy.shape[2]} noisy latents must be one each and at most"
-                             f" {known}, the latents that are known")
+            raise ValueError(
+                f"numbers {number.tolist()} of {noisy.shape[2]} noisy latents must be one each "
+                "and at most"
+                f" {known}, the latents that are known"
+            )
 
 
 TIME_FEATURES = 256
@@ -239,20 +288,26 @@ TIME_FEATURES = 256
 def time_features(time: Tensor) -> Tensor:
     """Sinusoids of 1000 t, (..., 256): the usual embedding of flow time (DiT, Peebles & Xie 2023)."""
     half = TIME_FEATURES // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device, dtype=time.dtype) / half)
+    frequencies = torch.exp(
+        -math.log(10_000) * torch.arange(half, device=time.device, dtype=time.dtype) / half
+    )
     angles = 1000 * time.unsqueeze(-1) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def initialised(config: FlowConfig, seed: int) -> ARFlow:
-    """A model with random weights, the same for the same seed; the caller's random state is left alone."""
+    """A model with random weights, the same for the same seed; the caller's random state is left
+    alone.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARFlow(config)
 
 
 def _timely(heard: Tensor, now: Tensor, streaming: Tensor) -> Tensor:
-    """(batch, n, tokens) bool: whether a token is heard at `now` (n,), or the sample does not stream."""
+    """(batch, n, tokens) bool: whether a token is heard at `now` (n,), or the sample does not
+    stream.
+    """
     return (heard <= now.unsqueeze(1)) | ~streaming[:, None, None]
 
 
@@ -264,12 +319,13 @@ def _attend(
 ) -> Tensor:
     """Attention of motion tokens over prefix, history and themselves in one softmax.
 
-    Written out so that the prefix of a prompt is read once for all its slots, and a noisy token's key by itself only.
+    Written out so that the prefix of a prompt is read once for all its slots, and a noisy token's
+    key by itself only.
 
     Args:
         q: (batch, slots, heads, n, head_dim).
-        prefix: keys (batch, heads, head_dim, p), values (batch, heads, p, head_dim), mask (batch, 1 or slots, 1, n, p)
-            or None.
+        prefix: keys (batch, heads, head_dim, p), values (batch, heads, p, head_dim), mask (batch, 1
+            or slots, 1, n, p) or None.
         history: keys and values (batch, slots, heads, h, head_dim), mask (n, h) or None.
         own: keys and values like `q`.
     """
@@ -284,7 +340,9 @@ def _attend(
         of_history = of_history.masked_fill(~history[2], -torch.inf)
     of_own = (q * own[0]).sum(-1, keepdim=True)
     weights = torch.cat([of_prefix, of_history, of_own], dim=-1).softmax(dim=-1)
-    to_prefix, to_history, to_own = weights.split([of_prefix.shape[-1], of_history.shape[-1], 1], dim=-1)
+    to_prefix, to_history, to_own = weights.split(
+        [of_prefix.shape[-1], of_history.shape[-1], 1], dim=-1
+    )
     from_prefix = to_prefix.transpose(1, 2).flatten(2, 3) @ prefix[1]
     from_prefix = from_prefix.unflatten(2, (slots, n)).transpose(1, 2)
     return from_prefix + to_history @ history[1] + to_own * own[1]

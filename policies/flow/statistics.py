@@ -11,7 +11,8 @@ STILL = 1e-5  # a channel of less spread is left at scale 1
 
 
 def mean_and_std(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Of every channel, (channels,) float64 each, the latter with ddof 0 and 1 where nothing moves; None of nothing.
+    """Of every channel, (channels,) float64 each, the latter with ddof 0 and 1 where nothing moves;
+    None of nothing.
 
     Args:
         batches: (..., channels), one by one, so that a corpus need not fit in memory.
@@ -23,7 +24,9 @@ def mean_and_std(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
             continue
         total, own = count + len(rows), rows.mean(0)
         apart = own - mean
-        squares = squares + (rows - own).square().sum(0) + apart.square() * (count * len(rows) / total)
+        squares = (
+            squares + (rows - own).square().sum(0) + apart.square() * (count * len(rows) / total)
+        )
         count, mean = total, mean + apart * (len(rows) / total)
     if not count:
         return None

@@ -1,4 +1,6 @@
-"""Time-aligned multimodal RoPE (GDPO-Listener, Eq. 2): every token is placed at the video frame it is about."""
+"""Time-aligned multimodal RoPE (GDPO-Listener, Eq. 2): every token is placed at the video frame it
+is about.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ def audio_times(frames: int, device: torch.device | None = None) -> Tensor:
 
 
 def motion_times(latents: Tensor, downsample: int) -> Tensor:
-    """t_j = j r + floor(r / 2), the centre of the window of frames [j r, (j + 1) r) that latent j stands for.
+    """t_j = j r + floor(r / 2), the centre of the window of frames [j r, (j + 1) r) that latent j
+    stands for.
 
     Args:
         latents: numbers j of latents, any shape, int64.
@@ -24,14 +27,19 @@ def motion_times(latents: Tensor, downsample: int) -> Tensor:
 
 
 def rotations(times: Tensor, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (..., head_dim / 2) of the angles `t base^(-2 i / head_dim)` (RoFormer, Su et al. 2021)."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device=times.device, dtype=torch.float64) / head_dim)
+    """Cosines and sines (..., head_dim / 2) of the angles `t base^(-2 i / head_dim)` (RoFormer, Su
+    et al. 2021).
+    """
+    frequencies = base ** (
+        -torch.arange(0, head_dim, 2, device=times.device, dtype=torch.float64) / head_dim
+    )
     angles = times.double().unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels `(i, i + dim / 2)` of x (..., dim) by its angle, cosines and sines (..., dim / 2).
+    """Turn each pair of channels `(i, i + dim / 2)` of x (..., dim) by its angle, cosines and sines
+    (..., dim / 2).
 
     Scalar products of rotated queries and keys depend on the difference of their times alone.
     """

@@ -1,4 +1,6 @@
-"""What learners of VAE and AR-Flow share: tables of clips and trajectories, batches of them, the trained modules."""
+"""What learners of VAE and AR-Flow share: tables of clips and trajectories, batches of them, the
+trained modules.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from policies.flow.conditions import MODALITIES, Conditions
-from policies.flow.config import FlowConfig
-from policies.flow.loss import flow_errors
-from policies.flow.model import ARFlow
-from policies.flow.sde import replay_velocities
+from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.config import FlowConfig
+from rapport.policies.flow.loss import flow_errors
+from rapport.policies.flow.model import ARFlow
+from rapport.policies.flow.sde import replay_velocities
 
 # Arrays travel as float32 bytes; what a clip lacks is null.
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
@@ -33,16 +35,30 @@ def from_bytes(values: bytes, *shape: int) -> Tensor:
 
 
 def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) -> dict[str, Tensor]:
-    """The fields of `Conditions` for rows of one window each. Zeros stand where a clip lacks a modality.
+    """The fields of `Conditions` for rows of one window each. Zeros stand where a clip lacks a
+    modality.
 
     Every modality is there, so that every rank trains the same parameters in the same order.
     """
     audio = (config.frames, config.audio_dim)
-    shapes = {"text": (config.text_dim,), "partner_audio": audio,
-              "partner_motion": (config.window, config.latent_dim), "actor_audio": audio}
-    batch = {name: torch.stack([torch.zeros(shape) if row[name] is None else from_bytes(row[name], *shape)
-                                for row in rows]) for name, shape in shapes.items()}
-    return batch | {"present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])}
+    shapes = {
+        "text": (config.text_dim,),
+        "partner_audio": audio,
+        "partner_motion": (config.window, config.latent_dim),
+        "actor_audio": audio,
+    }
+    batch = {
+        name: torch.stack(
+            [
+                torch.zeros(shape) if row[name] is None else from_bytes(row[name], *shape)
+                for row in rows
+            ]
+        )
+        for name, shape in shapes.items()
+    }
+    return batch | {
+        "present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])
+    }
 
 
 def of_latents(frames: np.ndarray, downsample: int) -> np.ndarray:
@@ -58,12 +74,18 @@ def fit_features(flow: ARFlow, table: Dataset) -> None:
             yield from (from_bytes(value, -1, dim) for value in row.values() if value is not None)
 
     dims = flow.config
-    flow.fit_features(features(dims.text_dim, "text"), features(dims.audio_dim, "partner_audio", "actor_audio"))
+    flow.fit_features(
+        features(dims.text_dim, "text"), features(dims.audio_dim, "partner_audio", "actor_audio")
+    )
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
-    """What is drawn in a step is a function of seed and step alone, so that a resumed run draws the same."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+    """What is drawn in a step is a function of seed and step alone, so that a resumed run draws the
+    same.
+    """
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    )
 
 
 class FlowErrors(nn.Module):
@@ -74,7 +96,12 @@ class FlowErrors(nn.Module):
         self.flow = flow
 
     def forward(
-        self, conditions: Mapping[str, Tensor], streaming: Tensor, latents: Tensor, noise: Tensor, time: Tensor
+        self,
+        conditions: Mapping[str, Tensor],
+        streaming: Tensor,
+        latents: Tensor,
+        noise: Tensor,
+        time: Tensor,
     ) -> Tensor:
         prefix = self.flow.encode_prefix(Conditions(**conditions), streaming)
         return flow_errors(self.flow, prefix, latents, noise, time)
@@ -87,7 +114,9 @@ class FlowReplay(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, conditions: Mapping[str, Tensor], states: Tensor, chunk: int | None) -> Tensor:
+    def forward(
+        self, conditions: Mapping[str, Tensor], states: Tensor, chunk: int | None
+    ) -> Tensor:
         return replay_velocities(self.flow, Conditions(**conditions), states, chunk=chunk)
 
 

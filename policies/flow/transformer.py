@@ -1,4 +1,6 @@
-"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them. And how layers begin."""
+"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them. And how
+layers begin.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """RMSNorm, attention, RMSNorm, MLP.
 
-    A caller computes `queries_keys_values`, attends as it sees fit and hands the outcome to `finish`.
-    """
+    A caller computes `queries_keys_values`, attends as it sees fit and hands the outcome to
+    `finish`."""
 
     def __init__(self, hidden: int, heads: int, mlp: int) -> None:
         super().__init__()
@@ -28,7 +30,9 @@ class Block(nn.Module):
         return heads.movedim(-4, -2).unbind(-4)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x (..., tokens, hidden), attended (..., heads, tokens, head_dim) -> (..., tokens, hidden)."""
+        """x (..., tokens, hidden), attended (..., heads, tokens, head_dim) -> (..., tokens,
+        hidden).
+        """
         x = x + self.out(attended.transpose(-3, -2).flatten(-2))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
 

@@ -1,8 +1,8 @@
 """Heads in FLAME's layout: the built-in CC0 head, or the FLAME 2020 / 2023 file a user gives.
 
-The built-in head has FLAME's array shapes and vertex count but its own topology: no coefficient, landmark
-index or mask of one head means anything on another. `HeadAsset.topology` says which head it is.
-"""
+The built-in head has FLAME's array shapes and vertex count but its own topology: no coefficient,
+landmark index or mask of one head means anything on another. `HeadAsset.topology` says which head
+it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from policies.motion import LayoutError, Topology
+from rapport.policies.motion import LayoutError, Topology
 
 BUILTIN_ASSET = Path(__file__).parent / "assets" / "builtin_head.npz"
 BUILTIN_CHECKSUM = BUILTIN_ASSET.with_suffix(".sha256")
@@ -25,7 +25,12 @@ JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
 PARENTS = (-1, 0, 1, 1, 1)  # of each joint; FLAME's kintree_table
 N_SHAPE, N_EXPR = 300, 100
 
-SKIN, SCLERA, IRIS, PUPIL = (0.60, 0.47, 0.40), (0.78, 0.78, 0.76), (0.10, 0.16, 0.20), (0.01, 0.01, 0.01)
+SKIN, SCLERA, IRIS, PUPIL = (
+    (0.60, 0.47, 0.40),
+    (0.78, 0.78, 0.76),
+    (0.10, 0.16, 0.20),
+    (0.01, 0.01, 0.01),
+)
 IRIS_ANGLE, PUPIL_ANGLE = np.radians(22.0), np.radians(8.0)
 
 
@@ -39,7 +44,8 @@ class AssetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class HeadAsset:
-    """A head as arrays: metres, y up, z towards the viewer, +x the head's own left. Float32 but for `faces`.
+    """A head as arrays: metres, y up, z towards the viewer, +x the head's own left. Float32 but for
+    `faces`.
 
     Args:
         topology: what the coefficients mean.
@@ -47,15 +53,17 @@ class HeadAsset:
         faces: (F, 3) int32, counter-clockwise from outside.
         shapedirs: (V, 3, 300) identity directions per standard deviation.
         exprdirs: (V, 3, 100) expression directions.
-        posedirs: (36, V, 3) pose correctives on the entries of R - I of neck, jaw and both eyes, row-major.
+        posedirs: (36, V, 3) pose correctives on the entries of R - I of neck, jaw and both eyes,
+            row-major.
         weights: (V, 5) skinning weights of `JOINTS`.
         joint_regressor: (5, V) joints from shaped vertices.
         colors: (V, 3) linear albedo in [0, 1].
         eyelids: (2, V, 3) left and right lid closing at 1, or None (FLAME has none).
         uv: (V, 2) in [0, 1], outside = untextured, or None.
-        texture: (height, width) darkness in [0, 1] laid over the albedo (brows), row 0 at v = 0, or None.
-        arkit: expression coefficients (100,) by ARKit shape name; empty where nobody has fitted them. Blinks,
-            gaze and jaw opening are not among them: those are eyelids and joints.
+        texture: (height, width) darkness in [0, 1] laid over the albedo (brows), row 0 at v = 0, or
+            None.
+        arkit: expression coefficients (100,) by ARKit shape name; empty where nobody has fitted
+            them. Blinks, gaze and jaw opening are not among them: those are eyelids and joints.
     """
 
     topology: Topology
@@ -106,25 +114,33 @@ class HeadAsset:
         """
         missing = [name for name in shapes if name not in self.arkit]
         if missing:
-            known = ", ".join(sorted(self.arkit)) or f"none: nobody has fitted ARKit shapes to {self.topology}"
+            known = (
+                ", ".join(sorted(self.arkit))
+                or f"none: nobody has fitted ARKit shapes to {self.topology}"
+            )
             raise TopologyError(f"this head has no ARKit shape {missing}; it has {known}")
-        return sum((np.float32(w) * self.arkit[n] for n, w in shapes.items()), np.zeros(N_EXPR, np.float32))
+        return sum(
+            (np.float32(w) * self.arkit[n] for n, w in shapes.items()), np.zeros(N_EXPR, np.float32)
+        )
 
 
 def load_head(
-    path: str | Path | None = None, topology: Topology | None = None, eyelids: str | Path | None = None
+    path: str | Path | None = None,
+    topology: Topology | None = None,
+    eyelids: str | Path | None = None,
 ) -> HeadAsset:
     """The built-in head (no path), or a FLAME head from its `.pkl` or `.npz`.
 
-    FLAME 2020 and 2023 files have the same keys and shapes, so nothing inside says which it is. The file name
-    does: `2023` in it means flame2023; `2020` or `generic_model` means flame2020; for any other name, or to
-    overrule the name, pass `topology`.
+    FLAME 2020 and 2023 files have the same keys and shapes, so nothing inside says which it is. The
+    file name does: `2023` in it means flame2023; `2020` or `generic_model` means flame2020; for any
+    other name, or to overrule the name, pass `topology`.
 
     Args:
         path: a FLAME model file; pickles are read without running anything found in them.
         topology: "flame2020" or "flame2023".
-        eyelids: `.npy` of (2, 5023, 3), left and right lid directions in metres, as fitted by trackers with
-            blinks. Without it a FLAME head cannot show motion that has an `eyelid` group.
+        eyelids: `.npy` of (2, 5023, 3), left and right lid directions in metres, as fitted by
+            trackers with blinks. Without it a FLAME head cannot show motion that has an `eyelid`
+            group.
 
     Raises:
         AssetError: the file is damaged or not a FLAME model.
@@ -132,21 +148,33 @@ def load_head(
     """
     if path is None:
         if topology not in (None, "builtin") or eyelids is not None:
-            raise TopologyError(f"the built-in head has topology 'builtin' and its own eyelids, not {topology!r}")
+            raise TopologyError(
+                f"the built-in head has topology 'builtin' and its own eyelids, not {topology!r}"
+            )
         return _load_builtin()
     path = Path(path)
     topology = topology or _topology_of(path)
     if topology not in ("flame2020", "flame2023"):
-        raise TopologyError(f"{path} is a FLAME file: topology must be flame2020 or flame2023, not {topology!r}")
-    return _from_flame(path, topology, None if eyelids is None else np.load(eyelids, allow_pickle=False))
+        raise TopologyError(
+            f"{path} is a FLAME file: topology must be flame2020 or flame2023, not {topology!r}"
+        )
+    return _from_flame(
+        path, topology, None if eyelids is None else np.load(eyelids, allow_pickle=False)
+    )
 
 
 def _load_builtin(path: Path = BUILTIN_ASSET, checksum: Path = BUILTIN_CHECKSUM) -> HeadAsset:
-    """Read the committed asset: directions are int8 with one scale each (`build_builtin.py` writes it)."""
-    digest, expected = hashlib.sha256(path.read_bytes()).hexdigest(), checksum.read_text().split()[0]
+    """Read the committed asset: directions are int8 with one scale each (`build_builtin.py` writes
+    it).
+    """
+    digest, expected = (
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        checksum.read_text().split()[0],
+    )
     if digest != expected:
         raise AssetError(
-            f"{path}: sha256 {digest[:12]} is not the recorded {expected[:12]}: the file is damaged (a Git LFS "
+            f"{path}: sha256 {digest[:12]} is not the recorded {expected[:12]}: the file is "
+            "damaged (a Git LFS "
             "pointer, a cut download); restore it from git or run policies/head/build_builtin.py"
         )
     with np.load(path, allow_pickle=False) as file:
@@ -159,7 +187,10 @@ def _load_builtin(path: Path = BUILTIN_ASSET, checksum: Path = BUILTIN_CHECKSUM)
         exprdirs=directions[..., N_SHAPE:],
         posedirs=data["posedirs"].astype(np.float32),
         arkit=dict(zip(data["arkit_names"].tolist(), data["arkit"], strict=True)),
-        **{k: data[k] for k in ("v_template", "faces", "weights", "joint_regressor", "colors", "eyelids")},
+        **{
+            k: data[k]
+            for k in ("v_template", "faces", "weights", "joint_regressor", "colors", "eyelids")
+        },
         **{k: data[k] for k in ("uv", "texture")},
     )
 
@@ -170,7 +201,8 @@ def _topology_of(path: Path) -> Topology:
     if "2020" in path.name or "generic_model" in path.name:
         return "flame2020"
     raise TopologyError(
-        f"{path}: FLAME 2020 and 2023 files look alike inside and this name does not say which it is; "
+        f"{path}: FLAME 2020 and 2023 files look alike inside and this name does not say which "
+        "it is; "
         'pass topology="flame2020" or "flame2023"'
     )
 
@@ -186,8 +218,13 @@ def _from_flame(path: Path, topology: Topology, eyelids: np.ndarray | None) -> H
         raise AssetError(f"{path}: joint parents {parents} are not FLAME's {list(PARENTS[1:])}")
     shapedirs = _array(data["shapedirs"])
     if shapedirs.ndim != 3 or shapedirs.shape[2] != N_SHAPE + N_EXPR:
-        raise AssetError(f"{path}: shapedirs of shape {shapedirs.shape}, expected (V, 3, 400): 300 shape + 100 expr")
-    v_template, weights, regressor = (_array(data[k]) for k in ("v_template", "weights", "J_regressor"))
+        raise AssetError(
+            f"{path}: shapedirs of shape {shapedirs.shape}, expected (V, 3, 400): 300 shape + "
+            "100 expr"
+        )
+    v_template, weights, regressor = (
+        _array(data[k]) for k in ("v_template", "weights", "J_regressor")
+    )
     return HeadAsset(
         topology=topology,
         v_template=v_template,
@@ -227,7 +264,9 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 class _Chumpy:
-    """Stands in for `chumpy.ch.Ch`, whose value is its attribute `x`; chumpy itself is never imported."""
+    """Stands in for `chumpy.ch.Ch`, whose value is its attribute `x`; chumpy itself is never
+    imported.
+    """
 
     x: np.ndarray
 
@@ -244,7 +283,9 @@ class _SparseColumns:
     _shape: tuple[int, int]
 
     def dense(self) -> np.ndarray:
-        return sparse.csc_matrix((self.data, self.indices, self.indptr), shape=self._shape).toarray()
+        return sparse.csc_matrix(
+            (self.data, self.indices, self.indptr), shape=self._shape
+        ).toarray()
 
 
 _RECONSTRUCT = np.array(0).__reduce__()[0]
@@ -285,5 +326,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         except (AssetError, pickle.UnpicklingError, EOFError) as error:
             raise AssetError(f"{path} cannot be read as a FLAME pickle: {error}") from error
     if not isinstance(data, dict):
-        raise AssetError(f"{path} is not a FLAME model: a {type(data).__name__} instead of a dict of arrays")
+        raise AssetError(
+            f"{path} is not a FLAME model: a {type(data).__name__} instead of a dict of arrays"
+        )
     return data

@@ -1,7 +1,7 @@
 """FLAME's forward model: coefficients -> vertices.
 
-Li et al., "Learning a model of facial shape and expression from 4D scans", SIGGRAPH Asia 2017, Eq. 1-5:
-blendshapes, pose correctives, then linear blend skinning over root, neck, jaw and two eyes.
+Li et al., "Learning a model of facial shape and expression from 4D scans", SIGGRAPH Asia 2017, Eq.
+1-5: blendshapes, pose correctives, then linear blend skinning over root, neck, jaw and two eyes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policies.head.asset import PARENTS, HeadAsset, TopologyError
-from policies.motion import Motion
+from rapport.policies.head.asset import PARENTS, HeadAsset, TopologyError
+from rapport.policies.motion import Motion
 
 
 def rotation_matrix(axis_angle: Tensor) -> Tensor:
@@ -36,7 +36,9 @@ class FlameHead(nn.Module):
 
         def add(name: str, array: np.ndarray) -> None:
             # A copy: the asset stays as it was loaded, whatever happens to this module.
-            self.register_buffer(name, torch.tensor(np.ascontiguousarray(array), dtype=dtype), persistent=False)
+            self.register_buffer(
+                name, torch.tensor(np.ascontiguousarray(array), dtype=dtype), persistent=False
+            )
 
         add("v_template", asset.v_template)
         add("shapedirs", np.moveaxis(asset.shapedirs, 2, 0))
@@ -44,8 +46,14 @@ class FlameHead(nn.Module):
         add("posedirs", asset.posedirs)
         add("weights", asset.weights)
         add("joints", asset.joint_regressor @ asset.v_template)
-        add("joint_shapedirs", np.einsum("jv,vcn->njc", asset.joint_regressor, asset.shapedirs, optimize=True))
-        add("joint_exprdirs", np.einsum("jv,vcn->njc", asset.joint_regressor, asset.exprdirs, optimize=True))
+        add(
+            "joint_shapedirs",
+            np.einsum("jv,vcn->njc", asset.joint_regressor, asset.shapedirs, optimize=True),
+        )
+        add(
+            "joint_exprdirs",
+            np.einsum("jv,vcn->njc", asset.joint_regressor, asset.exprdirs, optimize=True),
+        )
         self.has_eyelids = asset.eyelids is not None
         if self.has_eyelids:
             add("eyelids", asset.eyelids)
@@ -65,10 +73,12 @@ class FlameHead(nn.Module):
 
         Args:
             expr: (batch, up to 100).
-            jaw, neck, rot: (batch, 3) axis-angle radians; `rot` turns the whole head about the root joint.
+            jaw, neck, rot: (batch, 3) axis-angle radians; `rot` turns the whole head about the root
+                joint.
             eyepose: (batch, 6) axis-angle radians of the left, then the right eye.
             eyelid: (batch, 2), left and right, closed at 1.
-            shape: (batch, up to 300) identity, in standard deviations; (1, n) serves the whole batch.
+            shape: (batch, up to 300) identity, in standard deviations; (1, n) serves the whole
+                batch.
             vertices: (n,) long, compute only these.
 
         Returns:
@@ -80,9 +90,13 @@ class FlameHead(nn.Module):
         batch = len(expr)
         rest = expr.new_zeros(batch, 3)
         eyes = expr.new_zeros(batch, 6) if eyepose is None else eyepose
-        pose = torch.stack([p if p is not None else rest for p in (rot, neck, jaw)] + [eyes[:, :3], eyes[:, 3:]], 1)
+        pose = torch.stack(
+            [p if p is not None else rest for p in (rot, neck, jaw)] + [eyes[:, :3], eyes[:, 3:]], 1
+        )
         rotations = rotation_matrix(pose)
-        correctives = (rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)).flatten(1)
+        correctives = (
+            rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
+        ).flatten(1)
 
         joints = _blend(self.joints, self.joint_exprdirs, expr)
         points = _blend(_pick(self.v_template, vertices), _pick(self.exprdirs, vertices), expr)
@@ -116,14 +130,22 @@ class FlameHead(nn.Module):
         layout = motion.layout
         if layout.topology != self.topology:
             raise TopologyError(
-                f"motion of topology {layout.topology!r} on a head of topology {self.topology!r}: the coefficients "
-                f"mean nothing here. Load the {layout.topology} head (load_head) or convert the motion first."
+                f"motion of topology {layout.topology!r} on a head of topology "
+                f"{self.topology!r}: the coefficients "
+                f"mean nothing here. Load the {layout.topology} head (load_head) or convert the "
+                "motion first."
             )
-        groups = {name: torch.from_numpy(motion.group(name)).to(self.v_template) for name in layout.names}
+        groups = {
+            name: torch.from_numpy(motion.group(name)).to(self.v_template) for name in layout.names
+        }
         trans = groups.pop("trans", None)
         expr = groups.pop("expr", self.v_template.new_zeros(len(motion), 0))
-        identity = None if shape is None else torch.as_tensor(np.asarray(shape)).to(self.v_template)[None]
-        subset = None if vertices is None else torch.as_tensor(vertices, device=self.v_template.device)
+        identity = (
+            None if shape is None else torch.as_tensor(np.asarray(shape)).to(self.v_template)[None]
+        )
+        subset = (
+            None if vertices is None else torch.as_tensor(vertices, device=self.v_template.device)
+        )
         points = self(expr, **groups, shape=identity, vertices=subset)
         return (points if trans is None else points + trans[:, None]).cpu().numpy()
 
@@ -146,7 +168,9 @@ def _blend(base: Tensor | float, directions: Tensor, coefficients: Tensor) -> Te
 
 
 def _skin(points: Tensor, rotations: Tensor, joints: Tensor, weights: Tensor) -> Tensor:
-    """Linear blend skinning: (batch, n, 3) points by five rotations about five joints, weights (n, 5)."""
+    """Linear blend skinning: (batch, n, 3) points by five rotations about five joints, weights (n,
+    5).
+    """
     world: list[Tensor] = []
     moved: list[Tensor] = []
     for joint, parent in enumerate(PARENTS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from policies.head.asset import HeadAsset, TopologyError
+from rapport.policies.head.asset import HeadAsset, TopologyError
 
 PATCH = 5  # vertices a landmark: their mean is steadier than any one
 MIDLINE = 0.004  # metres: how far from the plane of symmetry "centre" reaches
@@ -12,7 +12,8 @@ CHIN_BELOW_LIP = 0.015  # metres
 
 
 def face_landmarks(asset: HeadAsset) -> dict[str, np.ndarray]:
-    """Vertex indices of facial landmarks, (5,) int64 each; a landmark's place is the mean of its vertices.
+    """Vertex indices of facial landmarks, (5,) int64 each; a landmark's place is the mean of its
+    vertices.
 
     Keys: `mouth_corner_{left,right}`, `lip_{upper,lower}`, `brow_{inner,outer}_{left,right}`,
     `eyelid_{upper,lower}_{left,right}`, `chin`, `nose_tip`. Left is the head's own left, +x.
@@ -22,7 +23,8 @@ def face_landmarks(asset: HeadAsset) -> dict[str, np.ndarray]:
     """
     if not asset.arkit or asset.eyelids is None:
         raise TopologyError(
-            f"landmarks are found from ARKit shapes and eyelids, which this {asset.topology} head lacks; "
+            f"landmarks are found from ARKit shapes and eyelids, which this {asset.topology} "
+            "head lacks; "
             "use the landmark file that belongs to it"
         )
     points = asset.v_template
@@ -45,7 +47,9 @@ def face_landmarks(asset: HeadAsset) -> dict[str, np.ndarray]:
         found[f"brow_inner_{name}"] = _top(_motion(asset, "browInnerUp"), here)
         found[f"brow_outer_{name}"] = _top(_motion(asset, f"browOuterUp{suffix}"), here)
         found[f"eyelid_upper_{name}"] = _top(np.linalg.norm(asset.eyelids[side], axis=1), here)
-        found[f"eyelid_lower_{name}"] = _top(_displacement(asset, f"eyeSquint{suffix}")[:, 1], under_eye)
+        found[f"eyelid_lower_{name}"] = _top(
+            _displacement(asset, f"eyeSquint{suffix}")[:, 1], under_eye
+        )
     return found
 
 
@@ -64,20 +68,30 @@ def _top(score: np.ndarray, among: np.ndarray) -> np.ndarray:
     return np.sort(order[:PATCH])
 
 
-UPPER_SHAPES = ("browInnerUp", "browDownLeft", "browDownRight", "browOuterUpLeft", "browOuterUpRight")
+UPPER_SHAPES = (
+    "browInnerUp",
+    "browDownLeft",
+    "browDownRight",
+    "browOuterUpLeft",
+    "browOuterUpRight",
+)
 MOVED = 0.3  # share of the farthest vertex' way from which on a vertex counts as moved
 
 
 def face_regions(asset: HeadAsset) -> dict[str, np.ndarray]:
     """Vertex indices of the lips, `lip`, and of the upper face, `upper`: LVE and FDD look at them.
 
-    Lips are what puckering moves, the upper face is what brows and lids move. Raises `TopologyError` like
-    `face_landmarks`.
-    """
+    Lips are what puckering moves, the upper face is what brows and lids move. Raises
+    `TopologyError` like `face_landmarks`."""
     if not asset.arkit or asset.eyelids is None:
-        raise TopologyError(f"this {asset.topology} head has no ARKit shapes or eyelids to find the regions of a face "
-                            "with; use the lists that belong to it")
-    shapes = [_motion(asset, name) for name in UPPER_SHAPES] + [np.linalg.norm(lid, axis=1) for lid in asset.eyelids]
+        raise TopologyError(
+            f"this {asset.topology} head has no ARKit shapes or eyelids to find the regions of a "
+            "face "
+            "with; use the lists that belong to it"
+        )
+    shapes = [_motion(asset, name) for name in UPPER_SHAPES] + [
+        np.linalg.norm(lid, axis=1) for lid in asset.eyelids
+    ]
     pucker = _motion(asset, "mouthPucker")
     upper = np.any([shape > MOVED * shape.max() for shape in shapes], axis=0)
     return {"lip": np.flatnonzero(pucker > MOVED * pucker.max()), "upper": np.flatnonzero(upper)}

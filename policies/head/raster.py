@@ -1,9 +1,9 @@
 """A small z-buffered rasteriser in numba: one thread, pip only, no GL, no display.
 
-Perspective camera in front of the face, Blinn-Phong shading with three lights, vertex colours, an optional
-texture of darkness (brows). Back faces are dark red: FLAME has no mouth cavity, what shows there is the inside.
-Compiled with fastmath: compare images with a tolerance, never by hash across machines.
-"""
+Perspective camera in front of the face, Blinn-Phong shading with three lights, vertex colours, an
+optional texture of darkness (brows). Back faces are dark red: FLAME has no mouth cavity, what shows
+there is the inside. Compiled with fastmath: compare images with a tolerance, never by hash across
+machines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import numba
 import numpy as np
 from numba import njit
 
-from policies.head.asset import HeadAsset
+from rapport.policies.head.asset import HeadAsset
 
-# Compiled code is kept where numba can write: beside this file or in NUMBA_CACHE_DIR. On a read-only install
-# without that variable every process compiles anew (some seconds), rather than fail at import.
+# Compiled code is kept where numba can write: beside this file or in NUMBA_CACHE_DIR. On a
+# read-only install without that variable every process compiles anew (some seconds), rather than
+# fail at import.
 CACHE = bool(numba.config.CACHE_DIR) or os.access(Path(__file__).parent, os.W_OK)
 
 CAMERA_DISTANCE = 0.9  # metres from the middle of the head: a portrait lens, little distortion
@@ -26,14 +27,18 @@ BACKGROUND = (28, 28, 28)
 INSIDE = (62, 26, 24)  # back faces
 AMBIENT, SPECULAR = 0.10, 0.06
 # Key, fill and a faint light from below: direction (x right, y up, z to the viewer), intensity.
-LIGHTS = np.array([[-0.45, 0.55, 0.75, 0.62], [0.75, 0.15, 0.5, 0.22], [0.0, -0.8, 0.4, 0.05]], np.float32)
+LIGHTS = np.array(
+    [[-0.45, 0.55, 0.75, 0.62], [0.75, 0.15, 0.5, 0.22], [0.0, -0.8, 0.4, 0.05]], np.float32
+)
 LIGHTS[:, :3] /= np.linalg.norm(LIGHTS[:, :3], axis=1, keepdims=True)
 HALFWAY = LIGHTS[:, :3] + np.float32([0, 0, 1])  # Blinn's half vectors for a viewer far away on +z
 HALFWAY /= np.linalg.norm(HALFWAY, axis=1, keepdims=True)
 # Linear light to 8 bit through a gamma of 2, tabulated.
 GAMMA = np.round(np.sqrt(np.arange(4096) / 4095) * 255).astype(np.uint8)
 
-TOLERANCE = -1e-4  # a barycentric weight this far outside still hits: float32 would leave cracks on shared edges
+TOLERANCE = (
+    -1e-4
+)  # a barycentric weight this far outside still hits: float32 would leave cracks on shared edges
 
 
 @njit(cache=CACHE, fastmath=True, boundscheck=False)
@@ -50,20 +55,28 @@ def _vertex_normals(v, faces, normals):
             normals[k, 1] += ny
             normals[k, 2] += nz
     for i in range(len(normals)):
-        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2) + np.float32(1e-12)
+        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2) + np.float32(
+            1e-12
+        )
         normals[i] /= length
 
 
 @njit(cache=CACHE, fastmath=True, boundscheck=False)
 def _light(normals, colors, lit):
-    """Blinn-Phong light of every vertex, linear, (V, 3) written to `lit`; the mesh is denser than the shading."""
+    """Blinn-Phong light of every vertex, linear, (V, 3) written to `lit`; the mesh is denser than
+    the shading.
+    """
     zero, one = np.float32(0), np.float32(1)
     for i in range(len(normals)):
-        side = one if normals[i, 2] >= 0 else -one  # turn to the viewer: silhouettes have grazing normals
+        side = (
+            one if normals[i, 2] >= 0 else -one
+        )  # turn to the viewer: silhouettes have grazing normals
         nx, ny, nz = side * normals[i, 0], side * normals[i, 1], side * normals[i, 2]
         diffuse, specular = np.float32(AMBIENT), zero
         for k in range(len(LIGHTS)):
-            diffuse += max(nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2], zero) * LIGHTS[k, 3]
+            diffuse += (
+                max(nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2], zero) * LIGHTS[k, 3]
+            )
             gloss = max(nx * HALFWAY[k, 0] + ny * HALFWAY[k, 1] + nz * HALFWAY[k, 2], zero)
             gloss *= gloss * gloss
             gloss *= gloss
@@ -75,9 +88,16 @@ def _light(normals, colors, lit):
 
 @njit(cache=CACHE, fastmath=True, boundscheck=False)
 def _visible_faces(p, faces, depth, face_id):
-    """Nearest face of every pixel. p (V, 3): pixel x, pixel y, depth (greater is nearer). -1 = background."""
+    """Nearest face of every pixel. p (V, 3): pixel x, pixel y, depth (greater is nearer). -1 =
+    background.
+    """
     height, width = depth.shape
-    tolerance, zero, half, one = np.float32(TOLERANCE), np.float32(0), np.float32(0.5), np.float32(1)
+    tolerance, zero, half, one = (
+        np.float32(TOLERANCE),
+        np.float32(0),
+        np.float32(0.5),
+        np.float32(1),
+    )
     depth[:] = np.float32(-1e30)
     face_id[:] = -1
     for f in range(len(faces)):
@@ -90,7 +110,8 @@ def _visible_faces(p, faces, depth, face_id):
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
         if left > right or top > bottom or area == 0:
             continue
-        # Barycentric weights and depth are linear in the pixel: w1 = px * w1_x + py * w1_y, and so on.
+        # Barycentric weights and depth are linear in the pixel: w1 = px * w1_x + py * w1_y, and so
+        # on.
         inverse = one / area
         w1_x, w1_y = (y2 - y0) * inverse, (x0 - x2) * inverse
         w2_x, w2_y = (y0 - y1) * inverse, (x1 - x0) * inverse
@@ -126,7 +147,12 @@ def _darkness(texture, u, v):
 def _paint(p, faces, lit, uv, texture, face_id, image):
     """Colours of the visible faces, (height, width, 3) uint8 written to `image`."""
     height, width = face_id.shape
-    zero, half, one, levels = np.float32(0), np.float32(0.5), np.float32(1), np.float32(len(GAMMA) - 1)
+    zero, half, one, levels = (
+        np.float32(0),
+        np.float32(0.5),
+        np.float32(1),
+        np.float32(len(GAMMA) - 1),
+    )
     for y in range(height):
         for x in range(width):
             f = face_id[y, x]
@@ -163,7 +189,8 @@ def _halve(image, out):
 
 
 class Rasterizer:
-    """Draws one head as square frames; the camera frames the resting head of the asset and stays there.
+    """Draws one head as square frames; the camera frames the resting head of the asset and stays
+    there.
 
     Args:
         asset: the head whose faces and colours are drawn.
@@ -183,14 +210,25 @@ class Rasterizer:
         head = asset.v_template[asset.weights[:, 1:].sum(1) > 0.5]
         low, high = head.min(0), head.max(0)
         self.center = (low + high) / 2
-        self.half_height = float(high[1] - low[1]) / 2 * FRAME_MARGIN  # metres, at the depth of `center`
+        self.half_height = (
+            float(high[1] - low[1]) / 2 * FRAME_MARGIN
+        )  # metres, at the depth of `center`
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixel x, pixel y (down) of the frame and depth in metres (greater is nearer): (..., 3) -> (..., 3)."""
+        """Pixel x, pixel y (down) of the frame and depth in metres (greater is nearer): (..., 3) ->
+        (..., 3).
+        """
         local = np.asarray(points, np.float32) - self.center
-        zoom = self.size / 2 / self.half_height * CAMERA_DISTANCE / (CAMERA_DISTANCE - local[..., 2])
+        zoom = (
+            self.size / 2 / self.half_height * CAMERA_DISTANCE / (CAMERA_DISTANCE - local[..., 2])
+        )
         return np.stack(
-            [self.size / 2 + local[..., 0] * zoom, self.size / 2 - local[..., 1] * zoom, local[..., 2]], axis=-1
+            [
+                self.size / 2 + local[..., 0] * zoom,
+                self.size / 2 - local[..., 1] * zoom,
+                local[..., 2],
+            ],
+            axis=-1,
         ).astype(np.float32)
 
     def render(self, vertices: np.ndarray) -> np.ndarray:
@@ -204,12 +242,18 @@ class Rasterizer:
         """
         vertices = np.ascontiguousarray(vertices, np.float32)
         if vertices.ndim != 3 or vertices.shape[1:] != (len(self._colors), 3):
-            raise ValueError(f"vertices of shape {vertices.shape}, this head needs (time, {len(self._colors)}, 3)")
+            raise ValueError(
+                f"vertices of shape {vertices.shape}, this head needs (time, "
+                f"{len(self._colors)}, 3)"
+            )
         samples = self.size * self.supersample
         pixels = self.project(vertices)
         pixels[..., :2] *= self.supersample
         normals, lit = np.empty_like(self._colors), np.empty_like(self._colors)
-        depth, face_id = np.empty((samples, samples), np.float32), np.empty((samples, samples), np.int32)
+        depth, face_id = (
+            np.empty((samples, samples), np.float32),
+            np.empty((samples, samples), np.int32),
+        )
         large = np.empty((samples, samples, 3), np.uint8)
         frames = np.empty((len(vertices), self.size, self.size, 3), np.uint8)
         for v, p, frame in zip(vertices, pixels, frames, strict=True):

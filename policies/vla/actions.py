@@ -1,9 +1,8 @@
 """Action tokens: listener motion <-> knots <-> one of 256 bins per knot and dimension.
 
-The paper (VLA + DPO, section III-C2, Eq. 5-6) gives every frame and dimension a token. At the corpus
-rate that is 5,600 tokens for 4 s, so actions are knots at a lower rate (5 Hz) that a natural cubic
-spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens.
-"""
+The paper (VLA + DPO, section III-C2, Eq. 5-6) gives every frame and dimension a token. At the
+corpus rate that is 5,600 tokens for 4 s, so actions are knots at a lower rate (5 Hz) that a natural
+cubic spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +16,14 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from policies.motion import Layout, LayoutError, Motion, require_same_layout
+from rapport.policies.motion import Layout, LayoutError, Motion, require_same_layout
 
 FILE_NAME = "action_space.json"
-HEAD_POSE_GROUPS = ("rot", "neck", "trans")  # the paper's pose tokens; every other group is expression
+HEAD_POSE_GROUPS = (
+    "rot",
+    "neck",
+    "trans",
+)  # the paper's pose tokens; every other group is expression
 
 
 class ActionError(ValueError):
@@ -28,20 +31,25 @@ class ActionError(ValueError):
 
 
 def whole(value: float, what: str) -> int:
-    """`value` as an integer; raises `ActionError` naming `what` when it is not a positive whole number."""
+    """`value` as an integer; raises `ActionError` naming `what` when it is not a positive whole
+    number.
+    """
     if abs(value - round(value)) > 1e-6 or round(value) < 1:
         raise ActionError(f"{what} must be a positive whole number, got {value:g}")
     return round(value)
 
 
 def spline_basis(frames: int, knots: int) -> np.ndarray:
-    """Matrix (frames, knots) that evaluates the natural cubic spline through the knots at every frame.
+    """Matrix (frames, knots) that evaluates the natural cubic spline through the knots at every
+    frame.
 
     Knots sit at the centres of `knots` equal blocks of frames. Outside the first and last knot the
     spline goes on as a straight line, which is what a natural spline (zero end curvature) is there.
     """
     if not 2 <= knots <= frames:
-        raise ActionError(f"a spline of {frames} frames needs between 2 and {frames} knots, got {knots}")
+        raise ActionError(
+            f"a spline of {frames} frames needs between 2 and {frames} knots, got {knots}"
+        )
     centres = (np.arange(knots) + 0.5) * frames / knots - 0.5
     spline = CubicSpline(centres, np.eye(knots), bc_type="natural")
     at = np.arange(frames, dtype=np.float64)
@@ -65,17 +73,24 @@ class ActionSpace:
 
     def __post_init__(self) -> None:
         if self.steps > self.frames:
-            raise ActionError(f"{self.rate:g} knots per second are more than {self.layout.fps:g} frames per second")
+            raise ActionError(
+                f"{self.rate:g} knots per second are more than {self.layout.fps:g} frames per "
+                "second"
+            )
 
     @property
     def steps(self) -> int:
         """Knots of one action sequence, S."""
-        return whole(self.rate * self.seconds, f"rate {self.rate:g} Hz x horizon {self.seconds:g} s")
+        return whole(
+            self.rate * self.seconds, f"rate {self.rate:g} Hz x horizon {self.seconds:g} s"
+        )
 
     @property
     def frames(self) -> int:
         """Frames of one action sequence at the rate of `layout`, T."""
-        return whole(self.layout.fps * self.seconds, f"{self.layout.fps:g} fps x horizon {self.seconds:g} s")
+        return whole(
+            self.layout.fps * self.seconds, f"{self.layout.fps:g} fps x horizon {self.seconds:g} s"
+        )
 
     @property
     def dims(self) -> int:
@@ -88,7 +103,9 @@ class ActionSpace:
     @property
     def expression(self) -> np.ndarray:
         """(dims,) bool: True where a dimension moves the face, False where it moves the head."""
-        return np.concatenate([np.full(width, name not in HEAD_POSE_GROUPS) for name, width in self.layout.groups])
+        return np.concatenate(
+            [np.full(width, name not in HEAD_POSE_GROUPS) for name, width in self.layout.groups]
+        )
 
     @cached_property
     def basis(self) -> np.ndarray:
@@ -101,10 +118,15 @@ class ActionSpace:
         return np.linalg.pinv(self.basis)
 
     def to_knots(self, motion: Motion) -> np.ndarray:
-        """Knots (steps, dims) whose spline is nearest to the motion. Exact for motion made by `to_motion`."""
+        """Knots (steps, dims) whose spline is nearest to the motion. Exact for motion made by
+        `to_motion`.
+        """
         require_same_layout(motion.layout, self.layout, "encode motion as actions")
         if len(motion) != self.frames:
-            raise LayoutError(f"actions cover {self.frames} frames, this motion has {len(motion)}; cut a window first")
+            raise LayoutError(
+                f"actions cover {self.frames} frames, this motion has {len(motion)}; cut a "
+                "window first"
+            )
         return self.inverse @ motion.values.astype(np.float64)
 
     def to_motion(self, knots: np.ndarray) -> Motion:
@@ -122,7 +144,8 @@ def fit_bounds(
     Args:
         knots: arrays (steps, dims), streamed; never all in memory.
         tail: percent cut off at each end.
-        max_rows: percentiles are exact up to this many rows and over a uniform sample of this size beyond.
+        max_rows: percentiles are exact up to this many rows and over a uniform sample of this size
+            beyond.
         seed: of that sample.
 
     Returns:
@@ -142,12 +165,16 @@ def fit_bounds(
         raise ActionError("no knots to fit the action bins on: the training corpus is empty")
     sample, _ = _smallest(rows, keys, max_rows)
     if not np.isfinite(sample).all():
-        raise ActionError("NaN or infinity among the knots; drop or repair these clips before fitting the bins")
+        raise ActionError(
+            "NaN or infinity among the knots; drop or repair these clips before fitting the bins"
+        )
     low, high = np.percentile(sample.astype(np.float64), [tail, 100 - tail], axis=0)
     return low, high
 
 
-def _smallest(rows: list[np.ndarray], keys: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _smallest(
+    rows: list[np.ndarray], keys: list[np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
     all_rows, all_keys = np.concatenate(rows), np.concatenate(keys)
     if len(all_keys) <= count:
         return all_rows, all_keys
@@ -159,11 +186,10 @@ def _smallest(rows: list[np.ndarray], keys: list[np.ndarray], count: int) -> tup
 class ActionTokenizer:
     """Knots <-> token ids, step by step and within a step in the order of the layout's columns.
 
-    Uniform bins between `low` and `high` (Eq. 5); values outside are clipped; a token stands for the
-    centre of its bin (Eq. 6). Bin 0 is `first_token`, ids rise with the value and take the last `bins`
-    ids of the language model's vocabulary (the place OpenVLA uses). A dimension that never moves in the
-    corpus (low == high) keeps bin 0 and its constant value.
-    """
+    Uniform bins between `low` and `high` (Eq. 5); values outside are clipped; a token stands for
+    the centre of its bin (Eq. 6). Bin 0 is `first_token`, ids rise with the value and take the last
+    `bins` ids of the language model's vocabulary (the place OpenVLA uses). A dimension that never
+    moves in the corpus (low == high) keeps bin 0 and its constant value."""
 
     space: ActionSpace
     low: np.ndarray
@@ -174,7 +200,9 @@ class ActionTokenizer:
     def __post_init__(self) -> None:
         low, high = np.asarray(self.low, dtype=np.float64), np.asarray(self.high, dtype=np.float64)
         if low.shape != (self.space.dims,) or high.shape != low.shape:
-            raise ActionError(f"bin bounds must be ({self.space.dims},), got {low.shape} and {high.shape}")
+            raise ActionError(
+                f"bin bounds must be ({self.space.dims},), got {low.shape} and {high.shape}"
+            )
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
             raise ActionError("bin bounds must be finite with low <= high in every dimension")
         object.__setattr__(self, "low", low)
@@ -201,16 +229,21 @@ class ActionTokenizer:
         return bins.reshape(-1) + self.first_token
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids (steps * dims,) -> knots (steps, dims). Raises `ActionError` for ids that are no actions."""
+        """Token ids (steps * dims,) -> knots (steps, dims). Raises `ActionError` for ids that are
+        no actions.
+        """
         tokens = np.asarray(tokens, dtype=np.int64)
         if tokens.ndim != 1 or len(tokens) % self.space.dims:
-            raise ActionError(f"action tokens must be (steps * {self.space.dims},), got {tokens.shape}")
+            raise ActionError(
+                f"action tokens must be (steps * {self.space.dims},), got {tokens.shape}"
+            )
         bins = (tokens - self.first_token).reshape(-1, self.space.dims)
         bad = np.argwhere((bins < 0) | (bins >= self.bins))
         if len(bad):
             step, dim = bad[0]
             raise ActionError(
-                f"token {bins[step, dim] + self.first_token} at step {step}, dimension {dim} is no action: "
+                f"token {bins[step, dim] + self.first_token} at step {step}, dimension {dim} is "
+                "no action: "
                 f"actions are [{self.first_token}, {self.first_token + self.bins})"
             )
         return self.centres[np.arange(self.space.dims), bins]
@@ -240,17 +273,24 @@ class ActionTokenizer:
     def from_json(cls, text: str) -> ActionTokenizer:
         data = json.loads(text)
         space = ActionSpace(Layout(**data["layout"]), data["rate"], data["seconds"])
-        return cls(space, np.array(data["low"]), np.array(data["high"]), data["first_token"], data["bins"])
+        return cls(
+            space, np.array(data["low"]), np.array(data["high"]), data["first_token"], data["bins"]
+        )
 
     def save(self, folder: Path) -> None:
         (folder / FILE_NAME).write_text(self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> ActionTokenizer:
-        """Raises `ActionError` when the folder lacks `action_space.json`: weights without it mean nothing."""
+        """Raises `ActionError` when the folder lacks `action_space.json`: weights without it mean
+        nothing.
+        """
         file = folder / FILE_NAME
         if not file.is_file():
-            raise ActionError(f"{file} is missing: its tokens cannot be turned into motion; save the checkpoint again")
+            raise ActionError(
+                f"{file} is missing: its tokens cannot be turned into motion; save the "
+                "checkpoint again"
+            )
         return cls.from_json(file.read_text())
 
     @property

@@ -29,7 +29,13 @@ TINY_TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 1280,
 }
-TINY_TOWER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+TINY_TOWER = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 TINY_DINO = {**TINY_TOWER, "mlp_ratio": 2}
 TINY_SIGLIP = {**TINY_TOWER, "intermediate_size": 128}
 
@@ -39,9 +45,11 @@ class FaceVLAConfig(PretrainedConfig):
 
     Args:
         text_config: the LLaMA backbone.
-        dino_config, siglip_config: the two visual streams. `num_hidden_layers` counts the blocks that are
-            kept: features are those of the second-to-last published block, so one less than published.
-        image_size: pixels of the square uint8 frames that come in; a stream of another size resizes them.
+        dino_config, siglip_config: the two visual streams. `num_hidden_layers` counts the blocks
+            that are kept: features are those of the second-to-last published block, so one less
+            than published.
+        image_size: pixels of the square uint8 frames that come in; a stream of another size resizes
+            them.
         frames: speaker frames in the prompt.
         text_tokens: length of the text region.
         action_dims, action_steps: an action sequence has `action_steps * action_dims` tokens.
@@ -92,15 +100,23 @@ class FaceVLAConfig(PretrainedConfig):
     def _check(self) -> None:
         grids = [c.image_size // c.patch_size for c in (self.dino_config, self.siglip_config)]
         if grids[0] != grids[1]:
-            raise ValueError(f"the two streams must give the same patch grid, DINOv2 has {grids[0]}, SigLIP {grids[1]}")
+            raise ValueError(
+                f"the two streams must give the same patch grid, DINOv2 has {grids[0]}, SigLIP "
+                f"{grids[1]}"
+            )
         vocabulary = self.text_config.vocab_size
         if self.action_token_start + self.action_bins > vocabulary:
-            raise ValueError(f"action ids end beyond the vocabulary of {vocabulary}: start {self.action_token_start}")
+            raise ValueError(
+                f"action ids end beyond the vocabulary of {vocabulary}: start "
+                f"{self.action_token_start}"
+            )
         needed = self.prompt_length + self.action_tokens
         if needed > self.text_config.max_position_embeddings:
             raise ValueError(
-                f"prompt ({self.prompt_length}) and actions ({self.action_tokens}) need {needed} positions, the LLaMA"
-                f" has {self.text_config.max_position_embeddings}; shorten the horizon, the rate or the frames"
+                f"prompt ({self.prompt_length}) and actions ({self.action_tokens}) need {needed} "
+                "positions, the LLaMA"
+                f" has {self.text_config.max_position_embeddings}; shorten the horizon, the rate "
+                "or the frames"
             )
 
     @property

@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from policies.vla.model import FaceVLA
-from policies.vla.trajectory import Prompt
+from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.trajectory import Prompt
 
 
 def sequence_kl(policy: FaceVLA, reference: FaceVLA, prompt: Prompt, tokens: np.ndarray) -> float:
-    """KL(policy || reference) of whole reactions to a prompt, nats, estimated from samples of the policy.
+    """KL(policy || reference) of whole reactions to a prompt, nats, estimated from samples of the
+    policy.
 
-    The sum over positions of the exact KL between both distributions over the bins, given what the policy sampled
-    before, averaged over samples. Without bias, never negative and of less variance than the mean log-ratio of the
-    samples, as it leaves less to chance (Rao-Blackwell; Amini et al. 2025, arXiv 2504.10637).
+    The sum over positions of the exact KL between both distributions over the bins, given what the
+    policy sampled before, averaged over samples. Without bias, never negative and of less variance
+    than the mean log-ratio of the samples, as it leaves less to chance (Rao-Blackwell; Amini et al.
+    2025, arXiv 2504.10637).
 
     Args:
         tokens: (samples, steps * dims) action token ids that `policy` sampled at temperature 1.
@@ -23,6 +25,8 @@ def sequence_kl(policy: FaceVLA, reference: FaceVLA, prompt: Prompt, tokens: np.
     frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
     actions = torch.as_tensor(tokens.astype(np.int64))[None]
     with torch.inference_mode():
-        ours, theirs = (torch.log_softmax(model.action_logits(ids, frames, actions).float(), -1)
-                        for model in (policy, reference))
+        ours, theirs = (
+            torch.log_softmax(model.action_logits(ids, frames, actions).float(), -1)
+            for model in (policy, reference)
+        )
         return float((ours.exp() * (ours - theirs)).sum((-1, -2)).mean())

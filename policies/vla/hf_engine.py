@@ -9,37 +9,59 @@ import numpy as np
 import torch
 import transformers
 
-from policies.vla.loading import load_checkpoint
-from policies.vla.trajectory import Prompt
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.trajectory import Prompt
 
 
 class HfEngine:
     """The torch policy with a key-value cache, one prompt at a time."""
 
-    def __init__(self, checkpoint: Path, dtype: str, temperature: float, kv_cache_gib: float, tensor_parallel: int):
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: str,
+        temperature: float,
+        kv_cache_gib: float,
+        tensor_parallel: int,
+    ):
         if tensor_parallel != 1:
-            raise ValueError("rollout.engine=hf has no tensor parallelism; set rollout.tensor_parallel=1")
+            raise ValueError(
+                "rollout.engine=hf has no tensor parallelism; set rollout.tensor_parallel=1"
+            )
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_checkpoint(checkpoint, dtype=getattr(torch, dtype)).model.to(self.device)
         self.temperature = temperature
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "hf", "version": transformers.__version__, "device": self.device,
-                "dtype": str(self.model.dtype).removeprefix("torch."), "tensor_parallel": 1}
+        return {
+            "name": "hf",
+            "version": transformers.__version__,
+            "device": self.device,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "tensor_parallel": 1,
+        }
 
     def sample(
         self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """`samples` pairs of token ids and log-probs (tokens,) for each prompt; None = the whole horizon."""
+        """`samples` pairs of token ids and log-probs (tokens,) for each prompt; None = the whole
+        horizon.
+        """
         results = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             generator = torch.Generator(self.device).manual_seed(seed)
             ids = torch.as_tensor(prompt.ids, device=self.device).expand(samples, -1)
             frames = None
             if prompt.frames is not None:
-                frames = torch.as_tensor(prompt.frames, device=self.device).expand(samples, *prompt.frames.shape)
-            sampled, log_probs = self.model.sample_actions(ids, frames, self.temperature, generator, tokens)
-            results.append(list(zip(sampled.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True)))
+                frames = torch.as_tensor(prompt.frames, device=self.device).expand(
+                    samples, *prompt.frames.shape
+                )
+            sampled, log_probs = self.model.sample_actions(
+                ids, frames, self.temperature, generator, tokens
+            )
+            results.append(
+                list(zip(sampled.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True))
+            )
         return results
 
     def update(self, state: dict[str, torch.Tensor]) -> None:

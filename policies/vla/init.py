@@ -1,8 +1,9 @@
-"""Initial weights of a small policy: what a pretrained backbone would bring along, as far as structure can give it.
+"""Initial weights of a small policy: what a pretrained backbone would bring along, as far as
+structure can give it.
 
-LLaMA's own initialisation (normal, 0.02) suits widths of thousands. At width 128 it leaves the blocks almost
-silent, and thousands of steps pass before the policy notices its prompt or its own past actions.
-"""
+LLaMA's own initialisation (normal, 0.02) suits widths of thousands. At width 128 it leaves the
+blocks almost silent, and thousands of steps pass before the policy notices its prompt or its own
+past actions."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from policies.vla.model import FaceVLA
+from rapport.policies.vla.model import FaceVLA
 
 HARMONICS = 32
 CODE_NORM = 0.5  # of token embeddings and slot codes: neither drowns the other after the first norm
@@ -21,12 +22,12 @@ CODE_NORM = 0.5  # of token embeddings and slot codes: neither drowns the other 
 def init_small(model: FaceVLA, seed: int = 0) -> None:
     """Initialise every weight of a small `FaceVLA` in place, the same for the same seed.
 
-    Linear layers keep the variance of what passes through them, those that write to the residual stream less
-    (Radford et al. 2019). Action tokens start as smooth features of their bin's centre, so that neighbouring
-    bins are neighbours. The slot of a token and the slot a token predicts share one code, and keys equal the
-    first query that reads them in the first block: there, a position looks most at earlier tokens of its own slot,
-    then at those beside it, of which one holds the very dimension that is to be predicted.
-    """
+    Linear layers keep the variance of what passes through them, those that write to the residual
+    stream less (Radford et al. 2019). Action tokens start as smooth features of their bin's centre,
+    so that neighbouring bins are neighbours. The slot of a token and the slot a token predicts
+    share one code, and keys equal the first query that reads them in the first block: there, a
+    position looks most at earlier tokens of its own slot, then at those beside it, of which one
+    holds the very dimension that is to be predicted."""
     generator = torch.Generator().manual_seed(seed)
     blocks = model.config.text_config.num_hidden_layers
     head = model.get_output_embeddings()
@@ -42,8 +43,12 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
     if model.slots is not None:
         _init_slots(model, generator)
     first = model.language_model.model.layers[0].self_attn
-    groups = model.config.text_config.num_attention_heads // model.config.text_config.num_key_value_heads
-    queries = first.q_proj.weight.unflatten(0, (-1, groups, first.head_dim))  # (key heads, queries of each, ...)
+    groups = (
+        model.config.text_config.num_attention_heads // model.config.text_config.num_key_value_heads
+    )
+    queries = first.q_proj.weight.unflatten(
+        0, (-1, groups, first.head_dim)
+    )  # (key heads, queries of each, ...)
     first.k_proj.weight.copy_(queries[:, 0].flatten(0, 1))
 
 
@@ -53,7 +58,8 @@ def _init_tokens(model: FaceVLA, generator: torch.Generator) -> None:
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     inputs.normal_(0, CODE_NORM / math.sqrt(hidden), generator=generator)
     outputs.normal_(0, 1 / math.sqrt(hidden), generator=generator)
-    # Cosines of rising frequency and falling amplitude over the range of the bins, through a random matrix.
+    # Cosines of rising frequency and falling amplitude over the range of the bins, through a random
+    # matrix.
     centres = (torch.arange(config.action_bins) + 0.5) / config.action_bins
     order = torch.arange(1, HARMONICS + 1)
     features = torch.cos(math.pi * order * centres[:, None]) / order

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from policies.vla.model import FaceVLA
+    from rapport.policies.vla.model import FaceVLA
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER = "default"
@@ -16,10 +16,9 @@ ADAPTER = "default"
 def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> None:
     """Put adapters on every linear layer of the language model's blocks, in place.
 
-    Afterwards the adapters, the projector, the slot embeddings, the token embeddings and the output head
-    train (the action tokens are new to the language model); its blocks do not. The visual streams keep the
-    state they had.
-    """
+    Afterwards the adapters, the projector, the slot embeddings, the token embeddings and the output
+    head train (the action tokens are new to the language model); its blocks do not. The visual
+    streams keep the state they had."""
     from peft import LoraConfig, inject_adapter_in_model
 
     was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -35,8 +34,8 @@ def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> N
 def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tensor]:
     """W + scaling * B @ A for every adapted layer, under the plain model's names.
 
-    Works on names and tensors alone, hence also on weights gathered from shards. Computed in float32.
-    """
+    Works on names and tensors alone, hence also on weights gathered from shards. Computed in
+    float32."""
     merged = {}
     for name, tensor in state_dict.items():
         if ".lora_" in name:
@@ -46,7 +45,10 @@ def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tenso
             continue
         layer, leaf = name.split(".base_layer.")
         if leaf == "weight":
-            down, up = state_dict[f"{layer}.lora_A.{ADAPTER}.weight"], state_dict[f"{layer}.lora_B.{ADAPTER}.weight"]
+            down, up = (
+                state_dict[f"{layer}.lora_A.{ADAPTER}.weight"],
+                state_dict[f"{layer}.lora_B.{ADAPTER}.weight"],
+            )
             tensor = (tensor.float() + scaling * up.float() @ down.float()).to(tensor.dtype)
         merged[f"{layer}.{leaf}"] = tensor
     return merged

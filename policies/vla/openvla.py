@@ -1,9 +1,9 @@
-"""Weights of the OpenVLA lineage (prismatic checkpoints: timm names) for a `FaceVLA` of the same sizes.
+"""Weights of the OpenVLA lineage (prismatic checkpoints: timm names) for a `FaceVLA` of the same
+sizes.
 
-timm's ViT and transformers' hold the same tensors under other names; timm keeps query, key and value in one
-matrix, and its register variant of DINOv2 has no position for the class token (it is folded into the token).
-OpenVLA says `scale_factor` where timm says `gamma`.
-"""
+timm's ViT and transformers' hold the same tensors under other names; timm keeps query, key and
+value in one matrix, and its register variant of DINOv2 has no position for the class token (it is
+folded into the token). OpenVLA says `scale_factor` where timm says `gamma`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from policies.vla.model import FaceVLA
+from rapport.policies.vla.model import FaceVLA
 
 DINO_NAMES = {
     "cls_token": "embeddings.cls_token",
@@ -35,7 +35,10 @@ DINO_BLOCK = {
     "ls2.scale_factor": "layer_scale2.lambda1",
     "ls2.gamma": "layer_scale2.lambda1",
 }
-SIGLIP_NAMES = {"pos_embed": "embeddings.position_embedding.weight", "patch_embed.proj": "embeddings.patch_embedding"}
+SIGLIP_NAMES = {
+    "pos_embed": "embeddings.position_embedding.weight",
+    "patch_embed.proj": "embeddings.patch_embedding",
+}
 SIGLIP_BLOCK = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
@@ -52,7 +55,8 @@ class LoadReport:
     Args:
         loaded: our parameter names that were filled.
         missing: ours that the checkpoint does not have; they keep their initial values.
-        unused: the checkpoint's names that have no place here (last blocks, final norms, pooling heads).
+        unused: the checkpoint's names that have no place here (last blocks, final norms, pooling
+            heads).
         mismatched: ours whose shape differs, with both shapes; they keep their initial values.
     """
 
@@ -75,7 +79,9 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of all safetensors shards of a folder, one at a time."""
     shards = sorted(Path(folder).glob("*.safetensors"))
     if not shards:
-        raise FileNotFoundError(f"no *.safetensors in {folder}; download the checkpoint there first")
+        raise FileNotFoundError(
+            f"no *.safetensors in {folder}; download the checkpoint there first"
+        )
     for shard in shards:
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
@@ -110,13 +116,23 @@ def _dino(name: str, tensor: Tensor, positions: int) -> dict[str, Tensor]:
 def _siglip(name: str, tensor: Tensor, positions: int) -> dict[str, Tensor]:
     if name == "pos_embed":
         tensor = tensor[0]
-    return _tower("vision.siglip", name, tensor, SIGLIP_NAMES, "encoder.layers", SIGLIP_BLOCK, "self_attn")
+    return _tower(
+        "vision.siglip", name, tensor, SIGLIP_NAMES, "encoder.layers", SIGLIP_BLOCK, "self_attn"
+    )
 
 
 def _tower(
-    tower: str, name: str, tensor: Tensor, names: dict[str, str], layers: str, block: dict[str, str], attention: str
+    tower: str,
+    name: str,
+    tensor: Tensor,
+    names: dict[str, str],
+    layers: str,
+    block: dict[str, str],
+    attention: str,
 ) -> dict[str, Tensor]:
-    """A timm ViT tensor under its transformers name; `names` and `block` map with or without weight/bias."""
+    """A timm ViT tensor under its transformers name; `names` and `block` map with or without
+    weight/bias.
+    """
     if name in names:
         return {f"{tower}.{names[name]}": tensor}
     stem, _, leaf = name.rpartition(".")
@@ -131,7 +147,8 @@ def _tower(
     stem, _, leaf = inner.rpartition(".")
     if stem == "attn.qkv":
         return {
-            f"{layer}.{attention}.{part}_proj.{leaf}": piece for part, piece in zip("qkv", tensor.chunk(3), strict=True)
+            f"{layer}.{attention}.{part}_proj.{leaf}": piece
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True)
         }
     return {f"{layer}.{block[stem]}.{leaf}": tensor} if stem in block else {}
 
@@ -140,9 +157,10 @@ def _tower(
 def load_openvla(model: FaceVLA, weights: Iterable[tuple[str, Tensor]]) -> LoadReport:
     """Fill the model with what fits of an OpenVLA-lineage checkpoint, in place.
 
-    Needs `dino_config` of type "dinov2_with_registers" (4 registers), SigLIP with `hidden_act="gelu"` and
-    image size 224, as OpenVLA has them. The vocabularies may differ in length: the rows that both have are
-    taken. OpenVLA's action ids fall with the value and ours rise; they are re-learnt in fine-tuning.
+    Needs `dino_config` of type "dinov2_with_registers" (4 registers), SigLIP with
+    `hidden_act="gelu"` and image size 224, as OpenVLA has them. The vocabularies may differ in
+    length: the rows that both have are taken. OpenVLA's action ids fall with the value and ours
+    rise; they are re-learnt in fine-tuning.
 
     Args:
         weights: name and tensor, e.g. from `read_weights`.
@@ -157,13 +175,18 @@ def load_openvla(model: FaceVLA, weights: Iterable[tuple[str, Tensor]]) -> LoadR
             continue
         for ours, value in placed.items():
             target = own[ours]
-            if ours.endswith(("embed_tokens.weight", "lm_head.weight")) and target.shape[1] == value.shape[1]:
+            if (
+                ours.endswith(("embed_tokens.weight", "lm_head.weight"))
+                and target.shape[1] == value.shape[1]
+            ):
                 rows = min(len(target), len(value))
                 target[:rows].copy_(value[:rows])
             elif target.shape == value.shape:
                 target.copy_(value)
             else:
-                report.mismatched.append(f"{ours} {tuple(target.shape)} here, {tuple(value.shape)} there")
+                report.mismatched.append(
+                    f"{ours} {tuple(target.shape)} here, {tuple(value.shape)} there"
+                )
                 continue
             report.loaded.append(ours)
     touched = {entry.split()[0] for entry in report.mismatched} | set(report.loaded)

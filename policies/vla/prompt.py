@@ -1,10 +1,10 @@
-"""The prompt of one clip: a fixed number of tokens, so that batches are rectangular and need no mask.
+"""The prompt of one clip: a fixed number of tokens, so that batches are rectangular and need no
+mask.
 
     <s> | frames x patches of <image> | text_tokens of text, left-filled with <blank> | <act>
 
-then the action tokens. A modality that the clip lacks fills its whole region with <absent>: a learned
-mark that cannot be mistaken for a black frame or for silence.
-"""
+then the action tokens. A modality that the clip lacks fills its whole region with <absent>: a
+learned mark that cannot be mistaken for a black frame or for silence."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.config import FaceVLAConfig
 
 
-def build_prompt(config: FaceVLAConfig, text_ids: Sequence[int] | None, has_frames: bool) -> np.ndarray:
+def build_prompt(
+    config: FaceVLAConfig, text_ids: Sequence[int] | None, has_frames: bool
+) -> np.ndarray:
     """Token ids (prompt_length,) int64.
 
     Args:
-        text_ids: what the speaker says; `[]` is silence, None an absent transcript. The end of a text that
-            is too long is kept: the listener answers to what was said last.
+        text_ids: what the speaker says; `[]` is silence, None an absent transcript. The end of a
+            text that is too long is kept: the listener answers to what was said last.
         has_frames: whether the clip has speaker frames.
     """
     image = [config.image_token_id if has_frames else config.absent_token_id] * config.image_tokens
@@ -38,7 +40,9 @@ def collapse_images(config: FaceVLAConfig, prompt: Sequence[int]) -> list[int]:
     """The prompt with one <image> per frame in place of one per patch, as vLLM takes it."""
     head, rest = list(prompt[:1]), list(prompt[1 + config.image_tokens :])
     region = list(prompt[1 : 1 + config.image_tokens])
-    return head + (region[:: config.patches] if region[0] == config.image_token_id else region) + rest
+    return (
+        head + (region[:: config.patches] if region[0] == config.image_token_id else region) + rest
+    )
 
 
 def select_frames(frames: np.ndarray, count: int, size: int) -> np.ndarray:
@@ -51,12 +55,18 @@ def select_frames(frames: np.ndarray, count: int, size: int) -> np.ndarray:
         (count, size, size, 3) uint8.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f"speaker frames must be (n, height, width, 3) uint8, got {frames.shape} {frames.dtype}")
+        raise ValueError(
+            f"speaker frames must be (n, height, width, 3) uint8, got {frames.shape} {frames.dtype}"
+        )
     if len(frames) < count:
-        raise ValueError(f"{count} speaker frames are needed, this clip has {len(frames)}; lower `frames`")
+        raise ValueError(
+            f"{count} speaker frames are needed, this clip has {len(frames)}; lower `frames`"
+        )
     chosen = frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]
     if chosen.shape[1:3] == (size, size):
         return np.ascontiguousarray(chosen)
     pixels = torch.from_numpy(np.ascontiguousarray(chosen)).permute(0, 3, 1, 2).float()
-    resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    resized = F.interpolate(
+        pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+    )
     return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

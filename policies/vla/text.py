@@ -14,12 +14,17 @@ SPECIALS = (BOS, EOS, IMAGE, ABSENT, BLANK, ACT)
 
 
 def build_text_tokenizer(
-    texts: Iterable[str], path: Path | None = None, text_vocabulary: int = 768, action_bins: int = 256
+    texts: Iterable[str],
+    path: Path | None = None,
+    text_vocabulary: int = 768,
+    action_bins: int = 256,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE; ids [text_vocabulary, text_vocabulary + action_bins) are the action tokens.
+    """Train a byte-level BPE; ids [text_vocabulary, text_vocabulary + action_bins) are the action
+    tokens.
 
-    Action tokens are in the vocabulary but no merge makes them, so that no text can. A corpus with too
-    few words for `text_vocabulary` merges leaves unused ids: action ids do not depend on the corpus.
+    Action tokens are in the vocabulary but no merge makes them, so that no text can. A corpus with
+    too few words for `text_vocabulary` merges leaves unused ids: action ids do not depend on the
+    corpus.
 
     Args:
         texts: transcripts of the training split.
@@ -28,7 +33,10 @@ def build_text_tokenizer(
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if text_vocabulary < len(SPECIALS) + len(alphabet):
-        raise ValueError(f"text_vocabulary must be at least {len(SPECIALS) + len(alphabet)}, got {text_vocabulary}")
+        raise ValueError(
+            f"text_vocabulary must be at least {len(SPECIALS) + len(alphabet)}, got "
+            f"{text_vocabulary}"
+        )
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     trained.train_from_iterator(
@@ -45,7 +53,9 @@ def build_text_tokenizer(
     vocabulary |= {f"<unused_{i}>": i for i in range(len(vocabulary), text_vocabulary)}
     vocabulary |= {f"<action_{i}>": text_vocabulary + i for i in range(action_bins)}
 
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge) for merge in model["merges"]]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[tuple(merge) for merge in model["merges"]])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIALS))
@@ -61,12 +71,14 @@ def build_text_tokenizer(
     return fast
 
 
-def load_llama_tokenizer(name_or_path: str, action_bins: int = 256) -> tuple[PreTrainedTokenizerBase, int]:
+def load_llama_tokenizer(
+    name_or_path: str, action_bins: int = 256
+) -> tuple[PreTrainedTokenizerBase, int]:
     """A LLaMA tokenizer with our special tokens appended, and the first action id.
 
-    The last `action_bins` ids of the *original* vocabulary become the actions, as in OpenVLA (31744-31999
-    of LLaMA-2): they are its rarest tokens. Special tokens come after them, the embeddings must be resized.
-    """
+    The last `action_bins` ids of the *original* vocabulary become the actions, as in OpenVLA
+    (31744-31999 of LLaMA-2): they are its rarest tokens. Special tokens come after them, the
+    embeddings must be resized."""
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     start = len(tokenizer) - action_bins
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, ABSENT, BLANK, ACT]})
@@ -83,9 +95,14 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         "blank_token_id": tokenizer.convert_tokens_to_ids(BLANK),
         "act_token_id": tokenizer.convert_tokens_to_ids(ACT),
     }
-    missing = [name for name, value in ids.items() if value is None or value == tokenizer.unk_token_id]
+    missing = [
+        name for name, value in ids.items() if value is None or value == tokenizer.unk_token_id
+    ]
     if missing:
-        raise ValueError(f"the tokenizer has no {missing}; build it with build_text_tokenizer or load_llama_tokenizer")
+        raise ValueError(
+            f"the tokenizer has no {missing}; build it with build_text_tokenizer or "
+            "load_llama_tokenizer"
+        )
     return ids
 
 
@@ -94,8 +111,7 @@ def encode_text(
 ) -> list[int]:
     """Token ids of a transcript, free of special and action tokens.
 
-    A literal "<image>" in a transcript is encoded letter by letter. Of LLaMA's overwritten ids the few that
-    a text can hit (rare characters) are dropped: the model reads them as actions.
-    """
+    A literal "<image>" in a transcript is encoded letter by letter. Of LLaMA's overwritten ids the
+    few that a text can hit (rare characters) are dropped: the model reads them as actions."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [i for i in ids if not action_token_start <= i < action_token_start + action_bins]

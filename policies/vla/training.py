@@ -1,4 +1,6 @@
-"""What learners of the VLA policy share: columns of their tables, batches, the module that is trained."""
+"""What learners of the VLA policy share: columns of their tables, batches, the module that is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +12,42 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from policies.vla.config import FaceVLAConfig
-from policies.vla.model import FaceVLA
+from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.model import FaceVLA
 
 PROMPT_COLUMNS = {"prompt_id": pa.string(), "prompt": pa.list_(pa.int32()), "frames": pa.binary()}
 SFT_SCHEMA = pa.schema(PROMPT_COLUMNS | {"actions": pa.list_(pa.int32())})
 PAIR_SCHEMA = pa.schema(
     PROMPT_COLUMNS
-    | {"chosen": pa.list_(pa.int32()), "rejected": pa.list_(pa.int32()),
-       "chosen_score": pa.float64(), "rejected_score": pa.float64()}
+    | {
+        "chosen": pa.list_(pa.int32()),
+        "rejected": pa.list_(pa.int32()),
+        "chosen_score": pa.float64(),
+        "rejected_score": pa.float64(),
+    }
 )
 
 
 def collate_prompts(rows: Sequence[dict[str, Any]], config: FaceVLAConfig) -> tuple[Tensor, Tensor]:
     """Prompt ids (batch, prompt_length) and frames (batch, frames, size, size, 3) uint8.
 
-    A row without video gets blank pixels here, which the model never looks at: its prompt says <absent>.
-    They are there so that every rank runs the vision towers and gradients are reduced in the same order.
-    """
+    A row without video gets blank pixels here, which the model never looks at: its prompt says
+    <absent>. They are there so that every rank runs the vision towers and gradients are reduced in
+    the same order."""
     shape = (config.frames, config.image_size, config.image_size, 3)
-    frames = [np.zeros(shape, np.uint8) if r["frames"] is None else np.frombuffer(r["frames"], np.uint8).reshape(shape)
-              for r in rows]
+    frames = [
+        np.zeros(shape, np.uint8)
+        if r["frames"] is None
+        else np.frombuffer(r["frames"], np.uint8).reshape(shape)
+        for r in rows
+    ]
     return torch.tensor([r["prompt"] for r in rows]), torch.from_numpy(np.stack(frames))
 
 
 class ActionLogits(nn.Module):
-    """The policy with `action_logits`, or `window_logits`, as its forward pass, which sharded training hooks into."""
+    """The policy with `action_logits`, or `window_logits`, as its forward pass, which sharded
+    training hooks into.
+    """
 
     def __init__(self, policy: FaceVLA):
         super().__init__()

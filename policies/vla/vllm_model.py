@@ -1,8 +1,7 @@
 """`FaceVLA` inside vLLM: the same frame encoder and slot embeddings, vLLM's LLaMA in between.
 
-Parameter names are those of `policies.vla.model.FaceVLA`, so one safetensors file serves both. Written
-against vLLM 0.32; only `policies.vla.vllm_plugin` imports this module.
-"""
+Parameter names are those of `rapport.policies.vla.model.FaceVLA`, so one safetensors file serves
+both. Written against vLLM 0.32; only `rapport.policies.vla.vllm_plugin` imports this module."""
 
 from __future__ import annotations
 
@@ -14,7 +13,11 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
-from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import (
@@ -25,8 +28,8 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from policies.vla.config import FaceVLAConfig
-from policies.vla.model import FrameEncoder, SlotEmbedding
+from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.model import FrameEncoder, SlotEmbedding
 
 
 class FaceVLAInfo(BaseProcessingInfo):
@@ -38,7 +41,9 @@ class FaceVLAInfo(BaseProcessingInfo):
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": self.get_hf_config().frames}
 
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
         return {"image": self.get_hf_config().patches}
 
 
@@ -48,7 +53,9 @@ class FaceVLADummyInputs(BaseDummyInputsBuilder[FaceVLAInfo]):
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return ""
 
-    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping) -> dict:
+    def get_dummy_mm_data(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping
+    ) -> dict:
         size = self.info.get_hf_config().image_size
         return {"image": [np.zeros((size, size, 3), dtype=np.uint8)] * mm_counts.get("image", 0)}
 
@@ -56,27 +63,40 @@ class FaceVLADummyInputs(BaseDummyInputsBuilder[FaceVLAInfo]):
 class FaceVLAProcessor(BaseMultiModalProcessor[FaceVLAInfo]):
     """uint8 frames pass through as they are; each <image> becomes one token per patch."""
 
-    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
         size = self.info.get_hf_config().image_size
         frames = [np.asarray(image) for image in hf_data.get("images", [])]
         for frame in frames:
             if frame.shape != (size, size, 3) or frame.dtype != np.uint8:
                 raise ValueError(
-                    f"a frame must be ({size}, {size}, 3) uint8, got {frame.shape} {frame.dtype}; use select_frames"
+                    f"a frame must be ({size}, {size}, 3) uint8, got {frame.shape} "
+                    f"{frame.dtype}; use select_frames"
                 )
         return BatchFeature({"frames": torch.from_numpy(np.stack(frames))} if frames else {})
 
-    def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping:
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping:
         return {"frames": MultiModalFieldConfig.batched("image")}
 
-    def _get_prompt_updates(self, mm_items, hf_processor_mm_kwargs, out_mm_kwargs) -> Sequence[PromptReplacement]:
+    def _get_prompt_updates(
+        self, mm_items, hf_processor_mm_kwargs, out_mm_kwargs
+    ) -> Sequence[PromptReplacement]:
         config = self.info.get_hf_config()
         image = config.image_token_id
-        patches = PromptUpdateDetails.select_token_id([image] * config.patches, embed_token_id=image)
-        return [PromptReplacement(modality="image", target=[image], replacement=lambda item: patches)]
+        patches = PromptUpdateDetails.select_token_id(
+            [image] * config.patches, embed_token_id=image
+        )
+        return [
+            PromptReplacement(modality="image", target=[image], replacement=lambda item: patches)
+        ]
 
 
-@MULTIMODAL_REGISTRY.register_processor(FaceVLAProcessor, info=FaceVLAInfo, dummy_inputs=FaceVLADummyInputs)
+@MULTIMODAL_REGISTRY.register_processor(
+    FaceVLAProcessor, info=FaceVLAInfo, dummy_inputs=FaceVLADummyInputs
+)
 class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
     """See the module docstring. Registered under the architecture name `FaceVLA`."""
 
@@ -98,7 +118,11 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
                 architectures=["LlamaForCausalLM"],
             )
         hidden = config.text_config.hidden_size
-        self.slots = SlotEmbedding(config.action_dims, config.action_steps, hidden) if config.slot_embeddings else None
+        self.slots = (
+            SlotEmbedding(config.action_dims, config.action_steps, hidden)
+            if config.slot_embeddings
+            else None
+        )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def get_language_model(self) -> nn.Module:
@@ -116,12 +140,16 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
         inputs_embeds: Tensor | None = None,
         **_: object,
     ) -> Tensor:
-        """Token positions (tokens,) count from the first prompt token, which makes them action slots."""
+        """Token positions (tokens,) count from the first prompt token, which makes them action
+        slots.
+        """
         if inputs_embeds is None:
             inputs_embeds = self.embed_input_ids(input_ids)
         if self.slots is not None:
             inputs_embeds = inputs_embeds + self.slots(positions - (self.config.prompt_length - 1))
-        return self.language_model.model(None, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
+        return self.language_model.model(
+            None, positions, intermediate_tensors, inputs_embeds=inputs_embeds
+        )
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         return self.language_model.compute_logits(hidden_states)

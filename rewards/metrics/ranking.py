@@ -8,11 +8,29 @@ from typing import Literal
 
 Best = Literal["lowest", "highest", "nearest"]
 
-# Which value of a metric is best. What measures how much a face moves is best nearest to the ground truth's: a face
-# that trembles has the highest. FRDiv of the ground truth is 0, it has one reaction a speaker: there more is better.
+# Which value of a metric is best. What measures how much a face moves is best nearest to the ground
+# truth's: a face that trembles has the highest. FRDiv of the ground truth is 0, it has one reaction
+# a speaker: there more is better.
 BEST: dict[str, Best] = {
-    **dict.fromkeys(("L2", "FD", "P-FD", "L2 Affect", "MSE", "STS", "rPCC", "LVE", "MHD", "FDD", "PDD", "JDD",
-                     "FRDist", "FRSyn"), "lowest"),
+    **dict.fromkeys(
+        (
+            "L2",
+            "FD",
+            "P-FD",
+            "L2 Affect",
+            "MSE",
+            "STS",
+            "rPCC",
+            "LVE",
+            "MHD",
+            "FDD",
+            "PDD",
+            "JDD",
+            "FRDist",
+            "FRSyn",
+        ),
+        "lowest",
+    ),
     **dict.fromkeys(("FRCorr", "FRDiv"), "highest"),
     **dict.fromkeys(("Variation", "Diversity", "SID", "FRVar", "FRDvs"), "nearest"),
 }
@@ -25,27 +43,44 @@ def best_of(metric: str) -> Best:
     """
     name = metric.partition("_")[0]
     if name not in BEST:
-        raise ValueError(f"no rank by {metric!r}: say in rewards.metrics.ranking.BEST which value of {name} is best")
+        raise ValueError(
+            f"no rank by {metric!r}: say in rapport.rewards.metrics.ranking.BEST which value of "
+            f"{name} is best"
+        )
     return BEST[name]
 
 
-def ranks(values: Mapping[str, float | None], best: Best, truth: float | None = None) -> dict[str, int]:
-    """Method -> 1 + how many methods are better; equal values, but for rounding, share a rank (1, 2, 2, 4).
+def ranks(
+    values: Mapping[str, float | None], best: Best, truth: float | None = None
+) -> dict[str, int]:
+    """Method -> 1 + how many methods are better; equal values, but for rounding, share a rank (1,
+    2, 2, 4).
 
     Args:
         values: of each method; one that has none, or NaN, has no rank.
         truth: the ground truth's value, for "nearest"; where it is missing, nobody has a rank.
     """
-    given = {method: value for method, value in values.items() if value is not None and not math.isnan(value)}
+    given = {
+        method: value
+        for method, value in values.items()
+        if value is not None and not math.isnan(value)
+    }
     if best == "nearest" and (truth is None or math.isnan(truth)):
         return {}
-    worse = {"lowest": lambda x: x, "highest": lambda x: -x, "nearest": lambda x: abs(x - truth)}[best]
+    worse = {"lowest": lambda x: x, "highest": lambda x: -x, "nearest": lambda x: abs(x - truth)}[
+        best
+    ]
     cost = {method: worse(value) for method, value in given.items()}
-    return {method: 1 + sum(_less(other, own) for other in cost.values()) for method, own in cost.items()}
+    return {
+        method: 1 + sum(_less(other, own) for other in cost.values())
+        for method, own in cost.items()
+    }
 
 
 def swaps(before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Pairs (a, b), a ranked before b by `before` and behind b by `after`; a tie made or broken is no swap."""
+    """Pairs (a, b), a ranked before b by `before` and behind b by `after`; a tie made or broken is
+    no swap.
+    """
     both = [method for method in before if method in after]
     return [(a, b) for a in both for b in both if before[a] < before[b] and after[a] > after[b]]
 

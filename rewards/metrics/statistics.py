@@ -23,11 +23,15 @@ class Interval:
     confidence: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n}, {self.confidence:.0%})"
+        return (
+            f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n}, {self.confidence:.0%})"
+        )
 
 
 def prompt_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
-    """Mean value of each prompt from `(prompt_id, value)`; None is left out, and so is a prompt with nothing else."""
+    """Mean value of each prompt from `(prompt_id, value)`; None is left out, and so is a prompt
+    with nothing else.
+    """
     given: dict[str, list[float]] = {}
     for prompt_id, value in values:
         if value is not None:
@@ -40,18 +44,20 @@ def mean_interval(
 ) -> Interval:
     """Mean over prompts with its percentile-bootstrap interval (Efron 1979).
 
-    The same values, in whatever order, and the same seed give the same interval. Raises `ValueError`
-    when there are fewer than two prompts or a value is not finite.
-    """
+    The same values, in whatever order, and the same seed give the same interval. Raises
+    `ValueError` when there are fewer than two prompts or a value is not finite."""
     x = np.array([values[prompt_id] for prompt_id in sorted(values)], dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"an interval needs at least 2 prompts, got {len(x)}")
     if not np.isfinite(x).all():
         raise ValueError("a value is not finite; leave out what is missing")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence:g}, expected something between 0 and 1 such as 0.95")
+        raise ValueError(
+            f"confidence is {confidence:g}, expected something between 0 and 1 such as 0.95"
+        )
     rng = np.random.default_rng(seed)
-    # How often each prompt is drawn: the same draws as indices, without a (resamples, n) gather of floats.
+    # How often each prompt is drawn: the same draws as indices, without a (resamples, n) gather of
+    # floats.
     draws = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
     means = draws @ x / len(x)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -65,6 +71,8 @@ def paired_interval(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> Interval:
-    """Mean of `after - before` over the prompts that both have, with its interval; `n` tells how many they were."""
+    """Mean of `after - before` over the prompts that both have, with its interval; `n` tells how
+    many they were.
+    """
     shared = before.keys() & after.keys()
     return mean_interval({p: after[p] - before[p] for p in shared}, seed, confidence, resamples)

@@ -1,8 +1,8 @@
-"""What test_four_nodes.py starts on a cluster of four nodes: each phase of a run on marked nodes, each losing one.
+"""What test_four_nodes.py starts on a cluster of four nodes: each phase of a run on marked nodes,
+each losing one.
 
-Arguments: checkpoint, corpus, folder. It says `LOSE NAME` for a node that it wants killed and waits for a line; the
-last line is what it found, as JSON.
-"""
+Arguments: checkpoint, corpus, folder. It says `LOSE NAME` for a node that it wants killed and waits
+for a line; the last line is what it found, as JSON."""
 
 import json
 import sys
@@ -14,20 +14,20 @@ import numpy as np
 import ray
 from ray.util import placement_group_table
 
-from actors.cluster import ClusterError, reserve
-from actors.learner import LearnerOptions, fit
-from actors.pool import Pool
-from actors.render import Panel, RenderOptions, RenderPool, VideoJob
-from actors.reward import Group, PanelOptions, RewardPool
-from actors.rollout import Fleet, FleetOptions
-from pipeline.config import PolicyConfig, SftConfig
-from pipeline.data.store import Corpus
-from pipeline.data.vla import examples, prompt_of
-from pipeline.tasks.sft import SftTask
-from policies.motion import Layout, Motion
-from policies.tables import write_table
-from policies.vla.loading import load_checkpoint
-from policies.vla.training import SFT_SCHEMA
+from rapport.actors.cluster import ClusterError, reserve
+from rapport.actors.fleet import Fleet, FleetOptions
+from rapport.actors.learner import LearnerOptions, fit
+from rapport.actors.pool import Pool
+from rapport.actors.rater import Group, PanelOptions, RewardPool
+from rapport.actors.renderer import Panel, RenderOptions, RenderPool, VideoJob
+from rapport.pipeline.config import PolicyConfig, SftConfig
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.vla import examples, prompt_of
+from rapport.pipeline.objectives.sft import SftTask
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.tables import write_table
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.training import SFT_SCHEMA
 
 LAYOUT = Layout((("expr", 4), ("rot", 3), ("jaw", 3)), 25, "builtin")
 ITEMS = 24
@@ -35,11 +35,18 @@ ITEMS = 24
 
 def names() -> dict[str, str]:
     """Node id -> its own resource."""
-    return {node["NodeID"]: next((r for r in node["Resources"] if r.startswith("n-")), "head") for node in ray.nodes()}
+    return {
+        node["NodeID"]: next((r for r in node["Resources"] if r.startswith("n-")), "head")
+        for node in ray.nodes()
+    }
 
 
 def home(actor) -> str:
-    node = ray.get(actor.__ray_call__.remote(lambda self: __import__("ray").get_runtime_context().get_node_id()))
+    node = ray.get(
+        actor.__ray_call__.remote(
+            lambda self: __import__("ray").get_runtime_context().get_node_id()
+        )
+    )
     return names()[node]
 
 
@@ -49,7 +56,9 @@ def lose(name: str) -> None:
 
 
 def worked_through(pool: Pool, stream) -> dict:
-    """Where the pool's workers stood, and what came out of `stream` although a node was lost in the middle."""
+    """Where the pool's workers stood, and what came out of `stream` although a node was lost in the
+    middle.
+    """
     homes, seen = [home(actor) for actor in pool._actors], []
     for item in stream:
         if not seen:
@@ -60,21 +69,32 @@ def worked_through(pool: Pool, stream) -> dict:
 
 def main(checkpoint: str, corpus: str, folder: Path) -> dict:
     ray.init(address="auto", log_to_driver=False)
-    found, policy, clips = {}, load_checkpoint(Path(checkpoint)), list(Corpus(corpus).clips("train"))
+    found, policy, clips = (
+        {},
+        load_checkpoint(Path(checkpoint)),
+        list(Corpus(corpus).clips("train")),
+    )
     try:
         reserve([{"CPU": 0.1, "gpu-node": 0.001}], "rollout fleet", 2)
     except ClusterError as error:
         found["refused"] = str(error)
 
-    options = FleetOptions("hf", 2, 0.1, 0, 1, 1, "float32", 0.5, 1, 1, 1.0, 1e-3, 120, 120, "rollout")
+    options = FleetOptions(
+        "hf", 2, 0.1, 0, 1, 1, "float32", 0.5, 1, 1, 1.0, 1e-3, 120, 120, "rollout"
+    )
     prompts = [prompt_of(clips[i % len(clips)], policy) for i in range(ITEMS)]
     with Fleet(Path(checkpoint), policy.model, options, prompts[0], 4) as fleet:
         fleet.ready()
         nodes = names()
-        groups = [nodes[node] for group in fleet._groups
-                  for node in placement_group_table(group)["bundles_to_node_id"].values()]
+        groups = [
+            nodes[node]
+            for group in fleet._groups
+            for node in placement_group_table(group)["bundles_to_node_id"].values()
+        ]
         sampled = ([t.prompt_id for t in batch] for batch in fleet.generate(iter(prompts), 1, 0))
-        found["rollout"] = worked_through(fleet, (batch[0] for batch in sampled)) | {"groups": groups}
+        found["rollout"] = worked_through(fleet, (batch[0] for batch in sampled)) | {
+            "groups": groups
+        }
     found["prompts"] = sorted(p.prompt_id for p in prompts)
 
     motion = Motion(0.1 * np.random.default_rng(0).normal(size=(50, LAYOUT.dim)), LAYOUT)
@@ -84,7 +104,9 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
         found["render"] = worked_through(pool, (int(path.stem) for path, _ in pool.render(jobs)))
     with RewardPool(PanelOptions(2, {}, None, None), 2, 0.1, 120, 4, "render") as pool:
         groups = (Group(str(i), {"a": motion}, None, None, None, None) for i in range(ITEMS))
-        found["reward"] = worked_through(pool, (int(group.prompt_id) for group, _ in pool.rate(groups, 0)))
+        found["reward"] = worked_through(
+            pool, (int(group.prompt_id) for group, _ in pool.rate(groups, 0))
+        )
 
     write_table(folder / "examples.arrow", examples(clips, policy), SFT_SCHEMA)
     home_file = folder / "learner"
@@ -98,7 +120,13 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
             time.sleep(0.3)
             return super().batch(step, rank, world_size)
 
-    task = Watched(checkpoint, str(folder / "examples.arrow"), PolicyConfig(), 0, SftConfig(steps=8, batch_size=4))
+    task = Watched(
+        checkpoint,
+        str(folder / "examples.arrow"),
+        PolicyConfig(),
+        0,
+        SftConfig(steps=8, batch_size=4),
+    )
     steps, lost = folder / "learning" / "steps.jsonl", []
 
     def lose_a_learner() -> None:
@@ -112,9 +140,13 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
     learner = LearnerOptions(2, 0.3, 0, 1, 2, 1.0, 1, 2, 300, "learner")
     result = fit(task, learner, folder / "learning", lambda values, step: None, lambda text: None)
     thread.join()
-    found["learner"] = {"lost": lost, "steps": result["steps"], "home": names()[home_file.read_text()],
-                        "logged": [json.loads(line)["step"] for line in steps.read_text().splitlines()],
-                        "policy": (folder / "learning" / "policy" / "model.safetensors").is_file()}
+    found["learner"] = {
+        "lost": lost,
+        "steps": result["steps"],
+        "home": names()[home_file.read_text()],
+        "logged": [json.loads(line)["step"] for line in steps.read_text().splitlines()],
+        "policy": (folder / "learning" / "policy" / "model.safetensors").is_file(),
+    }
     return found
 
 

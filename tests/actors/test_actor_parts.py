@@ -1,4 +1,6 @@
-"""What the actors compute, without starting any: motion on other heads, seeds, batches, the canary's gap."""
+"""What the actors compute, without starting any: motion on other heads, seeds, batches, the
+canary's gap.
+"""
 
 from dataclasses import replace
 
@@ -6,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from actors.render import on_this_head
-from actors.reward import Viewer
-from actors.rollout import _batches, log_prob_gap, prompt_seed
-from pipeline.data.vla import prompt_of
-from policies.head.asset import load_head
-from policies.head.flame import FlameHead
-from policies.motion import Layout, Motion
-from policies.vla.loading import load_checkpoint
-from policies.vla.trajectory import Trajectory
-from rewards.simulated_raters import SimulatedPanel
-from rewards.speaker_cues import SpeakerCues
+from rapport.actors.fleet import _batches, log_prob_gap, prompt_seed
+from rapport.actors.rater import Viewer
+from rapport.actors.renderer import on_this_head
+from rapport.pipeline.data.vla import prompt_of
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.trajectory import Trajectory
+from rapport.rewards.ratings.simulated import SimulatedPanel
+from rapport.rewards.ratings.speaker_cues import SpeakerCues
 
 
 def motion(topology, groups=(("expr", 4), ("rot", 3), ("jaw", 3)), frames=50):
@@ -51,7 +53,9 @@ def test_a_foreign_face_is_not_judged_by_coefficients_that_mean_nothing_here():
     np.testing.assert_array_equal(seen.head, foreign.group("rot"))
     other = viewer(motion("flame2020", (("expr", 4), ("neck", 3))))
     assert other.head.shape == (50, 3)
-    ratings = SimulatedPanel(3, 0, {"joy": 1.0}).rate("p", SpeakerCues(None, None, None), {"c": seen})
+    ratings = SimulatedPanel(3, 0, {"joy": 1.0}).rate(
+        "p", SpeakerCues(None, None, None), {"c": seen}
+    )
     assert len(ratings) == 3
     for rating in ratings:
         assert rating.empathy is None and rating.appropriateness is None
@@ -64,7 +68,9 @@ def test_a_seed_belongs_to_the_prompt_whatever_stands_beside_it():
     assert len(set(seeds.values())) == 200 and all(0 <= s < 2**32 for s in seeds.values())
     assert [prompt_seed(7, i) for i in reversed(ids)] == [seeds[i] for i in reversed(ids)]
     assert prompt_seed(8, "clip-0") != seeds["clip-0"]
-    assert prompt_seed(7, "clip-0") == 357667162  # crc32 of "7/clip-0" by gzip: the same in every process and release
+    assert (
+        prompt_seed(7, "clip-0") == 357667162
+    )  # crc32 of "7/clip-0" by gzip: the same in every process and release
 
 
 def test_batches_hold_every_prompt_once_and_are_made_when_asked_for():
@@ -78,19 +84,28 @@ def test_batches_hold_every_prompt_once_and_are_made_when_asked_for():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("has_frames", [True, False])
-def test_the_canarys_gap_is_the_largest_difference(tiny_corpus, tiny_checkpoint, temperature, has_frames):
+def test_the_canarys_gap_is_the_largest_difference(
+    tiny_corpus, tiny_checkpoint, temperature, has_frames
+):
     policy = load_checkpoint(tiny_checkpoint)
     prompt = prompt_of(tiny_corpus.at("train", 0), policy)
     if not has_frames:
         prompt = prompt_of(replace(tiny_corpus.at("train", 0), speaker_frames=None), policy)
     ids = torch.as_tensor(prompt.ids)[None]
     frames = torch.as_tensor(prompt.frames)[None] if has_frames else None
-    tokens, log_probs = policy.model.sample_actions(ids, frames, temperature, torch.Generator().manual_seed(0))
+    tokens, log_probs = policy.model.sample_actions(
+        ids, frames, temperature, torch.Generator().manual_seed(0)
+    )
     exact = Trajectory("p", 0, tokens[0].numpy(), log_probs[0].numpy(), 0, 0)
     assert log_prob_gap(policy.model, prompt, exact, temperature) < 1e-4
     off = log_probs[0].numpy().copy()
     off[17] += 0.25
-    assert log_prob_gap(policy.model, prompt, Trajectory("p", 0, tokens[0].numpy(), off, 0, 0), temperature) == (
-        pytest.approx(0.25, abs=1e-3))
+    assert log_prob_gap(
+        policy.model, prompt, Trajectory("p", 0, tokens[0].numpy(), off, 0, 0), temperature
+    ) == (pytest.approx(0.25, abs=1e-3))
     off[3] = np.nan
-    assert np.isnan(log_prob_gap(policy.model, prompt, Trajectory("p", 0, tokens[0].numpy(), off, 0, 0), temperature))
+    assert np.isnan(
+        log_prob_gap(
+            policy.model, prompt, Trajectory("p", 0, tokens[0].numpy(), off, 0, 0), temperature
+        )
+    )

@@ -1,4 +1,6 @@
-"""The rollout fleet: trajectories that can be trusted, and a stop when the engines hold other weights."""
+"""The rollout fleet: trajectories that can be trusted, and a stop when the engines hold other
+weights.
+"""
 
 from dataclasses import replace
 
@@ -7,14 +9,27 @@ import pytest
 import ray
 import torch
 
-from actors.rollout import Fleet, FleetOptions, StaleWeightsError, log_prob_gap, prompt_seed
-from pipeline.data.vla import prompt_of
-from policies.vla.loading import load_checkpoint
+from rapport.actors.fleet import Fleet, FleetOptions, StaleWeightsError, log_prob_gap, prompt_seed
+from rapport.pipeline.data.vla import prompt_of
+from rapport.policies.vla.loading import load_checkpoint
 
 pytestmark = pytest.mark.engine
-OPTIONS = FleetOptions(engine="vllm", workers=1, cpus=0.4, gpus=0, threads=1, tensor_parallel=1, dtype="float32",
-                       kv_cache_gib=0.25, batch_prompts=2, in_flight=2, temperature=0.8, canary_tolerance=1e-3,
-                       start_timeout_s=300, timeout_s=300)
+OPTIONS = FleetOptions(
+    engine="vllm",
+    workers=1,
+    cpus=0.4,
+    gpus=0,
+    threads=1,
+    tensor_parallel=1,
+    dtype="float32",
+    kv_cache_gib=0.25,
+    batch_prompts=2,
+    in_flight=2,
+    temperature=0.8,
+    canary_tolerance=1e-3,
+    start_timeout_s=300,
+    timeout_s=300,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +46,9 @@ def policies(tiny_corpus, tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module", params=["vllm", "hf"])
 def fleet(request, local_ray, tiny_corpus, tiny_checkpoint, policies):
     canary = prompt_of(tiny_corpus.at("train", 0), policies[0])
-    with Fleet(tiny_checkpoint, policies[0].model, replace(OPTIONS, engine=request.param), canary, 1) as fleet:
+    with Fleet(
+        tiny_checkpoint, policies[0].model, replace(OPTIONS, engine=request.param), canary, 1
+    ) as fleet:
         fleet.info = fleet.ready()
         yield fleet
 
@@ -54,12 +71,23 @@ def sample(fleet, prompts, seed=5, samples=2):
 
 def gap(policy, prompts, found):
     by_id = {p.prompt_id: p for p in prompts}
-    return max(log_prob_gap(policy.model, by_id[t.prompt_id], t, OPTIONS.temperature) for t in found.values())
+    return max(
+        log_prob_gap(policy.model, by_id[t.prompt_id], t, OPTIONS.temperature)
+        for t in found.values()
+    )
 
 
 def test_the_fleet_says_what_runs(fleet):
-    assert fleet.info["name"] == fleet.options.engine and fleet.info["version"] and fleet.info["workers"] == 1
-    assert fleet.info["device"] == "cpu" and fleet.info["dtype"] == "float32" and fleet.info["canary_gap"] < 1e-4
+    assert (
+        fleet.info["name"] == fleet.options.engine
+        and fleet.info["version"]
+        and fleet.info["workers"] == 1
+    )
+    assert (
+        fleet.info["device"] == "cpu"
+        and fleet.info["dtype"] == "float32"
+        and fleet.info["canary_gap"] < 1e-4
+    )
 
 
 def test_trajectories_carry_what_trust_needs(fleet, prompts, policies):
@@ -118,7 +146,9 @@ def test_an_update_that_does_not_arrive_stops_the_run(fleet, policies):
         fleet.update(policies[0].model)
 
 
-def test_an_engine_killed_in_the_middle_comes_back_with_the_current_weights(fleet, prompts, policies):
+def test_an_engine_killed_in_the_middle_comes_back_with_the_current_weights(
+    fleet, prompts, policies
+):
     """Before an update its successor would load the checkpoint; after one, that would be stale."""
     old, new = policies
     fleet.update(new.model)
@@ -150,7 +180,7 @@ def test_trajectories_of_another_version_stop_the_run(fleet, prompts):
 
 
 def test_the_hf_engine_has_no_tensor_parallelism(tiny_checkpoint):
-    from policies.vla.hf_engine import HfEngine
+    from rapport.policies.vla.hf_engine import HfEngine
 
     with pytest.raises(ValueError, match="tensor_parallel=1"):
         HfEngine(tiny_checkpoint, "float32", 1.0, 0.25, tensor_parallel=2)

@@ -1,4 +1,6 @@
-"""The rollout fleet of AR-Flow on a local Ray: same groups whoever samples them, and the weights it was given."""
+"""The rollout fleet of AR-Flow on a local Ray: same groups whoever samples them, and the weights it
+was given.
+"""
 
 import os
 import signal
@@ -7,20 +9,29 @@ import numpy as np
 import pytest
 import torch
 
-from actors.flow_rollout import FlowFleet, FlowFleetOptions, Sampling
-from actors.rollout import StaleWeightsError
-from pipeline.data.flow import WINDOW_SCHEMA
-from policies.flow import checkpoint, config
-from policies.flow.model import initialised
-from policies.flow.training import to_bytes
-from policies.flow.vae import MotionVAE
-from policies.motion import Layout, Motion
-from policies.tables import write_table
+from rapport.actors.fleet import StaleWeightsError
+from rapport.actors.flow_rollout import FlowFleet, FlowFleetOptions, Sampling
+from rapport.pipeline.data.flow import WINDOW_SCHEMA
+from rapport.policies.flow import checkpoint, config
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.training import to_bytes
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.tables import write_table
 
 pytestmark = pytest.mark.engine
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
-SIZES = config.FlowConfig(latent_dim=4, downsample=4, text_dim=5, audio_dim=6, hidden=32, layers=1, heads=4, mlp=48,
-                          window=3)
+SIZES = config.FlowConfig(
+    latent_dim=4,
+    downsample=4,
+    text_dim=5,
+    audio_dim=6,
+    hidden=32,
+    layers=1,
+    heads=4,
+    mlp=48,
+    window=3,
+)
 SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "actor_audio": (12, 6)}
 ROWS, SEEDS = [0, 3, 1, 2, 0], [5, 6, 7, 8, 9]
 
@@ -29,20 +40,34 @@ ROWS, SEEDS = [0, 3, 1, 2, 0], [5, 6, 7, 8, 9]
 def files(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("fleet"), np.random.default_rng(0)
     torch.manual_seed(0)
-    checkpoint.save(MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32)), folder / "vae")
+    checkpoint.save(
+        MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32)), folder / "vae"
+    )
     checkpoint.save(initialised(SIZES, 0), folder / "flow")
-    rows = ({"clip_id": str(i), "latents": to_bytes(np.zeros((3, 4))), "frames": to_bytes(rng.normal(size=(12, 6))),
-             "listening": [True] * 12, "speaking": [False] * 12}
-            | {name: to_bytes(rng.normal(size=shape)) for name, shape in SHAPES.items()} for i in range(4))
+    rows = (
+        {
+            "clip_id": str(i),
+            "latents": to_bytes(np.zeros((3, 4))),
+            "frames": to_bytes(rng.normal(size=(12, 6))),
+            "listening": [True] * 12,
+            "speaking": [False] * 12,
+        }
+        | {name: to_bytes(rng.normal(size=shape)) for name, shape in SHAPES.items()}
+        for i in range(4)
+    )
     write_table(folder / "windows.arrow", rows, WINDOW_SCHEMA)
     return folder
 
 
 def fleet(files, workers=2, batch_prompts=2, losses=0):
     limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
-    sampling = Sampling(group_size=3, steps=2, sigma=0.5, reduction="sum", corrected=True, shared_start=True)
+    sampling = Sampling(
+        group_size=3, steps=2, sigma=0.5, reduction="sum", corrected=True, shared_start=True
+    )
     options = FlowFleetOptions(workers, 0.1, 0, 1, batch_prompts, 60, losses)
-    return FlowFleet(files / "flow", files / "vae", files / "windows.arrow", limits, sampling, options)
+    return FlowFleet(
+        files / "flow", files / "vae", files / "windows.arrow", limits, sampling, options
+    )
 
 
 def assert_same(groups, others):

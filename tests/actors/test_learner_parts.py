@@ -7,14 +7,16 @@ import sys
 
 import pytest
 
-from actors.learner import _first_cause, _lines_after, _truncate, schedule, without
+from rapport.actors.learner import _first_cause, _lines_after, _truncate, schedule, without
 
 
 def test_schedule_by_hand():
     # 100 steps: 5 of warm-up, then half a cosine from 1 to 0.1 over 95 steps.
     assert [schedule(i, 100) for i in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert schedule(5, 100) == pytest.approx(1.0)
-    assert schedule(5 + 19, 100) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + 0.80901699))  # a fifth of the way: cos 36
+    assert schedule(5 + 19, 100) == pytest.approx(
+        0.1 + 0.9 * 0.5 * (1 + 0.80901699)
+    )  # a fifth of the way: cos 36
     assert schedule(99, 100) == pytest.approx(0.1, abs=1e-3)
 
 
@@ -26,7 +28,9 @@ def test_schedule_of_very_short_runs():
 def test_schedule_rises_once_and_falls_once():
     values = [schedule(i, 200) for i in range(200)]
     top = values.index(max(values))
-    assert values[: top + 1] == sorted(values[: top + 1]) and values[top:] == sorted(values[top:], reverse=True)
+    assert values[: top + 1] == sorted(values[: top + 1]) and values[top:] == sorted(
+        values[top:], reverse=True
+    )
     assert min(values) > 0
 
 
@@ -84,6 +88,11 @@ def test_a_module_can_be_hidden_from_imports_but_not_one_that_is_there(tmp_path,
 
 def test_learners_of_the_flow_policy_do_not_import_encoders_nor_tracking():
     """They cost every learner ten seconds of its start."""
-    tasks = ", ".join(f"pipeline.tasks.{name}" for name in ("vae", "flow", "flow_dpo", "gdpo"))
+    tasks = ", ".join(
+        f"rapport.pipeline.objectives.{name}" for name in ("vae", "flow", "flow_dpo", "gdpo")
+    )
     code = f"import sys, {tasks}; print([name for name in ('transformers', 'mlflow', 'scipy') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "[]\n"
+    )

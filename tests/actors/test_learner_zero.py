@@ -9,19 +9,28 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from actors.learner import LearnerOptions, fit
-from pipeline.config import DpoConfig, PolicyConfig, SftConfig
-from pipeline.data.vla import examples, prompt_of, prompt_row
-from pipeline.tasks.dpo import DpoTask
-from pipeline.tasks.sft import SftTask
-from pipeline.tasks.vla import VlaTask
-from policies.tables import write_table
-from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
+from rapport.actors.learner import LearnerOptions, fit
+from rapport.pipeline.config import DpoConfig, PolicyConfig, SftConfig
+from rapport.pipeline.data.vla import examples, prompt_of, prompt_row
+from rapport.pipeline.objectives.dpo import DpoTask
+from rapport.pipeline.objectives.sft import SftTask
+from rapport.pipeline.objectives.vla import VlaTask
+from rapport.policies.tables import write_table
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
 
 pytestmark = pytest.mark.engine
-OPTIONS = LearnerOptions(world_size=2, cpus=0.4, gpus=0, threads=1, zero_stage=1, gradient_clipping=1.0,
-                         max_failures=0, checkpoint_every=100, timeout_s=300)
+OPTIONS = LearnerOptions(
+    world_size=2,
+    cpus=0.4,
+    gpus=0,
+    threads=1,
+    zero_stage=1,
+    gradient_clipping=1.0,
+    max_failures=0,
+    checkpoint_every=100,
+    timeout_s=300,
+)
 SFT = SftConfig(steps=4, batch_size=4, window_share=0.5, learning_rate=3e-3)
 DPO = DpoConfig(epochs=4, batch_size=8, learning_rate=1e-3)
 
@@ -33,9 +42,13 @@ def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     rows = list(examples(tiny_corpus.clips("train"), policy))
     rng = np.random.default_rng(0)
     pairs = (
-        prompt_row(prompt_of(clip, policy)) | {
-            "chosen": row["actions"], "rejected": (344 + rng.integers(0, 256, 45)).tolist(),
-            "chosen_score": 0.75, "rejected_score": 0.25}
+        prompt_row(prompt_of(clip, policy))
+        | {
+            "chosen": row["actions"],
+            "rejected": (344 + rng.integers(0, 256, 45)).tolist(),
+            "chosen_score": 0.75,
+            "rejected_score": 0.25,
+        }
         for clip, row in zip(tiny_corpus.clips("train"), rows, strict=True)
     )
     write_table(folder / "sft.arrow", rows, SFT_SCHEMA)
@@ -45,18 +58,32 @@ def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(local_ray, tiny_checkpoint, tables, tmp_path_factory):
-    """`train("sft" | "dpo", **options)` -> what was logged, weights before and after, what `fit` returned."""
+    """`train("sft" | "dpo", **options)` -> what was logged, weights before and after, what `fit`
+    returned.
+    """
 
     def run(kind, kill=False, **options):
         folder = tmp_path_factory.mktemp(kind)
         if kind == "sft":
             task = SftTask(str(tiny_checkpoint), str(tables / "sft.arrow"), PolicyConfig(), 0, SFT)
         else:
-            task = DpoTask(str(tiny_checkpoint), str(tables / "pairs.arrow"), PolicyConfig(), 0, DPO,
-                           str(tiny_checkpoint), str(folder / "reference.parquet"))
+            task = DpoTask(
+                str(tiny_checkpoint),
+                str(tables / "pairs.arrow"),
+                PolicyConfig(),
+                0,
+                DPO,
+                str(tiny_checkpoint),
+                str(folder / "reference.parquet"),
+            )
         logged, said = [], []
-        result = fit(killed_once(task, folder / "killed") if kill else task, replace(OPTIONS, **options), folder,
-                     lambda metrics, step: logged.append((step, metrics)), said.append)
+        result = fit(
+            killed_once(task, folder / "killed") if kill else task,
+            replace(OPTIONS, **options),
+            folder,
+            lambda metrics, step: logged.append((step, metrics)),
+            said.append,
+        )
         return logged, load_file(folder / "policy" / "model.safetensors"), result, folder
 
     alone = {}
@@ -71,7 +98,9 @@ def train(local_ray, tiny_checkpoint, tables, tmp_path_factory):
 
 
 def killed_once(task: VlaTask, marker: Path) -> VlaTask:
-    """The task, but its learner of rank 1 is killed before step 3, once. Local, so that it travels by value."""
+    """The task, but its learner of rank 1 is killed before step 3, once. Local, so that it travels
+    by value.
+    """
 
     class Killed(type(task)):
         def batch(self, step, rank, world_size):
@@ -92,7 +121,9 @@ def assert_same_training(one, other, steps):
         assert metrics["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=1e-3)
     assert weights.keys() == other_weights.keys()
     for name, weight in weights.items():
-        if "key.bias" in name or "k_proj.bias" in name:  # softmax is blind to it: its gradient is rounding noise
+        if (
+            "key.bias" in name or "k_proj.bias" in name
+        ):  # softmax is blind to it: its gradient is rounding noise
             continue
         np.testing.assert_allclose(weight, other_weights[name], rtol=0, atol=1e-4, err_msg=name)
 
@@ -101,8 +132,13 @@ def test_one_learner_learns_and_says_what_ran(train, tiny_checkpoint):
     logged, weights, result, folder = train("sft", world_size=1)
     losses = [metrics["loss"] for _, metrics in logged]
     assert losses[-1] < losses[0] and result["steps"] == 4 and result["final"] == logged[-1][1]
-    assert result["engine"] == {"name": "deepspeed", "zero_stage": 1, "world_size": 1, "optimizer": "AdamW",
-                                "device": "cpu"}
+    assert result["engine"] == {
+        "name": "deepspeed",
+        "zero_stage": 1,
+        "world_size": 1,
+        "optimizer": "AdamW",
+        "device": "cpu",
+    }
     before = load_file(tiny_checkpoint / "model.safetensors")
     assert weights.keys() == before.keys()
     still = [name for name in weights if np.array_equal(weights[name], before[name])]
@@ -130,5 +166,7 @@ def test_training_whose_learner_was_killed_is_training_that_went_through(train):
 def test_sharded_dpo_is_dpo_on_one_learner(train):
     sharded, alone = train("dpo", zero_stage=2), train("dpo", world_size=1)
     assert_same_training(sharded, alone, steps=4)
-    assert alone[0][0][1]["loss"] == pytest.approx(np.log(2), rel=1e-4)  # the policy is its own reference
+    assert alone[0][0][1]["loss"] == pytest.approx(
+        np.log(2), rel=1e-4
+    )  # the policy is its own reference
     assert alone[0][-1][1]["loss"] < np.log(2) - 0.01

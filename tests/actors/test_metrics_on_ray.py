@@ -1,10 +1,12 @@
-"""The REACT protocols on several processes equal those on one, but for the last bit of a matrix product."""
+"""The REACT protocols on several processes equal those on one, but for the last bit of a matrix
+product.
+"""
 
 import numpy as np
 import pytest
 
-from actors.metrics import evaluate_react
-from rewards.metrics.react import PROTOCOLS
+from rapport.actors.metrics import evaluate_react
+from rapport.rewards.metrics.protocols.react import PROTOCOLS
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
 
@@ -12,12 +14,24 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
 @pytest.mark.parametrize("variant", ["reference", "corrected"])
 def test_parallel_equals_serial(variant):
     rng = np.random.default_rng(0)
-    pred, target, partner = (rng.normal(size=(7, *shape, 60, 25)).astype(np.float32) for shape in ((3,), (), ()))
+    pred, target, partner = (
+        rng.normal(size=(7, *shape, 60, 25)).astype(np.float32) for shape in ((3,), (), ())
+    )
     near = [[k, (k + 2) % 7] for k in range(7)]
     said = []
     score = next(protocol.score for protocol in PROTOCOLS if protocol.name == "react2024")
-    parallel = evaluate_react("react2024", pred, target, partner, neighbours=near, variant=variant, workers=2, chunk=2,
-                              timeout_s=120, say=said.append)
+    parallel = evaluate_react(
+        "react2024",
+        pred,
+        target,
+        partner,
+        neighbours=near,
+        variant=variant,
+        workers=2,
+        chunk=2,
+        timeout_s=120,
+        say=said.append,
+    )
     serial = score(pred, target, partner, neighbours=near, variant=variant)
     assert parallel == pytest.approx(serial, rel=1e-12)
     assert said and "7 of 7 speakers" in said[-1]

@@ -1,4 +1,6 @@
-"""Pools on a real Ray: everything once, no more open than allowed, errors that name what was awaited."""
+"""Pools on a real Ray: everything once, no more open than allowed, errors that name what was
+awaited.
+"""
 
 import time
 from pathlib import Path
@@ -8,19 +10,21 @@ import numpy as np
 import pytest
 import ray
 
-from actors import timeline
-from actors.cluster import ClusterError, reserve
-from actors.pool import Pool
-from actors.render import Panel, RenderOptions, RenderPool, VideoJob
-from actors.reward import Group, PanelOptions, RewardPool
-from policies.motion import Layout, Motion
+from rapport.actors import timeline
+from rapport.actors.cluster import ClusterError, reserve
+from rapport.actors.pool import Pool
+from rapport.actors.rater import Group, PanelOptions, RewardPool
+from rapport.actors.renderer import Panel, RenderOptions, RenderPool, VideoJob
+from rapport.policies.motion import Layout, Motion
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture
 def pool(local_ray):
-    """(workers, in_flight, ...) -> a pool of actors; their class is local so that it travels by value."""
+    """(workers, in_flight, ...) -> a pool of actors; their class is local so that it travels by
+    value.
+    """
 
     @ray.remote(num_cpus=0)
     class Worker(timeline.Worker):
@@ -55,7 +59,17 @@ def pool(local_ray):
     pools = []
 
     def make(workers=2, in_flight=2, timeout_s=60, losses=2, kind=Pool, start=None):
-        pools.append(kind("pool", "work", start or (lambda _: Worker.remote()), workers, in_flight, timeout_s, losses))
+        pools.append(
+            kind(
+                "pool",
+                "work",
+                start or (lambda _: Worker.remote()),
+                workers,
+                in_flight,
+                timeout_s,
+                losses,
+            )
+        )
         return pools[-1]
 
     yield make
@@ -93,7 +107,9 @@ def test_the_first_worker_exception_surfaces_as_itself(pool):
 
 
 def test_a_missed_deadline_names_method_and_open_calls(pool):
-    with pytest.raises(ClusterError, match=r"pool: sleep: no answer from 2 actors for 0.5 s, 3 calls open"):
+    with pytest.raises(
+        ClusterError, match=r"pool: sleep: no answer from 2 actors for 0.5 s, 3 calls open"
+    ):
         list(pool(timeout_s=0.5).stream("sleep", [60, 60, 60]))
     with pytest.raises(ClusterError, match=r"pool: sleep: 2 of 2 answers missing after 0.5 s"):
         pool().each("sleep", 60, timeout_s=0.5)
@@ -110,7 +126,9 @@ def test_a_killed_workers_items_are_done_once_by_the_others(pool, tmp_path, work
 
 
 def test_what_kills_every_worker_ends_the_run(pool):
-    with pytest.raises(ClusterError, match=r"pool: 2 workers were lost, more than cluster.lost_workers=1"):
+    with pytest.raises(
+        ClusterError, match=r"pool: 2 workers were lost, more than cluster.lost_workers=1"
+    ):
         list(pool(losses=1).stream("die", range(4)))
 
 
@@ -153,17 +171,25 @@ def test_the_time_that_workers_worked_is_on_the_timeline(pool):
     list(pool(workers=2).stream("sleep", [0.3, 0.3]))
     ended = time.time()
     shares = timeline.shares(began, ended)
-    assert 0.3 <= shares["work_s"] <= 0.61 and shares["work_s"] + shares["idle_s"] == pytest.approx(ended - began)
+    assert 0.3 <= shares["work_s"] <= 0.61 and shares["work_s"] + shares["idle_s"] == pytest.approx(
+        ended - began
+    )
 
 
 def test_a_place_that_cannot_be_had_is_refused_in_bounded_time():
     with pytest.raises(ClusterError) as error:
         reserve([{"CPU": 64.0}, {"CPU": 64.0}], "rollout fleet", timeout_s=1)
     message = str(error.value)
-    assert "rollout fleet" in message and "[{'CPU': 64.0}, {'CPU': 64.0}]" in message and "within 1 s" in message
+    assert (
+        "rollout fleet" in message
+        and "[{'CPU': 64.0}, {'CPU': 64.0}]" in message
+        and "within 1 s" in message
+    )
     assert "'CPU': 4.0" in message and "fewer workers" in message
     table = ray.util.placement_group_table().values()
-    assert all(group["state"] == "REMOVED" for group in table if group["bundles"][0] == {"CPU": 64.0})
+    assert all(
+        group["state"] == "REMOVED" for group in table if group["bundles"][0] == {"CPU": 64.0}
+    )
 
 
 def test_a_place_that_can_be_had_is_given():
@@ -181,13 +207,23 @@ def motion(topology="builtin", frames=25):
 def test_the_render_pool_writes_videos_that_decode_with_sound(tmp_path):
     voice = (0.3 * np.sin(np.arange(16_000) / 8)).astype(np.float32)
     jobs = [
-        VideoJob(tmp_path / "two.mp4", (Panel("speaker", motion(), np.full(3, 0.5)), Panel("SFT", motion())), voice),
-        VideoJob(tmp_path / "three.mp4", (Panel("speaker", None), Panel("SFT", motion()),
-                                          Panel("DPO", motion("flame2020"))), None),
+        VideoJob(
+            tmp_path / "two.mp4",
+            (Panel("speaker", motion(), np.full(3, 0.5)), Panel("SFT", motion())),
+            voice,
+        ),
+        VideoJob(
+            tmp_path / "three.mp4",
+            (Panel("speaker", None), Panel("SFT", motion()), Panel("DPO", motion("flame2020"))),
+            None,
+        ),
     ]
     options = RenderOptions(None, None, size=64, supersample=1, codec="libx264", crf=23)
     with RenderPool(options, workers=1, cpus=0.1, timeout_s=300, losses=0) as pool:
-        assert sorted(pool.render(jobs)) == [(tmp_path / "three.mp4", 50), (tmp_path / "two.mp4", 50)]
+        assert sorted(pool.render(jobs)) == [
+            (tmp_path / "three.mp4", 50),
+            (tmp_path / "two.mp4", 50),
+        ]
     assert shape_of(tmp_path / "two.mp4") == (25, 64, 128, 1)
     assert shape_of(tmp_path / "three.mp4") == (25, 64, 192, 0)
 
@@ -204,9 +240,20 @@ def shape_of(path: Path) -> tuple[int, int, int, int]:
 
 
 def test_the_reward_pool_rates_every_candidate_by_every_rater():
-    groups = [Group(f"p{i}", {"a": motion(), "b": motion(frames=25)}, motion(), None, (("joy", 0.0, 0.4),), None)
-              for i in range(3)]
-    with RewardPool(PanelOptions(4, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, losses=0) as pool:
+    groups = [
+        Group(
+            f"p{i}",
+            {"a": motion(), "b": motion(frames=25)},
+            motion(),
+            None,
+            (("joy", 0.0, 0.4),),
+            None,
+        )
+        for i in range(3)
+    ]
+    with RewardPool(
+        PanelOptions(4, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, losses=0
+    ) as pool:
         rated = {group.prompt_id: ratings for group, ratings in pool.rate(groups, 0)}
     assert rated.keys() == {"p0", "p1", "p2"}
     for prompt, ratings in rated.items():

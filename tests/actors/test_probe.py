@@ -1,17 +1,28 @@
-"""Probes on a real Ray: what a node says of itself, and learners that find each other or say that they cannot."""
+"""Probes on a real Ray: what a node says of itself, and learners that find each other or say that
+they cannot.
+"""
 
 import pytest
 
-from actors.cluster import ClusterError
-from actors.probe import all_reduce, probe_nodes
+from rapport.actors.cluster import ClusterError
+from rapport.actors.probe import all_reduce, probe_nodes
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
 
 
 def test_a_node_says_what_it_has(tmp_path):
     [node] = probe_nodes(tmp_path, ("ray", "no-such-package"), timeout_s=60)
-    assert node.resources["CPU"] == 4 and node.sees_run and node.memory > 2**30 and node.object_store > 2**20
-    assert node.versions["ray"] and node.versions["no-such-package"] is None and node.versions["python"]
+    assert (
+        node.resources["CPU"] == 4
+        and node.sees_run
+        and node.memory > 2**30
+        and node.object_store > 2**20
+    )
+    assert (
+        node.versions["ray"]
+        and node.versions["no-such-package"] is None
+        and node.versions["python"]
+    )
     assert not list(tmp_path.iterdir()), "nothing is left in the run directory"
 
 

@@ -1,4 +1,6 @@
-"""Our metrics: what a learner's step records, and that a scrape of a real Ray head finds each under its name."""
+"""Our metrics: what a learner's step records, and that a scrape of a real Ray head finds each under
+its name.
+"""
 
 import sys
 import time
@@ -8,9 +10,9 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors import telemetry
-from actors.pool import Pool
-from actors.timeline import Worker
+from rapport.actors import telemetry
+from rapport.actors.pool import Pool
+from rapport.actors.timeline import Worker
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
@@ -23,10 +25,16 @@ class Doubler(Worker):
 
 def test_a_step_tells_its_kl_and_how_long_the_learner_waited(monkeypatch):
     seen = {}
-    monkeypatch.setattr(telemetry, "record", lambda metric, value, **tags: seen.update({metric.name: (value, tags)}))
-    telemetry.record_step("dpo-2", {"loss": 1.0, "kl_per_token": 0.02}, working_s=3.0, since_last_s=4.0)
-    assert seen == {"rapport_learner_idle_fraction": (0.25, {"phase": "dpo-2"}),
-                    "rapport_kl_nats": (0.02, {"phase": "dpo-2"})}
+    monkeypatch.setattr(
+        telemetry, "record", lambda metric, value, **tags: seen.update({metric.name: (value, tags)})
+    )
+    telemetry.record_step(
+        "dpo-2", {"loss": 1.0, "kl_per_token": 0.02}, working_s=3.0, since_last_s=4.0
+    )
+    assert seen == {
+        "rapport_learner_idle_fraction": (0.25, {"phase": "dpo-2"}),
+        "rapport_kl_nats": (0.02, {"phase": "dpo-2"}),
+    }
     seen.clear()
     telemetry.record_step("sft", {"loss": 1.0}, working_s=4.0, since_last_s=4.0)
     assert seen == {"rapport_learner_idle_fraction": (0.0, {"phase": "sft"})}, "imitation has no KL"
@@ -39,7 +47,11 @@ def test_recording_without_ray_does_nothing():
 def scrape(port: int) -> dict[str, list]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    return {sample.name: family.samples for family in text_string_to_metric_families(text) for sample in family.samples}
+    return {
+        sample.name: family.samples
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def value(samples: list, name: str, **labels: str) -> float:
@@ -57,19 +69,29 @@ def test_a_scrape_of_a_ray_head_finds_every_metric(local_ray):
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 3, pool="doublers")
         telemetry.record(telemetry.LOG_PROB_GAP, 0.25, pool="doublers")
         telemetry.record_step("gdpo", {"kl": 0.5}, working_s=1.0, since_last_s=4.0)
-        wanted = {metric.exported + ("_count" if metric.kind == "histogram" else "") for metric in telemetry.METRICS}
+        wanted = {
+            metric.exported + ("_count" if metric.kind == "histogram" else "")
+            for metric in telemetry.METRICS
+        }
         port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 90, {}
         while not wanted <= set(found) and time.monotonic() < deadline:
             time.sleep(1)
             found = scrape(port)
     assert wanted <= set(found), sorted(name for name in found if "rapport" in name)
-    calls = value(found["ray_rapport_call_seconds_count"], "ray_rapport_call_seconds_count", kind="doubling",
-                  method="double")
+    calls = value(
+        found["ray_rapport_call_seconds_count"],
+        "ray_rapport_call_seconds_count",
+        kind="doubling",
+        method="double",
+    )
     assert calls == 5
     for metric, expected, labels in (
-        (telemetry.TOKENS, 128, {"pool": "doublers"}), (telemetry.LOST_WORKERS, 1, {"pool": "doublers"}),
-        (telemetry.QUEUE_DEPTH, 0, {"pool": "doublers"}), (telemetry.WEIGHT_VERSION_LAG, 3, {"pool": "doublers"}),
-        (telemetry.LOG_PROB_GAP, 0.25, {"pool": "doublers"}), (telemetry.LEARNER_IDLE, 0.75, {"phase": "gdpo"}),
+        (telemetry.TOKENS, 128, {"pool": "doublers"}),
+        (telemetry.LOST_WORKERS, 1, {"pool": "doublers"}),
+        (telemetry.QUEUE_DEPTH, 0, {"pool": "doublers"}),
+        (telemetry.WEIGHT_VERSION_LAG, 3, {"pool": "doublers"}),
+        (telemetry.LOG_PROB_GAP, 0.25, {"pool": "doublers"}),
+        (telemetry.LEARNER_IDLE, 0.75, {"phase": "gdpo"}),
         (telemetry.KL, 0.5, {"phase": "gdpo"}),
     ):
         assert value(found[metric.exported], metric.exported, **labels) == expected

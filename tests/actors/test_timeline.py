@@ -1,6 +1,6 @@
 import pytest
 
-from actors.timeline import START, Span, covered, shares
+from rapport.actors.timeline import START, Span, covered, shares
 
 
 def test_overlapping_spans_count_once_and_only_within_the_window():
@@ -11,11 +11,23 @@ def test_overlapping_spans_count_once_and_only_within_the_window():
 
 
 def test_shares_by_hand():
-    # Start 0-10, of which an engine works 8-10; engine 8-20, learner 18-30, nothing 30-35, render 35-40, end 40.
-    spans = [Span(START, 0, 10), Span("engine", 8, 20), Span("learner", 18, 30), Span("render", 35, 40)]
+    # Start 0-10, of which an engine works 8-10; engine 8-20, learner 18-30, nothing 30-35, render
+    # 35-40, end 40.
+    spans = [
+        Span(START, 0, 10),
+        Span("engine", 8, 20),
+        Span("learner", 18, 30),
+        Span("render", 35, 40),
+    ]
     found = shares(0, 40, spans)
-    assert found == {"engine_s": 12, "learner_s": 12, "render_s": 5, "start_s": 8, "idle_s": 5,
-                     "idle_share": pytest.approx(5 / 32)}
+    assert found == {
+        "engine_s": 12,
+        "learner_s": 12,
+        "render_s": 5,
+        "start_s": 8,
+        "idle_s": 5,
+        "idle_share": pytest.approx(5 / 32),
+    }
 
 
 def test_a_run_in_which_nothing_worked_is_idle():

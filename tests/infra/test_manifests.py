@@ -1,4 +1,6 @@
-"""infra/ without a cluster: known fields, commands that our command line takes, images, sizes, metrics that agree."""
+"""infra/ without a cluster: known fields, commands that our command line takes, images, sizes,
+metrics that agree.
+"""
 
 import contextlib
 import io
@@ -12,9 +14,9 @@ import jsonschema
 import pytest
 import yaml
 
-from actors import telemetry
-from pipeline.plan import Piece, place
-from pipeline.run import RECIPES, main
+from rapport.actors import telemetry
+from rapport.pipeline.plan import Piece, place
+from rapport.pipeline.run import RECIPES, main
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -23,9 +25,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = f"rapport-rlhf:{PROJECT['version']}"
 JOBS = ("dpo", "gdpo", "tune")
 FILES = {f"kuberay/{job}.yaml": "rayjob" for job in JOBS} | {
-    "kuberay/storage.yaml": "storage", "kuberay/monitor.yaml": "monitor", "compose.yaml": "compose",
-    "prometheus.yaml": "prometheus", "grafana/dashboard.json": "dashboard", "grafana/datasource.yaml": "datasource",
-    "grafana/provider.yaml": "provider"}
+    "kuberay/storage.yaml": "storage",
+    "kuberay/monitor.yaml": "monitor",
+    "compose.yaml": "compose",
+    "prometheus.yaml": "prometheus",
+    "grafana/dashboard.json": "dashboard",
+    "grafana/datasource.yaml": "datasource",
+    "grafana/provider.yaml": "provider",
+}
 TEXTS = sorted(path for path in INFRA.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -34,7 +41,9 @@ def read(name: str) -> dict:
 
 
 def check(manifest: dict, schema: str) -> None:
-    jsonschema.Draft202012Validator(SCHEMAS[schema] | {"$defs": SCHEMAS["$defs"]}).validate(manifest)
+    jsonschema.Draft202012Validator(SCHEMAS[schema] | {"$defs": SCHEMAS["$defs"]}).validate(
+        manifest
+    )
 
 
 @pytest.mark.parametrize(("name", "schema"), FILES.items())
@@ -44,7 +53,9 @@ def test_every_field_is_one_that_the_format_knows(name, schema):
 
 def test_no_file_goes_unchecked():
     checked = {*FILES, "cluster.yaml"}  # which Ray checks itself, below
-    assert {str(path.relative_to(INFRA)) for path in TEXTS if path.suffix in (".yaml", ".json")} == checked
+    assert {
+        str(path.relative_to(INFRA)) for path in TEXTS if path.suffix in (".yaml", ".json")
+    } == checked
 
 
 def test_a_slip_of_the_pen_fails():
@@ -65,7 +76,9 @@ def test_ray_takes_the_cluster_file():
 
 def commands(text: str) -> list[str]:
     """Every `python -m pipeline.run ...` of a file, to the end of its line or of its folded block."""
-    folded = re.sub(r"(?<=>-)\n((?: {4,}.*\n)+)", lambda block: " " + " ".join(block[1].split()) + "\n", text)
+    folded = re.sub(
+        r"(?<=>-)\n((?: {4,}.*\n)+)", lambda block: " " + " ".join(block[1].split()) + "\n", text
+    )
     return re.findall(r"python -m pipeline\.run [^\n`|]+", folded)
 
 
@@ -77,8 +90,12 @@ def config_of(command: str) -> dict:
     return yaml.safe_load(printed.getvalue())
 
 
-WRITTEN = {f"{path.name}:{i}": command for path in TEXTS if path.suffix != ".json"
-           for i, command in enumerate(commands(path.read_text()))}
+WRITTEN = {
+    f"{path.name}:{i}": command
+    for path in TEXTS
+    if path.suffix != ".json"
+    for i, command in enumerate(commands(path.read_text()))
+}
 
 
 @pytest.mark.parametrize("command", WRITTEN.values(), ids=WRITTEN)
@@ -92,7 +109,9 @@ def test_the_walk_finds_commands_in_comments_and_folded_blocks():
     text = "# x: python -m pipeline.run sft seed=1\na: >-\n    python -m pipeline.run\n    dpo seed=2\nb: 1\n"
     found = commands(text)
     assert found == ["python -m pipeline.run sft seed=1", "python -m pipeline.run dpo seed=2"]
-    assert {"dpo.yaml:0", "gdpo.yaml:0", "tune.yaml:0", "compose.yaml:0", "cluster.yaml:0"} <= set(WRITTEN)
+    assert {"dpo.yaml:0", "gdpo.yaml:0", "tune.yaml:0", "compose.yaml:0", "cluster.yaml:0"} <= set(
+        WRITTEN
+    )
 
 
 # Images
@@ -100,7 +119,10 @@ def test_the_walk_finds_commands_in_comments_and_folded_blocks():
 
 def test_there_is_one_image_of_one_version():
     for path in TEXTS:
-        assert set(re.findall(r"rapport-rlhf[:\w.-]*", path.read_text())) <= {f"{IMAGE}-cpu", f"{IMAGE}-cuda"}, path
+        assert set(re.findall(r"rapport-rlhf[:\w.-]*", path.read_text())) <= {
+            f"{IMAGE}-cpu",
+            f"{IMAGE}-cuda",
+        }, path
     services = read("compose.yaml")["services"].values()
     assert {s["image"] for s in services if s["image"].startswith("rapport")} == {f"{IMAGE}-cpu"}
     for name in JOBS:
@@ -111,7 +133,10 @@ def test_there_is_one_image_of_one_version():
 def test_the_ray_of_kuberay_is_that_of_the_image():
     [ray] = [line for line in PROJECT["dependencies"] if line.startswith("ray[")]
     for job in JOBS:
-        assert read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == ray.split("==")[1]
+        assert (
+            read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
+            == ray.split("==")[1]
+        )
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
@@ -123,15 +148,31 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
     names = {lock.replace("${EXTRA}", extra) for lock in locks for extra in ("cpu", "cuda")}
     assert names == {"cpu.lock", "cuda.lock", "server.lock"}
     for name in names:
-        pins = [line for line in (INFRA / "requirements" / name).read_text().splitlines() if line and line[0] != "#"]
+        pins = [
+            line
+            for line in (INFRA / "requirements" / name).read_text().splitlines()
+            if line and line[0] != "#"
+        ]
         assert pins and all("==" in pin or " @ " in pin for pin in pins), name
 
 
 def test_what_is_copied_into_the_image_is_there():
-    kept = [line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    kept = [
+        line[1:]
+        for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     assert all((ROOT / name).exists() for name in kept)
-    assert {"actors", "pipeline", "policies", "rewards", "configs", "infra/requirements", "pyproject.toml",
-            PROJECT["readme"]} <= set(kept)
+    assert {
+        "actors",
+        "pipeline",
+        "policies",
+        "rewards",
+        "configs",
+        "infra/requirements",
+        "pyproject.toml",
+        PROJECT["readme"],
+    } <= set(kept)
 
 
 # Sizes
@@ -140,7 +181,9 @@ def test_what_is_copied_into_the_image_is_there():
 def pods(job: str) -> dict[str, dict]:
     """Group -> pod of a RayJob."""
     cluster = read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]
-    groups = {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    groups = {"head": cluster["headGroupSpec"]} | {
+        group["groupName"]: group for group in cluster["workerGroupSpecs"]
+    }
     return {name: group["template"]["spec"] for name, group in groups.items()}
 
 
@@ -156,13 +199,16 @@ def nodes_of_job(job: str) -> dict[str, list[dict[str, float]]]:
 
 
 def nodes_of_cluster_file() -> dict[str, list[dict[str, float]]]:
-    return {name: [{"CPU": 0.0, "GPU": 0.0} | kind["resources"]] * kind["max_workers"]
-            for name, kind in read("cluster.yaml")["available_node_types"].items() if name != "head"}
+    return {
+        name: [{"CPU": 0.0, "GPU": 0.0} | kind["resources"]] * kind["max_workers"]
+        for name, kind in read("cluster.yaml")["available_node_types"].items()
+        if name != "head"
+    }
 
 
 def requested(command: str) -> list[tuple[Piece, str | None]]:
     """Every process of a command at its height, and the mark of its nodes."""
-    from pipeline.recipes.preflight import demand
+    from rapport.pipeline.recipes.preflight import demand
 
     config = RECIPES[command.split()[3]][0].model_validate(config_of(command))
     sections = {"engine": "rollout", "learner": "learner", "renderer": "render", "rater": "raters"}
@@ -170,10 +216,17 @@ def requested(command: str) -> list[tuple[Piece, str | None]]:
     return [(piece, getattr(config, sections[piece[0]]).nodes) for piece in height]
 
 
-def assert_covered(pieces: list[tuple[Piece, str | None]], groups: dict[str, list[dict[str, float]]]) -> None:
+def assert_covered(
+    pieces: list[tuple[Piece, str | None]], groups: dict[str, list[dict[str, float]]]
+) -> None:
     for mark in {mark for _, mark in pieces}:
-        marked = [node for nodes in groups.values() for node in nodes if mark is None or node.get(mark)]
-        _, left = place([piece for piece, m in pieces if m == mark], [(node["CPU"], node["GPU"]) for node in marked])
+        marked = [
+            node for nodes in groups.values() for node in nodes if mark is None or node.get(mark)
+        ]
+        _, left = place(
+            [piece for piece, m in pieces if m == mark],
+            [(node["CPU"], node["GPU"]) for node in marked],
+        )
         assert not left, f"{mark}: no room for {left}"
 
 
@@ -197,7 +250,10 @@ def test_a_sweep_has_room_for_the_learners_of_every_trial():
 def test_the_cluster_file_holds_the_job_in_its_comment():
     command = WRITTEN["cluster.yaml:0"]
     assert_covered(requested(command), nodes_of_cluster_file())
-    assert sum(len(nodes) for nodes in nodes_of_cluster_file().values()) <= read("cluster.yaml")["max_workers"]
+    assert (
+        sum(len(nodes) for nodes in nodes_of_cluster_file().values())
+        <= read("cluster.yaml")["max_workers"]
+    )
 
 
 def test_one_worker_of_compose_holds_the_default_job():
@@ -224,34 +280,64 @@ def test_compose_refers_to_files_services_volumes_and_secrets_that_exist():
         assert set(service.get("depends_on", {})) <= set(compose["services"])
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert (INFRA / source).is_file() if source.startswith(".") else source in compose["volumes"], volume
+            assert (
+                (INFRA / source).is_file()
+                if source.startswith(".")
+                else source in compose["volumes"]
+            ), volume
         if "build" in service:
             assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     written = set(re.findall(r"([A-Z_]+)=%s", text))
-    assert set(re.findall(r"\$\{(\w+):\?", text)) == written, "the first lines tell how to write infra/.env"
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == written, (
+        "the first lines tell how to write infra/.env"
+    )
     assert "infra/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_prometheus_asks_every_ray_service_at_its_port():
     services = read("compose.yaml")["services"]
-    [found] = [c for job in read("prometheus.yaml")["scrape_configs"] for c in job.get("dns_sd_configs", [])]
-    ray = {name for name, service in services.items() if service.get("command", "").startswith("ray start")}
+    [found] = [
+        c
+        for job in read("prometheus.yaml")["scrape_configs"]
+        for c in job.get("dns_sd_configs", [])
+    ]
+    ray = {
+        name
+        for name, service in services.items()
+        if service.get("command", "").startswith("ray start")
+    }
     assert set(found["names"]) == ray
-    assert all(f"--metrics-export-port={found['port']}" in services[name]["command"] for name in ray)
+    assert all(
+        f"--metrics-export-port={found['port']}" in services[name]["command"] for name in ray
+    )
     [source] = read("grafana/datasource.yaml")["datasources"]
     assert source["url"] == "http://prometheus:9090" and "prometheus" in services
     [provider] = read("grafana/provider.yaml")["providers"]
-    assert any(f":{provider['options']['path']}/" in volume for volume in services["grafana"]["volumes"])
+    assert any(
+        f":{provider['options']['path']}/" in volume for volume in services["grafana"]["volumes"]
+    )
 
 
 def test_the_dashboard_shows_every_metric_and_no_other():
     panels = json.loads((INFRA / "grafana" / "dashboard.json").read_text())["panels"]
-    shown = {name for panel in panels for target in panel["targets"]
-             for name in re.findall(r"ray_rapport_\w+", target["expr"])}
-    exported = {metric.exported + ("_bucket" if metric.kind == "histogram" else "") for metric in telemetry.METRICS}
+    shown = {
+        name
+        for panel in panels
+        for target in panel["targets"]
+        for name in re.findall(r"ray_rapport_\w+", target["expr"])
+    }
+    exported = {
+        metric.exported + ("_bucket" if metric.kind == "histogram" else "")
+        for metric in telemetry.METRICS
+    }
     assert shown == exported
-    tags = {tag for panel in panels for target in panel["targets"]
-            for group in re.findall(r"by \(([^)]*)\)", target["expr"]) for tag in group.split(", ")} - {"le"}
+    tags = {
+        tag
+        for panel in panels
+        for target in panel["targets"]
+        for group in re.findall(r"by \(([^)]*)\)", target["expr"])
+        for tag in group.split(", ")
+    } - {"le"}
     assert tags <= {tag for metric in telemetry.METRICS for tag in metric.tags}
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels]
     assert len(set(places)) == len(places) == len({p["id"] for p in panels})

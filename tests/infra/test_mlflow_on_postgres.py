@@ -1,7 +1,8 @@
-"""The MLflow server as compose.yaml starts it, on a real PostgreSQL, with a folder in the object store's place.
+"""The MLflow server as compose.yaml starts it, on a real PostgreSQL, with a folder in the object
+store's place.
 
-Needs PostgreSQL's binaries (Debian: postgresql) and infra/requirements/server.lock; skipped without them.
-"""
+Needs PostgreSQL's binaries (Debian: postgresql) and infra/requirements/server.lock; skipped without
+them."""
 
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipeline.tracking import Tracker
+from rapport.pipeline.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
@@ -42,18 +43,28 @@ def postgres():
         shutil.chown(folder, "postgres")
         user = {"user": "postgres"}
     data, port = folder / "data", free_port()
-    subprocess.run([BINARIES / "initdb", "--pgdata", data, "--username=mlflow", "--auth=trust", "--no-sync"],
-                   check=True, stdout=subprocess.DEVNULL, **user)
-    server = subprocess.Popen([BINARIES / "postgres", "-D", data, "-p", str(port), "-k", folder, "-h", "127.0.0.1"],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **user)
+    subprocess.run(
+        [BINARIES / "initdb", "--pgdata", data, "--username=mlflow", "--auth=trust", "--no-sync"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        **user,
+    )
+    server = subprocess.Popen(
+        [BINARIES / "postgres", "-D", data, "-p", str(port), "-k", folder, "-h", "127.0.0.1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **user,
+    )
     try:
         deadline = time.monotonic() + 30
         ready = [BINARIES / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
         while subprocess.run(ready, stdout=subprocess.DEVNULL).returncode:
             assert server.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        subprocess.run([BINARIES / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"],
-                       check=True)
+        subprocess.run(
+            [BINARIES / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"],
+            check=True,
+        )
         yield f"127.0.0.1:{port}"
     finally:
         server.send_signal(signal.SIGINT)
@@ -66,19 +77,35 @@ def mlflow_server(postgres, tmp_path):
     pytest.importorskip("psycopg2", reason="infra/requirements/server.lock is not installed")
     service = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["services"]["mlflow"]
     port = free_port()
-    command = (service["command"].replace("5000", str(port)).replace("0.0.0.0", "127.0.0.1")
-               .replace("s3://mlflow", str(tmp_path / "objects")).replace("--workers 2", "--workers 1"))
+    command = (
+        service["command"]
+        .replace("5000", str(port))
+        .replace("0.0.0.0", "127.0.0.1")
+        .replace("s3://mlflow", str(tmp_path / "objects"))
+        .replace("--workers 2", "--workers 1")
+    )
     driver = service["environment"]["MLFLOW_BACKEND_STORE_URI"].split(":")[0]
-    environment = os.environ | service["environment"] | {
-        "MLFLOW_BACKEND_STORE_URI": f"{driver}://mlflow@{postgres}/mlflow"}
+    environment = (
+        os.environ
+        | service["environment"]
+        | {"MLFLOW_BACKEND_STORE_URI": f"{driver}://mlflow@{postgres}/mlflow"}
+    )
     program, *arguments = command.split()
     with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen([Path(sys.executable).parent / program, *arguments], env=environment, cwd=tmp_path,
-                                  stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            [Path(sys.executable).parent / program, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 90
         while True:
-            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+            assert server.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "server.log"
+            ).read_text()
             try:
                 urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5).close()
                 break

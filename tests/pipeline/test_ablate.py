@@ -4,10 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.recipes.ablate import VARIANTS, coin_labels, compare, spread
+from rapport.pipeline.recipes.ablate import VARIANTS, coin_labels, compare, spread
 
-PAIRS = [{"prompt_id": str(i), "chosen": [i], "rejected": [-1 - i], "chosen_score": 1.0, "rejected_score": 0.0}
-         for i in range(400)]
+PAIRS = [
+    {
+        "prompt_id": str(i),
+        "chosen": [i],
+        "rejected": [-1 - i],
+        "chosen_score": 1.0,
+        "rejected_score": 0.0,
+    }
+    for i in range(400)
+]
 
 
 def test_a_coin_decides_and_nothing_else_changes():
@@ -32,8 +40,13 @@ def test_spread_by_hand():
 
 def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
     def row(x):
-        return {"l2": x, "fd": 10 * x, "l2_affect": None, "truth_affect_error": 0.5,
-                "simulated_rating": {"mean": 3 + x}}
+        return {
+            "l2": x,
+            "fd": 10 * x,
+            "l2_affect": None,
+            "truth_affect_error": 0.5,
+            "simulated_rating": {"mean": 3 + x},
+        }
 
     seeds = [{name: row(i + 0.1 * k) for k, name in enumerate(VARIANTS)} for i in (0, 1, 2)]
     logged = {}
@@ -42,7 +55,10 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
     found = run.summary["metrics"]["ablation"]
     assert list(found) == list(VARIANTS)
     assert found["SFT-Preferred"]["l2"] == pytest.approx({"mean": 1.2, "std": 1.0})
-    assert found["Full"]["simulated_rating"]["mean"] == pytest.approx(4.0) and found["Full"]["l2_affect"] is None
+    assert (
+        found["Full"]["simulated_rating"]["mean"] == pytest.approx(4.0)
+        and found["Full"]["l2_affect"] is None
+    )
     assert logged["random-prefer/fd"] == pytest.approx(11.0) and "full/l2_affect" not in logged
     printed = capsys.readouterr().out
     assert "3 seeds" in printed and "1.2000 ± 1.0000" in printed and "15.25" in printed

@@ -1,7 +1,8 @@
-"""Bad corpora and checkpoints: the message names the thing and the way out, and no library's traceback comes through.
+"""Bad corpora and checkpoints: the message names the thing and the way out, and no library's
+traceback comes through.
 
-What a single reader refuses is tested with it (test_data_*.py); here are the ways a whole input goes wrong.
-"""
+What a single reader refuses is tested with it (test_data_*.py); here are the ways a whole input
+goes wrong."""
 
 import json
 import shutil
@@ -14,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import CorpusConfig
-from pipeline.data.clip import Clip, Word
-from pipeline.data.store import Corpus, CorpusError, CorpusWriter, load_labels
-from pipeline.data.vla import examples
-from pipeline.recipes.prepare import _open
-from policies.motion import Layout, LayoutError, Motion
-from policies.vla.loading import CheckpointError, load_checkpoint
-from policies.vla.text import build_text_tokenizer
+from rapport.pipeline.config import CorpusConfig
+from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter, load_labels
+from rapport.pipeline.data.vla import examples
+from rapport.pipeline.recipes.prepare import _open
+from rapport.policies.clip import Clip, Word
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.policies.vla.loading import CheckpointError, load_checkpoint
+from rapport.policies.vla.text import build_text_tokenizer
 
 LAYOUT = Layout((("expr", 4), ("rot", 3)), 25, "builtin")
 SHARD = "train-00000.parquet"
@@ -30,7 +31,9 @@ SHARD = "train-00000.parquet"
 def clip(name: str, layout: Layout = LAYOUT, split: str = "train") -> Clip:
     values = np.random.default_rng(len(name)).normal(size=(10, layout.dim))
     sound = np.random.default_rng(1).uniform(-1, 1, 6400).astype(np.float32)
-    return Clip(name, "d", split, Motion(values, layout), speaker_audio=sound, words=(Word("hi", 0.0, 0.2),))
+    return Clip(
+        name, "d", split, Motion(values, layout), speaker_audio=sound, words=(Word("hi", 0.0, 0.2),)
+    )
 
 
 def write(path, clips, **extra) -> Corpus:
@@ -42,13 +45,17 @@ def write(path, clips, **extra) -> Corpus:
 
 @pytest.fixture
 def corpus(tmp_path):
-    return write(tmp_path / "c", [clip("a" * n) for n in range(1, 20)], expressed_affect=np.zeros((10, 2)))
+    return write(
+        tmp_path / "c", [clip("a" * n) for n in range(1, 20)], expressed_affect=np.zeros((10, 2))
+    )
 
 
 @pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
 def test_prepare_names_a_missing_folder(tmp_path, kind):
     with pytest.raises(CorpusError, match=r"nowhere.*(must hold|'prepare' builds one)"):
-        _open(CorpusConfig(kind=kind, root=tmp_path / "nowhere"), SimpleNamespace(directory=tmp_path))
+        _open(
+            CorpusConfig(kind=kind, root=tmp_path / "nowhere"), SimpleNamespace(directory=tmp_path)
+        )
 
 
 @pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
@@ -59,13 +66,22 @@ def test_prepare_names_an_empty_folder(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "other", [replace(LAYOUT, fps=30), replace(LAYOUT, topology="flame2020"),
-              Layout((("rot", 3), ("expr", 4)), 25, "builtin"), Layout((("expr", 5), ("rot", 3)), 25, "builtin")]
+    "other",
+    [
+        replace(LAYOUT, fps=30),
+        replace(LAYOUT, topology="flame2020"),
+        Layout((("rot", 3), ("expr", 4)), 25, "builtin"),
+        Layout((("expr", 5), ("rot", 3)), 25, "builtin"),
+    ],
 )
 def test_clips_of_unlike_layouts_do_not_mix(tmp_path, other):
-    with pytest.raises(CorpusError, match="clip 'bb' has motion in .*the corpus is in .*write two corpora"):
+    with pytest.raises(
+        CorpusError, match="clip 'bb' has motion in .*the corpus is in .*write two corpora"
+    ):
         write(tmp_path / "c", [clip("a"), clip("bb", other)])
-    with pytest.raises(CorpusError, match="clip 'a' has motion in"):  # listener and speaker of one clip
+    with pytest.raises(
+        CorpusError, match="clip 'a' has motion in"
+    ):  # listener and speaker of one clip
         write(tmp_path / "c", [replace(clip("a"), speaker=clip("b", other).listener)])
 
 
@@ -99,7 +115,9 @@ def test_no_flipped_byte_of_a_shard_passes_for_data(corpus):
 
 
 def test_a_shard_of_another_corpus_is_refused(corpus, tmp_path):
-    other = write(tmp_path / "other", [clip("a" * n, replace(LAYOUT, fps=50)) for n in range(1, 20)])
+    other = write(
+        tmp_path / "other", [clip("a" * n, replace(LAYOUT, fps=50)) for n in range(1, 20)]
+    )
     shutil.copy(other.path / SHARD, corpus.path / SHARD)
     entry = corpus.manifest["files"][SHARD] | {"bytes": (corpus.path / SHARD).stat().st_size}
     edit_manifest(corpus, files=corpus.manifest["files"] | {SHARD: entry})
@@ -114,7 +132,9 @@ def test_damaged_labels_are_named(corpus):
         load_labels(corpus.path)
     table = pq.read_table(corpus.path / SHARD).select(["clip_id"])
     pq.write_table(table, file)
-    edit_manifest(corpus, files=corpus.manifest["files"] | {file.name: {"bytes": file.stat().st_size}})
+    edit_manifest(
+        corpus, files=corpus.manifest["files"] | {file.name: {"bytes": file.stat().st_size}}
+    )
     with pytest.raises(CorpusError, match="labels.parquet has other columns"):
         load_labels(corpus.path)
 
@@ -149,7 +169,9 @@ def edit_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize("name", ["config.json", "action_space.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "action_space.json", "tokenizer_config.json", "tokenizer.json"]
+)
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_damaged_description_is_named(checkpoint, name, content):
     (checkpoint / name).write_bytes(content)
@@ -166,7 +188,9 @@ def test_an_empty_description_is_named(checkpoint, name):
 def test_a_missing_tokenizer_is_named_and_not_looked_for_elsewhere(checkpoint):
     for file in checkpoint.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="ck has no tokenizer_config.json: copy the whole folder again"):
+    with pytest.raises(
+        CheckpointError, match="ck has no tokenizer_config.json: copy the whole folder again"
+    ):
         load_checkpoint(checkpoint)
 
 
@@ -174,7 +198,10 @@ def test_a_missing_tokenizer_is_named_and_not_looked_for_elsewhere(checkpoint):
 def test_truncated_weights_are_named(checkpoint, size):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match="ck/model.safetensors cannot be read.*truncated.*save the policy again"):
+    with pytest.raises(
+        CheckpointError,
+        match="ck/model.safetensors cannot be read.*truncated.*save the policy again",
+    ):
         load_checkpoint(checkpoint)
 
 
@@ -183,9 +210,15 @@ def test_truncated_weights_are_named(checkpoint, size):
     [
         ({"model_type": "llama"}, "'llama' model, expected 'facevla': name the folder"),
         ({"action_token_start": 10_000}, "describes no policy .*vocabulary"),
-        ({"action_steps": 6}, r"disagree on \(first, bins, dims, steps\).*another policy's.*save the policy again"),
+        (
+            {"action_steps": 6},
+            r"disagree on \(first, bins, dims, steps\).*another policy's.*save the policy again",
+        ),
         ({"act_token_id": 4}, "is another policy's.*save the policy again"),
-        ({"slot_embeddings": False}, "weights do not fit config.json.*slots.*save the policy again"),
+        (
+            {"slot_embeddings": False},
+            "weights do not fit config.json.*slots.*save the policy again",
+        ),
     ],
 )
 def test_a_config_of_another_model_is_refused(checkpoint, changes, message):
@@ -198,18 +231,24 @@ def test_weights_of_another_model_are_refused(checkpoint):
     file = checkpoint / "model.safetensors"
     weights = load_file(file)
     save_file({f"model.{name}": value for name, value in weights.items()}, file)
-    with pytest.raises(CheckpointError, match=f"ck: {2 * len(weights)} weights do not fit.*copy the whole folder"):
+    with pytest.raises(
+        CheckpointError, match=f"ck: {2 * len(weights)} weights do not fit.*copy the whole folder"
+    ):
         load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("text_vocabulary", [300, 500])
 def test_a_tokenizer_of_another_size_is_refused(checkpoint, text_vocabulary):
     build_text_tokenizer(["hello there"], checkpoint, text_vocabulary=text_vocabulary)
-    with pytest.raises(CheckpointError, match=f"tokenizer in .*ck is another policy's: {text_vocabulary + 256} ids"):
+    with pytest.raises(
+        CheckpointError, match=f"tokenizer in .*ck is another policy's: {text_vocabulary + 256} ids"
+    ):
         load_checkpoint(checkpoint)
 
 
-@pytest.mark.parametrize("content", [{"bins": 128}, {"first_token": 300}, {"seconds": 2.0}, {"low": [0.0]}])
+@pytest.mark.parametrize(
+    "content", [{"bins": 128}, {"first_token": 300}, {"seconds": 2.0}, {"low": [0.0]}]
+)
 def test_an_action_space_of_another_policy_is_refused(checkpoint, content):
     edit_json(checkpoint / "action_space.json", **content)
     with pytest.raises(CheckpointError, match="ck.*action_space.json.*save the policy again"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.bench import metrics, textbook
+from rapport.pipeline.bench import metrics, textbook
 
 
 def test_data_are_like_the_corpus():

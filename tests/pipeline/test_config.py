@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config as cfg
-from pipeline.config import ConfigError, DpoRecipeConfig, PrepareConfig, describe, load_config
-from pipeline.run import RECIPES, main
+from rapport.pipeline import config as cfg
+from rapport.pipeline.config import (
+    ConfigError,
+    DpoRecipeConfig,
+    PrepareConfig,
+    describe,
+    load_config,
+)
+from rapport.pipeline.run import RECIPES, main
 
 TYPES = [config_type for config_type, _ in RECIPES.values()]
 
@@ -20,7 +26,9 @@ def load(*overrides, recipe=DpoRecipeConfig, file=None):
 def test_every_key_has_a_type_and_a_meaning(recipe):
     rows = describe(recipe)
     assert len(rows) == len({key for key, *_ in rows}) and len(rows) > 10
-    assert all(kind and meaning for _, kind, _, meaning in rows), [r for r in rows if not (r[1] and r[3])]
+    assert all(kind and meaning for _, kind, _, meaning in rows), [
+        r for r in rows if not (r[1] and r[3])
+    ]
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
@@ -30,7 +38,9 @@ def test_help_lists_every_key_with_type_default_and_meaning(recipe, capsys):
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
     for key, kind, default, meaning in describe(RECIPES[recipe][0]):
-        assert f"{kind}, default {default or 'empty'}\n" in shown.partition(f"\n  {key} ")[2][:200], key
+        assert (
+            f"{kind}, default {default or 'empty'}\n" in shown.partition(f"\n  {key} ")[2][:200]
+        ), key
         assert meaning in shown
 
 
@@ -61,15 +71,24 @@ def test_a_key_set_to_its_default_changes_nothing_else(recipe):
 def test_a_recipe_keeps_its_own_defaults_for_the_rest_of_a_section(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("corpus:\n  seed: 1\n")
-    for config in (load("corpus.seed=1", recipe=cfg.GdpoRecipeConfig), load(recipe=cfg.GdpoRecipeConfig, file=file)):
+    for config in (
+        load("corpus.seed=1", recipe=cfg.GdpoRecipeConfig),
+        load(recipe=cfg.GdpoRecipeConfig, file=file),
+    ):
         assert (config.corpus.seed, config.corpus.seconds, config.corpus.frames) == (1, 8.0, 0)
     assert load("corpus.seconds=2", recipe=cfg.GdpoRecipeConfig).corpus.seconds == 2
     assert ("corpus.seconds", "float", "8.0") in [row[:3] for row in describe(cfg.GdpoRecipeConfig)]
 
 
 def test_values_are_read_as_yaml():
-    config = load("corpus.root=/data/x", "learner.zero_stage=3", "sft.learning_rate=1e-4",
-                  "tracking.system_metrics=false", "policy.llama=", recipe=cfg.RolloutRecipeConfig)
+    config = load(
+        "corpus.root=/data/x",
+        "learner.zero_stage=3",
+        "sft.learning_rate=1e-4",
+        "tracking.system_metrics=false",
+        "policy.llama=",
+        recipe=cfg.RolloutRecipeConfig,
+    )
     assert str(config.corpus.root) == "/data/x" and config.learner.zero_stage == 3
     assert config.sft.learning_rate == 1e-4 and config.tracking.system_metrics is False
     assert config.policy.llama is None
@@ -81,7 +100,9 @@ def test_ablate_takes_no_videos_as_it_renders_none():
 
 
 def test_given_candidates_are_one_round():
-    with pytest.raises(ConfigError, match="candidates=RUN_DIR is one round, dpo.rounds=2 must be 1"):
+    with pytest.raises(
+        ConfigError, match="candidates=RUN_DIR is one round, dpo.rounds=2 must be 1"
+    ):
         load("candidates=runs/c", "dpo.rounds=2")
 
 
@@ -150,7 +171,9 @@ def test_every_file_of_configs_is_a_recipe_and_a_size(file):
     config = load_config(RECIPES[recipe][0], file, [])
     assert size in ("tiny", "paper")
     if size == "tiny":
-        assert config == RECIPES[recipe][0](), f"stale: python -m pipeline.run {recipe} --print-config writes it"
+        assert config == RECIPES[recipe][0](), (
+            f"stale: python -m pipeline.run {recipe} --print-config writes it"
+        )
 
 
 def test_a_recipe_aligns_its_own_policy_or_the_one_named(capsys, tmp_path):
@@ -158,8 +181,13 @@ def test_a_recipe_aligns_its_own_policy_or_the_one_named(capsys, tmp_path):
         assert main([*arguments, "--print-config"]) == 0
         return yaml.safe_load(capsys.readouterr().out)
 
-    assert printed("dpo") == printed("dpo", "policy=vla") and printed("gdpo") == printed("gdpo", "policy=flow")
-    flow, vla = printed("dpo", "policy=flow", "dpo.beta=7"), printed("gdpo", "policy=vla", "policy.hidden=64")
+    assert printed("dpo") == printed("dpo", "policy=vla") and printed("gdpo") == printed(
+        "gdpo", "policy=flow"
+    )
+    flow, vla = (
+        printed("dpo", "policy=flow", "dpo.beta=7"),
+        printed("gdpo", "policy=vla", "policy.hidden=64"),
+    )
     assert flow["policy"] == "flow" and flow["dpo"]["beta"] == 7 and "score" in flow
     assert vla["policy"]["hidden"] == 64 and "truncation" in vla["gdpo"] and "reward" in vla
     for recipe, values in (("dpo", flow), ("gdpo", vla)):  # what a run has kept says which it was
@@ -177,7 +205,12 @@ def test_an_unknown_key_ends_with_code_2_and_a_message(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["train"], "invalid choice"), (["prepare", "--fast"], "--fast"), (["prepare", "--resume"], "--run-dir"), ([], "")]
+    [
+        (["train"], "invalid choice"),
+        (["prepare", "--fast"], "--fast"),
+        (["prepare", "--resume"], "--run-dir"),
+        ([], ""),
+    ],
 )
 def test_bad_usage_ends_with_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_:

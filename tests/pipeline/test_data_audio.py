@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from pipeline.data.audio import AudioError, read_wav, turn_statistics, voice_activity
-from pipeline.data.clip import AUDIO_RATE
+from rapport.pipeline.data.audio import AudioError, read_wav, turn_statistics, voice_activity
+from rapport.policies.clip import AUDIO_RATE
 
 
-def tone(seconds: float, rate: int = AUDIO_RATE, hz: float = 200.0, level: float = 0.5) -> np.ndarray:
+def tone(
+    seconds: float, rate: int = AUDIO_RATE, hz: float = 200.0, level: float = 0.5
+) -> np.ndarray:
     return level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
 
 
@@ -54,7 +56,9 @@ def test_voice_activity_finds_the_burst():
 
 def test_short_gaps_are_bridged_long_ones_not():
     def with_gap(gap):
-        return voice_activity(np.concatenate([tone(1.0), np.zeros(round(gap * AUDIO_RATE)), tone(1.0)]))
+        return voice_activity(
+            np.concatenate([tone(1.0), np.zeros(round(gap * AUDIO_RATE)), tone(1.0)])
+        )
 
     assert with_gap(0.1).all()
     assert not with_gap(0.5)[110:140].any()

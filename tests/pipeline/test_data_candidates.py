@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.candidates import (
+from rapport.pipeline.data.candidates import (
     GROUND_TRUTH,
     POLICY,
     CandidateError,
@@ -14,12 +14,14 @@ from pipeline.data.candidates import (
     sampled,
     write_candidates,
 )
-from policies.vla.trajectory import Trajectory
+from rapport.policies.vla.trajectory import Trajectory
 
 
 def trajectory(prompt="p", sample=0, version=2, seed=11):
     rng = np.random.default_rng([sample, version, seed])
-    return Trajectory(prompt, sample, rng.integers(344, 600, 6), -rng.random(6).astype(np.float32), version, seed)
+    return Trajectory(
+        prompt, sample, rng.integers(344, 600, 6), -rng.random(6).astype(np.float32), version, seed
+    )
 
 
 def test_candidates_come_back_as_they_were(tmp_path):
@@ -29,13 +31,22 @@ def test_candidates_come_back_as_they_were(tmp_path):
     groups = read_candidates(tmp_path / "c.parquet")
     assert list(groups) == ["a", "b"] and [len(g) for g in groups.values()] == [1, 2]
     for candidate in given:
-        back = next(c for c in groups[candidate.prompt_id] if c.candidate_id == candidate.candidate_id)
+        back = next(
+            c for c in groups[candidate.prompt_id] if c.candidate_id == candidate.candidate_id
+        )
         np.testing.assert_array_equal(back.tokens, candidate.tokens)
         assert (back.source, back.weight_version, back.seed) == (
-            candidate.source, candidate.weight_version, candidate.seed)
+            candidate.source,
+            candidate.weight_version,
+            candidate.seed,
+        )
     [a] = groups["a"]
     np.testing.assert_array_equal(a.log_probs, other.log_probs)
-    assert a.log_probs.dtype == np.float32 and a.tokens.dtype == np.int64 and (a.weight_version, a.seed) == (2, 11)
+    assert (
+        a.log_probs.dtype == np.float32
+        and a.tokens.dtype == np.int64
+        and (a.weight_version, a.seed) == (2, 11)
+    )
     truth = next(c for c in groups["b"] if c.source == GROUND_TRUTH)
     assert truth.log_probs is None and truth.weight_version is None and truth.seed is None
 

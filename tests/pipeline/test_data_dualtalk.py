@@ -1,4 +1,6 @@
-"""DualTalk's files: fixtures in exactly the published layout, and the real dyad where it lies beside the project."""
+"""DualTalk's files: fixtures in exactly the published layout, and the real dyad where it lies
+beside the project.
+"""
 
 import struct
 from pathlib import Path
@@ -8,29 +10,53 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from pipeline.config import CorpusConfig
-from pipeline.data.clip import AUDIO_RATE
-from pipeline.data.dualtalk import LAYOUT, ReadCounts, import_dualtalk, read_dualtalk, read_track
-from pipeline.data.statistics import motion_statistics
-from pipeline.data.store import CorpusError
-from pipeline.recipes.prepare import prepare
-from pipeline.rundir import RunError
+from rapport.pipeline.config import CorpusConfig
+from rapport.pipeline.data.readers.dualtalk import (
+    LAYOUT,
+    ReadCounts,
+    import_dualtalk,
+    read_dualtalk,
+    read_track,
+)
+from rapport.pipeline.data.statistics import motion_statistics
+from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.recipes.prepare import prepare
+from rapport.pipeline.rundir import RunError
+from rapport.policies.clip import AUDIO_RATE
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"
 
 
 def track(frames: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = {"shape": (100,), "tex": (50,), "exp": (50,), "pose": (6,), "cam": (3,), "light": (9, 3)}
-    return {key: rng.normal(size=(frames, *shape)).astype(np.float32) for key, shape in shapes.items()}
+    shapes = {
+        "shape": (100,),
+        "tex": (50,),
+        "exp": (50,),
+        "pose": (6,),
+        "cam": (3,),
+        "light": (9, 3),
+    }
+    return {
+        key: rng.normal(size=(frames, *shape)).astype(np.float32) for key, shape in shapes.items()
+    }
 
 
-def put(folder: Path, name: str, side: int, frames: int | None, seconds: float | None, rate: int = AUDIO_RATE) -> None:
+def put(
+    folder: Path,
+    name: str,
+    side: int,
+    frames: int | None,
+    seconds: float | None,
+    rate: int = AUDIO_RATE,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if frames is not None:
         np.savez(folder / f"{name}_speaker{side}.npz", **track(frames, seed=side))
     if seconds is not None:
-        sound = np.random.default_rng(side).uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
+        sound = (
+            np.random.default_rng(side).uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
+        )
         wavfile.write(folder / f"{name}_speaker{side}.wav", rate, sound)
 
 
@@ -51,7 +77,10 @@ def test_fixture_is_riff_format_3_as_published(published):
 def test_published_folders_give_both_roles(published, tmp_path):
     corpus = import_dualtalk(published, tmp_path / "c", seconds=4.0, stride=2.0)
     assert corpus.layout == LAYOUT
-    assert corpus.manifest["clips"] == {"test": 8, "train": 16}  # 4 windows, 2 roles, 1 and 2 recordings
+    assert corpus.manifest["clips"] == {
+        "test": 8,
+        "train": 16,
+    }  # 4 windows, 2 roles, 1 and 2 recordings
     assert corpus.manifest["source"]["counts"]["roles"] == 6
     assert {c.dyad_id for c in corpus.clips("train")} == {"a", "b"}
     assert {c.dyad_id for c in corpus.clips("test")} == {"c"}
@@ -82,10 +111,18 @@ def test_one_sided_recording_is_split_by_time(tmp_path):
     put(tmp_path / "flat", "x", 2, 500, 20.0)
     counts = ReadCounts()
     clips = list(read_dualtalk(tmp_path / "flat", 4.0, 2.0, test_share=0.3, counts=counts))
-    starts = {split: [int(c.clip_id[-6:]) for c in clips if c.split == split] for split in ("train", "test")}
-    assert starts == {"train": [0, 50, 100, 150, 200, 250], "test": [350, 400]}  # 350 frames to learn from
+    starts = {
+        split: [int(c.clip_id[-6:]) for c in clips if c.split == split]
+        for split in ("train", "test")
+    }
+    assert starts == {
+        "train": [0, 50, 100, 150, 200, 250],
+        "test": [350, 400],
+    }  # 350 frames to learn from
     assert counts.across_split == 1 and counts.roles == 1
-    assert all(c.speaker is None and c.speaker_shape is None and c.speaker_audio is not None for c in clips)
+    assert all(
+        c.speaker is None and c.speaker_shape is None and c.speaker_audio is not None for c in clips
+    )
     assert clips[0].clip_id.startswith("x-listener2")
 
 
@@ -93,7 +130,12 @@ def test_flat_folder_of_several_is_split_by_recording(tmp_path):
     for name in "abcd":
         put(tmp_path / "flat", name, 1, 100, 4.0)
     clips = list(read_dualtalk(tmp_path / "flat", 4.0, 4.0, test_share=0.25))
-    assert [(c.dyad_id, c.split) for c in clips] == [("a", "train"), ("b", "train"), ("c", "train"), ("d", "test")]
+    assert [(c.dyad_id, c.split) for c in clips] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("c", "train"),
+        ("d", "test"),
+    ]
     assert clips[0].absent == ["speaker", "speaker_frames", "speaker_audio", "words"]
 
 
@@ -142,7 +184,9 @@ def test_a_recording_too_short_for_held_out_clips_is_named_with_what_to_lower(tm
     """30 % of 20 s are held out: of 8 s there is none."""
     put(tmp_path / "flat", "x", 1, None, 20.0)
     put(tmp_path / "flat", "x", 2, 500, 20.0)
-    run = SimpleNamespace(once=lambda name, work: work(SimpleNamespace(directory=tmp_path, say=print)))
+    run = SimpleNamespace(
+        once=lambda name, work: work(SimpleNamespace(directory=tmp_path, say=print))
+    )
     with pytest.raises(RunError, match=r"flat: no test clip of 8 s.*lower corpus\.seconds"):
         prepare(CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8), run)
 
@@ -158,6 +202,7 @@ def test_real_dyad(tmp_path):
     motion, shape = read_track(REAL / "UbjUDM1MiGE_sub_video_72_speaker2.npz")
     assert len(motion) == 587 and shape.shape == (100,)
     figures = motion_statistics(motion)
-    # A jaw that opens and never much below 0, a head that turns more than it opens its mouth: the order is right.
+    # A jaw that opens and never much below 0, a head that turns more than it opens its mouth: the
+    # order is right.
     assert figures["jaw_mean_deg"] > 5 and motion.group("jaw")[:, 1:].std() < 0.03
     assert 3 < figures["head_pitch_std_deg"] < 10 and figures["head_power_below_2.5hz"] > 0.95

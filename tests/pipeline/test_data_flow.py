@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.clip import AUDIO_RATE
-from pipeline.data.flow import (
+from rapport.pipeline.data.flow import (
     WINDOW_SCHEMA,
     Features,
     _speaks,
@@ -16,13 +15,14 @@ from pipeline.data.flow import (
     window_rows,
     windows,
 )
-from policies.flow.conditions import MODALITIES
-from policies.flow.config import VAEConfig
-from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
-from policies.flow.training import from_bytes
-from policies.flow.vae import MotionVAE
-from policies.motion import Layout, LayoutError, Motion
-from policies.tables import read_table, write_table
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.flow.conditions import MODALITIES
+from rapport.policies.flow.config import VAEConfig
+from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.training import from_bytes
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.policies.tables import read_table, write_table
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def clip(tiny_corpus):
 def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
-    return Features(text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name)))
+    return Features(
+        text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +53,23 @@ def test_a_window_is_whole_latents():
 
 def test_both_people_are_actors_and_each_is_the_others_partner(clip):
     listener, speaker = windows(clip, 8)
-    assert (listener.clip_id, speaker.clip_id) == (f"{clip.clip_id}/listener", f"{clip.clip_id}/speaker")
+    assert (listener.clip_id, speaker.clip_id) == (
+        f"{clip.clip_id}/listener",
+        f"{clip.clip_id}/speaker",
+    )
     assert len(listener.motion) == len(listener.partner) == 24
     np.testing.assert_array_equal(listener.motion.values, clip.listener.values[:24])
     np.testing.assert_array_equal(speaker.motion.values, listener.partner.values)
     assert listener.actor_audio is clip.listener_audio and speaker.actor_audio is clip.speaker_audio
     np.testing.assert_array_equal(listener.actor_speaks, speaker.partner_speaks)
-    np.testing.assert_array_equal(listener.listening, listener.partner_speaks & ~listener.actor_speaks)
+    np.testing.assert_array_equal(
+        listener.listening, listener.partner_speaks & ~listener.actor_speaks
+    )
     assert not (listener.listening & speaker.listening).any()
     assert [w.clip_id for w in windows(clip, 8, both=False)] == [listener.clip_id]
-    assert len(list(windows(replace(clip, speaker=None), 8))) == 1, "nobody's motion cannot be learnt"
+    assert len(list(windows(replace(clip, speaker=None), 8))) == 1, (
+        "nobody's motion cannot be learnt"
+    )
 
 
 def test_speech_is_heard_frame_by_frame():
@@ -87,24 +96,33 @@ def test_the_prompt_names_emotion_gaze_and_nods():
     layout = Layout((("expr", 1), ("neck", 3), ("eyepose", 6), ("rot", 3)), 25.0, "builtin")
     still = np.zeros((100, layout.dim), np.float32)
     assert describe_face(Motion(still, layout), np.array([[-0.4, 0.5]])) == (
-        "sad and excited, looking ahead, with a still head")
+        "sad and excited, looking ahead, with a still head"
+    )
     aside = still.copy()
     aside[:30, layout.columns("rot")] = (0, 0.3, 0)  # yaw
-    assert describe_face(Motion(aside, layout), np.zeros((3, 2))).startswith("neutral and attentive, glancing away")
+    assert describe_face(Motion(aside, layout), np.zeros((3, 2))).startswith(
+        "neutral and attentive, glancing away"
+    )
     followed = aside.copy()
     followed[:30, layout.columns("eyepose")] = (0, -0.3, 0) * 2  # the head turns, the eyes stay
     assert "looking ahead" in describe_face(Motion(followed, layout))
     nodding = still.copy()
-    nodding[:, layout.columns("neck")] = np.outer(0.05 * np.sin(2 * np.pi * 2 * np.arange(100) / 25), (1, 0, 0))
+    nodding[:, layout.columns("neck")] = np.outer(
+        0.05 * np.sin(2 * np.pi * 2 * np.arange(100) / 25), (1, 0, 0)
+    )
     assert describe_face(Motion(nodding, layout)) == "looking ahead, nodding"
     assert describe_face(Motion(still[:, :1], Layout((("expr", 1),), 25.0, "builtin"))) is None
 
 
 def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_path):
     given = list(windows(clip, 8))
-    assert write_table(tmp_path / "t.arrow", window_rows(given, features.of, vae), WINDOW_SCHEMA) == 2
+    assert (
+        write_table(tmp_path / "t.arrow", window_rows(given, features.of, vae), WINDOW_SCHEMA) == 2
+    )
     listener, speaker = read_table(tmp_path / "t.arrow")
-    assert from_bytes(listener["partner_audio"], 24, 8).equal(from_bytes(speaker["actor_audio"], 24, 8))
+    assert from_bytes(listener["partner_audio"], 24, 8).equal(
+        from_bytes(speaker["actor_audio"], 24, 8)
+    )
     assert from_bytes(listener["partner_motion"], 3, 4).equal(from_bytes(speaker["latents"], 3, 4))
     latents = vae.encode(torch.from_numpy(given[0].motion.values)[None])[0]
     torch.testing.assert_close(from_bytes(listener["latents"], 3, 4), latents)
@@ -115,7 +133,10 @@ def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_p
 def test_what_a_clip_lacks_is_null(clip, features, vae):
     bare = replace(clip, speaker=None, speaker_audio=None, listener_audio=None, words=None)
     [row] = window_rows(windows(bare, 8), features.of, vae)
-    assert all((row[name] is None) == (name != "text") for name in MODALITIES) and row["latents"] is not None
+    assert (
+        all((row[name] is None) == (name != "text") for name in MODALITIES)
+        and row["latents"] is not None
+    )
 
 
 def test_features_are_computed_once(clip, features, monkeypatch):

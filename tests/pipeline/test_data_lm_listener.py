@@ -1,4 +1,6 @@
-"""lm-listener's segments: fixtures in exactly the layout that its code reads, and files that must not be trusted."""
+"""lm-listener's segments: fixtures in exactly the layout that its code reads, and files that must
+not be trusted.
+"""
 
 import os
 import pickle
@@ -8,26 +10,39 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import CorpusConfig
-from pipeline.data.lm_listener import LAYOUT, ReadCounts, import_lm_listener, read_lm_listener, read_segments
-from pipeline.data.store import CorpusError, CorpusWriter
-from pipeline.recipes.prepare import _open
+from rapport.pipeline.config import CorpusConfig
+from rapport.pipeline.data.readers.lm_listener import (
+    LAYOUT,
+    ReadCounts,
+    import_lm_listener,
+    read_lm_listener,
+    read_segments,
+)
+from rapport.pipeline.data.store import CorpusError, CorpusWriter
+from rapport.pipeline.recipes.prepare import _open
 
 TREVOR = "trevor_videos/done_trevor_videos1/025YouTube/025YouTube.mp4"
 TREVOR_ID = "trevor_videos_done_trevor_videos1_025YouTube_025YouTube.mp4"
 CONAN = "conan_videos/done_conan_videos0/1YouTube/1YouTube.mp4"
 
 
-def segment(fname: str = TREVOR, start: int = 0, frames: int = 240, seed: int = 0, **changes) -> dict:
+def segment(
+    fname: str = TREVOR, start: int = 0, frames: int = 240, seed: int = 0, **changes
+) -> dict:
     """A segment with every published field; `changes` replace fields, None removes one."""
     generator = torch.Generator().manual_seed(seed)
     end = start + frames
     fields = {
-        "fname": fname, "split_start_frame": start, "split_end_frame": end,
-        "split_start_time": start / 30, "split_end_time": end / 30,
+        "fname": fname,
+        "split_start_frame": start,
+        "split_end_frame": end,
+        "split_start_time": start / 30,
+        "split_end_time": end / 30,
         "before_words": [{"text": "before", "end": start / 30 - 0.5}],
-        "during_words": [{"text": " Hi,", "start": start / 30 + 0.2, "end": start / 30 + 0.4, "speaker": 1},
-                         {"text": "there", "end": start / 30 + 5.0}],
+        "during_words": [
+            {"text": " Hi,", "start": start / 30 + 0.2, "end": start / 30 + 0.4, "speaker": 1},
+            {"text": "there", "end": start / 30 + 5.0},
+        ],
     }
     for person in ("p0", "p1"):
         scale = torch.tensor([0.1, 0.1, 0.1, 0.08, 0.01, 0.01])
@@ -50,7 +65,12 @@ def publish(root: Path, **splits) -> Path:
 @pytest.fixture
 def trevor(tmp_path):
     train = [segment(start=900, seed=1), segment(CONAN, start=30, seed=2)]
-    return publish(tmp_path / "trevor", train=train, val=[segment(start=3000, seed=3)], test=[segment(start=6000)])
+    return publish(
+        tmp_path / "trevor",
+        train=train,
+        val=[segment(start=3000, seed=3)],
+        test=[segment(start=6000)],
+    )
 
 
 def test_published_folder(trevor, tmp_path):
@@ -58,7 +78,9 @@ def test_published_folder(trevor, tmp_path):
     assert corpus.layout == LAYOUT and corpus.fps == 30
     assert corpus.manifest["clips"] == {"test": 3, "train": 6}
     assert corpus.manifest["source"]["held_out"] == "segments_val.pth"
-    assert corpus.manifest["source"]["counts"]["shared_recordings"] == 1  # 025YouTube is in both, as published
+    assert (
+        corpus.manifest["source"]["counts"]["shared_recordings"] == 1
+    )  # 025YouTube is in both, as published
     clip = corpus.clip(f"{TREVOR_ID}-000960")
     truth = segment(start=900, seed=1)
     assert clip.split == "train" and clip.dyad_id == TREVOR_ID and len(clip.listener) == 120
@@ -74,8 +96,11 @@ def test_p0_listens_and_pose_is_rotation_then_jaw(trevor):
         assert np.array_equal(motion.group("expr"), truth[f"{person}_exp"][:120])
         assert np.array_equal(motion.group("rot"), truth[f"{person}_pose"][:120, :3])
         assert np.array_equal(motion.group("jaw"), truth[f"{person}_pose"][:120, 3:])
-    # Columns in lm-listener's own order: exp, then pose. Its metrics and predictions use the same 56.
-    assert np.array_equal(clip.listener.values, torch.cat([truth["p0_exp"], truth["p0_pose"]], dim=1)[:120])
+    # Columns in lm-listener's own order: exp, then pose. Its metrics and predictions use the same
+    # 56.
+    assert np.array_equal(
+        clip.listener.values, torch.cat([truth["p0_exp"], truth["p0_pose"]], dim=1)[:120]
+    )
 
 
 def test_words_count_from_the_recording_and_land_in_their_window(trevor):
@@ -98,10 +123,18 @@ def test_dtypes_and_lengths_vary(tmp_path):
     short = segment("e", frames=119)
     exact = segment("f", frames=120).copy()
     exact["p0_exp"] = torch.nn.Parameter(exact["p0_exp"])
-    root = publish(tmp_path / "x", train=[half, double, integer, ragged, short, exact], val=[segment("v")])
+    root = publish(
+        tmp_path / "x", train=[half, double, integer, ragged, short, exact], val=[segment("v")]
+    )
     counts = ReadCounts()
-    clips = {c.dyad_id: c for c in read_lm_listener(root, 4, 4, counts=counts) if c.split == "train"}
-    assert set(clips) == {"a", "b", "c", "d", "f"} and counts.too_short == 1 and counts.truncated_frames == 5
+    clips = {
+        c.dyad_id: c for c in read_lm_listener(root, 4, 4, counts=counts) if c.split == "train"
+    }
+    assert (
+        set(clips) == {"a", "b", "c", "d", "f"}
+        and counts.too_short == 1
+        and counts.truncated_frames == 5
+    )
     assert all(c.listener.values.dtype == np.float32 for c in clips.values())
     assert np.array_equal(clips["a"].listener.group("expr"), half["p0_exp"][:120].float())
     assert clips["c"].listener.group("expr").min() == 1
@@ -110,7 +143,9 @@ def test_dtypes_and_lengths_vary(tmp_path):
 def test_what_a_segment_lacks_is_absent_not_zero(tmp_path):
     bare = segment("a", p1_exp=None, p1_pose=None, p1_shape=None, during_words=None, p0_detail=None)
     silent = segment("b", during_words=[])
-    clips = list(read_lm_listener(publish(tmp_path / "x", train=[bare, silent], val=[segment("v")]), 4, 8))
+    clips = list(
+        read_lm_listener(publish(tmp_path / "x", train=[bare, silent], val=[segment("v")]), 4, 8)
+    )
     first = next(c for c in clips if c.dyad_id == "a")
     assert first.speaker is None and first.words is None and first.speaker_shape is None
     assert next(c for c in clips if c.dyad_id == "b").words == ()
@@ -122,12 +157,19 @@ def test_no_training_clip_shares_frames_with_the_held_out_ones(tmp_path):
     counts = ReadCounts()
     clips = list(read_lm_listener(root, 4, 2, counts=counts))
     starts = [int(c.clip_id[-6:]) for c in clips if c.split == "train" and c.dyad_id == "a"]
-    assert starts == [0, 60, 120, 180] and counts.held_out_overlap == 3 and counts.clips == len(clips) == 8
+    assert (
+        starts == [0, 60, 120, 180]
+        and counts.held_out_overlap == 3
+        and counts.clips == len(clips) == 8
+    )
 
 
 def test_segments_that_overlap_give_each_window_once(tmp_path):
-    root = publish(tmp_path / "x", train=[segment("a", frames=180), segment("a", start=60, frames=180)],
-                   val=[segment("v")])
+    root = publish(
+        tmp_path / "x",
+        train=[segment("a", frames=180), segment("a", start=60, frames=180)],
+        val=[segment("v")],
+    )
     counts = ReadCounts()
     clips = [c.clip_id for c in read_lm_listener(root, 4, 2, counts=counts) if c.split == "train"]
     assert clips == ["a-000000", "a-000060", "a-000120"] and counts.repeated == 1
@@ -175,10 +217,14 @@ def test_a_malicious_file_is_refused_and_not_run(trevor, tmp_path, legacy, place
     content = payload if place == "top" else [segment(fname=payload)]
     file = trevor / "segments_train.pth"
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CorpusError, match=r"segments_train.pth is refused: it holds \S*system") as raised:
+    with pytest.raises(
+        CorpusError, match=r"segments_train.pth is refused: it holds \S*system"
+    ) as raised:
         import_lm_listener(trevor, tmp_path / "c")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "c").exists()
-    assert "weights_only" not in str(raised.value) and raised.value.__suppress_context__  # no advice to unlock it
+    assert (
+        "weights_only" not in str(raised.value) and raised.value.__suppress_context__
+    )  # no advice to unlock it
     torch.load(file, weights_only=False)
     assert (tmp_path / "ran").exists()  # the payload was live
 
@@ -186,7 +232,9 @@ def test_a_malicious_file_is_refused_and_not_run(trevor, tmp_path, legacy, place
 @pytest.mark.parametrize("legacy", [False, True])
 def test_no_environment_variable_unlocks_a_malicious_file(tmp_path, monkeypatch, legacy):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save([Payload(tmp_path / "ran")], tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        [Payload(tmp_path / "ran")], tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy
+    )
     with pytest.raises(CorpusError, match="refused"):
         read_segments(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
@@ -201,7 +249,9 @@ def test_a_bare_pickle_is_not_run(tmp_path):
 
 def test_numpy_inside_is_refused_with_the_way_out(tmp_path):
     torch.save([segment(p0_exp=np.zeros((240, 50)))], tmp_path / "x.pth")
-    with pytest.raises(CorpusError, match="holds numpy.*torch tensors.*save it again with these only"):
+    with pytest.raises(
+        CorpusError, match="holds numpy.*torch tensors.*save it again with these only"
+    ):
         read_segments(tmp_path / "x.pth")
 
 
@@ -214,7 +264,8 @@ def damage(kind: str, intact: bytes) -> bytes:
     pickled = intact.find(b"data.pkl") + 70
     return {
         "truncated": intact[: len(intact) // 2],
-        "flipped": intact[:pickled] + bytes(byte ^ 0xFF for byte in intact[pickled : pickled + 20])
+        "flipped": intact[:pickled]
+        + bytes(byte ^ 0xFF for byte in intact[pickled : pickled + 20])
         + intact[pickled + 20 :],
         "empty": b"",
         "text": b"<html>404 not found</html>" * 20,
@@ -225,7 +276,9 @@ def damage(kind: str, intact: bytes) -> bytes:
 def test_damaged_files_are_named(trevor, kind):
     file = trevor / "segments_val.pth"
     file.write_bytes(damage(kind, file.read_bytes()))
-    with pytest.raises(CorpusError, match="segments_val.pth cannot be read as torch segments.*Get it again"):
+    with pytest.raises(
+        CorpusError, match="segments_val.pth cannot be read as torch segments.*Get it again"
+    ):
         list(read_lm_listener(trevor, 4, 2))
 
 
@@ -235,8 +288,14 @@ def test_damaged_files_are_named(trevor, kind):
         ({"p0_exp": torch.zeros(3, 50)}, "no list of dicts"),
         ([torch.zeros(3)], "no list of dicts"),
         ([], "empty list"),
-        ([segment(), segment(p0_exp=None)], r"segment 1 \('trevor.*from frame 0\): p0_exp must be .*not NoneType"),
-        ([segment(p0_pose=torch.zeros(240, 3))], r"p0_pose must be a dense tensor \(T, 6\), not .*\(240, 3\)"),
+        (
+            [segment(), segment(p0_exp=None)],
+            r"segment 1 \('trevor.*from frame 0\): p0_exp must be .*not NoneType",
+        ),
+        (
+            [segment(p0_pose=torch.zeros(240, 3))],
+            r"p0_pose must be a dense tensor \(T, 6\), not .*\(240, 3\)",
+        ),
         ([segment(p1_exp=torch.zeros(240, 50).to_sparse())], "p1_exp must be a dense"),
         ([segment(p1_exp=torch.zeros(200, 50))], "p1_exp has 200 frames, p1_pose 240"),
         ([segment(p1_shape=torch.zeros(100))], "p1_shape must be"),
@@ -256,7 +315,10 @@ def test_nan_names_segment_person_and_frame(trevor):
     bad = segment(start=60)
     bad["p1_exp"][7, 3] = float("nan")
     torch.save([segment(), bad], trevor / "segments_train.pth")
-    with pytest.raises(CorpusError, match="segment 1 .*from frame 60.*p1: .*frame 7, column 3.*take the segment out"):
+    with pytest.raises(
+        CorpusError,
+        match="segment 1 .*from frame 60.*p1: .*frame 7, column 3.*take the segment out",
+    ):
         list(read_lm_listener(trevor, 4, 2))
 
 
@@ -264,7 +326,9 @@ def test_z_scores_are_refused_and_raw_values_are_not_touched(trevor):
     z = segment()
     z["p0_pose"] = (z["p0_pose"] - z["p0_pose"].mean(0)) / z["p0_pose"].std(0)
     torch.save([z], trevor / "segments_train.pth")
-    with pytest.raises(CorpusError, match=r"segments_train.pth holds z-scores.*x \* std \+ mean.*mean.npy"):
+    with pytest.raises(
+        CorpusError, match=r"segments_train.pth holds z-scores.*x \* std \+ mean.*mean.npy"
+    ):
         list(read_lm_listener(trevor, 4, 2))
     for name in ("mean.npy", "std.npy"):
         (trevor / name).unlink()  # raw segments do not need them
@@ -276,7 +340,9 @@ def test_z_scores_are_refused_and_raw_values_are_not_touched(trevor):
 def test_another_frame_rate_is_refused_with_the_way_out(tmp_path):
     realtalk = {"split_start_time": 0.0, "split_end_time": 240 / 25}
     root = publish(tmp_path / "x", train=[segment("a", **realtalk)], val=[segment("v", **realtalk)])
-    with pytest.raises(CorpusError, match="25 fps by its own times, not 30.*fps=25.*corpus.kind=parquet"):
+    with pytest.raises(
+        CorpusError, match="25 fps by its own times, not 30.*fps=25.*corpus.kind=parquet"
+    ):
         list(read_lm_listener(root, 4, 2))
     corpus = import_lm_listener(root, tmp_path / "c", fps=25)
     assert corpus.fps == 25 and len(corpus.at("train", 0).listener) == 100
@@ -310,7 +376,9 @@ def test_nothing_long_enough_is_an_error(trevor, tmp_path):
 
 def test_ids_are_safe_names_of_files(tmp_path):
     root = publish(tmp_path / "x", train=[segment("../../etc/pass wd")], val=[segment("v")])
-    assert {Path(c.clip_id).name for c in read_lm_listener(root, 4, 2)} >= {".._.._etc_pass_wd-000000"}
+    assert {Path(c.clip_id).name for c in read_lm_listener(root, 4, 2)} >= {
+        ".._.._etc_pass_wd-000000"
+    }
 
 
 def test_prepare_opens_it(trevor, tmp_path):

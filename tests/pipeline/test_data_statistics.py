@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from pipeline.data.statistics import count_blinks, count_nods, motion_statistics, power_below
-from policies.motion import Layout, Motion
+from rapport.pipeline.data.statistics import (
+    count_blinks,
+    count_nods,
+    motion_statistics,
+    power_below,
+)
+from rapport.policies.motion import Layout, Motion
 
 FPS = 25.0
 CLOCK = np.arange(1000) / FPS  # 40 s
@@ -13,11 +18,15 @@ CLOCK = np.arange(1000) / FPS  # 40 s
 def test_head_amplitude_and_speed_of_a_sine():
     layout = Layout(groups=(("neck", 3), ("rot", 3)), fps=FPS, topology="builtin")
     values = np.zeros((1000, 6))
-    values[:, 1] = 0.3 * np.radians(10) * np.sin(2 * np.pi * 0.5 * CLOCK)  # yaw, shared by neck and rot
+    values[:, 1] = (
+        0.3 * np.radians(10) * np.sin(2 * np.pi * 0.5 * CLOCK)
+    )  # yaw, shared by neck and rot
     values[:, 4] = 0.7 * np.radians(10) * np.sin(2 * np.pi * 0.5 * CLOCK)
     figures = motion_statistics(Motion(values, layout))
     assert figures["head_yaw_std_deg"] == pytest.approx(10 / np.sqrt(2), rel=1e-3)
-    assert figures["head_speed_deg_s"] == pytest.approx(4 * 10 * 0.5, rel=0.01)  # 4 amplitudes a period
+    assert figures["head_speed_deg_s"] == pytest.approx(
+        4 * 10 * 0.5, rel=0.01
+    )  # 4 amplitudes a period
     assert figures["head_pitch_std_deg"] == 0 and figures["nods_per_min"] == 0
     assert "expr_std" not in figures and "blinks_per_min" not in figures  # absent, not zero
 
@@ -38,7 +47,9 @@ def test_blinks_are_counted_once_each():
 def test_nods_are_counted_by_group_of_swings():
     pitch = np.zeros(1000)
     for start in (200, 500, 800):
-        pitch[start : start + 25] += 0.08 * np.sin(2 * np.pi * 2 * np.arange(25) / FPS)  # two swings in one second
+        pitch[start : start + 25] += 0.08 * np.sin(
+            2 * np.pi * 2 * np.arange(25) / FPS
+        )  # two swings in one second
     assert count_nods(pitch, FPS) == 3
     assert count_nods(0.2 * np.sin(2 * np.pi * 0.1 * CLOCK), FPS) == 0  # slow sway is no nod
     assert count_nods(np.zeros(5), FPS) == 0

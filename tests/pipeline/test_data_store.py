@@ -8,10 +8,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.clip import Clip, Word
-from pipeline.data.columns import Truth
-from pipeline.data.store import ROW_GROUP, Corpus, CorpusError, CorpusWriter, load_labels, load_truth
-from policies.motion import Layout, Motion
+from rapport.pipeline.data.columns import Truth
+from rapport.pipeline.data.store import (
+    ROW_GROUP,
+    Corpus,
+    CorpusError,
+    CorpusWriter,
+    load_labels,
+    load_truth,
+)
+from rapport.policies.clip import Clip, Word
+from rapport.policies.motion import Layout, Motion
 
 LAYOUT = Layout(groups=(("expr", 4), ("rot", 3)), fps=25, topology="builtin")
 
@@ -73,10 +80,18 @@ def test_absent_is_not_zero_and_silence_is_not_absent(tmp_path):
 
 def test_order_counts_and_random_access_across_row_groups(tmp_path):
     n = 2 * ROW_GROUP + 3
-    clips = [bare_clip(f"c{i}", seed=i, frames=5 + i % 3) for i in range(n)] + [bare_clip("t", "test", seed=99)]
+    clips = [bare_clip(f"c{i}", seed=i, frames=5 + i % 3) for i in range(n)] + [
+        bare_clip("t", "test", seed=99)
+    ]
     corpus = write(tmp_path / "c", clips)
-    assert len(corpus) == n + 1 and corpus.count("train") == n and corpus.splits == ["test", "train"]
-    assert [c.clip_id for c in corpus.clips("train")] == corpus.clip_ids("train") == [f"c{i}" for i in range(n)]
+    assert (
+        len(corpus) == n + 1 and corpus.count("train") == n and corpus.splits == ["test", "train"]
+    )
+    assert (
+        [c.clip_id for c in corpus.clips("train")]
+        == corpus.clip_ids("train")
+        == [f"c{i}" for i in range(n)]
+    )
     for i in (0, n - 1, ROW_GROUP, 1):
         assert np.array_equal(corpus.at("train", i).listener.values, clips[i].listener.values)
     with pytest.raises(IndexError, match=str(n)):
@@ -94,9 +109,13 @@ def test_clips_stream_by_row_group(tmp_path):
 
 
 def test_many_clips_go_to_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.data.store.SHARD", 2 * ROW_GROUP)
+    monkeypatch.setattr("rapport.pipeline.data.store.SHARD", 2 * ROW_GROUP)
     corpus = write(tmp_path / "c", [bare_clip(f"c{i}") for i in range(5 * ROW_GROUP)])
-    assert [entry["rows"] for entry in corpus.manifest["files"].values()] == [2 * ROW_GROUP, 2 * ROW_GROUP, ROW_GROUP]
+    assert [entry["rows"] for entry in corpus.manifest["files"].values()] == [
+        2 * ROW_GROUP,
+        2 * ROW_GROUP,
+        ROW_GROUP,
+    ]
     assert corpus.at("train", 3 * ROW_GROUP).clip_id == f"c{3 * ROW_GROUP}"
     assert len(list(corpus.clips("train"))) == 5 * ROW_GROUP
 
@@ -109,7 +128,10 @@ def test_hugging_face_datasets_streams_it(tmp_path):
     assert np.array_equal(np.array(rows[1]["listener"], np.float32), clips[1].listener.values)
     assert rows[1]["speaker"] is None and rows[1]["words"] is None
     assert [w["text"] for w in rows[0]["words"]] == ["hello", "you"]
-    assert np.frombuffer(rows[0]["speaker_frames"][1], np.uint8).tolist() == clips[0].speaker_frames[1].ravel().tolist()
+    assert (
+        np.frombuffer(rows[0]["speaker_frames"][1], np.uint8).tolist()
+        == clips[0].speaker_frames[1].ravel().tolist()
+    )
 
 
 def test_schema_and_layout_travel_in_the_file(tmp_path):
@@ -160,10 +182,19 @@ def test_failure_while_writing_leaves_nothing(tmp_path):
         ([replace(bare_clip("a"), split="dev")], "'dev' is neither"),
         ([], "empty corpus is not written"),
         (
-            [bare_clip("a"), replace(bare_clip("b"), listener=motion(0, layout=replace(LAYOUT, fps=30)))],
+            [
+                bare_clip("a"),
+                replace(bare_clip("b"), listener=motion(0, layout=replace(LAYOUT, fps=30))),
+            ],
             "'b' has motion in .* 30 fps.*two corpora",
         ),
-        ([full_clip("a"), replace(full_clip("b"), speaker_frames=np.zeros((2, 4, 4, 3), np.uint8))], "'b' has frames"),
+        (
+            [
+                full_clip("a"),
+                replace(full_clip("b"), speaker_frames=np.zeros((2, 4, 4, 3), np.uint8)),
+            ],
+            "'b' has frames",
+        ),
     ],
 )
 def test_bad_clips_are_refused_by_name(tmp_path, clips, message):

@@ -1,22 +1,31 @@
-"""The synthetic corpus: deterministic, complete, one-to-many, with people's figures, and imitation collapses on it."""
+"""The synthetic corpus: deterministic, complete, one-to-many, with people's figures, and imitation
+collapses on it.
+"""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipeline.data.audio import turn_statistics, voice_activity
-from pipeline.data.clip import AUDIO_RATE
-from pipeline.data.collapse import regression_collapse
-from pipeline.data.statistics import motion_statistics
-from pipeline.data.store import Corpus, CorpusError, load_labels, load_truth
-from pipeline.data.synthetic.affect import AFFECTS, CHANNELS, expression_of
-from pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
-from pipeline.data.synthetic.generate import Conversation, generate, simulate
-from pipeline.data.synthetic.prosody import Episode, affect_at, plan_speech
-from pipeline.data.synthetic.signals import BAND_HZ, blink_track, event_times, lag, nod, smooth_noise
-from pipeline.data.synthetic.words import LEXICON, SENTENCES, say, syllables
-from policies.motion import Motion
+from rapport.pipeline.data.audio import turn_statistics, voice_activity
+from rapport.pipeline.data.collapse import regression_collapse
+from rapport.pipeline.data.statistics import motion_statistics
+from rapport.pipeline.data.store import Corpus, CorpusError, load_labels, load_truth
+from rapport.pipeline.data.synthetic.affect import AFFECTS, CHANNELS, expression_of
+from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
+from rapport.pipeline.data.synthetic.generate import Conversation, generate, simulate
+from rapport.pipeline.data.synthetic.prosody import Episode, affect_at, plan_speech
+from rapport.pipeline.data.synthetic.signals import (
+    BAND_HZ,
+    blink_track,
+    event_times,
+    lag,
+    nod,
+    smooth_noise,
+)
+from rapport.pipeline.data.synthetic.words import LEXICON, SENTENCES, say, syllables
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.motion import Motion
 
 DYADS = 20
 
@@ -49,7 +58,9 @@ def test_a_clip_has_every_modality(tmp_path):
     assert len(clip.speaker_audio) == len(clip.listener_audio) == 4 * AUDIO_RATE
     assert 3 <= len(clip.words) <= 20 and all(0 <= w.start < w.end <= 4 for w in clip.words)
     assert clip.speaker_frames.std() > 20  # a head, not an empty picture
-    assert np.abs(clip.speaker_frames[0].astype(int) - clip.speaker_frames[2]).max() > 20  # that moves
+    assert (
+        np.abs(clip.speaker_frames[0].astype(int) - clip.speaker_frames[2]).max() > 20
+    )  # that moves
     other = corpus.at("test", 0)
     assert np.abs(clip.speaker_shape - other.speaker_shape).max() > 0.1  # somebody else
 
@@ -77,11 +88,16 @@ def test_dyads_stay_in_one_split(corpus):
 def test_every_dimension_moves_in_every_dyad(dyads):
     for clips in dyads[:5]:
         assert whole(clips, "listener").values.std(axis=0).min() > 1e-3
-        assert whole(clips, "listener").group("expr").std(axis=0).min() > 0.75 * FIGURES.coefficient_noise
+        assert (
+            whole(clips, "listener").group("expr").std(axis=0).min()
+            > 0.75 * FIGURES.coefficient_noise
+        )
 
 
 def test_listeners_move_like_people(dyads):
-    """Bounds from docs/corpus.md; the real dyad's person, who also talks, moves about twice as much."""
+    """Bounds from docs/corpus.md; the real dyad's person, who also talks, moves about twice as
+    much.
+    """
     figures = [motion_statistics(whole(clips, "listener")) for clips in dyads]
     mean = {name: np.mean([f[name] for f in figures]) for name in figures[0]}
     assert 1.5 < mean["head_pitch_std_deg"] < 6.5 and 1.5 < mean["head_yaw_std_deg"] < 7
@@ -92,16 +108,23 @@ def test_listeners_move_like_people(dyads):
 
 
 def test_speakers_blink_more_and_move_their_jaw(dyads):
-    speaker, listener = ([motion_statistics(whole(c, who)) for c in dyads] for who in ("speaker", "listener"))
+    speaker, listener = (
+        [motion_statistics(whole(c, who)) for c in dyads] for who in ("speaker", "listener")
+    )
     assert 22 < np.mean([f["blinks_per_min"] for f in speaker]) < 30  # 26 in conversation
-    assert np.mean([f["jaw_std_deg"] for f in speaker]) > 4 * np.mean([f["jaw_std_deg"] for f in listener])
+    assert np.mean([f["jaw_std_deg"] for f in speaker]) > 4 * np.mean(
+        [f["jaw_std_deg"] for f in listener]
+    )
 
 
 def test_one_speaks_with_pauses_the_other_hardly(dyads):
     def speaking(clips, name):
         return voice_activity(np.concatenate([getattr(clip, name) for clip in clips]))
 
-    shares = [turn_statistics(speaking(clips, "speaker_audio"), speaking(clips, "listener_audio")) for clips in dyads]
+    shares = [
+        turn_statistics(speaking(clips, "speaker_audio"), speaking(clips, "listener_audio"))
+        for clips in dyads
+    ]
     mean = {name: np.mean([s[name] for s in shares]) for name in shares[0]}
     assert 0.65 < mean["speaker"] < 0.85 and 0.15 < mean["silence"] < 0.35
     assert 0.001 < mean["listener"] < 0.06 and mean["overlap"] < mean["listener"]
@@ -119,7 +142,9 @@ def test_voice_is_where_the_words_are(dyads):
 
 
 def test_arousal_is_heard(dyads):
-    """Loudness where there is voice follows the arousal of the affect that is felt: joy is louder than sadness."""
+    """Loudness where there is voice follows the arousal of the affect that is felt: joy is louder
+    than sadness.
+    """
     levels = {"bright": [], "sad": []}
     for clips in dyads:
         for clip in clips:
@@ -138,7 +163,10 @@ def test_manners_have_their_shares_and_the_speaker_does_not_tell_them(corpus):
     manners = [t.manner for t in truth.values()]
     for name, share in shares.items():
         assert abs(manners.count(name) / len(manners) - share) < 0.12
-    valence = {name: [t.appropriate_affect[:, 0].mean() for t in truth.values() if t.manner == name] for name in shares}
+    valence = {
+        name: [t.appropriate_affect[:, 0].mean() for t in truth.values() if t.manner == name]
+        for name in shares
+    }
     overall = np.concatenate(list(valence.values()))
     for values in valence.values():  # within three standard errors of the same mean
         assert abs(np.mean(values) - overall.mean()) < 3 * overall.std() / np.sqrt(len(values))
@@ -149,20 +177,25 @@ def test_only_empathic_listeners_follow_the_hidden_truth(corpus):
     assert truth.keys() == labels.keys() and len(truth) == len(corpus)
     missed = {key: np.mean((labels[key] - t.appropriate_affect) ** 2) for key, t in truth.items()}
     error = {
-        name: np.mean([missed[key] for key, t in truth.items() if t.manner == name]) for name, _ in FIGURES.manners
+        name: np.mean([missed[key] for key, t in truth.items() if t.manner == name])
+        for name, _ in FIGURES.manners
     }
     assert error["empathic"] < 0.5 * error["muted"] < 0.5 * error["polite"]
     assert error["empathic"] < 0.2 * error["inattentive"]
 
 
 def test_expressed_affect_is_in_the_motion(corpus):
-    """Valence can be read off the mouth: least squares on smile and frown directions alone, on test clips."""
+    """Valence can be read off the mouth: least squares on smile and frown directions alone, on test
+    clips.
+    """
     labels = load_labels(corpus.path)
 
     def rows(split):
         clips = list(corpus.clips(split))
         expr = np.concatenate([c.listener.group("expr") for c in clips])
-        return np.c_[expr, np.ones(len(expr))], np.concatenate([labels[c.clip_id][:, 0] for c in clips])
+        return np.c_[expr, np.ones(len(expr))], np.concatenate(
+            [labels[c.clip_id][:, 0] for c in clips]
+        )
 
     x, y = rows("train")
     x_test, y_test = rows("test")
@@ -178,7 +211,9 @@ def test_regression_collapses(corpus):
 
 
 def test_regression_does_not_collapse_where_there_is_one_answer(corpus, monkeypatch):
-    """The same regression on a corpus whose listeners mirror the speaker keeps the variance: the measure is fair."""
+    """The same regression on a corpus whose listeners mirror the speaker keeps the variance: the
+    measure is fair.
+    """
     original = Corpus.clips
 
     def mirrored(self, split):
@@ -226,11 +261,21 @@ def test_answers_are_empathic():
 
 def test_sentences_carry_their_valence():
     rng = np.random.default_rng(0)
-    mean = {name: np.mean([LEXICON.get(w, 0) for _ in range(100) for w in say(rng, name)]) for name in SENTENCES}
-    assert min(mean["joy"], mean["amusement"]) > 0.1 > -0.05 > max(mean["sadness"], mean["anger"], mean["worry"])
+    mean = {
+        name: np.mean([LEXICON.get(w, 0) for _ in range(100) for w in say(rng, name)])
+        for name in SENTENCES
+    }
+    assert (
+        min(mean["joy"], mean["amusement"])
+        > 0.1
+        > -0.05
+        > max(mean["sadness"], mean["anger"], mean["worry"])
+    )
     assert abs(mean["neutral"]) < 0.05
     assert set(SENTENCES) == {a.name for a in AFFECTS}
-    assert not any(set("{}|") & set(word) for name in SENTENCES for _ in range(50) for word in say(rng, name))
+    assert not any(
+        set("{}|") & set(word) for name in SENTENCES for _ in range(50) for word in say(rng, name)
+    )
 
 
 def test_syllables_by_vowel_groups():
@@ -244,7 +289,9 @@ def test_episode_and_plan_agree():
     speech = plan_speech(np.random.default_rng(0), episodes, 0.0, 10.0)
     starts, ends = np.array(speech.phrases).T
     assert (starts[1:] > ends[:-1]).all() and starts[0] == 0  # pauses between phrases
-    assert all(a.end <= b.start + 1e-9 for a, b in zip(speech.words, speech.words[1:], strict=False))
+    assert all(
+        a.end <= b.start + 1e-9 for a, b in zip(speech.words, speech.words[1:], strict=False)
+    )
 
 
 def test_smooth_noise_has_unit_variance_and_a_band():

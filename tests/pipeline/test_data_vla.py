@@ -1,12 +1,14 @@
-"""Clips as the policy takes them: absent modalities are marked, actions decode to the recorded listener."""
+"""Clips as the policy takes them: absent modalities are marked, actions decode to the recorded
+listener.
+"""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipeline.data.vla import examples, prompt_of, prompt_row
-from policies.vla.loading import load_checkpoint
+from rapport.pipeline.data.vla import examples, prompt_of, prompt_row
+from rapport.policies.vla.loading import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +23,16 @@ def test_absent_modalities_are_marked_in_the_prompt(tiny_corpus, policy):
     assert (full.ids == config.image_token_id).sum() == 4 and config.absent_token_id not in full.ids
     blind = prompt_of(replace(clip, speaker_frames=None), policy)
     assert blind.frames is None
-    assert (blind.ids == config.absent_token_id).sum() == 4 and config.image_token_id not in blind.ids
-    deaf, silent = prompt_of(replace(clip, words=None), policy), prompt_of(replace(clip, words=()), policy)
-    assert (deaf.ids == config.absent_token_id).sum() == 4 and (silent.ids == config.blank_token_id).sum() == 4
+    assert (
+        blind.ids == config.absent_token_id
+    ).sum() == 4 and config.image_token_id not in blind.ids
+    deaf, silent = (
+        prompt_of(replace(clip, words=None), policy),
+        prompt_of(replace(clip, words=()), policy),
+    )
+    assert (deaf.ids == config.absent_token_id).sum() == 4 and (
+        silent.ids == config.blank_token_id
+    ).sum() == 4
 
 
 def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
@@ -38,11 +47,17 @@ def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
     width = (policy.actions.high - policy.actions.low) / policy.actions.bins
     inside = (wanted > policy.actions.low) & (wanted < policy.actions.high)
     assert inside.mean() > 0.8
-    assert (np.abs(found - wanted)[inside] <= np.broadcast_to(0.51 * width + 1e-6, wanted.shape)[inside]).all()
+    assert (
+        np.abs(found - wanted)[inside] <= np.broadcast_to(0.51 * width + 1e-6, wanted.shape)[inside]
+    ).all()
     frames = np.frombuffer(row["frames"], np.uint8).reshape(1, 28, 28, 3)
     np.testing.assert_array_equal(frames, prompt_of(clip, policy).frames)
 
 
 def test_a_row_without_video_says_none(tiny_corpus, policy):
     prompt = prompt_of(replace(tiny_corpus.at("train", 0), speaker_frames=None), policy)
-    assert prompt_row(prompt) == {"prompt_id": prompt.prompt_id, "prompt": prompt.ids.tolist(), "frames": None}
+    assert prompt_row(prompt) == {
+        "prompt_id": prompt.prompt_id,
+        "prompt": prompt.ids.tolist(),
+        "frames": None,
+    }

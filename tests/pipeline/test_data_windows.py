@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.data.clip import AUDIO_RATE, Clip, Word
-from pipeline.data.windows import cut, windows
-from policies.motion import Layout, Motion
+from rapport.pipeline.data.windows import cut, windows
+from rapport.policies.clip import AUDIO_RATE, Clip, Word
+from rapport.policies.motion import Layout, Motion
 
 LAYOUT = Layout(groups=(("jaw", 3),), fps=25, topology="builtin")
 
@@ -24,7 +24,12 @@ def test_motion_and_audio_stay_together():
 
 
 def test_words_belong_to_the_window_of_their_middle():
-    words = (Word("before", 0.5, 1.2), Word("across", 0.9, 1.5), Word("in", 2.0, 2.2), Word("out", 2.9, 3.4))
+    words = (
+        Word("before", 0.5, 1.2),
+        Word("across", 0.9, 1.5),
+        Word("in", 2.0, 2.2),
+        Word("out", 2.9, 3.4),
+    )
     clip = cut(recording(words=words), 25, 50, "w")  # 1 s to 3 s
     assert clip.text == "across in"
     assert clip.words[0].start == 0.0 and clip.words[0].end == pytest.approx(0.5)

@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.config import ConfigError, EvaluateConfig, FilesConfig, load_config
-from pipeline.data.columns import sequences_to_arrow
-from pipeline.data.motion_files import read_clips, together
-from pipeline.data.store import CorpusError
-from pipeline.recipes.evaluate_files import read_inputs, score_files
-from pipeline.run import main
-from pipeline.rundir import RunError
-from policies.motion import Layout, Motion
-from rewards.affect import RidgeAffectEstimator
-from rewards.metrics import PROTOCOLS, evaluate
-from rewards.metrics.mesh import Face
+from rapport.pipeline.config import ConfigError, EvaluateConfig, FilesConfig, load_config
+from rapport.pipeline.data.columns import sequences_to_arrow
+from rapport.pipeline.data.readers.motion_files import read_clips, together
+from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.recipes.evaluate_files import read_inputs, score_files
+from rapport.pipeline.run import main
+from rapport.pipeline.rundir import RunError
+from rapport.policies.motion import Layout, Motion
+from rapport.rewards.affect import RidgeAffectEstimator
+from rapport.rewards.metrics import PROTOCOLS, evaluate
+from rapport.rewards.metrics.measures.mesh import Face
 
 RNG = np.random.default_rng(0)
 DEMO = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"
@@ -32,8 +32,13 @@ class FakeRun(SimpleNamespace):
 
     def __init__(self, directory):
         logged = []
-        super().__init__(directory=directory, summary={"metrics": {}, "artifacts": {}}, logged=logged,
-                         config=SimpleNamespace(seed=0), tracker=SimpleNamespace(log=logged.append))
+        super().__init__(
+            directory=directory,
+            summary={"metrics": {}, "artifacts": {}},
+            logged=logged,
+            config=SimpleNamespace(seed=0),
+            tracker=SimpleNamespace(log=logged.append),
+        )
 
 
 def config_of(files):
@@ -46,34 +51,58 @@ def motions(frames=110, clips=2, dim=56):
 
 def save_dualtalk(folder, recording, side, x):
     folder.mkdir(exist_ok=True)
-    np.savez(folder / f"{recording}_speaker{side}.npz", exp=x[:, :50], pose=x[:, 50:],
-             shape=np.zeros((len(x), 100), np.float32))
+    np.savez(
+        folder / f"{recording}_speaker{side}.npz",
+        exp=x[:, :50],
+        pose=x[:, 50:],
+        shape=np.zeros((len(x), 100), np.float32),
+    )
 
 
 def test_dualtalk_as_published_with_predictions_as_its_code_writes_them(tmp_path, capsys):
     """Clips are found by name, partners by the other number, and the neck is the neck."""
-    truth = {("a", 1): motions()[0], ("a", 2): motions(120)[0], ("b", 1): motions()[0], ("b", 2): motions()[0]}
+    truth = {
+        ("a", 1): motions()[0],
+        ("a", 2): motions(120)[0],
+        ("b", 1): motions()[0],
+        ("b", 2): motions()[0],
+    }
     for (recording, side), x in truth.items():
         save_dualtalk(tmp_path / "test", recording, side, x)
     predicted = {"b_speaker1": truth["b", 1] + 1, "a_speaker2": truth["a", 2] + 2}
     (tmp_path / "pred").mkdir()
     for name, x in predicted.items():
-        np.save(tmp_path / "pred" / f"{name}.npy", np.concatenate([x[:, :50], x[:, 53:], x[:, 50:53]], axis=1))
-    files = FilesConfig(pred=tmp_path / "pred", target=tmp_path / "test", partner=tmp_path / "test",
-                        protocol="dualtalk", out=tmp_path / "new" / "scores.json")
+        np.save(
+            tmp_path / "pred" / f"{name}.npy",
+            np.concatenate([x[:, :50], x[:, 53:], x[:, 50:53]], axis=1),
+        )
+    files = FilesConfig(
+        pred=tmp_path / "pred",
+        target=tmp_path / "test",
+        partner=tmp_path / "test",
+        protocol="dualtalk",
+        out=tmp_path / "new" / "scores.json",
+    )
     run = FakeRun(tmp_path)
     score_files(config_of(files), run)
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert scores["metrics"]["MSE_neck"] == pytest.approx((1 + 4) / 2, rel=1e-5)
     layout = Layout((("expr", 50), ("neck", 3), ("jaw", 3)), 25, "flame2020")
-    pred = [Motion(predicted["a_speaker2"], layout), Motion(predicted["b_speaker1"], layout)]  # sorted by name
-    direct = evaluate("dualtalk", pred, [truth["a", 2], truth["b", 1]], [truth["a", 1], truth["b", 2]])
+    pred = [
+        Motion(predicted["a_speaker2"], layout),
+        Motion(predicted["b_speaker1"], layout),
+    ]  # sorted by name
+    direct = evaluate(
+        "dualtalk", pred, [truth["a", 2], truth["b", 1]], [truth["a", 1], truth["b", 2]]
+    )
     assert scores["metrics"] == pytest.approx(direct)
     assert run.summary["metrics"]["dualtalk"] == scores["metrics"] == run.logged[0]
     assert json.loads((tmp_path / "metrics.json").read_text()) == scores
     shown = capsys.readouterr().out
     assert "GDPO-Listener, Table 6" in shown and "FD_jaw x 1000" in shown and "7.49" in shown
-    assert scores["published"][0]["rows"]["DualTalk"]["FD_jaw"] == 7.49 and scores["corrections"] == {}
+    assert (
+        scores["published"][0]["rows"]["DualTalk"]["FD_jaw"] == 7.49 and scores["corrections"] == {}
+    )
 
 
 def test_every_kind_of_file(tmp_path):
@@ -81,15 +110,26 @@ def test_every_kind_of_file(tmp_path):
     np.save(tmp_path / "x.npy", x)
     np.savez(tmp_path / "one.npz", x)
     np.savez(tmp_path / "two.npz", *([x, y] * 6))
-    assert np.array_equal(read_clips(tmp_path / "x.npy"), x) and np.array_equal(read_clips(tmp_path / "one.npz"), x)
+    assert np.array_equal(read_clips(tmp_path / "x.npy"), x) and np.array_equal(
+        read_clips(tmp_path / "one.npz"), x
+    )
     assert [len(c) for c in read_clips(tmp_path / "two.npz")] == [110] * 12
-    np.savez(tmp_path / "face.npz", vertices=np.zeros((9, 4, 3)), rot=np.zeros((9, 3)), jaw=np.zeros((9, 1)),
-             lip=[0, 1], upper=[2])
+    np.savez(
+        tmp_path / "face.npz",
+        vertices=np.zeros((9, 4, 3)),
+        rot=np.zeros((9, 3)),
+        jaw=np.zeros((9, 1)),
+        lip=[0, 1],
+        upper=[2],
+    )
     face = read_clips(tmp_path / "face.npz")
     assert isinstance(face, Face) and face.regions.lip == (0, 1)
     layout = Layout((("expr", 50), ("rot", 3), ("jaw", 3)), 30, "flame2020")
     columns = {"clip_id": pa.array(["b", "a"]), "motion": sequences_to_arrow([x, y], 56)}
-    pq.write_table(pa.table(columns).replace_schema_metadata({"layout": layout.to_json()}), tmp_path / "typed.parquet")
+    pq.write_table(
+        pa.table(columns).replace_schema_metadata({"layout": layout.to_json()}),
+        tmp_path / "typed.parquet",
+    )
     typed = read_clips(tmp_path / "typed.parquet")
     assert typed["a"].layout == layout and np.array_equal(typed["a"].values, y)
     plain = pa.table({"clip_id": ["c"], "listener": [y.tolist()], "speaker": [x.tolist()]})
@@ -111,13 +151,20 @@ def test_segments_of_lm_listener(tmp_path):
     p0, p1 = motions(60)
     segment = {"fname": "done/025/025.mp4", "split_start_frame": 10916, "split_end_frame": 10976}
     for person, x in (("p0", p0), ("p1", p1)):
-        segment |= {f"{person}_exp": torch.tensor(x[:, :50]), f"{person}_pose": torch.tensor(x[:, 50:])}
+        segment |= {
+            f"{person}_exp": torch.tensor(x[:, :50]),
+            f"{person}_pose": torch.tensor(x[:, 50:]),
+        }
     torch.save([segment], tmp_path / "segments_val.pth")
     np.save(tmp_path / "025_10916_pred.npy", p0 + 1)
     (tmp_path / "pred").mkdir()
     (tmp_path / "025_10916_pred.npy").rename(tmp_path / "pred" / "025_10916_pred.npy")
-    files = FilesConfig(pred=tmp_path / "pred", target=tmp_path / "segments_val.pth",
-                        partner=tmp_path / "segments_val.pth", fps=25)
+    files = FilesConfig(
+        pred=tmp_path / "pred",
+        target=tmp_path / "segments_val.pth",
+        partner=tmp_path / "segments_val.pth",
+        fps=25,
+    )
     inputs = read_inputs(files)
     assert inputs["target"][0].layout.fps == 25 and np.array_equal(inputs["partner"][0].values, p1)
     assert evaluate("lm_listener", **inputs)["L2"] == pytest.approx(1, rel=1e-5)
@@ -126,9 +173,13 @@ def test_segments_of_lm_listener(tmp_path):
 def test_l2_affect_with_an_estimator_of_an_earlier_run(tiny_corpus, tmp_path):
     clips = list(tiny_corpus.clips("train"))
     affects = [np.tanh(clip.listener.values[:, :2]) for clip in clips]
-    RidgeAffectEstimator.fit([clip.listener for clip in clips], affects).save(tmp_path / "affect.npz")
+    RidgeAffectEstimator.fit([clip.listener for clip in clips], affects).save(
+        tmp_path / "affect.npz"
+    )
     run = FakeRun(tmp_path)
-    files = FilesConfig(pred=tiny_corpus.path, target=tiny_corpus.path, affect=tmp_path / "affect.npz")
+    files = FilesConfig(
+        pred=tiny_corpus.path, target=tiny_corpus.path, affect=tmp_path / "affect.npz"
+    )
     score_files(config_of(files), run)
     assert run.summary["metrics"]["lm_listener"]["L2 Affect"] == 0
 
@@ -139,8 +190,17 @@ def test_what_is_not_a_number_is_null_and_not_logged(tmp_path):
     for name, values in (("x", x), ("y", y), ("s", s)):
         np.save(tmp_path / f"{name}.npy", values)
     run = FakeRun(tmp_path)
-    score_files(config_of(FilesConfig(pred=tmp_path / "x.npy", target=tmp_path / "y.npy", partner=tmp_path / "s.npy",
-                                      protocol="dualtalk")), run)
+    score_files(
+        config_of(
+            FilesConfig(
+                pred=tmp_path / "x.npy",
+                target=tmp_path / "y.npy",
+                partner=tmp_path / "s.npy",
+                protocol="dualtalk",
+            )
+        ),
+        run,
+    )
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["rPCC_jaw"] is None
     assert "rPCC_jaw" not in run.logged[0] and run.logged[0]["rPCC_exp"] > 0
 
@@ -154,10 +214,18 @@ def test_what_does_not_fit_is_named(tmp_path):
     np.save(tmp_path / "other" / "b.npy", y)
     np.save(tmp_path / "short.npy", y[:50])
     files = FilesConfig(pred=tmp_path / "pred", target=tmp_path / "other")
-    with pytest.raises(CorpusError, match="other lacks 1 of 1 predicted clips, first 'a'; it has 'b'"):
+    with pytest.raises(
+        CorpusError, match="other lacks 1 of 1 predicted clips, first 'a'; it has 'b'"
+    ):
         score_files(config_of(files), FakeRun(tmp_path))
-    with pytest.raises(RunError, match=r"protocol lm_listener: clip 0: pred has shape \(110, 56\), target \(50, 56\)"):
-        score_files(config_of(files.model_copy(update={"target": tmp_path / "short.npy"})), FakeRun(tmp_path))
+    with pytest.raises(
+        RunError,
+        match=r"protocol lm_listener: clip 0: pred has shape \(110, 56\), target \(50, 56\)",
+    ):
+        score_files(
+            config_of(files.model_copy(update={"target": tmp_path / "short.npy"})),
+            FakeRun(tmp_path),
+        )
     np.savez(tmp_path / "pred" / "many.npz", x, y)
     with pytest.raises(CorpusError, match="many.npz holds 2 clips: in a folder a file is a clip"):
         read_clips(tmp_path / "pred")
@@ -165,14 +233,21 @@ def test_what_does_not_fit_is_named(tmp_path):
     (tmp_path / "bad.npy").write_text("no array")
     (tmp_path / "bad.parquet").write_text("no table")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "columns.parquet")
-    for name, message in (("nowhere", "no file or folder"), ("empty", "has no .npy or"), ("bad.npy", "is no array"),
-                          ("bad.parquet", "cannot be read as Parquet"), ("columns.parquet", "expected clip_id and")):
+    for name, message in (
+        ("nowhere", "no file or folder"),
+        ("empty", "has no .npy or"),
+        ("bad.npy", "is no array"),
+        ("bad.parquet", "cannot be read as Parquet"),
+        ("columns.parquet", "expected clip_id and"),
+    ):
         with pytest.raises(CorpusError, match=message):
             read_clips(tmp_path / name)
 
 
 def test_clips_without_names_go_by_their_order():
-    assert together([1, 2], {"b": 3, "a": 4}, "target") == [3, 4] and together({"a": 1}, [5], "target") == [5]
+    assert together([1, 2], {"b": 3, "a": 4}, "target") == [3, 4] and together(
+        {"a": 1}, [5], "target"
+    ) == [5]
 
 
 def load(*overrides):
@@ -183,23 +258,53 @@ def test_keys_that_do_not_go_together_are_refused():
     for overrides, message in (
         (["files.target=y.npy"], "files.target needs files.pred"),
         (["files.pred=x.npy"], r"protocol lm_listener needs files.target \(--target\)"),
-        (["files.pred=x.npy", "files.target=y.npy", "files.protocol=vbench"], "vbench has no files.target"),
+        (
+            ["files.pred=x.npy", "files.target=y.npy", "files.protocol=vbench"],
+            "vbench has no files.target",
+        ),
         (["files.pred=x.npy", "files.target=y.npy", "checkpoint=c"], "give one of them"),
-        (["files.pred=x.npy", "files.target=y.npy", "files.protocol=dim", "files.affect=a.npz"], "for protocol lm"),
+        (
+            ["files.pred=x.npy", "files.target=y.npy", "files.protocol=dim", "files.affect=a.npz"],
+            "for protocol lm",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             load(*overrides)
-    assert load().files == FilesConfig() and load("files.pred=v.npy", "files.protocol=vbench").files.target is None
+    assert (
+        load().files == FilesConfig()
+        and load("files.pred=v.npy", "files.protocol=vbench").files.target is None
+    )
 
 
 def test_every_protocol_can_be_asked_for():
-    assert all(load(f"files.protocol={name}", "files.pred=x.npy",
-                    *([] if name == "vbench" else ["files.target=y.npy"])) for name in PROTOCOLS)
+    assert all(
+        load(
+            f"files.protocol={name}",
+            "files.pred=x.npy",
+            *([] if name == "vbench" else ["files.target=y.npy"]),
+        )
+        for name in PROTOCOLS
+    )
 
 
 def test_options_stand_for_keys(tmp_path, capsys):
-    arguments = ["evaluate", "--pred", "a: b.npy", "--target", "y.npy", "--protocol", "dim", "--variant", "corrected",
-                 "--json", "out.json", "--fps", "25", "seed=3", "--print-config"]
+    arguments = [
+        "evaluate",
+        "--pred",
+        "a: b.npy",
+        "--target",
+        "y.npy",
+        "--protocol",
+        "dim",
+        "--variant",
+        "corrected",
+        "--json",
+        "out.json",
+        "--fps",
+        "25",
+        "seed=3",
+        "--print-config",
+    ]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "pred: 'a: b.npy'" in shown and "protocol: dim" in shown and "out: out.json" in shown
@@ -215,8 +320,20 @@ def test_the_whole_command(tmp_path, capsys):
     x, y = motions()
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", y)
-    arguments = ["evaluate", "--pred", str(tmp_path / "x.npy"), "--target", str(tmp_path / "y.npy"), "--protocol",
-                 "lm_listener", "--variant", "corrected", "--json", str(tmp_path / "out.json"), "seed=4"]
+    arguments = [
+        "evaluate",
+        "--pred",
+        str(tmp_path / "x.npy"),
+        "--target",
+        str(tmp_path / "y.npy"),
+        "--protocol",
+        "lm_listener",
+        "--variant",
+        "corrected",
+        "--json",
+        str(tmp_path / "out.json"),
+        "seed=4",
+    ]
     assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
     assert "L2L-trevor" in shown and "RealTalk" in shown and "summary: " in shown

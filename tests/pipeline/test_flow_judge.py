@@ -1,4 +1,6 @@
-"""The judge of AR-Flow: perfect answers, what is left out without a head, prompts and guidance, the report."""
+"""The judge of AR-Flow: perfect answers, what is left out without a head, prompts and guidance, the
+report.
+"""
 
 import json
 from types import SimpleNamespace
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import (
+from rapport.pipeline.config import (
     ConfigError,
     FlowConfig,
     FlowDpoRecipeConfig,
@@ -17,15 +19,15 @@ from pipeline.config import (
     load_config,
     to_yaml,
 )
-from pipeline.data.flow import WINDOW_SCHEMA, Features, window_rows, windows
-from pipeline.recipes.flow import as_trained, earlier
-from pipeline.recipes.flow_judge import FlowJudge, faces_of, report
-from pipeline.rundir import RunError
-from policies.flow import checkpoint, config
-from policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
-from policies.flow.model import initialised
-from policies.flow.vae import MotionVAE
-from policies.tables import write_table
+from rapport.pipeline.data.flow import WINDOW_SCHEMA, Features, window_rows, windows
+from rapport.pipeline.recipes.flow import as_trained, earlier
+from rapport.pipeline.recipes.flow_judge import FlowJudge, faces_of, report
+from rapport.pipeline.rundir import RunError
+from rapport.policies.flow import checkpoint, config
+from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.tables import write_table
 
 JUDGE = FlowJudgeConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
 
@@ -39,12 +41,18 @@ def made(tiny_corpus, tmp_path_factory):
     vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
     checkpoint.save(vae, folder / "vae")
     text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
-    features = Features(text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name)))
+    features = Features(
+        text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name))
+    )
     held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
     write_table(folder / "test.arrow", window_rows(held_out, features.of, vae), WINDOW_SCHEMA)
-    sizes = config.FlowConfig(latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=3)
+    sizes = config.FlowConfig(
+        latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=3
+    )
     checkpoint.save(initialised(sizes, 0), folder / "flow")
-    judge = FlowJudge.of(GdpoRecipeConfig(judge=JUDGE), held_out, folder / "test.arrow", folder / "vae")
+    judge = FlowJudge.of(
+        GdpoRecipeConfig(judge=JUDGE), held_out, folder / "test.arrow", folder / "vae"
+    )
     return judge, folder / "flow"
 
 
@@ -57,14 +65,19 @@ def test_the_recorded_motion_is_perfect(made):
             assert value == pytest.approx(0, abs=1e-6), name
         elif name.split("/")[1].endswith("_ratio"):
             assert value == pytest.approx(1), name
-    assert {"listen/unils/FDD", "listen/gdpo_paper/JDD", "speak/unils/LVE", "speak/MSE/jaw"} <= set(values)
+    assert {"listen/unils/FDD", "listen/gdpo_paper/JDD", "speak/unils/LVE", "speak/MSE/jaw"} <= set(
+        values
+    )
 
 
 def test_others_are_other_people_of_the_same_role(made):
     judge, _ = made
 
     def others(judge):
-        return [next(i for i, w in enumerate(judge.windows) if w.motion is motion) for motion in judge.others()]
+        return [
+            next(i for i, w in enumerate(judge.windows) if w.motion is motion)
+            for motion in judge.others()
+        ]
 
     roles = [window.clip_id.rsplit("/", 1)[1] for window in judge.windows]
     assert [roles[i] for i in others(judge)] == roles and len(set(roles)) == 2
@@ -74,8 +87,11 @@ def test_others_are_other_people_of_the_same_role(made):
 def test_some_windows_are_evenly_spread_and_keep_their_conditions(made):
     judge, _ = made
     few = judge.some(2)
-    assert [w.clip_id for w in few.windows] == [row["clip_id"] for row in few.rows] == [
-        judge.windows[0].clip_id, judge.windows[-1].clip_id]
+    assert (
+        [w.clip_id for w in few.windows]
+        == [row["clip_id"] for row in few.rows]
+        == [judge.windows[0].clip_id, judge.windows[-1].clip_id]
+    )
     assert len(judge.some(99).windows) == len(judge.windows)
 
 
@@ -92,7 +108,9 @@ def test_a_method_is_scored_as_if_it_were_alone(made):
     answers = {"coded": judge.coded(), "sampled": judge.generate(policy)}
     together = judge.score(answers)
     for method, motions in answers.items():
-        assert together[method] == pytest.approx(judge.score({method: motions})[method], nan_ok=True)
+        assert together[method] == pytest.approx(
+            judge.score({method: motions})[method], nan_ok=True
+        )
     assert together["coded"]["listen/unils/FDD"] != together["sampled"]["listen/unils/FDD"]
 
 
@@ -121,7 +139,9 @@ def test_less_can_be_given_than_was_trained_with(made):
     plain = judge.generate(policy)
     for way in ({"streaming": True}, {"steps": 1}, {"without_text": True}):
         other = judge.generate(policy, **way)
-        assert any(not np.array_equal(a.values, b.values) for a, b in zip(plain, other, strict=True)), way
+        assert any(
+            not np.array_equal(a.values, b.values) for a, b in zip(plain, other, strict=True)
+        ), way
     same = judge.generate(policy, steps=JUDGE.steps)
     assert all(np.array_equal(a.values, b.values) for a, b in zip(plain, same, strict=True))
 
@@ -140,19 +160,34 @@ def test_without_a_head_for_the_corpus_vertices_are_left_out_and_it_is_said(made
 
 def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, capsys):
     logged = []
-    run = SimpleNamespace(directory=tmp_path, summary={"artifacts": {}, "metrics": {}},
-                          tracker=SimpleNamespace(log=logged.append))
-    report({"VAE": {"listen/unils/FDD": 1.0}, "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
-            "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0}, "GDPO streaming": {"listen/unils/FDD": 5.0}},
-           "supervised", "GDPO", run)
+    run = SimpleNamespace(
+        directory=tmp_path,
+        summary={"artifacts": {}, "metrics": {}},
+        tracker=SimpleNamespace(log=logged.append),
+    )
+    report(
+        {
+            "VAE": {"listen/unils/FDD": 1.0},
+            "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
+            "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0},
+            "GDPO streaming": {"listen/unils/FDD": 5.0},
+        },
+        "supervised",
+        "GDPO",
+        run,
+    )
     shown = capsys.readouterr().out
     assert "listen/unils/FDD" in shown and "-25 %" in shown
     assert "streaming" not in shown and "speak/SID/jaw" not in shown
     assert json.loads((tmp_path / "judgement.json").read_text())["change_percent"] == {
-        "listen/unils/FDD": -25.0, "speak/SID/jaw": 0.0}
+        "listen/unils/FDD": -25.0,
+        "speak/SID/jaw": 0.0,
+    }
     assert "| speak/SID/jaw | - | 2 | 2 | +0 % | - |" in (tmp_path / "judgement.md").read_text()
-    assert run.summary["metrics"]["after"]["listen/unils/FDD"] == 3.0 and {"GDPO/speak/SID/jaw": 2.0}.items() <= logged[
-        2].items()
+    assert (
+        run.summary["metrics"]["after"]["listen/unils/FDD"] == 3.0
+        and {"GDPO/speak/SID/jaw": 2.0}.items() <= logged[2].items()
+    )
 
 
 def test_an_imitation_is_taken_as_it_was_trained(tmp_path):
@@ -163,8 +198,14 @@ def test_an_imitation_is_taken_as_it_was_trained(tmp_path):
     assert as_trained(FlowDpoRecipeConfig()) == FlowDpoRecipeConfig()
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (None, "no config.yaml there"), ("seed: 1", "another recipe or version"), ("{}", "another recipe or version")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no config.yaml there"),
+        ("seed: 1", "another recipe or version"),
+        ("{}", "another recipe or version"),
+    ],
+)
 def test_a_folder_without_an_imitation_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)

@@ -1,4 +1,6 @@
-"""The learning tasks of VAE and AR-Flow without Ray: batches, losses, and that Eq. 10 makes a reward rise."""
+"""The learning tasks of VAE and AR-Flow without Ray: batches, losses, and that Eq. 10 makes a
+reward rise.
+"""
 
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
-from pipeline.config import (
+from rapport.actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
+from rapport.pipeline.config import (
     FlowConfig,
     FlowDpoConfig,
     GdpoConfig,
@@ -18,31 +20,46 @@ from pipeline.config import (
     RewardConfig,
     VaeConfig,
 )
-from pipeline.data.flow import WINDOW_SCHEMA
-from pipeline.recipes.gdpo import post_train
-from pipeline.rundir import RunError
-from pipeline.tasks.dynamics import advantages_of, rewards_of
-from pipeline.tasks.flow import FlowTask
-from pipeline.tasks.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
-from pipeline.tasks.gdpo import GdpoTask
-from pipeline.tasks.vae import VaeTask
-from policies.flow import checkpoint, config
-from policies.flow.conditions import MODALITIES, Conditions
-from policies.flow.loss import flow_errors
-from policies.flow.model import initialised
-from policies.flow.sampling import draw_noise
-from policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
-from policies.flow.training import FLOW_SCHEMA, MOTION_SCHEMA, from_bytes, of_latents, to_bytes
-from policies.flow.vae import MotionVAE
-from policies.motion import Layout, Motion
-from policies.tables import write_table
-from rewards.advantage import decoupled_advantages
-from rewards.dynamics import COMPONENTS, missing_penalties
-from rewards.policy_loss import clipped_policy_loss
+from rapport.pipeline.data.flow import WINDOW_SCHEMA
+from rapport.pipeline.objectives.dynamics import advantages_of, rewards_of
+from rapport.pipeline.objectives.flow import FlowTask
+from rapport.pipeline.objectives.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
+from rapport.pipeline.objectives.gdpo import GdpoTask
+from rapport.pipeline.objectives.vae import VaeTask
+from rapport.pipeline.recipes.gdpo import post_train
+from rapport.pipeline.rundir import RunError
+from rapport.policies.flow import checkpoint, config
+from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.loss import flow_errors
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.sampling import draw_noise
+from rapport.policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
+from rapport.policies.flow.training import (
+    FLOW_SCHEMA,
+    MOTION_SCHEMA,
+    from_bytes,
+    of_latents,
+    to_bytes,
+)
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.tables import write_table
+from rapport.rewards.advantage import decoupled_advantages
+from rapport.rewards.dynamics import COMPONENTS, missing_penalties
+from rapport.rewards.policy_loss import clipped_policy_loss
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
-SIZES = config.FlowConfig(latent_dim=4, downsample=4, text_dim=5, audio_dim=6, hidden=32, layers=2, heads=4, mlp=48,
-                          window=3)
+SIZES = config.FlowConfig(
+    latent_dim=4,
+    downsample=4,
+    text_dim=5,
+    audio_dim=6,
+    hidden=32,
+    layers=2,
+    heads=4,
+    mlp=48,
+    window=3,
+)
 SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "actor_audio": (12, 6)}
 
 
@@ -60,24 +77,47 @@ def policy(tmp_path_factory):
 
 def vae_task(tmp_path, **keys):
     torch.manual_seed(0)
-    checkpoint.save(MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32)), tmp_path / "vae")
+    checkpoint.save(
+        MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32)), tmp_path / "vae"
+    )
     rng = np.random.default_rng(0)
-    rows = ({"clip_id": str(i), "frames": to_bytes(np.sin(rng.normal(size=(1, 6)) * np.arange(16)[:, None] / 5))}
-            for i in range(6))
+    rows = (
+        {
+            "clip_id": str(i),
+            "frames": to_bytes(np.sin(rng.normal(size=(1, 6)) * np.arange(16)[:, None] / 5)),
+        }
+        for i in range(6)
+    )
     write_table(tmp_path / "motion.arrow", rows, MOTION_SCHEMA)
-    return VaeTask(str(tmp_path / "vae"), str(tmp_path / "motion.arrow"), 3, VaeConfig(batch_size=4, **keys))
+    return VaeTask(
+        str(tmp_path / "vae"), str(tmp_path / "motion.arrow"), 3, VaeConfig(batch_size=4, **keys)
+    )
 
 
 def flow_task(policy, tmp_path, **keys):
     rng = np.random.default_rng(0)
-    rows = (condition_row(rng, i, ("text",) if i % 2 else ()) | {"latents": to_bytes(rng.normal(size=(3, 4)))}
-            for i in range(6))
+    rows = (
+        condition_row(rng, i, ("text",) if i % 2 else ())
+        | {"latents": to_bytes(rng.normal(size=(3, 4)))}
+        for i in range(6)
+    )
     write_table(tmp_path / "flow.arrow", rows, FLOW_SCHEMA)
-    return FlowTask(str(policy), str(tmp_path / "flow.arrow"), 3, FlowConfig(batch_size=4, draws=2, **keys))
+    return FlowTask(
+        str(policy), str(tmp_path / "flow.arrow"), 3, FlowConfig(batch_size=4, draws=2, **keys)
+    )
 
 
-SETTINGS = {"anchor_share": 0.0, "batch_size": 2, "sync_every": 2, "iterations": 2, "group_size": 3, "steps": 2}
-FLEET = FlowFleetOptions(workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60, losses=0)
+SETTINGS = {
+    "anchor_share": 0.0,
+    "batch_size": 2,
+    "sync_every": 2,
+    "iterations": 2,
+    "group_size": 3,
+    "steps": 2,
+}
+FLEET = FlowFleetOptions(
+    workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60, losses=0
+)
 
 
 class LocalGdpo(GdpoTask):
@@ -86,8 +126,14 @@ class LocalGdpo(GdpoTask):
     @cached_property
     def worker(self):
         c, kind = self.config, FlowWorker.__ray_metadata__.modified_class
-        return kind(self.initial, self.vae, self.table, self.limits,
-                    Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start), self.rollout)
+        return kind(
+            self.initial,
+            self.vae,
+            self.table,
+            self.limits,
+            Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start),
+            self.rollout,
+        )
 
     @property
     def fleet(self):
@@ -103,13 +149,29 @@ def gdpo_task(policy, tmp_path, prompts=4, **keys):
     checkpoint.save(vae, tmp_path / "vae")
     rng = np.random.default_rng(0)
     listening = np.repeat([True, False, True], 4).tolist()
-    rows = (condition_row(rng, i) | {
-        "latents": to_bytes(rng.normal(size=(3, 4))), "frames": to_bytes(rng.normal(size=(12, 6))),
-        "listening": listening if i < prompts else [False] * 12, "speaking": [False] * 12} for i in range(prompts + 2))
+    rows = (
+        condition_row(rng, i)
+        | {
+            "latents": to_bytes(rng.normal(size=(3, 4))),
+            "frames": to_bytes(rng.normal(size=(12, 6))),
+            "listening": listening if i < prompts else [False] * 12,
+            "speaking": [False] * 12,
+        }
+        for i in range(prompts + 2)
+    )
     write_table(tmp_path / "windows.arrow", rows, WINDOW_SCHEMA)
     limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
-    return LocalGdpo(str(policy), str(tmp_path / "windows.arrow"), str(tmp_path / "vae"), limits, 3,
-                     GdpoConfig(**SETTINGS | keys), RewardConfig(), GroupWeightsConfig(), FLEET)
+    return LocalGdpo(
+        str(policy),
+        str(tmp_path / "windows.arrow"),
+        str(tmp_path / "vae"),
+        limits,
+        3,
+        GdpoConfig(**SETTINGS | keys),
+        RewardConfig(),
+        GroupWeightsConfig(),
+        FLEET,
+    )
 
 
 def refreshed(task, step=0):
@@ -155,7 +217,9 @@ def test_the_vae_learns_and_is_saved(tmp_path):
     assert values[-1] < 0.5 * values[0] and set(parts) == {"reconstruction", "velocity", "kl"}
     task.save(task.module().state_dict(), tmp_path / "policy")
     frames = task.batch(0, 0, 1)["frames"]
-    torch.testing.assert_close(checkpoint.load_vae(tmp_path / "policy").encode(frames), task.vae.encode(frames))
+    torch.testing.assert_close(
+        checkpoint.load_vae(tmp_path / "policy").encode(frames), task.vae.encode(frames)
+    )
 
 
 def test_a_clip_without_text_trains_without(policy, tmp_path):
@@ -187,17 +251,25 @@ def test_the_loss_of_shares_is_that_of_the_batch(policy, tmp_path):
 
 def flow_dpo_task(policy, tmp_path, **keys):
     rng = np.random.default_rng(0)
-    rows = (condition_row(rng, i) | {name: to_bytes(rng.normal(size=(3, 4))) for name in ("chosen", "rejected")}
-            | {"chosen_score": 0.8, "rejected_score": 0.3} for i in range(6))
+    rows = (
+        condition_row(rng, i)
+        | {name: to_bytes(rng.normal(size=(3, 4))) for name in ("chosen", "rejected")}
+        | {"chosen_score": 0.8, "rejected_score": 0.3}
+        for i in range(6)
+    )
     write_table(tmp_path / "pairs.arrow", rows, FLOW_PAIR_SCHEMA)
-    return FlowDpoTask(str(policy), str(tmp_path / "pairs.arrow"), 3, FlowDpoConfig(batch_size=4, draws=2, **keys))
+    return FlowDpoTask(
+        str(policy), str(tmp_path / "pairs.arrow"), 3, FlowDpoConfig(batch_size=4, draws=2, **keys)
+    )
 
 
 def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path):
     task = flow_dpo_task(policy, tmp_path, beta=200.0)
     assert_batches_are_shared(task, ["latents", "noise", "time"])
     batch, module = task.batch(0, 0, 1), task.module()
-    assert torch.equal(batch["noise"][:, 0], batch["noise"][:, 1]), "chosen and rejected meet the same noise"
+    assert torch.equal(batch["noise"][:, 0], batch["noise"][:, 1]), (
+        "chosen and rejected meet the same noise"
+    )
     assert torch.equal(batch["time"][:, 0], batch["time"][:, 1])
     loss, metrics = task.loss(module, batch)
     assert loss.item() == pytest.approx(np.log(2)) and metrics["margin"].item() == 0
@@ -214,23 +286,37 @@ def test_flow_dpo_is_its_formula(policy, tmp_path):
     batch = task.batch(0, 0, 1)
 
     def error(flow, i, k):
-        conditions = Conditions(**{name: batch[name][i : i + 1] for name in (*MODALITIES, "present")})
+        conditions = Conditions(
+            **{name: batch[name][i : i + 1] for name in (*MODALITIES, "present")}
+        )
         with torch.no_grad():
-            errors = flow_errors(flow, flow.encode_prefix(conditions), batch["latents"][i : i + 1, k : k + 1],
-                                 batch["noise"][i : i + 1, k : k + 1], batch["time"][i : i + 1, k : k + 1])
+            errors = flow_errors(
+                flow,
+                flow.encode_prefix(conditions),
+                batch["latents"][i : i + 1, k : k + 1],
+                batch["noise"][i : i + 1, k : k + 1],
+                batch["time"][i : i + 1, k : k + 1],
+            )
         return errors.mean().item()
 
     start = checkpoint.load_flow(policy)
-    inside = [-25.0 * ((error(other, i, 0) - error(start, i, 0)) - (error(other, i, 1) - error(start, i, 1)))
-              for i in range(4)]
-    assert task.loss(module, batch)[0].item() == pytest.approx(np.mean(np.log1p(np.exp(-np.array(inside)))), rel=1e-4)
+    inside = [
+        -25.0
+        * ((error(other, i, 0) - error(start, i, 0)) - (error(other, i, 1) - error(start, i, 1)))
+        for i in range(4)
+    ]
+    assert task.loss(module, batch)[0].item() == pytest.approx(
+        np.mean(np.log1p(np.exp(-np.array(inside)))), rel=1e-4
+    )
 
 
 def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path)
     module, _ = refreshed(task)
     loss, metrics = task.loss(module, task.batch(0, 0, 1))
-    assert metrics["ratio"].item() == pytest.approx(1, abs=1e-7) and metrics["approx_kl"].item() == 0
+    assert (
+        metrics["ratio"].item() == pytest.approx(1, abs=1e-7) and metrics["approx_kl"].item() == 0
+    )
     assert metrics["clip_fraction"] == 0 and metrics["kl"].item() < 1e-9
     # Eq. 10 at ratio 1 is minus the mean advantage, and advantages are centred within a group
     assert loss.item() == pytest.approx(0, abs=1e-6)
@@ -259,20 +345,28 @@ def test_a_latent_is_what_most_of_its_frames_are():
 
 def test_a_corpus_in_which_nobody_listens_is_refused(policy, tmp_path):
     table = Path(gdpo_task(policy, tmp_path, prompts=0).table)
-    made = SimpleNamespace(table_of=lambda split: table, corpus=SimpleNamespace(layout=LAYOUT), vae=tmp_path / "vae",
-                           policy=policy)
+    made = SimpleNamespace(
+        table_of=lambda split: table,
+        corpus=SimpleNamespace(layout=LAYOUT),
+        vae=tmp_path / "vae",
+        policy=policy,
+    )
     with pytest.raises(RunError, match="nobody listens in .*windows.arrow"):
         post_train(GdpoRecipeConfig(), made, SimpleNamespace(once=lambda name, work: work(None)))
 
 
-def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(policy, tmp_path, alone):
+def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
+    policy, tmp_path, alone
+):
     task = gdpo_task(policy, tmp_path)
     _, metrics = refreshed(task, step=2)
     batches = [task.batch(step, 0, 1)["rows"] for step in (2, 3)]
     assert [len(rows) for rows in batches] == [2, 2] and task.steps == 4 and task.refresh_every == 2
     again = gdpo_task(policy, tmp_path)
     _, others = refreshed(again, step=2)
-    for rows, same in zip(batches, (again.batch(step, 0, 1)["rows"] for step in (2, 3)), strict=True):
+    for rows, same in zip(
+        batches, (again.batch(step, 0, 1)["rows"] for step in (2, 3)), strict=True
+    ):
         for row, other in zip(rows, same, strict=True):
             assert all(torch.equal(row[name], other[name]) for name in row)
     assert all(metrics[name] == others[name] for name in metrics if name != "rollout_s")
@@ -283,7 +377,10 @@ def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
 def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
     _, metrics = refreshed(gdpo_task(policy, tmp_path))
     wanted = {f"penalty/{component}/{group}" for component in COMPONENTS for group in LAYOUT.names}
-    assert wanted | {"reward/expr", "zero_std/jaw", "missing", "reward"} <= set(metrics) and metrics["missing"] == 0
+    assert (
+        wanted | {"reward/expr", "zero_std/jaw", "missing", "reward"} <= set(metrics)
+        and metrics["missing"] == 0
+    )
     assert all(np.isfinite(value) for value in metrics.values())
 
 
@@ -294,10 +391,14 @@ def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy,
     descend(task, module, 2, 1e-2)
     task.refresh(module, module.state_dict(), 2, 0, 1)
     _, metrics = task.loss(module, task.batch(2, 0, 1))
-    assert metrics["approx_kl"].item() > 1e-4, "sampled before the last two steps, and so they are weighted"
+    assert metrics["approx_kl"].item() > 1e-4, (
+        "sampled before the last two steps, and so they are weighted"
+    )
     old = gdpo_task(policy, tmp_path)
     refreshed(old, step=2)
-    assert torch.equal(task.replay[0]["states"], old.replay[0]["states"]), "of the weights of the iteration before"
+    assert torch.equal(task.replay[0]["states"], old.replay[0]["states"]), (
+        "of the weights of the iteration before"
+    )
     assert task.ahead._next is None, "nothing is begun after the last iteration"
 
 
@@ -326,13 +427,17 @@ def test_a_rollout_that_is_not_finite_is_missing(policy, tmp_path):
     penalties = task.worker._penalties(task.rows[0], frames)
     assert all(np.isnan(value) for groups in penalties.values() for value in groups.values())
     frames[3, 2] = 1
-    assert all(np.isfinite(value) for value in task.worker._penalties(task.rows[0], frames)["mse"].values())
+    assert all(
+        np.isfinite(value) for value in task.worker._penalties(task.rows[0], frames)["mse"].values()
+    )
 
 
 def test_rollouts_of_a_prompt_share_their_start_unless_told_otherwise(policy, tmp_path):
     for shared in (True, False):
         task = gdpo_task(policy, tmp_path, shared_start=shared)
-        starts = [group.states[:, :, 0] for group in task.worker.roll_out(Prompts(0, [0, 1], [5, 6]))]
+        starts = [
+            group.states[:, :, 0] for group in task.worker.roll_out(Prompts(0, [0, 1], [5, 6]))
+        ]
         assert all((start == start[:1]).all().item() == shared for start in starts)
         assert not torch.equal(starts[0], starts[1])
 
@@ -344,10 +449,14 @@ def test_estimators_and_the_batch_step():
         return advantages_of(rewards, GroupWeightsConfig(), LAYOUT.names, GdpoConfig(**keys))
 
     by_group = advantages()
-    assert by_group[0].tolist() == pytest.approx([(-1 - 3**-0.5) / 2, (0 - 3**-0.5) / 2, (1 + 2 * 3**-0.5) / 2])
+    assert by_group[0].tolist() == pytest.approx(
+        [(-1 - 3**-0.5) / 2, (0 - 3**-0.5) / 2, (1 + 2 * 3**-0.5) / 2]
+    )
     summed = advantages(estimator="grpo")
     total = np.array([11.0, 12.0, 43.0])
-    assert summed[0].tolist() == pytest.approx(((total - total.mean()) / total.std(ddof=1)).tolist())
+    assert summed[0].tolist() == pytest.approx(
+        ((total - total.mean()) / total.std(ddof=1)).tolist()
+    )
     scaled = advantages(batch_norm=True)
     torch.testing.assert_close(scaled, by_group / by_group.std())
 
@@ -359,8 +468,13 @@ def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone
     gains = []
     for row in task.replay:
         assert row["listening"].tolist() == [True, False, True]
-        velocities = module({name: row[name] for name in (*MODALITIES, "present")}, row["states"], None)
-        gain = (step_log_probs(row["states"], velocities, task.config.sigma, "sum", corrected=True) - row["old"])[0]
+        velocities = module(
+            {name: row[name] for name in (*MODALITIES, "present")}, row["states"], None
+        )
+        gain = (
+            step_log_probs(row["states"], velocities, task.config.sigma, "sum", corrected=True)
+            - row["old"]
+        )[0]
         gains.append((gain[:, [0, 2]].sum((1, 2)) * row["advantages"]).sum())
     assert torch.stack(gains).sum() > 0
 

@@ -1,7 +1,8 @@
-"""A disk that is full: what was there stays, nothing half written takes its place, and the error says so.
+"""A disk that is full: what was there stays, nothing half written takes its place, and the error
+says so.
 
-The limit on file sizes stands for the disk: past it, the kernel refuses to write, as it does when no space is left.
-"""
+The limit on file sizes stands for the disk: past it, the kernel refuses to write, as it does when
+no space is left."""
 
 import os
 import resource
@@ -12,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data.candidates import Candidate, write_candidates
-from pipeline.rundir import write_atomic
-from pipeline.tasks.dpo import write_reference
-from policies.head.video import write_mp4
-from policies.tables import write_table
-from policies.vla.loading import load_checkpoint, save_checkpoint
-from rewards.ratings import Rating, write_ratings
+from rapport.pipeline.data.candidates import Candidate, write_candidates
+from rapport.pipeline.objectives.dpo import write_reference
+from rapport.pipeline.rundir import write_atomic
+from rapport.policies.head.video import write_mp4
+from rapport.policies.tables import write_table
+from rapport.policies.vla.loading import load_checkpoint, save_checkpoint
+from rapport.rewards.ratings.ratings import Rating, write_ratings
 
 LIMIT = 2000  # bytes
 RNG = np.random.default_rng(0)
@@ -26,16 +27,24 @@ TOKENS = RNG.integers(0, 256, 4000).astype(np.int32)
 
 
 def table(folder):
-    write_table(folder / "a", ({"x": TOKENS.tolist()} for _ in range(9)), pa.schema({"x": pa.list_(pa.int32())}))
+    write_table(
+        folder / "a",
+        ({"x": TOKENS.tolist()} for _ in range(9)),
+        pa.schema({"x": pa.list_(pa.int32())}),
+    )
 
 
 def candidates(folder):
-    write_candidates(folder / "a", [Candidate("p", str(i), "policy", RNG.permutation(TOKENS), None, 0, 0)
-                                    for i in range(9)])
+    write_candidates(
+        folder / "a",
+        [Candidate("p", str(i), "policy", RNG.permutation(TOKENS), None, 0, 0) for i in range(9)],
+    )
 
 
 def ratings(folder):
-    write_ratings(folder / "a.csv", [Rating("p", str(i), "r", 1.0, 2.0, 3.0, 4.0) for i in range(999)])
+    write_ratings(
+        folder / "a.csv", [Rating("p", str(i), "r", 1.0, 2.0, 3.0, 4.0) for i in range(999)]
+    )
 
 
 def reference(folder):

@@ -5,19 +5,49 @@ from collections import Counter
 
 import pytest
 
-from pipeline.config import PreflightConfig, load_config
-from pipeline.estimate import ModelSize
-from pipeline.plan import CPU, UnitCosts, default_costs, place, plan_nodes, plan_round, token_flops, with_bench
-from pipeline.recipes.preflight import PUBLISHED, model_size, plan_checks
-from pipeline.run import _parser, main
-from pipeline.rundir import RunError
+from rapport.pipeline.config import PreflightConfig, load_config
+from rapport.pipeline.estimate import ModelSize
+from rapport.pipeline.plan import (
+    CPU,
+    UnitCosts,
+    default_costs,
+    place,
+    plan_nodes,
+    plan_round,
+    token_flops,
+    with_bench,
+)
+from rapport.pipeline.recipes.preflight import PUBLISHED, model_size, plan_checks
+from rapport.pipeline.run import _parser, main
+from rapport.pipeline.rundir import RunError
 
 # 24 x 1 layer x 10^2 = 2,400 operations a token.
-SIZE = ModelSize(parameters=10**9, trainable=10**9, layers=1, hidden=10, kv_heads=1, head_dim=10, prompt_tokens=50,
-                 action_tokens=100)
-COSTS = UnitCosts(sampling=2400 * 20, training=2400 * 1000, frames=100.0, candidates=10.0, sources={"sampling": "me"})
-GPUS = ("rollout.gpus=1", "rollout.workers=4", "learner.gpus=1", "learner.world_size=2", "plan.nodes=1",
-        "plan.gpus=6", "plan.cpus=64")
+SIZE = ModelSize(
+    parameters=10**9,
+    trainable=10**9,
+    layers=1,
+    hidden=10,
+    kv_heads=1,
+    head_dim=10,
+    prompt_tokens=50,
+    action_tokens=100,
+)
+COSTS = UnitCosts(
+    sampling=2400 * 20,
+    training=2400 * 1000,
+    frames=100.0,
+    candidates=10.0,
+    sources={"sampling": "me"},
+)
+GPUS = (
+    "rollout.gpus=1",
+    "rollout.workers=4",
+    "learner.gpus=1",
+    "learner.world_size=2",
+    "plan.nodes=1",
+    "plan.gpus=6",
+    "plan.cpus=64",
+)
 
 
 def config(*overrides):
@@ -33,19 +63,38 @@ def test_the_largest_pieces_are_placed_first():
 
 
 def test_a_round_by_hand():
-    c = config(*GPUS, "rollout.prompts=40", "rollout.samples=4", "dpo.epochs=2", "dpo.first_steps=",
-               "render.videos=10", "render.workers=2", "corpus.seconds=4", "raters.workers=5", "evaluation.prompts=8",
-               "evaluation.samples=1")
+    c = config(
+        *GPUS,
+        "rollout.prompts=40",
+        "rollout.samples=4",
+        "dpo.epochs=2",
+        "dpo.first_steps=",
+        "render.videos=10",
+        "render.workers=2",
+        "corpus.seconds=4",
+        "raters.workers=5",
+        "evaluation.prompts=8",
+        "evaluation.samples=1",
+    )
     got = plan_round(c, SIZE, COSTS)
     assert got.tokens_per_s == 4 * 20  # engines, each 20 tokens/s
-    assert got.seconds == pytest.approx({
-        "rollout": 40 * (4 * 100 / 80 + 50 / 4000),  # a prompt is read once, 1,000 tokens/s an engine
-        "render": 2 * 10 * 100 / (100 * 2),  # two faces, 10 videos of 100 frames, 2 workers of 100 frames/s
-        "rate": 40 * 5 / (10 * 5),
-        "dpo": 40 * (2 * 3 + 1) * (50 + 200) / 2000,  # 2 epochs forward and twice backward, 1 reference pass
-        "hand over": 4.0,  # 4 GB
-        "judge": 8 * (100 / 80 + 50 / 4000),
-    })
+    assert got.seconds == pytest.approx(
+        {
+            "rollout": 40
+            * (4 * 100 / 80 + 50 / 4000),  # a prompt is read once, 1,000 tokens/s an engine
+            "render": 2
+            * 10
+            * 100
+            / (100 * 2),  # two faces, 10 videos of 100 frames, 2 workers of 100 frames/s
+            "rate": 40 * 5 / (10 * 5),
+            "dpo": 40
+            * (2 * 3 + 1)
+            * (50 + 200)
+            / 2000,  # 2 epochs forward and twice backward, 1 reference pass
+            "hand over": 4.0,  # 4 GB
+            "judge": 8 * (100 / 80 + 50 / 4000),
+        }
+    )
     assert got.bottleneck == "rollout"
 
 
@@ -58,10 +107,17 @@ def test_only_the_steps_that_count_are_learnt():
 
 
 def test_processes_without_gpus_share_the_cores():
-    two, four = (plan_round(config("plan.nodes=1", "plan.cpus=2", f"rollout.workers={n}"), SIZE, COSTS)
-                 for n in (2, 4))
+    two, four = (
+        plan_round(config("plan.nodes=1", "plan.cpus=2", f"rollout.workers={n}"), SIZE, COSTS)
+        for n in (2, 4)
+    )
     assert two.tokens_per_s == four.tokens_per_s == 40
-    assert plan_round(config("plan.nodes=2", "plan.cpus=2", "rollout.workers=4"), SIZE, COSTS).tokens_per_s == 80
+    assert (
+        plan_round(
+            config("plan.nodes=2", "plan.cpus=2", "rollout.workers=4"), SIZE, COSTS
+        ).tokens_per_s
+        == 80
+    )
 
 
 def test_nodes_have_cpus_for_their_gpus():
@@ -81,17 +137,38 @@ def test_defaults_say_what_is_measured_and_what_is_assumed():
 def test_a_bench_takes_the_place_of_a_default(tmp_path):
     file = tmp_path / "bench.json"
     spread = {"median": 100.0}
-    file.write_text(json.dumps({"subject": "rollout", "workload": {"hidden": 10, "layers": 2},
-                                "float32": {"vllm": {"tokens_per_s": spread}}}))
+    file.write_text(
+        json.dumps(
+            {
+                "subject": "rollout",
+                "workload": {"hidden": 10, "layers": 2},
+                "float32": {"vllm": {"tokens_per_s": spread}},
+            }
+        )
+    )
     costs = with_bench(CPU, file, "float32")
     assert costs.sampling == 100 * 4800 and costs.training == CPU.training
-    assert costs.sources["sampling"] == f"measured: {file}" and costs.sources["training"] == CPU.sources["training"]
-    with pytest.raises(RunError, match="plan.bench: .*bench.json gives no unit cost .KeyError..bfloat16"):
+    assert (
+        costs.sources["sampling"] == f"measured: {file}"
+        and costs.sources["training"] == CPU.sources["training"]
+    )
+    with pytest.raises(
+        RunError, match="plan.bench: .*bench.json gives no unit cost .KeyError..bfloat16"
+    ):
         with_bench(CPU, file, "bfloat16")
-    file.write_text(json.dumps({"subject": "dpo", "ours": {"pairs_per_s": spread}, "workload": {
-        "hidden": 10, "layers": 1, "prompt_tokens": 50, "response_tokens": 25}}))
+    file.write_text(
+        json.dumps(
+            {
+                "subject": "dpo",
+                "ours": {"pairs_per_s": spread},
+                "workload": {"hidden": 10, "layers": 1, "prompt_tokens": 50, "response_tokens": 25},
+            }
+        )
+    )
     assert with_bench(CPU, file, "float32").training == 100 * 3 * 100 * 2400
-    file.write_text(json.dumps({"subject": "render", "workload": {}, "videos": {"frames_per_s": spread}}))
+    file.write_text(
+        json.dumps({"subject": "render", "workload": {}, "videos": {"frames_per_s": spread}})
+    )
     assert with_bench(CPU, file, "float32").frames == 100
     for text in ('{"subject": "sync", "workload": {}}', "no JSON"):
         file.write_text(text)
@@ -102,7 +179,9 @@ def test_a_bench_takes_the_place_of_a_default(tmp_path):
 
 
 def test_a_token_of_llama_7b_costs_what_twice_its_weights_do():
-    assert token_flops(4096, 32) == pytest.approx(2 * 6.48e9, rel=0.01)  # parameters without embeddings
+    assert token_flops(4096, 32) == pytest.approx(
+        2 * 6.48e9, rel=0.01
+    )  # parameters without embeddings
 
 
 def states(checks):
@@ -114,26 +193,40 @@ def test_the_default_fits_the_machine_it_is_made_for():
     checks = {check.name: check for check in plan_checks(c, model_size(c), CPU)}
     assert set(states(checks.values()).values()) == {"ok"}
     assert checks["placement"].found.startswith("node 1: 2 engines, 2 learners")
-    assert 4000 < plan_round(c, model_size(c), CPU).tokens_per_s < 12_000  # 8,000 in the README's run
+    assert (
+        4000 < plan_round(c, model_size(c), CPU).tokens_per_s < 12_000
+    )  # 8,000 in the README's run
     assert "a round: more" in checks["bottleneck"].found
-    assert "with ZeRO 1" in checks["learner memory"].found and "with ZeRO 3" in checks["learner memory"].found
+    assert (
+        "with ZeRO 1" in checks["learner memory"].found
+        and "with ZeRO 3" in checks["learner memory"].found
+    )
 
 
 def test_what_does_not_fit_is_named():
-    checks = list(plan_checks(config(*GPUS, "learner.world_size=4", "plan.gpu_memory_gib=1"), SIZE, COSTS))
+    checks = list(
+        plan_checks(config(*GPUS, "learner.world_size=4", "plan.gpu_memory_gib=1"), SIZE, COSTS)
+    )
     assert states(checks)["placement"] == states(checks)["learner memory"] == "failed"
-    assert "no place for 2 engines" in checks[0].found or "no place for 2 learners" in checks[0].found
+    assert (
+        "no place for 2 engines" in checks[0].found or "no place for 2 learners" in checks[0].found
+    )
 
 
 def test_the_papers_policy_is_planned_without_its_weights():
-    known = [f"policy.{part}={name}" for part, name in zip(("llama", "dino", "siglip"), PUBLISHED, strict=True)]
+    known = [
+        f"policy.{part}={name}"
+        for part, name in zip(("llama", "dino", "siglip"), PUBLISHED, strict=True)
+    ]
     size = model_size(config("policy.size=pretrained", *known, "corpus.frames=4"), PUBLISHED)
     assert 7.3e9 < size.parameters < 7.6e9  # LLaMA-2-7B, both towers, projector
     assert (size.layers, size.hidden) == (32, 4096) and size.prompt_tokens == 4 * 256 + 16 + 2
 
 
 def test_the_command_line_has_a_short_form():
-    args = _parser().parse_args(["preflight", "--plan", "nodes=2", "gpus=8", "policy.dtype=bfloat16"])
+    args = _parser().parse_args(
+        ["preflight", "--plan", "nodes=2", "gpus=8", "policy.dtype=bfloat16"]
+    )
     assert args.plan == ["plan.nodes=2", "plan.gpus=8", "policy.dtype=bfloat16"]
     assert _parser().parse_args(["preflight", "seed=1"]).plan == []
 

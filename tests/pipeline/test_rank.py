@@ -1,4 +1,6 @@
-"""`rank`: which runs it takes, cutting to what all have, protocols on a corpus, a changed rank in the report."""
+"""`rank`: which runs it takes, cutting to what all have, protocols on a corpus, a changed rank in
+the report.
+"""
 
 import json
 from types import SimpleNamespace
@@ -6,22 +8,45 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import ConfigError, RankConfig, load_config
-from pipeline.data.regression import RegressionListener, targets
-from pipeline.data.store import CorpusError
-from pipeline.data.synthetic.generate import generate
-from pipeline.recipes.rank import answered, artifacts, baselines, by_part, common_corpus, scored
-from pipeline.recipes.rank_protocols import HeldOut, common_frames, cut, on_motion, scorers, with_head_as
-from pipeline.report.ranking import GROUND_TRUTH, Ranking, headline, lines, markdown, report
-from pipeline.rundir import RunError
-from policies.motion import Layout, LayoutError, Motion
+from rapport.pipeline.config import ConfigError, RankConfig, load_config
+from rapport.pipeline.data.regression import RegressionListener, targets
+from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.data.synthetic.generate import generate
+from rapport.pipeline.recipes.rank import (
+    answered,
+    artifacts,
+    baselines,
+    by_part,
+    common_corpus,
+    scored,
+)
+from rapport.pipeline.recipes.rank_protocols import (
+    HeldOut,
+    common_frames,
+    cut,
+    on_motion,
+    scorers,
+    with_head_as,
+)
+from rapport.pipeline.report.ranking import (
+    GROUND_TRUTH,
+    Ranking,
+    headline,
+    lines,
+    markdown,
+    report,
+)
+from rapport.pipeline.rundir import RunError
+from rapport.policies.motion import Layout, LayoutError, Motion
 
 LAYOUT = Layout((("expr", 3), ("rot", 3), ("jaw", 3)), 25, "builtin")
 
 
 def finished(directory, recipe="dpo", status="finished", **found):
     directory.mkdir(parents=True)
-    (directory / "summary.json").write_text(json.dumps({"recipe": recipe, "status": status, "artifacts": found}))
+    (directory / "summary.json").write_text(
+        json.dumps({"recipe": recipe, "status": status, "artifacts": found})
+    )
     return directory
 
 
@@ -42,7 +67,10 @@ def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tmp_path):
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
     sizes = {"seconds": 1, "image_size": 28, "frames": 1, "workers": 0}
     other = generate(tmp_path / "other", 2, 2, seed=1, **sizes)
-    with pytest.raises(CorpusError, match=f"unlike corpora:\n  rank.dpo: .*{tiny_corpus.digest[:12]}(.|\n)*root=THAT"):
+    with pytest.raises(
+        CorpusError,
+        match=f"unlike corpora:\n  rank.dpo: .*{tiny_corpus.digest[:12]}(.|\n)*root=THAT",
+    ):
         common_corpus({"dpo": tiny_corpus.path, "gdpo": other.path})
     again = generate(tmp_path / "again", 2, 2, seed=1, **sizes)
     assert common_corpus({"dpo": other.path, "gdpo": again.path}).digest == other.digest
@@ -61,9 +89,17 @@ def test_methods_are_cut_to_the_frames_and_groups_that_all_have(tmp_path):
     short, long = Motion(rng.normal(size=(8, 9)), LAYOUT), Motion(rng.normal(size=(10, 14)), wide)
     phase = SimpleNamespace(directory=tmp_path, say=lambda text: None)
     run = SimpleNamespace(once=lambda name, work: work(phase))
-    answers = answered("x", ["p", "q"], LAYOUT, lambda: {"A + B": {"p": [short], "q": [short]},
-                                                         "C": {"q": [long], "p": [long]}}, run)
-    assert {name: found.shape for name, found in answers.items()} == {"A + B": (2, 1, 8, 9), "C": (2, 1, 10, 9)}
+    answers = answered(
+        "x",
+        ["p", "q"],
+        LAYOUT,
+        lambda: {"A + B": {"p": [short], "q": [short]}, "C": {"q": [long], "p": [long]}},
+        run,
+    )
+    assert {name: found.shape for name, found in answers.items()} == {
+        "A + B": (2, 1, 8, 9),
+        "C": (2, 1, 10, 9),
+    }
     assert common_frames(answers) == 8
     (first,), _ = cut(answers["C"], LAYOUT, 8)
     assert len(first) == 8 and first.layout == LAYOUT
@@ -80,7 +116,10 @@ def test_the_head_goes_by_the_name_a_protocol_has_for_it():
 
 
 def test_the_regression_is_deterministic_and_nearer_to_its_clips_than_their_mean(tiny_corpus):
-    layout, clips = tiny_corpus.layout.subset({"expr": 4, "rot": 3, "jaw": 3}), list(tiny_corpus.clips("train"))
+    layout, clips = (
+        tiny_corpus.layout.subset({"expr": 4, "rot": 3, "jaw": 3}),
+        list(tiny_corpus.clips("train")),
+    )
     fitted = RegressionListener.fit(clips, layout)
     answer = fitted(clips[0])
     assert answer.layout == layout and len(answer) == 25
@@ -94,17 +133,27 @@ def test_the_regression_is_deterministic_and_nearer_to_its_clips_than_their_mean
 
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory):
-    """Baselines of a small corpus of clips long enough for every protocol, and what the protocols give."""
-    corpus = generate(tmp_path_factory.mktemp("rank") / "c", 8, 4, seconds=4, image_size=28, frames=1, workers=0)
+    """Baselines of a small corpus of clips long enough for every protocol, and what the protocols
+    give.
+    """
+    corpus = generate(
+        tmp_path_factory.mktemp("rank") / "c", 8, 4, seconds=4, image_size=28, frames=1, workers=0
+    )
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})
     config = load_config(RankConfig, None, ["rank.samples=2"])
     ids = corpus.clip_ids("test")
     held_out = HeldOut.of(corpus, ids, layout, 96)
-    protocols, left_out = scorers(held_out, [motion.subset(layout) for _, motion in corpus.listeners("train")],
-                                  None, None)
-    reactions = {method: [[motion.window(0, 96) for motion in found[i]] for i in ids]
-                 for method, found in baselines(config, corpus, ids, layout).items()}
-    values = {name: by_part(protocols[name], held_out, reactions) for name in ("lm_listener", "l2l", "reactface")}
+    protocols, left_out = scorers(
+        held_out, [motion.subset(layout) for _, motion in corpus.listeners("train")], None, None
+    )
+    reactions = {
+        method: [[motion.window(0, 96) for motion in found[i]] for i in ids]
+        for method, found in baselines(config, corpus, ids, layout).items()
+    }
+    values = {
+        name: by_part(protocols[name], held_out, reactions)
+        for name in ("lm_listener", "l2l", "reactface")
+    }
     return held_out, protocols, left_out, values
 
 
@@ -122,9 +171,13 @@ def test_baselines_and_protocols_of_a_corpus(ranked):
 
 def test_what_does_not_apply_is_left_out_with_the_reason(ranked):
     held_out, *_ = ranked
-    short = HeldOut(held_out.ids, [m.window(0, 20) for m in held_out.target], held_out.partner, held_out.speech)
+    short = HeldOut(
+        held_out.ids, [m.window(0, 20) for m in held_out.target], held_out.partner, held_out.speech
+    )
     protocols, left_out = scorers(short, held_out.target, None, None)
-    assert set(protocols) == {"lm_listener", "dim"} and {"l2l", "dualtalk", "reactface"} <= set(left_out)
+    assert set(protocols) == {"lm_listener", "dim"} and {"l2l", "dualtalk", "reactface"} <= set(
+        left_out
+    )
     assert "20 frames" in left_out["l2l"] and "51 frames or more at 25 fps" in left_out["reactface"]
 
 
@@ -143,34 +196,53 @@ def test_reactface_is_that_of_the_papers_on_other_coefficients():
     protocol = on_motion(LAYOUT)
     pred = np.random.default_rng(0).normal(size=(2, 3, 60, 9))
     scores = protocol.score(pred, pred[:, 0], neighbours=np.eye(2, dtype=int))
-    assert scores["FRCorr"] == pytest.approx(10, abs=2)  # 10 times the sum over 3 samples, of which one is perfect
+    assert scores["FRCorr"] == pytest.approx(
+        10, abs=2
+    )  # 10 times the sum over 3 samples, of which one is perfect
     assert protocol.name == "reactface"
 
 
 def table(reference, corrected):
-    """Values of FRSyn by variant, the same in all parts of the clips unless given as a pair (all and first, second)."""
+    """Values of FRSyn by variant, the same in all parts of the clips unless given as a pair (all
+    and first, second).
+    """
+
     def part(which):
-        return {variant: {method: {"FRSyn": v[which] if isinstance(v, tuple) else v} for method, v in row.items()}
-                for variant, row in (("reference", reference), ("corrected", corrected))}
+        return {
+            variant: {
+                method: {"FRSyn": v[which] if isinstance(v, tuple) else v}
+                for method, v in row.items()
+            }
+            for variant, row in (("reference", reference), ("corrected", corrected))
+        }
 
     return {"all": part(0), "first half": part(0), "second half": part(1)}
 
 
 def test_a_changed_rank_is_found_and_one_that_a_half_contradicts_is_not_steady():
     truth = {GROUND_TRUTH: 20.0}
-    parts = table(truth | {"Mirror": 40.0, "SFT": 30.0, "Random": 35.0},
-                  truth | {"Mirror": 0.0, "SFT": (25.0, 18.0), "Random": (24.0, 19.0)})
+    parts = table(
+        truth | {"Mirror": 40.0, "SFT": 30.0, "Random": 35.0},
+        truth | {"Mirror": 0.0, "SFT": (25.0, 18.0), "Random": (24.0, 19.0)},
+    )
     (line,) = lines("reactface", parts)
-    assert line.ranks == {"reference": {"SFT": 1, "Random": 2, "Mirror": 3},
-                          "corrected": {"Mirror": 1, "Random": 2, "SFT": 3}}
-    assert set(line.swaps) == {("SFT", "Random"), ("SFT", "Mirror"), ("Random", "Mirror")} and line.changed
+    assert line.ranks == {
+        "reference": {"SFT": 1, "Random": 2, "Mirror": 3},
+        "corrected": {"Mirror": 1, "Random": 2, "SFT": 3},
+    }
+    assert (
+        set(line.swaps) == {("SFT", "Random"), ("SFT", "Mirror"), ("Random", "Mirror")}
+        and line.changed
+    )
     assert set(line.steady) == {("SFT", "Mirror"), ("Random", "Mirror")}
     assert "change ranks in 1, swap methods in 1, in 1" in headline([line])
 
 
 def test_a_value_that_is_missing_or_nan_is_a_dash_and_no_rank():
     truth = {GROUND_TRUTH: 20.0}
-    parts = table(truth | {"Mirror": float("nan"), "SFT": 30.0}, truth | {"Mirror": 1.0, "SFT": 2.0})
+    parts = table(
+        truth | {"Mirror": float("nan"), "SFT": 30.0}, truth | {"Mirror": 1.0, "SFT": 2.0}
+    )
     (line,) = lines("reactface", parts)
     assert line.values["reference"]["Mirror"] is None and line.ranks["reference"] == {"SFT": 1}
     assert not line.swaps and line.changed
@@ -179,18 +251,34 @@ def test_a_value_that_is_missing_or_nan_is_a_dash_and_no_rank():
 def test_the_report_says_where_ranks_change_and_what_is_left_out(tmp_path, capsys):
     truth = {GROUND_TRUTH: 20.0}
     parts = table(truth | {"Mirror": 40.0, "SFT": 30.0}, truth | {"Mirror": 0.0, "SFT": 25.0})
-    ranking = Ranking("ab" * 32, str(LAYOUT), 4, 96, 2, {"reactface": parts}, {"vbench": "it judges video"},
-                      ["rank.gdpo is empty: AR-Flow and GDPO are left out"])
+    ranking = Ranking(
+        "ab" * 32,
+        str(LAYOUT),
+        4,
+        96,
+        2,
+        {"reactface": parts},
+        {"vbench": "it judges video"},
+        ["rank.gdpo is empty: AR-Flow and GDPO are left out"],
+    )
     logged = {}
     tracker = SimpleNamespace(log=logged.update, log_artifact=lambda path: None)
-    run = SimpleNamespace(directory=tmp_path, tracker=tracker, summary={"artifacts": {}, "metrics": {}, "counts": {}})
+    run = SimpleNamespace(
+        directory=tmp_path, tracker=tracker, summary={"artifacts": {}, "metrics": {}, "counts": {}}
+    )
     report(ranking, run)
     assert "AR-Flow and GDPO are left out" in capsys.readouterr().out
     text = (tmp_path / "rank.md").read_text()
     assert "| reactface FRSyn | ↓ | **2 → 1** | **1 → 2** |" in text
-    assert "Mirror 2 → 1, SFT 1 → 2. Swaps: 1, in either half of the clips 1: Mirror passes SFT." in text
+    assert (
+        "Mirror 2 → 1, SFT 1 → 2. Swaps: 1, in either half of the clips 1: Mirror passes SFT."
+        in text
+    )
     assert "| FRSyn ↓ | corrected | 0 | 25 | 20 |" in text and "- vbench: it judges video" in text
     found = json.loads((tmp_path / "rank.json").read_text())
     assert found["metrics"][0]["values"]["reference"]["Mirror"] == 40 and found["clips"] == 4
-    assert logged["reactface/FRSyn/corrected/mirror"] == 0 and run.summary["metrics"]["steady_order_changes"] == 1
+    assert (
+        logged["reactface/FRSyn/corrected/mirror"] == 0
+        and run.summary["metrics"]["steady_order_changes"] == 1
+    )
     assert markdown(ranking, [], []).count("Nowhere.") == 1

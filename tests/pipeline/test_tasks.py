@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import DpoConfig, PolicyConfig, SftConfig
-from pipeline.data.vla import examples, prompt_of, prompt_row
-from pipeline.tasks.dpo import DpoTask, ReferenceMismatch, read_reference, write_reference
-from pipeline.tasks.sft import SftTask
-from policies.tables import batch_rows, write_table
-from policies.vla.loading import load_checkpoint
-from policies.vla.loss import sft_loss
-from policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
+from rapport.pipeline.config import DpoConfig, PolicyConfig, SftConfig
+from rapport.pipeline.data.vla import examples, prompt_of, prompt_row
+from rapport.pipeline.objectives.dpo import (
+    DpoTask,
+    ReferenceMismatch,
+    read_reference,
+    write_reference,
+)
+from rapport.pipeline.objectives.sft import SftTask
+from rapport.policies.tables import batch_rows, write_table
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.loss import sft_loss
+from rapport.policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
 
 DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
 
@@ -21,7 +26,9 @@ DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
 @pytest.fixture(scope="module")
 def sft_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("sft") / "examples.arrow"
-    write_table(file, examples(tiny_corpus.clips("train"), load_checkpoint(tiny_checkpoint)), SFT_SCHEMA)
+    write_table(
+        file, examples(tiny_corpus.clips("train"), load_checkpoint(tiny_checkpoint)), SFT_SCHEMA
+    )
     return file
 
 
@@ -30,8 +37,11 @@ def pair_rows(corpus, checkpoint, seed=0):
     for i, clip in enumerate(corpus.clips("train")):
         chosen, rejected = 344 + rng.integers(0, 256, (2, DIMS * STEPS))
         yield prompt_row(prompt_of(clip, policy)) | {
-            "chosen": chosen.tolist(), "rejected": rejected.tolist(),
-            "chosen_score": 0.5 + 0.05 * i, "rejected_score": 0.25}
+            "chosen": chosen.tolist(),
+            "rejected": rejected.tolist(),
+            "chosen_score": 0.5 + 0.05 * i,
+            "rejected_score": 0.25,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +52,22 @@ def pair_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
 
 
 def sft_task(checkpoint, table, **keys):
-    return SftTask(str(checkpoint), str(table), PolicyConfig(), 3, SftConfig(steps=10, batch_size=2, **keys))
+    return SftTask(
+        str(checkpoint), str(table), PolicyConfig(), 3, SftConfig(steps=10, batch_size=2, **keys)
+    )
 
 
 def dpo_task(checkpoint, table, folder, reference=None, **keys):
     config = DpoConfig(**{"batch_size": 4, "epochs": 3} | keys)
-    return DpoTask(str(checkpoint), str(table), PolicyConfig(), 3, config, str(reference or checkpoint),
-                   str(Path(folder) / "reference.parquet"))
+    return DpoTask(
+        str(checkpoint),
+        str(table),
+        PolicyConfig(),
+        3,
+        config,
+        str(reference or checkpoint),
+        str(Path(folder) / "reference.parquet"),
+    )
 
 
 def test_whole_clips_come_after_the_windows(tiny_checkpoint, sft_table):
@@ -104,8 +123,12 @@ def test_the_sft_loss_is_that_of_the_window(tiny_checkpoint, sft_table):
         wanted, _ = sft_loss(logits, batch["actions"], task.checkpoint.actions, 2.0, 0.5, 0.25)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     parts = {name: value.item() for name, value in parts.items()}
-    assert loss.item() == pytest.approx(2.0 * parts["ce_expression"] + 0.5 * parts["ce_pose"]
-                                        + 0.25 * (parts["temporal"] + parts["identity"]), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        2.0 * parts["ce_expression"]
+        + 0.5 * parts["ce_pose"]
+        + 0.25 * (parts["temporal"] + parts["identity"]),
+        rel=1e-5,
+    )
 
 
 def test_dpo_starts_at_log_2_with_no_reward(tiny_checkpoint, pair_table, tmp_path, alone):
@@ -119,15 +142,21 @@ def test_dpo_starts_at_log_2_with_no_reward(tiny_checkpoint, pair_table, tmp_pat
     assert abs(metrics["margin"].item()) < 1e-3
 
 
-def test_reference_log_probs_are_the_summed_ones_of_the_policy(tiny_checkpoint, pair_table, tmp_path, alone):
+def test_reference_log_probs_are_the_summed_ones_of_the_policy(
+    tiny_checkpoint, pair_table, tmp_path, alone
+):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
     task.prepare(task.module().eval(), 0, 1)
     policy = load_checkpoint(tiny_checkpoint).model
     row = task.rows[2]
-    frames = torch.from_numpy(np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy())
+    frames = torch.from_numpy(
+        np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy()
+    )
     for column, name in enumerate(("chosen", "rejected")):
         with torch.no_grad():
-            wanted = policy.action_log_probs(torch.tensor([row["prompt"]]), frames, torch.tensor([row[name]])).sum()
+            wanted = policy.action_log_probs(
+                torch.tensor([row["prompt"]]), frames, torch.tensor([row[name]])
+            ).sum()
         assert task.reference_log_probs[2, column].item() == pytest.approx(wanted.item(), abs=1e-3)
 
 
@@ -147,36 +176,60 @@ def test_a_later_round_may_be_tied_to_an_earlier_policy(
         moved.prepare(moved.module(), 0, 1)
 
 
-def test_a_batch_of_pairs_carries_its_own_references_and_margins(tiny_checkpoint, pair_table, tmp_path):
+def test_a_batch_of_pairs_carries_its_own_references_and_margins(
+    tiny_checkpoint, pair_table, tmp_path
+):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
     task.__dict__["reference_log_probs"] = torch.arange(16.0).reshape(8, 2)
     rows = batch_rows(1, 4, 8, seed=3)
     batch = task.batch(1, rank=1, world_size=2)
     assert batch["reference"].tolist() == [[2.0 * r, 2.0 * r + 1] for r in rows[1::2]]
-    torch.testing.assert_close(batch["margin"], torch.tensor([0.25 + 0.05 * r for r in rows[1::2]]).float())
+    torch.testing.assert_close(
+        batch["margin"], torch.tensor([0.25 + 0.05 * r for r in rows[1::2]]).float()
+    )
     assert batch["actions"].shape == (2, 2, 45)
-    assert batch["actions"][0].tolist() == [task.rows[int(rows[1])][name] for name in ("chosen", "rejected")]
+    assert batch["actions"][0].tolist() == [
+        task.rows[int(rows[1])][name] for name in ("chosen", "rejected")
+    ]
 
 
-def test_only_the_first_steps_count_where_the_config_says_so(tiny_checkpoint, pair_table, tmp_path, alone):
+def test_only_the_first_steps_count_where_the_config_says_so(
+    tiny_checkpoint, pair_table, tmp_path, alone
+):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path, first_steps=2)
     task.prepare(task.module().eval(), 0, 1)
     policy, row = load_checkpoint(tiny_checkpoint).model, task.rows[2]
-    frames = torch.from_numpy(np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy())
-    with torch.no_grad():  # causal: what comes after does not change the first two steps of the whole reaction
-        whole = policy.action_log_probs(torch.tensor([row["prompt"]]), frames, torch.tensor([row["chosen"]]))
-    assert task.reference_log_probs[2, 0].item() == pytest.approx(whole[0, : 2 * DIMS].sum().item(), abs=1e-3)
+    frames = torch.from_numpy(
+        np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy()
+    )
+    with (
+        torch.no_grad()
+    ):  # causal: what comes after does not change the first two steps of the whole reaction
+        whole = policy.action_log_probs(
+            torch.tensor([row["prompt"]]), frames, torch.tensor([row["chosen"]])
+        )
+    assert task.reference_log_probs[2, 0].item() == pytest.approx(
+        whole[0, : 2 * DIMS].sum().item(), abs=1e-3
+    )
     assert task.batch(0, 0, 1)["actions"].shape == (4, 2, 2 * DIMS)
     everything = dpo_task(tiny_checkpoint, pair_table, tmp_path, first_steps=None)
     with pytest.raises(ReferenceMismatch, match="first_steps"):
         everything.prepare(everything.module(), 0, 1)
 
 
-def test_training_the_inputs_leaves_the_language_model_as_it_was(tiny_checkpoint, pair_table, tmp_path):
+def test_training_the_inputs_leaves_the_language_model_as_it_was(
+    tiny_checkpoint, pair_table, tmp_path
+):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path, train="inputs")
     module = task.module()
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    for part in (".vision.dino.", ".vision.siglip.", ".vision.projector.", ".embed_tokens.", ".slots."):
+    for part in (
+        ".vision.dino.",
+        ".vision.siglip.",
+        ".vision.projector.",
+        ".embed_tokens.",
+        ".slots.",
+    ):
         assert any(part in name for name in trained), part
     assert not any(".layers." in name and "language_model" in name for name in trained)
     assert not any("lm_head" in name or "language_model.model.norm" in name for name in trained)
@@ -187,7 +240,9 @@ def test_training_the_inputs_leaves_the_language_model_as_it_was(tiny_checkpoint
 def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pair_table, tmp_path):
     losses = {}
     for kind in ("sigmoid", "margin", "robust", "ipo"):
-        task = dpo_task(tiny_checkpoint, pair_table, tmp_path, loss=kind, beta=0.5, label_smoothing=0.2)
+        task = dpo_task(
+            tiny_checkpoint, pair_table, tmp_path, loss=kind, beta=0.5, label_smoothing=0.2
+        )
         task.__dict__["reference_log_probs"] = torch.zeros(8, 2)
         batch = task.batch(0, 0, 1)
         module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
@@ -217,12 +272,16 @@ def test_the_reference_key_knows_weights_and_pairs(
     weights = dpo_task(other_checkpoint, pair_table, tmp_path).key
     assert {name for name in key if key[name] != weights[name]} == {"weights"}
     others = tmp_path / "pairs.arrow"
-    write_table(others, pair_rows(tiny_corpus, tiny_checkpoint, seed=1), PAIR_SCHEMA)  # as many, other reactions
+    write_table(
+        others, pair_rows(tiny_corpus, tiny_checkpoint, seed=1), PAIR_SCHEMA
+    )  # as many, other reactions
     pairs = dpo_task(tiny_checkpoint, others, tmp_path).key
     assert {name for name in key if key[name] != pairs[name]} == {"pairs"}
 
 
-def test_stored_references_are_used_and_checked(tiny_checkpoint, other_checkpoint, pair_table, tmp_path, alone):
+def test_stored_references_are_used_and_checked(
+    tiny_checkpoint, other_checkpoint, pair_table, tmp_path, alone
+):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
     task.prepare(task.module().eval(), 0, 1)
     again = dpo_task(tiny_checkpoint, pair_table, tmp_path)
@@ -232,15 +291,21 @@ def test_stored_references_are_used_and_checked(tiny_checkpoint, other_checkpoin
         dpo_task(other_checkpoint, pair_table, tmp_path).prepare(None, 0, 1)
 
 
-def test_lora_trains_adapters_only_and_saves_a_plain_checkpoint(tiny_checkpoint, sft_table, tmp_path):
+def test_lora_trains_adapters_only_and_saves_a_plain_checkpoint(
+    tiny_checkpoint, sft_table, tmp_path
+):
     config = PolicyConfig(lora_rank=2, freeze_vision=True)
-    task = SftTask(str(tiny_checkpoint), str(sft_table), config, 0, SftConfig(steps=2, batch_size=2))
+    task = SftTask(
+        str(tiny_checkpoint), str(sft_table), config, 0, SftConfig(steps=2, batch_size=2)
+    )
     module = task.module()
     trained = [name for name, p in module.named_parameters() if p.requires_grad]
     assert any("lora" in name for name in trained)
     assert not any(".dino." in name or ".siglip." in name for name in trained)
     task.save(module.state_dict(), tmp_path / "saved")
-    saved, plain = (load_checkpoint(p).model.state_dict() for p in (tmp_path / "saved", tiny_checkpoint))
+    saved, plain = (
+        load_checkpoint(p).model.state_dict() for p in (tmp_path / "saved", tiny_checkpoint)
+    )
     assert saved.keys() == plain.keys()
     for name in plain:  # fresh adapters change nothing
         torch.testing.assert_close(saved[name], plain[name])

@@ -15,10 +15,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipeline import tracking
-from pipeline.config import PrepareConfig, TrackingConfig
-from pipeline.rundir import Run
-from pipeline.tracking import MetricLogger, Tracker, TrackingError
+from rapport.pipeline import tracking
+from rapport.pipeline.config import PrepareConfig, TrackingConfig
+from rapport.pipeline.rundir import Run
+from rapport.pipeline.tracking import MetricLogger, Tracker, TrackingError
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def history(tracker, run_id, key):
 
 
 def test_a_run_has_a_parent_and_nested_phases(store):
-    config = PrepareConfig(seed=7, tracking=TrackingConfig(experiment="nested", system_metrics=False))
+    config = PrepareConfig(
+        seed=7, tracking=TrackingConfig(experiment="nested", system_metrics=False)
+    )
     with pytest.raises(ValueError, match="no"), Run("prepare", config, store / "nested") as run:
         run.once("first", lambda phase: phase.logger.log({"loss": 0.5}, step=3) or {})
         run.once("second", lambda phase: int("no"))
@@ -51,9 +53,17 @@ def test_a_run_has_a_parent_and_nested_phases(store):
     parent = client.get_run(run.tracker.run_id)
     assert parent.info.run_name == "nested" and parent.info.status == "FAILED"
     assert parent.data.params["seed"] == "7" and parent.data.params["corpus.kind"] == "synthetic"
-    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"summary.json", "config.yaml"}
-    found = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
-    assert {r.info.run_name: r.info.status for r in found} == {"first": "FINISHED", "second": "FAILED"}
+    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {
+        "summary.json",
+        "config.yaml",
+    }
+    found = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    )
+    assert {r.info.run_name: r.info.status for r in found} == {
+        "first": "FINISHED",
+        "second": "FAILED",
+    }
     first = next(r for r in found if r.info.run_name == "first")
     assert history(run.tracker, first.info.run_id, "loss") == [(3, 0.5)]
 
@@ -68,7 +78,9 @@ def test_parts_are_nested_runs_with_phases_of_their_own(store):
     part.end(failed=True)
     found = client.get_run(part.run_id)
     assert found.data.tags["mlflow.parentRunId"] == tracker.run_id and found.info.status == "FAILED"
-    assert found.data.metrics == {"l2": 0.5} and client.get_run(phase.run_id).info.status == "FINISHED"
+    assert (
+        found.data.metrics == {"l2": 0.5} and client.get_run(phase.run_id).info.status == "FINISHED"
+    )
     assert client.get_run(phase.run_id).data.tags["mlflow.parentRunId"] == part.run_id
     again = tracker.part("seed-0", part.run_id)
     again.end(failed=False)
@@ -124,7 +136,9 @@ def test_two_processes_write_one_run_and_do_not_end_it(store):
 
 
 class Server:
-    """A real MLflow server over one database, that can be killed and started again on the same port."""
+    """A real MLflow server over one database, that can be killed and started again on the same
+    port.
+    """
 
     def __init__(self, folder):
         self.folder = folder
@@ -135,10 +149,27 @@ class Server:
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-             "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}",
-             "--artifacts-destination", str(self.folder / "artifacts")],
-            cwd=self.folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"sqlite:///{self.folder / 'server.db'}",
+                "--artifacts-destination",
+                str(self.folder / "artifacts"),
+            ],
+            cwd=self.folder,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -191,14 +222,23 @@ def test_a_server_that_goes_away_loses_nothing(server, tmp_path, monkeypatch, ca
     found = client.get_run(tracker.run_id)
     assert found.data.metrics == {"a": 1.0, "b": 2.0} and found.info.status == "FINISHED"
     assert [f.path for f in client.list_artifacts(tracker.run_id)] == ["summary.json"]
-    nested = client.search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'")
-    assert {r.info.run_name: r.info.status for r in nested} == {"early": "FINISHED", "late": "FINISHED"}
+    nested = client.search_runs(
+        [found.info.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'"
+    )
+    assert {r.info.run_name: r.info.status for r in nested} == {
+        "early": "FINISHED",
+        "late": "FINISHED",
+    }
     late = next(r for r in nested if r.info.run_name == "late")
-    assert [(m.step, m.value) for m in client.get_metric_history(late.info.run_id, "c")] == [(4, 3.0)]
+    assert [(m.step, m.value) for m in client.get_metric_history(late.info.run_id, "c")] == [
+        (4, 3.0)
+    ]
 
 
 def test_a_server_that_is_not_there_at_the_start_is_an_error(tmp_path):
-    with pytest.raises(TrackingError, match=r"(?s)tracking.uri=http://127.0.0.1:9: .*leave tracking.uri empty"):
+    with pytest.raises(
+        TrackingError, match=r"(?s)tracking.uri=http://127.0.0.1:9: .*leave tracking.uri empty"
+    ):
         Tracker("http://127.0.0.1:9", "tests", tmp_path, None, system_metrics=False)
 
 

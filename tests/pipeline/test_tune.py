@@ -1,4 +1,6 @@
-"""A sweep around its trials: what it writes, what failed, stopped and doubled trials come to; charts that parse."""
+"""A sweep around its trials: what it writes, what failed, stopped and doubled trials come to;
+charts that parse.
+"""
 
 import itertools
 import json
@@ -10,17 +12,26 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from actors.learner import Milestones
-from actors.mailbox import Mailbox
-from pipeline.config import DpoRecipeConfig, load_config
-from pipeline.recipes import tune as recipe
-from pipeline.recipes.tune_dpo import with_interval
-from pipeline.recipes.tune_gdpo import training_kl
-from pipeline.report.sweep import Outcome, axis_of, parallel_chart, pareto_chart, pareto_front, response_chart
-from pipeline.rundir import Run, RunError
-from pipeline.tune_config import TuneDpoConfig
+from rapport.actors.learner import Milestones
+from rapport.actors.mailbox import Mailbox
+from rapport.pipeline.config import DpoRecipeConfig, load_config
+from rapport.pipeline.recipes import tune as recipe
+from rapport.pipeline.recipes.tune_dpo import with_interval
+from rapport.pipeline.recipes.tune_gdpo import training_kl
+from rapport.pipeline.report.sweep import (
+    Outcome,
+    axis_of,
+    parallel_chart,
+    pareto_chart,
+    pareto_front,
+    response_chart,
+)
+from rapport.pipeline.rundir import Run, RunError
+from rapport.pipeline.tune_config import TuneDpoConfig
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # trials' processes cannot import a test
+ray.cloudpickle.register_pickle_by_value(
+    sys.modules[__name__]
+)  # trials' processes cannot import a test
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -28,10 +39,19 @@ def outcome(number, values, status="finished", **metrics):
     return Outcome(number, ",".join(f"{k}={v}" for k, v in values.items()), values, status, metrics)
 
 
-TRIALS = [outcome(i, {"dpo.beta": beta, "dpo.loss": loss}, simulated_rating=3 + score, kl=kl, fd=1.2 + score / 10,
-                  **{"simulated_rating/low": 2.9 + score, "simulated_rating/high": 3.1 + score})
-          for i, (beta, loss, score, kl) in enumerate(
-              [(0.1, "ipo", 0.5, 9.0), (1.0, "ipo", 0.6, 4.0), (10.0, "sigmoid", 0.2, 0.5)], 1)]
+TRIALS = [
+    outcome(
+        i,
+        {"dpo.beta": beta, "dpo.loss": loss},
+        simulated_rating=3 + score,
+        kl=kl,
+        fd=1.2 + score / 10,
+        **{"simulated_rating/low": 2.9 + score, "simulated_rating/high": 3.1 + score},
+    )
+    for i, (beta, loss, score, kl) in enumerate(
+        [(0.1, "ipo", 0.5, 9.0), (1.0, "ipo", 0.6, 4.0), (10.0, "sigmoid", 0.2, 0.5)], 1
+    )
+]
 BASELINE = {"simulated_rating": 3.0, "kl": 0.0, "fd": 1.2}
 
 
@@ -45,14 +65,17 @@ def test_a_response_chart_shows_every_trial_with_its_interval(key):
     root = ElementTree.fromstring(chart)
     assert len(circles(chart, "dot")) == 2 * 2 and len(circles(chart, "best")) == 2
     bars = [e for e in root.iter(f"{SVG}line") if e.get("class") == "bar"]
-    assert len(bars) == 2 * 3 and sum(e.get("y1") != e.get("y2") for e in bars) == 3, "kl has no interval here"
+    assert len(bars) == 2 * 3 and sum(e.get("y1") != e.get("y2") for e in bars) == 3, (
+        "kl has no interval here"
+    )
     assert len([e for e in root.iter(f"{SVG}line") if e.get("class") == "reference"]) == 2
     assert "dpo" in root.get("aria-label") and key in [e.text for e in root.iter(f"{SVG}text")]
 
 
 def test_parallel_coordinates_have_a_line_for_each_trial():
-    root = ElementTree.fromstring(parallel_chart(["dpo.beta", "dpo.loss"], TRIALS, ["kl", "simulated_rating"],
-                                                 TRIALS[1]))
+    root = ElementTree.fromstring(
+        parallel_chart(["dpo.beta", "dpo.loss"], TRIALS, ["kl", "simulated_rating"], TRIALS[1])
+    )
     lines = [e for e in root.iter(f"{SVG}polyline")]
     assert [len(e.get("points").split()) for e in lines] == [4] * 3
     assert [e.get("class") for e in lines] == ["trial", "trial best", "trial"]
@@ -90,7 +113,9 @@ def test_intervals_are_left_out_where_there_is_nothing_to_resample():
 
 def test_the_training_kl_is_of_the_last_tenth_of_the_steps(tmp_path):
     steps = tmp_path / "steps.jsonl"
-    steps.write_text("".join(json.dumps({"step": i, "kl": float(i)}) + "\n" for i in range(20)) + '{"half')
+    steps.write_text(
+        "".join(json.dumps({"step": i, "kl": float(i)}) + "\n" for i in range(20)) + '{"half'
+    )
     assert training_kl(steps) == 18.5
 
 
@@ -101,7 +126,9 @@ def test_milestones_are_equal_parts():
 
 
 class StubTrials:
-    """Aligns nothing: the policy is a file that says which beta it has. `broken` fails, as a learner may."""
+    """Aligns nothing: the policy is a file that says which beta it has. `broken` fails, as a
+    learner may.
+    """
 
     start = "start"
     COST = "fd"
@@ -142,24 +169,35 @@ def sweep(directory, trials, *overrides, resume=False):
             recipe.run_trial(recipe.rounded(values), config, trials, root, mailbox)
 
         results = recipe.served(recipe.tuner(config, trial, directory).fit, mailbox, verdict)
-        outcomes = recipe.sorted_outcomes([recipe.outcome_of(result, config) for result in results], config)
+        outcomes = recipe.sorted_outcomes(
+            [recipe.outcome_of(result, config) for result in results], config
+        )
         recipe.report(outcomes, BASELINE, "fd", config, run)
     return json.loads((directory / "tune.json").read_text())
 
 
 @pytest.mark.engine
-def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone(local_ray, tmp_path, capsys):
+def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone(
+    local_ray, tmp_path, capsys
+):
     folder, log = tmp_path / "sweep", tmp_path / "aligned"
     space = ["tune.space.dpo.beta=grid(0.5, 1, 2)", f"storage.uri={(tmp_path / 'kept').as_uri()}"]
-    with pytest.raises(RunError, match="1 of 3 trials failed, first dpo.beta=0.5: .*loss is nan at step 3"):
+    with pytest.raises(
+        RunError, match="1 of 3 trials failed, first dpo.beta=0.5: .*loss is nan at step 3"
+    ):
         sweep(folder, StubTrials(log, broken=(0.5,)), *space)
     found = json.loads((folder / "tune.json").read_text())
     assert [(t["name"], t["status"]) for t in found["trials"]] == [
-        ("dpo.beta=1", "finished"), ("dpo.beta=2", "finished"), ("dpo.beta=0.5", "failed")]
+        ("dpo.beta=1", "finished"),
+        ("dpo.beta=2", "finished"),
+        ("dpo.beta=0.5", "failed"),
+    ]
     assert found["best"] == "dpo.beta=1" and "dpo.beta=0.5 failed" in capsys.readouterr().out
     found = sweep(folder, StubTrials(log), *space, resume=True)
     assert [t["status"] for t in found["trials"]] == ["finished"] * 3
-    assert sorted(log.read_text().split()) == ["0.5", "0.5", "1", "2"], "no finished trial is repeated"
+    assert sorted(log.read_text().split()) == ["0.5", "0.5", "1", "2"], (
+        "no finished trial is repeated"
+    )
     assert load_config(DpoRecipeConfig, folder / "best.yaml", []).dpo.beta == 1
     kept = tmp_path / "kept" / "sweep" / "trials" / "dpo.beta=1"
     assert (kept / "phases" / "dpo.json").is_file(), "trials are copied to the storage, too"
@@ -167,8 +205,12 @@ def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone
         assert ElementTree.parse(folder / "charts" / f"{name}.svg").getroot().tag == f"{SVG}svg"
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     parent = (folder / "mlflow_run_id").read_text()
-    children = client.search_runs([client.get_run(parent).info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
-    trials = {run.info.run_name: run for run in children if run.info.run_name.startswith("dpo.beta")}
+    children = client.search_runs(
+        [client.get_run(parent).info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'"
+    )
+    trials = {
+        run.info.run_name: run for run in children if run.info.run_name.startswith("dpo.beta")
+    }
     assert set(trials) == {"dpo.beta=0.5", "dpo.beta=1", "dpo.beta=2"}
     best = trials["dpo.beta=1"]
     assert best.data.params == {"dpo.beta": "1"} and best.data.metrics["simulated_rating"] == 4
@@ -179,9 +221,17 @@ def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone
 @pytest.mark.engine
 def test_optuna_fills_its_trials_and_asha_ends_the_worst(local_ray, tmp_path):
     folder = tmp_path / "optuna"
-    found = sweep(folder, StubTrials(tmp_path / "log"), "tune.search=optuna", "tune.trials=4", "tune.concurrent=2",
-                  "tune.space.dpo.beta=loguniform(0.1, 10)", "tune.scheduler=asha", "tune.judgements=2",
-                  "tune.model=")
+    found = sweep(
+        folder,
+        StubTrials(tmp_path / "log"),
+        "tune.search=optuna",
+        "tune.trials=4",
+        "tune.concurrent=2",
+        "tune.space.dpo.beta=loguniform(0.1, 10)",
+        "tune.scheduler=asha",
+        "tune.judgements=2",
+        "tune.model=",
+    )
     statuses = [t["status"] for t in found["trials"]]
     assert len(statuses) == 4 and "failed" not in statuses and "finished" in statuses
     assert all(0.1 <= t["values"]["dpo.beta"] <= 10 for t in found["trials"])
@@ -207,14 +257,18 @@ def test_a_judge_that_fails_fails_the_trial_only(local_ray):
 
     mailbox = Mailbox.remote()
     first, second, third = recipe.served(fit, mailbox, judge)
-    assert first == third == {"score": 1.0} and "ValueError in judging bad: no such policy" in second
+    assert (
+        first == third == {"score": 1.0} and "ValueError in judging bad: no such policy" in second
+    )
 
 
 def test_trials_that_would_wait_for_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.1})
     demand = {"CPU": 0.8, "GPU": 0.0}
     recipe.require_room(load_config(TuneDpoConfig, None, []), demand)
-    with pytest.raises(RunError, match=r"tune.concurrent=2 trials need 2 x 0.81 CPUs, 1.1 are free"):
+    with pytest.raises(
+        RunError, match=r"tune.concurrent=2 trials need 2 x 0.81 CPUs, 1.1 are free"
+    ):
         recipe.require_room(load_config(TuneDpoConfig, None, ["tune.concurrent=2"]), demand)
 
 
@@ -226,9 +280,17 @@ def test_a_metric_that_the_judge_does_not_give_is_named():
 
 def test_equal_trials_count_once_and_order_follows_the_mode():
     config = SimpleNamespace(tune=SimpleNamespace(metric="s", mode="min"))
-    made = [outcome(0, {"k": v}, status, **({"s": s} if s is not None else {}))
-            for v, status, s in [(1, "finished", 2.0), (1, "finished", 2.0), (2, "failed", None), (3, "stopped", 0.1),
-                                 (4, "finished", 1.0)]]
+    made = [
+        outcome(0, {"k": v}, status, **({"s": s} if s is not None else {}))
+        for v, status, s in [
+            (1, "finished", 2.0),
+            (1, "finished", 2.0),
+            (2, "failed", None),
+            (3, "stopped", 0.1),
+            (4, "finished", 1.0),
+        ]
+    ]
     ordered = recipe.sorted_outcomes(made, config)
-    assert [(o.number, o.name) for o in ordered] == list(zip(itertools.count(1), ["k=4", "k=1", "k=3", "k=2"],
-                                                             strict=False))
+    assert [(o.number, o.name) for o in ordered] == list(
+        zip(itertools.count(1), ["k=4", "k=1", "k=3", "k=2"], strict=False)
+    )

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from policies.flow.encoders import AUDIO_RATE, AudioEncoder, FeatureCache, TextEncoder, _field
+from rapport.policies.flow.encoders import (
+    AUDIO_RATE,
+    AudioEncoder,
+    FeatureCache,
+    TextEncoder,
+    _field,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +24,9 @@ def audio():
 
 
 def sound(frames, fps=25, seed=0):
-    return np.random.default_rng(seed).normal(size=round(frames * AUDIO_RATE / fps)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).normal(size=round(frames * AUDIO_RATE / fps)).astype(np.float32)
+    )
 
 
 def test_texts_are_one_vector_each_whatever_they_are_batched_with(text):
@@ -37,7 +45,11 @@ def test_wav2vec2_sees_400_samples_every_320():
 @pytest.mark.parametrize(("frames", "fps"), [(25, 25), (100, 25), (30, 30), (1, 25)])
 def test_one_token_per_video_frame(audio, frames, fps):
     tokens = audio(sound(frames, fps), frames, fps)
-    assert tokens.shape == (frames, audio.dim) and tokens.dtype == torch.float32 and tokens.isfinite().all()
+    assert (
+        tokens.shape == (frames, audio.dim)
+        and tokens.dtype == torch.float32
+        and tokens.isfinite().all()
+    )
 
 
 def test_loudness_of_the_recording_does_not_matter_but_sound_does(audio):
@@ -51,7 +63,9 @@ def test_a_click_is_felt_at_its_frame(audio):
     quiet = 0.01 * sound(50)
     click = quiet.copy()
     click[20 * 640 + 300 : 20 * 640 + 340] += 0.3
-    features = [audio.model.feature_extractor(torch.from_numpy(x)[None])[0].T for x in (quiet, click)]
+    features = [
+        audio.model.feature_extractor(torch.from_numpy(x)[None])[0].T for x in (quiet, click)
+    ]
     change = (features[1] - features[0]).abs().sum(1)
     assert abs(float(change.argmax()) * 320 + 200 - (20 * 640 + 320)) <= 320
 
@@ -69,7 +83,9 @@ def test_streaming_features_know_nothing_of_later_sound(audio):
 
 
 def test_bad_audio_is_refused(audio):
-    with pytest.raises(ValueError, match=r"32000 audio samples at 16000 Hz, got an array of shape \(16000,\)"):
+    with pytest.raises(
+        ValueError, match=r"32000 audio samples at 16000 Hz, got an array of shape \(16000,\)"
+    ):
         audio(sound(25), 50, 25)
     x = sound(25)
     x[7] = np.nan

@@ -1,4 +1,6 @@
-"""AR-Flow: positions by hand, what a token may see, and that caching, absence and order change nothing."""
+"""AR-Flow: positions by hand, what a token may see, and that caching, absence and order change
+nothing.
+"""
 
 import math
 from copy import deepcopy
@@ -7,14 +9,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies.flow.conditions import MODALITIES, Conditions, dropout_mask
-from policies.flow.config import PAPER_GROUPS, FlowConfig, flow_config, vae_config
-from policies.flow.loss import flow_errors
-from policies.flow.model import ARFlow, initialised, time_features
-from policies.flow.tmrope import audio_times, motion_times, rotate, rotations
-from policies.motion import Layout
+from rapport.policies.flow.conditions import MODALITIES, Conditions, dropout_mask
+from rapport.policies.flow.config import PAPER_GROUPS, FlowConfig, flow_config, vae_config
+from rapport.policies.flow.loss import flow_errors
+from rapport.policies.flow.model import ARFlow, initialised, time_features
+from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
+from rapport.policies.motion import Layout
 
-CONFIG = FlowConfig(latent_dim=4, downsample=8, text_dim=5, audio_dim=6, hidden=32, layers=2, heads=4, mlp=48, window=6)
+CONFIG = FlowConfig(
+    latent_dim=4,
+    downsample=8,
+    text_dim=5,
+    audio_dim=6,
+    hidden=32,
+    layers=2,
+    heads=4,
+    mlp=48,
+    window=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +41,12 @@ def normal(*shape, seed=0):
 
 
 def conditions(batch=2, latents=6, seed=0):
-    return Conditions(normal(batch, 5, seed=seed), normal(batch, latents * 8, 6, seed=seed + 1),
-                      normal(batch, latents, 4, seed=seed + 2), normal(batch, latents * 8, 6, seed=seed + 3))
+    return Conditions(
+        normal(batch, 5, seed=seed),
+        normal(batch, latents * 8, 6, seed=seed + 1),
+        normal(batch, latents, 4, seed=seed + 2),
+        normal(batch, latents * 8, 6, seed=seed + 3),
+    )
 
 
 def velocities(model, prefix, clean, noisy, time):
@@ -45,7 +61,9 @@ def test_tmrope_by_hand():
     cos, sin = rotations(torch.tensor([0, 3]), head_dim=4)
     assert cos[1].tolist() == pytest.approx([math.cos(3), math.cos(3 / 100)])
     turned = rotate(torch.tensor([1.0, 1.0, 0.0, 0.0]), (cos[1], sin[1]))
-    assert turned.tolist() == pytest.approx([math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)])
+    assert turned.tolist() == pytest.approx(
+        [math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)]
+    )
 
 
 @pytest.mark.parametrize("r", [1, 4, 5, 8])
@@ -61,7 +79,9 @@ def test_only_the_difference_of_times_counts():
     q, k = normal(8), normal(8, seed=1)
 
     def product(t, s):
-        return (rotate(q, rotations(torch.tensor(t), 8)) * rotate(k, rotations(torch.tensor(s), 8))).sum()
+        return (
+            rotate(q, rotations(torch.tensor(t), 8)) * rotate(k, rotations(torch.tensor(s), 8))
+        ).sum()
 
     torch.testing.assert_close(product(3, 17), product(1003, 1017))
     assert (product(3, 17) - product(3, 18)).abs() > 1e-3
@@ -72,17 +92,24 @@ def test_channels_of_features_are_standardised():
     plain, fitted = (initialised(CONFIG, seed=0).double().eval() for _ in range(2))
     spread, offset = torch.arange(1, 7).double(), 5 * normal(6)
     given = conditions()
-    audio = {name: getattr(given, name) * spread + offset for name in ("partner_audio", "actor_audio")}
+    audio = {
+        name: getattr(given, name) * spread + offset for name in ("partner_audio", "actor_audio")
+    }
     text = torch.stack([torch.full((5,), 1.0), torch.full((5,), 3.0)]).double()
     text[:, 4] = 7.0  # says nothing
-    fitted.fit_features(text.split(1), [audio["partner_audio"][:1], audio["partner_audio"][1:], audio["actor_audio"]])
+    fitted.fit_features(
+        text.split(1),
+        [audio["partner_audio"][:1], audio["partner_audio"][1:], audio["actor_audio"]],
+    )
     assert fitted.text_mean.tolist() == [2, 2, 2, 2, 7] and fitted.text_std.tolist() == [1] * 5
     both = torch.cat(list(audio.values())).flatten(0, 1)
     torch.testing.assert_close(fitted.audio_mean, both.mean(0))
     torch.testing.assert_close(fitted.audio_std, both.std(0, correction=0))
     same = {name: (x - both.mean(0)) / both.std(0, correction=0) for name, x in audio.items()}
     inputs = normal(2, 1, 6, 4), normal(2, 1, 6, 4, seed=9), torch.tensor(0.3)
-    expected = velocities(plain, plain.encode_prefix(replace(given, text=text - fitted.text_mean, **same)), *inputs)
+    expected = velocities(
+        plain, plain.encode_prefix(replace(given, text=text - fitted.text_mean, **same)), *inputs
+    )
     found = velocities(fitted, fitted.encode_prefix(replace(given, text=text, **audio)), *inputs)
     torch.testing.assert_close(found, expected)
     before = fitted.audio_mean.clone()
@@ -92,9 +119,16 @@ def test_channels_of_features_are_standardised():
 
 def test_a_state_passes_by_the_transformer_times_a_gain_of_flow_time(model):
     plain = initialised(CONFIG, seed=0).double().eval()
-    prefix, clean, noisy, time = model.encode_prefix(conditions()), normal(2, 1, 6, 4), normal(2, 1, 6, 4, seed=9), 0.3
+    prefix, clean, noisy, time = (
+        model.encode_prefix(conditions()),
+        normal(2, 1, 6, 4),
+        normal(2, 1, 6, 4, seed=9),
+        0.3,
+    )
     by_hand = velocities(plain, prefix, clean, noisy, torch.tensor(time))
-    angles = torch.tensor([1000 * time * 10_000 ** (-i / 128) for i in range(128)], dtype=torch.float64)
+    angles = torch.tensor(
+        [1000 * time * 10_000 ** (-i / 128) for i in range(128)], dtype=torch.float64
+    )
     gain = model.gain.weight @ torch.cat([angles.cos(), angles.sin()])
     found = velocities(model, prefix, clean, noisy, torch.tensor(time, dtype=torch.float64))
     assert gain.abs().min() > 1e-3
@@ -119,20 +153,30 @@ def test_shapes_and_every_parameter_has_a_gradient():
     errors = flow_errors(model, prefix, latents, noise, torch.rand(2, 3, 6, 2))
     assert errors.shape == (2, 3, 6, 2)
     errors.mean().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ] == []
 
 
 def test_cached_equals_uncached(model):
     """One latent at a time, with kept keys and values, against one pass over everything."""
     prefix = model.encode_prefix(conditions())
-    clean, noisy, time = normal(2, 3, 6, 4, seed=5), normal(2, 3, 6, 4, seed=6), torch.linspace(0, 1, 6).double()
+    clean, noisy, time = (
+        normal(2, 3, 6, 4, seed=5),
+        normal(2, 3, 6, 4, seed=6),
+        torch.linspace(0, 1, 6).double(),
+    )
     whole = velocities(model, prefix, clean[:, :, :5], noisy, time)
     past, new = None, clean[:, :, :0]
     for l in range(6):  # noqa: E741
         for again in range(2):  # asking twice must leave no trace
-            one, past = model(prefix, new, noisy[:, :, l : l + 1], time[l : l + 1], torch.tensor([l]), past)
+            one, past = model(
+                prefix, new, noisy[:, :, l : l + 1], time[l : l + 1], torch.tensor([l]), past
+            )
             new = clean[:, :, :0]
-            torch.testing.assert_close(one[:, :, 0], whole[:, :, l], atol=1e-10, rtol=1e-10, msg=f"latent {l}, {again}")
+            torch.testing.assert_close(
+                one[:, :, 0], whole[:, :, l], atol=1e-10, rtol=1e-10, msg=f"latent {l}, {again}"
+            )
         new = clean[:, :, l : l + 1]
 
 
@@ -140,7 +184,11 @@ def test_one_softmax_over_prefix_history_and_itself(model):
     """Against attention written for one token at a time, with all its keys in one list."""
     c = conditions(1, 2)
     prefix = model.encode_prefix(c)
-    clean, noisy, time = normal(1, 1, 1, 4, seed=5), normal(1, 1, 1, 4, seed=6), torch.tensor([0.3]).double()
+    clean, noisy, time = (
+        normal(1, 1, 1, 4, seed=5),
+        normal(1, 1, 1, 4, seed=6),
+        torch.tensor([0.3]).double(),
+    )
     got, past = model(prefix, clean, noisy, time, torch.tensor([1]))
     when = time_features(time)[0]
     x = model.project_latent(noisy[0, 0, 0]) + model.kinds.weight[5] + model.time(when)
@@ -152,12 +200,18 @@ def test_one_softmax_over_prefix_history_and_itself(model):
         values = torch.cat([prefix.values[layer][0], past.values[layer][0, 0], v[:, None]], dim=1)
         weights = ((keys @ q[..., None]).squeeze(-1) / math.sqrt(8)).softmax(-1)
         x = block.finish(x[None], (weights[..., None] * values).sum(1, keepdim=True))[0]
-    torch.testing.assert_close(got[0, 0, 0], model.velocity(model.norm(x)) + model.gain(when) * noisy[0, 0, 0])
+    torch.testing.assert_close(
+        got[0, 0, 0], model.velocity(model.norm(x)) + model.gain(when) * noisy[0, 0, 0]
+    )
 
 
 def test_noise_and_time_of_a_latent_reach_no_other(model):
     prefix = model.encode_prefix(conditions())
-    clean, noisy, time = normal(2, 1, 5, 4, seed=5), normal(2, 1, 6, 4, seed=6), torch.full((6,), 0.5).double()
+    clean, noisy, time = (
+        normal(2, 1, 5, 4, seed=5),
+        normal(2, 1, 6, 4, seed=6),
+        torch.full((6,), 0.5).double(),
+    )
     before = velocities(model, prefix, clean, noisy, time)
     noisy[:, :, 2] += 1
     time[4] = 0.9
@@ -167,7 +221,11 @@ def test_noise_and_time_of_a_latent_reach_no_other(model):
 
 def test_a_latent_sees_the_clean_ones_before_it_only(model):
     prefix = model.encode_prefix(conditions())
-    clean, noisy, time = normal(2, 1, 5, 4, seed=5), normal(2, 1, 6, 4, seed=6), torch.zeros(6).double()
+    clean, noisy, time = (
+        normal(2, 1, 5, 4, seed=5),
+        normal(2, 1, 6, 4, seed=6),
+        torch.zeros(6).double(),
+    )
     before = velocities(model, prefix, clean, noisy, time)
     clean[:, :, 2] += 1
     change = (velocities(model, prefix, clean, noisy, time) - before).abs().amax((0, 1, 3))
@@ -176,12 +234,20 @@ def test_a_latent_sees_the_clean_ones_before_it_only(model):
 
 def test_slots_and_prompts_do_not_mix(model):
     c = conditions()
-    clean, noisy, time = normal(2, 3, 5, 4, seed=5), normal(2, 3, 6, 4, seed=6), torch.zeros(6).double()
+    clean, noisy, time = (
+        normal(2, 3, 5, 4, seed=5),
+        normal(2, 3, 6, 4, seed=6),
+        torch.zeros(6).double(),
+    )
     whole = velocities(model, model.encode_prefix(c), clean, noisy, time)
     for b in range(2):
-        alone = model.encode_prefix(Conditions(*(getattr(c, name)[b : b + 1] for name in MODALITIES)))
+        alone = model.encode_prefix(
+            Conditions(*(getattr(c, name)[b : b + 1] for name in MODALITIES))
+        )
         for s in range(3):
-            one = velocities(model, alone, clean[b : b + 1, s : s + 1], noisy[b : b + 1, s : s + 1], time)
+            one = velocities(
+                model, alone, clean[b : b + 1, s : s + 1], noisy[b : b + 1, s : s + 1], time
+            )
             torch.testing.assert_close(one[0, 0], whole[b, s], atol=1e-10, rtol=1e-10)
     order = torch.tensor([2, 0, 1])
     turned = velocities(model, model.encode_prefix(c), clean[:, order], noisy[:, order], time)
@@ -192,12 +258,20 @@ def test_slots_and_prompts_do_not_mix(model):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_an_absent_modality_is_as_if_it_had_never_been(model, lost, streaming):
     c = conditions()
-    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6), "time": torch.zeros(6).double()}
+    rest = {
+        "clean": normal(2, 1, 5, 4, seed=5),
+        "noisy": normal(2, 1, 6, 4, seed=6),
+        "time": torch.zeros(6).double(),
+    }
     present = torch.ones(2, 4, dtype=torch.bool)
     present[:, lost] = False
-    without = velocities(model, model.encode_prefix(replace(c, **{MODALITIES[lost]: None}), streaming), **rest)
+    without = velocities(
+        model, model.encode_prefix(replace(c, **{MODALITIES[lost]: None}), streaming), **rest
+    )
     rubbish = {MODALITIES[lost]: torch.full_like(getattr(c, MODALITIES[lost]), torch.nan)}
-    masked = velocities(model, model.encode_prefix(replace(c, present=present, **rubbish), streaming), **rest)
+    masked = velocities(
+        model, model.encode_prefix(replace(c, present=present, **rubbish), streaming), **rest
+    )
     torch.testing.assert_close(masked, without, atol=1e-10, rtol=1e-10)
     whole = velocities(model, model.encode_prefix(c, streaming), **rest)
     assert (whole - without).abs().max() > 1e-4
@@ -208,10 +282,20 @@ def test_an_absent_modality_is_as_if_it_had_never_been(model, lost, streaming):
 
 
 def test_unconditional_slots_are_those_of_a_prompt_without_conditions(model):
-    clean, noisy, time = normal(2, 2, 5, 4, seed=5), normal(2, 2, 6, 4, seed=6), torch.zeros(6).double()
+    clean, noisy, time = (
+        normal(2, 2, 5, 4, seed=5),
+        normal(2, 2, 6, 4, seed=6),
+        torch.zeros(6).double(),
+    )
     number = torch.arange(6)
-    half, _ = model(model.encode_prefix(conditions()), clean, noisy, time, number,
-                    conditioned=torch.tensor([True, False]))
+    half, _ = model(
+        model.encode_prefix(conditions()),
+        clean,
+        noisy,
+        time,
+        number,
+        conditioned=torch.tensor([True, False]),
+    )
     nothing = Conditions(present=torch.zeros(2, 4, dtype=torch.bool))
     empty = velocities(model, model.encode_prefix(nothing), clean, noisy, time)
     full = velocities(model, model.encode_prefix(conditions()), clean, noisy, time)
@@ -222,7 +306,11 @@ def test_unconditional_slots_are_those_of_a_prompt_without_conditions(model):
 def test_partner_and_actor_audio_are_told_apart(model):
     c = conditions()
     swapped = replace(c, partner_audio=c.actor_audio, actor_audio=c.partner_audio)
-    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6), "time": torch.zeros(6).double()}
+    rest = {
+        "clean": normal(2, 1, 5, 4, seed=5),
+        "noisy": normal(2, 1, 6, 4, seed=6),
+        "time": torch.zeros(6).double(),
+    }
     a, b = (velocities(model, model.encode_prefix(x), **rest) for x in (c, swapped))
     assert (a - b).abs().max() > 1e-3
 
@@ -232,9 +320,16 @@ def test_streaming_hears_nothing_after_the_present_frame(model, name):
     c, latents = conditions(), 3
     later = getattr(c, name).clone()
     later[:, latents if name == "partner_motion" else latents * 8 :] += 1
-    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6), "time": torch.zeros(6).double()}
+    rest = {
+        "clean": normal(2, 1, 5, 4, seed=5),
+        "noisy": normal(2, 1, 6, 4, seed=6),
+        "time": torch.zeros(6).double(),
+    }
     for streaming in (False, True):
-        a, b = (velocities(model, model.encode_prefix(x, streaming), **rest) for x in (c, replace(c, **{name: later})))
+        a, b = (
+            velocities(model, model.encode_prefix(x, streaming), **rest)
+            for x in (c, replace(c, **{name: later}))
+        )
         change = (a - b).abs().amax((0, 1, 3))
         assert (change[latents:] > 1e-6).all()
         assert (change[:latents] == 0).all() if streaming else (change[:latents] > 1e-6).all()
@@ -288,20 +383,31 @@ def test_loss_by_hand_on_a_linear_field():
     # m_t = (0.5, 0) and (1, 0.5); goal (1, 4) and (0, 2); v = 2 m_t + 1 = (2, 1) and (3, 2)
     errors = flow_errors(Linear(2, 1), None, latents, noise, time)
     assert errors.flatten().tolist() == pytest.approx([(1 + 9) / 2, (9 + 0) / 2])
-    # the field of a single latent, (m - m_t) / (1 - t) with m = 1: at t = 0.5 it is 2 - 2 m_t, without error
-    exact = flow_errors(Linear(-2, 2), None, torch.ones(1, 1, 1, 1), torch.randn(1, 1, 1, 9, 1),
-                        torch.full((1, 1, 1, 9), 0.5))
+    # the field of a single latent, (m - m_t) / (1 - t) with m = 1: at t = 0.5 it is 2 - 2 m_t,
+    # without error
+    exact = flow_errors(
+        Linear(-2, 2),
+        None,
+        torch.ones(1, 1, 1, 1),
+        torch.randn(1, 1, 1, 9, 1),
+        torch.full((1, 1, 1, 9), 0.5),
+    )
     assert exact.abs().max() < 1e-10
 
 
 def test_float32_and_float64_agree(model):
     single = deepcopy(model).float()
     c = conditions()
-    rest = {"clean": normal(2, 1, 5, 4, seed=5), "noisy": normal(2, 1, 6, 4, seed=6),
-            "time": torch.linspace(0, 0.9, 6).double()}
+    rest = {
+        "clean": normal(2, 1, 5, 4, seed=5),
+        "noisy": normal(2, 1, 6, 4, seed=6),
+        "time": torch.linspace(0, 0.9, 6).double(),
+    }
     prefix = single.encode_prefix(Conditions(*(getattr(c, name).float() for name in MODALITIES)))
     a = velocities(single, prefix, **{name: value.float() for name, value in rest.items()})
-    torch.testing.assert_close(a.double(), velocities(model, model.encode_prefix(c), **rest), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        a.double(), velocities(model, model.encode_prefix(c), **rest), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_what_does_not_fit_is_refused(model):
@@ -309,8 +415,10 @@ def test_what_does_not_fit_is_refused(model):
     for wrong, message in [
         ({"text": normal(2, 7)}, r"text must be \(2, 5\), got \(2, 7\)"),
         ({"actor_audio": normal(2, 40, 6)}, "same frames.*actor_audio': 40"),
-        ({"partner_audio": c.partner_audio.index_fill(1, torch.tensor([3]), torch.nan)},
-         "partner_audio holds NaN"),
+        (
+            {"partner_audio": c.partner_audio.index_fill(1, torch.tensor([3]), torch.nan)},
+            "partner_audio holds NaN",
+        ),
         ({"present": torch.ones(2, 3, dtype=torch.bool)}, "present must be bool"),
     ]:
         with pytest.raises(ValueError, match=message):

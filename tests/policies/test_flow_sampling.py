@@ -6,13 +6,31 @@ from copy import deepcopy
 import pytest
 import torch
 
-from policies.flow.conditions import MODALITIES, Conditions
-from policies.flow.config import FlowConfig
-from policies.flow.model import initialised
-from policies.flow.sampling import autoregress, draw_noise, euler, flow_times, generate, generate_long, guidance_scale
-from policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
+from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.config import FlowConfig
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.sampling import (
+    autoregress,
+    draw_noise,
+    euler,
+    flow_times,
+    generate,
+    generate_long,
+    guidance_scale,
+)
+from rapport.policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
 
-CONFIG = FlowConfig(latent_dim=4, downsample=8, text_dim=5, audio_dim=6, hidden=32, layers=2, heads=4, mlp=48, window=5)
+CONFIG = FlowConfig(
+    latent_dim=4,
+    downsample=8,
+    text_dim=5,
+    audio_dim=6,
+    hidden=32,
+    layers=2,
+    heads=4,
+    mlp=48,
+    window=5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +45,12 @@ def normal(*shape, seed=0):
 
 
 def conditions(batch=2, latents=5, seed=0):
-    return Conditions(normal(batch, 5, seed=seed), normal(batch, latents * 8, 6, seed=seed + 1),
-                      normal(batch, latents, 4, seed=seed + 2), normal(batch, latents * 8, 6, seed=seed + 3))
+    return Conditions(
+        normal(batch, 5, seed=seed),
+        normal(batch, latents * 8, 6, seed=seed + 1),
+        normal(batch, latents, 4, seed=seed + 2),
+        normal(batch, latents * 8, 6, seed=seed + 3),
+    )
 
 
 def uncached(model, conditions, noise, steps, omega=1.0):
@@ -66,11 +88,17 @@ def test_cached_sampling_equals_uncached(model, omega):
     noise = normal(2, 3, 5, 4, seed=9)
     scale = None if omega == 1 else torch.full((2, 5), omega).double()
     got = generate(model, conditions(), noise, steps=3, omega=scale)
-    torch.testing.assert_close(got, uncached(model, conditions(), noise, 3, omega), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        got, uncached(model, conditions(), noise, 3, omega), atol=1e-10, rtol=1e-10
+    )
     single = deepcopy(model).float()
     c = Conditions(*(getattr(conditions(), name).float() for name in MODALITIES))
-    got = generate(single, c, noise.float(), steps=3, omega=None if scale is None else scale.float())
-    torch.testing.assert_close(got, uncached(single, c, noise.float(), 3, omega), atol=1e-5, rtol=1e-5)
+    got = generate(
+        single, c, noise.float(), steps=3, omega=None if scale is None else scale.float()
+    )
+    torch.testing.assert_close(
+        got, uncached(single, c, noise.float(), 3, omega), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_euler_by_hand_on_a_linear_field():
@@ -122,7 +150,9 @@ def test_a_window_can_be_gone_on_with(model):
     c, noise = conditions(latents=11), normal(2, 2, 11, 4, seed=9)
     long = generate_long(model, c, noise, steps=2, history=2)
     assert long.shape == (2, 2, 11, 4)
-    torch.testing.assert_close(long[:, :, :5], generate(model, c.window(0, 5, 8), noise[:, :, :5], 2))
+    torch.testing.assert_close(
+        long[:, :, :5], generate(model, c.window(0, 5, 8), noise[:, :, :5], 2)
+    )
     changed = noise.clone()
     changed[:, :, 6] += 1
     other = generate_long(model, c, changed, steps=2, history=2)
@@ -152,7 +182,9 @@ def test_states_are_the_path_and_noise_has_the_width_it_should(model):
     assert torch.equal(trajectory.states[..., 0, :], noise[..., 0, :])
     velocities = replay_velocities(model, conditions(), trajectory.states)
     pushed = trajectory.states.diff(dim=3) - velocities / 2
-    torch.testing.assert_close(pushed, 0.5 * math.sqrt(0.5) * noise[..., 1:, :], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        pushed, 0.5 * math.sqrt(0.5) * noise[..., 1:, :], atol=1e-10, rtol=1e-10
+    )
     assert not trajectory.states.requires_grad
 
 
@@ -172,7 +204,8 @@ def test_kl_is_that_of_the_gaussians(reduction):
     v, w, sigma = normal(2, 4, 3), normal(2, 4, 3, seed=1), 0.7
     width = sigma * math.sqrt(1 / 4)
     expected = torch.distributions.kl_divergence(
-        torch.distributions.Normal(v / 4, width), torch.distributions.Normal(w / 4, width))
+        torch.distributions.Normal(v / 4, width), torch.distributions.Normal(w / 4, width)
+    )
     expected = expected.sum(-1) if reduction == "sum" else expected.mean(-1)
     torch.testing.assert_close(step_kl(v, w, sigma, reduction), expected)
     assert (step_kl(v, v, sigma, reduction) == 0).all()
@@ -180,13 +213,19 @@ def test_kl_is_that_of_the_gaussians(reduction):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_on_policy_ratio_is_exactly_1(dtype):
-    """Old log-probs by the same replay: equal to the last bit. Those of the rollout: up to the order of sums."""
+    """Old log-probs by the same replay: equal to the last bit. Those of the rollout: up to the
+    order of sums.
+    """
     model = initialised(CONFIG, seed=0).to(dtype)
     c = Conditions(*(getattr(conditions(), name).to(dtype) for name in MODALITIES))
     trajectory = rollout(model, c, draw_noise([3, 4], 3, 5, 5, 4).to(dtype), sigma=0.5)
     with torch.no_grad():
-        old = step_log_probs(trajectory.states, replay_velocities(model, c, trajectory.states), 0.5, "sum")
-    new = step_log_probs(trajectory.states, replay_velocities(model, c, trajectory.states), 0.5, "sum")
+        old = step_log_probs(
+            trajectory.states, replay_velocities(model, c, trajectory.states), 0.5, "sum"
+        )
+    new = step_log_probs(
+        trajectory.states, replay_velocities(model, c, trajectory.states), 0.5, "sum"
+    )
     assert new.requires_grad and ((new - old).exp() == 1).all()
     assert (new - trajectory.log_probs).abs().max() < (1e-4 if dtype == torch.float32 else 1e-10)
     assert trajectory.log_probs.shape == (2, 3, 5, 4)
@@ -212,7 +251,9 @@ def test_more_noise_spreads_the_samples(model):
     noise = draw_noise([3], 64, 5, 5, 4).double()
     c = conditions(batch=1)
     noise[..., 0, :] = noise[:, :1, :, 0]  # the same start: what differs is the noise on the way
-    spread = [rollout(model, c, noise, sigma).latents.std(1).mean().item() for sigma in (0.0, 0.5, 1.0)]
+    spread = [
+        rollout(model, c, noise, sigma).latents.std(1).mean().item() for sigma in (0.0, 0.5, 1.0)
+    ]
     assert spread[0] < 1e-9 < spread[1] < spread[2]
 
 
@@ -243,7 +284,9 @@ def test_corrected_steps_have_their_own_log_probs_and_kl(model):
     wanted = (-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi)).sum(-1)
     torch.testing.assert_close(log_probs, wanted, atol=1e-5, rtol=1e-5)  # flow times are float32
     plain, corrected = (step_kl(velocities, velocities + 1, 0.6, "sum", c) for c in (False, True))
-    factor = torch.tensor([(1 + 0.18 * t / (1 - t)) ** 2 for t in (0, 1 / 3, 2 / 3)], dtype=torch.float64)
+    factor = torch.tensor(
+        [(1 + 0.18 * t / (1 - t)) ** 2 for t in (0, 1 / 3, 2 / 3)], dtype=torch.float64
+    )
     torch.testing.assert_close(corrected, plain * factor, atol=1e-5, rtol=1e-5)
 
 

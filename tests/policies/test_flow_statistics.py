@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from policies.flow.statistics import mean_and_std
+from rapport.policies.flow.statistics import mean_and_std
 
 
 def test_batches_of_any_shape_are_one_corpus():
@@ -11,7 +11,9 @@ def test_batches_of_any_shape_are_one_corpus():
     rows = torch.from_numpy(values)
     mean, std = mean_and_std([rows[:7], rows[7:7], rows[7:31].reshape(2, 3, 4, 3), rows[31:]])
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(std, values.std(0), rtol=1e-6)  # a spread of a millionth of the mean, too
+    np.testing.assert_allclose(
+        std, values.std(0), rtol=1e-6
+    )  # a spread of a millionth of the mean, too
 
 
 def test_what_stands_still_is_left_at_scale_1():

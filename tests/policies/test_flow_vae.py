@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from policies.flow.config import PAPER_GROUPS, VAEConfig, vae_config
-from policies.flow.vae import MotionVAE, cosine_basis, vae_loss
-from policies.motion import Layout, LayoutError, Motion
+from rapport.policies.flow.config import PAPER_GROUPS, VAEConfig, vae_config
+from rapport.policies.flow.vae import MotionVAE, cosine_basis, vae_loss
+from rapport.policies.motion import Layout, LayoutError, Motion
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 
 
 def build(seed=0, **sizes):
     torch.manual_seed(seed)
-    vae = MotionVAE(VAEConfig(LAYOUT, **{"latent_dim": 8, "hidden": 32, "layers": 2} | sizes)).eval()
+    vae = MotionVAE(
+        VAEConfig(LAYOUT, **{"latent_dim": 8, "hidden": 32, "layers": 2} | sizes)
+    ).eval()
     for layer in (vae.posterior, vae.patch_out):  # as if it had learnt something
         layer.reset_parameters()
     return vae
@@ -35,12 +37,21 @@ def test_200_frames_of_67_numbers_are_25_latents():
 
 def test_channels_are_normalised_one_by_one():
     vae = build()
-    values = np.random.default_rng(0).normal(size=(500, 6)) * [1, 10, 0.1, 1, 1, 0] + [0, 5, 0, -3, 0, 2]
+    values = np.random.default_rng(0).normal(size=(500, 6)) * [1, 10, 0.1, 1, 1, 0] + [
+        0,
+        5,
+        0,
+        -3,
+        0,
+        2,
+    ]
     motions = [Motion(values[:200], LAYOUT), Motion(values[200:], LAYOUT)]
     vae.fit_channels(motions)
     normal = vae.normalise(torch.from_numpy(values.astype(np.float32)))
     torch.testing.assert_close(normal.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
-    torch.testing.assert_close(normal.std(0, correction=0), torch.tensor([1.0, 1, 1, 1, 1, 0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        normal.std(0, correction=0), torch.tensor([1.0, 1, 1, 1, 1, 0]), atol=1e-4, rtol=0
+    )
     with pytest.raises(LayoutError, match="unlike"):
         vae.fit_channels([Motion(values, Layout((("expr", 4), ("jaw", 2)), 30, "builtin"))])
 
@@ -58,7 +69,9 @@ def test_cosines_are_scipys():
 
     x = np.random.default_rng(0).normal(size=(8, 3))
     expected = torch.from_numpy(dct(x, axis=0, norm="ortho"))
-    torch.testing.assert_close(cosine_basis(8).double() @ torch.from_numpy(x), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        cosine_basis(8).double() @ torch.from_numpy(x), expected, atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(cosine_basis(8) @ cosine_basis(8).T, torch.eye(8), atol=1e-6, rtol=0)
 
 
@@ -76,14 +89,22 @@ def test_a_decoder_moves_as_smoothly_as_the_corpus_before_it_has_learnt_anything
     assert jerk(fitted) < 0.1 * jerk(plain)
     still = np.zeros((64, 6), np.float32)
     vae.fit_channels([Motion(still, LAYOUT)])
-    assert (vae.spectrum == 0).all() and torch.equal(vae.decode(torch.randn(1, 2, 8)), torch.zeros(1, 16, 6))
+    assert (vae.spectrum == 0).all() and torch.equal(
+        vae.decode(torch.randn(1, 2, 8)), torch.zeros(1, 16, 6)
+    )
 
 
 def test_it_begins_as_a_linear_code():
     torch.manual_seed(0)
-    vae, a, b = MotionVAE(VAEConfig(LAYOUT, latent_dim=8, hidden=32)).eval(), frames(), frames(seed=1)
+    vae, a, b = (
+        MotionVAE(VAEConfig(LAYOUT, latent_dim=8, hidden=32)).eval(),
+        frames(),
+        frames(seed=1),
+    )
     torch.testing.assert_close(vae.encode(2 * a - b), 2 * vae.encode(a) - vae.encode(b))
-    torch.testing.assert_close(vae.decode(vae.encode(2 * a - b)), vae.decode(2 * vae.encode(a) - vae.encode(b)))
+    torch.testing.assert_close(
+        vae.decode(vae.encode(2 * a - b)), vae.decode(2 * vae.encode(a) - vae.encode(b))
+    )
     x, y = vae.encode(a), vae.encode(b)
     torch.testing.assert_close(vae.decode(x + y), vae.decode(x) + vae.decode(y))
     assert vae.decode(x).abs().max() > 0.01
@@ -95,7 +116,9 @@ def test_latents_are_standardised_and_decoding_takes_it_back():
     vae.fit_latents([x[:3], x[3:]])
     latents = vae.encode(x)
     torch.testing.assert_close(latents.mean((0, 1)), torch.zeros(8), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.flatten(0, 1).std(0, correction=0), torch.ones(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        latents.flatten(0, 1).std(0, correction=0), torch.ones(8), atol=1e-3, rtol=0
+    )
     torch.testing.assert_close(vae.decode(latents), before, atol=1e-4, rtol=1e-4)
 
 
@@ -114,7 +137,9 @@ def test_no_latent_needs_a_later_frame_and_no_frame_more_than_half_a_window_of_l
 def test_a_long_sequence_is_coded_as_its_windows_are():
     vae, x = build(layers=2, look_back=2), frames(1, 160)
     # 2 layers of 2 latents: 4 latents back
-    torch.testing.assert_close(vae.encode(x)[:, 9:], vae.encode(x[:, 40:])[:, 4:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        vae.encode(x)[:, 9:], vae.encode(x[:, 40:])[:, 4:], atol=1e-5, rtol=1e-4
+    )
     assert (vae.encode(x)[:, 5:7] - vae.encode(x[:, 40:])[:, :2]).abs().max() > 1e-3
 
 
@@ -133,7 +158,9 @@ def test_loss_by_hand():
 def test_it_learns():
     vae = build().train()
     time = torch.arange(160) / 25
-    clips = torch.stack([torch.stack([(time * (1 + i + j)).sin() for j in range(6)], -1) for i in range(4)])
+    clips = torch.stack(
+        [torch.stack([(time * (1 + i + j)).sin() for j in range(6)], -1) for i in range(4)]
+    )
     vae.fit_channels([Motion(clip.numpy(), LAYOUT) for clip in clips])
     optimiser = torch.optim.Adam(vae.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)

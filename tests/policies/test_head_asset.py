@@ -1,4 +1,6 @@
-"""Heads are read whole or refused: the committed asset, FLAME pickles as Python 2 wrote them, FLAME 2023 files."""
+"""Heads are read whole or refused: the committed asset, FLAME pickles as Python 2 wrote them, FLAME
+2023 files.
+"""
 
 import pickle
 import shutil
@@ -12,11 +14,17 @@ import pytest
 import torch
 from scipy import sparse
 
-from policies.head import asset as asset_module
-from policies.head.asset import BUILTIN_ASSET, BUILTIN_CHECKSUM, AssetError, TopologyError, load_head
-from policies.head.flame import FlameHead
-from policies.head.raster import Rasterizer
-from policies.motion import Layout, Motion
+from rapport.policies.head import asset as asset_module
+from rapport.policies.head.asset import (
+    BUILTIN_ASSET,
+    BUILTIN_CHECKSUM,
+    AssetError,
+    TopologyError,
+    load_head,
+)
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.raster import Rasterizer
+from rapport.policies.motion import Layout, Motion
 
 V, F = 5023, 9860
 
@@ -54,7 +62,9 @@ class Python2Pickler(pickle._Pickler):
 
 
 def write_flame_2020(path: Path, arrays: dict, monkeypatch) -> Path:
-    """A pickle like `generic_model.pkl`: chumpy shapedirs, an old scipy matrix, old numpy module names."""
+    """A pickle like `generic_model.pkl`: chumpy shapedirs, an old scipy matrix, old numpy module
+    names.
+    """
     chumpy, csc = types.ModuleType("chumpy.ch"), types.ModuleType("scipy.sparse.csc")
     chumpy.Ch = type("Ch", (), {"__module__": "chumpy.ch"})
     csc.csc_matrix = type("csc_matrix", (), {"__module__": "scipy.sparse.csc"})
@@ -65,11 +75,19 @@ def write_flame_2020(path: Path, arrays: dict, monkeypatch) -> Path:
     shapedirs.__dict__.update(x=arrays["shapedirs"], _dirty_vars={"x"})
     matrix = sparse.csc_matrix(arrays["J_regressor"])
     regressor.__dict__.update(
-        data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, _shape=matrix.shape, maxprint=50
+        data=matrix.data,
+        indices=matrix.indices,
+        indptr=matrix.indptr,
+        _shape=matrix.shape,
+        maxprint=50,
     )
     with path.open("wb") as file:
-        Python2Pickler(file, protocol=2).dump({**arrays, "shapedirs": shapedirs, "J_regressor": regressor})
-    path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+        Python2Pickler(file, protocol=2).dump(
+            {**arrays, "shapedirs": shapedirs, "J_regressor": regressor}
+        )
+    path.write_bytes(
+        path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    )
     for name in ("chumpy", "chumpy.ch", "scipy.sparse.csc"):
         monkeypatch.delitem(sys.modules, name)
     return path
@@ -89,7 +107,9 @@ def test_eye_joints_are_the_eyeballs_centres_left_is_positive_x(builtin):
     for joint in (3, 4):
         eyeball = builtin.v_template[builtin.weights[:, joint] == 1]
         distance = np.linalg.norm(eyeball - builtin.joints[joint], axis=1)
-        assert len(eyeball) == 241 and distance.max() / distance.min() < 1.07  # a sphere with a cornea
+        assert (
+            len(eyeball) == 241 and distance.max() / distance.min() < 1.07
+        )  # a sphere with a cornea
     assert builtin.joints[3, 0] > 0.02 and builtin.joints[4, 0] < -0.02
 
 
@@ -110,14 +130,19 @@ def test_damaged_asset_is_named(tmp_path):
 def test_arkit_shapes_add_up_and_unknown_ones_are_named(builtin):
     both = builtin.expr(mouthSmileLeft=0.5, jawForward=2.0)
     np.testing.assert_allclose(
-        both, 0.5 * builtin.arkit["mouthSmileLeft"] + 2 * builtin.arkit["jawForward"], rtol=1e-5, atol=1e-6
+        both,
+        0.5 * builtin.arkit["mouthSmileLeft"] + 2 * builtin.arkit["jawForward"],
+        rtol=1e-5,
+        atol=1e-6,
     )
     assert not builtin.expr().any() and builtin.expr().shape == (100,)
     with pytest.raises(TopologyError, match="mouthSmirk"):
         builtin.expr(mouthSmirk=1.0)
 
 
-def test_flame_2020_pickle_with_chumpy_reads_without_chumpy(tmp_path, flame_arrays, builtin, monkeypatch):
+def test_flame_2020_pickle_with_chumpy_reads_without_chumpy(
+    tmp_path, flame_arrays, builtin, monkeypatch
+):
     head = load_head(write_flame_2020(tmp_path / "generic_model.pkl", flame_arrays, monkeypatch))
     assert head.topology == "flame2020" and "chumpy" not in sys.modules
     np.testing.assert_array_equal(head.v_template, builtin.v_template)
@@ -191,7 +216,10 @@ def test_files_that_are_no_flame_model_are_named(tmp_path, flame_arrays):
     np.savez(tmp_path / "flame2023_lacking.npz", **lacking)
     with pytest.raises(AssetError, match="weights"):
         load_head(tmp_path / "flame2023_lacking.npz")
-    np.savez(tmp_path / "flame2023_short.npz", **{**flame_arrays, "shapedirs": flame_arrays["shapedirs"][..., :150]})
+    np.savez(
+        tmp_path / "flame2023_short.npz",
+        **{**flame_arrays, "shapedirs": flame_arrays["shapedirs"][..., :150]},
+    )
     with pytest.raises(AssetError, match="300 shape"):
         load_head(tmp_path / "flame2023_short.npz")
     tree = np.array([[0, 0, 1, 2, 1], [0, 1, 2, 3, 4]])
@@ -204,6 +232,8 @@ def test_files_that_are_no_flame_model_are_named(tmp_path, flame_arrays):
 
 
 def test_arrays_that_do_not_fit_are_named(flame_arrays, tmp_path):
-    np.savez(tmp_path / "flame2020.npz", **{**flame_arrays, "weights": flame_arrays["weights"][:100]})
+    np.savez(
+        tmp_path / "flame2020.npz", **{**flame_arrays, "weights": flame_arrays["weights"][:100]}
+    )
     with pytest.raises(AssetError, match=r"weights has shape \(100, 5\)"):
         load_head(tmp_path / "flame2020.npz")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from policies.head.asset import PARENTS, TopologyError, load_head
-from policies.head.flame import FlameHead, rotation_matrix
-from policies.motion import Layout, Motion
+from rapport.policies.head.asset import PARENTS, TopologyError, load_head
+from rapport.policies.head.flame import FlameHead, rotation_matrix
+from rapport.policies.motion import Layout, Motion
 
 WIDTHS = {"expr": 100, "jaw": 3, "neck": 3, "rot": 3, "eyepose": 6, "eyelid": 2, "shape": 300}
 
@@ -60,7 +60,9 @@ def test_matches_the_paper_written_as_loops(asset, head):
     pose = random_pose(2)
     vertices = head(**pose).numpy()
     for i in range(2):
-        np.testing.assert_allclose(vertices[i], reference(asset, {k: p[i].numpy() for k, p in pose.items()}), atol=1e-7)
+        np.testing.assert_allclose(
+            vertices[i], reference(asset, {k: p[i].numpy() for k, p in pose.items()}), atol=1e-7
+        )
 
 
 def test_rest_pose_is_the_template(asset, head):
@@ -71,7 +73,9 @@ def test_rotation_matrix_is_rodrigues_from_tiny_to_beyond_a_turn():
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(200, 3)) * np.logspace(-9, 1, 200)[:, None]
     np.testing.assert_allclose(
-        rotation_matrix(torch.tensor(vectors)), Rotation.from_rotvec(vectors).as_matrix(), atol=1e-12
+        rotation_matrix(torch.tensor(vectors)),
+        Rotation.from_rotvec(vectors).as_matrix(),
+        atol=1e-12,
     )
 
 
@@ -118,7 +122,9 @@ def test_subset_of_vertices_equals_the_full_head(head):
 def test_batch_equals_a_loop_and_one_shape_serves_it(head):
     pose = random_pose(4)
     pose["shape"] = pose["shape"][:1]
-    alone = [head(**{k: p if k == "shape" else p[i : i + 1] for k, p in pose.items()}) for i in range(4)]
+    alone = [
+        head(**{k: p if k == "shape" else p[i : i + 1] for k, p in pose.items()}) for i in range(4)
+    ]
     torch.testing.assert_close(head(**pose), torch.cat(alone))
 
 
@@ -148,7 +154,9 @@ def test_vertices_of_uses_the_groups_present_in_any_order(asset):
     expected = direct.numpy() + motion.group("trans")[:, None]
     np.testing.assert_allclose(head.vertices_of(motion, shape=np.ones(4)), expected, atol=1e-6)
     chosen = np.array([5, 99])
-    np.testing.assert_allclose(head.vertices_of(motion, np.ones(4), chosen), expected[:, chosen], atol=1e-6)
+    np.testing.assert_allclose(
+        head.vertices_of(motion, np.ones(4), chosen), expected[:, chosen], atol=1e-6
+    )
 
 
 def test_motion_of_another_head_is_refused(asset):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from policies.head.asset import TopologyError, load_head
-from policies.head.flame import FlameHead
-from policies.head.landmarks import face_landmarks, face_regions
+from rapport.policies.head.asset import TopologyError, load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.landmarks import face_landmarks, face_regions
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,9 @@ def place():
     def place(jaw=0.0, eyelid=0.0, **shapes):
         # The first 50 coefficients only: what a policy speaks in.
         expr = torch.from_numpy(asset.expr(**shapes))[None, :50]
-        points = head(expr, jaw=torch.tensor([[jaw, 0, 0]]), eyelid=torch.full((1, 2), eyelid))[0].numpy()
+        points = head(expr, jaw=torch.tensor([[jaw, 0, 0]]), eyelid=torch.full((1, 2), eyelid))[
+            0
+        ].numpy()
         return {name: points[index].mean(0) for name, index in marks.items()}
 
     return place
@@ -32,7 +34,15 @@ def height(a, b, name):
 
 def test_anatomy(place):
     rest = place()
-    up = ["chin", "lip_lower", "lip_upper", "nose_tip", "eyelid_lower_left", "eyelid_upper_left", "brow_inner_left"]
+    up = [
+        "chin",
+        "lip_lower",
+        "lip_upper",
+        "nose_tip",
+        "eyelid_lower_left",
+        "eyelid_upper_left",
+        "brow_inner_left",
+    ]
     assert [rest[name][1] for name in up] == sorted(rest[name][1] for name in up)
     assert rest["nose_tip"][2] == max(point[2] for point in rest.values())
     for name in [n.removesuffix("_left") for n in rest if n.endswith("_left")]:
@@ -44,7 +54,10 @@ def test_anatomy(place):
 
 def test_smile_lifts_the_corners_and_frown_lowers_them(place):
     rest = place()
-    smile, frown = place(mouthSmileLeft=1, mouthSmileRight=1), place(mouthFrownLeft=1, mouthFrownRight=1)
+    smile, frown = (
+        place(mouthSmileLeft=1, mouthSmileRight=1),
+        place(mouthFrownLeft=1, mouthFrownRight=1),
+    )
     for name in ("mouth_corner_left", "mouth_corner_right"):
         assert height(rest, smile, name) > 0.005
         assert height(rest, frown, name) < -0.003
@@ -53,7 +66,11 @@ def test_smile_lifts_the_corners_and_frown_lowers_them(place):
 
 def test_one_sided_smile_is_one_sided(place):
     rest, smirk = place(), place(mouthSmileLeft=1)
-    assert height(rest, smirk, "mouth_corner_left") > 0.005 > 3 * abs(height(rest, smirk, "mouth_corner_right"))
+    assert (
+        height(rest, smirk, "mouth_corner_left")
+        > 0.005
+        > 3 * abs(height(rest, smirk, "mouth_corner_right"))
+    )
 
 
 def test_brow_raise_lifts_the_brows_and_anger_lowers_them(place):
@@ -68,7 +85,9 @@ def test_open_jaw_parts_the_lips_and_lowers_the_chin(place):
     gap = lambda p: p["lip_upper"][1] - p["lip_lower"][1]  # noqa: E731
     assert gap(opened) - gap(rest) > 0.01
     assert height(rest, opened, "chin") < -0.01
-    assert abs(height(rest, opened, "nose_tip")) < 0.001 > abs(height(rest, opened, "brow_inner_left"))
+    assert (
+        abs(height(rest, opened, "nose_tip")) < 0.001 > abs(height(rest, opened, "brow_inner_left"))
+    )
 
 
 def test_blink_closes_the_lids(place):

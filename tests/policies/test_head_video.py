@@ -4,12 +4,12 @@ import av
 import numpy as np
 import pytest
 
-from policies.head import video
-from policies.head.asset import TopologyError, load_head
-from policies.head.flame import FlameHead
-from policies.head.raster import Rasterizer
-from policies.head.video import panels, render_motion, write_mp4
-from policies.motion import Layout, Motion
+from rapport.policies.head import video
+from rapport.policies.head.asset import TopologyError, load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.raster import Rasterizer
+from rapport.policies.head.video import panels, render_motion, write_mp4
+from rapport.policies.motion import Layout, Motion
 
 
 def clip(frames=30, size=(64, 96)):
@@ -19,7 +19,9 @@ def clip(frames=30, size=(64, 96)):
 
 
 def tone(seconds, rate=16_000):
-    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 def decode(path):
@@ -111,7 +113,9 @@ def test_panels_keep_the_pictures_and_caption_them():
 def test_an_absent_panel_is_plain_and_says_so():
     listener = clip(2, (128, 128))
     row = panels([None, listener, None], ["speaker", "listener", "SFT"])
-    assert (row[:, 40:, :128] == video.BACKGROUND).all() and (row[:, 40:, 256:] == video.BACKGROUND).all()
+    assert (row[:, 40:, :128] == video.BACKGROUND).all() and (
+        row[:, 40:, 256:] == video.BACKGROUND
+    ).all()
     words = lambda image: (image[0, :24, :, 0] > 100).sum()  # noqa: E731
     shown = panels([np.zeros_like(listener)] * 3, ["speaker", "listener", "SFT"])
     assert words(row[:, :, :128]) > words(shown[:, :, :128])
@@ -142,4 +146,6 @@ def test_render_motion_draws_every_frame_of_a_motion_longer_than_a_chunk():
     another = render_motion(head, rasterizer, motion.window(0, 1), shape=np.full(10, 2.0))
     assert np.abs(another.astype(int) - frames[:1]).mean() > 1
     with pytest.raises(TopologyError):
-        render_motion(head, rasterizer, Motion(values, Layout((("jaw", 3), ("rot", 3)), 25, "flame2023")))
+        render_motion(
+            head, rasterizer, Motion(values, Layout((("jaw", 3), ("rot", 3)), 25, "flame2023"))
+        )

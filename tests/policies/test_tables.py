@@ -6,14 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.tables import batch_rows, rank_share, read_table, write_table
+from rapport.policies.tables import batch_rows, rank_share, read_table, write_table
 
-SCHEMA = pa.schema({"name": pa.string(), "ids": pa.list_(pa.int32()), "frames": pa.binary(), "score": pa.float64()})
+SCHEMA = pa.schema(
+    {"name": pa.string(), "ids": pa.list_(pa.int32()), "frames": pa.binary(), "score": pa.float64()}
+)
 
 
 def test_tables_come_back_as_they_were(tmp_path):
-    rows = [{"name": "a", "ids": [300, 301], "frames": b"\0\1", "score": 0.75},
-            {"name": "bb", "ids": [302], "frames": None, "score": 0.5}]
+    rows = [
+        {"name": "a", "ids": [300, 301], "frames": b"\0\1", "score": 0.75},
+        {"name": "bb", "ids": [302], "frames": None, "score": 0.5},
+    ]
     assert write_table(tmp_path / "t.arrow", iter(rows), SCHEMA) == 2
     assert list(read_table(tmp_path / "t.arrow")) == rows
 

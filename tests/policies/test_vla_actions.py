@@ -4,8 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 
-from policies.motion import Layout, LayoutError, Motion
-from policies.vla.actions import ActionError, ActionSpace, ActionTokenizer, fit_bounds, spline_basis
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.policies.vla.actions import (
+    ActionError,
+    ActionSpace,
+    ActionTokenizer,
+    fit_bounds,
+    spline_basis,
+)
 
 LAYOUT = Layout((("expr", 2), ("rot", 3), ("jaw", 1)), 25, "flame2020")
 SPACE = ActionSpace(LAYOUT, rate=5, seconds=4)
@@ -59,13 +65,17 @@ def test_bins_by_hand():
     four = tokenizer(low=0.0, high=1.0, bins=4, first=100)  # [0, .25) -> 100 ... [.75, 1] -> 103
     knots = np.array([[-5.0, 0.0, 0.24, 0.25, 0.99, 1.0]])
     assert four.encode(knots).tolist() == [100, 100, 100, 101, 103, 103]
-    np.testing.assert_allclose(four.decode(np.array([100, 101, 102, 103, 100, 100]))[0], [0.125, 0.375, 0.625, 0.875,
-                                                                                          0.125, 0.125])
+    np.testing.assert_allclose(
+        four.decode(np.array([100, 101, 102, 103, 100, 100]))[0],
+        [0.125, 0.375, 0.625, 0.875, 0.125, 0.125],
+    )
 
 
 def test_both_ends_of_the_range_round_trip():
     tok = tokenizer()
-    assert set(tok.encode(np.full((1, 6), -9.0))) == {768} and set(tok.encode(np.full((1, 6), 9.0))) == {768 + 255}
+    assert set(tok.encode(np.full((1, 6), -9.0))) == {768} and set(
+        tok.encode(np.full((1, 6), 9.0))
+    ) == {768 + 255}
     ends = tok.decode(np.array([768] * 6 + [1023] * 6))
     np.testing.assert_allclose(ends, [[-1 + 1 / 256] * 6, [1 - 1 / 256] * 6])
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from policies.motion import Layout
-from policies.vla.actions import ActionSpace, ActionTokenizer
-from policies.vla.loading import (
+from rapport.policies.motion import Layout
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.vla.loading import (
     CheckpointError,
     build_tiny,
     load_checkpoint,
@@ -16,9 +16,9 @@ from policies.vla.loading import (
     tiny_config,
     weight_digest,
 )
-from policies.vla.lora import add_lora, merge_lora
-from policies.vla.prompt import build_prompt
-from policies.vla.text import build_text_tokenizer
+from rapport.policies.vla.lora import add_lora, merge_lora
+from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.text import build_text_tokenizer
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 ACTIONS = ActionTokenizer(SPACE, np.full(6, -1.0), np.full(6, 1.0), first_token=768)
@@ -26,7 +26,14 @@ TOKENIZER = build_text_tokenizer(["hello there"])
 
 
 def build(seed=0):
-    sizes = {"frames": 2, "text_tokens": 4, "hidden": 32, "layers": 2, "heads": 2, "tower_hidden": 16}
+    sizes = {
+        "frames": 2,
+        "text_tokens": 4,
+        "hidden": 32,
+        "layers": 2,
+        "heads": 2,
+        "tower_hidden": 16,
+    }
     return build_tiny(tiny_config(TOKENIZER, SPACE, **sizes), seed=seed).eval()
 
 
@@ -60,13 +67,17 @@ def test_files_hold_plain_names_and_nothing_is_left_over(checkpoint):
 
 def test_saving_again_replaces_the_checkpoint(checkpoint):
     save_checkpoint(build(seed=1), TOKENIZER, ACTIONS, checkpoint)
-    assert weight_digest(load_checkpoint(checkpoint).model.state_dict()) == weight_digest(build(seed=1).state_dict())
+    assert weight_digest(load_checkpoint(checkpoint).model.state_dict()) == weight_digest(
+        build(seed=1).state_dict()
+    )
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(checkpoint):
     with pytest.raises(AttributeError):
         save_checkpoint(build(seed=1), None, ACTIONS, checkpoint)
-    assert weight_digest(load_checkpoint(checkpoint).model.state_dict()) == weight_digest(build().state_dict())
+    assert weight_digest(load_checkpoint(checkpoint).model.state_dict()) == weight_digest(
+        build().state_dict()
+    )
 
 
 def test_dtype_is_kept_or_converted(tmp_path):
@@ -96,15 +107,21 @@ def test_another_model_is_refused(checkpoint):
 
 
 def test_weights_of_another_size_are_named(checkpoint, tmp_path):
-    bigger = build_tiny(tiny_config(TOKENIZER, SPACE, hidden=64, layers=2, heads=2, tower_hidden=16))
+    bigger = build_tiny(
+        tiny_config(TOKENIZER, SPACE, hidden=64, layers=2, heads=2, tower_hidden=16)
+    )
     save_checkpoint(bigger, TOKENIZER, ACTIONS, tmp_path / "bigger")
-    (checkpoint / "model.safetensors").write_bytes((tmp_path / "bigger" / "model.safetensors").read_bytes())
+    (checkpoint / "model.safetensors").write_bytes(
+        (tmp_path / "bigger" / "model.safetensors").read_bytes()
+    )
     with pytest.raises(CheckpointError, match="language_model"):
         load_checkpoint(checkpoint)
 
 
 def test_action_space_of_another_policy_is_refused(checkpoint):
-    ActionTokenizer(ActionSpace(SPACE.layout, 5, 4), ACTIONS.low, ACTIONS.high, 768).save(checkpoint)
+    ActionTokenizer(ActionSpace(SPACE.layout, 5, 4), ACTIONS.low, ACTIONS.high, 768).save(
+        checkpoint
+    )
     with pytest.raises(CheckpointError, match="disagree"):
         load_checkpoint(checkpoint)
 
@@ -139,9 +156,15 @@ def test_fresh_adapters_change_nothing_and_only_they_train_in_the_blocks():
     torch.testing.assert_close(log_probs(model), before)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     blocks = {n for n in trainable if "language_model.model.layers" in n}
-    assert len(blocks) == 2 * 7 * 2 and all("lora_" in n for n in blocks)  # layers x targets x (A, B)
+    assert len(blocks) == 2 * 7 * 2 and all(
+        "lora_" in n for n in blocks
+    )  # layers x targets x (A, B)
     assert not any("lora_" in n for n in trainable - blocks)
-    assert {"vision.projector.fc1.weight", "slots.own.weight", "language_model.lm_head.weight"} <= trainable
+    assert {
+        "vision.projector.fc1.weight",
+        "slots.own.weight",
+        "language_model.lm_head.weight",
+    } <= trainable
 
 
 def test_merged_adapters_give_the_same_policy_in_a_plain_checkpoint(tmp_path):
@@ -151,7 +174,9 @@ def test_merged_adapters_give_the_same_policy_in_a_plain_checkpoint(tmp_path):
     adapted = log_probs(model)
     assert not torch.allclose(adapted, before, atol=1e-3)
     save_checkpoint(model, TOKENIZER, ACTIONS, tmp_path / "ck")
-    torch.testing.assert_close(log_probs(load_checkpoint(tmp_path / "ck").model), adapted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        log_probs(load_checkpoint(tmp_path / "ck").model), adapted, atol=1e-5, rtol=0
+    )
     assert set(serving_state_dict(model)) == set(build().state_dict())
 
 

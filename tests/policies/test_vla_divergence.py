@@ -1,12 +1,14 @@
-"""KL of whole reactions: zero of a policy to itself, and the mean log-ratio of samples where there are many."""
+"""KL of whole reactions: zero of a policy to itself, and the mean log-ratio of samples where there
+are many.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.data.vla import prompt_of
-from policies.vla.divergence import sequence_kl
-from policies.vla.loading import load_checkpoint
+from rapport.pipeline.data.vla import prompt_of
+from rapport.policies.vla.divergence import sequence_kl
+from rapport.policies.vla.loading import load_checkpoint
 
 
 @pytest.fixture
@@ -18,7 +20,9 @@ def test_zero_to_itself_and_positive_to_another(policies, tiny_corpus):
     ours, theirs = policies
     prompt = prompt_of(tiny_corpus.at("train", 0), ours)
     config = ours.model.config
-    tokens = config.action_token_start + np.random.default_rng(0).integers(0, 256, (2, config.action_tokens))
+    tokens = config.action_token_start + np.random.default_rng(0).integers(
+        0, 256, (2, config.action_tokens)
+    )
     assert sequence_kl(ours.model, ours.model, prompt, tokens) == pytest.approx(0, abs=1e-6)
     assert sequence_kl(ours.model, theirs.model, prompt, tokens) > 0
 
@@ -27,12 +31,22 @@ def test_it_is_the_sum_over_positions_averaged_over_samples(policies, tiny_corpu
     ours, theirs = policies
     prompt = prompt_of(tiny_corpus.at("train", 0), ours)
     config = ours.model.config
-    tokens = config.action_token_start + np.random.default_rng(0).integers(0, 256, (3, config.action_tokens))
+    tokens = config.action_token_start + np.random.default_rng(0).integers(
+        0, 256, (3, config.action_tokens)
+    )
     each = [sequence_kl(ours.model, theirs.model, prompt, tokens[i : i + 1]) for i in range(3)]
-    assert sequence_kl(ours.model, theirs.model, prompt, tokens) == pytest.approx(np.mean(each), rel=1e-5)
+    assert sequence_kl(ours.model, theirs.model, prompt, tokens) == pytest.approx(
+        np.mean(each), rel=1e-5
+    )
     with torch.inference_mode():
         frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
-        p, q = (torch.distributions.Categorical(logits=c.model.action_logits(
-            torch.as_tensor(prompt.ids)[None], frames, torch.as_tensor(tokens[:1]))) for c in (ours, theirs))
+        p, q = (
+            torch.distributions.Categorical(
+                logits=c.model.action_logits(
+                    torch.as_tensor(prompt.ids)[None], frames, torch.as_tensor(tokens[:1])
+                )
+            )
+            for c in (ours, theirs)
+        )
         expected = torch.distributions.kl_divergence(p, q).sum().item()
     assert each[0] == pytest.approx(expected, rel=1e-5)

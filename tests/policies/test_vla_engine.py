@@ -7,15 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from policies.motion import Layout
-from policies.vla import vllm_plugin
-from policies.vla.actions import ActionSpace, ActionTokenizer
-from policies.vla.loading import build_tiny, save_checkpoint, tiny_config
-from policies.vla.prompt import build_prompt
-from policies.vla.text import build_text_tokenizer
-from policies.vla.vllm_plugin import EngineError, read_output, sampling_params, update_weights, vllm_prompt
+from rapport.policies.motion import Layout
+from rapport.policies.vla import vllm_plugin
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.vla.loading import build_tiny, save_checkpoint, tiny_config
+from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.text import build_text_tokenizer
+from rapport.policies.vla.vllm_plugin import (
+    EngineError,
+    read_output,
+    sampling_params,
+    update_weights,
+    vllm_prompt,
+)
 
-SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=4)  # 120 tokens
+SPACE = ActionSpace(
+    Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=4
+)  # 120 tokens
 TOKENIZER = build_text_tokenizer(["hello there"])
 CONFIG = tiny_config(TOKENIZER, SPACE, frames=4, text_tokens=16)
 
@@ -31,7 +39,11 @@ def build(seed):
 
 
 def clip(seed, has_frames=True):
-    frames = np.random.default_rng(seed).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8) if has_frames else None
+    frames = (
+        np.random.default_rng(seed).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
+        if has_frames
+        else None
+    )
     return build_prompt(CONFIG, [300 + seed, 301], has_frames), frames
 
 
@@ -41,7 +53,9 @@ CLIPS = [clip(0), clip(1, has_frames=False), clip(2)]
 def worst_difference(engine, model, clips, temperature=1.0, samples=2):
     """Largest |log-prob in vLLM - log-prob in torch| over samples of all clips."""
     prompts = [vllm_prompt(CONFIG, *c) for c in clips]
-    outputs = engine.generate(prompts, sampling_params(CONFIG, samples, 5, temperature), use_tqdm=False)
+    outputs = engine.generate(
+        prompts, sampling_params(CONFIG, samples, 5, temperature), use_tqdm=False
+    )
     worst = 0.0
     for (prompt, frames), output in zip(clips, outputs, strict=True):
         ids, log_probs = read_output(output)
@@ -79,7 +93,9 @@ def test_log_probs_agree_and_agree_again_after_a_hot_update(engine):
 @pytest.mark.engine
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
     def sample(seed):
-        output = engine.generate([vllm_prompt(CONFIG, *CLIPS[0])], sampling_params(CONFIG, 2, seed), use_tqdm=False)
+        output = engine.generate(
+            [vllm_prompt(CONFIG, *CLIPS[0])], sampling_params(CONFIG, 2, seed), use_tqdm=False
+        )
         return read_output(output[0])[0]
 
     first, again, other = sample(1), sample(1), sample(2)

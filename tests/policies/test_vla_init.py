@@ -3,17 +3,26 @@
 import pytest
 import torch
 
-from policies.motion import Layout
-from policies.vla.actions import ActionSpace
-from policies.vla.init import CODE_NORM, init_small
-from policies.vla.loading import build_tiny, tiny_config, weight_digest
-from policies.vla.model import FaceVLA
-from policies.vla.text import build_text_tokenizer
+from rapport.policies.motion import Layout
+from rapport.policies.vla.actions import ActionSpace
+from rapport.policies.vla.init import CODE_NORM, init_small
+from rapport.policies.vla.loading import build_tiny, tiny_config, weight_digest
+from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.text import build_text_tokenizer
 
 DIMS, STEPS = 6, 5
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "builtin"), rate=5, seconds=1)
-CONFIG = tiny_config(build_text_tokenizer(["hi"], text_vocabulary=300), SPACE, frames=1, image_size=28, text_tokens=2,
-                     hidden=64, layers=2, heads=2, tower_hidden=16)
+CONFIG = tiny_config(
+    build_text_tokenizer(["hi"], text_vocabulary=300),
+    SPACE,
+    frames=1,
+    image_size=28,
+    text_tokens=2,
+    hidden=64,
+    layers=2,
+    heads=2,
+    tower_hidden=16,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +40,13 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_there(model):
             layer.input_layernorm.weight.fill_(1.0)
             layer.post_attention_layernorm.weight.fill_(1.0)
     init_small(other, seed=0)
-    language = {k: v for k, v in other.state_dict().items() if k.startswith(("language_model", "slots"))}
+    language = {
+        k: v for k, v in other.state_dict().items() if k.startswith(("language_model", "slots"))
+    }
     assert weight_digest(language) == weight_digest({k: model.state_dict()[k] for k in language})
-    assert weight_digest(build_tiny(CONFIG, seed=1).state_dict()) != weight_digest(model.state_dict())
+    assert weight_digest(build_tiny(CONFIG, seed=1).state_dict()) != weight_digest(
+        model.state_dict()
+    )
 
 
 def test_building_leaves_the_callers_random_state_alone():
@@ -59,13 +72,21 @@ def test_a_slot_and_the_one_it_predicts_share_a_code_unlike_all_others(model):
 
 
 def test_the_first_block_looks_at_earlier_tokens_of_its_slot_and_its_neighbours():
-    """Attention of the first block, rotary positions included, averaged over random actions and both heads."""
+    """Attention of the first block, rotary positions included, averaged over random actions and
+    both heads.
+    """
     model = build_tiny(CONFIG, seed=0).eval()
     model.language_model.set_attn_implementation("eager")
-    actions = 300 + torch.randint(0, 256, (16, DIMS * STEPS), generator=torch.Generator().manual_seed(0))
+    actions = 300 + torch.randint(
+        0, 256, (16, DIMS * STEPS), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
-        out = model.language_model.model(inputs_embeds=model.embed_actions(actions), output_attentions=True)
+        out = model.language_model.model(
+            inputs_embeds=model.embed_actions(actions), output_attentions=True
+        )
     query = DIMS * (STEPS - 1) + 1  # holds dimension 1 of the last step, predicts dimension 2
-    seen = out.attentions[0].mean((0, 1))[query, : DIMS * (STEPS - 1)].reshape(STEPS - 1, DIMS).mean(0)
+    seen = (
+        out.attentions[0].mean((0, 1))[query, : DIMS * (STEPS - 1)].reshape(STEPS - 1, DIMS).mean(0)
+    )
     assert seen.argmax() == 1, seen  # same slot: it holds 1, predicts 2
     assert seen[2] > 1.5 * seen[3:].max(), seen  # holds 2, which is wanted

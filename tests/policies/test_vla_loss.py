@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from policies.motion import Layout
-from policies.vla.actions import ActionSpace, ActionTokenizer
-from policies.vla.loss import expected_action, identity_consistency, sft_loss, temporal_coherence
+from rapport.policies.motion import Layout
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.vla.loss import (
+    expected_action,
+    identity_consistency,
+    sft_loss,
+    temporal_coherence,
+)
 
-SPACE = ActionSpace(Layout((("expr", 1), ("rot", 1)), 2, "builtin"), rate=1, seconds=2)  # 2 steps x 2 dims
-TOKENIZER = ActionTokenizer(SPACE, np.array([0.0, -3.0]), np.array([1.0, 3.0]), first_token=100, bins=4)
+SPACE = ActionSpace(
+    Layout((("expr", 1), ("rot", 1)), 2, "builtin"), rate=1, seconds=2
+)  # 2 steps x 2 dims
+TOKENIZER = ActionTokenizer(
+    SPACE, np.array([0.0, -3.0]), np.array([1.0, 3.0]), first_token=100, bins=4
+)
 
 
 def certain(bins, scale=1e4):
@@ -38,7 +47,9 @@ def test_regularisers_by_hand():
 
 def test_uniform_logits_cost_log_bins():
     ids = torch.tensor([[100, 103, 100, 103]])
-    loss, parts = sft_loss(torch.zeros(1, 4, 4), ids, TOKENIZER, lambda_exp=2, lambda_pose=0.5, lambda_reg=0)
+    loss, parts = sft_loss(
+        torch.zeros(1, 4, 4), ids, TOKENIZER, lambda_exp=2, lambda_pose=0.5, lambda_reg=0
+    )
     assert parts["ce_expression"].item() == pytest.approx(math.log(4))
     assert parts["ce_pose"].item() == pytest.approx(math.log(4))
     assert loss.item() == pytest.approx(2.5 * math.log(4))
@@ -82,7 +93,9 @@ def test_loss_of_a_batch_is_the_mean_over_its_shards():
     torch.manual_seed(0)
     logits, ids = torch.randn(4, 4, 4), torch.randint(100, 104, (4, 4))
     whole, _ = sft_loss(logits, ids, TOKENIZER)
-    shards = [sft_loss(logits[part], ids[part], TOKENIZER)[0] for part in (slice(0, 2), slice(2, 4))]
+    shards = [
+        sft_loss(logits[part], ids[part], TOKENIZER)[0] for part in (slice(0, 2), slice(2, 4))
+    ]
     torch.testing.assert_close(whole, sum(shards) / 2)
 
 

@@ -2,20 +2,29 @@ import numpy as np
 import pytest
 import torch
 
-from policies.motion import Layout
-from policies.vla.actions import ActionSpace
-from policies.vla.loading import build_tiny, tiny_config
-from policies.vla.model import SlotEmbedding, normalise
-from policies.vla.pretrained import freeze_streams
-from policies.vla.prompt import build_prompt
-from policies.vla.text import build_text_tokenizer
+from rapport.policies.motion import Layout
+from rapport.policies.vla.actions import ActionSpace
+from rapport.policies.vla.loading import build_tiny, tiny_config
+from rapport.policies.vla.model import SlotEmbedding, normalise
+from rapport.policies.vla.pretrained import freeze_streams
+from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.text import build_text_tokenizer
 
-SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)  # 10 steps x 6 dims
+SPACE = ActionSpace(
+    Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2
+)  # 10 steps x 6 dims
 TOKENIZER = build_text_tokenizer(["hello there"])
 
 
 def small_config(**changes):
-    sizes = {"frames": 2, "text_tokens": 4, "hidden": 32, "layers": 2, "heads": 2, "tower_hidden": 16}
+    sizes = {
+        "frames": 2,
+        "text_tokens": 4,
+        "hidden": 32,
+        "layers": 2,
+        "heads": 2,
+        "tower_hidden": 16,
+    }
     return tiny_config(TOKENIZER, SPACE, **{**sizes, **changes})
 
 
@@ -38,7 +47,9 @@ def test_action_logits_are_the_slice_of_the_full_forward(model):
     start = model.config.prompt_length
     assert full.shape == (2, start + 60, 1024)
     expected = full[:, start - 1 : -1, 768:1024]
-    torch.testing.assert_close(model.action_logits(prompt, frames, actions), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model.action_logits(prompt, frames, actions), expected, atol=1e-5, rtol=0
+    )
 
 
 def test_log_probs_are_over_the_bins_only_and_follow_the_temperature(model):
@@ -62,7 +73,9 @@ def test_an_action_does_not_see_itself_or_what_follows(model):
 
 
 def test_several_continuations_of_a_prompt_equal_one_by_one():
-    """Values and gradients: the prompt they share is computed once, its gradient is the sum over them."""
+    """Values and gradients: the prompt they share is computed once, its gradient is the sum over
+    them.
+    """
     model = build_tiny(small_config()).train()
     prompt, frames, actions = batch(model.config, size=2)
     several = torch.stack([actions, actions.flip(1), actions.flip(0)], dim=1)  # (2, 3, n)
@@ -83,7 +96,9 @@ def test_several_continuations_of_a_prompt_equal_one_by_one():
     one_by_one = torch.stack([log_probs(several[:, k]) for k in range(3)], dim=1)
     torch.testing.assert_close(together, one_by_one)
     for name, gradient in gradients(one_by_one).items():
-        torch.testing.assert_close(shared[name], gradient, atol=1e-4 * gradient.abs().max().item() + 1e-6, rtol=0)
+        torch.testing.assert_close(
+            shared[name], gradient, atol=1e-4 * gradient.abs().max().item() + 1e-6, rtol=0
+        )
 
 
 def test_gradient_checkpointing_changes_no_number():
@@ -151,8 +166,13 @@ def test_sampling_follows_the_model(model):
         probs = model.action_logits(prompt, frames, torch.tensor([[768]]))[0, 0].softmax(-1)
     many = prompt.expand(2000, -1)
     generator = torch.Generator().manual_seed(0)
-    ids, _ = model.sample_actions(many[:500], frames.expand(500, -1, -1, -1, -1), generator=generator, tokens=1)
-    assert abs(((ids - 768).float().mean() - (probs * torch.arange(256)).sum()).item()) < 4 * 74 / 500**0.5
+    ids, _ = model.sample_actions(
+        many[:500], frames.expand(500, -1, -1, -1, -1), generator=generator, tokens=1
+    )
+    assert (
+        abs(((ids - 768).float().mean() - (probs * torch.arange(256)).sum()).item())
+        < 4 * 74 / 500**0.5
+    )
 
 
 def test_slots_by_hand():
@@ -236,5 +256,7 @@ def test_same_seed_same_weights_and_no_trace_on_the_callers_random_state():
     before = torch.random.get_rng_state()
     first, second, third = (build_tiny(small_config(), seed=s) for s in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert not torch.equal(first.vision.projector.fc1.weight, third.vision.projector.fc1.weight)

@@ -1,9 +1,15 @@
 import numpy as np
 import pytest
 
-from policies.vla.config import FaceVLAConfig
-from policies.vla.prompt import build_prompt, collapse_images, select_frames
-from policies.vla.text import SPECIALS, build_text_tokenizer, encode_text, load_llama_tokenizer, special_ids
+from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.prompt import build_prompt, collapse_images, select_frames
+from rapport.policies.vla.text import (
+    SPECIALS,
+    build_text_tokenizer,
+    encode_text,
+    load_llama_tokenizer,
+    special_ids,
+)
 
 TEXTS = ["i was so happy about it", "that is really sad", "what happened then"] * 10
 CONFIG = FaceVLAConfig(frames=2, text_tokens=4)  # 16 patches a frame
@@ -40,7 +46,9 @@ def test_one_placeholder_per_frame_for_vllm():
 
 
 def test_frames_are_taken_from_the_middle_of_equal_parts():
-    frames = np.zeros((8, 56, 56, 3), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None]
+    frames = (
+        np.zeros((8, 56, 56, 3), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None]
+    )
     assert select_frames(frames, 4, 56)[:, 0, 0, 0].tolist() == [1, 3, 5, 7]
     assert select_frames(frames[:4], 4, 56)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
@@ -103,7 +111,9 @@ def llama_like(path):
     words += [f"<rare{i}>" for i in range(300 - len(words))]
     inner = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     fast.save_pretrained(path)
 
 
@@ -113,8 +123,13 @@ def test_llama_tokenizer_gives_its_last_ids_to_actions_and_gains_special_tokens(
     assert start == 300 - 60 and len(tokenizer) == 304
     ids = special_ids(tokenizer)
     assert ids["bos_token_id"] == 1
-    assert sorted(ids[k] for k in ("image_token_id", "absent_token_id", "blank_token_id", "act_token_id")) == [
-        300, 301, 302, 303,
+    assert sorted(
+        ids[k] for k in ("image_token_id", "absent_token_id", "blank_token_id", "act_token_id")
+    ) == [
+        300,
+        301,
+        302,
+        303,
     ]
     # ids 240-258 are bytes that now belong to the actions: text that hits them drops them
     everything = encode_text(tokenizer, "".join(chr(c) for c in range(32, 1000)), start, 60)

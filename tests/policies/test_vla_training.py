@@ -4,16 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from policies.motion import Layout
-from policies.vla.actions import ActionSpace
-from policies.vla.loading import build_tiny, tiny_config
-from policies.vla.prompt import build_prompt
-from policies.vla.text import build_text_tokenizer
-from policies.vla.training import ActionLogits, collate_prompts, policy_state
+from rapport.policies.motion import Layout
+from rapport.policies.vla.actions import ActionSpace
+from rapport.policies.vla.loading import build_tiny, tiny_config
+from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.text import build_text_tokenizer
+from rapport.policies.vla.training import ActionLogits, collate_prompts, policy_state
 
-SPACE = ActionSpace(Layout((("expr", 2), ("rot", 1)), 25, "builtin"), rate=5, seconds=1)  # 5 steps x 3
-CONFIG = tiny_config(build_text_tokenizer(["hi"], text_vocabulary=300), SPACE, frames=1, image_size=28, text_tokens=2,
-                     hidden=32, layers=2, heads=2, tower_hidden=16)
+SPACE = ActionSpace(
+    Layout((("expr", 2), ("rot", 1)), 25, "builtin"), rate=5, seconds=1
+)  # 5 steps x 3
+CONFIG = tiny_config(
+    build_text_tokenizer(["hi"], text_vocabulary=300),
+    SPACE,
+    frames=1,
+    image_size=28,
+    text_tokens=2,
+    hidden=32,
+    layers=2,
+    heads=2,
+    tower_hidden=16,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +34,11 @@ def model():
 
 def row(name, frames=True):
     pixels = np.random.default_rng(len(name)).integers(0, 256, (1, 28, 28, 3), dtype=np.uint8)
-    return {"prompt_id": name, "prompt": build_prompt(CONFIG, [9], frames).tolist(),
-            "frames": pixels.tobytes() if frames else None}
+    return {
+        "prompt_id": name,
+        "prompt": build_prompt(CONFIG, [9], frames).tolist(),
+        "frames": pixels.tobytes() if frames else None,
+    }
 
 
 def test_absent_frames_are_blank_and_do_not_change_the_logits(model):
@@ -43,7 +57,8 @@ def test_absent_frames_are_blank_and_do_not_change_the_logits(model):
 
 
 def hand_built_window(model, prompt, frames, actions, first):
-    """Logits of a window by the definition: one sequence in which an action sees those before it, the first the prompt.
+    """Logits of a window by the definition: one sequence in which an action sees those before it,
+    the first the prompt.
 
     Tokens stand at their own positions, which RoPE does not need.
     """
@@ -62,7 +77,10 @@ def hand_built_window(model, prompt, frames, actions, first):
     mask = torch.ones(len(positions), len(positions), dtype=torch.bool).tril()
     mask[length:, :length] = False
     out = model.language_model.model(
-        inputs_embeds=inputs, attention_mask=mask[None, None], position_ids=torch.tensor([positions]), use_cache=False
+        inputs_embeds=inputs,
+        attention_mask=mask[None, None],
+        position_ids=torch.tensor([positions]),
+        use_cache=False,
     )
     logits = out.last_hidden_state[:, length - 1 :] @ model.language_model.lm_head.weight.T
     return logits[..., CONFIG.action_token_start : CONFIG.action_token_start + CONFIG.action_bins]
@@ -82,10 +100,14 @@ def test_the_first_action_of_a_window_is_told_by_the_prompt_and_the_others_by_it
     prompts, frames = collate_prompts([row("a")], CONFIG)
     actions = 300 + torch.arange(6)[None]
     with torch.no_grad():
-        shown, turned = (model.window_logits(prompts, f, actions, 2) for f in (frames, 255 - frames))
+        shown, turned = (
+            model.window_logits(prompts, f, actions, 2) for f in (frames, 255 - frames)
+        )
         whole = model.action_logits(prompts, frames, actions)
         start = model.window_logits(prompts, frames, actions, 0)
-    assert (shown[:, 0] - turned[:, 0]).abs().max() > 1e-6 and torch.equal(shown[:, 1:], turned[:, 1:])
+    assert (shown[:, 0] - turned[:, 0]).abs().max() > 1e-6 and torch.equal(
+        shown[:, 1:], turned[:, 1:]
+    )
     torch.testing.assert_close(start[:, 0], whole[:, 0], rtol=0, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.advantage import (
+from rapport.rewards.advantage import (
     complete_groups,
     component_advantages,
     decoupled_advantages,
@@ -44,7 +44,9 @@ def test_by_hand():
     components = component_advantages(rewards)[0]
     torch.testing.assert_close(components, tensor([[-1, -1 / root], [0, -1 / root], [1, 2 / root]]))
     torch.testing.assert_close(
-        decoupled_advantages(rewards, [3, 1])[0], tensor([(-3 - 1 / root) / 4, -1 / root / 4, (3 + 2 / root) / 4]))
+        decoupled_advantages(rewards, [3, 1])[0],
+        tensor([(-3 - 1 / root) / 4, -1 / root / 4, (3 + 2 / root) / 4]),
+    )
     # GRPO: totals 3, 6, 12: mean 7, deviations -4, -1, 5, std sqrt(21).
     torch.testing.assert_close(grpo_advantages(rewards, [3, 1])[0], tensor([-4, -1, 5]) / 21**0.5)
 
@@ -56,7 +58,8 @@ def test_equals_the_textbook():
 
 
 def test_the_collapse_example():
-    # Two binary rewards, two samples: totals (0, 1) in one group and (0, 2) in the other (GDPO, figure 2).
+    # Two binary rewards, two samples: totals (0, 1) in one group and (0, 2) in the other (GDPO,
+    # figure 2).
     rewards, weights = tensor([[[0, 0], [0, 1]], [[0, 0], [1, 1]]]), [1, 1]
     grpo = grpo_advantages(rewards, weights)
     assert torch.equal(grpo[0], grpo[1])
@@ -79,7 +82,8 @@ def test_a_loud_reward_drowns_the_others_in_grpo_only():
 
 
 def test_small_units_count_as_much_as_large_ones():
-    # TRL adds 1e-4 to the standard deviation: a reward in squared radians would lose most of its say.
+    # TRL adds 1e-4 to the standard deviation: a reward in squared radians would lose most of its
+    # say.
     rewards = tensor([[[0.0], [1e-5], [2e-5]]])
     torch.testing.assert_close(decoupled_advantages(rewards, [1])[0], tensor([-1, 0, 1]))
     trl = (rewards - rewards.mean(1)) / (rewards.std(1) + 1e-4)
@@ -91,7 +95,9 @@ def test_equal_rewards_give_exactly_zero(value):
     rewards = torch.full((1, 7, 1), value, dtype=torch.float32)
     assert torch.equal(decoupled_advantages(rewards, [1]), torch.zeros(1, 7, dtype=torch.float64))
     noisy = rewards.clone()
-    noisy[0, 3] = torch.nextafter(rewards[0, 3], torch.tensor(float("inf")))  # one rounding step in float32
+    noisy[0, 3] = torch.nextafter(
+        rewards[0, 3], torch.tensor(float("inf"))
+    )  # one rounding step in float32
     if value:
         assert torch.equal(decoupled_advantages(noisy, [1]), torch.zeros(1, 7, dtype=torch.float64))
     assert not spreads(rewards).any()
@@ -118,7 +124,9 @@ def test_a_sample_without_any_reward_changes_nothing_but_itself():
     advantages = decoupled_advantages(lost, weights)
     assert advantages[1, 2] == 0 and advantages.isfinite().all()
     kept = [0, 1, 3]
-    torch.testing.assert_close(advantages[1, kept], decoupled_advantages(rewards[1:2, kept], weights)[0])
+    torch.testing.assert_close(
+        advantages[1, kept], decoupled_advantages(rewards[1:2, kept], weights)[0]
+    )
     # ... also over the batch, where its 0 must not count as a value
     batch = normalise(advantages, lost, moments(advantages, lost))
     values = torch.cat([advantages[[0, 2, 3, 4]].flatten(), advantages[1, kept]])
@@ -149,10 +157,16 @@ def test_shards_give_the_numbers_of_the_whole_batch(shards):
     parts = rewards.tensor_split(shards)
     advantages = [decoupled_advantages(part, weights) for part in parts]
     reduced = sum(moments(a, part) for a, part in zip(advantages, parts, strict=True))
-    got = torch.cat([normalise(a, part, reduced) for a, part in zip(advantages, parts, strict=True)])
+    got = torch.cat(
+        [normalise(a, part, reduced) for a, part in zip(advantages, parts, strict=True)]
+    )
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    local = torch.cat([normalise(a, p, moments(a, p)) for a, p in zip(advantages, parts, strict=True)])
-    assert shards == 1 or (local - expected).abs().max() > 1e-3  # what forgetting to reduce would do
+    local = torch.cat(
+        [normalise(a, p, moments(a, p)) for a, p in zip(advantages, parts, strict=True)]
+    )
+    assert (
+        shards == 1 or (local - expected).abs().max() > 1e-3
+    )  # what forgetting to reduce would do
 
 
 def test_the_batch_step_only_rescales_and_amplifies_rare_rewards():
@@ -168,21 +182,30 @@ def test_the_batch_step_only_rescales_and_amplifies_rare_rewards():
 def test_a_batch_without_spread_is_zero():
     rewards = torch.ones(3, 4, 2)
     advantages = decoupled_advantages(rewards, [1, 1])
-    assert torch.equal(normalise(advantages, rewards, moments(advantages, rewards)), torch.zeros(3, 4).double())
+    assert torch.equal(
+        normalise(advantages, rewards, moments(advantages, rewards)), torch.zeros(3, 4).double()
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), scale=st.floats(1e-4, 1e4), shift=st.floats(-10, 10), loudness=st.floats(1e-3, 1e3)
+    seed=st.integers(0, 10**6),
+    scale=st.floats(1e-4, 1e4),
+    shift=st.floats(-10, 10),
+    loudness=st.floats(1e-3, 1e3),
 )
 def test_invariances(seed, scale, shift, loudness):
     rewards, weights = random_rewards(seed, (3, 5, 3)), torch.tensor([1.0, 0.0, 2.5]).double()
     advantages = decoupled_advantages(rewards, weights)
     changed = rewards.clone()
     changed[..., 0] = changed[..., 0] * scale + shift * scale
-    torch.testing.assert_close(decoupled_advantages(changed, weights * loudness), advantages, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        decoupled_advantages(changed, weights * loudness), advantages, rtol=1e-6, atol=1e-8
+    )
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(decoupled_advantages(rewards[:, order], weights), advantages[:, order])
+    torch.testing.assert_close(
+        decoupled_advantages(rewards[:, order], weights), advantages[:, order]
+    )
     torch.testing.assert_close(decoupled_advantages(rewards.flip(0), weights), advantages.flip(0))
     torch.testing.assert_close(decoupled_advantages(-rewards, weights), -advantages)
     assert advantages.sum(1).abs().max() < 1e-9

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from policies.motion import Layout, LayoutError, Motion
-from rewards.affect import RidgeAffectEstimator, affect_features, concordance
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.affect import RidgeAffectEstimator, affect_features, concordance
 
 LAYOUT = Layout((("expr", 5), ("jaw", 3), ("eyelid", 2), ("rot", 3)), 25, "builtin")
 
@@ -49,7 +49,7 @@ def test_what_stands_still_after_it_moved_has_a_speed_of_about_0():
     values = np.random.default_rng(0).normal(size=(200, LAYOUT.dim))
     values[40:] = values[40]
     features = affect_features(Motion(values, LAYOUT))
-    assert np.isfinite(features).all() and np.abs(features[80:, LAYOUT.dim:]).max() < 1e-5
+    assert np.isfinite(features).all() and np.abs(features[80:, LAYOUT.dim :]).max() < 1e-5
 
 
 def test_it_reads_its_groups_from_any_layout_that_has_them(estimator):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rewards.dpo_loss import dpo_loss
+from rapport.rewards.dpo_loss import dpo_loss
 
 # log-ratios: chosen +2 and -1, rejected -3 and +1, so D = 5 and -2
 POLICY_W, REFERENCE_W = torch.tensor([-98.0, -101.0]), torch.tensor([-100.0, -100.0])
@@ -13,7 +13,9 @@ POLICY_L, REFERENCE_L = torch.tensor([-93.0, -89.0]), torch.tensor([-90.0, -90.0
 
 
 def loss(kind="sigmoid", beta=0.1, tokens=10, **kwargs):
-    return dpo_loss(POLICY_W, POLICY_L, REFERENCE_W, REFERENCE_L, beta, kind, num_tokens=tokens, **kwargs)
+    return dpo_loss(
+        POLICY_W, POLICY_L, REFERENCE_W, REFERENCE_L, beta, kind, num_tokens=tokens, **kwargs
+    )
 
 
 def log_sigmoid(x):
@@ -38,8 +40,12 @@ def test_robust():
 
 def test_robust_is_unbiased_under_turned_labels():
     e = 0.3
-    right, _ = dpo_loss(POLICY_W, POLICY_L, REFERENCE_W, REFERENCE_L, 0.1, "robust", None, e, num_tokens=10)
-    wrong, _ = dpo_loss(POLICY_L, POLICY_W, REFERENCE_L, REFERENCE_W, 0.1, "robust", None, e, num_tokens=10)
+    right, _ = dpo_loss(
+        POLICY_W, POLICY_L, REFERENCE_W, REFERENCE_L, 0.1, "robust", None, e, num_tokens=10
+    )
+    wrong, _ = dpo_loss(
+        POLICY_L, POLICY_W, REFERENCE_L, REFERENCE_W, 0.1, "robust", None, e, num_tokens=10
+    )
     assert torch.allclose((1 - e) * right + e * wrong, loss()[0], atol=1e-6)
 
 
@@ -65,7 +71,11 @@ def test_shards_give_the_losses_of_the_whole(kind):
     whole, metrics = dpo_loss(*batch, 0.3, kind, margin, num_tokens=5)
     for cut in (slice(0, 3), slice(3, 7)):
         part, part_metrics = dpo_loss(
-            *(x[cut] for x in batch), 0.3, kind, None if margin is None else margin[cut], num_tokens=5
+            *(x[cut] for x in batch),
+            0.3,
+            kind,
+            None if margin is None else margin[cut],
+            num_tokens=5,
         )
         assert torch.equal(part, whole[cut])
         assert all(torch.equal(part_metrics[name], metrics[name][cut]) for name in metrics)

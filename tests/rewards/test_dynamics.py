@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from policies.motion import Layout, LayoutError, Motion
-from rewards.dynamics import (
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.dynamics import (
     COMPONENTS,
     DynamicsWeights,
     group_rewards,
@@ -29,17 +29,24 @@ def everywhere(clip):
 
 
 def random_clip(seed, frames=40, scale=1.0):
-    return Motion(np.random.default_rng(seed).normal(size=(frames, 3)) * scale * [1, 1, 0.1], LAYOUT)
+    return Motion(
+        np.random.default_rng(seed).normal(size=(frames, 3)) * scale * [1, 1, 0.1], LAYOUT
+    )
 
 
 def test_by_hand():
     recorded = motion([0, 2, 0, 2], [1, 1, 1, 1], [0, 0, 0, 0])
     generated = motion([1, 2, 1, 2], [1, 1, 1, 1], [0, 0, 0, 0.4])
     p = penalties(generated, recorded, everywhere(recorded), LIMITS)
-    # expr 0: deviations +-1 and +-0.5 over 4 frames, ddof 1; half of it, as expr 1 stands still in both
-    assert p["positional_variance"]["expr"] == pytest.approx((math.sqrt(4 / 3) - math.sqrt(1 / 3)) / 2)
+    # expr 0: deviations +-1 and +-0.5 over 4 frames, ddof 1; half of it, as expr 1 stands still in
+    # both
+    assert p["positional_variance"]["expr"] == pytest.approx(
+        (math.sqrt(4 / 3) - math.sqrt(1 / 3)) / 2
+    )
     # velocities 2, -2, 2 and 1, -1, 1: variances 16/3 and 4/3
-    assert p["velocity_variance"]["expr"] == pytest.approx((math.sqrt(16 / 3) - math.sqrt(4 / 3)) / 2)
+    assert p["velocity_variance"]["expr"] == pytest.approx(
+        (math.sqrt(16 / 3) - math.sqrt(4 / 3)) / 2
+    )
     assert p["mean_drift"]["expr"] == pytest.approx(0.5 / 2)
     assert p["mse"]["expr"] == pytest.approx(0.5 / 2)
     # one third difference each: x3 - 3 x2 + 3 x1 - x0 = 8 and 4
@@ -66,7 +73,9 @@ def test_the_recorded_motion_is_the_best():
     assert all(value == 0 for groups in perfect.values() for value in groups.values())
     assert group_rewards(perfect) == {"expr": 0, "jaw": 0}
     for seed in (1, 2, 3):
-        rewards = group_rewards(penalties(random_clip(seed), clip, everywhere(clip), motion_limits([clip])))
+        rewards = group_rewards(
+            penalties(random_clip(seed), clip, everywhere(clip), motion_limits([clip]))
+        )
         assert all(value < 0 for value in rewards.values())
 
 
@@ -74,25 +83,36 @@ def test_a_still_face_loses_to_a_lively_one_with_another_timing():
     """Regression to the mean has the better MSE and the worse reward."""
     recorded, lively = random_clip(0, 200), random_clip(1, 200)
     still = Motion(np.repeat(recorded.values.mean(0, keepdims=True), 200, axis=0), LAYOUT)
-    p_still, p_lively = (penalties(x, recorded, everywhere(recorded), LIMITS) for x in (still, lively))
+    p_still, p_lively = (
+        penalties(x, recorded, everywhere(recorded), LIMITS) for x in (still, lively)
+    )
     assert p_still["mse"]["expr"] < p_lively["mse"]["expr"]
     assert group_rewards(p_still)["expr"] < group_rewards(p_lively)["expr"]
     assert variance_ratio(still, recorded, everywhere(recorded))["expr"] < 1e-6
-    assert variance_ratio(lively, recorded, everywhere(recorded))["expr"] == pytest.approx(1, abs=0.3)
+    assert variance_ratio(lively, recorded, everywhere(recorded))["expr"] == pytest.approx(
+        1, abs=0.3
+    )
 
 
 def test_trembling_with_the_right_variance_is_caught_by_jerk():
     time = np.arange(200)
     smooth = motion(np.sin(time / 8), np.sin(time / 8), 0.1 * np.sin(time / 8))
-    tremble = motion(*(a * np.std(np.sin(time / 8)) * np.where(time % 2, 1, -1) for a in (1, 1, 0.1)))
+    tremble = motion(
+        *(a * np.std(np.sin(time / 8)) * np.where(time % 2, 1, -1) for a in (1, 1, 0.1))
+    )
     p = penalties(tremble, smooth, everywhere(smooth), LIMITS)
     assert p["positional_variance"]["expr"] < 0.01
-    assert p["jerk"]["expr"] > 100 * penalties(smooth, smooth, everywhere(smooth), LIMITS)["jerk"]["expr"] + 1
+    assert (
+        p["jerk"]["expr"]
+        > 100 * penalties(smooth, smooth, everywhere(smooth), LIMITS)["jerk"]["expr"] + 1
+    )
 
 
 def test_groups_do_not_see_each_other():
     recorded, generated = random_clip(0), random_clip(1)
-    other = Motion(np.concatenate([generated.values[:, :2], generated.values[:, 2:] * 3], axis=1), LAYOUT)
+    other = Motion(
+        np.concatenate([generated.values[:, :2], generated.values[:, 2:] * 3], axis=1), LAYOUT
+    )
     a, b = (penalties(x, recorded, everywhere(x), LIMITS) for x in (generated, other))
     for component in COMPONENTS:
         assert a[component]["expr"] == b[component]["expr"]
@@ -129,22 +149,35 @@ def test_the_length_of_a_clip_does_not_matter():
     again = penalties(*twice, mask, LIMITS)
     for component in ("mean_drift", "mse", "range", "jerk"):
         assert again[component] == pytest.approx(once[component], rel=1e-6)
-    assert again["positional_variance"]["expr"] == pytest.approx(once["positional_variance"]["expr"], rel=0.05)
+    assert again["positional_variance"]["expr"] == pytest.approx(
+        once["positional_variance"]["expr"], rel=0.05
+    )
 
 
 def test_scale():
     recorded, generated = random_clip(0), random_clip(1)
     wide = Motion(LIMITS.values * 3, LAYOUT)
     once = penalties(generated, recorded, everywhere(recorded), LIMITS)
-    thrice = penalties(*(Motion(c.values * 3, LAYOUT) for c in (generated, recorded)), everywhere(recorded), wide)
+    thrice = penalties(
+        *(Motion(c.values * 3, LAYOUT) for c in (generated, recorded)), everywhere(recorded), wide
+    )
     for component in COMPONENTS:
         factor = 9 if component == "mse" else 3
-        assert thrice[component]["expr"] == pytest.approx(factor * once[component]["expr"], rel=1e-4)
+        assert thrice[component]["expr"] == pytest.approx(
+            factor * once[component]["expr"], rel=1e-4
+        )
 
 
-@pytest.mark.parametrize(("frames", "missing"), [
-    (0, set(COMPONENTS)), (1, {"positional_variance", "velocity_variance", "jerk"}),
-    (2, {"velocity_variance", "jerk"}), (3, {"jerk"}), (4, set())])
+@pytest.mark.parametrize(
+    ("frames", "missing"),
+    [
+        (0, set(COMPONENTS)),
+        (1, {"positional_variance", "velocity_variance", "jerk"}),
+        (2, {"velocity_variance", "jerk"}),
+        (3, {"jerk"}),
+        (4, set()),
+    ],
+)
 def test_too_few_frames_are_missing_not_zero(frames, missing):
     clip, mask = random_clip(0), np.zeros(40, bool)
     mask[:frames] = True
@@ -157,7 +190,10 @@ def test_too_few_frames_are_missing_not_zero(frames, missing):
 
 def test_group_rewards_by_hand():
     p = {name: {"expr": float(i + 1), "jaw": 0.0} for i, name in enumerate(COMPONENTS)}
-    assert group_rewards(p, DynamicsWeights(1, 2, 3, 4, 5, 6)) == {"expr": -(1 + 4 + 9 + 16 + 25 + 36), "jaw": 0}
+    assert group_rewards(p, DynamicsWeights(1, 2, 3, 4, 5, 6)) == {
+        "expr": -(1 + 4 + 9 + 16 + 25 + 36),
+        "jaw": 0,
+    }
 
 
 def test_listening_means_that_the_partner_speaks_and_the_actor_does_not():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from policies.motion import Layout, LayoutError, Motion
-from rewards.metrics.flame_groups import score
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.metrics.measures.flame_groups import score
 
 LAYOUT = Layout((("expr", 2), ("jaw", 1)), 25, "builtin")
 ALL = np.ones(60, bool)
@@ -17,14 +17,18 @@ def clips():
 
 
 def scaled(motions, factor):
-    return [Motion(m.values.mean(0) + factor * (m.values - m.values.mean(0)), LAYOUT) for m in motions]
+    return [
+        Motion(m.values.mean(0) + factor * (m.values - m.values.mean(0)), LAYOUT) for m in motions
+    ]
 
 
 def test_a_perfect_prediction(clips):
     values = score(clips, clips, clips[::-1], [ALL] * 3)
     for group in LAYOUT.names:
         assert values[f"FD/{group}"] == pytest.approx(0, abs=1e-9) and values[f"MSE/{group}"] == 0
-        assert values[f"P-FD/{group}"] == pytest.approx(0, abs=1e-9) and values[f"rPCC/{group}"] == 0
+        assert (
+            values[f"P-FD/{group}"] == pytest.approx(0, abs=1e-9) and values[f"rPCC/{group}"] == 0
+        )
         assert values[f"variance_ratio/{group}"] == values[f"jerk_ratio/{group}"] == 1
         assert values[f"SID/{group}"] == values[f"SID_recorded/{group}"] > 0
     assert values["clips"] == 3
@@ -56,7 +60,11 @@ def test_clips_without_the_part_are_left_out(clips):
 def test_a_group_that_stands_still_has_no_ratio(clips):
     still = [Motion(m.values * [1, 1, 0], LAYOUT) for m in clips]
     values = score(clips, still, [None] * 3, [ALL] * 3)
-    assert "variance_ratio/jaw" not in values and "variance_ratio/expr" in values and "MSE/jaw" in values
+    assert (
+        "variance_ratio/jaw" not in values
+        and "variance_ratio/expr" in values
+        and "MSE/jaw" in values
+    )
 
 
 def test_unlike_layouts_are_refused(clips):

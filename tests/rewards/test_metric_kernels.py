@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.metrics.ccc import concordance
-from rewards.metrics.dtw import _boxes, _channels, _tails, dtw, nearest_dtw
-from rewards.metrics.tlcc import lag_of_peak, lag_of_peak_as_published, lagged_correlation
+from rapport.rewards.metrics.measures.ccc import concordance
+from rapport.rewards.metrics.measures.dtw import _boxes, _channels, _tails, dtw, nearest_dtw
+from rapport.rewards.metrics.measures.tlcc import (
+    lag_of_peak,
+    lag_of_peak_as_published,
+    lagged_correlation,
+)
 
 
 def dtw_table(x, y):
@@ -15,14 +19,20 @@ def dtw_table(x, y):
     table[0, 0] = 0
     for i in range(len(x)):
         for j in range(len(y)):
-            table[i + 1, j + 1] = np.sum((x[i] - y[j]) ** 2) + min(table[i, j], table[i, j + 1], table[i + 1, j])
+            table[i + 1, j + 1] = np.sum((x[i] - y[j]) ** 2) + min(
+                table[i, j], table[i, j + 1], table[i + 1, j]
+            )
     return np.sqrt(table[-1, -1])
 
 
 def clips(rng, kind, *shape):
     noise = rng.normal(size=shape)
-    return {"noise": noise, "walk": np.cumsum(noise, axis=-2), "binary": (noise > 0.5) * 1.0,
-            "constant": np.broadcast_to(noise[..., :1, :], shape).copy()}[kind]
+    return {
+        "noise": noise,
+        "walk": np.cumsum(noise, axis=-2),
+        "binary": (noise > 0.5) * 1.0,
+        "constant": np.broadcast_to(noise[..., :1, :], shape).copy(),
+    }[kind]
 
 
 def test_dtw_by_hand():
@@ -33,8 +43,13 @@ def test_dtw_by_hand():
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.integers(1, 45), st.integers(1, 45), st.integers(1, 9), st.integers(0, 999),
-       st.sampled_from(["noise", "walk", "binary", "constant"]))
+@given(
+    st.integers(1, 45),
+    st.integers(1, 45),
+    st.integers(1, 9),
+    st.integers(0, 999),
+    st.sampled_from(["noise", "walk", "binary", "constant"]),
+)
 def test_dtw_equals_the_table(frames, others, dim, seed, kind):
     rng = np.random.default_rng(seed)
     x, y = clips(rng, kind, frames, dim), clips(rng, kind, others, dim)
@@ -46,20 +61,31 @@ def test_dtw_equals_the_table(frames, others, dim, seed, kind):
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 999),
-       st.sampled_from(["noise", "walk", "binary", "constant"]))
+@given(
+    st.integers(2, 40),
+    st.integers(2, 40),
+    st.integers(0, 999),
+    st.sampled_from(["noise", "walk", "binary", "constant"]),
+)
 def test_nearest_is_the_exact_minimum(frames, others, seed, kind):
     rng = np.random.default_rng(seed)
     groups = [(slice(0, 5), 0.2), (slice(5, 7), 1.0), (slice(7, 10), 0.5)]
     xs, ys = clips(rng, kind, 2, frames, 10), clips(rng, kind, 6, others, 10)
     every = [[sum(w * dtw_table(x[:, c], y[:, c]) for c, w in groups) for y in ys] for x in xs]
     assert nearest_dtw(xs, ys, groups) == pytest.approx(np.min(every, axis=1), abs=1e-9)
-    among_itself = nearest_dtw(xs, np.concatenate([np.repeat(ys[:, :1], frames, axis=1), xs[1:]]), groups)
+    among_itself = nearest_dtw(
+        xs, np.concatenate([np.repeat(ys[:, :1], frames, axis=1), xs[1:]]), groups
+    )
     assert among_itself[1] == 0
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 999), st.sampled_from(["noise", "walk", "binary"]))
+@given(
+    st.integers(2, 60),
+    st.integers(2, 60),
+    st.integers(0, 999),
+    st.sampled_from(["noise", "walk", "binary"]),
+)
 def test_the_lower_bound_is_below(frames, others, seed, kind):
     rng = np.random.default_rng(seed)
     x, y = clips(rng, kind, frames, 3), clips(rng, kind, others, 3)
@@ -84,7 +110,11 @@ def test_ccc_agrees_with_numpy():
             for k, y in enumerate(ys):
                 for c in range(5):
                     a, b = x[:, c], y[:, c]
-                    expected = 2 * np.cov(a, b, ddof=0)[0, 1] / (a.var() + b.var() + (a.mean() - b.mean()) ** 2 + 1e-8)
+                    expected = (
+                        2
+                        * np.cov(a, b, ddof=0)[0, 1]
+                        / (a.var() + b.var() + (a.mean() - b.mean()) ** 2 + 1e-8)
+                    )
                     assert result[s, k, c] == pytest.approx(expected, abs=tolerance)
 
 

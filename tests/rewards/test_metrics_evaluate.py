@@ -6,18 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rewards.metrics import PROTOCOLS, evaluate
-from rewards.metrics.published import TABLES, tables_of
+from rapport.rewards.metrics import PROTOCOLS, evaluate
+from rapport.rewards.metrics.published import TABLES, tables_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 RNG = np.random.default_rng(0)
 
 
 def test_protocols_go_by_their_names():
-    assert set(PROTOCOLS) == {"lm_listener", "l2l", "dim", "dualtalk", "unils", "gdpo_paper", "react2023", "react2024",
-                              "reactface", "vbench"}
+    assert set(PROTOCOLS) == {
+        "lm_listener",
+        "l2l",
+        "dim",
+        "dualtalk",
+        "unils",
+        "gdpo_paper",
+        "react2023",
+        "react2024",
+        "reactface",
+        "vbench",
+    }
     assert all(name == protocol.name and protocol.source for name, protocol in PROTOCOLS.items())
-    assert all(name.isidentifier() and text for p in PROTOCOLS.values() for name, text in p.corrections.items())
+    assert all(
+        name.isidentifier() and text
+        for p in PROTOCOLS.values()
+        for name, text in p.corrections.items()
+    )
 
 
 def test_unknown_names_are_answered_with_near_ones():
@@ -25,7 +39,9 @@ def test_unknown_names_are_answered_with_near_ones():
     with pytest.raises(ValueError, match="unknown protocol 'lm-listener'; nearest: lm_listener"):
         evaluate("lm-listener", x, x)
     for name in PROTOCOLS:
-        with pytest.raises(ValueError, match="unknown variant 'fixed', expected one of .*'reference', 'corrected'"):
+        with pytest.raises(
+            ValueError, match="unknown variant 'fixed', expected one of .*'reference', 'corrected'"
+        ):
             evaluate(name, x, x, variant="fixed")
 
 
@@ -36,10 +52,16 @@ def test_values_are_plain_floats():
 
 
 def test_the_challenges_go_by_their_names_too():
-    pred, target, partner = RNG.normal(size=(3, 2, 70, 25)), RNG.normal(size=(3, 70, 25)), RNG.normal(size=(3, 70, 25))
+    pred, target, partner = (
+        RNG.normal(size=(3, 2, 70, 25)),
+        RNG.normal(size=(3, 70, 25)),
+        RNG.normal(size=(3, 70, 25)),
+    )
     scores = evaluate("react2024", pred, target, partner, neighbours=np.eye(3), variant="corrected")
     assert set(scores) == {"FRCorr", "FRDist", "FRDvs", "FRDiv", "FRSyn", "FRVar"}
-    mirrored = evaluate("react2024", partner, target, partner, neighbours=np.eye(3), variant="corrected")
+    mirrored = evaluate(
+        "react2024", partner, target, partner, neighbours=np.eye(3), variant="corrected"
+    )
     assert mirrored["FRSyn"] == 0
 
 
@@ -48,8 +70,13 @@ def test_published_rows_name_metrics_of_their_protocols():
     x, y = RNG.normal(size=(2, 120, 56))
     for name in ("lm_listener", "dualtalk"):
         ours = {*evaluate(name, x, y, x), "L2 Affect"}
-        assert tables_of(name) and all(set(row) <= ours for t in tables_of(name) for row in t.rows.values())
-    assert all(set(table.scale) <= {metric for row in table.rows.values() for metric in row} for table in TABLES)
+        assert tables_of(name) and all(
+            set(row) <= ours for t in tables_of(name) for row in t.rows.values()
+        )
+    assert all(
+        set(table.scale) <= {metric for row in table.rows.values() for metric in row}
+        for table in TABLES
+    )
     assert all(row for table in TABLES for row in table.rows.values())
 
 
@@ -64,11 +91,17 @@ def test_the_papers_effect_is_in_its_table():
 
 def test_the_docs_have_every_protocol_and_correction():
     text = DOCS.read_text()
-    lines = [f"| `{protocol.name}` | `{name}` | {what} |"
-             for protocol in PROTOCOLS.values() for name, what in protocol.corrections.items()]
+    lines = [
+        f"| `{protocol.name}` | `{name}` | {what} |"
+        for protocol in PROTOCOLS.values()
+        for name, what in protocol.corrections.items()
+    ]
     lines += [f"| `{protocol.name}` | {protocol.source} |" for protocol in PROTOCOLS.values()]
     missing = [line for line in lines if line not in text]
     assert not missing, "docs/metrics.md lacks these lines:\n" + "\n".join(missing)
-    stale = [line for line in text.splitlines() if re.match(rf"\| `({'|'.join(PROTOCOLS)})` \| `[a-z_]+` \|", line)
-             and line not in lines]
+    stale = [
+        line
+        for line in text.splitlines()
+        if re.match(rf"\| `({'|'.join(PROTOCOLS)})` \| `[a-z_]+` \|", line) and line not in lines
+    ]
     assert not stale, "docs/metrics.md has lines that no protocol has:\n" + "\n".join(stale)

@@ -6,10 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from rewards.metrics.correlation import rpcc, rpcc_per_channel
-from rewards.metrics.distance import mean_distance, mse, sts, sts_rms
-from rewards.metrics.diversity import diversity, seeded_diversity, sid, variation, variation_flat
-from rewards.metrics.frechet import fd, p_fd
+from rapport.rewards.metrics.measures.correlation import rpcc, rpcc_per_channel
+from rapport.rewards.metrics.measures.distance import mean_distance, mse, sts, sts_rms
+from rapport.rewards.metrics.measures.diversity import (
+    diversity,
+    seeded_diversity,
+    sid,
+    variation,
+    variation_flat,
+)
+from rapport.rewards.metrics.measures.frechet import fd, p_fd
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +35,11 @@ def test_fd_of_one_dimensional_gaussians():
 def test_fd_agrees_with_scipy_on_full_rank(dim):
     x = RNG.normal(size=(100, dim)) @ RNG.normal(size=(dim, dim))
     y = RNG.normal(size=(80, dim)) @ RNG.normal(size=(dim, dim)) + 0.3
-    expected = fd_by_sqrtm(x, y) if dim > 1 else (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    expected = (
+        fd_by_sqrtm(x, y)
+        if dim > 1
+        else (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    )
     assert fd(x, y) == pytest.approx(expected, rel=1e-6)
 
 
@@ -90,7 +100,10 @@ def test_sts_is_the_references_double_loop_and_grows_with_length():
         for t in range(1, 30):
             total += ((x[t, d] - x[t - 1, d]) - (y[t, d] - y[t - 1, d])) ** 2 / 0.1
     assert sts(x, y) == pytest.approx(np.sqrt(total))
-    ramp, still = np.arange(101.0)[:, None] * 0.1, np.zeros((101, 1))  # the same error in every step
+    ramp, still = (
+        np.arange(101.0)[:, None] * 0.1,
+        np.zeros((101, 1)),
+    )  # the same error in every step
     assert sts(ramp, still) == pytest.approx(2 * sts(ramp[:26], still[:26]))
     assert sts_rms(ramp, still) == pytest.approx(sts_rms(ramp[:26], still[:26]))
 
@@ -125,7 +138,9 @@ def test_sid_counts_bits():
     assert sid(y, y, 4) == pytest.approx(2, abs=1e-4), "4 equal clusters are 2 bits"
     assert sid(y[:20], y, 4) == pytest.approx(1, abs=1e-4)
     assert sid(y[:10], y, 4) == pytest.approx(0, abs=1e-4), "a frozen face"
-    assert sid(np.array([[0.0], [0.0], [0.0], [10]]), y, 4) == pytest.approx(-(0.75 * np.log2(0.75) - 0.5), abs=1e-4)
+    assert sid(np.array([[0.0], [0.0], [0.0], [10]]), y, 4) == pytest.approx(
+        -(0.75 * np.log2(0.75) - 0.5), abs=1e-4
+    )
     assert sid(y[::-1], y, 4) == sid(y, y, 4)
     with pytest.raises(ValueError, match="fits 41 clusters, there are only 40"):
         sid(y, y, 41)
@@ -149,13 +164,17 @@ def test_offsets_between_channels_dominate_the_flattened_rpcc():
 @pytest.mark.parametrize("metric", [mse, mean_distance, sts, sts_rms, fd])
 def test_distances_are_symmetric_and_zero_for_equals(metric):
     x, y = RNG.normal(size=(2, 30, 4))
-    assert metric(x, y) == pytest.approx(metric(y, x)) and metric(x, x) == pytest.approx(0, abs=1e-9)
+    assert metric(x, y) == pytest.approx(metric(y, x)) and metric(x, x) == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_what_is_not_finite_is_found():
     x = np.zeros((5, 3))
     x[3, 1] = np.nan
-    with pytest.raises(ValueError, match=r"y has NaN or infinity, first at frame 3 \(index \(3, 1\)\)"):
+    with pytest.raises(
+        ValueError, match=r"y has NaN or infinity, first at frame 3 \(index \(3, 1\)\)"
+    ):
         mse(np.zeros((5, 3)), x)
     with pytest.raises(ValueError, match=r"expected an array \(time, dim\).*\(5,\)"):
         variation(np.zeros(5))

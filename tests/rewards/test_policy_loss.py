@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rewards.policy_loss import clipped_policy_loss, importance_weights
+from rapport.rewards.policy_loss import clipped_policy_loss, importance_weights
 
 ZERO = torch.zeros(2, 2)
 
@@ -13,7 +13,8 @@ ZERO = torch.zeros(2, 2)
 def loss(ratios, advantages, kl=ZERO, clip=0.2, beta=0.0, mask=None):
     log_probs = torch.tensor(ratios).log().requires_grad_()
     value, metrics = clipped_policy_loss(
-        log_probs, torch.zeros_like(log_probs), torch.tensor(advantages), kl, clip, beta, mask)
+        log_probs, torch.zeros_like(log_probs), torch.tensor(advantages), kl, clip, beta, mask
+    )
     return value, metrics, log_probs
 
 
@@ -63,7 +64,9 @@ def test_importance_weights_by_hand():
 def test_weights_scale_the_surrogate_and_not_the_kl():
     log_probs, kl = torch.zeros(1, 2, requires_grad=True), torch.tensor([[1.0, 1.0]])
     weights = torch.tensor([[2.0, 0.5]])
-    value, _ = clipped_policy_loss(log_probs, torch.zeros(1, 2), torch.tensor([3.0]), kl, 0.2, 0.1, None, weights)
+    value, _ = clipped_policy_loss(
+        log_probs, torch.zeros(1, 2), torch.tensor([3.0]), kl, 0.2, 0.1, None, weights
+    )
     assert value.item() == pytest.approx(-((2 * 3 - 0.1) + (0.5 * 3 - 0.1)) / 2)
     value.backward()
     assert log_probs.grad.tolist() == [pytest.approx([-3.0, -0.75])]
@@ -75,8 +78,10 @@ def test_shards_give_the_loss_of_the_whole():
     advantages = torch.randn(6, generator=generator)
     mask = torch.rand(6, 3, 4, generator=generator) > 0.3
     whole, _ = clipped_policy_loss(new, old, advantages, kl, 0.2, 0.1, mask)
-    parts = [clipped_policy_loss(new[s], old[s], advantages[s], kl[s], 0.2, 0.1, mask[s])[0]
-             for s in (slice(0, 2), slice(2, 4), slice(4, 6))]
+    parts = [
+        clipped_policy_loss(new[s], old[s], advantages[s], kl[s], 0.2, 0.1, mask[s])[0]
+        for s in (slice(0, 2), slice(2, 4), slice(4, 6))
+    ]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
@@ -86,13 +91,16 @@ def test_without_advantage_nothing_is_learnt():
     assert (log_probs.grad == 0).all()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"advantages": [1.0]}, r"advantages must be \(2,\)"),
-    ({"kl": torch.zeros(2, 3)}, r"kl \(2, 3\)"),
-    ({"mask": torch.ones(2, 1, dtype=torch.bool)}, r"mask \(2, 1\)"),
-    ({"clip": 0.0}, "clip 0"),
-    ({"beta": -1.0}, "beta -1"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"advantages": [1.0]}, r"advantages must be \(2,\)"),
+        ({"kl": torch.zeros(2, 3)}, r"kl \(2, 3\)"),
+        ({"mask": torch.ones(2, 1, dtype=torch.bool)}, r"mask \(2, 1\)"),
+        ({"clip": 0.0}, "clip 0"),
+        ({"beta": -1.0}, "beta -1"),
+    ],
+)
 def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         loss(**{"ratios": [[1.0, 1.0], [1.0, 1.0]], "advantages": [1.0, 1.0]} | change)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rewards.metrics.preferences import Comparison, bradley_terry, from_scores, win_rates
+from rapport.rewards.metrics.preferences import Comparison, bradley_terry, from_scores, win_rates
 
 
 def compared(a, b, *outcomes):
@@ -13,9 +13,15 @@ def compared(a, b, *outcomes):
 
 def test_two_methods_by_hand():
     strengths = bradley_terry(compared("ours", "theirs", 1, 1, 1, 0))
-    assert strengths == pytest.approx({"ours": np.log(3) / 2, "theirs": -np.log(3) / 2}), "odds of 3 to 1"
-    assert bradley_terry(compared("ours", "theirs", 0.5, 0.5)) == pytest.approx({"ours": 0, "theirs": 0})
-    assert bradley_terry(compared("ours", "theirs", 1, 0.5)) == pytest.approx(strengths), "1.5 to 0.5"
+    assert strengths == pytest.approx({"ours": np.log(3) / 2, "theirs": -np.log(3) / 2}), (
+        "odds of 3 to 1"
+    )
+    assert bradley_terry(compared("ours", "theirs", 0.5, 0.5)) == pytest.approx(
+        {"ours": 0, "theirs": 0}
+    )
+    assert bradley_terry(compared("ours", "theirs", 1, 0.5)) == pytest.approx(strengths), (
+        "1.5 to 0.5"
+    )
 
 
 def test_strengths_maximise_the_likelihood():
@@ -29,8 +35,10 @@ def test_strengths_maximise_the_likelihood():
 
     def loss(theta):
         gaps = [theta[int(c.a[1])] - theta[int(c.b[1])] for c in comparisons]
-        return sum(np.logaddexp(0, -g) if c.outcome else np.logaddexp(0, g)
-                   for g, c in zip(gaps, comparisons, strict=True))
+        return sum(
+            np.logaddexp(0, -g) if c.outcome else np.logaddexp(0, g)
+            for g, c in zip(gaps, comparisons, strict=True)
+        )
 
     best = minimize(loss, np.zeros(4)).x
     strengths = bradley_terry(comparisons)
@@ -56,7 +64,9 @@ def test_strengths_that_do_not_exist_are_refused():
 
 
 def test_win_rates_count_prompts_once_and_ties_half():
-    comparisons = compared("a", "b", 1, 1, 0.5, 0) + [Comparison("p0", "a", "b", 0)]  # p0 twice, once won
+    comparisons = compared("a", "b", 1, 1, 0.5, 0) + [
+        Comparison("p0", "a", "b", 0)
+    ]  # p0 twice, once won
     rates = win_rates(comparisons)
     assert rates["a"].mean == pytest.approx((0.5 + 1 + 0.5 + 0) / 4) and rates["a"].n == 4
     assert rates["a"].mean + rates["b"].mean == pytest.approx(1)
@@ -66,5 +76,11 @@ def test_win_rates_count_prompts_once_and_ties_half():
 
 
 def test_comparisons_from_scores():
-    found = from_scores({"a": {"x": 3.0, "y": 1.0}, "b": {"x": 2.0, "y": 1.0, "z": 5.0}, "c": {"z": 4.0}})
-    assert found == [Comparison("x", "a", "b", 1.0), Comparison("y", "a", "b", 0.5), Comparison("z", "b", "c", 1.0)]
+    found = from_scores(
+        {"a": {"x": 3.0, "y": 1.0}, "b": {"x": 2.0, "y": 1.0, "z": 5.0}, "c": {"z": 4.0}}
+    )
+    assert found == [
+        Comparison("x", "a", "b", 1.0),
+        Comparison("y", "a", "b", 0.5),
+        Comparison("z", "b", "c", 1.0),
+    ]

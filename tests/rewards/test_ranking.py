@@ -2,8 +2,8 @@
 
 import pytest
 
-from rewards import metrics
-from rewards.metrics.ranking import BEST, best_of, ranks, swaps
+from rapport.rewards import metrics
+from rapport.rewards.metrics.ranking import BEST, best_of, ranks, swaps
 
 NAN = float("nan")
 
@@ -32,7 +32,13 @@ def test_a_swap_needs_both_orders_to_be_strict():
 
 
 def test_every_metric_of_the_papers_has_a_best():
-    assert best_of("FD_exp") == best_of("LVE_speak") == best_of("L2 Affect") == best_of("P-FD_pose") == "lowest"
+    assert (
+        best_of("FD_exp")
+        == best_of("LVE_speak")
+        == best_of("L2 Affect")
+        == best_of("P-FD_pose")
+        == "lowest"
+    )
     assert best_of("FRCorr") == "highest" and best_of("SID_neck") == "nearest"
     assert set(BEST.values()) == {"lowest", "highest", "nearest"}
     with pytest.raises(ValueError, match="no rank by 'Beauty_exp'.*ranking.BEST"):

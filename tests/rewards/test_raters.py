@@ -5,13 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.raters import RaterScales, anonymous, krippendorff_alpha, ordinal_alpha, panel_reliability, survey
-from rewards.ratings import Rating
-from rewards.scores import score_candidates
+from rapport.rewards.ratings.raters import (
+    RaterScales,
+    anonymous,
+    krippendorff_alpha,
+    ordinal_alpha,
+    panel_reliability,
+    survey,
+)
+from rapport.rewards.ratings.ratings import Rating
+from rapport.rewards.ratings.scores import score_candidates
 
 
 def published_units():
-    """Krippendorff 2011, "Computing Krippendorff's alpha-reliability": four observers, twelve units, gaps."""
+    """Krippendorff 2011, "Computing Krippendorff's alpha-reliability": four observers, twelve
+    units, gaps.
+    """
     table = [
         [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
         [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
@@ -39,14 +48,21 @@ def test_alpha_of_extremes():
 
 
 def test_alpha_by_hand():
-    """Two raters, three units 1 1, 1 2, 2 2. Ordinal with two grades is nominal: 1 - 5 * 2 / (2 * 3 * 3)."""
+    """Two raters, three units 1 1, 1 2, 2 2. Ordinal with two grades is nominal: 1 - 5 * 2 / (2 * 3
+    * 3).
+    """
     assert ordinal_alpha([[1, 1], [1, 2], [2, 2]]) == pytest.approx(1 - 5 * 2 / 18)
 
 
-@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=2, max_size=8), st.randoms())
+@given(
+    st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=2, max_size=8),
+    st.randoms(),
+)
 def test_alpha_does_not_depend_on_order_or_on_names_of_grades(units, random_):
     shuffled = [random_.sample(values, len(values)) for values in random_.sample(units, len(units))]
-    stretched = [[v * v for v in values] for values in units]  # ordinal: only the order of grades counts
+    stretched = [
+        [v * v for v in values] for values in units
+    ]  # ordinal: only the order of grades counts
     alpha = ordinal_alpha(units)
     for other in (ordinal_alpha(shuffled), ordinal_alpha(stretched)):
         assert other == (None if alpha is None else pytest.approx(alpha))
@@ -68,20 +84,28 @@ def test_scales_take_out_leniency_and_spread():
         assert values["anna", candidate] == pytest.approx(values["bert", candidate])
     assert values["anna", "b"] == pytest.approx(3.0)  # the panel's mean
     everything = list(values.values())
-    assert np.mean(everything) == pytest.approx(3.0) and np.std(everything) == pytest.approx(np.std([1, 2, 3, 3, 4, 5]))
+    assert np.mean(everything) == pytest.approx(3.0) and np.std(everything) == pytest.approx(
+        np.std([1, 2, 3, 3, 4, 5])
+    )
 
 
 def test_a_rater_who_always_says_the_same_says_nothing():
-    ratings = [opinion("flat", c, 5.0) for c in "ab"] + [opinion("anna", c, g) for c, g in (("a", 1.0), ("b", 3.0))]
+    ratings = [opinion("flat", c, 5.0) for c in "ab"] + [
+        opinion("anna", c, g) for c, g in (("a", 1.0), ("b", 3.0))
+    ]
     scales = RaterScales.of(ratings)
     assert scales(ratings[0], "empathy") == scales(ratings[1], "empathy") == pytest.approx(3.5)
 
 
 def test_uneven_panels_are_compared_fairly_by_scale():
-    """Only the harsh rater saw a, only the lenient one b; on the rest they agree. Raw grades prefer b, wrongly."""
+    """Only the harsh rater saw a, only the lenient one b; on the rest they agree. Raw grades prefer
+    b, wrongly.
+    """
     common = [(f"{i}", g) for i, g in enumerate((1.0, 2.0, 3.0, 2.0))]
     ratings = [opinion("harsh", c, g, prompt="q") for c, g in common] + [opinion("harsh", "a", 3.0)]
-    ratings += [opinion("lenient", c, g + 2, prompt="q") for c, g in common] + [opinion("lenient", "b", 4.0)]
+    ratings += [opinion("lenient", c, g + 2, prompt="q") for c, g in common] + [
+        opinion("lenient", "b", 4.0)
+    ]
     weights = {"empathy": 1.0}
     raw, _ = score_candidates(ratings, weights)
     fair, _ = score_candidates(ratings, weights, scales=RaterScales.of(ratings))
@@ -95,14 +119,21 @@ def test_names_are_left_behind():
 
 
 def test_a_survey_counts_and_warns():
-    ratings = [opinion("x", "a", 1.0), opinion("y", "a", 5.0), opinion("x", "b", 5.0), opinion("y", "b", 1.0),
-               opinion("x", "c", 3.0)]
+    ratings = [
+        opinion("x", "a", 1.0),
+        opinion("y", "a", 5.0),
+        opinion("x", "b", 5.0),
+        opinion("y", "b", 1.0),
+        opinion("x", "c", 3.0),
+    ]
     found = survey(ratings, {"p": ["a", "b", "c", "d"]})
     assert (found.candidates, found.rated, found.rated_twice) == (4, 3, 2)
     assert found.raters == {"x": 3, "y": 2} and found.raters_per_candidate == pytest.approx(5 / 3)
     assert found.alpha["empathy"] < 0 and found.alpha["naturalness"] is None
     text = "\n".join(found.warnings)
-    assert "1 of 4 candidates were rated by nobody" in text and "empathy: raters hardly agree" in text
+    assert (
+        "1 of 4 candidates were rated by nobody" in text and "empathy: raters hardly agree" in text
+    )
     assert "score.empathy=0" in text and "naturalness" not in text
 
 

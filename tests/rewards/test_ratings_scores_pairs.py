@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.pairs import make_pairs
-from rewards.ratings import CRITERIA, Rating, RatingError, read_ratings, write_ratings
-from rewards.scores import EQUAL_WEIGHTS, check_weights, normalise, overall, score_candidates
+from rapport.rewards.ratings.pairs import make_pairs
+from rapport.rewards.ratings.ratings import (
+    CRITERIA,
+    Rating,
+    RatingError,
+    read_ratings,
+    write_ratings,
+)
+from rapport.rewards.ratings.scores import (
+    EQUAL_WEIGHTS,
+    check_weights,
+    normalise,
+    overall,
+    score_candidates,
+)
 
 HEADER = "prompt_id,candidate_id,rater,empathy,appropriateness,engagement,naturalness\n"
 ROWS = [
@@ -36,7 +48,9 @@ def test_ratings_survive_the_file(tmp_path, suffix):
 
 def test_csv_from_a_spreadsheet(tmp_path):
     path = tmp_path / "r.csv"
-    path.write_text("\ufeffrater,prompt_id,candidate_id,empathy\nann,p,c,4\nben,p,c, \n", encoding="utf-8")
+    path.write_text(
+        "\ufeffrater,prompt_id,candidate_id,empathy\nann,p,c,4\nben,p,c, \n", encoding="utf-8"
+    )
     assert read_ratings(path) == [Rating("p", "c", "ann", 4), Rating("p", "c", "ben")]
 
 
@@ -73,12 +87,28 @@ def test_bad_csv_rows_are_named(tmp_path, line, message):
         ("r.csv", HEADER, "no ratings"),
         ("r.csv", "prompt_id,candidate_id,rater,empathie\np,c,r,1\n", "unknown .*empathie"),
         ("r.csv", "prompt_id,rater\np,r\n", "absent .*candidate_id"),
-        ("r.csv", "prompt_id,candidate_id,rater,empathy,empathy\np,c,r,1,1\n", "repeated .*empathy"),
+        (
+            "r.csv",
+            "prompt_id,candidate_id,rater,empathy,empathy\np,c,r,1,1\n",
+            "repeated .*empathy",
+        ),
         ("r.jsonl", '{"prompt_id": "p"', "line 1.*not JSON"),
         ("r.jsonl", "[1]\n", "line 1.*object"),
-        ("r.jsonl", '{"prompt_id":"p","candidate_id":"c","rater":"r","score":1}\n', "line 1.*unknown.*score"),
-        ("r.jsonl", '{"prompt_id":"p","candidate_id":"c","rater":"r","empathy":true}\n', "line 1.*not a number"),
-        ("r.jsonl", '{"prompt_id":"p","candidate_id":"c","rater":"r","empathy":"4"}\n', "line 1.*not a number"),
+        (
+            "r.jsonl",
+            '{"prompt_id":"p","candidate_id":"c","rater":"r","score":1}\n',
+            "line 1.*unknown.*score",
+        ),
+        (
+            "r.jsonl",
+            '{"prompt_id":"p","candidate_id":"c","rater":"r","empathy":true}\n',
+            "line 1.*not a number",
+        ),
+        (
+            "r.jsonl",
+            '{"prompt_id":"p","candidate_id":"c","rater":"r","empathy":"4"}\n',
+            "line 1.*not a number",
+        ),
         ("r.jsonl", "\n", "no ratings"),
         ("r.parquet", "not parquet", "not a Parquet"),
         ("r.xlsx", "", "expected one of"),
@@ -95,7 +125,12 @@ def test_missing_file_and_parquet_rows_are_named(tmp_path):
     with pytest.raises(RatingError, match="no such"):
         read_ratings(tmp_path / "nothing.csv")
     path = tmp_path / "r.parquet"
-    columns = {"prompt_id": ["p", "p"], "candidate_id": ["a", "b"], "rater": ["r", "r"], "empathy": [1.0, 9.0]}
+    columns = {
+        "prompt_id": ["p", "p"],
+        "candidate_id": ["a", "b"],
+        "rater": ["r", "r"],
+        "empathy": [1.0, 9.0],
+    }
     pq.write_table(pa.table(columns), path)
     with pytest.raises(RatingError, match="row 2: empathy is 9"):
         read_ratings(path)
@@ -103,12 +138,21 @@ def test_missing_file_and_parquet_rows_are_named(tmp_path):
 
 def test_equation_10_by_hand():
     weights = {"empathy": 0.4, "appropriateness": 0.3, "engagement": 0.2, "naturalness": 0.1}
-    ratings = [rated("p", "a", "x", 5, 4, 3, 2), rated("p", "a", "y", 3, 2, None, 1), rated("p", "b", "x", 1, 1, 1, 1)]
+    ratings = [
+        rated("p", "a", "x", 5, 4, 3, 2),
+        rated("p", "a", "y", 3, 2, None, 1),
+        rated("p", "b", "x", 1, 1, 1, 1),
+    ]
     scores, counts = score_candidates(ratings, weights)
-    # means: empathy 4 -> .75, appropriateness 3 -> .5, engagement 3 -> .5 (one rater), naturalness 1.5 -> .125
+    # means: empathy 4 -> .75, appropriateness 3 -> .5, engagement 3 -> .5 (one rater), naturalness
+    # 1.5 -> .125
     assert scores == {"p": {"a": pytest.approx(0.3 + 0.15 + 0.1 + 0.0125), "b": 0.0}}
     assert (counts.ratings, counts.prompts, counts.candidates) == (3, 1, 2)
-    assert (counts.unrated_candidates, counts.renormalised_prompts, counts.incomparable_prompts) == (0, 0, 0)
+    assert (
+        counts.unrated_candidates,
+        counts.renormalised_prompts,
+        counts.incomparable_prompts,
+    ) == (0, 0, 0)
 
 
 def test_one_rating_alone_by_hand():
@@ -129,7 +173,8 @@ def test_a_group_is_compared_on_what_all_its_members_have():
     ratings = [rated("p", "a", "x", 5, 1, 5, 1), rated("p", "b", "x", 3, None, 1, None)]
     weights = {"empathy": 0.3, "appropriateness": 0.3, "engagement": 0.1, "naturalness": 0.3}
     scores, counts = score_candidates(ratings, weights)
-    # only empathy and engagement count, at 3/4 and 1/4: a's bad appropriateness must not weigh against b
+    # only empathy and engagement count, at 3/4 and 1/4: a's bad appropriateness must not weigh
+    # against b
     assert scores["p"] == {"a": 1.0, "b": pytest.approx(0.75 * 0.5)}
     assert counts.renormalised_prompts == 1
 
@@ -151,7 +196,13 @@ def test_candidates_that_exist_but_were_not_rated():
 
 @pytest.mark.parametrize(
     "weights",
-    [{"empathy": 0.9}, {"empathy": 1.5, "naturalness": -0.5}, {"charm": 1.0}, {"empathy": math.nan}, {}],
+    [
+        {"empathy": 0.9},
+        {"empathy": 1.5, "naturalness": -0.5},
+        {"charm": 1.0},
+        {"empathy": math.nan},
+        {},
+    ],
 )
 def test_bad_weights(weights):
     with pytest.raises(ValueError, match="score weights"):
@@ -160,7 +211,15 @@ def test_bad_weights(weights):
 
 grade = st.none() | st.integers(1, 5)
 rows = st.lists(
-    st.tuples(st.sampled_from("pq"), st.sampled_from("abcd"), st.sampled_from("xyz"), grade, grade, grade, grade),
+    st.tuples(
+        st.sampled_from("pq"),
+        st.sampled_from("abcd"),
+        st.sampled_from("xyz"),
+        grade,
+        grade,
+        grade,
+        grade,
+    ),
     min_size=1,
     unique_by=lambda row: row[:3],
 ).map(lambda drawn: [Rating(*row) for row in drawn])
@@ -189,7 +248,9 @@ def test_scores_lie_in_the_unit_interval_and_groups_add_up(ratings):
 @given(st.lists(st.tuples(*[st.integers(1, 4)] * 4), min_size=2, max_size=6))
 def test_a_more_lenient_rater_changes_no_pair(grades):
     def pairs(shift):
-        group = [Rating("p", str(i), "x", *(g + shift for g in row)) for i, row in enumerate(grades)]
+        group = [
+            Rating("p", str(i), "x", *(g + shift for g in row)) for i, row in enumerate(grades)
+        ]
         return [(p.chosen_id, p.rejected_id) for p in make_pairs(score_candidates(group)[0])[0]]
 
     assert pairs(0) == pairs(1)

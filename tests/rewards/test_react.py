@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from policies.motion import Layout, LayoutError, Motion
-from rewards.metrics import react
-from rewards.metrics.lm_listener import fd
-from rewards.metrics.react import (
+from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.metrics.protocols import react
+from rapport.rewards.metrics.protocols.lm_listener import fd
+from rapport.rewards.metrics.protocols.react import (
     PROTOCOLS,
     fr_corr,
     fr_dist,
@@ -28,8 +28,14 @@ def emotions(rng, *shape):
     """Binary AUs, smooth valence and arousal, expression probabilities; (*shape, T, 25) float32."""
     smooth = np.cumsum(rng.normal(size=(*shape, T, 25)), axis=-2) / 5
     expression = np.exp(smooth[..., 17:])
-    return np.concatenate([smooth[..., :15] > rng.normal(size=(*shape, 1, 15)) / 2, np.tanh(smooth[..., 15:17]),
-                           expression / expression.sum(-1, keepdims=True)], axis=-1).astype(np.float32)
+    return np.concatenate(
+        [
+            smooth[..., :15] > rng.normal(size=(*shape, 1, 15)) / 2,
+            np.tanh(smooth[..., 15:17]),
+            expression / expression.sum(-1, keepdims=True),
+        ],
+        axis=-1,
+    ).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,9 @@ def ccc_by_the_book(x, y, epsilon):
     values = []
     for a, b in zip(x.T.astype(float), y.T.astype(float), strict=True):
         rho = 0.0 if a.std() == 0 or b.std() == 0 else np.corrcoef(a, b)[0, 1]
-        values.append(2 * rho * a.std() * b.std() / (a.var() + b.var() + (a.mean() - b.mean()) ** 2 + epsilon))
+        values.append(
+            2 * rho * a.std() * b.std() / (a.var() + b.var() + (a.mean() - b.mean()) ** 2 + epsilon)
+        )
     return np.mean(values)
 
 
@@ -66,7 +74,11 @@ def lag_by_the_book(x, y):
     for lag in range(-49, 50):
         a, b = (x[lag:], y[: len(y) - lag]) if lag >= 0 else (x[:lag], y[-lag:])
         with np.errstate(invalid="ignore"):
-            means.append(np.mean(np.float32([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(x.shape[1])])))
+            means.append(
+                np.mean(
+                    np.float32([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(x.shape[1])])
+                )
+            )
     return abs(49 - int(np.argmax(means)))
 
 
@@ -81,31 +93,63 @@ def test_reference_agrees_with_the_textbook(corpus, name):
     pred, target, partner = pred[:, :2, :56], target[:, :56], partner[:, :56]
     result = SCORE[name](pred, target, partner, neighbours=NEIGHBOURS)
     near = [np.flatnonzero(row) for row in NEIGHBOURS]
-    corr = sum(np.mean([max(ccc_by_the_book(pred[k, m], target[j], 1e-8) for j in near[k]) for k in range(N)])
-               for m in range(2))
-    dist = sum(np.mean([min(sum(w * dtw_by_the_book(pred[k, m][:, a:b], target[j][:, a:b])
-                                for a, b, w in ((0, 15, 1 / 15), (15, 17, 1), (17, 25, 1 / 8)))
-                            for j in near[k]) for k in range(N)]) for m in range(2))
+    corr = sum(
+        np.mean(
+            [max(ccc_by_the_book(pred[k, m], target[j], 1e-8) for j in near[k]) for k in range(N)]
+        )
+        for m in range(2)
+    )
+    dist = sum(
+        np.mean(
+            [
+                min(
+                    sum(
+                        w * dtw_by_the_book(pred[k, m][:, a:b], target[j][:, a:b])
+                        for a, b, w in ((0, 15, 1 / 15), (15, 17, 1), (17, 25, 1 / 8))
+                    )
+                    for j in near[k]
+                )
+                for k in range(N)
+            ]
+        )
+        for m in range(2)
+    )
     assert set(result) == {"FRCorr", "FRDist", "FRSyn", "FRVar", "FRDiv", "FRDvs"}
     assert result["FRCorr"] == pytest.approx(corr, rel=1e-6)
     assert result["FRDist"] == pytest.approx(dist, abs=1e-9)
     assert result["FRSyn"] == np.mean([lag_by_the_book(pred[k, 0], partner[k]) for k in range(N)])
-    assert result["FRVar"] == pytest.approx(np.mean([pred[k, m].astype(float).var(axis=0, ddof=1)
-                                                     for k in range(N) for m in range(2)]))
+    assert result["FRVar"] == pytest.approx(
+        np.mean([pred[k, m].astype(float).var(axis=0, ddof=1) for k in range(N) for m in range(2)])
+    )
     assert result["FRDiv"] == pytest.approx(np.mean([mean_over_pairs(samples) for samples in pred]))
-    assert result["FRDvs"] == pytest.approx(np.mean([mean_over_pairs(pred[:, m]) for m in range(2)]))
+    assert result["FRDvs"] == pytest.approx(
+        np.mean([mean_over_pairs(pred[:, m]) for m in range(2)])
+    )
 
 
 def test_reactface_is_ten_times_the_sum_over_samples_unweighted():
     rng = np.random.default_rng(1)
-    pred, target, partner = rng.normal(size=(2, 3, 55, 58)), rng.normal(size=(2, 55, 58)), rng.normal(size=(2, 55, 58))
+    pred, target, partner = (
+        rng.normal(size=(2, 3, 55, 58)),
+        rng.normal(size=(2, 55, 58)),
+        rng.normal(size=(2, 55, 58)),
+    )
     result = SCORE["reactface"](pred, target, partner, neighbours=[[0, 1], [1]])
-    corr = [max(ccc_by_the_book(x, target[j], 0) for j in near) for k, near in enumerate(([0, 1], [1]))
-            for x in pred[k]]
-    dist = [min(dtw_by_the_book(x, target[j]) for j in near) for k, near in enumerate(([0, 1], [1])) for x in pred[k]]
+    corr = [
+        max(ccc_by_the_book(x, target[j], 0) for j in near)
+        for k, near in enumerate(([0, 1], [1]))
+        for x in pred[k]
+    ]
+    dist = [
+        min(dtw_by_the_book(x, target[j]) for j in near)
+        for k, near in enumerate(([0, 1], [1]))
+        for x in pred[k]
+    ]
     assert result["FRCorr"] == pytest.approx(10 * 3 * np.mean(corr))
     assert result["FRDist"] == pytest.approx(10 * 3 * np.mean(dist))
-    corrected = SCORE["reactface"](pred, target, partner, neighbours=[[0, 1], [1]], variant="corrected")
+    corrected = SCORE["reactface"](
+        pred, target, partner, neighbours=[[0, 1], [1]], variant="corrected"
+    )
     assert corrected["FRCorr"] == pytest.approx(np.mean(corr))
     assert corrected["FRDist"] == pytest.approx(np.mean(dist))
 
@@ -118,7 +162,8 @@ def test_single_values_by_hand():
     assert fr_div(x) == pytest.approx((9 / 3 + 9) / 2)
     assert fr_dvs(x) == pytest.approx(((9 + 4 + 1) / 3 + (0 + 1 + 25) / 3) / 2)
     y = np.array([[[0.0], [2.0], [4.0]], [[0.0], [1.0], [2.0]]])
-    # CCC of 0 1 2 with 0 2 4: covariance 4/3, variances 2/3 and 8/3, means 1 and 2; DTW: 1 to 0 or 2, 2 to 4
+    # CCC of 0 1 2 with 0 2 4: covariance 4/3, variances 2/3 and 8/3, means 1 and 2; DTW: 1 to 0 or
+    # 2, 2 to 4
     assert fr_corr(x[:1, :1], y, [[0]]) == pytest.approx((8 / 3) / (2 / 3 + 8 / 3 + 1))
     assert fr_corr(x[:1, :1], y, [[0, 1]]) == pytest.approx(1)
     assert fr_dist(x[:1, :1], y, [[0]], [(slice(0, 1), 2.0)]) == pytest.approx(2 * np.sqrt(1 + 4))
@@ -131,7 +176,9 @@ def test_a_reaction_that_is_recorded_agrees_with_itself_in_corrected_only(corpus
     own = np.eye(N)
     reference = SCORE["react2024"](pred, target, target, neighbours=own)
     corrected = SCORE["react2024"](pred, target, target, neighbours=own, variant="corrected")
-    assert corrected["FRCorr"] == pytest.approx(1) and reference["FRCorr"] < M - 0.05  # AU 4 of two clips is constant
+    assert (
+        corrected["FRCorr"] == pytest.approx(1) and reference["FRCorr"] < M - 0.05
+    )  # AU 4 of two clips is constant
     assert reference["FRDist"] == corrected["FRDist"] == 0
 
 
@@ -140,7 +187,9 @@ def test_each_correction_has_an_input_that_shows_it(corpus):
     own = np.eye(N)
 
     def both(x, y, s=None, near=own, name="react2024"):
-        return [SCORE[name](x, y, s, neighbours=near, variant=v) for v in ("reference", "corrected")]
+        return [
+            SCORE[name](x, y, s, neighbours=near, variant=v) for v in ("reference", "corrected")
+        ]
 
     # mean_over_samples
     reference, corrected = both(pred, target)
@@ -155,7 +204,9 @@ def test_each_correction_has_an_input_that_shows_it(corpus):
     reference, corrected = both(1e5 * still, 1e5 * still[:, 0], near=np.eye(2))
     assert reference["FRCorr"] == pytest.approx(5 / 25) and corrected["FRCorr"] == pytest.approx(1)
     # nan_safe_synchrony: Mirror, with an AU that never fires
-    reference, corrected = both(np.repeat(partner[:, None], 2, axis=1) * (np.arange(25) != 3), target, partner)
+    reference, corrected = both(
+        np.repeat(partner[:, None], 2, axis=1) * (np.arange(25) != 3), target, partner
+    )
     assert reference["FRSyn"] == 49 and corrected["FRSyn"] == 0
     # all_samples: sample 0 is the speaker, sample 1 follows by 7 frames
     walk = np.cumsum(np.random.default_rng(3).normal(size=(2, T, 25)), axis=1)
@@ -179,8 +230,12 @@ def test_mirror_is_in_synchrony_and_a_frozen_face_is_not(corpus):
 
 def test_float32_and_float64_agree(corpus):
     for variant in ("reference", "corrected"):
-        single, double = (SCORE["react2024"](*(a.astype(kind) for a in corpus), neighbours=NEIGHBOURS, variant=variant)
-                          for kind in (np.float32, np.float64))
+        single, double = (
+            SCORE["react2024"](
+                *(a.astype(kind) for a in corpus), neighbours=NEIGHBOURS, variant=variant
+            )
+            for kind in (np.float32, np.float64)
+        )
         assert single == pytest.approx(double, rel=1e-6)
 
 
@@ -188,11 +243,21 @@ def test_order_of_speakers_samples_and_frames(corpus):
     pred, target, partner = corpus
     base = SCORE["react2024"](pred, target, partner, neighbours=NEIGHBOURS, variant="corrected")
     turn = np.array([2, 0, 3, 1])
-    turned = SCORE["react2024"](pred[turn][:, ::-1], target[turn], partner[turn],
-                                neighbours=NEIGHBOURS[turn][:, turn], variant="corrected")
+    turned = SCORE["react2024"](
+        pred[turn][:, ::-1],
+        target[turn],
+        partner[turn],
+        neighbours=NEIGHBOURS[turn][:, turn],
+        variant="corrected",
+    )
     assert turned == pytest.approx(base)
-    backwards = SCORE["react2024"](pred[:, :, ::-1], target[:, ::-1], partner[:, ::-1], neighbours=NEIGHBOURS,
-                                   variant="corrected")
+    backwards = SCORE["react2024"](
+        pred[:, :, ::-1],
+        target[:, ::-1],
+        partner[:, ::-1],
+        neighbours=NEIGHBOURS,
+        variant="corrected",
+    )
     assert backwards == pytest.approx(base)
     more = SCORE["react2024"](pred, target, neighbours=np.ones((N, N)), variant="corrected")
     assert more["FRCorr"] >= base["FRCorr"] and more["FRDist"] <= base["FRDist"]
@@ -201,7 +266,9 @@ def test_order_of_speakers_samples_and_frames(corpus):
 def test_only_the_first_750_frames_count():
     rng = np.random.default_rng(4)
     pred, target = rng.normal(size=(2, 2, 760, 25)), rng.normal(size=(2, 760, 25))
-    long, cut = (SCORE["react2024"](pred[:, :, :t], target[:, :t], target[:, :t]) for t in (760, 750))
+    long, cut = (
+        SCORE["react2024"](pred[:, :, :t], target[:, :t], target[:, :t]) for t in (760, 750)
+    )
     assert long == cut
 
 
@@ -219,7 +286,8 @@ def test_typed_motion_equals_arrays():
     target = [Motion(clip, layout) for clip in values[:, 1]]
     own = [[0], [1]]
     assert SCORE["reactface"](typed, target, target, neighbours=own) == SCORE["reactface"](
-        values, values[:, 1], values[:, 1], neighbours=own)
+        values, values[:, 1], values[:, 1], neighbours=own
+    )
     other = [Motion(clip, Layout(layout.groups, 30, "faceverse")) for clip in values[:, 1]]
     with pytest.raises(LayoutError, match="target"):
         prepare(react.REACTFACE, typed, other)

@@ -1,12 +1,14 @@
-"""Simulated raters: better reactions score higher, the same is rated the same, what is not seen is missing."""
+"""Simulated raters: better reactions score higher, the same is rated the same, what is not seen is
+missing.
+"""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rewards.ratings import CRITERIA
-from rewards.simulated_raters import (
+from rapport.rewards.ratings.ratings import CRITERIA
+from rapport.rewards.ratings.simulated import (
     RaterTraits,
     SimulatedPanel,
     draw_raters,
@@ -17,8 +19,15 @@ from rewards.simulated_raters import (
     naturalness,
     to_grades,
 )
-from rewards.speaker_cues import SpeakerCues, SpeakerRead, energy_db, read_speaker, spoken_valence, voice_activity
-from rewards.visible import Expression, VisibleMotion, displayed_valence
+from rapport.rewards.ratings.speaker_cues import (
+    SpeakerCues,
+    SpeakerRead,
+    energy_db,
+    read_speaker,
+    spoken_valence,
+    voice_activity,
+)
+from rapport.rewards.ratings.visible import Expression, VisibleMotion, displayed_valence
 
 FPS, FRAMES, RATE = 25.0, 100, 16_000
 CLOCK = np.arange(FRAMES) / FPS
@@ -30,7 +39,10 @@ BAD = (("he", 0.1, 0.2), ("died", 0.3, 0.8))
 def sway(seed=0, size=0.03):
     """(time, 3) slow head movement, as living people have."""
     rng = np.random.default_rng(seed)
-    waves = np.sin(2 * np.pi * np.multiply.outer(CLOCK, rng.uniform(0.2, 0.9, (3, 3))) + rng.uniform(0, 6, (3, 3)))
+    waves = np.sin(
+        2 * np.pi * np.multiply.outer(CLOCK, rng.uniform(0.2, 0.9, (3, 3)))
+        + rng.uniform(0, 6, (3, 3))
+    )
     return size * waves.sum(axis=2)
 
 
@@ -56,7 +68,9 @@ def looks(lift=0.0, head=None, knit=0.0, noise=0.0, eyes=1.0, seed=0):
 
 def still():
     zero = np.zeros((FRAMES, 2))
-    return VisibleMotion(FPS, np.zeros((FRAMES, 3)), Expression(zero, zero, zero[:, 0], zero, zero, zero + 1))
+    return VisibleMotion(
+        FPS, np.zeros((FRAMES, 3)), Expression(zero, zero, zero[:, 0], zero, zero, zero + 1)
+    )
 
 
 def speech(voiced):
@@ -78,8 +92,10 @@ def panel():
 def means(panel, speaker, candidates, prompts=20):
     """candidate -> criterion -> mean over raters and over repetitions with other noise."""
     ratings = [r for p in range(prompts) for r in panel.rate(str(p), speaker, candidates)]
-    return {c: {k: np.mean([getattr(r, k) for r in ratings if r.candidate_id == c]) for k in CRITERIA}
-            for c in candidates}
+    return {
+        c: {k: np.mean([getattr(r, k) for r in ratings if r.candidate_id == c]) for k in CRITERIA}
+        for c in candidates
+    }
 
 
 def test_a_smile_answers_joy_and_a_frown_grief(panel):
@@ -94,7 +110,9 @@ def test_a_smile_answers_joy_and_a_frown_grief(panel):
 
 
 def test_a_smile_that_follows_beats_one_that_comes_before_or_late():
-    """Empathy is about following: with a speaker who lights up at 1 s, the reaction belongs soon after it."""
+    """Empathy is about following: with a speaker who lights up at 1 s, the reaction belongs soon
+    after it.
+    """
     wanted = np.tile(np.where(CLOCK >= 1.0, 0.7, 0.0), (2, 1))
     patience = np.array([1.0, 1.5])
 
@@ -127,7 +145,12 @@ def test_nods_in_pauses_beat_nods_anywhere_and_none():
         head[:, 0] += nod * where
         return engagement(looks(head=head), pauses)
 
-    in_pause, before, always, none = score(pauses), score((CLOCK > 0.2) & (CLOCK < 1.2)), score(1), score(0)
+    in_pause, before, always, none = (
+        score(pauses),
+        score((CLOCK > 0.2) & (CLOCK < 1.2)),
+        score(1),
+        score(0),
+    )
     assert in_pause > before + 0.1 and in_pause > none + 0.1
     assert in_pause > always + 0.02  # nodding all the time is no answer
 
@@ -178,21 +201,31 @@ def test_jumps_grimaces_lopsided_and_dead_faces_are_unnatural():
     assert naturalness(looks(lift=40.0)) < 0.5 * usual
     assert naturalness(still()) < 0.5 * usual
     face = looks()
-    half = Expression(**{**vars(face.expression), "mouth_lift": face.expression.mouth_lift + np.array([8.0, 0.0])})
+    half = Expression(
+        **{**vars(face.expression), "mouth_lift": face.expression.mouth_lift + np.array([8.0, 0.0])}
+    )
     assert naturalness(VisibleMotion(FPS, face.head, half)) < 0.5 * usual
 
 
 def test_blinks_are_natural():
     face = looks()
-    blink = Expression(**{**vars(face.expression), "eye_opening": np.where(np.arange(FRAMES) % 40 < 4, 0, 1.0)[:, None]
-                          * np.ones(2)})
+    blink = Expression(
+        **{
+            **vars(face.expression),
+            "eye_opening": np.where(np.arange(FRAMES) % 40 < 4, 0, 1.0)[:, None] * np.ones(2),
+        }
+    )
     assert naturalness(VisibleMotion(FPS, face.head, blink)) == naturalness(face)
 
 
 def test_same_seed_rater_prompt_and_candidate_same_rating(panel):
     faces = {"a": looks(6.0, seed=1), "b": looks(0.0, seed=2), "c": looks(-3.0, seed=3)}
     whole = panel.rate("p", HAPPY, faces)
-    apart = [r for name in reversed(faces) for r in SimulatedPanel(5, 0, LEXICON).rate("p", HAPPY, {name: faces[name]})]
+    apart = [
+        r
+        for name in reversed(faces)
+        for r in SimulatedPanel(5, 0, LEXICON).rate("p", HAPPY, {name: faces[name]})
+    ]
     key = lambda r: (r.candidate_id, r.rater)  # noqa: E731
     assert sorted(whole, key=key) == sorted(apart, key=key)
     fewer = SimulatedPanel(2, 0, LEXICON).rate("p", HAPPY, faces)
@@ -202,9 +235,12 @@ def test_same_seed_rater_prompt_and_candidate_same_rating(panel):
 
 def test_noise_differs_by_prompt_candidate_and_rater(panel):
     face = looks(3.0)
+
     def grades(prompt, candidate):
-        return [(r.empathy, r.appropriateness, r.engagement, r.naturalness)
-                for r in panel.rate(prompt, HAPPY, {candidate: face})]
+        return [
+            (r.empathy, r.appropriateness, r.engagement, r.naturalness)
+            for r in panel.rate(prompt, HAPPY, {candidate: face})
+        ]
 
     assert len({tuple(grades(str(p), "a")) for p in range(20)}) > 3
     assert len({tuple(grades("p", str(c))) for c in range(20)}) > 3
@@ -219,12 +255,20 @@ def test_grades_are_whole_numbers_by_people_who_are_called_simulated(panel):
 
 
 def test_what_cannot_be_seen_is_missing_not_guessed(panel):
-    for speaker in (SILENT, SpeakerCues(audio=HAPPY.audio), SpeakerCues(VisibleMotion(FPS, sway(), None))):
+    for speaker in (
+        SILENT,
+        SpeakerCues(audio=HAPPY.audio),
+        SpeakerCues(VisibleMotion(FPS, sway(), None)),
+    ):
         for rating in panel.rate("p", speaker, {"a": looks(5.0)}):
             assert rating.empathy is None and rating.appropriateness is None
             assert rating.engagement is not None and rating.naturalness is not None
     for rating in panel.rate("p", HAPPY, {"hidden": VisibleMotion(FPS, sway(), None)}):
-        assert rating.empathy is None and rating.appropriateness is None and rating.naturalness is not None
+        assert (
+            rating.empathy is None
+            and rating.appropriateness is None
+            and rating.naturalness is not None
+        )
     for rating in panel.rate("p", HAPPY, {"not rendered": None}):
         assert [getattr(rating, c) for c in CRITERIA] == [None] * 4
     deaf_to_words = SimulatedPanel(1).rate("p", SpeakerCues(words=GOOD), {"a": looks(5.0)})
@@ -239,7 +283,9 @@ def test_words_alone_and_face_alone_are_enough(panel):
 
 
 def test_speaker_and_listener_must_be_in_step(panel):
-    short = VisibleMotion(FPS, sway()[:50], Expression(**{k: v[:50] for k, v in vars(looks().expression).items()}))
+    short = VisibleMotion(
+        FPS, sway()[:50], Expression(**{k: v[:50] for k, v in vars(looks().expression).items()})
+    )
     with pytest.raises(ValueError, match="100 frames at 25 fps, listener for 50"):
         panel.rate("p", HAPPY, {"a": short})
 
@@ -255,12 +301,20 @@ def test_raters_differ_and_their_grades_follow_their_traits():
     missing = latent.copy()
     missing[:, 0] = np.nan
     assert np.isnan(to_grades(missing, quiet, raters)[:, 0]).all()
-    one = RaterTraits(*(np.array([value]) for value in (0.5, 0.8, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)),
-                      thresholds=np.array([[1.5, 2.5, 3.5, 4.5]]))
-    impression = np.array([[0.0, 0.5, 0.7, 1.0]])  # grades 1, 3, 3.8 and 5 before rounding; 3.2 on the whole
+    one = RaterTraits(
+        *(np.array([value]) for value in (0.5, 0.8, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)),
+        thresholds=np.array([[1.5, 2.5, 3.5, 4.5]]),
+    )
+    impression = np.array(
+        [[0.0, 0.5, 0.7, 1.0]]
+    )  # grades 1, 3, 3.8 and 5 before rounding; 3.2 on the whole
 
     def grade(**traits):
-        return to_grades(impression, np.ones((1, 4)), replace(one, **{k: np.array([v]) for k, v in traits.items()}))[0]
+        return to_grades(
+            impression,
+            np.ones((1, 4)),
+            replace(one, **{k: np.array([v]) for k, v in traits.items()}),
+        )[0]
 
     assert grade().tolist() == [1, 3, 4, 5]
     assert grade(leniency=0.8).tolist() == [2, 4, 5, 5]
@@ -272,7 +326,9 @@ def test_raters_differ_and_their_grades_follow_their_traits():
 
 
 def test_impressions_lie_in_the_unit_interval():
-    read = SpeakerRead(face=np.full(FRAMES, -0.9), meaning=None, liveliness=np.ones(FRAMES), pauses=None)
+    read = SpeakerRead(
+        face=np.full(FRAMES, -0.9), meaning=None, liveliness=np.ones(FRAMES), pauses=None
+    )
     for face in (looks(4.0), looks(60.0, noise=30.0), still(), looks(-60.0, head=99 * sway())):
         latent = judge(face, read, draw_raters(3, 0))
         assert latent.shape == (3, 4) and (latent >= 0).all() and (latent <= 1).all()
@@ -287,7 +343,7 @@ def test_voice_activity_and_energy():
     gap = voiced & ~((CLOCK >= 1.4) & (CLOCK < 1.6))  # 5 frames within a word
     assert np.array_equal(voice_activity(energy_db(speech(gap), RATE, FRAMES, FPS)), voiced)
     assert not voice_activity(np.full(FRAMES, -90.0)).any()
-    short = energy_db(speech(voiced)[: RATE], RATE, FRAMES, FPS)
+    short = energy_db(speech(voiced)[:RATE], RATE, FRAMES, FPS)
     assert len(short) == FRAMES and (short[25:] == -100).all()
 
 
@@ -303,7 +359,9 @@ def test_what_is_made_of_a_speaker():
     read = read_speaker(HAPPY, LEXICON, FRAMES, FPS)
     assert read.has_affect and (read.face > 0.6).all()
     assert read.pauses[80:].all() and not read.pauses[:70].any()
-    assert read.face.mean() == pytest.approx(displayed_valence(HAPPY.visible.expression).mean(), abs=0.02)
+    assert read.face.mean() == pytest.approx(
+        displayed_valence(HAPPY.visible.expression).mean(), abs=0.02
+    )
     nothing = read_speaker(SILENT, LEXICON, FRAMES, FPS)
     assert (nothing.face, nothing.meaning, nothing.liveliness, nothing.pauses) == (None,) * 4
     assert not nothing.has_affect

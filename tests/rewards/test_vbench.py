@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from rewards.metrics import evaluate
-from rewards.metrics.vbench import WEIGHTS, Models, consistency, motion_smoothness, moves, score_dimension, with_models
+from rapport.rewards.metrics import evaluate
+from rapport.rewards.metrics.protocols.vbench import (
+    WEIGHTS,
+    Models,
+    consistency,
+    motion_smoothness,
+    moves,
+    score_dimension,
+    with_models,
+)
 
 RNG = np.random.default_rng(3)
 
@@ -14,10 +22,16 @@ def video(*levels, size=4):
 
 
 def test_flickering_by_hand():
-    assert evaluate("vbench", video(0, 51, 51), None) == {"temporal_flickering": pytest.approx((255 - 25.5) / 255)}
-    assert evaluate("vbench", [video(9, 9), video(0, 255)], None)["temporal_flickering"] == pytest.approx(0.5)
+    assert evaluate("vbench", video(0, 51, 51), None) == {
+        "temporal_flickering": pytest.approx((255 - 25.5) / 255)
+    }
+    assert evaluate("vbench", [video(9, 9), video(0, 255)], None)[
+        "temporal_flickering"
+    ] == pytest.approx(0.5)
     backwards = evaluate("vbench", video(200, 10, 90)[::-1], None)
-    assert backwards == pytest.approx(evaluate("vbench", video(200, 10, 90), None)), "uint8 does not wrap around"
+    assert backwards == pytest.approx(evaluate("vbench", video(200, 10, 90), None)), (
+        "uint8 does not wrap around"
+    )
 
 
 def test_consistency_by_hand():
@@ -35,7 +49,9 @@ def test_quirk_of_long_videos_that_weigh_more():
     videos = [video(0, 0, 0, 0, 0), video(0, 255)]  # 4 pairs of cosine 1; one of cosine 0
     protocol = with_models(dino=looks)
     assert evaluate(protocol, videos, None)["subject_consistency"] == pytest.approx(4 / 5)
-    assert evaluate(protocol, videos, None, variant="corrected")["subject_consistency"] == pytest.approx(1 / 2)
+    assert evaluate(protocol, videos, None, variant="corrected")[
+        "subject_consistency"
+    ] == pytest.approx(1 / 2)
 
 
 def test_motion_smoothness_re_creates_every_second_frame():
@@ -44,7 +60,9 @@ def test_motion_smoothness_re_creates_every_second_frame():
 
     assert motion_smoothness(video(0, 10, 20, 30, 40), middle) == 1
     assert motion_smoothness(video(0, 61, 20, 30, 40), middle) == pytest.approx(1 - 51 / 2 / 255)
-    assert motion_smoothness(video(0, 10, 20, 200), middle) == 1, "a last odd frame has no neighbour"
+    assert motion_smoothness(video(0, 10, 20, 200), middle) == 1, (
+        "a last odd frame has no neighbour"
+    )
     with pytest.raises(ValueError, match="the video has 2"):
         motion_smoothness(video(0, 1), middle)
 

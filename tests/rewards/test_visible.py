@@ -1,4 +1,6 @@
-"""Measures of a face from its landmarks: hand values, and nothing of the head's pose in the expression."""
+"""Measures of a face from its landmarks: hand values, and nothing of the head's pose in the
+expression.
+"""
 
 import numpy as np
 import pytest
@@ -6,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from policies.head.asset import load_head
-from policies.head.flame import FlameHead
-from policies.head.landmarks import face_landmarks
-from policies.motion import Layout, Motion
-from rewards.visible import displayed_valence, visible_motion, watch
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.landmarks import face_landmarks
+from rapport.policies.motion import Layout, Motion
+from rapport.rewards.ratings.visible import displayed_valence, visible_motion, watch
 
 # A schematic face in metres: x to its own left, y up, z forward.
 HALF = {
@@ -21,9 +23,15 @@ HALF = {
     "eyelid_lower": (0.031, 0.028, -0.026),
     "temple": (0.066, 0.083, -0.099),
 }
-NEUTRAL = {f"{n}_left": np.array(p) for n, p in HALF.items()} | {
-    f"{n}_right": np.array(p) * (-1, 1, 1) for n, p in HALF.items()
-} | {"nose_tip": np.zeros(3), "lip_upper": np.array([0, -0.03, -0.015]), "lip_lower": np.array([0, -0.031, -0.014])}
+NEUTRAL = (
+    {f"{n}_left": np.array(p) for n, p in HALF.items()}
+    | {f"{n}_right": np.array(p) * (-1, 1, 1) for n, p in HALF.items()}
+    | {
+        "nose_tip": np.zeros(3),
+        "lip_upper": np.array([0, -0.03, -0.015]),
+        "lip_lower": np.array([0, -0.031, -0.014]),
+    }
+)
 SKULL = ("nose_tip", "temple_left", "temple_right")
 
 
@@ -36,8 +44,11 @@ def face(frames=10, **moves):
 
 
 def both(**moves):
-    return {f"{n}_{s}": np.asarray(m, float) * sign for n, m in moves.items()
-            for s, sign in (("left", np.array([1, 1, 1])), ("right", np.array([-1, 1, 1])))}
+    return {
+        f"{n}_{s}": np.asarray(m, float) * sign
+        for n, m in moves.items()
+        for s, sign in (("left", np.array([1, 1, 1])), ("right", np.array([-1, 1, 1])))
+    }
 
 
 def turned(paths, rotvec, shift=(0, 0, 0)):
@@ -48,15 +59,27 @@ def turned(paths, rotvec, shift=(0, 0, 0)):
 def test_the_resting_face_measures_zero():
     seen = visible_motion(face(), NEUTRAL, 25)
     e = seen.expression
-    for value in (seen.head, e.mouth_lift, e.mouth_spread, e.lip_opening, e.brow_inner, e.brow_outer):
+    for value in (
+        seen.head,
+        e.mouth_lift,
+        e.mouth_spread,
+        e.lip_opening,
+        e.brow_inner,
+        e.brow_outer,
+    ):
         assert np.abs(value).max() < 1e-9
     assert e.eye_opening == pytest.approx(np.ones((10, 2)))
     assert len(seen) == 10 and displayed_valence(e) == pytest.approx(np.zeros(10))
 
 
 def test_measures_are_millimetres_to_the_right_side():
-    moved = face(mouth_corner_left=(3, 8, -2), mouth_corner_right=(-1, 4, 0), brow_inner_left=(0, 2, 0),
-                 eyelid_upper_right=(0, -10, 0), lip_lower=(0, -12, 0))
+    moved = face(
+        mouth_corner_left=(3, 8, -2),
+        mouth_corner_right=(-1, 4, 0),
+        brow_inner_left=(0, 2, 0),
+        eyelid_upper_right=(0, -10, 0),
+        lip_lower=(0, -12, 0),
+    )
     e = visible_motion(moved, NEUTRAL, 25, SKULL).expression
     assert e.mouth_lift[0] == pytest.approx([8, 4])
     assert e.mouth_spread[0] == pytest.approx([3, 1])
@@ -83,14 +106,17 @@ def test_raised_brows_are_not_mistaken_for_a_nod():
     raised = face(**both(brow_outer=(0, 5, 0), brow_inner=(0, 5, 0)))
     good = visible_motion(raised, NEUTRAL, 25, SKULL)
     assert np.abs(good.head).max() < 1e-9 and good.expression.brow_inner[0] == pytest.approx([5, 5])
-    # with the points of the face alone the frame gives way a little, but the smile is off by under a millimetre
+    # with the points of the face alone the frame gives way a little, but the smile is off by under
+    # a millimetre
     coarse = visible_motion(raised, NEUTRAL, 25)
     assert np.abs(coarse.expression.mouth_lift).max() < 1
 
 
 def test_valence_of_faces():
     def valence(**moves):
-        return displayed_valence(visible_motion(face(**both(**moves)), NEUTRAL, 25, SKULL).expression)[0]
+        return displayed_valence(
+            visible_motion(face(**both(**moves)), NEUTRAL, 25, SKULL).expression
+        )[0]
 
     assert valence(mouth_corner=(0, 8, 0)) == pytest.approx(np.tanh(1))
     assert valence(mouth_corner=(0, -4, 0)) == pytest.approx(np.tanh(-1))
@@ -153,15 +179,25 @@ def test_expressions_of_the_built_in_head_are_seen_as_what_they_are(head):
     assert see({"browDown": 1}).brow_inner.max() < -2
     assert see({}, jaw=(0.2, 0, 0)).lip_opening[0] > 8
     assert see({}, eyelid=(1, 1)).eye_opening.max() < 0.35
-    valence = [displayed_valence(see(s))[0] for s in ({"mouthFrown": 0.6}, {"browDown": 0.6}, {}, {"mouthSmile": 0.5})]
-    assert valence == sorted(valence) and valence[2] == pytest.approx(0, abs=1e-4) and valence[-1] > 0.5
+    valence = [
+        displayed_valence(see(s))[0]
+        for s in ({"mouthFrown": 0.6}, {"browDown": 0.6}, {}, {"mouthSmile": 0.5})
+    ]
+    assert (
+        valence == sorted(valence)
+        and valence[2] == pytest.approx(0, abs=1e-4)
+        and valence[-1] > 0.5
+    )
 
 
 @pytest.mark.parametrize("rot", [(0.3, 0, 0), (0, 0.5, 0), (0, 0, 0.3), (-0.2, 0.3, 0.2)])
 def test_a_smile_of_the_built_in_head_is_as_wide_when_it_turns(head, rot):
     asset, flame, marks = head
     shape = np.array([0.5, -0.5, 0.3])
-    for shapes in ({"mouthSmile": 0.6}, {"mouthSmile": 0.6, "browInnerUp": 0.5, "browOuterUp": 0.5}):
+    for shapes in (
+        {"mouthSmile": 0.6},
+        {"mouthSmile": 0.6, "browInnerUp": 0.5, "browOuterUp": 0.5},
+    ):
         front = watch(flame, marks, pose(asset, shapes), shape)
         aside = watch(flame, marks, pose(asset, shapes, rot=rot), shape)
         assert aside.expression.mouth_lift == pytest.approx(front.expression.mouth_lift, rel=0.01)

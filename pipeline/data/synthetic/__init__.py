@@ -1,1 +1,3 @@
-"""The synthetic dyadic corpus, the built-in default: `generate.generate`. What it is: docs/corpus.md."""
+"""The synthetic dyadic corpus, the built-in default: `generate.generate`. What it is:
+docs/corpus.md.
+"""

@@ -1,4 +1,6 @@
-"""Affects: what a speaker feels, what fits as an answer, and how valence and arousal look on a face."""
+"""Affects: what a speaker feels, what fits as an answer, and how valence and arousal look on a
+face.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ class Affect:
         name: also names the sentences that go with it (`words.SENTENCES`).
         frequency: relative frequency of its episodes.
         felt: valence and arousal of the speaker, in [-1, 1].
-        answer: valence and arousal of a fitting listener: smiles are shared, grief is met with concern,
-            anger at a third party with disapproval and not with rage.
+        answer: valence and arousal of a fitting listener: smiles are shared, grief is met with
+            concern, anger at a third party with disapproval and not with rage.
     """
 
     name: str
@@ -61,8 +63,9 @@ _JAW_LAUGH = 0.10  # radians of jaw opening in full, excited joy
 def expression_of(affect: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How valence and arousal look.
 
-    Smiles with raised cheeks carry positive valence; a frown with raised inner brows carries sadness and
-    concern, with lowered brows and pressed lips anger and disapproval; arousal opens eyes and, in joy, the mouth.
+    Smiles with raised cheeks carry positive valence; a frown with raised inner brows carries
+    sadness and concern, with lowered brows and pressed lips anger and disapproval; arousal opens
+    eyes and, in joy, the mouth.
 
     Args:
         affect: (time, 2) valence and arousal.
@@ -85,6 +88,10 @@ def expression_of(affect: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "mouthPress": 0.45 * bad * excited,
         "mouthUpperUp": 0.35 * glad * excited,
     }
-    weights = {f"{name}{side}": value for name, value in sides.items() for side in ("Left", "Right")}
+    weights = {
+        f"{name}{side}": value for name, value in sides.items() for side in ("Left", "Right")
+    }
     weights["browInnerUp"] = 1.0 * bad * calm + 0.2 * excited * glad
-    return np.clip(np.stack([weights[name] for name in CHANNELS], axis=1), 0, 1), _JAW_LAUGH * glad * excited
+    return np.clip(
+        np.stack([weights[name] for name in CHANNELS], axis=1), 0, 1
+    ), _JAW_LAUGH * glad * excited

@@ -1,4 +1,6 @@
-"""From what a face does (ARKit weights) to coefficients of the built-in head, in a person's own way."""
+"""From what a face does (ARKit weights) to coefficients of the built-in head, in a person's own
+way.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.synthetic.affect import CHANNELS
-from pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
-from pipeline.data.synthetic.signals import smooth_noise
-from policies.head.asset import HeadAsset
-from policies.motion import Motion
+from rapport.pipeline.data.synthetic.affect import CHANNELS
+from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
+from rapport.pipeline.data.synthetic.signals import smooth_noise
+from rapport.policies.head.asset import HeadAsset
+from rapport.policies.motion import Motion
 
 _EXPR = LAYOUT.width("expr")
 
@@ -49,22 +51,36 @@ def draw_person(rng: np.random.Generator, shape_dims: int = 20) -> Person:
 
 
 def expression_coefficients(
-    rng: np.random.Generator, basis: FaceBasis, person: Person, weights: np.ndarray, liveliness: float = 1.0
+    rng: np.random.Generator,
+    basis: FaceBasis,
+    person: Person,
+    weights: np.ndarray,
+    liveliness: float = 1.0,
 ) -> np.ndarray:
-    """Expression coefficients (time, 50) of ARKit weights (time, len(CHANNELS)) on this person's face.
+    """Expression coefficients (time, 50) of ARKit weights (time, len(CHANNELS)) on this person's
+    face.
 
-    Adds small stray movements of all shapes and of all coefficients, so that no direction stands still.
-    """
+    Adds small stray movements of all shapes and of all coefficients, so that no direction stands
+    still."""
     frames = len(weights)
     side = np.array([name.endswith("Left") * 1.0 - name.endswith("Right") for name in CHANNELS])
     asymmetric = weights * (1 + person.lopsided * side)
-    stray = FIGURES.fidget * liveliness * smooth_noise(rng, frames, len(basis.names), FPS, corner_hz=1.0)
+    stray = (
+        FIGURES.fidget
+        * liveliness
+        * smooth_noise(rng, frames, len(basis.names), FPS, corner_hz=1.0)
+    )
     noise = FIGURES.coefficient_noise * smooth_noise(rng, frames, _EXPR, FPS, corner_hz=0.5)
     return asymmetric @ basis.rows(CHANNELS) + stray @ basis.coefficients + noise + person.resting
 
 
 def assemble(
-    expr: np.ndarray, jaw_open: np.ndarray, head: np.ndarray, lids: np.ndarray, gaze: np.ndarray, stray: np.ndarray
+    expr: np.ndarray,
+    jaw_open: np.ndarray,
+    head: np.ndarray,
+    lids: np.ndarray,
+    gaze: np.ndarray,
+    stray: np.ndarray,
 ) -> Motion:
     """Motion in the corpus layout.
 
@@ -82,5 +98,8 @@ def assemble(
     eyes = np.stack([gaze[:, 0], gaze[:, 1], np.zeros(len(gaze))], axis=1) + 0.004 * stray[:, :3]
     lid_pair = np.clip(np.stack([lids, lids], axis=1) + 0.02 + 0.02 * stray[:, 3:5], 0, 1)
     return Motion(
-        np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, (1 - share) * head], axis=1).astype(np.float32), LAYOUT
+        np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, (1 - share) * head], axis=1).astype(
+            np.float32
+        ),
+        LAYOUT,
     )

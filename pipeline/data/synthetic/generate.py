@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.clip import Clip
-from pipeline.data.columns import Truth
-from pipeline.data.store import Corpus, CorpusWriter
-from pipeline.data.synthetic.face import FaceBasis
-from pipeline.data.synthetic.figures import FIGURES, FPS
-from pipeline.data.synthetic.listener import simulate_listener
-from pipeline.data.synthetic.speaker import draw_episodes, simulate_speaker
-from pipeline.data.windows import cut
-from policies.head.asset import BUILTIN_CHECKSUM, load_head
-from policies.head.flame import FlameHead
-from policies.head.raster import Rasterizer
-from policies.motion import Motion
+from rapport.pipeline.data.columns import Truth
+from rapport.pipeline.data.store import Corpus, CorpusWriter
+from rapport.pipeline.data.synthetic.face import FaceBasis
+from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
+from rapport.pipeline.data.synthetic.listener import simulate_listener
+from rapport.pipeline.data.synthetic.speaker import draw_episodes, simulate_speaker
+from rapport.pipeline.data.windows import cut
+from rapport.policies.clip import Clip
+from rapport.policies.head.asset import BUILTIN_CHECKSUM, load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.raster import Rasterizer
+from rapport.policies.motion import Motion
 
 SPLITS = ("train", "test")
 
@@ -72,19 +72,32 @@ def generate(
         ValueError: a clip is not a whole number of frames, or counts are below 1.
     """
     if n_train < 1 or n_test < 1 or frames < 0:
-        raise ValueError(f"n_train={n_train}, n_test={n_test} must be 1 or more, frames={frames} 0 or more")
+        raise ValueError(
+            f"n_train={n_train}, n_test={n_test} must be 1 or more, frames={frames} 0 or more"
+        )
     if round(seconds * FPS) != seconds * FPS or seconds < 1:
-        raise ValueError(f"seconds={seconds}: clips must be at least 1 s and whole frames at {FPS:g} fps")
+        raise ValueError(
+            f"seconds={seconds}: clips must be at least 1 s and whole frames at {FPS:g} fps"
+        )
     per_dyad = FIGURES.clips_per_dyad
     conversations = [
-        Conversation(seed, split, first // per_dyad, min(per_dyad, n - first), seconds, image_size, frames)
+        Conversation(
+            seed, split, first // per_dyad, min(per_dyad, n - first), seconds, image_size, frames
+        )
         for split, n in zip(SPLITS, (n_train, n_test), strict=True)
         for first in range(0, n, per_dyad)
     ]
     arguments = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "seed": seed}
-    # Coefficients mean nothing on another build of the head: the manifest says which one they belong to.
+    # Coefficients mean nothing on another build of the head: the manifest says which one they
+    # belong to.
     head = BUILTIN_CHECKSUM.read_text().split()[0]
-    source = {"kind": "synthetic", **arguments, "image_size": image_size, "frames": frames, "head_sha256": head}
+    source = {
+        "kind": "synthetic",
+        **arguments,
+        "image_size": image_size,
+        "frames": frames,
+        "head_sha256": head,
+    }
     with CorpusWriter(path, source) as writer:
         for simulated in _run(conversations, workers):
             for clip, expressed, truth in simulated:
@@ -93,10 +106,15 @@ def generate(
 
 
 def simulate(conversation: Conversation) -> list[tuple[Clip, np.ndarray, Truth]]:
-    """All clips of a conversation with the listener's expressed affect (time, 2) and the hidden truth."""
-    rng = np.random.default_rng([conversation.seed, SPLITS.index(conversation.split), conversation.number])
+    """All clips of a conversation with the listener's expressed affect (time, 2) and the hidden
+    truth.
+    """
+    rng = np.random.default_rng(
+        [conversation.seed, SPLITS.index(conversation.split), conversation.number]
+    )
     length = round(conversation.seconds * FPS)
-    # A dyad is simulated whole even where the corpus takes only its first clips: each clip is the same in any corpus.
+    # A dyad is simulated whole even where the corpus takes only its first clips: each clip is the
+    # same in any corpus.
     total = FIGURES.clips_per_dyad
     basis = _basis()
     episodes = draw_episodes(rng, total, conversation.seconds)
@@ -113,7 +131,10 @@ def simulate(conversation: Conversation) -> list[tuple[Clip, np.ndarray, Truth]]
         words=speaker.speech.words,
         speaker_shape=speaker.person.shape,
     )
-    clips = [cut(recording, i * length, length, f"{recording.clip_id}-{i}") for i in range(conversation.clips)]
+    clips = [
+        cut(recording, i * length, length, f"{recording.clip_id}-{i}")
+        for i in range(conversation.clips)
+    ]
     if conversation.frames:
         clips = _with_frames(clips, conversation.frames, conversation.image_size)
     return [
@@ -134,10 +155,15 @@ def _with_frames(clips: list[Clip], frames: int, size: int) -> list[Clip]:
     """Render `frames` evenly spaced frames of each clip's speaker, all clips in one batch."""
     length = len(clips[0].speaker)
     moments = ((np.arange(frames) + 0.5) * length / frames).astype(int)
-    shown = Motion(np.concatenate([clip.speaker.values[moments] for clip in clips]), clips[0].speaker.layout)
+    shown = Motion(
+        np.concatenate([clip.speaker.values[moments] for clip in clips]), clips[0].speaker.layout
+    )
     head, rasterizer = _camera(size)
     images = rasterizer.render(head.vertices_of(shown, shape=clips[0].speaker_shape))
-    return [replace(c, speaker_frames=images[i * frames : (i + 1) * frames]) for i, c in enumerate(clips)]
+    return [
+        replace(c, speaker_frames=images[i * frames : (i + 1) * frames])
+        for i, c in enumerate(clips)
+    ]
 
 
 @cache
@@ -151,7 +177,9 @@ def _camera(size: int) -> tuple[FlameHead, Rasterizer]:
     return FlameHead(asset), Rasterizer(asset, size=size, supersample=2)
 
 
-def _run(conversations: list[Conversation], workers: int) -> Iterator[list[tuple[Clip, np.ndarray, Truth]]]:
+def _run(
+    conversations: list[Conversation], workers: int
+) -> Iterator[list[tuple[Clip, np.ndarray, Truth]]]:
     """Simulated conversations in order."""
     if workers < 1 or len(conversations) == 1:
         yield from map(simulate, conversations)
@@ -160,8 +188,12 @@ def _run(conversations: list[Conversation], workers: int) -> Iterator[list[tuple
         # Spawned, not forked: the caller may hold the threads of torch, Ray or Arrow.
         context = multiprocessing.get_context("spawn")
         pool = stack.enter_context(
-            ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+            ProcessPoolExecutor(
+                workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+            )
         )
-        ahead = 8 * workers  # no further, so that finished clips do not pile up when writing is the slower side
+        ahead = (
+            8 * workers
+        )  # no further, so that finished clips do not pile up when writing is the slower side
         for first in range(0, len(conversations), ahead):
             yield from pool.map(simulate, conversations[first : first + ahead])

@@ -1,8 +1,8 @@
 """The listener: many reactions are possible, one is recorded.
 
-What would fit (`appropriate`) follows the speaker alone. What the recorded listener shows depends on the manner
-drawn for each clip, which nothing about the speaker predicts, and on the listener's own traits.
-"""
+What would fit (`appropriate`) follows the speaker alone. What the recorded listener shows depends
+on the manner drawn for each clip, which nothing about the speaker predicts, and on the listener's
+own traits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipeline.data.clip import AUDIO_RATE
-from pipeline.data.synthetic.affect import AFFECTS, expression_of
-from pipeline.data.synthetic.face import FaceBasis, Person, assemble, draw_person, expression_coefficients
-from pipeline.data.synthetic.figures import FIGURES, FPS
-from pipeline.data.synthetic.prosody import HOP, Syllable, affect_at, voice
-from pipeline.data.synthetic.signals import blink_track, blur, event_times, lag, nod, smooth_noise
-from pipeline.data.synthetic.speaker import Speaker
-from policies.motion import Motion
+from rapport.pipeline.data.synthetic.affect import AFFECTS, expression_of
+from rapport.pipeline.data.synthetic.face import (
+    FaceBasis,
+    Person,
+    assemble,
+    draw_person,
+    expression_coefficients,
+)
+from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
+from rapport.pipeline.data.synthetic.prosody import HOP, Syllable, affect_at, voice
+from rapport.pipeline.data.synthetic.signals import (
+    blink_track,
+    blur,
+    event_times,
+    lag,
+    nod,
+    smooth_noise,
+)
+from rapport.pipeline.data.synthetic.speaker import Speaker
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.motion import Motion
 
 MANNERS = tuple(name for name, _ in FIGURES.manners)
 
@@ -53,9 +66,15 @@ class Listener:
         return asdict(self.style)
 
 
-def appropriate_affect(speaker: Speaker, frames: int, delay_s: float = FIGURES.nominal_delay_s) -> np.ndarray:
-    """The fitting reaction (time, 2): the answer to each affect episode, delayed and with a soft rise."""
-    answers = np.array([AFFECTS[affect_at(speaker.episodes, t / FPS)].answer for t in range(frames)])
+def appropriate_affect(
+    speaker: Speaker, frames: int, delay_s: float = FIGURES.nominal_delay_s
+) -> np.ndarray:
+    """The fitting reaction (time, 2): the answer to each affect episode, delayed and with a soft
+    rise.
+    """
+    answers = np.array(
+        [AFFECTS[affect_at(speaker.episodes, t / FPS)].answer for t in range(frames)]
+    )
     return lag(answers, delay_s, FIGURES.reaction_rise_s, FPS)
 
 
@@ -68,7 +87,9 @@ def draw_style(rng: np.random.Generator) -> Style:
     )
 
 
-def simulate_listener(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker, clips: int) -> Listener:
+def simulate_listener(
+    rng: np.random.Generator, basis: FaceBasis, speaker: Speaker, clips: int
+) -> Listener:
     """One listener to a whole conversation of `clips` clips of equal length."""
     frames = len(speaker.affect)
     person, style = draw_person(rng), draw_style(rng)
@@ -76,15 +97,24 @@ def simulate_listener(rng: np.random.Generator, basis: FaceBasis, speaker: Speak
     manners = [MANNERS[i] for i in rng.choice(len(MANNERS), size=clips, p=chances)]
     blend = _manner_weights(manners, frames)
 
-    fitting = np.clip(style.expressivity * appropriate_affect(speaker, frames, style.delay_s), -1, 1)
-    shown = {"empathic": fitting, "muted": _MUTED * fitting, "inattentive": _ABSENT, "polite": _POLITE}
+    fitting = np.clip(
+        style.expressivity * appropriate_affect(speaker, frames, style.delay_s), -1, 1
+    )
+    shown = {
+        "empathic": fitting,
+        "muted": _MUTED * fitting,
+        "inattentive": _ABSENT,
+        "polite": _POLITE,
+    }
     expressed = sum(blend[name] * np.asarray(shown[name]) for name in MANNERS)
     expressed = np.clip(expressed + 0.05 * smooth_noise(rng, frames, 2, FPS), -1, 1)
 
     nods, backchannels = _feedback(rng, speaker, style, blend, frames)
     motion = _motion(rng, basis, person, style, expressed, blend, nods)
     audio = _backchannel_audio(rng, backchannels, frames)
-    return Listener(person, style, manners, appropriate_affect(speaker, frames), expressed, motion, audio)
+    return Listener(
+        person, style, manners, appropriate_affect(speaker, frames), expressed, motion, audio
+    )
 
 
 def _manner_weights(manners: list[str], frames: int) -> dict[str, np.ndarray]:
@@ -94,9 +124,15 @@ def _manner_weights(manners: list[str], frames: int) -> dict[str, np.ndarray]:
 
 
 def _feedback(
-    rng: np.random.Generator, speaker: Speaker, style: Style, blend: dict[str, np.ndarray], frames: int
+    rng: np.random.Generator,
+    speaker: Speaker,
+    style: Style,
+    blend: dict[str, np.ndarray],
+    frames: int,
 ) -> tuple[np.ndarray, list[float]]:
-    """Nods (time,) pitch in radians at the ends of the speaker's phrases, and the times of audible backchannels."""
+    """Nods (time,) pitch in radians at the ends of the speaker's phrases, and the times of audible
+    backchannels.
+    """
     clock = np.arange(frames) / FPS
     pitch, audible = np.zeros(frames), []
     willing = {"empathic": 1.0, "muted": 0.4, "inattentive": 0.05, "polite": 0.8}
@@ -132,21 +168,25 @@ def _motion(
     alive = 1 + 0.6 * blur(expressed[:, 1:], 0.3, FPS)  # arousal shows in how much the head moves
     sway = alive * np.array(FIGURES.sway_rad) * smooth_noise(rng, frames, 3, FPS, corner_hz=0.25)
     away = blend["inattentive"]
-    turned = away * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)  # an inattentive listener faces elsewhere
+    turned = (
+        away * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)
+    )  # an inattentive listener faces elsewhere
     head = sway + np.concatenate([nods[:, None], turned, np.zeros_like(turned)], axis=1)
 
     blinks = event_times(rng, frames / FPS, FIGURES.blinks_listening)
     lids = blink_track(blinks, frames, FPS, FIGURES.blink_close_s, FIGURES.blink_open_s)
     lids = np.maximum(lids, 0.25 * away[:, 0])
-    gaze = _gaze(rng, frames, style.attention * (1 - 0.7 * away[:, 0])) - 0.5 * head[:, :2] * (1 - away)
+    gaze = _gaze(rng, frames, style.attention * (1 - 0.7 * away[:, 0])) - 0.5 * head[:, :2] * (
+        1 - away
+    )
     return assemble(expr, laugh, head, lids, gaze, smooth_noise(rng, frames, 5, FPS))
 
 
 def _gaze(rng: np.random.Generator, frames: int, attention: np.ndarray) -> np.ndarray:
     """Pitch and yaw of the eyes (time, 2): on the speaker (0) but for glances away.
 
-    Glances have exponential lengths; looks at the speaker are as long as the wanted share (time,) asks for.
-    """
+    Glances have exponential lengths; looks at the speaker are as long as the wanted share (time,)
+    asks for."""
     gaze = np.zeros((frames, 2))
     frame = 0
     while frame < frames:

@@ -1,8 +1,8 @@
-"""Speech as time and sound: phrases, syllables and pauses, and a voice that carries arousal in pitch and loudness.
+"""Speech as time and sound: phrases, syllables and pauses, and a voice that carries arousal in
+pitch and loudness.
 
-The voice is a harmonic source with vowel formants and noisy consonants: nobody would take it for a person, but
-energy, pitch, rhythm and voice activity are where a voice has them.
-"""
+The voice is a harmonic source with vowel formants and noisy consonants: nobody would take it for a
+person, but energy, pitch, rhythm and voice activity are where a voice has them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.clip import AUDIO_RATE, Word
-from pipeline.data.synthetic.affect import AFFECTS
-from pipeline.data.synthetic.figures import FIGURES
-from pipeline.data.synthetic.words import say, syllables
+from rapport.pipeline.data.synthetic.affect import AFFECTS
+from rapport.pipeline.data.synthetic.figures import FIGURES
+from rapport.pipeline.data.synthetic.words import say, syllables
+from rapport.policies.clip import AUDIO_RATE, Word
 
 HOP = 160  # samples between control points: 10 ms
 _HARMONICS = 14
@@ -62,7 +62,9 @@ def affect_at(episodes: list[Episode], second: float) -> int:
     return [e.affect for e in episodes if e.start <= second or e is episodes[0]][-1]
 
 
-def plan_speech(rng: np.random.Generator, episodes: list[Episode], start: float, end: float) -> Speech:
+def plan_speech(
+    rng: np.random.Generator, episodes: list[Episode], start: float, end: float
+) -> Speech:
     """Sentences that go with the affect of their first word, with log-normal pauses between them."""
     words: list[Word] = []
     spoken: list[Syllable] = []
@@ -105,8 +107,8 @@ def voice(
 ) -> np.ndarray:
     """Sound of syllables.
 
-    Higher arousal is louder, higher and wider in pitch (Banse & Scherer 1996; Juslin & Laukka 2003).
-    Between syllables there is silence: exact zeros.
+    Higher arousal is louder, higher and wider in pitch (Banse & Scherer 1996; Juslin & Laukka
+    2003). Between syllables there is silence: exact zeros.
 
     Args:
         arousal: (steps,) in [-1, 1] every 10 ms, which also sets the length of the result.
@@ -140,15 +142,22 @@ def voice(
 
 
 def _harmonics(f0: np.ndarray, formants: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Sum of harmonics weighted by formant resonances; control tracks (steps,), formants (steps, 3)."""
+    """Sum of harmonics weighted by formant resonances; control tracks (steps,), formants (steps,
+    3).
+    """
     phase = 2 * np.pi * np.cumsum(np.repeat(f0, HOP)) / AUDIO_RATE
     cosine = np.cos(phase).astype(np.float32)
     previous, current = np.zeros(len(phase), np.float32), np.sin(phase).astype(np.float32)
     sound = np.zeros(len(phase), np.float32)
     for k in range(1, _HARMONICS + 1):
-        bands = np.exp(-0.5 * ((k * f0[:, None] - formants) / 180.0) ** 2) @ np.array([1.0, 0.6, 0.3])
+        bands = np.exp(-0.5 * ((k * f0[:, None] - formants) / 180.0) ** 2) @ np.array(
+            [1.0, 0.6, 0.3]
+        )
         sound += _upsample(gain * (0.15 + bands) / np.sqrt(k)) * current
-        previous, current = current, 2 * cosine * current - previous  # sin((k + 1) x) by Chebyshev's recurrence
+        previous, current = (
+            current,
+            2 * cosine * current - previous,
+        )  # sin((k + 1) x) by Chebyshev's recurrence
     return sound
 
 
@@ -156,4 +165,6 @@ def _upsample(track: np.ndarray) -> np.ndarray:
     """(steps,) to (steps * HOP,) by linear interpolation, the last step held."""
     following = np.append(track[1:], track[-1])
     ramp = np.arange(HOP, dtype=np.float32) / HOP
-    return (track[:, None].astype(np.float32) + (following - track)[:, None].astype(np.float32) * ramp).reshape(-1)
+    return (
+        track[:, None].astype(np.float32) + (following - track)[:, None].astype(np.float32) * ramp
+    ).reshape(-1)

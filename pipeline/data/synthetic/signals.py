@@ -1,4 +1,6 @@
-"""Small signals that bodies are made of here: smooth noise, lagged reactions, pulses. All (time, ...) arrays."""
+"""Small signals that bodies are made of here: smooth noise, lagged reactions, pulses. All (time,
+...) arrays.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,11 @@ from scipy.signal import lfilter
 BAND_HZ = 4.5  # faces live below this; blinks and consonants are the exceptions
 
 
-def smooth_noise(rng: np.random.Generator, frames: int, dims: int, fps: float, corner_hz: float = 0.6) -> np.ndarray:
-    """Stationary noise of unit variance whose power falls as 1 / (1 + (f / corner)^2)^1.5, none above `BAND_HZ`.
+def smooth_noise(
+    rng: np.random.Generator, frames: int, dims: int, fps: float, corner_hz: float = 0.6
+) -> np.ndarray:
+    """Stationary noise of unit variance whose power falls as 1 / (1 + (f / corner)^2)^1.5, none
+    above `BAND_HZ`.
 
     Returns (frames, dims). Made longer than needed and cut, so that its ends do not meet.
     """
@@ -20,11 +25,14 @@ def smooth_noise(rng: np.random.Generator, frames: int, dims: int, fps: float, c
     power[0] = 0
     amplitude = np.sqrt(power / (2 * power.sum()))
     phases = rng.normal(size=(len(frequency), dims)) + 1j * rng.normal(size=(len(frequency), dims))
-    return np.fft.irfft(amplitude[:, None] * phases * length / np.sqrt(2), n=length, axis=0)[:frames]
+    return np.fft.irfft(amplitude[:, None] * phases * length / np.sqrt(2), n=length, axis=0)[
+        :frames
+    ]
 
 
 def lag(signal: np.ndarray, delay_s: float, rise_s: float, fps: float) -> np.ndarray:
-    """`signal` (time, dim) delayed and smoothed by two equal first-order filters of `rise_s` / 2 each.
+    """`signal` (time, dim) delayed and smoothed by two equal first-order filters of `rise_s` / 2
+    each.
 
     Before its start the signal is taken as constant.
     """
@@ -43,7 +51,9 @@ def blur(signal: np.ndarray, width_s: float, fps: float) -> np.ndarray:
 
 
 def event_times(rng: np.random.Generator, seconds: float, per_minute: float) -> list[float]:
-    """Times of events whose intervals are gamma distributed with shape 2: irregular, seldom in bursts."""
+    """Times of events whose intervals are gamma distributed with shape 2: irregular, seldom in
+    bursts.
+    """
     times, now = [], float(rng.gamma(2.0, 30.0 / per_minute)) * rng.random()
     while now < seconds:
         times.append(now)
@@ -51,7 +61,9 @@ def event_times(rng: np.random.Generator, seconds: float, per_minute: float) -> 
     return times
 
 
-def blink_track(times: list[float], frames: int, fps: float, close_s: float, open_s: float) -> np.ndarray:
+def blink_track(
+    times: list[float], frames: int, fps: float, close_s: float, open_s: float
+) -> np.ndarray:
     """Lid closure (frames,) in [0, 1]: raised-cosine closing, slower opening."""
     clock = np.arange(frames) / fps
     closure = np.zeros(frames)

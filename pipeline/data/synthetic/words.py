@@ -1,4 +1,6 @@
-"""What the speaker says: plain sentences by affect, and a lexicon of valence for those who read them."""
+"""What the speaker says: plain sentences by affect, and a lexicon of valence for those who read
+them.
+"""
 
 from __future__ import annotations
 
@@ -74,22 +76,53 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Valence in [-1, 1] of words as most people would rate them: ours, in steps of a tenth, not from a rating study.
+# Valence in [-1, 1] of words as most people would rate them: ours, in steps of a tenth, not from a
+# rating study.
 LEXICON: dict[str, float] = {
-    **dict.fromkeys(("wonderful", "amazing", "love", "loved", "perfect", "hilarious", "funniest"), 0.9),
-    **dict.fromkeys(("happy", "beautiful", "excited", "laughing", "laughed", "giggling", "giggled", "joke"), 0.8),
-    **dict.fromkeys(("won", "proud", "lovely", "prize", "great", "fun", "funny", "laugh", "best", "enjoy"), 0.8),
-    **dict.fromkeys(("glad", "grateful", "kind", "good", "party", "wedding", "baby", "present", "smiled"), 0.7),
-    **dict.fromkeys(("passed", "liked", "surprise", "silly", "silliest", "danced", "cake", "finally"), 0.5),
+    **dict.fromkeys(
+        ("wonderful", "amazing", "love", "loved", "perfect", "hilarious", "funniest"), 0.9
+    ),
+    **dict.fromkeys(
+        ("happy", "beautiful", "excited", "laughing", "laughed", "giggling", "giggled", "joke"), 0.8
+    ),
+    **dict.fromkeys(
+        ("won", "proud", "lovely", "prize", "great", "fun", "funny", "laugh", "best", "enjoy"), 0.8
+    ),
+    **dict.fromkeys(
+        ("glad", "grateful", "kind", "good", "party", "wedding", "baby", "present", "smiled"), 0.7
+    ),
+    **dict.fromkeys(
+        ("passed", "liked", "surprise", "silly", "silliest", "danced", "cake", "finally"), 0.5
+    ),
     **dict.fromkeys(("craziest", "ridiculous", "garden", "view", "felt", "better", "thanks"), 0.3),
-    **dict.fromkeys(("died", "heartbroken", "funeral", "furious", "hate", "despise", "horrible", "disgusting"), -0.9),
-    **dict.fromkeys(("lost", "cried", "wept", "sad", "lonely", "painful", "terrible", "awful", "cruel"), -0.8),
-    **dict.fromkeys(("alone", "empty", "sick", "ill", "angry", "mad", "stole", "cheated", "lied", "insult"), -0.7),
-    **dict.fromkeys(("afraid", "scared", "worried", "danger", "dangerous", "accident", "hurts", "aches"), -0.7),
-    **dict.fromkeys(("anxious", "nervous", "unfair", "rude", "wrong", "broke", "yelled", "shouted", "blame"), -0.6),
-    **dict.fromkeys(("fail", "failed", "lose", "miss", "trouble", "problem", "risky", "alarm", "cheat"), -0.6),
-    **dict.fromkeys(("goodbye", "farewell", "away", "hard", "tired", "left", "refuse", "mess", "gone", "rent"), -0.4),
-    **dict.fromkeys(("operation", "test", "doctor", "boss", "landlord", "nobody", "over", "short"), -0.2),
+    **dict.fromkeys(
+        ("died", "heartbroken", "funeral", "furious", "hate", "despise", "horrible", "disgusting"),
+        -0.9,
+    ),
+    **dict.fromkeys(
+        ("lost", "cried", "wept", "sad", "lonely", "painful", "terrible", "awful", "cruel"), -0.8
+    ),
+    **dict.fromkeys(
+        ("alone", "empty", "sick", "ill", "angry", "mad", "stole", "cheated", "lied", "insult"),
+        -0.7,
+    ),
+    **dict.fromkeys(
+        ("afraid", "scared", "worried", "danger", "dangerous", "accident", "hurts", "aches"), -0.7
+    ),
+    **dict.fromkeys(
+        ("anxious", "nervous", "unfair", "rude", "wrong", "broke", "yelled", "shouted", "blame"),
+        -0.6,
+    ),
+    **dict.fromkeys(
+        ("fail", "failed", "lose", "miss", "trouble", "problem", "risky", "alarm", "cheat"), -0.6
+    ),
+    **dict.fromkeys(
+        ("goodbye", "farewell", "away", "hard", "tired", "left", "refuse", "mess", "gone", "rent"),
+        -0.4,
+    ),
+    **dict.fromkeys(
+        ("operation", "test", "doctor", "boss", "landlord", "nobody", "over", "short"), -0.2
+    ),
 }
 
 

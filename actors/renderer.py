@@ -1,0 +1,128 @@
+"""The render pool: motion in, MP4 files and visible motion out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from rapport.actors.cluster import on_nodes, worker_environment
+from rapport.actors.pool import Pool
+from rapport.actors.timeline import Worker
+from rapport.policies.head.asset import HeadAsset, load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.raster import Rasterizer
+from rapport.policies.head.video import panels, render_motion, write_mp4
+from rapport.policies.motion import Layout, Motion
+
+POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One face of a video: its motion (None = no video), identity, and caption."""
+
+    caption: str
+    motion: Motion | None
+    shape: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VideoJob:
+    """A video of panels side by side with the speaker's voice.
+
+    Args:
+        path: absolute, `.mp4`.
+        audio: (samples,) float32 at 16 kHz, or None.
+    """
+
+    path: Path
+    panels: tuple[Panel, ...]
+    audio: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Fields as in `rapport.pipeline.config.RenderConfig` and `HeadConfig`."""
+
+    head: str | None
+    topology: str | None
+    size: int
+    supersample: int
+    codec: str
+    crf: int
+
+
+def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
+    """The motion as this head can show it, and whether all of it is shown.
+
+    Expression coefficients of another head mean nothing here. Joint rotations do: they alone are
+    kept, and the caller must say so in the picture."""
+    if motion.layout.topology == asset.topology:
+        return motion, True
+    widths = {
+        name: motion.layout.width(name) for name in motion.layout.names if name in POSE_GROUPS
+    }
+    posed = motion.subset(motion.layout.subset(widths))
+    resting = np.zeros((len(motion), 1), np.float32)
+    layout = Layout((("expr", 1), *posed.layout.groups), motion.layout.fps, asset.topology)
+    return Motion(np.concatenate([resting, posed.values], axis=1), layout), False
+
+
+@ray.remote
+class RenderWorker(Worker):
+    """Draws and encodes on one core."""
+
+    def __init__(self, options: RenderOptions):
+        self.options = options
+        self.asset = load_head(options.head, options.topology)
+        self.head = FlameHead(self.asset)
+        self.rasterizer = Rasterizer(self.asset, options.size, options.supersample)
+
+    def render(self, job: VideoJob) -> int:
+        """Write the video; returns how many panel frames were drawn."""
+        drawn = [self._draw(panel) for panel in job.panels]
+        picture = panels([frames for _, frames in drawn], [caption for caption, _ in drawn])
+        moving = [panel.motion for panel in job.panels if panel.motion is not None]
+        options = self.options
+        write_mp4(
+            job.path, picture, moving[0].layout.fps, job.audio, codec=options.codec, crf=options.crf
+        )
+        return sum(map(len, moving))
+
+    def _draw(self, panel: Panel) -> tuple[str, np.ndarray | None]:
+        if panel.motion is None:
+            return panel.caption, None
+        motion, whole = on_this_head(panel.motion, self.asset)
+        caption = panel.caption if whole else f"{panel.caption} (pose only)"
+        return caption, render_motion(self.head, self.rasterizer, motion, panel.shape)
+
+
+class RenderPool(Pool):
+    """Workers that draw and encode."""
+
+    def __init__(
+        self,
+        options: RenderOptions,
+        workers: int,
+        cpus: float,
+        timeout_s: float,
+        losses: int,
+        nodes: str | None = None,
+    ):
+        worker = RenderWorker.options(
+            num_cpus=cpus,
+            resources=on_nodes(nodes),
+            runtime_env={"env_vars": worker_environment(1)},
+        )
+        super().__init__(
+            "render pool", "render", lambda _: worker.remote(options), workers, 2, timeout_s, losses
+        )
+
+    def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:
+        """`(path, panel frames)` as the videos are finished."""
+        for job, frames in self.stream("render", jobs):
+            yield job.path, frames

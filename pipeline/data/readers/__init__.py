@@ -1,0 +1,1 @@
+"""Published corpora and motion files, read as they are."""

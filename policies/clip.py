@@ -1,0 +1,60 @@
+"""One clip of a dyad: what the speaker shows and says, and how the listener moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rapport.policies.motion import Motion
+
+AUDIO_RATE = 16_000  # Hz, mono; what wav2vec2 and the published corpora use
+
+
+@dataclass(frozen=True)
+class Word:
+    """A spoken word; `start` and `end` in seconds from the start of the clip."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A window of a dyad. A modality the corpus lacks is None: absent, never zeros.
+
+    Args:
+        clip_id: unique in its corpus.
+        dyad_id: clips of one dyad or recording share it; splits never cut through it unless
+            the corpus is a single recording, which is then split by time.
+        split: "train" or "test".
+        listener: the listener's motion, (time, dim).
+        speaker: the speaker's motion at the same frame rate, or None.
+        speaker_frames: (frames, height, width, 3) uint8, evenly spaced over the clip, or None.
+        speaker_audio: (samples,) float32 at `AUDIO_RATE`, or None.
+        listener_audio: likewise.
+        words: what the speaker says, or None when there is no transcript (silence is `()`).
+        speaker_shape: identity coefficients of the speaker's head, (n,), or None.
+    """
+
+    clip_id: str
+    dyad_id: str
+    split: str
+    listener: Motion
+    speaker: Motion | None = None
+    speaker_frames: np.ndarray | None = None
+    speaker_audio: np.ndarray | None = None
+    listener_audio: np.ndarray | None = None
+    words: tuple[Word, ...] | None = None
+    speaker_shape: np.ndarray | None = None
+
+    @property
+    def text(self) -> str | None:
+        return None if self.words is None else " ".join(word.text for word in self.words)
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the modalities this clip lacks."""
+        names = ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words")
+        return [name for name in names if getattr(self, name) is None]

@@ -1,0 +1,1 @@
+"""Single measures: distances, correlations, distributions."""

@@ -1,0 +1,18 @@
+"""How the metric kernels are compiled: one thread, without the GIL, kept on disk where numba can
+write.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numba
+
+# Beside the kernels or in NUMBA_CACHE_DIR; on a read-only install without that variable every
+# process compiles anew.
+CACHE = bool(numba.config.CACHE_DIR) or os.access(Path(__file__).parent, os.W_OK)
+
+# No NaN comes in (checked before), and sums keep their order, so that a result does not depend on
+# who computes it. Infinity stands for "no path", so it must stay.
+compiled = numba.njit(cache=CACHE, nogil=True, fastmath={"nnan", "nsz", "contract"})

@@ -1,0 +1,212 @@
+"""Faces as vertices and rotations, and what is measured on them: LVE, MHD, FDD, PDD, JDD."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapport.rewards.metrics.clips import as_array, finite, same_count
+from rapport.rewards.metrics.measures.speech import as_mask, mask_list
+
+MM_PER_M = 1000.0
+DEVIATION_SCALE = 100.0  # that of UniLS's FDD, PDD and JDD; it has no unit
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Vertex indices of the lips and of the upper face; a vertex listed twice counts twice.
+
+    Published results depend on the lists and few come with them: say which ones yours were.
+    """
+
+    lip: tuple[int, ...]
+    upper: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("lip", "upper"):
+            indices = np.asarray(getattr(self, name))
+            if (
+                indices.ndim != 1
+                or not indices.size
+                or indices.dtype.kind not in "iu"
+                or indices.min() < 0
+            ):
+                raise ValueError(
+                    f"region {name!r} must be a list of vertex indices, got "
+                    f"{getattr(self, name)!r:.80}"
+                )
+            object.__setattr__(self, name, tuple(int(i) for i in indices))
+
+    @property
+    def unique(self) -> Regions:
+        """Each vertex once."""
+        return Regions(tuple(sorted(set(self.lip))), tuple(sorted(set(self.upper))))
+
+    @classmethod
+    def from_unils(cls, path: str | Path) -> Regions:
+        """UniLS's own lists, out of `core/models/modules/metrics.py` of its repository; that code
+        is not run.
+        """
+        lists = {}
+        for node in ast.parse(Path(path).read_text()).body:
+            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None
+            if name in ("lip_indices", "upper_indices"):
+                lists[name] = ast.literal_eval(node.value)
+        if len(lists) < 2:
+            raise ValueError(
+                f"{path} has no lip_indices and upper_indices: is it metrics.py of UniLS?"
+            )
+        return cls(lists["lip_indices"], lists["upper_indices"])
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One clip of a face.
+
+    Args:
+        vertices: (time, vertices, 3) metres, zero shape, the head's rotation set to zero.
+        rot: (time, 3) the head's rotation, radians.
+        jaw: (time, 1) or (time, 3) the jaw's rotation, radians.
+        regions: which vertices LVE and FDD look at.
+    """
+
+    vertices: np.ndarray
+    rot: np.ndarray
+    jaw: np.ndarray
+    regions: Regions
+
+    def __post_init__(self) -> None:
+        vertices = np.asarray(
+            self.vertices
+        )  # of its own precision: a minute of FLAME is 90 MB in float32
+        if vertices.ndim != 3 or vertices.shape[2] != 3 or 0 in vertices.shape:
+            raise ValueError(f"vertices have shape {vertices.shape}, expected (time, vertices, 3)")
+        object.__setattr__(self, "vertices", finite(vertices, "vertices"))
+        for name in ("rot", "jaw"):
+            x = as_array(getattr(self, name), name)
+            if len(x) != len(vertices):
+                raise ValueError(f"{name} has {len(x)} frames, the vertices {len(vertices)}")
+            object.__setattr__(self, name, x)
+        last = max(self.regions.lip + self.regions.upper)
+        if last >= vertices.shape[1]:
+            raise ValueError(
+                f"a region has vertex {last}, the mesh only {vertices.shape[1]}: another topology?"
+            )
+
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+
+def face_pairs(
+    pred: Face | Sequence[Face], target: Face | Sequence[Face]
+) -> Iterator[tuple[int, Face, Face]]:
+    """(index, prediction, target) of each clip, one in memory at a time where the sequences load
+    them so.
+
+    Raises `ValueError` where they do not go together.
+    """
+    pred, target = ([data] if isinstance(data, Face) else data for data in (pred, target))
+    for what, data in (("pred", pred), ("target", target)):
+        if data is None or not len(data):
+            raise ValueError(f"{what} has no clip")
+    same_count(pred, target, "pred", "target")
+    for index, (x, y) in enumerate(zip(pred, target, strict=True)):
+        for what, face in (("pred", x), ("target", y)):
+            if not isinstance(face, Face):
+                raise ValueError(
+                    f"{what} clip {index} is no rapport.rewards.metrics.measures.mesh.Face but a "
+                    f"{type(face).__name__}"
+                )
+        if (x.vertices.shape, x.rot.shape, x.jaw.shape) != (
+            y.vertices.shape,
+            y.rot.shape,
+            y.jaw.shape,
+        ):
+            raise ValueError(
+                f"clip {index}: pred has vertices {x.vertices.shape}, rot {x.rot.shape}, jaw "
+                f"{x.jaw.shape}"
+                f", target {y.vertices.shape}, {y.rot.shape}, {y.jaw.shape}"
+            )
+        if x.regions != y.regions:
+            raise ValueError(
+                f"clip {index}: pred and target have other regions, their LVE and FDD mean nothing"
+            )
+        yield index, x, y
+
+
+def with_masks(
+    pred: Face | Sequence[Face], target: Face | Sequence[Face], speech_mask: Any, people: int
+) -> Iterator[tuple[Face, Face, np.ndarray]]:
+    """(prediction, target, speech mask (people, time)) of each clip."""
+    masks = mask_list(speech_mask, 1 if isinstance(pred, Face) else len(pred or ()), people)
+    for index, x, y in face_pairs(pred, target):
+        yield x, y, as_mask(masks[index], len(x), people, index)
+
+
+def vertex_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(time, vertices) distances in mm of vertices in metres."""
+    return MM_PER_M * np.linalg.norm(np.subtract(x, y, dtype=np.float64), axis=-1)
+
+
+def lve_rms(distances: np.ndarray) -> float:
+    """UniLS's LVE, mm: root of the mean over frames of the largest squared distance of a lip
+    vertex.
+
+    The root of torchmetrics' `lip_vertex_error`. `distances` (time, lip vertices).
+    """
+    return float(np.sqrt(np.mean(distances.max(axis=1) ** 2)))
+
+
+def lve(distances: np.ndarray) -> float:
+    """LVE as GDPO-Listener words it, mm: mean over frames of the largest distance of a lip vertex."""
+    return float(distances.max(axis=1).mean())
+
+
+def mhd_rms(distances: np.ndarray) -> float:
+    """UniLS's MHD, mm: root mean square over frames and vertices. `distances` (time, vertices)."""
+    return float(np.sqrt(np.mean(distances**2)))
+
+
+def mhd(distances: np.ndarray) -> float:
+    """MHD as its name says, mm: mean distance over frames and vertices."""
+    return float(distances.mean())
+
+
+def deviation(x: np.ndarray, y: np.ndarray) -> float:
+    """100 times the mean over channels of |std_t x - std_t y|, ddof 1, of (time, ...) arrays.
+
+    FDD, PDD and JDD are this, of other things.
+    """
+    if len(x) < 2:
+        raise ValueError(f"a deviation over time needs at least 2 frames, got {len(x)}")
+    spreads = [np.std(v, axis=0, ddof=1, dtype=np.float64) for v in (x, y)]
+    return DEVIATION_SCALE * float(np.abs(spreads[0] - spreads[1]).mean())
+
+
+def fdd_of_sums(x: np.ndarray, y: np.ndarray) -> float:
+    """UniLS's FDD: `deviation` of x + y + z of each vertex in mm, (time, upper vertices, 3) in
+    metres.
+
+    A vertex that moves along (1, -1, 0) does not move for it.
+    """
+    return deviation(*(MM_PER_M * np.sum(v, axis=-1, dtype=np.float64) for v in (x, y)))
+
+
+def fdd(x: np.ndarray, y: np.ndarray) -> float:
+    """100 times the mean over vertices of |spread x - spread y| in mm, spread = root of the
+    variances of x, y, z added.
+
+    Args:
+        x, y: (time, upper vertices, 3) metres.
+    """
+    if len(x) < 2:
+        raise ValueError(f"a deviation over time needs at least 2 frames, got {len(x)}")
+    spreads = [
+        MM_PER_M * np.sqrt(np.var(v, axis=0, ddof=1, dtype=np.float64).sum(axis=-1)) for v in (x, y)
+    ]
+    return DEVIATION_SCALE * float(np.abs(spreads[0] - spreads[1]).mean())
