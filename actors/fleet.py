@@ -2,202 +2,188 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-import numpy as np
 import ray
 import torch
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
 
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import on_nodes, reserve, worker_environment
+from rapport.actors.engines import Engine
 from rapport.actors.pool import Pool
-from rapport.policies.vla.trajectory import Prompt, Trajectory
+from rapport.actors.settings import FleetConfig
+from rapport.policies.policy import Prompt, Reaction, weight_digest
 
 CANARY_TOKENS = (
     128  # every weight but those of later slots has a say in them; the digest covers all
 )
+
+StartEngine = Callable[[], Engine]
 
 
 class StaleWeightsError(RuntimeError):
     """An engine does not hold the weights it was given; nothing it samples can be trusted."""
 
 
-@dataclass(frozen=True)
-class FleetOptions:
-    """Fields as in `rapport.pipeline.config.RolloutConfig`."""
+class Checked(Protocol):
+    """A policy that can tell how far an engine's log-probs are from its own."""
 
-    engine: str
-    workers: int
-    cpus: float
-    gpus: float
-    threads: int
-    tensor_parallel: int
-    dtype: str
-    kv_cache_gib: float
-    batch_prompts: int
-    in_flight: int
-    temperature: float
-    canary_tolerance: float
-    start_timeout_s: float
-    timeout_s: float
-    nodes: str | None = None
+    def log_prob_gap(self, prompt: Prompt, reaction: Reaction) -> float:
+        """Largest difference, nats."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """`samples` candidates for each prompt of a batch; seeds follow from `seed` and the prompt id
-    alone.
+@dataclass(frozen=True, eq=False)
+class Canary:
+    """A fixed prompt that every engine answers after a change of weights.
+
+    Its log-probs must agree with a plain forward pass of the same weights.
 
     Args:
-        tokens: of a candidate; None = the whole horizon.
+        prompt: the prompt.
+        tolerance: largest gap allowed, nats.
+        actions: how much of an answer is sampled.
     """
 
-    prompts: list[Prompt]
+    prompt: Prompt
+    tolerance: float
+    actions: int = CANARY_TOKENS
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A batch of prompts for one engine.
+
+    Args:
+        number: of the batch.
+        prompts: what to answer.
+        seeds: one each.
+        samples: answers to each.
+        actions: of an answer; None = all of it.
+    """
+
+    number: int
+    prompts: Sequence[Prompt]
+    seeds: Sequence[int]
     samples: int
-    seed: int
-    tokens: int | None = None
+    actions: int | None = None
 
 
 @ray.remote
 class RolloutWorker(timeline.Worker):
-    """Holds an engine; every trajectory carries the version of the weights in it."""
+    """Holds an engine; every reaction carries the version of the weights in it."""
 
-    def __init__(self, checkpoint: str, options: FleetOptions):
-        torch.set_num_threads(options.threads)
-        if options.engine == "vllm":
-            from rapport.policies.vla.vllm_engine import VllmEngine as Engine
-        else:
-            from rapport.policies.vla.hf_engine import HfEngine as Engine
-        self.engine = Engine(
-            Path(checkpoint),
-            options.dtype,
-            options.temperature,
-            options.kv_cache_gib,
-            options.tensor_parallel,
-        )
+    def __init__(self, start: StartEngine, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.engine = start()
         self.version = 0
 
     def describe(self) -> dict[str, Any]:
+        """The engine's own words."""
         return self.engine.describe()
 
-    def generate(self, request: Request) -> list[Trajectory]:
-        seeds = [prompt_seed(request.seed, p.prompt_id) for p in request.prompts]
-        sampled = self.engine.sample(request.prompts, request.samples, seeds, request.tokens)
+    def sample(self, request: Request) -> list[list[Reaction]]:
+        """A group for each prompt."""
+        groups = self.engine.sample(
+            request.prompts, request.samples, request.seeds, request.actions
+        )
         return [
-            Trajectory(prompt.prompt_id, k, tokens, log_probs, self.version, seed)
-            for prompt, seed, candidates in zip(request.prompts, seeds, sampled, strict=True)
-            for k, (tokens, log_probs) in enumerate(candidates)
+            [replace(reaction, weight_version=self.version) for reaction in group]
+            for group in groups
         ]
 
-    def update(self, state: dict[str, torch.Tensor], version: int) -> str:
+    def update(self, weights: Mapping[str, Tensor], version: int) -> str:
         """Replace the weights in place; returns the digest of what arrived."""
-        from rapport.policies.vla.loading import weight_digest
-
-        self.engine.update(state)
+        self.engine.update(weights)
         self.version = version
-        return weight_digest(state)
+        return weight_digest(weights)
 
     def adopt(
-        self, state: dict[str, torch.Tensor] | None, version: int, canary: Request
-    ) -> tuple[str | None, Any]:
-        """Catch up with the others: their weights (None = those of the checkpoint), and an answer
-        to the canary.
+        self, weights: Mapping[str, Tensor] | None, version: int, canary: Request | None
+    ) -> tuple[str | None, int, Reaction | None]:
+        """Catch up with the others.
+
+        Args:
+            weights: theirs; None = those of the checkpoint.
+            version: of the weights.
+            canary: a question to prove it by.
+
+        Returns:
+            digest of the weights, their version, the answer to the canary.
         """
-        digest = None if state is None else self.update(state, version)
-        return digest, self.generate(canary)[0]
-
-
-def engine_environment(options: FleetOptions) -> dict[str, str]:
-    """Environment of an engine's process."""
-    return (
-        worker_environment(options.threads)
-        | {
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-        }
-        | (
-            {}
-            if options.gpus
-            else {
-                "TORCHDYNAMO_DISABLE": "1",  # 12 s of C++ compilation for one small function of the sampler
-            }
-        )
-    )
-
-
-def prompt_seed(seed: int, prompt_id: str) -> int:
-    """The same for a prompt whichever engine, batch or order it is sampled in."""
-    return zlib.crc32(f"{seed}/{prompt_id}".encode())
+        digest = None if weights is None else self.update(weights, version)
+        answer = None if canary is None else self.sample(canary)[0][0]
+        return digest, self.version, answer
 
 
 class Fleet(Pool):
-    """N engines in reserved places. Use as a context manager: leaving it ends the engines and frees
-    their places.
+    """N engines in reserved places. Use as a context manager: leaving it frees their places.
 
     An engine that replaces a lost one starts wherever there is room, as the place may have gone
     with its node. It serves once it holds the current weights and passed the canary.
 
     Args:
-        checkpoint: policy folder every node can read.
-        policy: what is in it, a torch FaceVLA.
-        canary: a fixed prompt; after every weight update each engine samples the first
-            `CANARY_TOKENS` of an answer, and their log-probs must agree with a plain forward pass
-            of the same weights.
+        start: makes an engine, in the actor's process.
+        config: how many there are and what they ask for.
         losses: lost engines that are replaced.
+        environment: of the engines' processes.
+        policy: holds the weights of the checkpoint; for the canary.
+        canary: None where engines are the learners' own code.
     """
 
     def __init__(
-        self, checkpoint: Path, policy: Any, options: FleetOptions, canary: Prompt, losses: int
-    ):
-        self.options, self.version = options, 0
-        self._policy, self._canary = (
-            policy,
-            Request([canary], 1, 0, min(CANARY_TOKENS, policy.config.action_tokens)),
-        )
-        self._state, self._digest = None, None  # of the weights given since the checkpoint
-        share = {"CPU": options.cpus} | (
-            {"GPU": options.gpus * options.tensor_parallel} if options.gpus else {}
-        )
-        marked = on_nodes(options.nodes)
+        self,
+        start: StartEngine,
+        config: FleetConfig,
+        *,
+        losses: int,
+        environment: Mapping[str, str] | None = None,
+        policy: Checked | None = None,
+        canary: Canary | None = None,
+    ) -> None:
+        self.config = config
+        self.version = 0
+        self._policy = policy
+        self._canary = canary
+        self._weights: ray.ObjectRef | None = None  # given since the checkpoint
+        self._digest: str | None = None
+        share = {"CPU": config.cpus}
+        if config.gpus_per_actor:
+            share["GPU"] = config.gpus_per_actor
+        marked = on_nodes(config.nodes)
         self._groups = reserve(
-            [share | marked] * options.workers, "rollout fleet", options.start_timeout_s
+            [share | marked] * config.workers, "rollout fleet", config.start_timeout_s
         )
-        environment = engine_environment(options)
-        worker = {
+        variables = worker_environment(config.threads) | dict(environment or {})
+        actor = {
             "num_cpus": share["CPU"],
             "num_gpus": share.get("GPU", 0),
             "resources": marked,
-            "runtime_env": {"env_vars": environment},
+            "runtime_env": {"env_vars": variables},
         }
         places = dict(enumerate(self._groups))
 
-        def start(index: int) -> Any:
+        def start_actor(index: int) -> Any:
             if index in places:
                 place = PlacementGroupSchedulingStrategy(places.pop(index))
-                return RolloutWorker.options(scheduling_strategy=place, **worker).remote(
-                    str(checkpoint), options
-                )
-            remove_placement_group(self._groups[index])
-            # Where a learner owns the fleet: not in its placement group, which has no room for more
-            # than the learner.
-            return RolloutWorker.options(scheduling_strategy="DEFAULT", **worker).remote(
-                str(checkpoint), options
-            )
+            else:
+                remove_placement_group(self._groups[index])
+                # Not in the placement group of whoever asks: it has no room for an engine.
+                place = "DEFAULT"
+            options = actor | {"scheduling_strategy": place}
+            return RolloutWorker.options(**options).remote(start, config.threads)
 
         super().__init__(
             "rollout fleet",
             "engine",
-            start,
-            options.workers,
-            options.in_flight,
-            options.timeout_s,
+            start_actor,
+            config.workers,
+            config.in_flight,
+            config.timeout_s,
             losses,
         )
 
@@ -209,59 +195,90 @@ class Fleet(Pool):
     def ready(self) -> dict[str, Any]:
         """Wait for the engines, check the canary, say what runs."""
         with timeline.noted(timeline.START):
-            info = self.each("describe", timeout_s=self.options.start_timeout_s)
-            return info[0] | {"workers": self.options.workers, "canary_gap": self._check_canary()}
+            info = self.each("describe", timeout_s=self.config.start_timeout_s)
+            described = info[0] | {"workers": self.config.workers}
+            if self._canary is not None:
+                described["canary_gap"] = self._check_canary()
+            return described
 
-    def generate(
-        self, prompts: Iterable[Prompt], samples: int, seed: int
-    ) -> Iterator[list[Trajectory]]:
-        """Trajectories, a batch of prompts at a time, in the order the engines finish."""
-        requests = (
-            Request(batch, samples, seed) for batch in _batches(prompts, self.options.batch_prompts)
-        )
-        for _, trajectories in self.stream("generate", requests):
-            telemetry.record(
-                telemetry.TOKENS, sum(len(t.tokens) for t in trajectories), pool=self.name
-            )
-            stale = [t.prompt_id for t in trajectories if t.weight_version != self.version]
+    def sample(
+        self, prompts: Iterable[Prompt], samples: int, seeds: Iterable[int]
+    ) -> Iterator[list[list[Reaction]]]:
+        """Groups of reactions, a batch of prompts at a time, in the order the engines finish.
+
+        Args:
+            prompts: pulled only when an engine has room, so there may be more than memory holds.
+            samples: of a group.
+            seeds: one for each prompt.
+        """
+        for _, groups in self._answers(prompts, samples, seeds):
+            yield groups
+
+    def groups(
+        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int]
+    ) -> list[list[Reaction]]:
+        """A group for each prompt, in their order, whoever finishes first."""
+        answers = sorted(self._answers(prompts, samples, seeds), key=lambda answer: answer[0])
+        return [group for _, groups in answers for group in groups]
+
+    def _answers(
+        self, prompts: Iterable[Prompt], samples: int, seeds: Iterable[int]
+    ) -> Iterator[tuple[int, list[list[Reaction]]]]:
+        requests = _requests(prompts, samples, seeds, self.config.batch_prompts)
+        for request, groups in self.stream("sample", requests):
+            reactions = [reaction for group in groups for reaction in group]
+            actions = sum(_count(reaction) for reaction in reactions)
+            telemetry.record(telemetry.TOKENS, actions, pool=self.name)
+            stale = [r.prompt_id for r in reactions if r.weight_version != self.version]
             if stale:
                 raise StaleWeightsError(
-                    f"{len(stale)} trajectories of another weight version than {self.version}, "
+                    f"{len(stale)} reactions of another weight version than {self.version}, "
                     f"first of {stale[0]}"
                 )
-            yield trajectories
+            yield request.number, groups
 
-    def update(self, policy: Any) -> float:
-        """Give every engine the weights of `policy`, check digest and canary, and return the
-        log-prob gap.
+    def update(self, weights: Mapping[str, Tensor], policy: Checked | None = None) -> float:
+        """Give every engine these weights, check digest and canary; returns the log-prob gap.
+
+        Args:
+            weights: as `Policy.weights` gives them.
+            policy: holds them; for the canary.
         """
-        from rapport.policies.vla.loading import weight_digest
-
-        state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
+        plain = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         self.version += 1
-        self._policy, self._state, self._digest = policy, ray.put(state), weight_digest(state)
+        self._policy = policy
+        self._weights = ray.put(plain)
+        self._digest = weight_digest(plain)
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 1, pool=self.name)
-        for digest in self.each("update", self._state, self.version):
+        for digest in self.each("update", self._weights, self.version):
             self._check_digest(digest)
-        gap = self._check_canary()
+        gap = 0.0 if self._canary is None else self._check_canary()
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 0, pool=self.name)
         return gap
 
     def boot(self, actor: Any) -> ray.ObjectRef:
-        return actor.adopt.remote(self._state, self.version, self._canary)
+        """A replacement catches up before it serves."""
+        return actor.adopt.remote(self._weights, self.version, self._question)
 
-    def admit(self, answer: tuple[str | None, Trajectory]) -> bool:
-        digest, trajectory = answer
-        if trajectory.weight_version != self.version:
-            return False  # the weights changed while it started
+    def admit(self, answer: tuple[str | None, int, Reaction | None]) -> bool:
+        """Whether it holds the current weights; they may have changed while it started."""
+        digest, version, reaction = answer
+        if version != self.version:
+            return False
         self._check_digest(digest)
-        self._check_gap(trajectory)
+        if reaction is not None:
+            self._check_gap(reaction)
         return True
 
+    @property
+    def _question(self) -> Request | None:
+        if self._canary is None:
+            return None
+        return Request(0, [self._canary.prompt], [0], samples=1, actions=self._canary.actions)
+
     def _check_canary(self) -> float:
-        return max(
-            self._check_gap(trajectory) for (trajectory,) in self.each("generate", self._canary)
-        )
+        answers = self.each("sample", self._question)
+        return max(self._check_gap(groups[0][0]) for groups in answers)
 
     def _check_digest(self, digest: str | None) -> None:
         if digest != self._digest:
@@ -269,12 +286,10 @@ class Fleet(Pool):
                 f"weights changed on the way to an engine: digest {digest}, not {self._digest}"
             )
 
-    def _check_gap(self, trajectory: Trajectory) -> float:
-        gap = log_prob_gap(
-            self._policy, self._canary.prompts[0], trajectory, self.options.temperature
-        )
+    def _check_gap(self, reaction: Reaction) -> float:
+        gap = self._policy.log_prob_gap(self._canary.prompt, reaction)
         telemetry.record(telemetry.LOG_PROB_GAP, gap, pool=self.name)
-        tolerance = self.options.canary_tolerance if self.options.dtype == "float32" else 0.1
+        tolerance = self._canary.tolerance
         if not gap <= tolerance:
             raise StaleWeightsError(
                 f"canary: engine and learner disagree by {gap:.3g} nats on a fixed prompt "
@@ -284,25 +299,24 @@ class Fleet(Pool):
         return gap
 
 
-def log_prob_gap(policy: Any, prompt: Prompt, trajectory: Trajectory, temperature: float) -> float:
-    """Largest |difference| of token log-probs between the engine and a plain forward pass, nats."""
-    frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
-    tokens = torch.as_tensor(trajectory.tokens.astype(np.int64))
-    with torch.inference_mode():
-        logits = policy.action_logits(torch.as_tensor(prompt.ids)[None], frames, tokens[None])
-    log_probs = torch.log_softmax(logits[0].float() / temperature, dim=-1)
-    expected = log_probs.gather(-1, (tokens - policy.config.action_token_start)[:, None])[
-        :, 0
-    ].numpy()
-    return float(np.abs(expected - trajectory.log_probs).max())
-
-
-def _batches(items: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
+def _requests(
+    prompts: Iterable[Prompt], samples: int, seeds: Iterable[int], size: int
+) -> Iterator[Request]:
     batch: list[Prompt] = []
-    for item in items:
-        batch.append(item)
+    batch_seeds: list[int] = []
+    number = 0
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        batch.append(prompt)
+        batch_seeds.append(seed)
         if len(batch) == size:
-            yield batch
+            yield Request(number, batch, batch_seeds, samples)
+            number += 1
             batch = []
+            batch_seeds = []
     if batch:
-        yield batch
+        yield Request(number, batch, batch_seeds, samples)
+
+
+def _count(reaction: Reaction) -> int:
+    """Actions of a reaction: tokens, or latents."""
+    return len(reaction.actions)

@@ -1,6 +1,8 @@
 """DeepSpeed ZeRO learners under Ray Train: one long-lived train function per phase.
 
-What is learned is a `Task`; how it is sharded, resumed and logged is here, and no maths.
+What is learnt is an `Objective`; how it is sharded, resumed and logged is here, and no maths. Where
+learning needs rollouts, the learners ask the process that started them and wait, so the loop of the
+algorithm stands in its recipe.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import math
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import cloudpickle
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -29,43 +33,35 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import ClusterError, on_nodes, worker_environment
+from rapport.actors.mailbox import Mailbox
+from rapport.actors.settings import LearnerConfig
 
 CHECKPOINT_TAG = "zero"
 
 
-class Task(Protocol):
-    """One learning phase. Picklable; everything it returns depends on its arguments alone, so it
-    can be resumed.
+class Objective(Protocol):
+    """One learning phase: a module, batches and a loss.
+
+    Picklable. What it returns depends on its arguments alone, so a phase can be resumed; what it
+    makes of an experience is the one thing that it remembers.
     """
 
     steps: int
     learning_rate: float
     weight_decay: float
-    refresh_every: (
-        int | None
-    )  # steps after which data is made anew; None = it does not depend on the weights
+    refresh_every: int | None
+    """Steps after which an experience is asked for; None = it never needs one."""
 
     def module(self) -> torch.nn.Module:
         """The trainable module with its initial weights, the same on every rank."""
 
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
-        """Called once with the initial weights, before a checkpoint is loaded (reference
-        log-probs).
-        """
+        """Called once with the initial weights, before a checkpoint is loaded."""
 
     def refresh(
-        self,
-        forward: Callable[..., Any],
-        state: dict[str, torch.Tensor],
-        step: int,
-        rank: int,
-        world_size: int,
-    ) -> dict[str, float]:
-        """Make the data of the next `refresh_every` steps with the present weights (rollouts);
-        metrics of rank 0.
-
-        `state` is the module's whole, on rank 0 only. A learner restarts at such a step, so it is
-        never half done."""
+        self, forward: Callable[..., Any], experience: Any, rank: int, world_size: int
+    ) -> None:
+        """Take in what was sampled with the present weights, for the next steps. Collective."""
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """This rank's equal share of the global batch of `step`."""
@@ -76,23 +72,35 @@ class Task(Protocol):
         """Mean loss over the share, and metrics that may be averaged over ranks."""
 
     def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        """Write the full weights as a checkpoint that transformers and vLLM load (rank 0 only)."""
+        """Write the full weights as a checkpoint that `load_policy` reads (rank 0 only)."""
 
 
-@dataclass(frozen=True)
-class LearnerOptions:
-    """How a phase is run; fields as in `rapport.pipeline.config.LearnerConfig`."""
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """What was sampled with the weights of an iteration, and what it was worth.
 
-    world_size: int
-    cpus: float
-    gpus: float
-    threads: int
-    zero_stage: int
-    gradient_clipping: float
-    max_failures: int
-    checkpoint_every: int
-    timeout_s: float
-    nodes: str | None = None
+    Args:
+        data: what the objective learns from.
+        metrics: logged with the iteration's first step.
+    """
+
+    data: Any
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Iteration:
+    """Learners that wait for an experience.
+
+    Args:
+        step: optimiser step that they are at.
+        index: number of the iteration. A learner that was restarted asks for one again.
+        weights: their present weights, whole, as `Objective.module` names them.
+    """
+
+    step: int
+    index: int
+    weights: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,150 +109,242 @@ class Milestones:
 
     Args:
         parts: equal parts of the steps; there is one after each but the last.
-        reached: called with the folder of each as soon as it is there, in the process that called
-            `fit`.
+        reached: called with the folder of each as soon as it is there, in the caller's process.
     """
 
     parts: int
     reached: Callable[[Path], None]
 
     def steps(self, total: int) -> list[int]:
+        """After which steps they are written."""
         return sorted(
             {round(total * part / self.parts) for part in range(1, self.parts)} - {0, total}
         )
 
 
+class Learners:
+    """A long-lived group of DeepSpeed learners that works beside this process.
+
+        learners = Learners(objective, config.learner, step.directory, log=..., say=...)
+        for iteration in learners.iterations():          # none where nothing is asked for
+            learners.learn(Experience(...))
+        result = learners.result
+
+    Args:
+        objective: what is learnt.
+        config: how many learners, and how they are sharded.
+        directory: absolute, on storage every learner reaches; run again with the same one, it
+            resumes.
+        log: `(metrics, step)` of every step, called in this process.
+        say: a line of progress now and then.
+        milestones: policies to write on the way.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: LearnerConfig,
+        directory: Path,
+        *,
+        log: Callable[[dict[str, float], int], None],
+        say: Callable[[str], None],
+        milestones: Milestones | None = None,
+    ) -> None:
+        self.objective = objective
+        self.config = config
+        self.directory = directory
+        self.log = log
+        self.say = say
+        self.milestones = milestones
+        self.result: dict[str, Any] = {}
+        self._stops = [] if milestones is None else milestones.steps(objective.steps)
+        self._logged_step = 0
+        self._said_at = 0.0
+        every = objective.refresh_every
+        if every and config.checkpoint_every % every:
+            raise ValueError(
+                f"checkpoint_every={config.checkpoint_every} must be a multiple of the {every} "
+                "steps after which data is made anew: a learner cannot restart in between"
+            )
+        self._mailbox = Mailbox.remote()
+
+    def iterations(self) -> Iterator[Iteration]:
+        """Whenever the learners want to be given an experience; ends when they have learnt.
+
+        Raises:
+            ClusterError: learning takes longer than `learner.timeout_s`.
+            Exception: what a learner raised, as it is.
+        """
+        outcome: Future[dict[str, Any]] = Future()
+        asked_at = time.time()
+        Thread(target=self._fit, args=(outcome,), daemon=True).start()
+        deadline = time.monotonic() + self.config.timeout_s
+        while not outcome.done():
+            for request in ray.get(self._mailbox.take.remote(0.5)):
+                yield Iteration(request.step, request.index, ray.get(request.weights[0]))
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"learning in {self.directory} took longer than "
+                    f"learner.timeout_s={self.config.timeout_s:g} s"
+                )
+            self._pass_on_steps()
+            self._pass_on_milestones()
+        self._pass_on_steps()
+        try:
+            self.result = outcome.result()
+        except Exception as error:
+            raise _first_cause(error) from None
+        for step in self._stops:  # written after the last look
+            self.milestones.reached(_milestone(self.directory, step))
+        timeline.note(timeline.START, asked_at, self.result["began"])
+        timeline.note("learner", self.result["began"], self.result["ended"])
+
+    def learn(self, experience: Experience) -> None:
+        """Give the learners what they wait for."""
+        ray.get(self._mailbox.reply.remote(experience))
+
+    def _fit(self, outcome: Future[dict[str, Any]]) -> None:
+        config = self.config
+        resources = {"CPU": config.cpus} | on_nodes(config.nodes)
+        if config.gpus:
+            resources["GPU"] = config.gpus
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={
+                # As bytes: the controller would import everything only to hand it on.
+                "objective": cloudpickle.dumps(self.objective),
+                "config": config,
+                "directory": str(self.directory),
+                "milestones": list(self._stops),
+                "mailbox": self._mailbox,
+            },
+            torch_config=TorchConfig(backend="nccl" if config.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=config.world_size,
+                use_gpu=config.gpus > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name="learner",
+                storage_path=str(self.directory),
+                worker_runtime_env={"env_vars": worker_environment(config.threads)},
+                failure_config=FailureConfig(
+                    max_failures=config.max_failures, controller_failure_limit=2
+                ),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            outcome.set_result(trainer.fit().return_value)
+        except Exception as error:  # raised again by outcome.result()
+            outcome.set_exception(error)
+
+    def _pass_on_steps(self) -> None:
+        lines = _lines_after(self.directory / "steps.jsonl", self._logged_step)
+        for line in lines:
+            self._logged_step = int(line.pop("step"))
+            self.log(line, self._logged_step)
+        if lines and time.monotonic() - self._said_at > 10:
+            self._said_at = time.monotonic()
+            main = {name: value for name, value in lines[-1].items() if "/" not in name}
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in main.items())
+            self.say(f"step {self._logged_step}/{self.objective.steps}  {numbers}")
+
+    def _pass_on_milestones(self) -> None:
+        while self._stops and _milestone(self.directory, self._stops[0]).is_dir():
+            self.milestones.reached(_milestone(self.directory, self._stops.pop(0)))
+
+
 def fit(
-    task: Task,
-    options: LearnerOptions,
+    objective: Objective,
+    config: LearnerConfig,
     directory: Path,
     log: Callable[[dict[str, float], int], None],
     say: Callable[[str], None],
     milestones: Milestones | None = None,
 ) -> dict[str, Any]:
-    """Train `task`, write `directory/policy`, and return `final` metrics, `steps`,
-    `seconds_per_step` and `engine`.
+    """Train an objective that needs no experience, and write `directory/policy`.
 
-    Args:
-        directory: absolute, on storage every learner reaches; run again with the same one, it
-            resumes.
-        log: `(metrics, step)` of every step, called in this process.
-        say: a line of progress now and then.
+    Returns `final` metrics, `steps`, `seconds_per_step` and `engine`. Arguments are those of
+    `Learners`.
     """
-    stops = [] if milestones is None else milestones.steps(task.steps)
-    if task.refresh_every and options.checkpoint_every % task.refresh_every:
-        raise ValueError(
-            f"checkpoint_every={options.checkpoint_every} must be a multiple of the "
-            f"{task.refresh_every} "
-            "steps after which data is made anew: a learner cannot restart in between"
-        )
-    trainer = TorchTrainer(
-        _train,
-        # As bytes: the controller would import everything the task needs, only to hand it on.
-        train_loop_config={
-            "task": cloudpickle.dumps(task),
-            "options": options,
-            "directory": str(directory),
-            "milestones": stops,
-        },
-        torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=options.world_size,
-            use_gpu=options.gpus > 0,
-            resources_per_worker={"CPU": options.cpus}
-            | ({"GPU": options.gpus} if options.gpus else {})
-            | on_nodes(options.nodes),
-        ),
-        run_config=RunConfig(
-            name="learner",
-            storage_path=str(directory),
-            worker_runtime_env={"env_vars": worker_environment(options.threads)},
-            failure_config=FailureConfig(
-                max_failures=options.max_failures, controller_failure_limit=2
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    outcome: dict[str, Any] = {}
-    asked = time.time()
+    learners = Learners(objective, config, directory, log=log, say=say, milestones=milestones)
+    for iteration in learners.iterations():
+        raise RuntimeError(f"step {iteration.step} asks for an experience, and nobody gives one")
+    return learners.result
 
-    def run() -> None:
-        try:
-            outcome["result"] = trainer.fit().return_value
-        except Exception as error:  # handed to the waiting thread, raised there
-            outcome["error"] = error
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    deadline, seen, said = time.monotonic() + options.timeout_s, 0, 0.0
-    while thread.is_alive():
-        thread.join(0.5)
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"learning in {directory} took longer than "
-                f"learner.timeout_s={options.timeout_s:g} s"
-            )
-        lines = _lines_after(directory / "steps.jsonl", seen)
-        for line in lines:
-            seen = line.pop("step")
-            log(line, seen)
-        if lines and time.monotonic() - said > 10:
-            said = time.monotonic()
-            main = {name: value for name, value in lines[-1].items() if "/" not in name}
-            say(f"step {seen}/{task.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in main.items()))
-        while stops and _milestone(directory, stops[0]).is_dir():
-            milestones.reached(_milestone(directory, stops.pop(0)))
-    if "error" in outcome:
-        raise _first_cause(outcome["error"])
-    for step in stops:  # written after the last look
-        milestones.reached(_milestone(directory, step))
-    result = outcome["result"]
-    timeline.note(timeline.START, asked, result["began"])
-    timeline.note("learner", result["began"], result["ended"])
-    return result
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What the learner of rank 0 puts into the mailbox; weights are a reference in a list, so that
+    they stay in the object store until somebody looks."""
+
+    step: int
+    index: int
+    weights: list[ray.ObjectRef]
+
+
+def _experience(
+    mailbox: Any, state: dict[str, torch.Tensor], step: int, config: dict[str, Any], rank: int
+) -> Experience:
+    """What the driver makes of the present weights. Collective."""
+    answer: list[Any] = [None]
+    if rank == 0:
+        index = step // config["refresh_every"]
+        request = _Request(step, index, [ray.put(state)])
+        answer = [ray.get(mailbox.ask.remote(request), timeout=config["config"].timeout_s)]
+    dist.broadcast_object_list(answer)
+    return answer[0]
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:
-    options, directory = config["options"], Path(config["directory"])
+    settings: LearnerConfig = config["config"]
+    directory = Path(config["directory"])
     with without("sklearn"):  # transformers imports it to draft tokens with another model
-        task = cloudpickle.loads(config["task"])
+        objective: Objective = cloudpickle.loads(config["objective"])
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(options.threads)
-    engine = start_engine(task, options)
-    forward, started = engine.__call__, time.time()
-    task.prepare(forward, rank, world_size)
+    rank = context.get_world_rank()
+    world_size = context.get_world_size()
+    torch.set_num_threads(settings.threads)
+    engine = start_engine(objective, settings)
+    forward = engine.__call__
+    started = time.time()
+    objective.prepare(forward, rank, world_size)
     start = _load(engine)
     steps_file = directory / "steps.jsonl"
     if rank == 0:
         _truncate(steps_file, start)
     metrics: dict[str, float] = {}
     began = last = time.monotonic()
-    for step in range(start, task.steps):
+    for step in range(start, objective.steps):
         news: dict[str, float] = {}
-        if task.refresh_every and step % task.refresh_every == 0:
-            news = task.refresh(forward, full_state_dict(engine), step, rank, world_size)
+        if objective.refresh_every and step % objective.refresh_every == 0:
+            asked = config | {"refresh_every": objective.refresh_every}
+            state = full_state_dict(engine)
+            experience = _experience(config["mailbox"], state, step, asked, rank)
+            objective.refresh(forward, experience.data, rank, world_size)
+            news = experience.metrics
         ready = time.monotonic()
-        metrics = train_step(engine, task, step, rank, world_size)
+        metrics = train_step(engine, objective, step, rank, world_size)
         if rank == 0:
             now = time.monotonic()
             telemetry.record_step(directory.name, metrics, now - ready, now - last)
             last = now
             with steps_file.open("a") as lines:
                 lines.write(json.dumps({"step": step + 1} | news | metrics) + "\n")
-        if (step + 1) % options.checkpoint_every == 0 and step + 1 < task.steps:
+        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < objective.steps:
             _report(engine, step + 1, metrics)
         if step + 1 in config["milestones"]:
-            _publish(engine, task, _milestone(directory, step + 1), rank)
-    seconds_per_step = (time.monotonic() - began) / max(1, task.steps - start)
+            _publish(engine, objective, _milestone(directory, step + 1), rank)
+    seconds_per_step = (time.monotonic() - began) / max(1, objective.steps - start)
     state = full_state_dict(engine)
     if rank == 0:
-        task.save(state, directory / "policy")
+        objective.save(state, directory / "policy")
     dist.barrier()
     return {
         "final": metrics,
-        "steps": task.steps,
+        "steps": objective.steps,
         "began": started,
         "ended": time.time(),
         "seconds_per_step": seconds_per_step,
@@ -275,7 +375,7 @@ def without(module: str) -> Iterator[None]:
             del sys.modules[module]
 
 
-def start_engine(task: Task, options: LearnerOptions) -> Any:
+def start_engine(objective: Objective, config: LearnerConfig) -> Any:
     """A DeepSpeed engine over the task's module in the present process group. Collective."""
     with contextlib.redirect_stdout(io.StringIO()):
         with without("mlflow"):  # deepspeed imports it to tune itself
@@ -285,10 +385,13 @@ def start_engine(task: Task, options: LearnerOptions) -> Any:
         # Otherwise compiled for most of a minute on first use; only inference would call it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        module = task.module()
+        module = objective.module()
         parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=task.learning_rate, weight_decay=task.weight_decay, betas=(0.9, 0.95)
+            parameters,
+            lr=objective.learning_rate,
+            weight_decay=objective.weight_decay,
+            betas=(0.9, 0.95),
         )
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -296,8 +399,8 @@ def start_engine(task: Task, options: LearnerOptions) -> Any:
             config={
                 "train_micro_batch_size_per_gpu": 1,  # batches come ready-made; only their ratio to itself is used
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": options.gradient_clipping,
-                "zero_optimization": {"stage": options.zero_stage},
+                "gradient_clipping": config.gradient_clipping,
+                "zero_optimization": {"stage": config.zero_stage},
                 "bf16": {"enabled": parameters[0].dtype == torch.bfloat16},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no C++ build, same numbers
@@ -307,15 +410,17 @@ def start_engine(task: Task, options: LearnerOptions) -> Any:
     return engine
 
 
-def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -> dict[str, float]:
+def train_step(
+    engine: Any, objective: Objective, step: int, rank: int, world_size: int
+) -> dict[str, float]:
     """One optimiser step; metrics averaged over the ranks. Collective."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = task.learning_rate * schedule(step, task.steps)
+        group["lr"] = objective.learning_rate * schedule(step, objective.steps)
     batch = {
         name: value.to(engine.device) if isinstance(value, torch.Tensor) else value
-        for name, value in task.batch(step, rank, world_size).items()
+        for name, value in objective.batch(step, rank, world_size).items()
     }
-    loss, metrics = task.loss(engine.__call__, batch)
+    loss, metrics = objective.loss(engine.__call__, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(
             f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate"
@@ -326,7 +431,7 @@ def train_step(engine: Any, task: Task, step: int, rank: int, world_size: int) -
     values = torch.stack([loss.detach().float(), *(m.detach().float() for m in metrics.values())])
     dist.all_reduce(values)
     averaged = dict(zip(names, (values / world_size).tolist(), strict=True))
-    averaged["learning_rate"] = task.learning_rate * schedule(step, task.steps)
+    averaged["learning_rate"] = objective.learning_rate * schedule(step, objective.steps)
     averaged["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
     return averaged
 
@@ -395,13 +500,13 @@ def _milestone(directory: Path, step: int) -> Path:
     return directory / f"policy-{step:06d}"
 
 
-def _publish(engine: Any, task: Task, folder: Path, rank: int) -> None:
+def _publish(engine: Any, objective: Objective, folder: Path, rank: int) -> None:
     """The weights of now as a checkpoint that is there as a whole or not at all. Collective."""
     state = full_state_dict(engine)
     if rank == 0 and not folder.is_dir():  # a learner that was restarted comes by once more
         partial = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(partial, ignore_errors=True)
-        task.save(state, partial)
+        objective.save(state, partial)
         partial.rename(folder)
 
 

@@ -10,10 +10,12 @@ import ray
 
 from rapport.actors.cluster import on_nodes, worker_environment
 from rapport.actors.pool import Pool
+from rapport.actors.settings import RatersConfig
 from rapport.actors.timeline import Worker
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.landmarks import face_landmarks
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.simulated import SimulatedPanel
@@ -22,7 +24,7 @@ from rapport.rewards.ratings.visible import VisibleMotion, watch
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class RatedPrompt:
     """A prompt with its candidate reactions, and what raters see and hear of the speaker; None =
     absent.
     """
@@ -35,23 +37,13 @@ class Group:
     audio: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class PanelOptions:
-    """Panels of SIMULATED raters, and the head on which they see every candidate."""
-
-    raters: int
-    lexicon: Mapping[str, float]
-    head: str | None
-    topology: str | None
-
-
 class Viewer:
     """Looks at motion on one head: landmarks of the rendered face, or only the head's pose where it
     does not fit.
     """
 
-    def __init__(self, head: str | None, topology: str | None):
-        self.asset = load_head(head, topology)
+    def __init__(self, head: HeadConfig) -> None:
+        self.asset = load_head(head.path, head.topology)
         self.head = FlameHead(self.asset)
         self.landmarks = face_landmarks(self.asset) if self.asset.arkit else None
 
@@ -66,16 +58,25 @@ class Viewer:
 class RewardWorker(Worker):
     """Simulated panels that watch the candidates of one group at a time."""
 
-    def __init__(self, options: PanelOptions):
-        self.viewer = Viewer(options.head, options.topology)
-        self.options = options
+    def __init__(self, raters: int, lexicon: Mapping[str, float], head: HeadConfig) -> None:
+        self.viewer = Viewer(head)
+        self.raters = raters
+        self.lexicon = lexicon
 
-    def rate(self, asked: tuple[int, Group]) -> list[Rating]:
-        seed, group = asked
-        speaker = None if group.speaker is None else self.viewer(group.speaker, group.speaker_shape)
-        seen = {candidate: self.viewer(motion) for candidate, motion in group.candidates.items()}
-        panel = SimulatedPanel(self.options.raters, seed, self.options.lexicon)
-        return panel.rate(group.prompt_id, SpeakerCues(speaker, group.words, group.audio), seen)
+    def rate(self, asked: tuple[int, RatedPrompt]) -> list[Rating]:
+        """Every rater's opinion of every candidate of one prompt.
+
+        Args:
+            asked: the seed that says who rates, and what they watch.
+        """
+        seed, prompt = asked
+        speaker = None
+        if prompt.speaker is not None:
+            speaker = self.viewer(prompt.speaker, prompt.speaker_shape)
+        seen = {candidate: self.viewer(motion) for candidate, motion in prompt.candidates.items()}
+        panel = SimulatedPanel(self.raters, seed, self.lexicon)
+        cues = SpeakerCues(speaker, prompt.words, prompt.audio)
+        return panel.rate(prompt.prompt_id, cues, seen)
 
 
 class RewardPool(Pool):
@@ -83,27 +84,36 @@ class RewardPool(Pool):
 
     def __init__(
         self,
-        options: PanelOptions,
-        workers: int,
-        cpus: float,
-        timeout_s: float,
+        config: RatersConfig,
+        head: HeadConfig,
+        lexicon: Mapping[str, float],
+        *,
         losses: int,
-        nodes: str | None = None,
-    ):
+    ) -> None:
         worker = RewardWorker.options(
-            num_cpus=cpus,
-            resources=on_nodes(nodes),
+            num_cpus=config.cpus,
+            resources=on_nodes(config.nodes),
             runtime_env={"env_vars": worker_environment(1)},
         )
         super().__init__(
-            "reward pool", "reward", lambda _: worker.remote(options), workers, 2, timeout_s, losses
+            "reward pool",
+            "reward",
+            lambda _: worker.remote(config.count, lexicon, head),
+            config.workers,
+            2,
+            config.timeout_s,
+            losses,
         )
 
-    def rate(self, groups: Iterable[Group], panel: int) -> Iterator[tuple[Group, list[Rating]]]:
-        """Ratings of each group, in the order the workers finish.
+    def rate(
+        self, prompts: Iterable[RatedPrompt], panel: int
+    ) -> Iterator[tuple[RatedPrompt, list[Rating]]]:
+        """Ratings of each prompt's candidates, in the order the workers finish.
 
         Args:
+            prompts: with their candidates.
             panel: the seed that says who rates.
         """
-        for (_, group), ratings in self.stream("rate", ((panel, group) for group in groups)):
-            yield group, ratings
+        asked = ((panel, prompt) for prompt in prompts)
+        for (_, prompt), ratings in self.stream("rate", asked):
+            yield prompt, ratings

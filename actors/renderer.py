@@ -11,10 +11,12 @@ import ray
 
 from rapport.actors.cluster import on_nodes, worker_environment
 from rapport.actors.pool import Pool
+from rapport.actors.settings import RenderConfig
 from rapport.actors.timeline import Worker
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.head.video import panels, render_motion, write_mp4
 from rapport.policies.motion import Layout, Motion
 
@@ -44,18 +46,6 @@ class VideoJob:
     audio: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class RenderOptions:
-    """Fields as in `rapport.pipeline.config.RenderConfig` and `HeadConfig`."""
-
-    head: str | None
-    topology: str | None
-    size: int
-    supersample: int
-    codec: str
-    crf: int
-
-
 def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
     """The motion as this head can show it, and whether all of it is shown.
 
@@ -76,20 +66,24 @@ def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
 class RenderWorker(Worker):
     """Draws and encodes on one core."""
 
-    def __init__(self, options: RenderOptions):
-        self.options = options
-        self.asset = load_head(options.head, options.topology)
+    def __init__(self, config: RenderConfig, head: HeadConfig) -> None:
+        self.config = config
+        self.asset = load_head(head.path, head.topology)
         self.head = FlameHead(self.asset)
-        self.rasterizer = Rasterizer(self.asset, options.size, options.supersample)
+        self.rasterizer = Rasterizer(self.asset, config.size, config.supersample)
 
     def render(self, job: VideoJob) -> int:
         """Write the video; returns how many panel frames were drawn."""
         drawn = [self._draw(panel) for panel in job.panels]
         picture = panels([frames for _, frames in drawn], [caption for caption, _ in drawn])
         moving = [panel.motion for panel in job.panels if panel.motion is not None]
-        options = self.options
         write_mp4(
-            job.path, picture, moving[0].layout.fps, job.audio, codec=options.codec, crf=options.crf
+            job.path,
+            picture,
+            moving[0].layout.fps,
+            job.audio,
+            codec=self.config.codec,
+            crf=self.config.crf,
         )
         return sum(map(len, moving))
 
@@ -104,22 +98,20 @@ class RenderWorker(Worker):
 class RenderPool(Pool):
     """Workers that draw and encode."""
 
-    def __init__(
-        self,
-        options: RenderOptions,
-        workers: int,
-        cpus: float,
-        timeout_s: float,
-        losses: int,
-        nodes: str | None = None,
-    ):
+    def __init__(self, config: RenderConfig, head: HeadConfig, *, losses: int) -> None:
         worker = RenderWorker.options(
-            num_cpus=cpus,
-            resources=on_nodes(nodes),
+            num_cpus=config.cpus,
+            resources=on_nodes(config.nodes),
             runtime_env={"env_vars": worker_environment(1)},
         )
         super().__init__(
-            "render pool", "render", lambda _: worker.remote(options), workers, 2, timeout_s, losses
+            "render pool",
+            "render",
+            lambda _: worker.remote(config, head),
+            config.workers,
+            2,
+            config.timeout_s,
+            losses,
         )
 
     def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:

@@ -36,6 +36,7 @@ class Clip:
         listener_audio: likewise.
         words: what the speaker says, or None when there is no transcript (silence is `()`).
         speaker_shape: identity coefficients of the speaker's head, (n,), or None.
+        manner: what the listener is told to be like, the text prompt of policies that take one.
     """
 
     clip_id: str
@@ -48,6 +49,7 @@ class Clip:
     listener_audio: np.ndarray | None = None
     words: tuple[Word, ...] | None = None
     speaker_shape: np.ndarray | None = None
+    manner: str | None = None
 
     @property
     def text(self) -> str | None:

@@ -1,66 +1,65 @@
-"""The motion VAE's task (GDPO-Listener, section 3.1)."""
+"""The motion VAE in front of AR-Flow (GDPO-Listener, section 3.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from rapport.pipeline.config import VaeConfig
-from rapport.pipeline.objectives.table import TableTask
+from rapport.pipeline.objectives.objective import Forward, Loss, TableObjective
+from rapport.pipeline.objectives.settings import VaeTraining
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.training import from_bytes, generator_of
 from rapport.policies.flow.vae import MotionVAE, vae_loss
 from rapport.policies.tables import batch_rows, rank_share
 
 
-@dataclass(frozen=True)
-class VaeTask(TableTask):
-    """Reconstruction of the clips in `table` (MOTION_SCHEMA), from the weights in `initial` (a
-    `learner.Task`).
+class MotionCode(TableObjective):
+    """Reconstruction of the clips in `table` (MOTION_SCHEMA).
+
+    Args:
+        initial: folder of the VAE before training.
+        table: the file.
+        config: how it is trained.
+        seed: of batches and noise.
     """
 
-    initial: str
-    table: str
-    seed: int
-    config: VaeConfig
+    config: VaeTraining
+
+    def __init__(self, initial: Path, table: Path, config: VaeTraining, seed: int) -> None:
+        super().__init__(table, config, seed)
+        self.initial = str(initial)
 
     @cached_property
     def vae(self) -> MotionVAE:
+        """The VAE that learns."""
         return checkpoint.load_vae(Path(self.initial)).train().requires_grad_(True)
 
-    def module(self) -> torch.nn.Module:
+    def module(self) -> nn.Module:
+        """What is trained."""
         return self.vae
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """Frames (share, time, dim), and the noise of their latents."""
+        sizes = self.vae.config
         order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
-        config = self.vae.config
-        frames = torch.stack(
-            [
-                from_bytes(self.rows[int(i)]["frames"], -1, config.layout.dim)
-                for i in rank_share(order, rank, world_size)
-            ]
-        )
-        noise = torch.randn(
-            len(order),
-            frames.shape[1] // config.downsample,
-            config.latent_dim,
-            generator=generator_of(self.seed, step),
-        )
+        share = rank_share(order, rank, world_size)
+        motions = [self.rows[int(index)]["frames"] for index in share]
+        frames = torch.stack([from_bytes(motion, -1, sizes.layout.dim) for motion in motions])
+        latents = frames.shape[1] // sizes.downsample
+        generator = generator_of(self.seed, step)
+        noise = torch.randn(len(order), latents, sizes.latent_dim, generator=generator)
         return {"frames": frames, "noise": noise[rank::world_size]}
 
-    def loss(
-        self, forward: Callable[..., Any], batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return vae_loss(
-            *forward(batch["frames"], batch["noise"]),
-            self.config.velocity_weight,
-            self.config.kl_weight,
-        )
+    def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
+        """Reconstruction, velocities, and the KL to N(0, I)."""
+        coded = forward(batch["frames"], batch["noise"])
+        return vae_loss(*coded, self.config.velocity_weight, self.config.kl_weight)
 
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+    def save(self, state: Mapping[str, Tensor], directory: Path) -> None:
+        """Write the VAE with the weights `state`."""
         checkpoint.save(self.vae, directory, state)

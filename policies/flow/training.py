@@ -5,7 +5,7 @@ trained modules.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from rapport.policies.flow.sde import replay_velocities
 
 # Arrays travel as float32 bytes; what a clip lacks is null.
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
-CONDITION_COLUMNS = {"clip_id": pa.string()} | {name: pa.binary() for name in MODALITIES}
+CONDITION_COLUMNS = {"prompt_id": pa.string()} | {name: pa.binary() for name in MODALITIES}
 FLOW_SCHEMA = pa.schema(CONDITION_COLUMNS | {"latents": pa.binary()})
 
 
@@ -88,14 +88,18 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     )
 
 
-class FlowErrors(nn.Module):
-    """AR-Flow with `flow_errors` as its forward pass, which is what sharded training hooks into."""
+class FlowModule(nn.Module):
+    """AR-Flow with what learners ask of it as its forward pass, which sharded training hooks into."""
 
     def __init__(self, flow: ARFlow) -> None:
         super().__init__()
         self.flow = flow
 
-    def forward(
+    def forward(self, asked: Literal["errors", "velocities"], *arguments: Any) -> Tensor:
+        """The errors of Eq. 4, or the velocities along stored paths."""
+        return self.errors(*arguments) if asked == "errors" else self.velocities(*arguments)
+
+    def errors(
         self,
         conditions: Mapping[str, Tensor],
         streaming: Tensor,
@@ -103,23 +107,17 @@ class FlowErrors(nn.Module):
         noise: Tensor,
         time: Tensor,
     ) -> Tensor:
+        """See `flow_errors`."""
         prefix = self.flow.encode_prefix(Conditions(**conditions), streaming)
         return flow_errors(self.flow, prefix, latents, noise, time)
 
-
-class FlowReplay(nn.Module):
-    """AR-Flow with `replay_velocities` as its forward pass."""
-
-    def __init__(self, flow: ARFlow) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(
+    def velocities(
         self, conditions: Mapping[str, Tensor], states: Tensor, chunk: int | None
     ) -> Tensor:
+        """See `replay_velocities`."""
         return replay_velocities(self.flow, Conditions(**conditions), states, chunk=chunk)
 
 
 def flow_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of `FlowErrors` and `FlowReplay` -> names of AR-Flow."""
+    """Names of `FlowModule` -> names of AR-Flow."""
     return {name.removeprefix("flow."): tensor for name, tensor in state.items()}

@@ -1,0 +1,132 @@
+"""What samples in the actors of a rollout fleet: vLLM, transformers, or the policy itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rapport.actors.settings import EngineConfig
+from rapport.policies.policy import Policy, Prompt, Reaction, load_policy
+
+
+class Engine(Protocol):
+    """What a fleet asks of whatever samples."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it is: name, version, device, dtype."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        seeds: Sequence[int],
+        actions: int | None = None,
+    ) -> list[list[Reaction]]:
+        """`samples` reactions to each prompt, or their first `actions` actions."""
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the weights in place."""
+
+
+class InProcess:
+    """The policy itself, in the actor's process.
+
+    Args:
+        checkpoint: the policy's folder.
+        sampler: how it samples, where the policy has several ways; None = its own default.
+        gpus: share of a GPU that the actor has; 0 = it computes on the CPU.
+    """
+
+    def __init__(self, checkpoint: str, sampler: Any = None, gpus: float = 0) -> None:
+        self.device = "cuda" if gpus else "cpu"
+        self.policy: Policy = load_policy(checkpoint).to(self.device)
+        if sampler is not None:
+            self.policy.sampler = sampler
+
+    def describe(self) -> dict[str, Any]:
+        """The policy and its device."""
+        return {
+            "name": f"{self.policy.kind}, in process",
+            "version": torch.__version__,
+            "device": self.device,
+            "dtype": "float32",
+        }
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        seeds: Sequence[int],
+        actions: int | None = None,
+    ) -> list[list[Reaction]]:
+        """Whole reactions; they are not sampled action by action."""
+        return self.policy.sample(prompts, samples, seeds)
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Load them into the policy."""
+        self.policy.load_weights(weights)
+
+
+class TokenEngine:
+    """vLLM or transformers with the VLA in it.
+
+    Args:
+        checkpoint: the policy's folder.
+        config: which of the two, and how large.
+    """
+
+    def __init__(self, checkpoint: str, config: EngineConfig) -> None:
+        if config.engine == "vllm":
+            from rapport.policies.vla.vllm_engine import VllmEngine as Kind
+        else:
+            from rapport.policies.vla.hf_engine import HfEngine as Kind
+        self.engine = Kind(
+            Path(checkpoint),
+            config.dtype,
+            config.temperature,
+            config.kv_cache_gib,
+            config.tensor_parallel,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The engine's own words."""
+        return self.engine.describe()
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        seeds: Sequence[int],
+        actions: int | None = None,
+    ) -> list[list[Reaction]]:
+        """Action tokens with their log-probs."""
+        sampled = self.engine.sample(prompts, samples, seeds, actions)
+        groups = []
+        for prompt, seed, candidates in zip(prompts, seeds, sampled, strict=True):
+            group = [
+                Reaction(prompt.prompt_id, k, tokens, log_probs, seed=seed)
+                for k, (tokens, log_probs) in enumerate(candidates)
+            ]
+            groups.append(group)
+        return groups
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Load them into the engine."""
+        self.engine.update(dict(weights))
+
+
+def engine_environment(config: EngineConfig) -> dict[str, str]:
+    """Environment of an engine's process, beside its threads."""
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    if not config.gpus:
+        # 12 s of C++ compilation for one small function of the sampler.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return environment

@@ -1,0 +1,251 @@
+"""How each objective is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rapport.settings import Section
+
+
+class ImitationConfig(Section):
+    """Imitation by likelihood, of a policy that has no objective of its own."""
+
+    steps: int = Field(240, ge=1)
+    """optimiser steps"""
+    batch_size: int = Field(8, ge=1)
+    """clips per step over all learners"""
+    learning_rate: float = Field(3e-3, gt=0)
+    """peak; linear warm-up over 5 % of steps, then cosine to 10 %"""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay"""
+
+
+class SftConfig(ImitationConfig):
+    """Imitation by the VLA (Eq. 7-9)."""
+
+    checkpoint: Path | None = None
+    """skip SFT and start from this policy checkpoint"""
+    window_steps: int = Field(2, ge=1)
+    """action steps of a window in the first phase: as much data in many short pieces"""
+    window_share: float = Field(0.6, ge=0, lt=1)
+    """share of the steps on windows, before those on whole clips; 0 = whole clips only"""
+    lambda_exp: float = Field(1.0, ge=0)
+    """weight of the expression tokens (Eq. 7)"""
+    lambda_pose: float = Field(1.0, ge=0)
+    """weight of the pose tokens (Eq. 7)"""
+    lambda_reg: float = Field(0.1, ge=0)
+    """weight of temporal coherence and identity (Eq. 8-9)"""
+
+
+class VaeTraining(ImitationConfig):
+    """The motion VAE in front of AR-Flow."""
+
+    size: Literal["tiny", "paper"] = "tiny"
+    """size of the motion VAE"""
+    steps: int = Field(1200, ge=1)
+    """optimiser steps"""
+    batch_size: int = Field(16, ge=1)
+    """clips per step over all learners"""
+    learning_rate: float = Field(2e-3, gt=0)
+    """peak; same schedule as SFT"""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay"""
+    velocity_weight: float = Field(10.0, ge=0)
+    """weight of frame-to-frame differences in the reconstruction"""
+    kl_weight: float = Field(0.01, ge=0)
+    """weight of the KL to N(0, I); more = blurred blinks, less = latents so precise that the
+    noise that AR-Flow leaves in them makes faces tremble"""
+
+
+class FlowTraining(ImitationConfig):
+    """Imitation by AR-Flow (rectified flow)."""
+
+    size: Literal["tiny", "paper"] = "tiny"
+    """size of AR-Flow; paper = 6 layers, 16 heads, 512 wide, 19.3 M parameters"""
+    steps: int = Field(1000, ge=1)
+    """optimiser steps"""
+    batch_size: int = Field(8, ge=1)
+    """clips per step over all learners (the paper's is 32)"""
+    draws: int = Field(4, ge=1)
+    """noise and flow times drawn per latent; they share prefix and history"""
+    learning_rate: float = Field(1e-3, gt=0)
+    """peak; same schedule as SFT (the paper's is 1e-4)"""
+    drop_each: float = Field(0.1, ge=0, lt=1)
+    """probability that a clip loses a modality, one by one"""
+    drop_all: float = Field(0.1, ge=0, lt=1)
+    """probability that it loses all, for guidance (Eq. 6)"""
+    streaming_share: float = Field(0.5, ge=0, le=1)
+    """share of the clips trained without anything after the present frame"""
+
+
+class DpoConfig(Section):
+    """Alignment with preferences (Eq. 11), whatever the policy."""
+
+    beta: float = Field(0.1, gt=0)
+    """strength of the tie to the reference (Eq. 11)"""
+    loss: Literal["sigmoid", "ipo", "robust", "margin"] = "sigmoid"
+    """sigmoid is the paper's"""
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5)
+    """share of flipped labels assumed by `robust`"""
+    epochs: int = Field(2, ge=1)
+    """passes over the pairs"""
+    rounds: int = Field(1, ge=1)
+    """times that the policy of the round before is rolled out, rated and aligned anew"""
+    reference: Literal["sft", "previous"] = "sft"
+    """what every round is tied to: the SFT policy, or the policy that the round began with"""
+    batch_size: int = Field(8, ge=1)
+    """pairs per step over all learners"""
+    learning_rate: float = Field(1e-3, gt=0)
+    """peak; same schedule as SFT"""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay"""
+
+    @property
+    def counted_steps(self) -> int | None:
+        """Leading action steps whose log-probs count, None = all."""
+        return None
+
+    @property
+    def trained_part(self) -> str:
+        """Which weights learn, a word that the policy knows."""
+        return "all"
+
+
+class VlaDpoConfig(DpoConfig):
+    """DPO of the VLA."""
+
+    beta: float = Field(1.0, gt=0)
+    """strength of the tie to the reference (Eq. 11)"""
+    train: Literal["inputs", "all"] = "inputs"
+    """inputs = vision, projector and embeddings: LLaMA's blocks and head stay as SFT left them,
+    so that what the policy makes of the speaker changes more than what it does with everyone;
+    all = everything that vla.* lets train"""
+    first_steps: int | None = Field(5, ge=1)
+    """action steps whose log-probs count: a reaction is decided early, and the noise of a
+    thousand later tokens drowns it; empty = all of them, the paper's Eq. 11"""
+    learning_rate: float = Field(7e-4, gt=0)
+    """peak; same schedule as SFT (train=all wants about a fifth)"""
+
+    @property
+    def counted_steps(self) -> int | None:
+        """Leading action steps whose log-probs count, None = all."""
+        return self.first_steps
+
+    @property
+    def trained_part(self) -> str:
+        """Which weights learn."""
+        return self.train
+
+
+class FlowDpoConfig(DpoConfig):
+    """Flow-DPO (Liu et al. 2025, arXiv 2501.13918)."""
+
+    beta: float = Field(1000.0, gt=0)
+    """strength of the tie to the reference, of errors averaged over a window (for images 2000
+    to 5000, Wallace et al. 2024)"""
+    draws: int = Field(8, ge=1)
+    """noise and flow times drawn per latent, the same for chosen and rejected"""
+    learning_rate: float = Field(3e-5, gt=0)
+    """peak; same schedule as SFT. Ten times as much, and jaws tremble whatever beta is"""
+
+
+class GdpoConfig(Section):
+    """Group reward-decoupled policy optimisation (Eq. 8-10), whatever the policy."""
+
+    iterations: int = Field(24, ge=1)
+    """times that the behaviour policy is renewed and answers new prompts"""
+    sync_every: int = Field(2, ge=1)
+    """optimiser steps on answers of one behaviour policy"""
+    batch_size: int = Field(4, ge=1)
+    """prompts per step over all learners"""
+    group_size: int = Field(4, ge=2)
+    """answers per prompt, G"""
+    clip: float = Field(0.2, gt=0, lt=1)
+    """clip range of the probability ratio (Eq. 10)"""
+    beta: float = Field(0.01, ge=0)
+    """weight of the KL to the reference (Eq. 10)"""
+    asynchronous: bool = False
+    """sample the next iteration while this one is learnt, with weights one iteration old; a
+    resumed run then differs from one that went through"""
+    learning_rate: float = Field(3e-4, gt=0)
+    """peak; same schedule as SFT"""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay"""
+    estimator: Literal["gdpo", "grpo"] = "gdpo"
+    """rewards normalised one by one, or summed first"""
+    batch_norm: bool = False
+    """the batch-level step of the original GDPO"""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps."""
+        return self.iterations * self.sync_every
+
+    @property
+    def answered(self) -> int:
+        """Prompts that all iterations together answer."""
+        return self.updates * self.batch_size
+
+    @property
+    def speaking_weight(self) -> float:
+        """Weight of the KL where the actor speaks; 0 = speaking is not held."""
+        return 0.0
+
+    @property
+    def largest_weight(self) -> float | None:
+        """Where importance weights are cut that correct for other numbers of the engines; None =
+        engines are the learners' own code."""
+        return None
+
+
+class VlaGdpoConfig(GdpoConfig):
+    """GDPO of the VLA: an action is a token."""
+
+    truncation: float = Field(2.0, ge=1)
+    """largest importance weight of a token, for what engine and learner differ in"""
+
+    @property
+    def largest_weight(self) -> float | None:
+        """Where importance weights of tokens are cut."""
+        return self.truncation
+
+
+class FlowGdpoConfig(GdpoConfig):
+    """GDPO of AR-Flow: an action is a denoise step of a latent."""
+
+    iterations: int = Field(150, ge=1)
+    """times that the behaviour policy is renewed and rolled out"""
+    sync_every: int = Field(2, ge=1)
+    """optimiser steps on rollouts of one behaviour policy (the paper's 8)"""
+    group_size: int = Field(8, ge=2)
+    """rollouts per prompt, G (the paper's 4)"""
+    steps: int = Field(4, ge=1)
+    """SDE denoise steps of a rollout"""
+    sigma: float = Field(0.5, gt=0)
+    """noise scale of the SDE (Eq. 7)"""
+    corrected: bool = True
+    """with Flow-GRPO's drift correction, so that rollouts are no more spread than what the ODE
+    gives (the paper leaves it out)"""
+    shared_start: bool = True
+    """rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE
+    steps alone, which is all that log-probs know of"""
+    reduction: Literal["sum", "mean"] = "sum"
+    """log-probs over latent dims; mean wants a small clip"""
+    hold: float = Field(0.02, ge=0)
+    """weight of the same KL where the actor speaks, so that speaking stays what it was"""
+    anchor_share: float = Field(0.2, ge=0, lt=1)
+    """share of prompts in which the actor never listens, for `hold` (fewer if the corpus has
+    fewer)"""
+    chunk: int = Field(100, ge=1)
+    """denoise steps of a rollout replayed at once, over all latents; fewer need less memory and
+    more time (the paper's 2 steps of 25 latents are 50)"""
+    learning_rate: float = Field(3e-4, gt=0)
+    """peak; same schedule as SFT (the paper's 5e-6)"""
+
+    @property
+    def speaking_weight(self) -> float:
+        """Weight of the KL where the actor speaks."""
+        return self.hold

@@ -1,0 +1,1 @@
+"""What recipes say: corpus, imitation, sampling, preferences, alignment, judging, showing."""

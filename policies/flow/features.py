@@ -1,0 +1,91 @@
+"""What AR-Flow is conditioned on, computed once per clip by frozen encoders (Eq. 1)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from torch import Tensor
+
+from rapport.policies.flow.encoders import AUDIO_RATE, AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.settings import EncodersConfig
+
+Role = Literal["listener", "speaker"]
+ENCODERS_FILE = "encoders.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Frozen encoders of text and sound, and the folder that keeps what they gave.
+
+    Args:
+        text: encoder of prompts.
+        audio: encoder of voices.
+        text_cache: of prompts, by their words.
+        audio_cache: of voices, by clip and person.
+    """
+
+    text: TextEncoder
+    audio: AudioEncoder
+    text_cache: FeatureCache
+    audio_cache: FeatureCache
+
+    @classmethod
+    def load(cls, config: EncodersConfig, cache: Path) -> Self:
+        """The encoders that `config` names; tiny random ones where it names none."""
+        text = TextEncoder.tiny()
+        if config.text is not None:
+            text = TextEncoder.from_pretrained(config.text)
+        audio = AudioEncoder.tiny()
+        if config.audio is not None:
+            audio = AudioEncoder.from_pretrained(config.audio)
+        folder = cache if config.cache is None else config.cache
+        return cls(
+            text=text,
+            audio=audio,
+            text_cache=FeatureCache(folder, text.name),
+            audio_cache=FeatureCache(folder, audio.name),
+        )
+
+    def of_text(self, text: str | None) -> Tensor | None:
+        """(text_dim,), None without a prompt."""
+        if text is None:
+            return None
+        return self.text_cache.get(text, lambda: self.text([text])[0])
+
+    def of_voice(
+        self, clip_id: str, role: Role, audio: np.ndarray | None, frames: int, fps: float
+    ) -> Tensor | None:
+        """One token per video frame, (frames, audio_dim); None without sound.
+
+        Args:
+            clip_id: the clip.
+            role: whose voice it is.
+            audio: (samples,) at 16 kHz, at least as long as the frames.
+            frames: of the window.
+            fps: their rate.
+        """
+        if audio is None:
+            return None
+        heard = audio[: round(frames * AUDIO_RATE / fps)]
+        return self.audio_cache.get(f"{clip_id}/{role}", lambda: self.audio(heard, frames, fps))
+
+
+def write_encoders(folder: Path, config: EncodersConfig) -> None:
+    """Say in a checkpoint folder which encoders its policy was trained with."""
+    names = config.model_dump(mode="json", include={"text", "audio"})
+    (folder / ENCODERS_FILE).write_text(json.dumps(names) + "\n")
+
+
+def read_encoders(folder: Path) -> EncodersConfig:
+    """The encoders of a checkpoint folder."""
+    return EncodersConfig(**json.loads((folder / ENCODERS_FILE).read_text()))
+
+
+def scratch_features(config: EncodersConfig) -> Features:
+    """Encoders that keep nothing beyond this process."""
+    return Features.load(config, Path(tempfile.mkdtemp(prefix="rapport-features-")))

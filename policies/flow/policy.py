@@ -1,0 +1,418 @@
+"""AR-Flow as a `Policy`: conditions of text, voices and partner motion, reactions of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from rapport.files import atomic
+from rapport.policies.clip import Clip
+from rapport.policies.flow import checkpoint
+from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.features import (
+    Features,
+    read_encoders,
+    scratch_features,
+    write_encoders,
+)
+from rapport.policies.flow.model import ARFlow
+from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale
+from rapport.policies.flow.sde import Reduction, rollout, step_kl, step_log_probs
+from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.flow.training import (
+    CONDITION_COLUMNS,
+    FlowModule,
+    collate_conditions,
+    flow_state,
+    from_bytes,
+    of_latents,
+    to_bytes,
+)
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.motion import LayoutError, Motion
+from rapport.policies.policy import (
+    CheckpointError,
+    Forward,
+    Likelihood,
+    Policy,
+    Prompt,
+    Reaction,
+    Row,
+    Stage,
+    write_kind,
+)
+
+BATCH = 32  # windows answered at once
+VAE_FOLDER = "vae"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a window is sampled: by the ODE (Eq. 5-6), or by the SDE, whose steps have probabilities.
+
+    Args:
+        steps: denoise steps of a latent.
+        sigma: noise scale of the SDE (Eq. 7); 0 takes its path without its noise, None is the ODE.
+        corrected: with Flow-GRPO's drift correction (SDE).
+        shared_start: whether the samples of a prompt start from the same noise (SDE).
+        reduction: of log-probs over latent dims (SDE).
+        omega_speak: guidance scale where the actor speaks (ODE).
+        omega_listen: guidance scale elsewhere (ODE).
+        streaming: nothing after the present frame is heard or seen (ODE).
+        without_text: prompts are left out (ODE).
+    """
+
+    steps: int = 10
+    sigma: float | None = None
+    corrected: bool = False
+    shared_start: bool = False
+    reduction: Reduction = "sum"
+    omega_speak: float = 1.0
+    omega_listen: float = 1.0
+    streaming: bool = False
+    without_text: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPrompt:
+    """Conditions of one window.
+
+    Args:
+        prompt_id: of the window.
+        row: CONDITION_COLUMNS: features as float32 bytes, None where absent; `speaking` (frames,)
+            bool, where it is known, for guidance.
+    """
+
+    prompt_id: str
+    row: Row
+
+
+class FlowPolicy(Policy):
+    """Latents by auto-regressive flow matching, decoded by a motion VAE.
+
+    Args:
+        flow: AR-Flow.
+        vae: the motion VAE.
+        encoders: which frozen encoders its conditions come from.
+    """
+
+    kind = "flow"
+    supervised = "supervised"
+    aligned = {"dpo": "Flow-DPO", "gdpo": "GDPO"}
+    prompt_columns = CONDITION_COLUMNS
+    action_type = pa.binary()
+    likelihood_draws = True
+    seed_per_prompt = False
+
+    def __init__(self, flow: ARFlow, vae: MotionVAE, encoders: EncodersConfig) -> None:
+        self.flow = flow
+        self.vae = vae
+        self.encoders = encoders
+        self.layout = vae.config.layout
+        self.sampler = Sampler()
+        self.draw_count = 1  # noise and flow times of `log_likelihood`, per latent
+        self.chunk: int | None = None  # denoise steps replayed at once
+        self._module = FlowModule(flow)
+
+    @cached_property
+    def features(self) -> Features:
+        """The frozen encoders, loaded when a clip is first encoded."""
+        return scratch_features(self.encoders)
+
+    # -- Reacting --
+
+    def encode(self, clip: Clip) -> FlowPrompt:
+        """The listener of a clip as the actor: both voices, the partner's motion, `clip.manner`."""
+        config = self.flow.config
+        fps = self.layout.fps
+        frames = config.frames
+        if len(clip.listener) < frames:
+            raise LayoutError(
+                f"clip {clip.clip_id!r} has {len(clip.listener)} frames, a window of this policy "
+                f"{frames}; raise corpus.seconds"
+            )
+        voice = self.features.of_voice
+        partner = None if clip.speaker is None else clip.speaker.window(0, frames)
+        encoded = {
+            "text": self.features.of_text(clip.manner),
+            "partner_audio": voice(clip.clip_id, "speaker", clip.speaker_audio, frames, fps),
+            "partner_motion": None if partner is None else self.latents(partner),
+            "actor_audio": voice(clip.clip_id, "listener", clip.listener_audio, frames, fps),
+        }
+        row = {name: to_bytes(value) for name, value in encoded.items()}
+        return FlowPrompt(clip.clip_id, {"prompt_id": clip.clip_id} | row)
+
+    def sample(
+        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int]
+    ) -> list[list[Reaction]]:
+        """By the ODE or the SDE of `sampler`; the prefix of a prompt is computed once."""
+        groups: list[list[Reaction]] = []
+        for first in range(0, len(prompts), BATCH):
+            batch = slice(first, first + BATCH)
+            by = self._by_ode if self.sampler.sigma is None else self._by_sde
+            groups += by(prompts[batch], samples, seeds[batch])
+        return groups
+
+    def _by_ode(
+        self, prompts: Sequence[FlowPrompt], samples: int, seeds: Sequence[int]
+    ) -> list[list[Reaction]]:
+        sizes = self.flow.config
+        sampler = self.sampler
+        conditions = self.collate([prompt.row for prompt in prompts])
+        if sampler.without_text:
+            conditions["present"][:, MODALITIES.index("text")] = False
+        noise = draw_noise(seeds, samples, sizes.window, sizes.latent_dim)
+        self.flow.eval()
+        latents = generate(
+            self.flow,
+            Conditions(**conditions),
+            noise.to(self._device),
+            sampler.steps,
+            self._guidance(prompts),
+            sampler.streaming,
+        ).cpu()
+        return [
+            [
+                Reaction(prompt.prompt_id, k, latents[i, k].numpy(), seed=seed)
+                for k in range(samples)
+            ]
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+
+    def _guidance(self, prompts: Sequence[FlowPrompt]) -> Tensor | None:
+        sampler = self.sampler
+        if sampler.omega_speak == sampler.omega_listen == 1:
+            return None
+        speaking = torch.tensor([prompt.row["speaking"] for prompt in prompts])
+        return guidance_scale(
+            speaking, sampler.omega_speak, sampler.omega_listen, self.flow.config.downsample
+        )
+
+    def _by_sde(
+        self, prompts: Sequence[FlowPrompt], samples: int, seeds: Sequence[int]
+    ) -> list[list[Reaction]]:
+        sizes = self.flow.config
+        sampler = self.sampler
+        conditions = self.collate([prompt.row for prompt in prompts])
+        shape = (samples, sizes.window, sampler.steps + 1, sizes.latent_dim)
+        noise = draw_noise(seeds, *shape).to(self._device)
+        if sampler.shared_start:
+            noise[:, :, :, 0] = noise[:, :1, :, 0]
+        self.flow.eval()
+        path = rollout(
+            self.flow,
+            Conditions(**conditions),
+            noise,
+            sampler.sigma,
+            sampler.reduction,
+            corrected=sampler.corrected,
+        )
+        states = path.states
+        log_probs = path.log_probs.cpu().numpy()
+        with torch.no_grad():
+            decoded = self.vae.decode(states[..., -1, :].flatten(0, 1))
+        frames = decoded.unflatten(0, states.shape[:2]).cpu().numpy()
+        actions = states.nan_to_num().cpu().numpy()
+        if not sampler.sigma:  # no step has a density: only where the path ended matters
+            actions = actions[..., -1, :]
+        groups = []
+        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            reactions = [
+                Reaction(
+                    prompt.prompt_id,
+                    k,
+                    actions[i, k],
+                    log_probs[i, k],
+                    seed=seed,
+                    motion=self._motion(frames[i, k]),
+                )
+                for k in range(samples)
+            ]
+            groups.append(reactions)
+        return groups
+
+    def _motion(self, frames: np.ndarray) -> Motion | None:
+        """None where the sampler failed: its reward is then missing."""
+        return Motion(frames, self.layout) if np.isfinite(frames).all() else None
+
+    def to_motion(self, reaction: Reaction) -> Motion:
+        """Latents (window, latent_dim), or a path that ends in them, through the VAE."""
+        if reaction.motion is not None:
+            return reaction.motion
+        latents = torch.from_numpy(np.asarray(reaction.actions, np.float32))
+        return self.vae.to_motion(latents if latents.ndim == 2 else latents[:, -1])
+
+    def actions_of(self, motion: Motion) -> np.ndarray:
+        """A recorded motion as latents, of as many whole ones as there are."""
+        frames = len(motion) // self.vae.config.downsample * self.vae.config.downsample
+        return self.latents(motion.window(0, frames)).cpu().numpy()
+
+    def latents(self, motion: Motion) -> Tensor:
+        """(time / r, latent_dim) of a motion of whole latents."""
+        with torch.no_grad():
+            return self.vae.encode(torch.from_numpy(motion.values)[None])[0]
+
+    def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
+        """By place in the batch, or counted up for held-out prompts."""
+        count = len(prompt_ids)
+        if stage == "held out":
+            return list(range(seed + 1, seed + 1 + count))
+        root = count if stage == "candidates" else index
+        entropy = [seed, root] if stage == "iteration" or not index else [seed, root, index]
+        return np.random.SeedSequence(entropy).generate_state(count).tolist()
+
+    def candidate_id(self, reaction: Reaction) -> str:
+        """Its number: rating packages show neutral names anyway."""
+        return str(reaction.sample)
+
+    def recorded_id(self, prompt_id: str) -> str:
+        """The recorded listener."""
+        return "ground_truth"
+
+    # -- Learning --
+
+    def prepare_training(self, config: Any, part: str = "all") -> None:
+        """All of AR-Flow learns, the VAE never does."""
+        self.flow.train()
+
+    def module(self) -> nn.Module:
+        """AR-Flow with its errors, or replayed velocities, as forward pass."""
+        return self._module
+
+    def prompt_row(self, prompt: FlowPrompt) -> dict[str, Any]:
+        """Features as bytes."""
+        return {name: prompt.row[name] for name in CONDITION_COLUMNS}
+
+    def prompt_of(self, row: Row) -> FlowPrompt:
+        """The prompt of a row of a table of windows."""
+        return FlowPrompt(row["prompt_id"], row)
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The fields of `Conditions`."""
+        conditions = collate_conditions(rows, self.flow.config)
+        return {name: value.to(self._device) for name, value in conditions.items()}
+
+    def collate_actions(self, rows: Sequence[Row], names: Sequence[str]) -> Tensor:
+        """Latents (rows, names, window, latent_dim)."""
+        sizes = self.flow.config
+        reactions = [
+            torch.stack([from_bytes(row[name], sizes.window, sizes.latent_dim) for row in rows])
+            for name in names
+        ]
+        return torch.stack(reactions, dim=1)
+
+    def pack(self, actions: np.ndarray) -> bytes:
+        """Latents as float32 bytes."""
+        return to_bytes(actions)
+
+    def unpack(self, value: bytes) -> np.ndarray:
+        """Latents (window, latent_dim)."""
+        return from_bytes(value, -1, self.flow.config.latent_dim).numpy()
+
+    def draws(self, prompts: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Noise (prompts, 1, window, draws, latent_dim) and flow times (prompts, 1, window, draws).
+
+        Both reactions of a pair meet the same ones.
+        """
+        sizes = self.flow.config
+        shape = (prompts, 1, sizes.window, self.draw_count)
+        noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
+        return {"noise": noise, "time": torch.rand(shape, generator=generator)}
+
+    def log_likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
+        """-e / 2 of every reaction, (prompts, reactions): e is its rectified-flow error (Eq. 4).
+
+        Averaged over latents, their dims and the draws (Liu et al. 2025, arXiv 2501.13918).
+        """
+        actions = batch["actions"]
+        reactions = actions.shape[1]
+        errors = forward(
+            "errors",
+            _conditions(batch),
+            torch.zeros(len(actions), dtype=torch.bool, device=actions.device),
+            actions,
+            batch["noise"].expand(-1, reactions, -1, -1, -1),
+            batch["time"].expand(-1, reactions, -1, -1),
+        )
+        return -errors.mean((2, 3)) / 2
+
+    def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
+        """Log-probs of every denoise step of the SDE, (samples, latents, steps)."""
+        states = batch["actions"]
+        velocities = forward("velocities", _conditions(batch), states, self.chunk)
+        sampler = self.sampler
+        log_probs = step_log_probs(
+            states, velocities, sampler.sigma, sampler.reduction, sampler.corrected
+        )
+        return Likelihood(log_probs[0], velocities)
+
+    def kl(self, policy: Likelihood, reference: Tensor) -> Tensor:
+        """Exact, step by step: both are Gaussians of one width."""
+        sampler = self.sampler
+        apart = step_kl(
+            policy.density, reference, sampler.sigma, sampler.reduction, sampler.corrected
+        )
+        return apart[0]
+
+    def of_actions(self, frames: np.ndarray) -> Tensor:
+        """(latents, 1) bool: what most frames of a latent are."""
+        return torch.from_numpy(of_latents(frames, self.flow.config.downsample))[:, None]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.flow.parameters()).device
+
+    # -- Files --
+
+    def save(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """A folder with AR-Flow, its VAE and the names of its encoders."""
+        weights = None if state is None else flow_state(dict(state))
+        with atomic(path) as partial:
+            checkpoint.write(self.flow, partial, weights)
+            checkpoint.write(self.vae, partial / VAE_FOLDER)
+            write_encoders(partial, self.encoders)
+            write_kind(partial, self.kind)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The policy in a folder."""
+        vae = path / VAE_FOLDER
+        if not vae.is_dir():
+            raise CheckpointError(
+                f"{path} is no complete AR-Flow: it has no folder {VAE_FOLDER}; save it again"
+            )
+        return cls(checkpoint.load_flow(path), checkpoint.load_vae(vae), read_encoders(path))
+
+    def weights(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """AR-Flow's weights; the VAE stays as it is."""
+        if state is not None:
+            return flow_state(dict(state))
+        return {name: value.detach().cpu() for name, value in self.flow.state_dict().items()}
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Take over AR-Flow's weights."""
+        self.flow.load_state_dict(state)
+
+    def to(self, device: torch.device | str) -> Self:
+        """AR-Flow and the VAE."""
+        self.flow.to(device)
+        self.vae.to(device)
+        return self
+
+    def with_sampler(self, **changes: Any) -> Self:
+        """The same policy, sampled otherwise; weights are shared."""
+        other = type(self)(self.flow, self.vae, self.encoders)
+        other.sampler = replace(self.sampler, **changes)
+        return other
+
+
+def _conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in (*MODALITIES, "present")}

@@ -1,0 +1,329 @@
+"""What an algorithm may ask of a policy, and what travels between them.
+
+A policy is one folder in `policies/` with one class of `Policy`. DPO, GDPO, sampling, rating,
+judging, sweeps and the report ask for nothing else, so a new policy changes none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from rapport.policies.clip import Clip
+from rapport.policies.motion import Layout, Motion
+
+POLICY_FILE = "policy.json"  # which class a checkpoint folder is of
+BUILT_IN = {
+    "vla": "rapport.policies.vla.policy:VlaPolicy",
+    "flow": "rapport.policies.flow.policy:FlowPolicy",
+}
+Row = Mapping[str, Any]  # of a training table
+Stage = Literal["candidates", "iteration", "held out"]
+Forward = Callable[..., Any]  # the module's forward pass, through whatever shards it
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint folder is incomplete, damaged or of another model."""
+
+
+class Prompt(Protocol):
+    """What a policy is shown of a clip, ready to be answered; each policy has its own kind."""
+
+    @property
+    def prompt_id(self) -> str:
+        """The clip it was made from, or the row of a table."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reaction:
+    """One reaction to a prompt, with everything needed to trust it later.
+
+    Args:
+        prompt_id: which prompt.
+        sample: which of its K reactions.
+        actions: in the policy's own terms: action tokens, latents, a path of denoise steps.
+        log_probs: of the actions under the weights that sampled them, nats; None = not known.
+        weight_version: version of the weights that sampled it.
+        seed: of the sampler.
+        motion: decoded where it was sampled, because that is done in batches; None = not yet.
+    """
+
+    prompt_id: str
+    sample: int
+    actions: np.ndarray
+    log_probs: np.ndarray | None = None
+    weight_version: int = 0
+    seed: int = 0
+    motion: Motion | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """How likely actions are under a policy.
+
+    Args:
+        log_probs: (samples, ...actions), nats.
+        density: what the KL to another policy is computed from: log-probs, means of Gaussians.
+    """
+
+    log_probs: Tensor
+    density: Tensor
+
+
+class Policy(ABC):
+    """A listener that can be asked, sampled and aligned.
+
+    What is given here suits a policy whose actions are a vector of numbers; see `policies/vla`
+    and `policies/flow` for others.
+    """
+
+    kind: ClassVar[str]  # "vla", "flow", or "module:Class" of a policy of your own
+    supervised: ClassVar[str] = "SFT"  # its name in tables before alignment
+    aligned: ClassVar[Mapping[str, str]] = {"dpo": "SFT + DPO", "gdpo": "GDPO"}  # ... and after
+    prompt_columns: ClassVar[Mapping[str, pa.DataType]]  # of a prompt in a training table
+    action_type: ClassVar[pa.DataType] = pa.list_(pa.float32())  # of a reaction in a table
+    likelihood_draws: ClassVar[bool] = False  # whether `log_likelihood` is of drawn noise
+    seed_per_prompt: ClassVar[bool] = True  # whether one prompt, asked twice, is answered alike
+    layout: Layout
+
+    # -- Reacting --
+
+    @abstractmethod
+    def encode(self, clip: Clip) -> Prompt:
+        """What the policy sees and hears of a clip. What the clip lacks is absent, never zeros."""
+
+    @abstractmethod
+    def sample(
+        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int]
+    ) -> list[list[Reaction]]:
+        """`samples` reactions to each prompt; a prompt's depend on its seed, not on the batch."""
+
+    @abstractmethod
+    def to_motion(self, reaction: Reaction) -> Motion:
+        """How the face moves, in `layout`."""
+
+    @abstractmethod
+    def actions_of(self, motion: Motion) -> np.ndarray:
+        """A recorded motion in the policy's own terms, so that it can stand among its samples."""
+
+    def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
+        """A seed for each prompt, the same whichever engine, batch or order it is sampled in.
+
+        Args:
+            stage: what is sampled.
+            seed: the run's.
+            index: number of the round or iteration.
+            prompt_ids: whose seeds are asked for.
+        """
+        return [zlib.crc32(f"{stage}/{seed}/{index}/{name}".encode()) for name in prompt_ids]
+
+    def candidate_id(self, reaction: Reaction) -> str:
+        """Neutral: who reads it cannot tell what was sampled from what was recorded."""
+        return neutral_id(
+            reaction.prompt_id, f"{reaction.weight_version}/{reaction.seed}/{reaction.sample}"
+        )
+
+    def recorded_id(self, prompt_id: str) -> str:
+        """The same for the recorded listener."""
+        return neutral_id(prompt_id, "ground_truth")
+
+    # -- Learning --
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The module to train, the same one at every call; `likelihood` runs its forward pass."""
+
+    def prepare_training(self, config: Any, part: str = "all") -> None:
+        """Make the weights that shall learn ready to.
+
+        Args:
+            config: the policy's own section, e.g. with adapters; None = it has none.
+            part: which weights learn, a word of the policy's own; "all".
+        """
+        self.module().train()
+
+    @abstractmethod
+    def prompt_row(self, prompt: Prompt) -> dict[str, Any]:
+        """The prompt as `prompt_columns` of a training table."""
+
+    @abstractmethod
+    def prompt_of(self, row: Row) -> Prompt:
+        """The prompt of a row of a training table."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The prompts of some rows as a batch of tensors."""
+
+    @abstractmethod
+    def log_likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-likelihood of whole reactions, (prompts, reactions), nats or up to a constant.
+
+        Args:
+            forward: the module's forward pass.
+            batch: of `collate` and `draws`, and `actions` as `collate_actions` makes them.
+        """
+
+    def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
+        """How likely each action of a group is: one prompt, (samples, ...actions).
+
+        Args:
+            forward: the module's forward pass.
+            batch: of `collate` with one row, and `actions` as `collate_group` makes them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood of single actions")
+
+    def kl(self, policy: Likelihood, reference: Tensor) -> Tensor:
+        """KL to the reference, action by action, like `policy.log_probs`.
+
+        By default the estimate from samples that is never negative and without bias on policy
+        (Schulman 2020).
+
+        Args:
+            policy: what `likelihood` gave.
+            reference: the `density` that `likelihood` gives of the same group under the reference.
+        """
+        apart = reference - policy.density
+        return apart.exp() - apart - 1
+
+    def draws(self, prompts: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Noise of `log_likelihood` for a whole batch, the same however it is shared."""
+        return {}
+
+    def collate_actions(self, rows: Sequence[Row], names: Sequence[str]) -> Tensor:
+        """Reactions in the columns `names`, (rows, names, ...actions)."""
+        return torch.stack([torch.tensor(np.array([row[name] for name in names])) for row in rows])
+
+    def collate_group(self, reactions: Sequence[Reaction]) -> Tensor:
+        """The actions of a group, (1, samples, ...)."""
+        return torch.from_numpy(np.stack([reaction.actions for reaction in reactions]))[None]
+
+    def counted(self, value: Any, steps: int | None) -> Any:
+        """The first `steps` action steps of a reaction in a table; None = all of it."""
+        return value if steps is None else value[:steps]
+
+    def pack(self, actions: np.ndarray) -> Any:
+        """Actions as a value of `action_type`."""
+        return np.asarray(actions).ravel().tolist()
+
+    def unpack(self, value: Any) -> np.ndarray:
+        """The actions that `pack` made `value` of."""
+        return np.asarray(value, np.float32)
+
+    def of_actions(self, frames: np.ndarray) -> Tensor:
+        """A mask over frames, (frames,) bool, as one that fits a sample's `log_probs`."""
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood of single actions")
+
+    @property
+    def action_digest(self) -> str:
+        """What gives actions their meaning beside the weights (a tokenizer); "" = nothing does."""
+        return ""
+
+    # -- Files --
+
+    @classmethod
+    def untrained(cls, layout: Layout, clips: Iterable[Clip], seed: int) -> Self:
+        """A policy before imitation. `vla` and `flow` have steps of their own for this.
+
+        Args:
+            layout: of the motion to make.
+            clips: of training.
+            seed: of the initial weights.
+        """
+        raise NotImplementedError(f"{cls.__name__}.untrained: how does it look before training?")
+
+    @abstractmethod
+    def save(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write a folder that `load` reads; it appears whole or not at all.
+
+        Args:
+            path: of the folder.
+            state: the full weights of `module()`, where it holds only a shard of them (ZeRO-3).
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: Path) -> Self:
+        """The policy in a folder. Raises `CheckpointError` that says what is wrong with it."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move what is computed with to a device."""
+        self.module().to(device)
+        return self
+
+    @abstractmethod
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `weights` of another one gave."""
+
+    @abstractmethod
+    def weights(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights as engines take them.
+
+        Args:
+            state: of `module()`, in place of the present ones.
+        """
+
+
+def neutral_id(prompt_id: str, what: str) -> str:
+    """Ten hexadecimal digits that say nothing about `what`."""
+    return hashlib.sha256(f"{prompt_id}/{what}".encode()).hexdigest()[:10]
+
+
+def weight_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes; does not depend on the order of the entries."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def policy_class(kind: str) -> type[Policy]:
+    """The class of "vla", "flow" or "module:Class". Raises `CheckpointError` where there is none."""
+    module, colon, name = BUILT_IN.get(kind, kind).partition(":")
+    if not colon:
+        raise CheckpointError(
+            f"policy={kind} is none of {', '.join(BUILT_IN)}, nor module:Class of your own"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"policy={kind} cannot be imported: {error}") from error
+    return found
+
+
+def write_kind(folder: Path, kind: str) -> None:
+    """Say in a checkpoint folder whose it is."""
+    (folder / POLICY_FILE).write_text(json.dumps({"policy": kind}) + "\n")
+
+
+def load_policy(path: str | Path) -> Policy:
+    """The policy that a checkpoint folder holds, whatever its kind.
+
+    Raises:
+        CheckpointError: the folder is no complete checkpoint.
+    """
+    folder = Path(path)
+    file = folder / POLICY_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} is no policy: it has no {POLICY_FILE}; name the folder of a policy that "
+            "a recipe wrote, or save it again"
+        )
+    try:
+        kind = json.loads(file.read_text())["policy"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} does not say which policy this is: {error!r}") from error
+    return policy_class(kind).load(folder)

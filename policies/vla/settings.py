@@ -1,0 +1,75 @@
+"""What the VLA policy is: its sizes, its parts and its action space."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rapport.settings import Section
+
+
+class ActionConfig(Section):
+    expr_dims: int = Field(50, ge=1, le=100)
+    """leading expression coefficients in the action"""
+    head: Literal["auto", "rot", "neck"] = "auto"
+    """group that carries head rotation; auto = rot, or neck where the corpus has no rot"""
+    rate: float = Field(5.0, gt=0)
+    """actions per second; splined to the corpus frame rate"""
+    bins: int = Field(256, ge=2, le=256)
+    """bins per action dimension (Eq. 5)"""
+    truncation: float = Field(0.01, ge=0, lt=0.5)
+    """share of values cut off at each end before binning"""
+
+
+class VlaConfig(Section):
+    size: Literal["tiny", "pretrained"] = "tiny"
+    """tiny = small random weights of the same classes; pretrained = the checkpoints below"""
+    action: ActionConfig = ActionConfig()
+    text_tokens: int = Field(16, ge=1)
+    """text tokens in the prompt; longer text keeps its end"""
+    hidden: int = Field(128, ge=32)
+    """LLaMA width (tiny)"""
+    layers: int = Field(3, ge=1)
+    """LLaMA layers (tiny)"""
+    heads: int = Field(4, ge=1)
+    """LLaMA attention heads (tiny)"""
+    kv_heads: int = Field(2, ge=1)
+    """LLaMA key-value heads (tiny); the fewer, the faster the rollouts"""
+    vision_hidden: int = Field(64, ge=16)
+    """width of each vision tower (tiny)"""
+    vision_layers: int = Field(2, ge=2)
+    """layers of each vision tower (tiny)"""
+    vocabulary: int = Field(1536, ge=600)
+    """vocabulary, action ids included (tiny); large enough that common words stay whole"""
+    llama: str | None = None
+    """LLaMA checkpoint: local path or hub name (pretrained)"""
+    dino: str | None = None
+    """DINOv2 checkpoint (pretrained)"""
+    siglip: str | None = None
+    """SigLIP checkpoint (pretrained)"""
+    openvla: str | None = None
+    """OpenVLA-lineage checkpoint to start from, where shapes allow"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of the weights"""
+    lora_rank: int = Field(0, ge=0)
+    """rank of LoRA adapters on the language model; 0 = full fine-tuning"""
+    freeze_vision: bool = False
+    """keep both vision towers fixed"""
+
+    @model_validator(mode="after")
+    def _heads_share_keys(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"vla.heads={self.heads} must be a multiple of vla.kv_heads={self.kv_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pretrained_needs_parts(self) -> Self:
+        missing = [name for name in ("llama", "dino", "siglip") if getattr(self, name) is None]
+        if self.size == "pretrained" and missing:
+            raise ValueError(
+                f"vla.size=pretrained needs {', '.join('vla.' + name for name in missing)}"
+            )
+        return self
