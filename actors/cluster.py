@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Read when Ray and its children start, so they stand here before Ray is imported.
+# Ray reads these when it is imported and its processes when they start, so they are set first.
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's next poll
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what a killed sweep forgets (its trials' finished phases it does not)
+    # A killed sweep forgets at most this many seconds; the finished phases of its trials are kept.
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the numbers
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables; what trials print is enough
+    "RAY_AIR_NEW_OUTPUT": "0",  # no tables of Tune's: trials print their own progress
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -28,13 +29,17 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
+from ray.util.placement_group import (  # noqa: E402
+    PlacementGroup,
+    placement_group,
+    remove_placement_group,
+)
 
 from rapport.actors import timeline  # noqa: E402
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot give what was asked; the message says what was wanted and what is there."""
+    """The cluster lacks what was asked for; the message says what was wanted and what is there."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -47,35 +52,38 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 def on_nodes(mark: str | None) -> dict[str, float]:
-    """What an actor must also ask for to run only on nodes marked so: a crumb of a custom resource
-    that they have.
+    """0.001 of a custom resource, which pins an actor to labelled nodes.
 
     Keeps renderers from filling the CPUs that learners need, and engines from the learners' GPUs.
+
+    Args:
+        mark: name of the resource that the nodes were started with; None = any node.
     """
     return {} if mark is None else {mark: 0.001}
 
 
 @contextmanager
 def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
-    """Join the cluster at `address` (or the one of this Ray job), else start a local one and stop
-    it at the end.
+    """Join the cluster at `address` or that of this Ray job, else start a local one until the end.
 
     Yields a line that says which.
     """
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
     address = address or os.environ.get("RAY_ADDRESS")
-    scratch, asked = None, time.time()
+    scratch = None
+    began = time.time()
     if address:
-        context = ray.init(address=address, **common)
-        name = f"ray {ray.__version__} cluster at {context.address_info['gcs_address']}"
+        ray.init(address=address, **common)
+        name = f"ray {ray.__version__} cluster at {ray.get_runtime_context().gcs_address}"
     else:
-        scratch = tempfile.mkdtemp(prefix="rapport-")  # short: socket paths end at 107 characters
+        # A short path, because Linux cuts the names of sockets at 107 characters.
+        scratch = tempfile.mkdtemp(prefix="rapport-")
         cpus = cpus or max(2, os.cpu_count() or 2)
         ray.init(
             address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common
         )
         name = f"ray {ray.__version__}, local cluster of {cpus} CPUs"
-    timeline.note(timeline.START, asked, time.time())
+    timeline.note(timeline.START, began, time.time())
     try:
         yield name
     finally:
@@ -87,9 +95,12 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
 def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float) -> list[PlacementGroup]:
     """A ready placement group for each bundle, all or none.
 
-    Raises `ClusterError` that names what was wanted and what the nodes have. They are groups of one
-    because Ray (2.60) keeps the head node busy for as long as a group that lost a node cannot be
-    placed again; of one, it can be removed."""
+    Each group holds one bundle: when a group loses a node and cannot be placed again, Ray (2.60)
+    keeps the head node busy for as long as it exists, and a group of one can be removed.
+
+    Raises:
+        ClusterError: no place within `timeout_s`; names what was wanted and what the nodes have.
+    """
     groups = [placement_group([bundle]) for bundle in bundles]
     try:
         ray.get([group.ready() for group in groups], timeout=timeout_s)
@@ -108,5 +119,5 @@ def reserve(bundles: list[dict[str, float]], what: str, timeout_s: float) -> lis
 
 
 def _resources(resources: dict[str, float], bundles: list[dict[str, float]]) -> dict[str, float]:
-    named = {"CPU", "GPU", "memory"}.union(*bundles)
-    return {key: round(value, 2) for key, value in resources.items() if key in named}
+    kinds = {"CPU", "GPU", "memory"}.union(*bundles)
+    return {kind: round(amount, 2) for kind, amount in resources.items() if kind in kinds}

@@ -1,4 +1,6 @@
-"""Actors that ask the driver for something only it has: the fleet that all trials of a sweep are
+"""Actors ask the driver for what only it has.
+
+The trials of a sweep run in their own processes, and the driver has the one fleet they are all
 judged with.
 """
 
@@ -14,9 +16,9 @@ import ray
 class Mailbox:
     """Requests, which the driver takes one at a time, and its replies."""
 
-    def __init__(self):
-        self._requests: asyncio.Queue[tuple[asyncio.Future, Any]] = asyncio.Queue()
-        self._taken: asyncio.Future | None = None
+    def __init__(self) -> None:
+        self._requests: asyncio.Queue[tuple[asyncio.Future[Any], Any]] = asyncio.Queue()
+        self._taken: asyncio.Future[Any]
 
     async def ask(self, request: Any) -> Any:
         """The driver's reply; raises what the driver raised."""
@@ -25,7 +27,7 @@ class Mailbox:
         return await reply
 
     async def take(self, wait_s: float) -> list[Any]:
-        """The next request, or nothing within `wait_s`; to be replied to before the next is taken."""
+        """The next request, or nothing within `wait_s`; reply to it before taking another."""
         try:
             self._taken, request = await asyncio.wait_for(self._requests.get(), wait_s)
         except TimeoutError:
@@ -33,6 +35,7 @@ class Mailbox:
         return [request]
 
     async def reply(self, answer: Any = None, error: Exception | None = None) -> None:
+        """Answer the request that was taken last, or raise `error` where it was asked."""
         if error is not None:
             self._taken.set_exception(error)
         elif not self._taken.cancelled():

@@ -1,9 +1,11 @@
-"""A pool of equal actors that works through a stream with back-pressure and outlives the loss of
-some of them.
+"""A pool of equal actors that works through a stream with back-pressure.
+
+It outlives the loss of some of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,26 +16,26 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import ClusterError
+from rapport.log import logger
 
 Item = TypeVar("Item")
-LOST = (
-    RayActorError,
-    ObjectLostError,
-)  # the actor's process or node is gone, or its answer with it
-_NONE = object()
+# The actor's process or node is gone, or its answer with it.
+LOST = (RayActorError, ObjectLostError)
 
 
 class Pool:
     """N actors, each a `timeline.Worker`; a context manager that ends them.
 
-    A lost actor's calls are given to whoever is free and another actor starts in its place; what
-    was answered is not asked again. So every item of a stream is answered once, whoever dies.
+    The open calls of a lost actor are given to those that are free, and another actor starts in
+    its place; answers that have come are not asked for again. So every item of a stream is answered
+    once, whichever actor dies.
 
     Args:
         name: for messages, e.g. "rollout fleet".
         kind: of work, on the timeline.
         start: makes actor number i; called again when it is lost.
-        in_flight: calls waiting per actor.
+        workers: how many actors.
+        in_flight: open calls per actor.
         timeout_s: longest time without any answer.
         losses: lost actors that are replaced; one more ends the run, as something must be killing
             them.
@@ -49,13 +51,11 @@ class Pool:
         timeout_s: float,
         losses: int,
     ):
-        self.name, self.kind, self.in_flight, self.timeout_s, self.losses = (
-            name,
-            kind,
-            in_flight,
-            timeout_s,
-            losses,
-        )
+        self.name = name
+        self.kind = kind
+        self.in_flight = in_flight
+        self.timeout_s = timeout_s
+        self.losses = losses
         self.lost = 0
         self._start = start
         self._actors = [start(i) for i in range(workers)]
@@ -74,7 +74,7 @@ class Pool:
         return None
 
     def admit(self, answer: Any) -> bool:
-        """Whether a replacement that answered its boot call may serve; False = boot it once more."""
+        """Whether a replacement may serve after this answer to its boot; False = boot again."""
         return True
 
     def stream(self, method: str, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
@@ -86,15 +86,18 @@ class Pool:
             ClusterError: no answer came for `timeout_s`, or too many actors were lost.
             Exception: the first one that any actor raised, as it is.
         """
-        source, again = iter(items), deque[Item]()
+        source = iter(items)
+        waiting: deque[Item] = deque()  # the items of lost actors, before new ones of the source
         running: dict[ray.ObjectRef, tuple[int, Any, Item]] = {}
         while True:
             ended = False
             while (index := self._idlest(running)) is not None:
-                item = again.popleft() if again else next(source, _NONE)
-                if item is _NONE:
+                if not waiting:
+                    waiting.extend(itertools.islice(source, 1))
+                if not waiting:
                     ended = True
                     break
+                item = waiting.popleft()
                 actor = self._actors[index]
                 running[actor.timed.remote(method, item)] = (index, actor, item)
             telemetry.record(telemetry.QUEUE_DEPTH, len(running), pool=self.name)
@@ -104,8 +107,7 @@ class Pool:
             if not done:
                 raise ClusterError(
                     f"{self.name}: {method}: no answer from {len(self._actors)} actors for "
-                    f"{self.timeout_s:g} s, "
-                    f"{len(running)} calls open"
+                    f"{self.timeout_s:g} s, {len(running)} calls open"
                 )
             if done[0] in self._booting:
                 self._finish_boot(done[0])
@@ -114,24 +116,29 @@ class Pool:
             try:
                 result = self._answer(method, done[0])
             except LOST as error:
-                again.append(item)
+                waiting.append(item)
                 self._replace(index, actor, error)
                 continue
             yield item, result
 
     def each(self, method: str, *arguments: Any, timeout_s: float | None = None) -> list[Any]:
-        """The answers of all serving actors; one that is lost meanwhile is replaced and gives none."""
+        """The answers of all serving actors, without those of actors that are lost meanwhile.
+
+        Raises:
+            ClusterError: an answer is missing after `timeout_s`, or all actors were lost.
+            Exception: the first one that any actor raised, as it is.
+        """
         timeout_s = timeout_s or self.timeout_s
-        deadline, answers = time.monotonic() + timeout_s, []
+        deadline = time.monotonic() + timeout_s
+        answers: list[Any] = []
         running = {
             self._actors[i].timed.remote(method, *arguments): (i, self._actors[i])
             for i in self._serving
         }
         asked = len(running)
         while running:
-            done, _ = ray.wait(
-                list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic())
-            )
+            left_s = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(running), num_returns=1, timeout=left_s)
             if not done:
                 raise ClusterError(
                     f"{self.name}: {method}: {len(running)} of {asked} answers missing after "
@@ -154,6 +161,7 @@ class Pool:
 
     def _idlest(self, running: dict[ray.ObjectRef, tuple[int, Any, Any]]) -> int | None:
         """The serving actor with the fewest open calls, if it has room."""
+        # Calls of an actor that was lost meanwhile do not count for the one in its place.
         calls = Counter(
             index for index, actor, _ in running.values() if self._actors[index] is actor
         )
@@ -162,7 +170,7 @@ class Pool:
 
     def _replace(self, index: int, actor: Any, error: Exception) -> None:
         if self._actors[index] is not actor:
-            return  # another call of the same actor told before
+            return  # another failed call already replaced this actor
         if getattr(error, "actor_init_failed", False):
             raise error  # it never started, and says why
         self.lost += 1
@@ -170,15 +178,14 @@ class Pool:
         if self.lost > self.losses:
             raise ClusterError(
                 f"{self.name}: {self.lost} workers were lost, more than "
-                f"cluster.lost_workers={self.losses}; "
-                f"out of memory, perhaps. The last one: {error}"
+                f"cluster.lost_workers={self.losses}; out of memory, perhaps. "
+                f"The last one: {error}"
             ) from error
-        print(
+        logger.warning(
             f"[{self.name}] worker {index} was lost; the others do its work, another starts in "
-            "its place",
-            flush=True,
+            "its place"
         )
-        ray.kill(actor)  # where only the connection was lost
+        ray.kill(actor)  # it may live on where only the connection was lost
         self._serving.discard(index)
         self._actors[index] = self._start(index)
         self._boot(index)

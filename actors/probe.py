@@ -33,8 +33,12 @@ class Node:
     """One node, as a process on it sees it; sizes in bytes.
 
     Args:
+        name: its host name.
+        resources: as Ray counts them.
         versions: of Python and the packages asked for; None = not installed.
-        memory, gpu_memory: total; of the smallest GPU, 0 without any.
+        memory: of the machine, total.
+        gpu_memory: total of the smallest GPU; 0 without any.
+        object_store: size of Ray's.
         scratch: free disk where Ray and Python put temporary files.
         sees_run: whether it can read the run directory.
         recompiles: whether every process compiles all it imports: no bytecode is there, and none
@@ -53,7 +57,16 @@ class Node:
 
 
 def probe_nodes(run_directory: Path, packages: tuple[str, ...], timeout_s: float) -> list[Node]:
-    """Every living node. Raises `ClusterError` naming those that do not answer."""
+    """Look at every living node.
+
+    Args:
+        run_directory: what each node should be able to read.
+        packages: whose versions are asked for.
+        timeout_s: for all nodes together.
+
+    Raises:
+        ClusterError: some nodes do not answer; names them.
+    """
     marker = run_directory / ".seen"
     marker.write_text("preflight")
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -67,12 +80,12 @@ def probe_nodes(run_directory: Path, packages: tuple[str, ...], timeout_s: float
         }
         done, missing = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
         if missing:
-            names = [answers[m]["NodeManagerHostname"] for m in missing]
+            names = [answers[answer]["NodeManagerHostname"] for answer in missing]
             raise ClusterError(f"preflight: no answer from nodes {names} within {timeout_s:g} s")
         return [
             Node(
-                node["NodeManagerHostname"],
-                node["Resources"],
+                name=node["NodeManagerHostname"],
+                resources=node["Resources"],
                 object_store=int(node["Resources"].get("object_store_memory", 0)),
                 **ray.get(answer),
             )
@@ -90,13 +103,12 @@ def _look(marker: str, packages: tuple[str, ...]) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    gpu_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpu_memory = [torch.cuda.get_device_properties(i).total_memory for i in range(gpu_count)]
     return {
         "versions": versions,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu_memory": min(
-            (torch.cuda.get_device_properties(i).total_memory for i in gpus), default=0
-        ),
+        "gpu_memory": min(gpu_memory, default=0),
         "scratch": shutil.disk_usage(tempfile.gettempdir()).free,
         "sees_run": Path(marker).is_file(),
         "recompiles": recompiles(torch.__file__),
@@ -104,12 +116,13 @@ def _look(marker: str, packages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def recompiles(source: str) -> bool:
-    """Whether each import of the module in that file compiles it anew."""
+    """Whether each import of the module in the file `source` compiles it anew."""
     return sys.dont_write_bytecode and not Path(cache_from_source(source)).is_file()
 
 
-@ray.remote
 class _Peer:
+    """One of the processes that sum a tensor."""
+
     def address(self) -> str:
         with socket.socket() as free:
             free.bind(("", 0))
@@ -126,41 +139,51 @@ class _Peer:
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
         )
-        dist.all_reduce(torch.zeros(1, device=device))  # connects
+        dist.all_reduce(torch.zeros(1, device=device))  # connects, which is not timed
         values = torch.full((floats,), float(rank + 1), device=device)
         started = time.monotonic()
         dist.all_reduce(values)
-        found = values[-1].item()
+        total = values[-1].item()
         seconds = time.monotonic() - started
         dist.destroy_process_group()
-        if found != world_size * (world_size + 1) / 2:
-            raise ArithmeticError(f"all-reduce over {world_size} learners gave {found}")
+        if total != world_size * (world_size + 1) / 2:
+            raise ArithmeticError(f"all-reduce over {world_size} learners gave {total}")
         return seconds
 
 
 def all_reduce(
     world_size: int, cpus: float, gpus: float, megabytes: int, timeout_s: float
 ) -> float:
-    """Sum a tensor over as many processes as there are learners, spread over the nodes; returns
-    seconds.
+    """Seconds that a sum over as many processes as there are learners takes.
 
-    Raises `ClusterError` when they cannot be placed or do not find each other in time.
+    Args:
+        world_size: processes, spread over the nodes.
+        cpus: that each takes; `gpus` alike.
+        gpus: 0 = the sum is taken on CPUs, by Gloo.
+        megabytes: size of the tensor.
+        timeout_s: to place the processes, and again for their sum.
+
+    Raises:
+        ClusterError: they cannot be placed or do not find each other in time.
     """
     bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     groups = reserve([bundle] * world_size, "all-reduce between learners", timeout_s)
-    peers = []
+    peers: list[Any] = []
     try:
         peers = [
-            _Peer.options(
+            ray.remote(_Peer)
+            .options(
                 num_cpus=cpus,
                 num_gpus=gpus,
                 runtime_env={"env_vars": worker_environment(1)},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-            ).remote()
+            )
+            .remote()
             for group in groups
         ]
         address = ray.get(peers[0].address.remote(), timeout=timeout_s)
-        backend, floats = "nccl" if gpus else "gloo", megabytes * 2**20 // 4
+        backend = "nccl" if gpus else "gloo"
+        floats = megabytes * 2**20 // 4
         calls = [
             peer.all_reduce.remote(address, rank, world_size, backend, floats, timeout_s)
             for rank, peer in enumerate(peers)

@@ -1,8 +1,9 @@
-"""What Prometheus sees of a run: few numbers, recorded where they arise, exported by the Ray agent
-of each node.
+"""What Prometheus sees of a run.
 
+A few numbers, recorded where they arise and exported by the Ray agent of each node.
 `infra/grafana/dashboard.json` shows every one of them. MLflow keeps the curves of a run; these are
-for whoever watches the cluster."""
+for those who watch the cluster.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +14,23 @@ from typing import Literal
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
-SECONDS = [
-    0.01,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-    30.0,
-    100.0,
-    300.0,
-]  # bounds of the histogram's buckets
+# Upper bounds of the histogram's buckets.
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
+# What a loss calls its KL to the reference policy, whatever the algorithm; a KL to anything else,
+# such as the motion VAE's to N(0, I), has another name.
+KL_TO_REFERENCE = "kl/reference"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name in the code, what it is, and the tags that `record` wants with it."""
+    """One exported number.
+
+    Args:
+        name: in Ray, which puts `ray_` before it.
+        kind: of Prometheus's.
+        meaning: the help text of the export.
+        tags: that `record` wants with each value.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -71,7 +72,7 @@ LEARNER_IDLE = Metric(
 KL = Metric(
     "rapport_kl_nats",
     "gauge",
-    "from the reference, per token (DPO) or denoise step (GDPO)",
+    "KL to the reference, per token (DPO) or denoise step (GDPO)",
     ("phase",),
 )
 METRICS = (
@@ -87,15 +88,16 @@ METRICS = (
 
 
 def record(metric: Metric, value: float, **tags: str) -> None:
-    """Set a gauge, add to a counter or observe in a histogram: microseconds, and nothing outside
-    Ray.
+    """Set a gauge, add to a counter or observe in a histogram.
+
+    Takes microseconds, and does nothing in a process without Ray.
     """
     if not ray.is_initialized():
         return
     instrument = _instrument(metric)
-    if metric.kind == "counter":
+    if isinstance(instrument, Counter):
         instrument.inc(value, tags)
-    elif metric.kind == "gauge":
+    elif isinstance(instrument, Gauge):
         instrument.set(value, tags)
     else:
         instrument.observe(value, tags)
@@ -104,23 +106,24 @@ def record(metric: Metric, value: float, **tags: str) -> None:
 def record_step(
     phase: str, metrics: dict[str, float], working_s: float, since_last_s: float
 ) -> None:
-    """An optimiser step of a learner: its KL, and how much of the time since the last one it did
-    not work.
+    """Record what an optimiser step of a learner tells about the cluster and the policy.
 
     Args:
-        metrics: the task's; `kl` (GDPO) or `kl_per_token` (DPO) is the KL, imitation has none.
+        phase: with the number of its round.
+        metrics: of the loss; only `KL_TO_REFERENCE` is read, which imitation does not have.
+        working_s: time that the step took.
+        since_last_s: time since the end of the step before; the rest of it the learner waited.
     """
     record(LEARNER_IDLE, 1 - working_s / since_last_s, phase=phase)
-    kl = metrics.get("kl", metrics.get("kl_per_token"))
-    if kl is not None:
-        record(KL, kl, phase=phase)
+    if KL_TO_REFERENCE in metrics:
+        record(KL, metrics[KL_TO_REFERENCE], phase=phase)
 
 
 @cache
 def _instrument(metric: Metric) -> Counter | Gauge | Histogram:
-    """Made at its first use: what is made before Ray has started is never exported."""
+    """Ray's instrument, made at its first use: one made before Ray starts is never exported."""
     if metric.kind == "histogram":
-        return Histogram(metric.name, metric.meaning, SECONDS, metric.tags)
-    return (Counter if metric.kind == "counter" else Gauge)(
-        metric.name, metric.meaning, metric.tags
-    )
+        return Histogram(metric.name, metric.meaning, boundaries=SECONDS, tag_keys=metric.tags)
+    if metric.kind == "counter":
+        return Counter(metric.name, metric.meaning, tag_keys=metric.tags)
+    return Gauge(metric.name, metric.meaning, tag_keys=metric.tags)

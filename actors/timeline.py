@@ -1,7 +1,8 @@
 """When engines, renderers, raters and learners work, and for how long none of them does.
 
 Workers note their own time, by the clock of their node. Spans are kept in this process, which runs
-one recipe."""
+one recipe.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ START = "start"  # of clusters, engines and learners: paid once, however long th
 
 
 class Span(NamedTuple):
+    """Work of one kind, in seconds since the epoch."""
+
     kind: str
-    began: float  # seconds since the epoch
+    began: float
     ended: float
 
 
@@ -23,15 +26,18 @@ _spans: list[Span] = []
 
 
 def reset() -> None:
+    """Forget all spans; a recipe starts with this."""
     _spans.clear()
 
 
 def note(kind: str, began: float, ended: float) -> None:
+    """Keep a span that some worker or this process measured."""
     _spans.append(Span(kind, began, ended))
 
 
 @contextmanager
 def noted(kind: str) -> Iterator[None]:
+    """Keep the time that the block takes as a span."""
     began = time.time()
     yield
     note(kind, began, time.time())
@@ -39,30 +45,36 @@ def noted(kind: str) -> Iterator[None]:
 
 def covered(spans: Iterable[Span], began: float, ended: float) -> float:
     """Seconds of [began, ended] in which at least one span runs."""
-    total, until = 0.0, began
-    for span in sorted(spans, key=lambda s: s.began):
+    total = 0.0
+    until = began
+    for span in sorted(spans, key=lambda span: span.began):
         total += max(0.0, min(span.ended, ended) - max(span.began, until))
         until = max(until, min(span.ended, ended))
     return total
 
 
 def shares(began: float, ended: float, spans: Iterable[Span] | None = None) -> dict[str, Any]:
-    """Seconds in which each kind works, and the share of wall time in which none does, start-up
-    left out.
+    """Seconds of [began, ended] in which each kind works, and the share in which none does.
 
     `idle_share` is what orchestration costs: moving data, bookkeeping, waiting for one worker to
-    end and another to begin. Time in which something starts and nothing works belongs to neither.
+    end and another to begin. Time in which something starts and nothing works counts neither as
+    work nor as idle.
+
+    Args:
+        began: seconds since the epoch; `ended` alike.
+        ended: of the recipe.
+        spans: None = those that were noted in this process.
     """
     spans = list(_spans if spans is None else spans)
-    working = [s for s in spans if s.kind != START]
+    working = [span for span in spans if span.kind != START]
     worked = covered(working, began, ended)
     starting = covered(spans, began, ended) - worked
     wall = ended - began - starting
-    kinds = {
-        f"{kind}_s": covered([s for s in working if s.kind == kind], began, ended)
-        for kind in sorted({s.kind for s in working})
-    }
-    return kinds | {
+    seconds = {}
+    for kind in sorted({span.kind for span in working}):
+        of_kind = [span for span in working if span.kind == kind]
+        seconds[f"{kind}_s"] = covered(of_kind, began, ended)
+    return seconds | {
         "start_s": starting,
         "idle_s": wall - worked,
         "idle_share": (wall - worked) / wall if wall else 0.0,
@@ -70,9 +82,10 @@ def shares(began: float, ended: float, spans: Iterable[Span] | None = None) -> d
 
 
 class Worker:
-    """Base of the actors in a pool: an answer comes with the time it took."""
+    """Base of the actors in a pool."""
 
     def timed(self, method: str, *arguments: Any) -> tuple[Any, float, float]:
+        """The method's answer, and when it began and ended."""
         began = time.time()
         answer = getattr(self, method)(*arguments)
         return answer, began, time.time()

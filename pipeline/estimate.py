@@ -2,7 +2,8 @@
 
 Sources: weights, gradients and optimiser states by ZeRO stage, Rajbhandari et al. 2020 (arXiv
 1910.02054, section 3.1 and figure 1); activations, Korthikanti et al. 2022 (arXiv 2205.05198, Eq.
-1, without the attention matrix that fused attention never stores)."""
+1, without the attention matrix that fused attention never stores).
+"""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ class ModelSize:
     """What the estimates need to know of a policy.
 
     Args:
-        parameters, trainable: counts.
-        layers, hidden, kv_heads, head_dim: of the language model.
-        prompt_tokens, action_tokens: lengths of the two parts of a sequence.
+        parameters: their number.
+        trainable: how many of them are learnt.
+        layers: of the language model; so are `hidden`, `kv_heads` and `head_dim`.
+        prompt_tokens: length of a sequence's first part.
+        action_tokens: length of its second part.
     """
 
     parameters: int
@@ -62,8 +65,13 @@ def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
 
 
 def kv_sequences(size: ModelSize, dtype: str, kv_cache_gib: float, samples: int) -> float:
-    """Groups of `samples` candidates that the key-value cache holds at once; they share their
-    prompt.
+    """Groups of candidates that the key-value cache holds at once; a group shares its prompt.
+
+    Args:
+        size: of the policy.
+        dtype: of the cache.
+        kv_cache_gib: its size.
+        samples: candidates in a group.
     """
     group = size.prompt_tokens + samples * size.action_tokens
     return kv_cache_gib * GIB / (kv_bytes_per_token(size, dtype) * group)
@@ -90,7 +98,7 @@ def object_store_bytes(
 
 
 def disk_bytes(size: ModelSize, dtype: str, corpus_bytes: int, policies: int) -> dict[str, int]:
-    """What a run directory grows to, bytes; checkpoints of one learning phase are there at a time."""
+    """What a run directory grows to, bytes; it holds checkpoints of one learning phase at a time."""
     weights = size.parameters * DTYPE_BYTES[dtype]
     return {
         "policies": policies * weights,

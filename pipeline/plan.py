@@ -1,10 +1,10 @@
-"""A round of `dpo` on paper: where everything would stand on an imaginary cluster, and how long
-each phase would take.
+"""A round of `dpo` on paper: who runs where on an imaginary cluster, and for how long.
 
-Time is operations over what a device was measured to do in a second. A token costs 24 layers
-hidden^2 operations forward and twice that backward (Kaplan et al. 2020, arXiv 2001.08361, table 1);
-attention over the context, vision towers and head are left out: a few per cent of a 7B model, most
-of a tiny one."""
+The time of a phase is its operations divided by what a device was measured to do in a second. A
+token costs 24 layers hidden^2 operations forward and twice that backward (Kaplan et al. 2020, arXiv
+2001.08361, table 1). Attention over the context, vision towers and head are left out: they are a
+few per cent of a 7B model, but most of a tiny one.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from rapport.pipeline.rundir import RunError
 
 FPS = 25
 BACKWARD = 2  # times a forward pass
-HAND_OVER_BYTES_S = (
-    1e9  # of new weights to the engines: assumed, a copy into Ray's object store and one out of it
-)
+# Of new weights to the engines: assumed, for a copy into Ray's object store and one out of it.
+HAND_OVER_BYTES_S = 1e9
 Piece = tuple[str, float, float]  # what, CPUs, GPUs
 
 
@@ -32,8 +31,10 @@ class UnitCosts:
     """What one device does in a second; a device is a GPU, or a CPU core where there is none.
 
     Args:
-        sampling, training: operations of engines and learners.
-        frames, candidates: that a CPU core renders and encodes, or rates.
+        sampling: operations of an engine.
+        training: operations of a learner.
+        frames: that a CPU core renders and encodes.
+        candidates: that a CPU core rates.
         sources: where each number is from.
     """
 
@@ -53,10 +54,8 @@ CPU = UnitCosts(
     sources=dict.fromkeys(("sampling", "training", "frames", "candidates"), HOST),
 )
 PEAKS = {"a100": 312e12, "h100": 989e12}  # dense bfloat16, by the data sheets
-SAMPLING_SHARE, TRAINING_SHARE = (
-    0.1,
-    0.4,
-)  # of the peak: large batches of vLLM, Megatron-like training
+SAMPLING_SHARE = 0.1  # of the peak: vLLM with large batches
+TRAINING_SHARE = 0.4  # of the peak: training as Megatron does it
 
 
 def default_costs(plan: PlanConfig) -> UnitCosts:
@@ -64,15 +63,16 @@ def default_costs(plan: PlanConfig) -> UnitCosts:
     if not plan.gpus:
         return CPU
     peak = PEAKS[plan.device]
-    sources = {
-        name: f"assumed, not measured: {share:.0%} of {plan.device}'s {peak / 1e12:.0f} TFLOP/s"
-        for name, share in (("sampling", SAMPLING_SHARE), ("training", TRAINING_SHARE))
-    }
+
+    def source(share: float) -> str:
+        return f"assumed, not measured: {share:.0%} of {plan.device}'s {peak / 1e12:.0f} TFLOP/s"
+
+    sources = {"sampling": source(SAMPLING_SHARE), "training": source(TRAINING_SHARE)}
     return replace(
         CPU,
         sampling=SAMPLING_SHARE * peak,
         training=TRAINING_SHARE * peak,
-        sources=CPU.sources | sources,
+        sources={**CPU.sources, **sources},
     )
 
 
@@ -86,7 +86,8 @@ def with_bench(costs: UnitCosts, file: Path, dtype: str) -> UnitCosts:
             f"plan.bench: {file} gives no unit cost ({error!r}); it must be the bench.json of "
             "`bench rollout`, `bench dpo` or `bench render` of this version"
         ) from None
-    return replace(costs, **{name: value}, sources=costs.sources | {name: f"measured: {file}"})
+    sources = {**costs.sources, name: f"measured: {file}"}
+    return replace(costs, **{name: value}, sources=sources)  # type: ignore[arg-type]
 
 
 def _measured(bench: Mapping[str, Any], dtype: str) -> tuple[str, float]:
@@ -113,27 +114,31 @@ def token_flops(hidden: int, layers: int) -> float:
 def place(
     pieces: Iterable[Piece], nodes: list[tuple[float, float]]
 ) -> tuple[list[Counter[str]], Counter[str]]:
-    """What stands on each node of `(CPUs, GPUs)`, and what finds no place: the largest first, each
-    where it fits.
+    """What stands on each node, and what finds no place.
+
+    The largest pieces come first, each to the first node that has room.
+
+    Args:
+        pieces: (what, CPUs, GPUs) of each process.
+        nodes: (CPUs, GPUs) of each node.
     """
-    free, placed, left = (
-        [list(node) for node in nodes],
-        [Counter[str]() for _ in nodes],
-        Counter[str](),
-    )
+    free = list(nodes)
+    placed = [Counter[str]() for _ in nodes]
+    unplaced = Counter[str]()
     for what, cpus, gpus in sorted(pieces, key=lambda piece: (piece[2], piece[1]), reverse=True):
-        fits = (i for i, (c, g) in enumerate(free) if c >= cpus - 1e-6 and g >= gpus - 1e-6)
-        index = next(fits, None)
-        if index is None:
-            left[what] += 1
+        for index, (free_cpus, free_gpus) in enumerate(free):
+            if free_cpus >= cpus - 1e-6 and free_gpus >= gpus - 1e-6:
+                placed[index][what] += 1
+                free[index] = (free_cpus - cpus, free_gpus - gpus)
+                break
         else:
-            placed[index][what] += 1
-            free[index] = [free[index][0] - cpus, free[index][1] - gpus]
-    return placed, left
+            unplaced[what] += 1
+    return placed, unplaced
 
 
 def plan_nodes(plan: PlanConfig) -> list[tuple[float, float]]:
-    """(CPUs, GPUs) of every node."""
+    """(CPUs, GPUs) of every node of a plan that says how many there are."""
+    assert plan.nodes is not None
     cpus = plan.cpus if plan.cpus is not None else 16 * plan.gpus or 2
     return [(float(cpus), float(plan.gpus))] * plan.nodes
 
@@ -144,6 +149,7 @@ class Round:
 
     Args:
         tokens_per_s: action tokens, all engines together.
+        seconds: by phase, in their order.
     """
 
     tokens_per_s: float
@@ -168,7 +174,7 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
     trained_per_s = (
         devices(learner.world_size, learner.gpus, learner.threads) * costs.training / flops
     )
-    # A prompt is read once for its whole group, at the speed of a forward pass.
+    # A prompt is read once for its whole group, as fast as a learner goes forward.
     read_per_s = engines * costs.training / flops
 
     def sampling_s(prompts: int, samples: int) -> float:
@@ -179,13 +185,13 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
     step_tokens = config.policy.action.expr_dims + 6  # of an action: expression, rotation, jaw
     counted = size.action_tokens if dpo.first_steps is None else dpo.first_steps * step_tokens
     pair_tokens = size.prompt_tokens + 2 * min(counted, size.action_tokens)
-    passes = dpo.epochs * (1 + BACKWARD) + 1  # and one of the reference
+    passes = dpo.epochs * (1 + BACKWARD) + 1  # the last one is the reference's
     videos = min(config.render.videos, rollout.prompts * (rollout.samples + 1))
     frames = 2 * videos * config.corpus.seconds * FPS  # speaker and listener
     candidates = rollout.prompts * (rollout.samples + 1)  # the recorded reaction too
     return Round(
-        tokens_per_s,
-        {
+        tokens_per_s=tokens_per_s,
+        seconds={
             "rollout": sampling_s(rollout.prompts, rollout.samples),
             "render": frames / (costs.frames * min(config.render.workers, cores)),
             "rate": candidates / (costs.candidates * min(config.raters.workers, cores)),

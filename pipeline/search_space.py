@@ -17,7 +17,8 @@ FORMS = {
     "choice": "choice(A, B, ...)",
     "grid": "grid(A, B, ...)",
 }
-DIGITS = 4  # significant, of a sampled value: it is typed into configs and names folders
+# Significant digits of a sampled value, which names folders and is copied into configs by hand.
+DIGITS = 4
 
 
 class SpaceError(ValueError):
@@ -49,11 +50,9 @@ class Domain:
         """The same for Ray Tune."""
         from ray import tune
 
-        return (
-            tune.choice(list(self.values))
-            if self.listed
-            else getattr(tune, self.kind)(*self.values)
-        )
+        if self.listed:
+            return tune.choice(list(self.values))
+        return getattr(tune, self.kind)(*self.values)
 
 
 def parse_domain(key: str, text: str) -> Domain:
@@ -71,34 +70,37 @@ def parse_domain(key: str, text: str) -> Domain:
         ) from None
     values = [_number(value) for value in values]
     domain = Domain(kind, tuple(values))
-    if domain.listed:
-        if (
-            not values
-            or any(isinstance(v, (list, dict)) for v in values)
-            or len(set(values)) < len(values)
-        ):
-            raise SpaceError(
-                f"tune.space.{key}={text}: expected {FORMS[kind]}, at least one value and each once"
-            )
-        return domain
-    number, whole = ((int,), "whole ") if kind == "randint" else ((int, float), "")
-    if len(values) != 2 or any(not isinstance(v, number) or isinstance(v, bool) for v in values):
-        raise SpaceError(f"tune.space.{key}={text}: expected {FORMS[kind]}, two {whole}numbers")
-    low, high = values
-    if low >= high or (kind == "loguniform" and low <= 0):
-        raise SpaceError(
-            f"tune.space.{key}={text}: it is empty; expected {FORMS[kind]}, LOW < HIGH"
-        )
+    problem = _list_problem(kind, values) if domain.listed else _range_problem(kind, values)
+    if problem is not None:
+        raise SpaceError(f"tune.space.{key}={text}: {problem}")
     return domain
 
 
+def _list_problem(kind: str, values: list[Any]) -> str | None:
+    """What is wrong with the values of choice or grid."""
+    nested = any(isinstance(value, (list, dict)) for value in values)
+    if not values or nested or len(set(values)) < len(values):
+        return f"expected {FORMS[kind]}, at least one value and each once"
+    return None
+
+
+def _range_problem(kind: str, values: list[Any]) -> str | None:
+    """What is wrong with the bounds of uniform, loguniform or randint."""
+    numbers = (int,) if kind == "randint" else (int, float)
+    if len(values) != 2 or not all(type(value) in numbers for value in values):
+        whole = "whole " if kind == "randint" else ""
+        return f"expected {FORMS[kind]}, two {whole}numbers"
+    low, high = values
+    if low >= high or (kind == "loguniform" and low <= 0):
+        return f"it is empty; expected {FORMS[kind]}, LOW < HIGH"
+    return None
+
+
 def _number(value: Any) -> Any:
-    """YAML takes 1e-4 for a text."""
-    return (
-        float(value)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value)
-        else value
-    )
+    """A number that YAML takes for a text, such as 1e-4; other values as they are."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value):
+        return float(value)
+    return value
 
 
 def grid_points(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
@@ -115,8 +117,9 @@ def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_name(values: Mapping[str, Any]) -> str:
-    """What a trial is called everywhere. Trials of equal values are one: they would come to the
-    same numbers.
+    """What a trial is called everywhere.
+
+    Trials of equal values are one trial, because they would give the same numbers.
     """
     return ",".join(
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"

@@ -1,6 +1,4 @@
-"""What the actors compute, without starting any: motion on other heads, seeds, batches, the
-canary's gap.
-"""
+"""What actors compute, with none started: motion on other heads, seeds, batches, the canary."""
 
 from dataclasses import replace
 
@@ -68,9 +66,8 @@ def test_a_seed_belongs_to_the_prompt_whatever_stands_beside_it():
     assert len(set(seeds.values())) == 200 and all(0 <= s < 2**32 for s in seeds.values())
     assert [prompt_seed(7, i) for i in reversed(ids)] == [seeds[i] for i in reversed(ids)]
     assert prompt_seed(8, "clip-0") != seeds["clip-0"]
-    assert (
-        prompt_seed(7, "clip-0") == 357667162
-    )  # crc32 of "7/clip-0" by gzip: the same in every process and release
+    # crc32 of "7/clip-0" by gzip: the same in every process and release.
+    assert prompt_seed(7, "clip-0") == 357667162
 
 
 def test_batches_hold_every_prompt_once_and_are_made_when_asked_for():

@@ -1,6 +1,4 @@
-"""Pools on a real Ray: everything once, no more open than allowed, errors that name what was
-awaited.
-"""
+"""Pools on a real Ray: every item once, no more open than allowed, errors that name the call."""
 
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from rapport.actors.cluster import ClusterError, reserve
 from rapport.actors.pool import Pool
 from rapport.actors.rater import Group, PanelOptions, RewardPool
 from rapport.actors.renderer import Panel, RenderOptions, RenderPool, VideoJob
+from rapport.log import show
 from rapport.policies.motion import Layout, Motion
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
@@ -61,13 +60,13 @@ def pool(local_ray):
     def make(workers=2, in_flight=2, timeout_s=60, losses=2, kind=Pool, start=None):
         pools.append(
             kind(
-                "pool",
-                "work",
-                start or (lambda _: Worker.remote()),
-                workers,
-                in_flight,
-                timeout_s,
-                losses,
+                name="pool",
+                kind="work",
+                start=start or (lambda _: Worker.remote()),
+                workers=workers,
+                in_flight=in_flight,
+                timeout_s=timeout_s,
+                losses=losses,
             )
         )
         return pools[-1]
@@ -117,6 +116,7 @@ def test_a_missed_deadline_names_method_and_open_calls(pool):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_killed_workers_items_are_done_once_by_the_others(pool, tmp_path, workers, capsys):
+    show()  # the logger's lines on the terminal
     killed = pool(workers=workers)
     items = [(str(tmp_path / "died"), number) for number in range(40)]
     results = [result for _, result in killed.stream("die_once", items)]

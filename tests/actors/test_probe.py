@@ -1,6 +1,4 @@
-"""Probes on a real Ray: what a node says of itself, and learners that find each other or say that
-they cannot.
-"""
+"""Probes on a real Ray: what a node says of itself, and learners that find each other or do not."""
 
 import pytest
 

@@ -1,6 +1,4 @@
-"""Our metrics: what a learner's step records, and that a scrape of a real Ray head finds each under
-its name.
-"""
+"""Our metrics: what a learner's step records, and that a scrape of a real Ray head finds each."""
 
 import sys
 import time
@@ -23,21 +21,36 @@ class Doubler(Worker):
         return 2 * number
 
 
-def test_a_step_tells_its_kl_and_how_long_the_learner_waited(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        telemetry, "record", lambda metric, value, **tags: seen.update({metric.name: (value, tags)})
-    )
+@pytest.fixture
+def recorded(monkeypatch):
+    """Name of a metric -> its last value and tags, in the place of Ray's export."""
+    values = {}
+
+    def record(metric, value, **tags):
+        values[metric.name] = (value, tags)
+
+    monkeypatch.setattr(telemetry, "record", record)
+    return values
+
+
+def test_a_step_tells_its_kl_and_how_long_the_learner_waited(recorded):
     telemetry.record_step(
-        "dpo-2", {"loss": 1.0, "kl_per_token": 0.02}, working_s=3.0, since_last_s=4.0
+        "dpo-2", {"loss": 1.0, "kl/reference": 0.02}, working_s=3.0, since_last_s=4.0
     )
-    assert seen == {
+    assert recorded == {
         "rapport_learner_idle_fraction": (0.25, {"phase": "dpo-2"}),
         "rapport_kl_nats": (0.02, {"phase": "dpo-2"}),
     }
-    seen.clear()
-    telemetry.record_step("sft", {"loss": 1.0}, working_s=4.0, since_last_s=4.0)
-    assert seen == {"rapport_learner_idle_fraction": (0.0, {"phase": "sft"})}, "imitation has no KL"
+
+
+@pytest.mark.parametrize(
+    ("phase", "metrics"),
+    [("sft", {"loss": 1.0}), ("vae", {"loss": 1.0, "reconstruction": 0.5, "kl/prior": 3.0})],
+)
+def test_imitation_and_the_vae_have_no_kl_to_the_reference(recorded, phase, metrics):
+    """The motion VAE's KL is to N(0, I): Grafana once showed it as the KL to the reference."""
+    telemetry.record_step(phase, metrics, working_s=4.0, since_last_s=4.0)
+    assert recorded == {"rapport_learner_idle_fraction": (0.0, {"phase": phase})}
 
 
 def test_recording_without_ray_does_nothing():
@@ -62,13 +75,22 @@ def value(samples: list, name: str, **labels: str) -> float:
 @pytest.mark.engine
 def test_a_scrape_of_a_ray_head_finds_every_metric(local_ray):
     """A pool doubles numbers; what fleets and learners would record is recorded by hand."""
-    with Pool("doublers", "doubling", lambda _: Doubler.remote(), 1, 2, 60, 0) as pool:
+    doublers = Pool(
+        name="doublers",
+        kind="doubling",
+        start=lambda _: Doubler.remote(),
+        workers=1,
+        in_flight=2,
+        timeout_s=60,
+        losses=0,
+    )
+    with doublers as pool:
         assert sorted(answer for _, answer in pool.stream("double", range(5))) == [0, 2, 4, 6, 8]
         telemetry.record(telemetry.TOKENS, 128, pool="doublers")
         telemetry.record(telemetry.LOST_WORKERS, 1, pool="doublers")
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 3, pool="doublers")
         telemetry.record(telemetry.LOG_PROB_GAP, 0.25, pool="doublers")
-        telemetry.record_step("gdpo", {"kl": 0.5}, working_s=1.0, since_last_s=4.0)
+        telemetry.record_step("gdpo", {"kl/reference": 0.5}, working_s=1.0, since_last_s=4.0)
         wanted = {
             metric.exported + ("_count" if metric.kind == "histogram" else "")
             for metric in telemetry.METRICS

@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 
+from rapport import files
+from rapport.files import write_atomic
+from rapport.log import show
 from rapport.pipeline import rundir
 from rapport.pipeline.config import PrepareConfig
 from rapport.pipeline.run import main
-from rapport.pipeline.rundir import Run, RunError, write_atomic
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 
 
 class SilentTracker:
@@ -124,6 +127,112 @@ def test_rounds_of_a_phase_stand_beside_each_other_and_add_up(tmp_path):
         assert (tmp_path / "run" / "pair-2").is_dir()
 
 
+@phase("learn")
+def learn(step: Phase, calls: list[str], steps: int, *, round_index: int = 1) -> PhaseResult:
+    calls.append(step.label)
+    step.say(f"{steps} steps")
+    policy = step.directory / "policy"
+    policy.mkdir()
+    return PhaseResult(
+        artifacts={"policy": policy},
+        counts={"steps": steps},
+        engines={"learner": {"name": "test"}},
+        metrics={"loss": 0.1 + 0.2},
+        value={"rounds": (1, round_index), 7: "seven"},
+    )
+
+
+def test_a_marked_function_is_a_phase_whose_result_is_in_the_summary(tmp_path, capsys):
+    show()
+    calls = []
+    with start(tmp_path / "run") as run:
+        result = learn(run, calls, steps=4)
+    policy = tmp_path / "run" / "learn" / "policy"
+    assert result.artifacts == {"policy": policy} and policy.is_dir()
+    assert result.counts == {"steps": 4} and result.metrics == {"loss": 0.1 + 0.2}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["artifacts"] == {"policy": str(policy)} and summary["counts"] == {"steps": 4}
+    assert summary["engines"] == {"learner": {"name": "test"}}
+    assert summary["metrics"] == {"learn": {"loss": 0.1 + 0.2}} and "learn" in summary["timings_s"]
+    assert "[learn] 4 steps\n" in capsys.readouterr().out
+    assert learn.__name__ == "learn", "it can be found and documented as it is written"
+
+
+def test_a_resumed_run_gets_the_same_result_without_the_work(tmp_path):
+    calls = []
+    with start(tmp_path / "run") as run:
+        first = learn(run, calls, 4)
+    with start(tmp_path / "run", resume=True) as again:
+        second = learn(again, calls, 4)
+    assert calls == ["learn"] and second == first
+    assert first.value == {"rounds": [1, 1], "7": "seven"}, "as JSON gives it back"
+    timings = {"timings_s", "timeline"}
+    assert {k: v for k, v in run.summary.items() if k not in timings} == {
+        k: v for k, v in again.summary.items() if k not in timings
+    }
+
+
+def test_the_marker_of_a_marked_phase_is_that_of_any_other(tmp_path):
+    with start(tmp_path / "run") as run:
+        learn(run, [], 4)
+    marker = json.loads((tmp_path / "run" / "phases" / "learn.json").read_text())
+    assert set(marker) == {"seconds", "result"}
+    assert marker["result"] == {
+        "artifacts": {"policy": str(tmp_path / "run" / "learn" / "policy")},
+        "counts": {"steps": 4},
+        "engines": {"learner": {"name": "test"}},
+        "metrics": {"loss": 0.1 + 0.2},
+        "value": {"rounds": [1, 1], "7": "seven"},
+    }
+    with start(tmp_path / "run", resume=True) as run:
+        assert run.once("learn", lambda step: pytest.fail("done before")) == marker["result"]
+
+
+def test_rounds_of_a_marked_phase_are_kept_apart_and_in_parts_too(tmp_path):
+    calls = []
+    for resume in (False, True):
+        with start(tmp_path / "run", resume) as run:
+            for round_index in (1, 2):
+                result = learn(run, calls, 4, round_index=round_index)
+            with run.part("seed-1", run.config) as part:
+                learn(part, calls, 5)
+        assert result.artifacts == {"policy": tmp_path / "run" / "learn-2" / "policy"}
+        assert run.summary["counts"] == {"steps": 8} and part.summary["counts"] == {"steps": 5}
+    assert calls == ["learn", "learn-2", "seed-1/learn"]
+
+
+def test_a_phase_that_leaves_nothing_puts_nothing_into_the_summary(tmp_path):
+    @phase("look")
+    def look(step: Phase) -> PhaseResult:
+        return PhaseResult()
+
+    with start(tmp_path / "run") as run:
+        assert look(run) == PhaseResult()
+    assert run.summary["metrics"] == {} and run.summary["artifacts"] == {}
+
+
+def test_a_marked_phase_that_failed_is_repeated(tmp_path):
+    @phase("learn")
+    def fail(step: Phase) -> PhaseResult:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), start(tmp_path / "run") as run:
+        fail(run)
+    assert run.tracker.ended == [("learn", True)]
+    calls = []
+    with start(tmp_path / "run", resume=True) as run:
+        learn(run, calls, 4)
+    assert calls == ["learn"]
+
+
+def test_a_round_index_that_could_go_by_position_is_refused():
+    def pair(step: Phase, round_index: int = 1) -> PhaseResult:
+        return PhaseResult()
+
+    with pytest.raises(TypeError, match="pair: round_index must be a keyword-only parameter"):
+        phase("pair")(pair)
+
+
 def test_resume_repeats_a_phase_that_failed(tmp_path):
     def fail(phase):
         (phase.directory / "half.txt").write_text("half")
@@ -170,7 +279,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
-        patched.setattr(rundir.os, "replace", fail)
+        patched.setattr(files.os, "replace", fail)
         write_atomic(file, "new")
     assert file.read_text() == "old"
     write_atomic(file, "new")
