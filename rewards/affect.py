@@ -1,13 +1,12 @@
-"""Affect estimators: from motion to valence and arousal over time. L2 Affect is measured with one.
+"""Affect estimators: valence and arousal over time, read off motion. L2 Affect needs one.
 
 The papers use EMOCA's recogniser on FLAME coefficients. Any `(Motion) -> (time, 2)` can take its
-place; the built-in one is a ridge regression on coefficients and their local speeds, fitted on a
-labelled corpus. It knows one layout only, since coefficients of other heads mean other things.
+place. The built-in one is a ridge regression on coefficients and their local speeds, fitted on a
+labelled corpus. It reads one layout only, since the coefficients of another head mean other things.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Protocol
 
 import numpy as np
 
+from rapport.files import atomic
 from rapport.policies.motion import Layout, Motion
-from rapport.rewards.ratings.speaker_cues import moving_mean
+from rapport.rewards.smoothing import moving_mean
 
-SMOOTH_SECONDS = (
-    0.4  # affect is not read off single frames: visemes and blinks pass, expressions stay
-)
-SPEED_SECONDS = 1.0  # how lively a face is shows over about a second
-FORMAT = 1
+# A viseme or a blink is over within this time, an expression is not.
+SMOOTH_SECONDS = 0.4
+# How lively a face is shows over about a second.
+SPEED_SECONDS = 1.0
+FORMAT = 1  # of the file that `save` writes
 
 
 class AffectEstimator(Protocol):
@@ -37,7 +37,8 @@ class RidgeAffectEstimator:
 
     Args:
         layout: the groups it reads; motions must have them at this frame rate and topology.
-        mean, scale: (features,) of the training features.
+        mean: (features,) of the training features.
+        scale: (features,) standard deviations of the training features.
         weights: (features, 2), of standardised features.
         bias: (2,) mean of the training affect.
     """
@@ -59,10 +60,13 @@ class RidgeAffectEstimator:
         """Fit on labelled motions.
 
         Args:
-            motions: all alike in layout.
-            affects: (time, 2) valence and arousal of each, in [-1, 1].
-            groups: what is read; name only groups that the motions to be judged have as well.
+            motions: all of one layout.
+            affects: (time, 2) valence and arousal of each motion, in [-1, 1].
+            groups: what is read. Name only groups that the motions to be judged have as well.
             ridge: weight of the penalty, relative to the variance of a feature.
+
+        Raises:
+            ValueError: labels that do not go with the motions, or that leave [-1, 1].
         """
         if not len(motions) == len(affects) > 0:
             raise ValueError(
@@ -90,17 +94,18 @@ class RidgeAffectEstimator:
         return cls(layout, mean, scale, weights, bias)
 
     def __call__(self, motion: Motion) -> np.ndarray:
-        """(time, 2) valence and arousal. Raises `LayoutError` on another layout, frame rate or
-        topology.
+        """Valence and arousal, (time, 2), of one motion.
+
+        Raises:
+            LayoutError: the motion lacks a group, or has another frame rate or topology.
         """
         x = (affect_features(motion.subset(self.layout)) - self.mean) / self.scale
-        return np.clip(x @ self.weights + self.bias, -1.0, 1.0)
+        affect: np.ndarray = np.clip(x @ self.weights + self.bias, -1.0, 1.0)
+        return affect
 
     def save(self, path: str | Path) -> None:
         """Write to an `.npz` file, atomically."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
+        with atomic(Path(path)) as partial, open(partial, "wb") as file:
             np.savez(
                 file,
                 format=FORMAT,
@@ -110,11 +115,14 @@ class RidgeAffectEstimator:
                 weights=self.weights,
                 bias=self.bias,
             )
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | Path) -> RidgeAffectEstimator:
-        """Read what `save` wrote. Raises `ValueError` when the file holds something else."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
         with np.load(path, allow_pickle=False) as file:
             if "format" not in file or int(file["format"]) != FORMAT:
                 raise ValueError(f"{path} is no affect estimator of format {FORMAT}; fit it again")
@@ -123,33 +131,20 @@ class RidgeAffectEstimator:
 
 
 def affect_features(motion: Motion) -> np.ndarray:
-    """(time, dim + groups): smoothed coefficients, then per group the root mean square local speed
-    per second.
+    """Smoothed coefficients and local speeds, (time, dim + groups).
+
+    A local speed is the root mean square over a group's channels, per second.
     """
+    fps = motion.layout.fps
     values = motion.values.astype(np.float64)
-    smooth = moving_mean(values, SMOOTH_SECONDS * motion.layout.fps)
-    speed = (
-        np.gradient(values, 1 / motion.layout.fps, axis=0)
-        if len(motion) > 1
-        else np.zeros_like(values)
-    )
-    # What stands still after it moved: the mean is a difference of sums, it can come out below 0 by
-    # a rounding error.
-    power = np.maximum(moving_mean(speed**2, SPEED_SECONDS * motion.layout.fps), 0)
-    lively = [
+    smooth = moving_mean(values, SMOOTH_SECONDS * fps)
+    speed = np.zeros_like(values)
+    if len(motion) > 1:
+        speed = np.gradient(values, 1 / fps, axis=0)
+    # A moving mean is a difference of sums. Where a face stands still after it moved, rounding may
+    # carry it below 0, of which there is no root.
+    power = np.maximum(moving_mean(speed**2, SPEED_SECONDS * fps), 0)
+    speed_by_group = [
         np.sqrt(power[:, motion.layout.columns(name)].mean(axis=1)) for name in motion.layout.names
     ]
-    return np.concatenate([smooth, np.stack(lively, axis=1)], axis=1)
-
-
-def concordance(x: np.ndarray, y: np.ndarray) -> float:
-    """Lin's concordance correlation, 2 cov(x, y) / (var x + var y + (mean x - mean y)^2), of (n,)
-    arrays.
-
-    The field's measure of how well affect is estimated: 1 is perfect, and a constant guess scores
-    0."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
-    if spread == 0:
-        raise ValueError("concordance of two constants that agree is undefined")
-    return float(2 * np.mean((x - x.mean()) * (y - y.mean())) / spread)
+    return np.concatenate([smooth, np.stack(speed_by_group, axis=1)], axis=1)

@@ -1,5 +1,6 @@
-"""Preference pairs: the best candidate of each group against the worst (VLA + DPO paper, section
-III-D).
+"""Preference pairs: the best candidate of each group against the worst.
+
+Source: section III-D of the VLA + DPO paper.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pair:
-    """`chosen_id` was preferred to `rejected_id` as a reaction to the prompt; scores of Eq. 10 in
-    [0, 1].
+    """`chosen_id` was preferred to `rejected_id` as a reaction to the prompt.
+
+    The scores are those of Eq. 10, in [0, 1].
     """
 
     prompt_id: str
@@ -23,13 +25,15 @@ class Pair:
 
     @property
     def margin(self) -> float:
+        """By how much the chosen score is higher."""
         return self.chosen_score - self.rejected_score
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What became of the groups: `groups` = pairs + unscored + single_member + all_tied +
-    below_margin.
+    """What became of the groups.
+
+    `groups` = pairs + unscored + single_member + all_tied + below_margin.
 
     Args:
         groups: prompts.
@@ -53,53 +57,70 @@ class PairCounts:
 
 
 def make_pairs(
-    scores: Mapping[str, Mapping[str, float | None]], min_margin: float = 0.0
+    scores: Mapping[str, Mapping[str, float | None]], minimum_margin: float = 0.0
 ) -> tuple[list[Pair], PairCounts]:
     """One pair per prompt: highest score chosen, lowest rejected; sorted by prompt id.
 
-    Args:
-        scores: prompt id -> candidate id -> score, or None where it is missing (which is not zero).
-        min_margin: least difference of scores that makes a pair. A difference of zero never does.
-
     Where several candidates share the best or the worst score, a hash of the ids decides: the same
     choice whatever their order, and no favour to names that sort first, such as the ground truth's.
+
+    Args:
+        scores: prompt id -> candidate id -> score, or None where it is missing (which is not zero).
+        minimum_margin: least difference of scores that makes a pair. Equal scores never do.
+
+    Raises:
+        ValueError: a margin outside [0, 1].
     """
-    if not 0 <= min_margin <= 1:
-        raise ValueError(f"min_margin is {min_margin:g}; scores lie in [0, 1], so it must as well")
+    if not 0 <= minimum_margin <= 1:
+        raise ValueError(
+            f"minimum_margin is {minimum_margin:g}; scores lie in [0, 1], so it must as well"
+        )
     pairs: list[Pair] = []
-    unscored = single = tied = below = broken = missing = 0
+    unscored = single_member = all_tied = below_margin = ties_broken = unscored_candidates = 0
     for prompt_id in sorted(scores):
         group = {
             candidate: score for candidate, score in scores[prompt_id].items() if score is not None
         }
-        missing += len(scores[prompt_id]) - len(group)
+        unscored_candidates += len(scores[prompt_id]) - len(group)
         if len(group) < 2:
             unscored += not group
-            single += len(group)
+            single_member += len(group)
             continue
-        high, low = max(group.values()), min(group.values())
-        if high == low:
-            tied += 1
+        highest = max(group.values())
+        lowest = min(group.values())
+        if highest == lowest:
+            all_tied += 1
             continue
-        if high - low < min_margin:
-            below += 1
+        if highest - lowest < minimum_margin:
+            below_margin += 1
             continue
-        best = [candidate for candidate, score in group.items() if score == high]
-        worst = [candidate for candidate, score in group.items() if score == low]
-        broken += len(best) > 1 or len(worst) > 1
-        pairs.append(Pair(prompt_id, _pick(prompt_id, best), _pick(prompt_id, worst), high, low))
+        best = [candidate for candidate, score in group.items() if score == highest]
+        worst = [candidate for candidate, score in group.items() if score == lowest]
+        ties_broken += len(best) > 1 or len(worst) > 1
+        pairs.append(
+            Pair(
+                prompt_id,
+                chosen_id=_pick(prompt_id, best),
+                rejected_id=_pick(prompt_id, worst),
+                chosen_score=highest,
+                rejected_score=lowest,
+            )
+        )
     counts = PairCounts(
         groups=len(scores),
         pairs=len(pairs),
         unscored=unscored,
-        single_member=single,
-        all_tied=tied,
-        below_margin=below,
-        ties_broken=broken,
-        unscored_candidates=missing,
+        single_member=single_member,
+        all_tied=all_tied,
+        below_margin=below_margin,
+        ties_broken=ties_broken,
+        unscored_candidates=unscored_candidates,
     )
     return pairs, counts
 
 
 def _pick(prompt_id: str, candidates: Iterable[str]) -> str:
-    return min(candidates, key=lambda c: (hashlib.sha256(f"{prompt_id}\0{c}".encode()).digest(), c))
+    def key(candidate: str) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{prompt_id}\0{candidate}".encode()).digest(), candidate
+
+    return min(candidates, key=key)

@@ -1,4 +1,4 @@
-"""People as measuring instruments: how they use the scale, how far they agree, what they covered."""
+"""People as measuring instruments: how they use the scale, how far they agree, what they rated."""
 
 from __future__ import annotations
 
@@ -16,65 +16,82 @@ USEFUL_RELIABILITY = 0.5  # below it, most of what tells two candidates apart is
 
 
 def anonymous(ratings: Iterable[Rating]) -> list[Rating]:
-    """Raters as rater-1, rater-2, ... in the order of their first rating."""
+    """The ratings with raters called rater-1, rater-2, ... in the order of their first rating."""
     names: dict[str, str] = {}
     return [replace(r, rater=names.setdefault(r.rater, f"rater-{len(names) + 1}")) for r in ratings]
 
 
 @dataclass(frozen=True)
 class RaterScales:
-    """Grades freed of how lenient a rater is and how much of the scale they use.
+    """Takes out of a grade how lenient its rater is and how much of the scale they use.
 
-    A grade becomes panel mean + panel std * (grade - rater's mean) / rater's std, by criterion; it
-    may leave 1 to 5. A rater who always gives the same grade is only shifted. It takes for granted
-    that raters saw alike sets of candidates; with few ratings each, or sets of unlike quality, it
-    removes what it should keep."""
+    A grade becomes panel mean + panel std * (grade - rater's mean) / rater's std, criterion by
+    criterion; it may leave 1 to 5. A rater who always gives the same grade is only shifted. This
+    assumes that raters saw similar sets of candidates. With few ratings each, or sets of unlike
+    quality, it takes out what it should keep.
 
-    raters: Mapping[tuple[str, str], tuple[float, float]]  # (rater, criterion) -> mean, std
+    Args:
+        raters: (rater, criterion) -> mean and standard deviation of their grades.
+        panel: criterion -> mean and standard deviation of everybody's grades.
+    """
+
+    raters: Mapping[tuple[str, str], tuple[float, float]]
     panel: Mapping[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, ratings: Sequence[Rating]) -> RaterScales:
-        given: dict[tuple[str, str], list[float]] = defaultdict(list)
+    def fit(cls, ratings: Sequence[Rating]) -> RaterScales:
+        """The scales of everybody who rated."""
+        grades_by_rater: dict[tuple[str, str], list[float]] = defaultdict(list)
         for rating in ratings:
             for name in CRITERIA:
-                if (value := getattr(rating, name)) is not None:
-                    given[rating.rater, name].append(value)
-        by_criterion = {
-            name: [v for (_, n), values in given.items() if n == name for v in values]
-            for name in CRITERIA
-        }
-        return cls(
-            {key: _mean_std(values) for key, values in given.items()},
-            {name: _mean_std(values) for name, values in by_criterion.items() if values},
-        )
+                grade = getattr(rating, name)
+                if grade is not None:
+                    grades_by_rater[rating.rater, name].append(grade)
+        panel = {}
+        for name in CRITERIA:
+            grades = [
+                grade
+                for (_, criterion), rater_grades in grades_by_rater.items()
+                if criterion == name
+                for grade in rater_grades
+            ]
+            if grades:
+                panel[name] = _mean_std(grades)
+        raters = {key: _mean_std(grades) for key, grades in grades_by_rater.items()}
+        return cls(raters, panel)
 
     def __call__(self, rating: Rating, criterion: str) -> float:
         """The grade on the panel's scale; the criterion must have been rated."""
-        (mean, std), (panel_mean, panel_std) = (
-            self.raters[rating.rater, criterion],
-            self.panel[criterion],
-        )
-        return panel_mean + (getattr(rating, criterion) - mean) * (
-            panel_std / std if std > 0 else 1.0
-        )
+        mean, std = self.raters[rating.rater, criterion]
+        panel_mean, panel_std = self.panel[criterion]
+        stretch = panel_std / std if std > 0 else 1.0
+        grade: float = getattr(rating, criterion)
+        return panel_mean + (grade - mean) * stretch
 
 
 def krippendorff_alpha(ratings: Iterable[Rating], criterion: str) -> float | None:
-    """Agreement on a criterion, ordinal alpha (Krippendorff 2011, "Computing Krippendorff's
-    alpha-reliability").
+    """How far raters agree on a criterion: Krippendorff's ordinal alpha.
 
-    1 = perfect, 0 = as by chance. Candidates rated once do not count. None where no candidate was
-    rated twice, or where all grades are the same (there is nothing to agree on)."""
-    units: dict[tuple[str, str], list[float]] = defaultdict(list)
+    Source: Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
+
+    Returns:
+        1 = perfect, 0 = as by chance. Candidates that one person rated do not count. None where no
+        candidate was rated twice, or where all grades are the same and there is nothing to agree
+        on.
+    """
+    grades_by_candidate: dict[tuple[str, str], list[float]] = defaultdict(list)
     for rating in ratings:
-        if (value := getattr(rating, criterion)) is not None:
-            units[rating.prompt_id, rating.candidate_id].append(value)
-    return ordinal_alpha(list(units.values()))
+        grade = getattr(rating, criterion)
+        if grade is not None:
+            grades_by_candidate[rating.prompt_id, rating.candidate_id].append(grade)
+    return ordinal_alpha(grades_by_candidate.values())
 
 
 def ordinal_alpha(units: Iterable[Sequence[float]]) -> float | None:
-    """`krippendorff_alpha` of the values given to each unit."""
+    """Krippendorff's ordinal alpha of the values that each unit was given.
+
+    See `krippendorff_alpha`.
+    """
     pairable = [values for values in units if len(values) > 1]
     grades = sorted({v for values in pairable for v in values})
     if len(grades) < 2:
@@ -85,18 +102,23 @@ def ordinal_alpha(units: Iterable[Sequence[float]]) -> float | None:
         counts = np.bincount([index[v] for v in values], minlength=len(grades)).astype(float)
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(values) - 1)
     totals = coincidences.sum(axis=1)
-    upto = (
-        np.cumsum(totals) - totals / 2
-    )  # between two grades lie those in between and half of each
-    distances = (upto[:, None] - upto[None]) ** 2
+    # Between two grades lie those in between and half of each of the two.
+    ranks = np.cumsum(totals) - totals / 2
+    distances = (ranks[:, None] - ranks[None]) ** 2
     observed = (coincidences * distances).sum()
     expected = (np.outer(totals, totals) * distances).sum() / (totals.sum() - 1)
     return float(1 - observed / expected)
 
 
 def panel_reliability(alpha: float, raters: float) -> float:
-    """Reliability of the mean of several raters who agree by `alpha` (Spearman 1910, Brown 1910)."""
-    return max(0.0, raters * alpha / (1 + (raters - 1) * alpha)) if alpha > 0 else 0.0
+    """Reliability of the mean of `raters` raters who agree by `alpha` (Spearman 1910, Brown 1910).
+
+    Returns:
+        From 0 (noise) to 1.
+    """
+    if alpha <= 0:
+        return 0.0
+    return max(0.0, raters * alpha / (1 + (raters - 1) * alpha))
 
 
 @dataclass(frozen=True)
@@ -104,12 +126,13 @@ class Survey:
     """What a file of ratings holds.
 
     Args:
-        raters: rater -> candidates they rated.
-        candidates, rated, rated_twice: members of all groups, and how many of them somebody (two)
-            rated.
+        raters: rater -> how many candidates they rated.
+        candidates: members of all groups.
+        rated: how many of them somebody rated.
+        rated_twice: how many of them two people or more rated.
         raters_per_candidate: mean over the rated ones.
         alpha: criterion -> agreement, None where it cannot be computed.
-        reliability: criterion -> reliability of the panel's mean grade.
+        reliability: criterion -> reliability of the panel's mean grade, None likewise.
     """
 
     raters: dict[str, int]
@@ -122,61 +145,66 @@ class Survey:
 
     @property
     def warnings(self) -> list[str]:
-        """What makes these ratings a poor teacher, with the way out."""
-        found = []
+        """Why these ratings teach little, each with what to do about it."""
+        warnings = []
         if self.rated < self.candidates:
-            found.append(
+            warnings.append(
                 f"{self.candidates - self.rated} of {self.candidates} candidates were rated by "
                 "nobody"
             )
         if not self.rated_twice:
-            found.append("no candidate was rated by two people: how far they agree is not known")
+            warnings.append("no candidate was rated by two people: how far they agree is not known")
         for name, alpha in self.alpha.items():
-            if alpha is None:
+            reliability = self.reliability[name]
+            if alpha is None or reliability is None:
                 continue
-            if self.reliability[name] < USEFUL_RELIABILITY:
-                found.append(
+            if reliability < USEFUL_RELIABILITY:
+                warnings.append(
                     f"{name}: raters hardly agree (alpha {alpha:.2f}); the mean of "
                     f"{self.raters_per_candidate:.1f} raters is more noise than signal "
-                    "(reliability "
-                    f"{self.reliability[name]:.2f}): more raters, clearer instructions, or "
+                    f"(reliability {reliability:.2f}): more raters, clearer instructions, or "
                     f"score.{name}=0"
                 )
             elif alpha < TENTATIVE_ALPHA:
-                found.append(
+                warnings.append(
                     f"{name}: alpha {alpha:.2f} is below {TENTATIVE_ALPHA}; single opinions are "
-                    "unsafe, the "
-                    f"mean of the panel has reliability {self.reliability[name]:.2f}"
+                    f"unsafe, the mean of the panel has reliability {reliability:.2f}"
                 )
-        return found
+        return warnings
 
 
 def survey(ratings: Sequence[Rating], candidates: Mapping[str, Iterable[str]]) -> Survey:
-    """Coverage and agreement of `ratings` over the groups `candidates` (prompt id -> candidate
-    ids).
+    """How much of `candidates` was rated, and how far raters agree.
+
+    Args:
+        ratings: rows of any number of raters, in any order.
+        candidates: prompt id -> ids of the candidates that exist.
     """
-    opinions: dict[tuple[str, str], set[str]] = defaultdict(set)
-    raters: dict[str, int] = defaultdict(int)
+    raters_by_candidate: dict[tuple[str, str], set[str]] = defaultdict(set)
+    candidates_by_rater: dict[str, int] = defaultdict(int)
     for rating in ratings:
         if any(getattr(rating, name) is not None for name in CRITERIA):
-            opinions[rating.prompt_id, rating.candidate_id].add(rating.rater)
-            raters[rating.rater] += 1
-    counts = [len(who) for who in opinions.values()]
-    each = float(np.mean(counts)) if counts else 0.0
+            raters_by_candidate[rating.prompt_id, rating.candidate_id].add(rating.rater)
+            candidates_by_rater[rating.rater] += 1
+    counts = [len(raters) for raters in raters_by_candidate.values()]
+    raters_per_candidate = float(np.mean(counts)) if counts else 0.0
     alpha = {name: krippendorff_alpha(ratings, name) for name in CRITERIA}
+    reliability = {
+        name: None if value is None else panel_reliability(value, raters_per_candidate)
+        for name, value in alpha.items()
+    }
     return Survey(
-        raters=dict(raters),
+        raters=dict(candidates_by_rater),
         candidates=sum(len(list(group)) for group in candidates.values()),
         rated=len(counts),
         rated_twice=sum(count > 1 for count in counts),
-        raters_per_candidate=each,
+        raters_per_candidate=raters_per_candidate,
         alpha=alpha,
-        reliability={
-            name: None if a is None else panel_reliability(a, each) for name, a in alpha.items()
-        },
+        reliability=reliability,
     )
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+    variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
+    return mean, math.sqrt(variance)

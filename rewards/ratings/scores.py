@@ -1,8 +1,8 @@
-"""Preference scores: several people's ratings of a candidate become one number (Eq. 10).
+"""Preference scores: several people's ratings of a candidate become one number.
 
     S = w_E * Empathy + w_A * Appropriateness + w_En * Engagement + w_N * Naturalness
 
-with ratings normalised to [0, 1] by (r - 1) / 4 and weights that sum to 1.
+Source: Eq. 10 of the VLA + DPO paper. Ratings are put on [0, 1] by (r - 1) / 4; weights sum to 1.
 """
 
 from __future__ import annotations
@@ -11,14 +11,43 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field, model_validator
+
 from rapport.rewards.ratings.raters import RaterScales
 from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating, RatingError
+from rapport.settings import Section
 
-EQUAL_WEIGHTS: dict[str, float] = {name: 1 / len(CRITERIA) for name in CRITERIA}
-
-# Score of every candidate of every prompt; None = nobody rated it, or it cannot be compared in its
-# group.
+# Prompt id -> candidate id -> score; None = nobody rated it, or it cannot be compared in its group.
 Scores = dict[str, dict[str, float | None]]
+
+
+class ScoreConfig(Section):
+    """How ratings become scores and pairs."""
+
+    empathy: float = Field(0.25, ge=0)
+    """w_E (Eq. 10)"""
+    appropriateness: float = Field(0.25, ge=0)
+    """w_A (Eq. 10)"""
+    engagement: float = Field(0.25, ge=0)
+    """w_En (Eq. 10)"""
+    naturalness: float = Field(0.25, ge=0)
+    """w_N (Eq. 10); the four sum to 1"""
+    rater_scales: bool = True
+    """take out how lenient each person is and how much of the scale they use (people's ratings)"""
+    minimum_margin: float = Field(0.0, ge=0)
+    """pairs whose scores (0 to 1) differ by less are dropped"""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> ScoreConfig:
+        total = sum(self.weights.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the four weights must sum to 1, they sum to {total:g}")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each criterion, in the order of `CRITERIA`."""
+        return {name: getattr(self, name) for name in CRITERIA}
 
 
 @dataclass(frozen=True)
@@ -32,7 +61,8 @@ class ScoreCounts:
         unrated_candidates: members that nobody rated on anything.
         renormalised_prompts: groups scored on fewer criteria than the weights name, because a rated
             member lacked one of them.
-        incomparable_prompts: groups whose rated members share no weighted criterion; all missing.
+        incomparable_prompts: groups whose rated members share no weighted criterion; all their
+            scores are missing.
     """
 
     ratings: int
@@ -44,9 +74,10 @@ class ScoreCounts:
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights per criterion, in the order of `CRITERIA`; one not named weighs 0.
+    """Weights of all criteria, in the order of `CRITERIA`; one that is not named weighs 0.
 
-    Raises `ValueError` on unknown criteria, negative weights, or a sum other than 1.
+    Raises:
+        ValueError: unknown criteria, negative weights, or a sum other than 1.
     """
     unknown = [name for name in weights if name not in CRITERIA]
     if unknown:
@@ -61,7 +92,7 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return full
 
 
-def normalise(rating: float) -> float:
+def to_unit_interval(rating: float) -> float:
     """A rating from 1 to 5 on the scale [0, 1]."""
     return (rating - LOWEST) / (HIGHEST - LOWEST)
 
@@ -69,26 +100,39 @@ def normalise(rating: float) -> float:
 def criterion_means(
     ratings: Iterable[Rating], scales: RaterScales | None = None
 ) -> dict[str, float]:
-    """Mean over raters of each criterion that somebody rated, on [0, 1]. Missing ratings are left
-    out.
+    """Mean over raters of each criterion that somebody rated, on [0, 1].
+
+    Args:
+        ratings: of one candidate; what a rater left empty is left out.
+        scales: see `score_candidates`.
     """
-    given: dict[str, list[float]] = {name: [] for name in CRITERIA}
+    values_by_criterion: dict[str, list[float]] = {name: [] for name in CRITERIA}
     for rating in ratings:
         for name in CRITERIA:
-            value = getattr(rating, name)
-            if value is not None:
-                given[name].append(normalise(value if scales is None else scales(rating, name)))
+            grade = getattr(rating, name)
+            if grade is None:
+                continue
+            if scales is not None:
+                grade = scales(rating, name)
+            values_by_criterion[name].append(to_unit_interval(grade))
     # fsum: the mean does not depend on the order of the raters, so neither do ties.
-    return {name: math.fsum(values) / len(values) for name, values in given.items() if values}
+    return {
+        name: math.fsum(values) / len(values)
+        for name, values in values_by_criterion.items()
+        if values
+    }
 
 
 def shared_weights(
     means: Iterable[Mapping[str, float]], weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Weights over the criteria that every rated candidate has, renormalised to sum 1; empty when
-    none is left.
+    """Weights over the criteria that every rated candidate has, renormalised to sum 1.
 
-    A candidate is never compared on other criteria than its rivals.
+    So a candidate is never compared on other criteria than its rivals. Empty when none is left.
+
+    Args:
+        means: `criterion_means` of every candidate of a group.
+        weights: of all criteria.
     """
     rated = [m for m in means if m]
     shared = {
@@ -104,19 +148,20 @@ def weighted_score(means: Mapping[str, float], weights: Mapping[str, float]) -> 
 
 
 def overall(rating: Rating, weights: Mapping[str, float]) -> float | None:
-    """Eq. 10 for one rating alone, on its own scale 1 to 5, over the criteria it gives; None when
-    it gives none.
+    """Eq. 10 for one rating alone, on its own scale 1 to 5.
+
+    Over the criteria that it gives; None when it gives none that weighs anything.
     """
-    given = {name: w for name, w in weights.items() if w > 0 and getattr(rating, name) is not None}
-    total = math.fsum(given.values())
-    return (
-        math.fsum(w * getattr(rating, name) for name, w in given.items()) / total if total else None
-    )
+    rated = {name: w for name, w in weights.items() if w > 0 and getattr(rating, name) is not None}
+    total = math.fsum(rated.values())
+    if not total:
+        return None
+    return math.fsum(w * getattr(rating, name) for name, w in rated.items()) / total
 
 
 def score_candidates(
     ratings: Sequence[Rating],
-    weights: Mapping[str, float] = EQUAL_WEIGHTS,
+    weights: Mapping[str, float] = ScoreConfig().weights,
     candidates: Mapping[str, Iterable[str]] | None = None,
     scales: RaterScales | None = None,
 ) -> tuple[Scores, ScoreCounts]:
@@ -125,34 +170,36 @@ def score_candidates(
     Args:
         ratings: rows of any number of raters, in any order.
         weights: per criterion, summing to 1.
-        candidates: the candidates that exist, per prompt, where more exist than were rated; by
-            default those that appear in `ratings`. A rating of one that does not exist raises
-            `RatingError`.
+        candidates: prompt id -> ids of the candidates that exist, where more exist than were rated;
+            None = those that appear in `ratings`.
         scales: of raters whose leniency and use of the scale are to be taken out.
 
     Returns:
         prompt id -> candidate id -> score in [0, 1] (with `scales`, a little beyond) or None, both
         in sorted order; and the counts.
+
+    Raises:
+        RatingError: a rating of a candidate that does not exist.
+        ValueError: weights that `check_weights` refuses.
     """
     weights = check_weights(weights)
-    rows = _group(ratings, candidates)
+    weighted = {name for name, weight in weights.items() if weight > 0}
+    ratings_by_candidate = _group(ratings, candidates)
 
     scores: Scores = {}
     unrated = renormalised = incomparable = 0
-    for prompt_id in sorted(rows):
-        group = rows[prompt_id]
+    for prompt_id in sorted(ratings_by_candidate):
+        group = ratings_by_candidate[prompt_id]
         means = {
             candidate: criterion_means(group[candidate], scales) for candidate in sorted(group)
         }
         shared = shared_weights(means.values(), weights)
-        is_rated = any(means.values())
         unrated += sum(not m for m in means.values())
-        renormalised += bool(shared) and set(shared) != {
-            name for name, w in weights.items() if w > 0
-        }
-        incomparable += is_rated and not shared
+        renormalised += bool(shared) and set(shared) != weighted
+        incomparable += any(means.values()) and not shared
         scores[prompt_id] = {
-            c: weighted_score(m, shared) if m and shared else None for c, m in means.items()
+            candidate: weighted_score(m, shared) if m and shared else None
+            for candidate, m in means.items()
         }
 
     counts = ScoreCounts(
@@ -169,18 +216,16 @@ def score_candidates(
 def _group(
     ratings: Sequence[Rating], candidates: Mapping[str, Iterable[str]] | None
 ) -> dict[str, dict[str, list[Rating]]]:
-    rows: dict[str, dict[str, list[Rating]]] = {}
+    """Prompt id -> candidate id -> its ratings, possibly none."""
+    groups: dict[str, dict[str, list[Rating]]] = {}
     if candidates is not None:
-        rows = {
-            prompt_id: {candidate: [] for candidate in group}
-            for prompt_id, group in candidates.items()
-        }
+        for prompt_id, members in candidates.items():
+            groups[prompt_id] = {candidate: [] for candidate in members}
     for rating in ratings:
-        if candidates is not None and rating.candidate_id not in rows.get(rating.prompt_id, {}):
+        if candidates is not None and rating.candidate_id not in groups.get(rating.prompt_id, {}):
             raise RatingError(
                 f"rater {rating.rater!r} rated candidate {rating.candidate_id!r} of prompt "
-                f"{rating.prompt_id!r}, "
-                f"which does not exist; are these the ratings of another run?"
+                f"{rating.prompt_id!r}, which does not exist; are these the ratings of another run?"
             )
-        rows.setdefault(rating.prompt_id, {}).setdefault(rating.candidate_id, []).append(rating)
-    return rows
+        groups.setdefault(rating.prompt_id, {}).setdefault(rating.candidate_id, []).append(rating)
+    return groups

@@ -78,7 +78,7 @@ def test_scales_take_out_leniency_and_spread():
     """Anna uses 1 to 3, Bert 3 to 5: the same opinion."""
     ratings = [opinion("anna", c, g) for c, g in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
     ratings += [opinion("bert", c, g + 2) for c, g in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
-    scales = RaterScales.of(ratings)
+    scales = RaterScales.fit(ratings)
     values = {(r.rater, r.candidate_id): scales(r, "empathy") for r in ratings}
     for candidate in "abc":
         assert values["anna", candidate] == pytest.approx(values["bert", candidate])
@@ -93,7 +93,7 @@ def test_a_rater_who_always_says_the_same_says_nothing():
     ratings = [opinion("flat", c, 5.0) for c in "ab"] + [
         opinion("anna", c, g) for c, g in (("a", 1.0), ("b", 3.0))
     ]
-    scales = RaterScales.of(ratings)
+    scales = RaterScales.fit(ratings)
     assert scales(ratings[0], "empathy") == scales(ratings[1], "empathy") == pytest.approx(3.5)
 
 
@@ -108,7 +108,7 @@ def test_uneven_panels_are_compared_fairly_by_scale():
     ]
     weights = {"empathy": 1.0}
     raw, _ = score_candidates(ratings, weights)
-    fair, _ = score_candidates(ratings, weights, scales=RaterScales.of(ratings))
+    fair, _ = score_candidates(ratings, weights, scales=RaterScales.fit(ratings))
     assert raw["p"]["b"] > raw["p"]["a"] and fair["p"]["a"] > fair["p"]["b"]
 
 

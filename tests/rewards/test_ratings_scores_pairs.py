@@ -18,11 +18,11 @@ from rapport.rewards.ratings.ratings import (
     write_ratings,
 )
 from rapport.rewards.ratings.scores import (
-    EQUAL_WEIGHTS,
+    ScoreConfig,
     check_weights,
-    normalise,
     overall,
     score_candidates,
+    to_unit_interval,
 )
 
 HEADER = "prompt_id,candidate_id,rater,empathy,appropriateness,engagement,naturalness\n"
@@ -271,12 +271,12 @@ def test_groups_that_give_no_pair_are_counted():
         "close": {"a": 0.3, "b": 0.35},
         "clear": {"a": 0.3, "b": 0.5},
     }
-    pairs, n = make_pairs(scores, min_margin=0.1)
+    pairs, n = make_pairs(scores, minimum_margin=0.1)
     assert [p.prompt_id for p in pairs] == ["clear"]
     assert (n.groups, n.single_member, n.unscored, n.all_tied, n.below_margin) == (5, 1, 1, 1, 1)
     assert n.unscored_candidates == 2
-    with pytest.raises(ValueError, match="min_margin"):
-        make_pairs(scores, min_margin=2)
+    with pytest.raises(ValueError, match="minimum_margin"):
+        make_pairs(scores, minimum_margin=2)
 
 
 def test_shared_best_scores_favour_no_name():
@@ -289,6 +289,12 @@ def test_shared_best_scores_favour_no_name():
     assert make_pairs(turned)[0] == pairs
 
 
-def test_normalise_and_criteria():
-    assert [normalise(r) for r in (1, 2, 3, 4, 5)] == [0, 0.25, 0.5, 0.75, 1]
-    assert list(CRITERIA) == list(EQUAL_WEIGHTS) and sum(EQUAL_WEIGHTS.values()) == 1
+def test_unit_interval_and_default_weights():
+    assert [to_unit_interval(r) for r in (1, 2, 3, 4, 5)] == [0, 0.25, 0.5, 0.75, 1]
+    weights = ScoreConfig().weights
+    assert list(CRITERIA) == list(weights) and sum(weights.values()) == 1
+
+
+def test_weights_of_a_config_sum_to_one():
+    with pytest.raises(ValueError, match="the four weights must sum to 1, they sum to 1.25"):
+        ScoreConfig(empathy=0.5)

@@ -22,12 +22,11 @@ from rapport.rewards.ratings.simulated import (
 from rapport.rewards.ratings.speaker_cues import (
     SpeakerCues,
     SpeakerRead,
-    energy_db,
     read_speaker,
     spoken_valence,
-    voice_activity,
 )
 from rapport.rewards.ratings.visible import Expression, VisibleMotion, displayed_valence
+from rapport.rewards.ratings.voice import CLIP, frame_levels, voice_activity
 
 FPS, FRAMES, RATE = 25.0, 100, 16_000
 CLOCK = np.arange(FRAMES) / FPS
@@ -336,14 +335,14 @@ def test_impressions_lie_in_the_unit_interval():
 
 def test_voice_activity_and_energy():
     voiced = (CLOCK >= 1) & (CLOCK < 2)
-    level = energy_db(speech(voiced), RATE, FRAMES, FPS)
+    level = frame_levels(speech(voiced), RATE, FRAMES, FPS)
     assert level[30] == pytest.approx(10 * np.log10(0.1**2 / 2), abs=0.2)
     assert level[5] == pytest.approx(-100)
-    assert np.array_equal(voice_activity(level), voiced)
+    assert np.array_equal(voice_activity(level, CLIP), voiced)
     gap = voiced & ~((CLOCK >= 1.4) & (CLOCK < 1.6))  # 5 frames within a word
-    assert np.array_equal(voice_activity(energy_db(speech(gap), RATE, FRAMES, FPS)), voiced)
-    assert not voice_activity(np.full(FRAMES, -90.0)).any()
-    short = energy_db(speech(voiced)[:RATE], RATE, FRAMES, FPS)
+    assert np.array_equal(voice_activity(frame_levels(speech(gap), RATE, FRAMES, FPS), CLIP), voiced)
+    assert not voice_activity(np.full(FRAMES, -90.0), CLIP).any()
+    short = frame_levels(speech(voiced)[:RATE], RATE, FRAMES, FPS)
     assert len(short) == FRAMES and (short[25:] == -100).all()
 
 
