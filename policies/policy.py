@@ -58,6 +58,7 @@ class Reaction:
         weight_version: version of the weights that sampled it.
         seed: of the sampler.
         motion: decoded where it was sampled, because that is done in batches; None = not yet.
+        failed: whether the sampler ran into numbers that are none.
     """
 
     prompt_id: str
@@ -67,6 +68,7 @@ class Reaction:
     weight_version: int = 0
     seed: int = 0
     motion: Motion | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,7 @@ class Policy(ABC):
     likelihood_draws: ClassVar[bool] = False  # whether `log_likelihood` is of drawn noise
     seed_per_prompt: ClassVar[bool] = True  # whether one prompt, asked twice, is answered alike
     layout: Layout
+    sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
 
     # -- Reacting --
 
@@ -203,7 +206,8 @@ class Policy(ABC):
 
     def collate_actions(self, rows: Sequence[Row], names: Sequence[str]) -> Tensor:
         """Reactions in the columns `names`, (rows, names, ...actions)."""
-        return torch.stack([torch.tensor(np.array([row[name] for name in names])) for row in rows])
+        actions = [[row[name] for name in names] for row in rows]
+        return torch.from_numpy(np.array(actions, np.float32))
 
     def collate_group(self, reactions: Sequence[Reaction]) -> Tensor:
         """The actions of a group, (1, samples, ...)."""
@@ -215,11 +219,7 @@ class Policy(ABC):
 
     def pack(self, actions: np.ndarray) -> Any:
         """Actions as a value of `action_type`."""
-        return np.asarray(actions).ravel().tolist()
-
-    def unpack(self, value: Any) -> np.ndarray:
-        """The actions that `pack` made `value` of."""
-        return np.asarray(value, np.float32)
+        return np.asarray(actions).tolist()
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
         """A mask over frames, (frames,) bool, as one that fits a sample's `log_probs`."""

@@ -4,30 +4,28 @@ them.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rapport.policies.vla.trajectory import Trajectory
+from rapport.files import atomic
+from rapport.policies.policy import Policy, Reaction
 
 GROUND_TRUTH = "ground_truth"
 POLICY = "policy"
-SCHEMA = pa.schema(
-    {
-        "prompt_id": pa.string(),
-        "candidate_id": pa.string(),
-        "source": pa.string(),
-        "tokens": pa.list_(pa.int32()),
-        "log_probs": pa.list_(pa.float32()),
-        "weight_version": pa.int32(),
-        "seed": pa.int64(),
-    }
+COLUMNS = (
+    "prompt_id",
+    "candidate_id",
+    "source",
+    "actions",
+    "log_probs",
+    "weight_version",
+    "seed",
 )
 
 
@@ -40,54 +38,88 @@ class Candidate:
     """One reaction of a group.
 
     Args:
-        candidate_id: neutral: raters who read it cannot tell a sample from the recorded listener.
+        prompt_id: which prompt.
+        candidate_id: neutral, so that raters who read it cannot tell a sample from the recorded
+            listener.
         source: `POLICY` or `GROUND_TRUTH`.
-        tokens: (steps * dims,) action ids.
-        log_probs: (steps * dims,) of the sampler; None for the recorded listener, whom nobody
-            sampled.
-        weight_version, seed: of the sampler; None likewise.
+        actions: in the policy's own terms.
+        log_probs: of the sampler; None for the recorded listener, whom nobody sampled.
+        weight_version: of the sampler; None likewise.
+        seed: of the sampler; None likewise.
     """
 
     prompt_id: str
     candidate_id: str
     source: str
-    tokens: np.ndarray
+    actions: np.ndarray
     log_probs: np.ndarray | None = None
     weight_version: int | None = None
     seed: int | None = None
 
+    @property
+    def reaction(self) -> Reaction:
+        """As the policy takes it."""
+        return Reaction(self.prompt_id, 0, self.actions)
 
-def sampled(trajectory: Trajectory) -> Candidate:
-    t = trajectory
+
+def sampled(reaction: Reaction, policy: Policy) -> Candidate:
+    """A reaction that the policy sampled."""
+    log_probs = reaction.log_probs
+    if log_probs is not None and not np.isfinite(log_probs).all():
+        log_probs = None  # of a sampler whose steps have no density
     return Candidate(
-        t.prompt_id,
-        _neutral(t.prompt_id, f"{t.weight_version}/{t.seed}/{t.sample}"),
+        reaction.prompt_id,
+        policy.candidate_id(reaction),
         POLICY,
-        t.tokens,
-        t.log_probs,
-        t.weight_version,
-        t.seed,
+        reaction.actions,
+        log_probs=log_probs,
+        weight_version=reaction.weight_version,
+        seed=reaction.seed,
     )
 
 
-def recorded(prompt_id: str, tokens: np.ndarray) -> Candidate:
-    """The ground truth, through the same tokens as every sample so that nothing else gives it away."""
-    return Candidate(prompt_id, _neutral(prompt_id, GROUND_TRUTH), GROUND_TRUTH, tokens)
+def recorded(prompt_id: str, actions: np.ndarray, policy: Policy) -> Candidate:
+    """The ground truth, through the policy's own terms so that nothing else gives it away."""
+    return Candidate(prompt_id, policy.recorded_id(prompt_id), GROUND_TRUTH, actions)
 
 
-def write_candidates(path: Path, candidates: Iterable[Candidate]) -> int:
+def candidate_schema(policy: Policy) -> pa.Schema:
+    """Columns of a file of candidates."""
+    types = (
+        pa.string(),
+        pa.string(),
+        pa.string(),
+        policy.action_type,
+        pa.list_(pa.float32()),
+        pa.int32(),
+        pa.int64(),
+    )
+    return pa.schema(dict(zip(COLUMNS, types, strict=True)))
+
+
+def write_candidates(path: Path, candidates: Iterable[Candidate], policy: Policy) -> int:
     """Write all candidates, sorted by prompt and id; returns how many. Atomic."""
-    rows = sorted(
-        (vars(c) for c in candidates), key=lambda row: (row["prompt_id"], row["candidate_id"])
-    )
-    partial = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
-    os.replace(partial, path)
+    rows = [_row(candidate, policy) for candidate in candidates]
+    rows.sort(key=lambda row: (row["prompt_id"], row["candidate_id"]))
+    with atomic(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=candidate_schema(policy)), partial)
     return len(rows)
 
 
+def _row(candidate: Candidate, policy: Policy) -> dict[str, Any]:
+    log_probs = candidate.log_probs
+    return vars(candidate) | {
+        "actions": policy.pack(candidate.actions),
+        "log_probs": None if log_probs is None else np.ravel(log_probs).tolist(),
+    }
+
+
 def read_candidates(path: Path) -> dict[str, list[Candidate]]:
-    """Groups by prompt id."""
+    """Groups by prompt id.
+
+    Raises:
+        CandidateError: the file is missing or holds something else.
+    """
     if not path.is_file():
         raise CandidateError(
             f"no candidates at {path}; is that the folder of a finished `rollout` run?"
@@ -96,19 +128,19 @@ def read_candidates(path: Path) -> dict[str, list[Candidate]]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise CandidateError(f"{path} cannot be read as candidates: {error}") from error
-    if table.schema != SCHEMA:
+    if tuple(table.schema.names) != COLUMNS:
         raise CandidateError(
-            f"{path} holds no candidates: its columns are {table.schema.names}, not {SCHEMA.names}"
+            f"{path} holds no candidates: its columns are {table.schema.names}, not {list(COLUMNS)}"
         )
+    dtype = np.int64 if _innermost(table.schema.field("actions").type) == pa.int32() else np.float32
     groups: dict[str, list[Candidate]] = {}
     for row in table.to_pylist():
-        row["tokens"] = np.array(row["tokens"], np.int64)
-        row["log_probs"] = (
-            None if row["log_probs"] is None else np.array(row["log_probs"], np.float32)
-        )
+        row["actions"] = np.array(row["actions"], dtype)
+        if row["log_probs"] is not None:
+            row["log_probs"] = np.array(row["log_probs"], np.float32)
         groups.setdefault(row["prompt_id"], []).append(Candidate(**row))
     return groups
 
 
-def _neutral(prompt_id: str, what: str) -> str:
-    return hashlib.sha256(f"{prompt_id}/{what}".encode()).hexdigest()[:10]
+def _innermost(kind: pa.DataType) -> pa.DataType:
+    return _innermost(kind.value_type) if pa.types.is_list(kind) else kind

@@ -6,7 +6,7 @@ Names are those of GDPO-Listener: the actor is who is generated, the partner the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,25 +17,21 @@ from torch import Tensor
 
 from rapport.pipeline.data.audio import voice_activity
 from rapport.pipeline.data.statistics import count_nods, head_rotation
-from rapport.policies.clip import AUDIO_RATE, Clip
-from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
-from rapport.policies.flow.training import FLOW_SCHEMA, MOTION_SCHEMA, to_bytes
+from rapport.policies.clip import Clip
+from rapport.policies.flow.features import Features, Role
+from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import LayoutError, Motion
 from rapport.rewards.dynamics import listening_frames
 
-# What a learner and a rollout worker need of a window: conditions, latents, and what rewards
-# compare with.
-WINDOW_SCHEMA = pa.schema(
-    [
-        *FLOW_SCHEMA,
-        *(f for f in MOTION_SCHEMA if f.name not in FLOW_SCHEMA.names),
-        pa.field("listening", pa.list_(pa.bool_())),
-        pa.field("speaking", pa.list_(pa.bool_())),
-    ]
-)
-
-LISTENER = "/listener"  # ends the ids of windows whose actor is the listener of a clip
+# What rewards compare with, and where they count.
+SCENE_COLUMNS = {
+    "recorded": pa.binary(),
+    "listening": pa.list_(pa.bool_()),
+    "speaking": pa.list_(pa.bool_()),
+}
+# What learners need of a window: conditions, latents, and the scene.
+WINDOW_SCHEMA = pa.schema([*FLOW_SCHEMA, *pa.schema(SCENE_COLUMNS)])
 
 # Words for a face. By its mean valence and arousal in [-1, 1]:
 VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = (
@@ -55,7 +51,8 @@ class Window:
     """One person of a clip over a whole number of latents. What the corpus lacks is None.
 
     Args:
-        clip_id: the clip's, with `/listener` or `/speaker`: whose motion it is.
+        clip_id: the clip's.
+        role: whose motion it is: of the listener or the speaker of the clip.
         motion: the actor's, (frames, dim).
         partner: the other one's motion.
         text: the prompt.
@@ -64,6 +61,7 @@ class Window:
     """
 
     clip_id: str
+    role: Role
     motion: Motion
     partner: Motion | None
     text: str | None
@@ -71,6 +69,11 @@ class Window:
     partner_audio: np.ndarray | None
     actor_speaks: np.ndarray
     partner_speaks: np.ndarray
+
+    @property
+    def window_id(self) -> str:
+        """Of the window in tables."""
+        return f"{self.clip_id}/{self.role}"
 
     @property
     def listening(self) -> np.ndarray:
@@ -110,7 +113,8 @@ def windows(
     other = None if clip.speaker is None else clip.speaker.window(0, frames)
     label = None if affect is None else affect.get(clip.clip_id)
     yield Window(
-        f"{clip.clip_id}{LISTENER}",
+        clip.clip_id,
+        "listener",
         motion,
         other,
         describe_face(motion, label),
@@ -121,7 +125,8 @@ def windows(
     )
     if both and other is not None:
         yield Window(
-            f"{clip.clip_id}/speaker",
+            clip.clip_id,
+            "speaker",
             other,
             motion,
             describe_face(other),
@@ -163,67 +168,47 @@ def describe_face(motion: Motion, affect: np.ndarray | None = None) -> str | Non
     return ", ".join(words) or None
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Frozen encoders whose features are computed once per clip (GDPO-Listener, Eq. 1).
-
-    Args:
-        caches: of text and audio.
-    """
-
-    text: TextEncoder
-    audio: AudioEncoder
-    caches: tuple[FeatureCache, FeatureCache]
-
-    def of(self, window: Window) -> dict[str, Tensor | None]:
-        """`text` (text_dim,), `partner_audio` and `actor_audio` (frames, audio_dim); None where
-        absent.
-        """
-        return {
-            "text": self._text(window.text),
-            "partner_audio": self._sound(window, window.partner_audio, actor=False),
-            "actor_audio": self._sound(window, window.actor_audio, actor=True),
-        }
-
-    def _text(self, text: str | None) -> Tensor | None:
-        return None if text is None else self.caches[0].get(text, lambda: self.text([text])[0])
-
-    def _sound(self, window: Window, audio: np.ndarray | None, actor: bool) -> Tensor | None:
-        if audio is None:
-            return None
-        frames, fps = len(window.motion), window.motion.layout.fps
-        samples = round(frames * AUDIO_RATE / fps)
-        clip, role = window.clip_id.rsplit("/", 1)
-        whose = role if actor else {"listener": "speaker", "speaker": "listener"}[role]
-        return self.caches[1].get(
-            f"{clip}/{whose}", lambda: self.audio(audio[:samples], frames, fps)
-        )
-
-
 def motion_rows(motions: Mapping[str, Motion]) -> Iterator[dict[str, Any]]:
     """Rows of MOTION_SCHEMA, from motions by window id."""
-    for clip_id, motion in motions.items():
-        yield {"clip_id": clip_id, "frames": to_bytes(motion.values)}
+    for window_id, motion in motions.items():
+        yield {"clip_id": window_id, "frames": to_bytes(motion.values)}
 
 
 def window_rows(
-    given: Iterable[Window],
-    features: Callable[[Window], Mapping[str, Tensor | None]],
-    vae: MotionVAE,
+    all_windows: Iterable[Window], features: Features, vae: MotionVAE
 ) -> Iterator[dict[str, Any]]:
     """Rows of WINDOW_SCHEMA."""
-    for window in given:
-        encoded = {name: to_bytes(value) for name, value in features(window).items()}
-        yield encoded | {
-            "clip_id": window.clip_id,
-            "partner_motion": None
-            if window.partner is None
-            else to_bytes(_latents(vae, window.partner)),
+    for window in all_windows:
+        yield condition_row(window, features, vae) | {
             "latents": to_bytes(_latents(vae, window.motion)),
-            "frames": to_bytes(window.motion.values),
-            "listening": window.listening.tolist(),
-            "speaking": window.actor_speaks.tolist(),
+            **scene_row(window),
         }
+
+
+def condition_row(window: Window, features: Features, vae: MotionVAE) -> dict[str, Any]:
+    """What the actor of a window reacts to, CONDITION_COLUMNS."""
+    frames = len(window.motion)
+    fps = window.motion.layout.fps
+    other: Role = "speaker" if window.role == "listener" else "listener"
+    partner_audio = features.of_voice(window.clip_id, other, window.partner_audio, frames, fps)
+    actor_audio = features.of_voice(window.clip_id, window.role, window.actor_audio, frames, fps)
+    partner = None if window.partner is None else _latents(vae, window.partner)
+    return {
+        "prompt_id": window.window_id,
+        "text": to_bytes(features.of_text(window.text)),
+        "partner_audio": to_bytes(partner_audio),
+        "partner_motion": to_bytes(partner),
+        "actor_audio": to_bytes(actor_audio),
+    }
+
+
+def scene_row(window: Window) -> dict[str, Any]:
+    """What rewards compare with and where they count, SCENE_COLUMNS."""
+    return {
+        "recorded": to_bytes(window.motion.values),
+        "listening": window.listening.tolist(),
+        "speaking": window.actor_speaks.tolist(),
+    }
 
 
 def _latents(vae: MotionVAE, motion: Motion) -> Tensor:

@@ -177,9 +177,7 @@ class Dpo(PolicyObjective):
     def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
         rows = [self.rows[int(index)] for index in indices]
         steps = self.config.counted_steps
-        counted = [
-            {name: self.policy.counted(row[name], steps) for name in NAMES} for row in rows
-        ]
+        counted = [{name: self.policy.counted(row[name], steps) for name in NAMES} for row in rows]
         margins = [row["chosen_score"] - row["rejected_score"] for row in rows]
         return self.policy.collate(rows) | {
             "actions": self.policy.collate_actions(counted, NAMES),

@@ -1,10 +1,8 @@
-"""The GDPO task: iterations of SDE rollouts, rewards by group and replay under the clipped
-objective (Eq. 7-10).
-"""
+"""GDPO, the learner's side: rollouts replayed under the clipped objective (GDPO-Listener, Eq. 10)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,165 +10,177 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rapport.actors.flow_rollout import FlowFleet, FlowFleetOptions, Group, Sampling
-from rapport.pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
-from rapport.pipeline.objectives.dynamics import DynamicsTask, Measured
-from rapport.policies.flow import checkpoint
-from rapport.policies.flow.conditions import MODALITIES, Conditions
-from rapport.policies.flow.model import ARFlow
-from rapport.policies.flow.sde import replay_velocities, step_kl, step_log_probs
-from rapport.policies.flow.training import FlowReplay, collate_conditions, flow_state, of_latents
-from rapport.policies.motion import Motion
-from rapport.rewards.policy_loss import clipped_policy_loss
+from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective, to_device
+from rapport.pipeline.objectives.settings import GdpoConfig
+from rapport.policies.policy import Policy, Reaction, load_policy
+from rapport.policies.tables import rank_share
+from rapport.rewards.policy_loss import clipped_policy_loss, importance_weights
 
 
-@dataclass(frozen=True)
-class GdpoTask(DynamicsTask):
-    """Eq. 10 from the supervised policy in `initial`, which is also the fixed reference (a
-    `learner.Task`).
-
-    Every `gdpo.sync_every` steps the present weights become the behaviour policy: the learner of
-    rank 0 has its fleet sample new groups with them. Their log-probs are replayed by the learners,
-    not taken from the rollout, whose sums run in another order: so the ratio of the first step is
-    exactly 1. Only where rollouts overlap learning (`gdpo.asynchronous`) they are the rollout's:
-    the weights that sampled are no longer there.
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """The reactions to one prompt, and how much better than each other they are.
 
     Args:
-        table: windows (WINDOW_SCHEMA); prompts are those in which somebody listens.
-        vae: checkpoint.
-        limits: of the corpus, see `rapport.rewards.dynamics.motion_limits`.
+        row: of the prompt in the table of scenes.
+        reactions: the group.
+        advantages: (group,).
     """
 
-    initial: str
-    table: str
-    vae: str
-    limits: Motion
-    seed: int
+    row: int
+    reactions: Sequence[Reaction]
+    advantages: Tensor
+
+
+class Gdpo(PolicyObjective):
+    """Eq. 10 from the policy in `initial`, which is also the fixed reference.
+
+    Every `sync_every` steps the recipe gives rollouts of the present weights. Their log-probs are
+    computed anew by the learners, because engines sum in another order: so the ratio of the first
+    step is exactly 1. What other kernels differ in is corrected by truncated importance weights
+    (`largest_weight`) and reported as `mismatch`. Where engines are the learners' own code and
+    rollouts overlap learning, the rollouts' own log-probs are taken: the weights that sampled them
+    are no longer there.
+
+    Args:
+        initial: folder of the policy.
+        table: scenes, see `steps.scenes`.
+        config: the loop and its objective.
+        seed: of the choice of prompts.
+        sampler: how the rollouts were sampled.
+        policy_config: the policy's own section.
+    """
+
     config: GdpoConfig
-    reward: RewardConfig
-    groups: GroupWeightsConfig
-    rollout: FlowFleetOptions
+
+    def __init__(
+        self,
+        initial: Path,
+        table: Path,
+        config: GdpoConfig,
+        seed: int,
+        sampler: Any,
+        policy_config: Any = None,
+    ) -> None:
+        super().__init__(initial, table, config, seed, policy_config)
+        self.sampler = sampler
+        self.replay: list[dict[str, Tensor]] = []  # this rank's prompts of the present iteration
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all iterations."""
+        return self.config.updates
+
+    @property
+    def refresh_every(self) -> int:
+        """Steps on rollouts of one behaviour policy."""
+        return self.config.sync_every
 
     @cached_property
-    def flow(self) -> ARFlow:
-        return checkpoint.load_flow(Path(self.initial)).train()
+    def policy(self) -> Policy:
+        """The policy that learns."""
+        policy = load_policy(self.initial)
+        policy.prepare_training(self.policy_config)
+        policy.sampler = self.sampler
+        return policy
 
     @cached_property
-    def reference(self) -> ARFlow:
-        reference = checkpoint.load_flow(Path(self.initial)).requires_grad_(False)
-        return reference.to(next(self.flow.parameters()).device)
+    def reference(self) -> Policy:
+        """The policy as it was, frozen."""
+        policy = load_policy(self.initial)
+        policy.module().requires_grad_(False)
+        policy.sampler = self.sampler
+        return policy.to(self._device)
 
-    @cached_property
-    def listened(self) -> np.ndarray:
-        """(rows,) bool: whether the actor listens in the greater part of some latent, so that there
-        is a reward.
-        """
-        masks = (of_latents(mask, self.flow.config.downsample) for mask in self.rows["listening"])
-        return np.array([mask.any() for mask in masks])
+    def refresh(
+        self, forward: Forward, experience: Sequence[Rollouts], rank: int, world_size: int
+    ) -> None:
+        """Replay this rank's share of an iteration under the present weights. Collective."""
+        with torch.no_grad():
+            self.replay = [
+                self._replayed(forward, experience[index])
+                for index in range(rank, len(experience), world_size)
+            ]
 
-    @cached_property
-    def prompts(self) -> list[int]:
-        """Rows with a reward, and as many without as `gdpo.anchor_share` asks, in which it is held."""
-        rewarded, others = np.flatnonzero(self.listened), np.flatnonzero(~self.listened)
-        share = self.config.anchor_share
-        anchors = others[: round(len(rewarded) * share / (1 - share))]
-        return np.concatenate([rewarded, anchors]).tolist()
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """This rank's prompts of the step."""
+        share = len(rank_share(np.arange(self.config.batch_size), rank, world_size))
+        first = step % self.config.sync_every * share
+        return {"prompts_of_step": self.replay[first : first + share]}
 
-    @cached_property
-    def fleet(self) -> FlowFleet:
-        c = self.config
-        sampling = Sampling(
-            c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start
-        )
-        return FlowFleet(
-            Path(self.initial),
-            Path(self.vae),
-            Path(self.table),
-            self.limits,
-            sampling,
-            self.rollout,
-        )
-
-    def module(self) -> torch.nn.Module:
-        return FlowReplay(self.flow)
-
-    def roll_out(self, state: dict[str, torch.Tensor], step: int) -> list[Group]:
-        iteration, chosen = self.chosen(step, len(self.prompts))
-        seeds = np.random.SeedSequence([self.seed, iteration]).generate_state(len(chosen)).tolist()
-        self.fleet.update(flow_state(state), step)
-        return self.fleet.roll_out([self.prompts[i] for i in chosen], seeds)
-
-    def measured(self, groups: Sequence[Group]) -> Measured:
-        return [group.penalties for group in groups]
-
-    def has_reward(self, group: Group) -> bool:
-        return bool(self.listened[group.row])
-
-    def replayed(
-        self, forward: Callable[..., Any], group: Group, advantages: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        row = self._row(group, advantages)
-        device_row = self._to_device(row)
-        tied = replay_velocities(
-            self.reference, Conditions(**_conditions(device_row)), device_row["states"]
-        )
-        if self.config.asynchronous:  # sampled with other weights than the present ones
-            old = group.log_probs[None]
-        else:
-            velocities = forward(_conditions(device_row), device_row["states"], self.config.chunk)
-            old = self._log_probs(device_row["states"], velocities).cpu()
-        return row | {"old": old, "reference": tied.cpu()}
-
-    def loss(
-        self, forward: Callable[..., Any], batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Eq. 10 where the actor listens; where they speak nothing is rewarded, the policy is held
-        to the reference.
+    def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
+        """Eq. 10 where the actor listens; where they speak, the policy is held to the reference.
 
         Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit.
         """
-        c, losses, metrics = self.config, [], []
-        for row in map(self._to_device, batch["rows"]):
-            velocities = forward(_conditions(row), row["states"], c.chunk)
-            log_probs = self._log_probs(row["states"], velocities)
-            kl = step_kl(velocities, row["reference"], c.sigma, c.reduction, c.corrected)
-            mask = row["listening"][:, None].expand_as(log_probs[0])  # (group, latents, steps)
+        config = self.config
+        losses = []
+        metrics = []
+        for stored in batch["prompts_of_step"]:
+            row = to_device(stored, self._device)
+            current = self.policy.likelihood(forward, row)
+            kl = self.policy.kl(current, row["reference"])
+            listening = row["listening"].expand_as(current.log_probs)
+            weights = None
+            if config.largest_weight is not None:
+                weights = importance_weights(row["old"], row["engine"], config.largest_weight)
             loss, parts = clipped_policy_loss(
-                log_probs[0], row["old"][0], row["advantages"], kl[0], c.clip, c.beta, mask
+                current.log_probs,
+                row["old"],
+                row["advantages"],
+                kl,
+                config.clip,
+                config.beta,
+                listening,
+                weights,
             )
-            speaking = row["speaking"][:, None].expand_as(mask)
-            speaking_kl = torch.where(speaking, kl[0], 0.0).sum() / speaking.sum().clamp(min=1)
-            losses.append(loss + c.hold * speaking_kl)
-            metrics.append(parts | {"kl_speaking": speaking_kl.detach()})
-        mean = {name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]}
-        return torch.stack(losses).mean(), mean
+            if config.speaking_weight is not None:
+                speaking = row["speaking"].expand_as(listening)
+                held = torch.where(speaking, kl, 0.0).sum() / speaking.sum().clamp(min=1)
+                loss = loss + config.speaking_weight * held
+                parts["kl_speaking"] = held.detach()
+            if weights is not None:
+                parts |= self._mismatch(row, weights)
+            parts["kl/reference"] = parts.pop("kl")
+            losses.append(loss)
+            metrics.append(parts)
+        means = {
+            name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]
+        }
+        return torch.stack(losses).mean(), means
 
-    def _log_probs(self, states: torch.Tensor, velocities: torch.Tensor) -> torch.Tensor:
-        c = self.config
-        return step_log_probs(states, velocities, c.sigma, c.reduction, c.corrected)
-
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        checkpoint.save(self.flow, directory, flow_state(state))
-
-    def _row(self, group: Group, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One prompt: conditions and `states` as a batch of 1, `advantages` (group,), the masks
-        (latents,).
-        """
-        row, sizes = self.rows[group.row], self.flow.config
-        return collate_conditions([row], sizes) | {
-            "states": group.states.unsqueeze(0),
-            "advantages": advantages,
-            **{
-                part: torch.from_numpy(of_latents(row[part], sizes.downsample))
-                for part in ("listening", "speaking")
-            },
+    def _mismatch(self, row: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+        gap = (row["old"] - row["engine"]).abs()
+        truncated = weights >= self.config.largest_weight
+        return {
+            "mismatch": gap.mean(),
+            "mismatch_max": gap.max(),
+            "truncated": truncated.float().mean(),
         }
 
-    def _to_device(self, row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        device = next(self.flow.parameters()).device
-        return {name: value.to(device) for name, value in row.items()}
+    def _replayed(self, forward: Forward, rollouts: Rollouts) -> dict[str, Tensor]:
+        """One prompt: its batch, `advantages`, masks, and log-probs of old policy and reference."""
+        scene = self.rows[rollouts.row]
+        policy = self.policy
+        actions = policy.collate_group(rollouts.reactions)
+        batch = to_device(policy.collate([scene]) | {"actions": actions}, self._device)
+        reference = self.reference.likelihood(self.reference.module(), batch).density
+        engine = torch.from_numpy(np.stack([r.log_probs for r in rollouts.reactions]))
+        old = engine
+        if not self.config.asynchronous or self.config.largest_weight is not None:
+            old = policy.likelihood(forward, batch).log_probs
+        row = batch | {
+            "advantages": rollouts.advantages,
+            "engine": engine,
+            "old": old,
+            "reference": reference,
+            "listening": policy.of_actions(np.array(scene["listening"])),
+            "speaking": policy.of_actions(np.array(scene["speaking"])),
+        }
+        return to_device(row, torch.device("cpu"))
 
-
-def _conditions(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: row[name] for name in (*MODALITIES, "present")}
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module().parameters()).device

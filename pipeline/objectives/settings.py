@@ -190,8 +190,13 @@ class GdpoConfig(Section):
         return self.updates * self.batch_size
 
     @property
-    def speaking_weight(self) -> float:
-        """Weight of the KL where the actor speaks; 0 = speaking is not held."""
+    def speaking_weight(self) -> float | None:
+        """Weight of the KL where the actor speaks; None = speaking is not held."""
+        return None
+
+    @property
+    def unrewarded_share(self) -> float:
+        """Share of prompts in which the actor never listens."""
         return 0.0
 
     @property
@@ -246,6 +251,11 @@ class FlowGdpoConfig(GdpoConfig):
     """peak; same schedule as SFT (the paper's 5e-6)"""
 
     @property
-    def speaking_weight(self) -> float:
+    def speaking_weight(self) -> float | None:
         """Weight of the KL where the actor speaks."""
         return self.hold
+
+    @property
+    def unrewarded_share(self) -> float:
+        """Share of prompts in which the actor never listens."""
+        return self.anchor_share

@@ -14,9 +14,13 @@ class HeldOutConfig(Section):
     """candidates per prompt"""
 
 
-class ComparisonConfig(HeldOutConfig):
+class BootstrapConfig(Section):
     bootstrap: int = Field(2000, ge=100)
     """bootstrap resamples of the confidence intervals"""
+
+
+class ComparisonConfig(HeldOutConfig, BootstrapConfig):
+    """Held-out prompts whose scores are compared."""
 
 
 class EvaluationConfig(ComparisonConfig):

@@ -32,7 +32,6 @@ from rapport.policies.flow.training import (
     FlowModule,
     collate_conditions,
     flow_state,
-    from_bytes,
     of_latents,
     to_bytes,
 )
@@ -68,6 +67,7 @@ class Sampler:
         omega_listen: guidance scale elsewhere (ODE).
         streaming: nothing after the present frame is heard or seen (ODE).
         without_text: prompts are left out (ODE).
+        chunk: denoise steps of a path whose velocities are computed at once; None = all of them.
     """
 
     steps: int = 10
@@ -79,6 +79,7 @@ class Sampler:
     omega_listen: float = 1.0
     streaming: bool = False
     without_text: bool = False
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class FlowPolicy(Policy):
     supervised = "supervised"
     aligned = {"dpo": "Flow-DPO", "gdpo": "GDPO"}
     prompt_columns = CONDITION_COLUMNS
-    action_type = pa.binary()
+    action_type = pa.list_(pa.list_(pa.float32()))
     likelihood_draws = True
     seed_per_prompt = False
 
@@ -119,7 +120,6 @@ class FlowPolicy(Policy):
         self.layout = vae.config.layout
         self.sampler = Sampler()
         self.draw_count = 1  # noise and flow times of `log_likelihood`, per latent
-        self.chunk: int | None = None  # denoise steps replayed at once
         self._module = FlowModule(flow)
 
     @cached_property
@@ -232,16 +232,17 @@ class FlowPolicy(Policy):
                     actions[i, k],
                     log_probs[i, k],
                     seed=seed,
-                    motion=self._motion(frames[i, k]),
+                    **self._decoded(frames[i, k]),
                 )
                 for k in range(samples)
             ]
             groups.append(reactions)
         return groups
 
-    def _motion(self, frames: np.ndarray) -> Motion | None:
-        """None where the sampler failed: its reward is then missing."""
-        return Motion(frames, self.layout) if np.isfinite(frames).all() else None
+    def _decoded(self, frames: np.ndarray) -> dict[str, Any]:
+        if np.isfinite(frames).all():
+            return {"motion": Motion(frames, self.layout)}
+        return {"failed": True}
 
     def to_motion(self, reaction: Reaction) -> Motion:
         """Latents (window, latent_dim), or a path that ends in them, through the VAE."""
@@ -293,29 +294,13 @@ class FlowPolicy(Policy):
 
     def prompt_of(self, row: Row) -> FlowPrompt:
         """The prompt of a row of a table of windows."""
-        return FlowPrompt(row["prompt_id"], row)
+        columns = [*CONDITION_COLUMNS, "speaking"]
+        return FlowPrompt(row["prompt_id"], {name: row[name] for name in columns if name in row})
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The fields of `Conditions`."""
         conditions = collate_conditions(rows, self.flow.config)
         return {name: value.to(self._device) for name, value in conditions.items()}
-
-    def collate_actions(self, rows: Sequence[Row], names: Sequence[str]) -> Tensor:
-        """Latents (rows, names, window, latent_dim)."""
-        sizes = self.flow.config
-        reactions = [
-            torch.stack([from_bytes(row[name], sizes.window, sizes.latent_dim) for row in rows])
-            for name in names
-        ]
-        return torch.stack(reactions, dim=1)
-
-    def pack(self, actions: np.ndarray) -> bytes:
-        """Latents as float32 bytes."""
-        return to_bytes(actions)
-
-    def unpack(self, value: bytes) -> np.ndarray:
-        """Latents (window, latent_dim)."""
-        return from_bytes(value, -1, self.flow.config.latent_dim).numpy()
 
     def draws(self, prompts: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Noise (prompts, 1, window, draws, latent_dim) and flow times (prompts, 1, window, draws).
@@ -347,7 +332,7 @@ class FlowPolicy(Policy):
     def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
         """Log-probs of every denoise step of the SDE, (samples, latents, steps)."""
         states = batch["actions"]
-        velocities = forward("velocities", _conditions(batch), states, self.chunk)
+        velocities = forward("velocities", _conditions(batch), states, self.sampler.chunk)
         sampler = self.sampler
         log_probs = step_log_probs(
             states, velocities, sampler.sigma, sampler.reduction, sampler.corrected

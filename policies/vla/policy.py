@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +39,17 @@ from rapport.policies.vla.training import (
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
+@dataclass(frozen=True)
+class TokenSampler:
+    """How action tokens are sampled: from all bins, without top-p or top-k.
+
+    Args:
+        temperature: of sampling, and of the log-probs that are compared with those of engines.
+    """
+
+    temperature: float = 1.0
+
+
 class VlaPolicy(Policy):
     """Action tokens by LLaMA behind two visual streams.
 
@@ -58,7 +70,7 @@ class VlaPolicy(Policy):
         self.tokenizer = tokenizer
         self.actions = actions
         self.layout = actions.space.layout
-        self.temperature = 1.0  # of the rollouts that log-probs are compared with
+        self.sampler = TokenSampler()
         self._module = ActionLogits(model)
 
     # -- Reacting --
@@ -84,7 +96,7 @@ class VlaPolicy(Policy):
         groups = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             tokens, log_probs = sample_prompt(
-                self.model, prompt, samples=samples, seed=seed, temperature=self.temperature
+                self.model, prompt, samples=samples, seed=seed, temperature=self.sampler.temperature
             )
             groups.append(
                 [
@@ -164,10 +176,6 @@ class VlaPolicy(Policy):
         """The tokens of the first `steps` action steps of a reaction in a table; None = all."""
         return value if steps is None else value[: steps * self.model.config.action_dims]
 
-    def unpack(self, value: Any) -> np.ndarray:
-        """Token ids, (tokens,) int64."""
-        return np.array(value, np.int64)
-
     @property
     def action_digest(self) -> str:
         """Of the action tokenizer."""
@@ -179,7 +187,7 @@ class VlaPolicy(Policy):
 
     def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
         """Log-probs of every token at the temperature of the rollouts, (samples, tokens)."""
-        log_probs = self._log_probs(forward, batch, self.temperature)[0]
+        log_probs = self._log_probs(forward, batch, self.sampler.temperature)[0]
         return Likelihood(log_probs, log_probs)
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
@@ -237,7 +245,7 @@ class VlaPolicy(Policy):
             )
         first_token = self.model.config.action_token_start
         expected = action_log_probs(
-            logits[0], tokens, first_token, temperature=self.temperature
+            logits[0], tokens, first_token, temperature=self.sampler.temperature
         ).numpy()
         return float(np.abs(expected - reaction.log_probs).max())
 

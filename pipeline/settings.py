@@ -1,0 +1,502 @@
+"""What each recipe takes: the sections of its components, put together.
+
+A recipe has one config for each kind of policy. `OfVla`, `OfFlow` and `OfOther` say how a policy
+comes to be; the recipe's own half says what is done with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rapport.actors.settings import (
+    CandidateEngineConfig,
+    CandidateFleetConfig,
+    CandidateFlowConfig,
+    CandidateRenderConfig,
+    ClusterConfig,
+    EngineConfig,
+    FleetConfig,
+    LearnerConfig,
+    RatersConfig,
+    RenderConfig,
+)
+from rapport.pipeline.config import RecipeConfig
+from rapport.pipeline.data.settings import CorpusConfig
+from rapport.pipeline.objectives.settings import (
+    DpoConfig,
+    FlowDpoConfig,
+    FlowGdpoConfig,
+    FlowTraining,
+    GdpoConfig,
+    ImitationConfig,
+    SftConfig,
+    VaeTraining,
+    VlaDpoConfig,
+    VlaGdpoConfig,
+)
+from rapport.pipeline.plan_settings import PlanConfig
+from rapport.pipeline.steps.settings import (
+    BootstrapConfig,
+    ComparisonConfig,
+    EvaluationConfig,
+    HeldOutConfig,
+    MovementConfig,
+)
+from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.head.settings import HeadConfig
+from rapport.policies.vla.settings import VlaConfig
+from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
+from rapport.rewards.ratings.scores import ScoreConfig
+from rapport.settings import Section
+
+STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # how AR-Flow is trained
+
+
+def require_equal_shares(config: Learning, *sections: str) -> None:
+    """Raise `ValueError` where a batch cannot be shared equally by the learners."""
+    for section in sections:
+        batch_size = getattr(config, section).batch_size
+        if batch_size % config.learner.world_size:
+            raise ValueError(
+                f"{section}.batch_size={batch_size} must be a multiple of "
+                f"learner.world_size={config.learner.world_size}"
+            )
+
+
+class Learning(RecipeConfig):
+    """What recipes take that train something."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    learner: LearnerConfig = LearnerConfig()
+
+
+# -- Policies --
+
+
+class OfVla(Learning):
+    """A VLA, imitating."""
+
+    policy: Literal["vla"] = "vla"
+    """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
+    vla: VlaConfig = VlaConfig()
+    sft: SftConfig = SftConfig()
+
+    @model_validator(mode="after")
+    def _sft_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "sft")
+        return self
+
+
+class OfFlow(Learning):
+    """An AR-Flow, supervised. Its clips have the paper's 200 frames, and it sees no video."""
+
+    corpus: CorpusConfig = CorpusConfig(seconds=8.0, frames=0)
+    policy: Literal["flow"] = "flow"
+    """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
+    imitation: Path | None = None
+    """folder of a run of an AR-Flow whose corpus, encoded windows, motion VAE and supervised
+    AR-Flow are used; empty = made anew"""
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=80)
+    roles: Literal["both", "listener"] = "both"
+    """whose motion is learnt: of both people of a clip, or of its listener (DualTalk's clips
+    come once for each person already)"""
+    encoders: EncodersConfig = EncodersConfig()
+    vae: VaeTraining = VaeTraining()
+    flow: FlowTraining = FlowTraining()
+
+    @model_validator(mode="after")
+    def _one_imitation(self) -> Self:
+        defaults = type(self).model_fields
+        given = [name for name in STAGE_ONE if getattr(self, name) != defaults[name].default]
+        if self.imitation is not None and given:
+            raise ValueError(
+                f"imitation=RUN_DIR brings its own {', '.join(STAGE_ONE)}: "
+                f"leave {', '.join(given)} out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_one_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "vae", "flow")
+        return self
+
+
+class OfOther(Learning):
+    """A policy of your own, imitating by its likelihood."""
+
+    policy: str
+    """module:Class of a `rapport.policies.policy.Policy`"""
+    imitate: ImitationConfig = ImitationConfig()
+
+    @model_validator(mode="after")
+    def _imitation_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "imitate")
+        return self
+
+
+# -- What is done with them --
+
+
+class Judged(Learning):
+    """What recipes take that end in a table of held-out reactions."""
+
+    head: HeadConfig = HeadConfig()
+    render: RenderConfig = RenderConfig()
+    score: ScoreConfig = ScoreConfig()
+    raters: RatersConfig = RatersConfig()
+
+
+class JudgedOfVla(OfVla, Judged):
+    """How a VLA is judged."""
+
+    rollout: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class JudgedOfFlow(OfFlow, Judged):
+    """How an AR-Flow is judged."""
+
+    rollout: FleetConfig = FleetConfig()
+    evaluation: BootstrapConfig = BootstrapConfig()
+    judge: MovementConfig = MovementConfig()
+
+
+class JudgedOfOther(OfOther, Judged):
+    """How a policy of your own is judged."""
+
+    rollout: FleetConfig = FleetConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class PrepareConfig(RecipeConfig):
+    """`prepare`."""
+
+
+class RolloutOfVla(OfVla):
+    """`rollout`."""
+
+    head: HeadConfig = HeadConfig()
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateEngineConfig = CandidateEngineConfig()
+
+
+class RolloutOfFlow(OfFlow):
+    """`rollout policy=flow`."""
+
+    head: HeadConfig = HeadConfig()
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateFlowConfig = CandidateFlowConfig()
+
+
+class RolloutOfOther(OfOther):
+    """`rollout policy=module:Class`."""
+
+    head: HeadConfig = HeadConfig()
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateFleetConfig = CandidateFleetConfig()
+
+
+class Preferences(Judged):
+    """What recipes take that align a policy with preferences."""
+
+    ratings: Path | None = None
+    """people's ratings (CSV, JSONL or Parquet) of `candidates`; empty = simulated raters"""
+    candidates: Path | None = None
+    """folder of a `rollout` run whose candidates (and policy) are used; needed with `ratings`"""
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    dpo: DpoConfig = DpoConfig()
+
+    @model_validator(mode="after")
+    def _ratings_need_candidates(self) -> Self:
+        if self.ratings is not None and self.candidates is None:
+            raise ValueError(
+                "ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about"
+            )
+        if self.candidates is not None and self.dpo.rounds > 1:
+            raise ValueError(
+                f"candidates=RUN_DIR is one round, dpo.rounds={self.dpo.rounds} must be 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dpo_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "dpo")
+        return self
+
+
+class DpoOfVla(JudgedOfVla, Preferences):
+    """`dpo`."""
+
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateEngineConfig = CandidateEngineConfig()
+    dpo: VlaDpoConfig = VlaDpoConfig()
+
+    @model_validator(mode="after")
+    def _adapters_train(self) -> Self:
+        if self.dpo.train == "inputs" and self.vla.lora_rank:
+            raise ValueError(
+                "dpo.train=inputs would leave the adapters of vla.lora_rank untrained; "
+                "dpo.train=all"
+            )
+        return self
+
+
+class DpoOfFlow(JudgedOfFlow, Preferences):
+    """`dpo policy=flow`."""
+
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateFlowConfig = CandidateFlowConfig()
+    dpo: FlowDpoConfig = FlowDpoConfig()
+
+
+class DpoOfOther(JudgedOfOther, Preferences):
+    """`dpo policy=module:Class`."""
+
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateFleetConfig = CandidateFleetConfig()
+
+
+class Rewarded(Judged):
+    """What recipes take that reward dynamics."""
+
+    reward: RewardConfig = RewardConfig()
+    groups: GroupWeightsConfig = GroupWeightsConfig()
+    gdpo: GdpoConfig = GdpoConfig()
+
+    @model_validator(mode="after")
+    def _gdpo_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "gdpo")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_between_iterations(self) -> Self:
+        if self.learner.checkpoint_every % self.gdpo.sync_every:
+            raise ValueError(
+                f"learner.checkpoint_every={self.learner.checkpoint_every} must be a multiple of "
+                f"gdpo.sync_every={self.gdpo.sync_every}: a learner restarts with a new rollout"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> Self:
+        for name in ("reward", "groups"):
+            if not any(getattr(self, name).model_dump().values()):
+                raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
+        return self
+
+
+class GdpoOfFlow(JudgedOfFlow, Rewarded):
+    """`gdpo`."""
+
+    gdpo: FlowGdpoConfig = FlowGdpoConfig()
+
+
+class GdpoOfVla(JudgedOfVla, Rewarded):
+    """`gdpo policy=vla`."""
+
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
+    gdpo: VlaGdpoConfig = VlaGdpoConfig()
+
+
+class GdpoOfOther(JudgedOfOther, Rewarded):
+    """`gdpo policy=module:Class`."""
+
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
+
+
+class PreflightConfig(DpoOfVla):
+    """`preflight`."""
+
+    plan: PlanConfig = PlanConfig()
+
+
+class FilesConfig(Section):
+    pred: Path | None = None
+    """predictions to score; empty = judge a policy. A file or a folder (docs/metrics.md)"""
+    target: Path | None = None
+    """recorded motion of the same clips"""
+    partner: Path | None = None
+    """motion of the person they listen to, for the metrics that need it"""
+    neighbours: Path | None = None
+    """matrix of appropriate reactions (REACT protocols)"""
+    speech_mask: Path | None = None
+    """who speaks in which frame (unils, gdpo_paper)"""
+    protocol: Literal[
+        "lm_listener",
+        "l2l",
+        "dim",
+        "dualtalk",
+        "unils",
+        "gdpo_paper",
+        "react2023",
+        "react2024",
+        "reactface",
+        "vbench",
+    ] = "lm_listener"
+    """whose numbers to reproduce"""
+    variant: Literal["reference", "corrected"] = "reference"
+    """the published number bug for bug, or with the corrections of docs/metrics.md"""
+    fps: float | None = Field(None, gt=0)
+    """frames per second of plain arrays; empty = the protocol's own"""
+    affect: Path | None = None
+    """affect_estimator.npz of an earlier run, for L2 Affect (lm_listener, typed motion)"""
+    out: Path | None = None
+    """JSON to write; metrics.json in the run directory holds the same"""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> FilesConfig:
+        given = [
+            name
+            for name in ("target", "partner", "neighbours", "speech_mask", "affect", "out")
+            if getattr(self, name) is not None
+        ]
+        if self.pred is None and given:
+            raise ValueError(
+                f"files.{given[0]} needs files.pred (--pred), the predictions to score"
+            )
+        if self.pred is not None and (self.target is None) != (self.protocol == "vbench"):
+            raise ValueError(
+                "protocol vbench has no files.target"
+                if self.target is not None
+                else f"protocol {self.protocol} needs files.target (--target)"
+            )
+        if self.affect is not None and self.protocol != "lm_listener":
+            raise ValueError(f"files.affect is for protocol lm_listener, not {self.protocol}")
+        return self
+
+
+class Evaluated(Judged):
+    """What `evaluate` takes beside a policy's own."""
+
+    checkpoint: Path | None = None
+    """policy checkpoint to judge; empty = train one and judge that"""
+    files: FilesConfig = FilesConfig()
+
+    @model_validator(mode="after")
+    def _files_or_a_policy(self) -> Self:
+        if self.files.pred is not None and self.checkpoint is not None:
+            raise ValueError(
+                "files.pred scores files, checkpoint judges a policy: give one of them"
+            )
+        return self
+
+
+class EvaluateOfVla(JudgedOfVla, Evaluated):
+    """`evaluate`."""
+
+
+class EvaluateOfFlow(JudgedOfFlow, Evaluated):
+    """`evaluate policy=flow`."""
+
+
+class EvaluateOfOther(JudgedOfOther, Evaluated):
+    """`evaluate policy=module:Class`."""
+
+
+class AblationConfig(Section):
+    seeds: int = Field(3, ge=1)
+    """runs from SFT on, with seeds counted up from `seed`"""
+
+
+class Ablated(Preferences):
+    """What `ablate` takes beside a policy's own."""
+
+    ablation: AblationConfig = AblationConfig()
+
+    @model_validator(mode="after")
+    def _one_round_of_its_own(self) -> Self:
+        if self.candidates is not None or self.dpo.rounds > 1:
+            raise ValueError(
+                "ablate samples its own candidates, once: no `candidates`, no `ratings`, "
+                "dpo.rounds=1"
+            )
+        return self
+
+
+class AblateOfVla(DpoOfVla, Ablated):
+    """`ablate`."""
+
+    evaluation: ComparisonConfig = ComparisonConfig()  # it shows no clips
+
+
+class AblateOfFlow(DpoOfFlow, Ablated):
+    """`ablate policy=flow`."""
+
+
+class RankSettings(HeldOutConfig):
+    prompts: int = Field(96, ge=2)
+    """held-out prompts (fewer if the corpus has fewer)"""
+    samples: int = Field(2, ge=1)
+    """reactions per prompt and method; all of them for ReactFace's metrics, the first for the
+    others, as in the papers"""
+    dpo: Path | None = None
+    """folder of a finished `dpo` run: SFT, SFT + DPO; empty = left out"""
+    gdpo: Path | None = None
+    """folder of a finished `gdpo` run: AR-Flow, GDPO; empty = left out"""
+
+
+class RankConfig(RecipeConfig):
+    """`rank`."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    head: HeadConfig = HeadConfig()
+    rollout: EngineConfig = EngineConfig()
+    rank: RankSettings = RankSettings()
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> Self:
+        if (self.rank.dpo or self.rank.gdpo) and self.corpus != CorpusConfig():
+            raise ValueError(
+                "methods are ranked on the corpus of the runs in rank.dpo and rank.gdpo: leave "
+                "corpus.* out, it is for ranking without a run"
+            )
+        return self
+
+
+class BenchSettings(Section):
+    repeats: int = Field(3, ge=1)
+    """measurements after a warm-up; the median counts"""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each engine and learner (rollout, dpo)"""
+    prompts: int = Field(16, ge=1)
+    """prompts sampled at once, rollout.samples each (rollout)"""
+    batch_sizes: list[int] = [16, 32, 64]
+    """of transformers' generate; its best counts (rollout)"""
+    prompt_tokens: int = Field(512, ge=32)
+    """tokens of a prompt (dpo)"""
+    response_tokens: int = Field(256, ge=32, multiple_of=32)
+    """tokens of a response (dpo)"""
+    vocabulary: int = Field(32000, ge=600)
+    """vocabulary of the LLaMA (dpo)"""
+    batch_size: int = Field(4, ge=1)
+    """pairs per step (dpo)"""
+    speakers: int = Field(0, ge=0)
+    """speakers of a REACT split that is really scored; its test split has 1612 (metrics)"""
+
+
+class BenchConfig(RolloutOfVla):
+    """`bench`."""
+
+    subject: Literal["rollout", "dpo", "sync", "render", "metrics", "flow"] = "rollout"
+    """what is measured"""
+    bench: BenchSettings = BenchSettings()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A command.
+
+    Args:
+        summary: what it does, in a line.
+        configs: what it takes, by kind of policy, its own first; "" where there is no choice;
+            "other" for policies of one's own.
+        subjects: what it may be about, where it has a subject; each then has configs of its own.
+    """
+
+    summary: str
+    configs: dict[str, type[RecipeConfig]]
+    subjects: tuple[str, ...] = ()

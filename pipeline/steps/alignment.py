@@ -1,0 +1,92 @@
+"""Alignment: what DPO and GDPO hand to the learners, and rollouts that overlap learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rapport.actors.learner import Milestones
+from rapport.pipeline.objectives.dpo import Dpo
+from rapport.pipeline.rundir import Phase, PhaseResult, phase
+from rapport.pipeline.settings import Learning, OfVla, Preferences
+from rapport.pipeline.steps.imitation import learn
+
+Rolled = TypeVar("Rolled")
+
+
+def policy_config(config: Learning) -> Any:
+    """The policy's own section, with adapters and frozen parts; None = it has none."""
+    return config.vla if isinstance(config, OfVla) else None
+
+
+@phase("dpo")
+def align(
+    step: Phase,
+    config: Preferences,
+    initial: Path,
+    reference: Path,
+    pairs: Path,
+    *,
+    round_index: int = 1,
+    reference_file: Path | None = None,
+    milestones: Milestones | None = None,
+) -> PhaseResult:
+    """DPO from the policy in `initial` against the frozen one in `reference`.
+
+    Args:
+        step: the phase.
+        config: of the recipe.
+        initial: folder of the policy that learns.
+        reference: folder of the frozen one.
+        pairs: table of pairs.
+        round_index: of the loop.
+        reference_file: of the reference's log-likelihoods, where several runs share them.
+        milestones: policies to write on the way.
+    """
+    objective = Dpo(
+        initial,
+        reference,
+        pairs,
+        config.dpo,
+        config.seed + round_index - 1,
+        reference_file or step.directory / "reference.parquet",
+        policy_config(config),
+    )
+    step.say(
+        f"{len(objective.rows)} pairs, {objective.steps} steps, beta {config.dpo.beta:g}, "
+        f"{config.dpo.loss}"
+    )
+    return learn(objective, config.learner, step, milestones)
+
+
+class OneAhead(Generic[Rolled]):
+    """Hands out what was begun an iteration before, and begins the next.
+
+    Staleness is bounded: what is handed out was sampled with the weights of the iteration before,
+    never older ones; the first time, and after a restart, with the present ones.
+
+    Args:
+        work: `work(weights, index)` samples for an iteration.
+        iterations: how many there are.
+    """
+
+    def __init__(self, work: Callable[[Any, int], Rolled], iterations: int) -> None:
+        self.work = work
+        self.iterations = iterations
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: Future[Rolled] | None = None
+        self._begun_for: int | None = None
+
+    def __call__(self, weights: Any, index: int) -> Rolled:
+        """What iteration `index` is given; begins the following one with `weights`."""
+        if self._begun is not None and self._begun_for == index:
+            found = self._begun.result()
+        else:
+            found = self.work(weights, index)
+        self._begun = None
+        if index + 1 < self.iterations:
+            self._begun_for = index + 1
+            self._begun = self._thread.submit(self.work, weights, index + 1)
+        return found

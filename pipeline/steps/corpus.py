@@ -1,0 +1,58 @@
+"""The corpus of a run, and which of its clips are taken."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rapport.actors import timeline
+from rapport.pipeline.data.corpora import open_corpus
+from rapport.pipeline.data.settings import CorpusConfig
+from rapport.pipeline.data.store import Corpus, CorpusError
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
+
+
+def prepare(run: Run, config: CorpusConfig) -> Corpus:
+    """The corpus that `config` names, as a Parquet folder."""
+    return Corpus(_prepared(run, config).artifacts["corpus"])
+
+
+@phase("prepare")
+def _prepared(step: Phase, config: CorpusConfig) -> PhaseResult:
+    if config.kind == "synthetic":
+        step.say("generating the synthetic corpus")
+    with timeline.noted("corpus"):
+        try:
+            corpus = open_corpus(config, step.directory / "corpus")
+        except CorpusError as error:
+            raise RunError(str(error)) from error
+    for split in ("train", "test"):
+        if split not in corpus.splits:
+            raise RunError(
+                f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. "
+                "Recordings, or what of a single one is held out, are shorter: lower "
+                "corpus.seconds"
+            )
+    counts = {split: corpus.count(split) for split in ("train", "test")}
+    absent = corpus.at("train", 0).absent
+    step.say(
+        f"{counts['train']} training and {counts['test']} held-out clips, {corpus.layout}"
+        + (f"; absent: {', '.join(absent)}" if absent else "")
+    )
+    return PhaseResult(
+        artifacts={"corpus": corpus.path},
+        counts={f"{split}_clips": count for split, count in counts.items()},
+    )
+
+
+def choose(corpus: Corpus, split: str, count: int, seed: int, skip: int = 0) -> list[str]:
+    """`count` clip ids of a split (all, if it has fewer), in an order that the seed decides.
+
+    The first `skip` are left for later: past the end of the order it starts again.
+    """
+    return chosen(corpus.clip_ids(split), count, seed=seed, skip=skip)
+
+
+def chosen(ids: list[str], count: int, *, seed: int, skip: int = 0) -> list[str]:
+    """The same of any ids."""
+    order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
+    return [ids[index] for index in np.roll(order, -skip)[:count]]

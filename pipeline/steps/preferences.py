@@ -1,0 +1,185 @@
+"""Preferences: from candidates that were watched to ratings, scores and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapport.actors.rater import RatedPrompt, RewardPool
+from rapport.pipeline.data.candidates import GROUND_TRUTH, Candidate
+from rapport.pipeline.data.rating_package import read_manifest
+from rapport.pipeline.data.synthetic.words import LEXICON
+from rapport.pipeline.objectives.dpo import pair_schema
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.settings import Judged, Preferences
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.sampling import Groups, Prompts, artifacts_of
+from rapport.policies.clip import Clip
+from rapport.policies.motion import Motion
+from rapport.policies.tables import write_table
+from rapport.rewards.ratings.pairs import Pair, make_pairs
+from rapport.rewards.ratings.raters import RaterScales, Survey, anonymous, survey
+from rapport.rewards.ratings.ratings import Rating, read_ratings, write_ratings
+from rapport.rewards.ratings.scores import score_candidates
+
+
+def reward_pool(config: Judged) -> RewardPool:
+    """Workers with panels of SIMULATED raters."""
+    return RewardPool(config.raters, config.head, LEXICON, losses=config.cluster.lost_workers)
+
+
+def watched(clip: Clip, candidates: Mapping[str, Motion]) -> RatedPrompt:
+    """Candidates with what raters see and hear of the clip's speaker, for as long as they last."""
+    words = None
+    if clip.words is not None:
+        words = tuple((word.text, word.start, word.end) for word in clip.words)
+    speaker = clip.speaker
+    if speaker is not None and candidates:
+        speaker = speaker.window(0, len(next(iter(candidates.values()))))
+    return RatedPrompt(
+        clip.clip_id, candidates, speaker, clip.speaker_shape, words, clip.speaker_audio
+    )
+
+
+def simulated_ratings(
+    prompts: Iterable[RatedPrompt], raters: RewardPool, seed: int
+) -> list[Rating]:
+    """Of SIMULATED raters, who watch every candidate on the neutral head."""
+    return [rating for _, ratings in raters.rate(prompts, seed) for rating in ratings]
+
+
+def rate(
+    run: Workspace,
+    config: Preferences,
+    imitated: Imitated,
+    groups: Groups,
+    raters: RewardPool,
+    *,
+    round_index: int = 1,
+) -> list[Rating]:
+    """People's ratings from their sheets, or those of SIMULATED raters who watch everything."""
+    result = _rated(run, config, imitated, groups, raters, round_index=round_index)
+    if result.value is not None:
+        run.summary["survey"] = result.value
+    return read_ratings(result.artifacts["ratings"])
+
+
+@phase("rate")
+def _rated(
+    step: Phase,
+    config: Preferences,
+    imitated: Imitated,
+    groups: Groups,
+    raters: RewardPool,
+    *,
+    round_index: int,
+) -> PhaseResult:
+    described = None
+    if config.ratings is None:
+        prompts = (
+            watched(imitated.corpus.clip(clip_id), _motions(imitated, group))
+            for clip_id, group in groups.items()
+        )
+        ratings = simulated_ratings(prompts, raters, config.seed)
+        source = f"{config.raters.count} SIMULATED raters"
+    else:
+        ratings, found = peoples_ratings(config, groups)
+        source = f"{len(found.raters)} people ({config.ratings.name})"
+        step.say(
+            f"{len(found.raters)} people, {found.raters_per_candidate:.1f} for each of "
+            f"{found.rated} candidates; alpha {found.alpha}"
+        )
+        for warning in found.warnings:
+            step.say(f"WARNING: {warning}")
+        alphas = {f"alpha/{name}": value for name, value in found.alpha.items()}
+        step.logger.log({name: value for name, value in alphas.items() if value is not None})
+        described = asdict(found) | {"warnings": found.warnings}
+    file = step.directory / "ratings.parquet"
+    write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
+    step.say(f"{len(ratings)} ratings by {source}")
+    return PhaseResult(artifacts={"ratings": file}, engines={"raters": source}, value=described)
+
+
+def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion]:
+    policy = imitated.policy
+    return {candidate.candidate_id: policy.to_motion(candidate.reaction) for candidate in group}
+
+
+def peoples_ratings(config: Preferences, groups: Groups) -> tuple[list[Rating], Survey]:
+    """The filled sheets, without the raters' names, and how far they can be trusted."""
+    manifest = artifacts_of(config.candidates).get("manifest")
+    videos = None if manifest is None else read_manifest(Path(manifest))
+    ratings = anonymous(read_ratings(config.ratings, videos))
+    return ratings, survey(ratings, _members(groups))
+
+
+def _members(groups: Groups) -> dict[str, list[str]]:
+    return {i: [candidate.candidate_id for candidate in group] for i, group in groups.items()}
+
+
+def pair(
+    run: Workspace,
+    config: Preferences,
+    imitated: Imitated,
+    groups: Groups,
+    ratings: list[Rating],
+    *,
+    round_index: int = 1,
+) -> Path:
+    """Score every candidate (Eq. 10); best and worst of a group make a pair: the table of them."""
+    result = _paired(run, config, imitated, groups, ratings, round_index=round_index)
+    return result.artifacts["pairs"]
+
+
+@phase("pair")
+def _paired(
+    step: Phase,
+    config: Preferences,
+    imitated: Imitated,
+    groups: Groups,
+    ratings: list[Rating],
+    *,
+    round_index: int,
+) -> PhaseResult:
+    scales = None
+    if config.ratings is not None and config.score.rater_scales:
+        scales = RaterScales.of(ratings)
+    scores, scored = score_candidates(ratings, config.score.weights, _members(groups), scales)
+    pairs, paired = make_pairs(scores, config.score.minimum_margin)
+    if len(pairs) < config.dpo.batch_size:
+        raise RunError(
+            f"{len(pairs)} pairs are fewer than one batch "
+            f"(dpo.batch_size={config.dpo.batch_size}): {asdict(paired)}"
+        )
+    by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
+    chosen = [by_id[pair.prompt_id, pair.chosen_id] for pair in pairs]
+    share = float(np.mean([candidate.source == GROUND_TRUTH for candidate in chosen]))
+    margin = np.mean([pair.margin for pair in pairs])
+    step.say(
+        f"{len(pairs)} pairs, mean margin {margin:.3f}, recorded listener chosen in {share:.0%}"
+    )
+    step.logger.log({"pairs": len(pairs), "ground_truth_chosen": share})
+    table = step.directory / "pairs.arrow"
+    write_table(table, pair_rows(pairs, by_id, imitated), pair_schema(imitated.policy))
+    return PhaseResult(artifacts={"pairs": table}, counts=asdict(scored) | asdict(paired))
+
+
+def pair_rows(
+    pairs: Iterable[Pair], candidates: Mapping[tuple[str, str], Candidate], imitated: Imitated
+) -> Iterator[dict[str, Any]]:
+    """Rows of `pair_schema`."""
+    policy = imitated.policy
+    prompts = Prompts(imitated, "train")
+    for pair in pairs:
+        chosen = candidates[pair.prompt_id, pair.chosen_id]
+        rejected = candidates[pair.prompt_id, pair.rejected_id]
+        yield policy.prompt_row(prompts[pair.prompt_id]) | {
+            "chosen": policy.pack(chosen.actions),
+            "rejected": policy.pack(rejected.actions),
+            "chosen_score": pair.chosen_score,
+            "rejected_score": pair.rejected_score,
+        }

@@ -1,0 +1,307 @@
+"""Sampling: the fleet, candidates of training prompts, and what people are given to rate."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapport.actors.engines import InProcess, TokenEngine, engine_environment
+from rapport.actors.fleet import CANARY_TOKENS, Canary, Fleet
+from rapport.actors.renderer import Panel, RenderPool, VideoJob
+from rapport.actors.settings import EngineConfig, FleetConfig
+from rapport.log import logger
+from rapport.pipeline.data.candidates import (
+    Candidate,
+    read_candidates,
+    recorded,
+    sampled,
+    write_candidates,
+)
+from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.settings import Learning
+from rapport.pipeline.steps.corpus import chosen
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
+from rapport.policies.flow.policy import FlowPolicy, Sampler
+from rapport.policies.policy import Policy, Prompt
+from rapport.policies.vla.policy import TokenSampler, VlaPolicy
+
+Groups = dict[str, list[Candidate]]
+
+
+@contextmanager
+def fleet_of(run: Workspace, config: Learning, imitated: Imitated, sampler: Any) -> Iterator[Fleet]:
+    """Engines that hold the imitating policy, checked against a plain forward pass.
+
+    Args:
+        run: its summary says what runs.
+        config: with `rollout` and `cluster`.
+        imitated: the policy and its corpus.
+        sampler: how it samples, see `candidate_sampler` and `rollout_sampler`.
+    """
+    started = time.monotonic()
+    policy = imitated.policy
+    policy.sampler = sampler
+    with start_fleet(config.rollout, config.cluster.lost_workers, imitated, sampler) as fleet:
+        engine = fleet.ready()
+        seconds = time.monotonic() - started
+        run.summary["engines"]["rollout"] = engine
+        run.summary["timings_s"]["fleet_start"] = round(seconds, 1)
+        gap = f", canary gap {engine['canary_gap']:.1e} nats" if "canary_gap" in engine else ""
+        logger.info(
+            f"[fleet] {engine['workers']} x {engine['name']} {engine['version']}, "
+            f"{engine['device']}, {engine['dtype']}{gap}, {seconds:.1f} s"
+        )
+        yield fleet
+
+
+def start_fleet(config: FleetConfig, losses: int, imitated: Imitated, sampler: Any) -> Fleet:
+    """The fleet of a policy: vLLM or transformers for the VLA, others in their actors' processes."""
+    policy = imitated.policy
+    checkpoint = str(imitated.policy_path)
+    if not isinstance(config, EngineConfig):
+        start = partial(InProcess, checkpoint, sampler, config.gpus)
+        return Fleet(start, config, losses=losses)
+    canary = Canary(
+        prompt=policy.encode(imitated.corpus.at("train", 0)),
+        tolerance=config.canary_tolerance if config.dtype == "float32" else 0.1,
+        actions=min(CANARY_TOKENS, policy.model.config.action_tokens),
+    )
+    return Fleet(
+        partial(TokenEngine, checkpoint, config),
+        config,
+        losses=losses,
+        environment=engine_environment(config),
+        policy=policy,
+        canary=canary,
+    )
+
+
+def candidate_sampler(config: Learning, policy: Policy) -> Any:
+    """How candidates are sampled that raters watch."""
+    if isinstance(policy, FlowPolicy):
+        # The SDE's path without its noise: the ODE.
+        return Sampler(steps=config.rollout.steps, sigma=0.0)
+    return rollout_sampler(config, policy)
+
+
+def rollout_sampler(config: Learning, policy: Policy) -> Any:
+    """How reactions are sampled that are rewarded, so that every action has a probability."""
+    if isinstance(policy, VlaPolicy):
+        return TokenSampler(temperature=config.rollout.temperature)
+    if not isinstance(policy, FlowPolicy):
+        return policy.sampler
+    gdpo = config.gdpo
+    return Sampler(
+        steps=gdpo.steps,
+        sigma=gdpo.sigma,
+        corrected=gdpo.corrected,
+        shared_start=gdpo.shared_start,
+        reduction=gdpo.reduction,
+        chunk=gdpo.chunk,
+    )
+
+
+class Prompts(Mapping[str, Prompt]):
+    """The prompts of a split by clip id, made when they are asked for.
+
+    Args:
+        imitated: the policy, its corpus, and prompts made in advance where there are any.
+        split: of the corpus.
+    """
+
+    def __init__(self, imitated: Imitated, split: str) -> None:
+        self.imitated = imitated
+        self.clip_ids = imitated.corpus.clip_ids(split)
+        self._table = imitated.encoded(split)
+        self._rows: dict[str, int] = {}
+        if self._table is not None:
+            listeners = {f"{clip_id}/listener" for clip_id in self.clip_ids}
+            for index, window_id in enumerate(self._table["prompt_id"]):
+                if window_id in listeners:
+                    self._rows[window_id.removesuffix("/listener")] = index
+
+    def __getitem__(self, clip_id: str) -> Prompt:
+        policy = self.imitated.policy
+        if self._table is None:
+            return policy.encode(self.imitated.corpus.clip(clip_id))
+        return policy.prompt_of(self._table[self._rows[clip_id]] | {"prompt_id": clip_id})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.clip_ids)
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+
+def candidates(
+    run: Workspace, config: Learning, imitated: Imitated, fleet: Fleet, *, round_index: int = 1
+) -> Groups:
+    """K samples of the policy and the recorded listener for each of `rollout.prompts` prompts.
+
+    Every round takes other prompts, as long as there are any.
+    """
+    result = _rollout(run, config, imitated, fleet, round_index=round_index)
+    run.summary["metrics"]["rollout_tokens_per_s"] = result.value["tokens_per_s"]
+    return read_candidates(result.artifacts["candidates"])
+
+
+@phase("rollout")
+def _rollout(
+    step: Phase, config: Learning, imitated: Imitated, fleet: Fleet, *, round_index: int
+) -> PhaseResult:
+    policy = imitated.policy
+    samples = config.rollout.samples
+    prompts = Prompts(imitated, "train")
+    ids = prompts_of_round(config, policy, prompts.clip_ids, round_index)
+    seeds = policy.seeds("candidates", config.seed, round_index - 1, ids)
+    started = time.monotonic()
+    actions = 0
+    found: list[Candidate] = []
+    step.say(f"started: {len(ids)} prompts x {samples} samples")
+    for groups in fleet.sample((prompts[clip_id] for clip_id in ids), samples, seeds):
+        reactions = [reaction for group in groups for reaction in group]
+        found += [sampled(reaction, policy) for reaction in reactions]
+        actions += sum(len(reaction.actions) for reaction in reactions)
+        seconds = time.monotonic() - started
+        step.logger.log({"trajectories": len(found), "tokens_per_s": actions / seconds}, len(found))
+    seconds = time.monotonic() - started
+    for clip_id in ids:
+        motion = imitated.corpus.clip(clip_id).listener.subset(policy.layout)
+        found.append(recorded(clip_id, policy.actions_of(motion), policy))
+    file = step.directory / "candidates.parquet"
+    count = write_candidates(file, found, policy)
+    step.say(f"{actions} actions, {actions / seconds:.0f} a second")
+    return PhaseResult(
+        artifacts={"candidates": file},
+        counts={
+            "rollout_prompts": len(ids),
+            "trajectories": len(ids) * samples,
+            "action_tokens": actions,
+            "candidates": count,
+        },
+        value={"tokens_per_s": round(actions / seconds)},
+    )
+
+
+def prompts_of_round(
+    config: Learning, policy: Policy, clip_ids: list[str], round_index: int
+) -> list[str]:
+    """The clips whose prompts are answered."""
+    count = config.rollout.prompts
+    skip = (round_index - 1) * count
+    if policy.seed_per_prompt:
+        return chosen(clip_ids, count, seed=config.seed, skip=skip)
+    # Seeds go by place in the batch: the clips stand in the order of the corpus.
+    order = np.roll(np.random.default_rng(config.seed).permutation(len(clip_ids)), -skip)
+    return [clip_ids[index] for index in sorted(order[:count])]
+
+
+# -- For people --
+
+
+@phase("render")
+def render_candidates(
+    step: Phase,
+    config: Learning,
+    imitated: Imitated,
+    groups: Groups,
+    renderers: RenderPool,
+    *,
+    round_index: int,
+) -> PhaseResult:
+    """Side-by-side videos of the candidates of the first prompts, with the speaker's voice."""
+    first = [candidate for group in groups.values() for candidate in group][: config.render.videos]
+    jobs = (
+        video_of(c, step.directory / f"{c.prompt_id}_{c.candidate_id}.mp4", imitated) for c in first
+    )
+    return render_videos(config.render, jobs, renderers, step)
+
+
+@phase("package")
+def package(step: Phase, config: Learning, imitated: Imitated, groups: Groups) -> PhaseResult:
+    """What people are given to rate: whole groups under neutral names."""
+    whole = whole_groups(groups, config.render.videos)
+    members = {i: [candidate.candidate_id for candidate in group] for i, group in whole.items()}
+    names = neutral_names(members, config.seed)
+    write_package(step.directory, names)
+    videos = step.directory / HAND_OUT / "videos"
+    videos.mkdir(exist_ok=True)
+    by_id = {(c.prompt_id, c.candidate_id): c for group in whole.values() for c in group}
+    jobs = (
+        video_of(by_id[shown], videos / f"{name}.mp4", imitated) for name, shown in names.items()
+    )
+    with render_pool(config) as renderers:
+        result = render_videos(config.render, jobs, renderers, step)
+    step.say(f"{len(whole)} groups; hand out {step.directory / HAND_OUT}, keep manifest.csv")
+    manifest = {"manifest": step.directory / "manifest.csv"}
+    return PhaseResult(
+        artifacts=dict(result.artifacts) | manifest, counts=result.counts, engines=result.engines
+    )
+
+
+def whole_groups(groups: Groups, videos: int) -> Groups:
+    """The first groups that `videos` videos hold; a group is rated as a whole or not at all."""
+    whole: Groups = {}
+    for prompt_id, group in groups.items():
+        if sum(map(len, whole.values())) + len(group) > videos:
+            break
+        whole[prompt_id] = group
+    if not whole:
+        size = len(next(iter(groups.values())))
+        raise RunError(
+            f"render.videos={videos} is less than one group of {size} candidates; raise it"
+        )
+    return whole
+
+
+def video_of(candidate: Candidate, path: Path, imitated: Imitated) -> VideoJob:
+    """Speaker and listener side by side."""
+    clip = imitated.corpus.clip(candidate.prompt_id)
+    listener = Panel("listener", imitated.policy.to_motion(candidate.reaction))
+    return VideoJob(path, (speaker_panel(clip), listener), clip.speaker_audio)
+
+
+# -- Earlier runs --
+
+
+def artifacts_of(directory: Path) -> dict[str, str]:
+    """What an earlier `rollout` run left, and where."""
+    summary = directory / "summary.json"
+    if not summary.is_file():
+        raise RunError(
+            f"candidates={directory}: no summary.json there; it must be the folder of a "
+            "`rollout` run"
+        )
+    return json.loads(summary.read_text())["artifacts"]
+
+
+def earlier(directory: Path, artifact: str) -> Path:
+    """Where an earlier `rollout` run left an artefact."""
+    artifacts = artifacts_of(directory)
+    if artifact not in artifacts:
+        raise RunError(
+            f"candidates={directory}: that run left no {artifact!r}, only {sorted(artifacts)}"
+        )
+    return Path(artifacts[artifact])
+
+
+def earlier_imitation(directory: Path) -> Imitated:
+    """Corpus and policy of an earlier `rollout` run."""
+    artifacts = artifacts_of(directory)
+    tables = artifacts.get("encode_tables")
+    names = [name for name in ("sft_policy", "flow_policy", "imitate_policy") if name in artifacts]
+    return Imitated(
+        Corpus(earlier(directory, "corpus")),
+        earlier(directory, names[0] if names else "sft_policy"),
+        None if tables is None else Path(tables),
+    )

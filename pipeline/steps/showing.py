@@ -1,0 +1,88 @@
+"""Videos: candidates for people, held-out clips side by side, pairs that were learnt from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rapport.actors.renderer import Panel, RenderPool, VideoJob
+from rapport.actors.settings import RenderConfig
+from rapport.pipeline.report.videos import Shown, write_shown
+from rapport.pipeline.rundir import Phase, PhaseResult
+from rapport.policies.clip import Clip
+from rapport.policies.motion import Motion
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A video of the report: what it shows, its panels, and the speaker's voice."""
+
+    shown: Shown
+    panels: tuple[Panel, ...]
+    audio: np.ndarray | None
+
+
+def render_pool(config: Any) -> RenderPool:
+    """Renderers of a recipe (`render`, `head`, `cluster`)."""
+    return RenderPool(config.render, config.head, losses=config.cluster.lost_workers)
+
+
+def render_videos(
+    config: RenderConfig, jobs: Iterable[VideoJob], renderers: RenderPool, step: Phase
+) -> PhaseResult:
+    """Render jobs on the pool; returns the phase's result."""
+    started = time.monotonic()
+    frames = 0
+    videos = 0
+    for _, drawn in renderers.render(jobs):
+        frames += drawn
+        videos += 1
+    seconds = time.monotonic() - started
+    step.say(f"{videos} videos, {frames} panel frames, {frames / seconds:.0f} frames/s")
+    engine = {"name": "numba z-buffer", "workers": config.workers, "codec": config.codec}
+    return PhaseResult(
+        counts={f"{step.name}_videos": videos},
+        artifacts={f"{step.name}_videos": step.directory},
+        engines={"render": engine},
+    )
+
+
+def render_shown(
+    config: RenderConfig, videos: Sequence[Video], renderers: RenderPool, step: Phase
+) -> PhaseResult:
+    """Videos for the report, with the speaker's voice; returns the phase's result."""
+    jobs = [
+        VideoJob(step.directory / video.shown.file, video.panels, video.audio) for video in videos
+    ]
+    for job in jobs:
+        job.path.parent.mkdir(exist_ok=True)
+    result = render_videos(config, jobs, renderers, step)
+    write_shown(step.directory, [video.shown for video in videos])
+    return result
+
+
+def speaker_panel(clip: Clip) -> Panel:
+    """The speaker of a clip, or that there is no video of them."""
+    return Panel("speaker", clip.speaker, clip.speaker_shape)
+
+
+def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> Video:
+    """A video of the speaker, the recorded listener, and what each method answers.
+
+    Args:
+        clip: whose speaker is answered.
+        file: of the video, see `Shown`.
+        kind: of video, see `Shown`.
+        answers: of one layout, by method.
+    """
+    layout = next(iter(answers.values())).layout
+    listeners = {"ground truth": clip.listener.subset(layout)} | dict(answers)
+    panels = [speaker_panel(clip)]
+    panels += [Panel(caption, motion) for caption, motion in listeners.items()]
+    captions = [panel.caption for panel in panels]
+    shown = Shown(kind, file, clip.clip_id, clip.text, captions)
+    return Video(shown, tuple(panels), clip.speaker_audio)
