@@ -1,1 +1,1 @@
-"""From what people say of a reaction to scores and pairs, and simulated raters."""
+"""From what people say of a reaction to scores and pairs; and SIMULATED raters."""

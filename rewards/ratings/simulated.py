@@ -1,11 +1,11 @@
-"""SIMULATED raters: stand-ins for people, used when no ratings are given and called simulated
-everywhere.
+"""SIMULATED raters: stand-ins for people where no ratings are at hand, called simulated everywhere.
 
 They judge only what a person in front of the side-by-side video could see and hear: landmarks of
 the rendered listener, and the speaker's face, words and voice. They know no coefficients and no
 hidden truth of a corpus. Each differs in what they expect, in leniency, in how they use the scale
 and in how steady their hand is. They are a model of ours, not of any published panel: they show
-that the pipeline follows a preference, and say nothing about people's opinion of a model."""
+that the pipeline follows a preference, and say nothing about people's opinion of a model.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating
-from rapport.rewards.ratings.speaker_cues import (
-    SpeakerCues,
-    SpeakerRead,
-    moving_mean,
-    read_speaker,
-)
+from rapport.rewards.ratings.speaker_cues import SpeakerCues, SpeakerRead, read_speaker
 from rapport.rewards.ratings.visible import Expression, VisibleMotion, displayed_valence
+from rapport.rewards.smoothing import moving_mean
 
 # Human norms. "Live Link": 64 s of a person's facial recording on the built-in head; "dyad": the
 # head of a recorded listener (DualTalk demo). The rest are our choices.
@@ -43,7 +39,7 @@ AGREE = 0.35  # difference of affect (rms) that is seen as a poor match
 
 @dataclass(frozen=True, eq=False)
 class RaterTraits:
-    """Who the raters are; every field is (raters,) but `thresholds`, which is (raters, 4).
+    """Who the raters are. Every field is (raters,), but `thresholds` is (raters, 4).
 
     Args:
         face_weight: share of the speaker's face, against words, in what is made of the speaker.
@@ -68,10 +64,10 @@ class RaterTraits:
     thresholds: np.ndarray
 
 
-def draw_raters(n: int, seed: int) -> RaterTraits:
-    """`n` different raters. Rater i is the same whatever `n`."""
+def draw_raters(count: int, seed: int) -> RaterTraits:
+    """`count` different raters. Rater i is the same whatever `count`."""
     people = []
-    for index in range(n):
+    for index in range(count):
         rng = np.random.default_rng([seed, index])
         people.append(
             {
@@ -88,9 +84,8 @@ def draw_raters(n: int, seed: int) -> RaterTraits:
                 ),
             }
         )
-    return RaterTraits(
-        **{f.name: np.array([person[f.name] for person in people]) for f in fields(RaterTraits)}
-    )
+    traits = [field.name for field in fields(RaterTraits)]
+    return RaterTraits(**{name: np.array([person[name] for person in people]) for name in traits})
 
 
 class SimulatedPanel:
@@ -99,112 +94,153 @@ class SimulatedPanel:
     The same seed, rater, prompt and candidate give the same rating, in whatever order or company.
 
     Args:
-        n: raters; their names are simulated-0, simulated-1, ...
+        raters: how many; their names are simulated-0, simulated-1, ...
         seed: of who they are and of their noise.
         lexicon: word -> valence in [-1, 1], what words mean to them; without it they do not
             understand speech.
+
+    Raises:
+        ValueError: a panel of nobody.
     """
 
     def __init__(
-        self, n: int = 5, seed: int = 0, lexicon: Mapping[str, float] | None = None
+        self, raters: int = 5, seed: int = 0, lexicon: Mapping[str, float] | None = None
     ) -> None:
-        if n < 1:
-            raise ValueError(f"a panel of {n} raters rates nothing")
-        self.n, self.seed, self.lexicon = n, seed, dict(lexicon or {})
-        self.traits = draw_raters(n, seed)
+        if raters < 1:
+            raise ValueError(f"a panel of {raters} raters rates nothing")
+        self.raters = raters
+        self.seed = seed
+        self.lexicon = dict(lexicon or {})
+        self.traits = draw_raters(raters, seed)
 
     def rate(
         self, prompt_id: str, speaker: SpeakerCues, candidates: Mapping[str, VisibleMotion | None]
     ) -> list[Rating]:
         """Every rater's opinion of every candidate, whole numbers 1 to 5.
 
-        A candidate that is None (not rendered) gets ratings with every criterion missing. Empathy
-        and appropriateness are missing, not guessed, where the speaker's affect or the listener's
-        expression cannot be seen; naturalness and engagement are judged without them."""
+        Empathy and appropriateness are missing, not guessed, where the speaker's affect or the
+        listener's expression cannot be seen; naturalness and engagement are judged without them.
+
+        Args:
+            prompt_id: what the candidates react to.
+            speaker: what is seen and heard of the speaker.
+            candidates: candidate id -> what is seen of it. None (not rendered) gets ratings with
+                every criterion missing.
+        """
+        # Candidates of one length share what the raters make of the speaker.
         lengths = {
             (len(listener), listener.fps)
             for listener in candidates.values()
             if listener is not None
         }
-        reads = {length: read_speaker(speaker, self.lexicon, *length) for length in lengths}
+        reads = {
+            (frames, fps): read_speaker(speaker, self.lexicon, frames=frames, fps=fps)
+            for frames, fps in lengths
+        }
         ratings = []
         for candidate_id, listener in candidates.items():
-            latent = np.full((self.n, len(CRITERIA)), np.nan)
+            latent = np.full((self.raters, len(CRITERIA)), np.nan)
             if listener is not None:
-                latent = judge(listener, reads[len(listener), listener.fps], self.traits)
-            noise = np.stack([_noise(self.seed, i, prompt_id, candidate_id) for i in range(self.n)])
-            grades = to_grades(latent, noise, self.traits)
-            for index, row in enumerate(grades):
-                given = {
-                    c: None if np.isnan(g) else int(g) for c, g in zip(CRITERIA, row, strict=True)
-                }
-                ratings.append(Rating(prompt_id, candidate_id, f"simulated-{index}", **given))
+                latent = impressions(listener, reads[len(listener), listener.fps], self.traits)
+            for index, grades in enumerate(self._grades(latent, prompt_id, candidate_id)):
+                rating = Rating(prompt_id, candidate_id, f"simulated-{index}", **grades)
+                ratings.append(rating)
         return ratings
 
+    def _grades(
+        self, latent: np.ndarray, prompt_id: str, candidate_id: str
+    ) -> list[dict[str, int | None]]:
+        """Each rater's grade by criterion, from impressions (raters, criteria)."""
+        noise = [
+            _noise(self.seed, rater, prompt_id=prompt_id, candidate_id=candidate_id)
+            for rater in range(self.raters)
+        ]
+        grades = to_grades(latent, np.stack(noise), self.traits)
+        return [
+            {
+                criterion: None if np.isnan(grade) else int(grade)
+                for criterion, grade in zip(CRITERIA, row, strict=True)
+            }
+            for row in grades
+        ]
 
-def judge(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
-    """(raters, criteria) in [0, 1], in the order of `CRITERIA`; NaN = cannot be judged."""
-    n = len(raters.gain)
-    empathy_, appropriateness_, responsive = np.full(n, np.nan), np.full(n, np.nan), np.ones(n)
+
+def impressions(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
+    """What raters think of a reaction before they grade it, (raters, criteria) in [0, 1].
+
+    In the order of `CRITERIA`; NaN = cannot be judged.
+    """
+    missing = np.full(len(raters.gain), np.nan)
+    empathies, fits = missing, missing
+    responsive = np.ones(len(raters.gain))
     if speaker.has_affect and listener.expression is not None:
         shown = displayed_valence(listener.expression)
         felt = perceived_valence(speaker, raters)
         wanted = expected_valence(felt, speaker.liveliness, raters)
-        empathy_ = empathy(shown, wanted, raters.patience, listener.fps)
-        appropriateness_ = appropriateness(shown, felt)
         responsive = responsiveness(shown, felt)
         # What is shown to somebody else is no answer to this speaker.
-        empathy_, appropriateness_ = (
-            facing(listener) * empathy_,
-            facing(listener) * appropriateness_,
-        )
-    engagement_ = responsive * engagement(listener, speaker.pauses)
-    naturalness_ = np.full(n, naturalness(listener))
-    return np.stack([empathy_, appropriateness_, engagement_, naturalness_], axis=1)
+        attention = facing(listener)
+        empathies = attention * empathy(shown, wanted, patience=raters.patience, fps=listener.fps)
+        fits = attention * appropriateness(shown, felt)
+    engagements = responsive * engagement(listener, speaker.pauses)
+    naturalnesses = np.full(len(raters.gain), naturalness(listener))
+    return np.stack([empathies, fits, engagements, naturalnesses], axis=1)
 
 
 def perceived_valence(speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
-    """(raters, time): the speaker's affect as each rater makes it out from face and words."""
-    if speaker.meaning is None:
-        return np.repeat(speaker.face[None], len(raters.gain), axis=0)
-    if speaker.face is None:
-        return np.repeat(speaker.meaning[None], len(raters.gain), axis=0)
+    """The speaker's affect as each rater makes it out from face and words, (raters, time)."""
+    if speaker.face is None or speaker.meaning is None:
+        told = speaker.face if speaker.meaning is None else speaker.meaning
+        assert told is not None, "a speaker without affect is not asked for it"
+        return np.repeat(told[None], len(raters.gain), axis=0)
     weight = raters.face_weight[:, None]
     # 1.3: face and words that agree convince more than either alone.
-    return np.clip(1.3 * (weight * speaker.face + (1 - weight) * speaker.meaning), -1, 1)
+    both = 1.3 * (weight * speaker.face + (1 - weight) * speaker.meaning)
+    valence: np.ndarray = np.clip(both, -1, 1)
+    return valence
 
 
 def expected_valence(
     felt: np.ndarray, liveliness: np.ndarray | None, raters: RaterTraits
 ) -> np.ndarray:
-    """(raters, time): what a listener should show, before any delay. A lively speaker asks for a
-    stronger reaction.
+    """What a listener should show, before any delay, (raters, time).
+
+    A lively speaker asks for a stronger reaction.
     """
     lively = 1.0 if liveliness is None else 0.85 + 0.3 * liveliness
-    return np.clip(raters.warmth[:, None] + raters.gain[:, None] * lively * felt, -1, 1)
+    wanted: np.ndarray = np.clip(
+        raters.warmth[:, None] + raters.gain[:, None] * lively * felt, -1, 1
+    )
+    return wanted
 
 
 def empathy(shown: np.ndarray, wanted: np.ndarray, patience: np.ndarray, fps: float) -> np.ndarray:
-    """(raters,) in [0, 1]: does the shown affect (time,) follow the wanted one (raters, time)?
+    """Whether the shown affect follows the wanted one, (raters,) in [0, 1].
 
-    Compared at every delay from 0.2 s to the rater's patience; the best one counts, as people do
-    not hold a delay against anyone while it is natural."""
+    Compared at every delay from 0.2 s to the rater's patience. The best one counts, as people do
+    not hold a delay against anyone while it is natural.
+
+    Args:
+        shown: (time,).
+        wanted: (raters, time).
+        patience: (raters,) seconds.
+        fps: frames per second.
+    """
     frames = wanted.shape[1]
     delays = np.arange(round(0.2 * fps), round(patience.max() * fps) + 1)
-    source = np.maximum(
-        np.arange(frames)[None] - delays[:, None], 0
-    )  # before the clip: as at its start
+    # Before the clip the wanted affect is taken to be that of its start.
+    source = np.maximum(np.arange(frames)[None] - delays[:, None], 0)
     error = np.mean((shown - wanted[:, source]) ** 2, axis=2)  # (raters, delays)
     error[delays[None] > np.round(patience * fps)[:, None]] = np.inf
-    return np.exp(-error.min(axis=1) / (2 * AGREE**2))
+    match: np.ndarray = np.exp(-error.min(axis=1) / (2 * AGREE**2))
+    return match
 
 
 def appropriateness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
-    """(raters,) in [0, 1]: is the reaction of the right sign, and not stronger than what it
-    answers?
+    """Whether the reaction has the right sign and strength, (raters,) in [0, 1].
 
     A smile at bad news weighs twice as much as a frown at good news; an outburst without cause and
-    no answer to strong affect count against it too. Delays are no matter here, they are empathy's.
+    no answer to strong affect count against it, too. Delays do not count here but in empathy.
     """
     tone = felt.mean(axis=1)
     agreement = np.mean(shown * felt, axis=1)
@@ -212,26 +248,34 @@ def appropriateness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
     smile_at_grief = np.mean(np.maximum(shown, 0) * np.maximum(-felt, 0), axis=1)
     excess = np.mean(np.maximum(np.abs(shown) - np.maximum(np.abs(felt), 0.35), 0), axis=1)
     missed = np.maximum(0.7 * tone**2 - np.maximum(agreement, 0), 0)
-    return np.exp(-(2.5 * clash + 2.5 * smile_at_grief + 1.5 * excess + 2.5 * missed))
+    fit: np.ndarray = np.exp(-(2.5 * clash + 2.5 * smile_at_grief + 1.5 * excess + 2.5 * missed))
+    return fit
 
 
 def responsiveness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
-    """(raters,) in [0, 1]: does the face answer strong affect at all, in whatever sense? A blank
-    face seems absent.
+    """Whether the face answers strong affect at all, right or wrong, (raters,) in [0, 1].
+
+    A blank face seems absent.
     """
-    return np.exp(-2.5 * np.mean(np.maximum(0.6 * np.abs(felt) - np.abs(shown), 0), axis=1))
+    missed = np.mean(np.maximum(0.6 * np.abs(felt) - np.abs(shown), 0), axis=1)
+    response: np.ndarray = np.exp(-2.5 * missed)
+    return response
 
 
 def facing(listener: VisibleMotion) -> float:
-    """In [0, 1]: is the head turned to the speaker?"""
+    """How far the head is turned to the speaker, in [0, 1]."""
     return float(np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2)))
 
 
 def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
-    """In [0, 1]: nods, most of all where the speaker pauses; lively but not fidgeting; facing the
-    speaker, awake.
+    """How engaged a listener looks, in [0, 1].
 
-    What the face answers is not in it (`responsiveness`).
+    They nod, most of all where the speaker pauses, are lively but do not fidget, face the speaker
+    and are awake. What the face answers is `responsiveness`.
+
+    Args:
+        listener: what is seen of them.
+        pauses: (time,) bool, the speaker is silent; None = not known.
     """
     fps = listener.fps
     quick = moving_mean(listener.head, 0.08 * fps) - moving_mean(listener.head, 1.0 * fps)
@@ -253,9 +297,10 @@ def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
 
 
 def naturalness(listener: VisibleMotion) -> float:
-    """In [0, 1]: no trembling, no jumps, nothing beyond human range, neither lopsided nor dead.
+    """How natural a motion looks, in [0, 1].
 
-    Blinks are left out, as they are fast by nature.
+    It does not tremble or jump, stays within human range, is neither lopsided nor dead. Blinks are
+    left out, as they are fast by nature.
     """
     fps = listener.fps
     head = listener.head
@@ -277,27 +322,33 @@ def naturalness(listener: VisibleMotion) -> float:
 
 
 def to_grades(latent: np.ndarray, noise: np.ndarray, raters: RaterTraits) -> np.ndarray:
-    """Impressions in [0, 1], (raters, criteria), as each rater's whole grades 1 to 5; NaN stays
-    NaN.
+    """Impressions as whole grades 1 to 5, (raters, criteria); NaN stays NaN.
+
+    Args:
+        latent: (raters, criteria) in [0, 1] or NaN.
+        noise: (raters, criteria) standard normal.
+        raters: how each of them uses the scale.
     """
-    seen = ~np.isnan(latent)
+    is_seen = ~np.isnan(latent)
     grade = LOWEST + (HIGHEST - LOWEST) * latent
-    whole = np.where(seen, grade, 0).sum(axis=1, keepdims=True) / np.maximum(
-        seen.sum(axis=1, keepdims=True), 1
-    )
-    halo, stretch, leniency, sigma = (
-        getattr(raters, name)[:, None] for name in ("halo", "stretch", "leniency", "noise")
-    )
-    grade = grade + halo * (whole - grade)
+    seen_sum = np.where(is_seen, grade, 0).sum(axis=1, keepdims=True)
+    whole = seen_sum / np.maximum(is_seen.sum(axis=1, keepdims=True), 1)
+    grade = grade + raters.halo[:, None] * (whole - grade)
     middle = (LOWEST + HIGHEST) / 2
-    grade = middle + stretch * (grade - middle) + leniency + sigma * noise
+    grade = (
+        middle
+        + raters.stretch[:, None] * (grade - middle)
+        + raters.leniency[:, None]
+        + raters.noise[:, None] * noise
+    )
     above = grade[:, :, None] > raters.thresholds[:, None, :]
-    return np.where(seen, LOWEST + above.sum(axis=2), np.nan)
+    return np.where(is_seen, LOWEST + above.sum(axis=2), np.nan)
 
 
 def _nod(quick: np.ndarray) -> float:
-    """Rms pitch of quick head movements (time, 3) beyond what yaw and roll do: nods have a
-    direction, fidgets none.
+    """Rms pitch of quick head movements (time, 3) beyond that of yaw and roll.
+
+    Nods have a direction, fidgets have none.
     """
     power = np.mean(quick**2, axis=0)
     return float(np.sqrt(max(power[0] - 0.5 * (power[1] + power[2]), 0.0)))
@@ -323,16 +374,17 @@ def _liveliness(listener: VisibleMotion) -> float:
 
 
 def _rms_speed(x: np.ndarray, fps: float) -> float:
-    """Root mean square speed of (time, dim): over time, of the mean square over columns."""
-    return float(np.sqrt(np.mean(np.diff(x, axis=0) ** 2))) * fps if len(x) > 1 else 0.0
+    """Root mean square speed over time and columns, per second, of (time, dim)."""
+    if len(x) < 2:
+        return 0.0
+    return float(np.sqrt(np.mean(np.diff(x, axis=0) ** 2))) * fps
 
 
 def _top_speed(x: np.ndarray, fps: float) -> float:
-    return (
-        float(np.quantile(np.abs(np.diff(x, axis=0)).max(axis=1), 0.98)) * fps
-        if len(x) > 1
-        else 0.0
-    )
+    """Speed per second of the fastest column that 2 % of the frames exceed, of (time, dim)."""
+    if len(x) < 2:
+        return 0.0
+    return float(np.quantile(np.abs(np.diff(x, axis=0)).max(axis=1), 0.98)) * fps
 
 
 def _tremor(x: np.ndarray, fps: float) -> float:
@@ -346,7 +398,8 @@ def _excess(value: float, norm: float) -> float:
 
 
 def _noise(seed: int, rater: int, prompt_id: str, candidate_id: str) -> np.ndarray:
-    """(criteria,) standard normal numbers that belong to this rater, prompt and candidate alone."""
+    """Standard normal numbers, (criteria,), of this rater, prompt and candidate alone."""
     digest = hashlib.sha256(f"{seed}\0{rater}\0{prompt_id}\0{candidate_id}".encode()).digest()
     uniform = (np.frombuffer(digest, np.uint64).astype(np.float64) + 0.5) / 2.0**64
-    return ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
+    noise: np.ndarray = ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
+    return noise

@@ -1,7 +1,8 @@
 """What a person can see of a face: movements of landmarks, apart from where the head is turned.
 
 Measured from positions of points on the rendered face, in metres, never from coefficients: two
-motions that look alike measure alike. Axes as the head's: x to its own left, y up, z forward."""
+motions that look alike measure alike. Axes as the head's: x to its own left, y up, z forward.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Expression:
         mouth_lift: (time, 2) corners of the mouth up, mm.
         mouth_spread: (time, 2) corners of the mouth outwards, mm.
         lip_opening: (time,) growth of the gap between the lips, mm.
-        brow_inner, brow_outer: (time, 2) brows up, mm.
+        brow_inner: (time, 2) inner ends of the brows up, mm.
+        brow_outer: (time, 2) outer ends of the brows up, mm.
         eye_opening: (time, 2) 1 = as open as at rest, 0 = closed.
     """
 
@@ -91,34 +93,30 @@ def visible_motion(
 
     Args:
         landmarks: name -> (time, 3) positions in metres; at least `EXPRESSION_POINTS` and `rigid`.
-        neutral: name -> (3,) positions of the same head at rest, which is where the measures are
-            zero.
+        neutral: name -> (3,) positions of the same head at rest, where all measures are zero.
         fps: frames per second.
         rigid: names of three or more points that turn with the head and that no expression moves.
 
-    Raises `ValueError` when a landmark is absent, of another length or not finite.
+    Raises:
+        ValueError: a landmark is absent, of another length or not finite.
     """
     points = _checked(landmarks, neutral, (*EXPRESSION_POINTS, *rigid))
     rotations = head_rotations(points, neutral, rigid)
-    nose, rest_nose = points["nose_tip"], np.asarray(neutral["nose_tip"], np.float64)
-
-    def displacement(name: str) -> np.ndarray:
-        """(time, 3) mm, in the head's frame and from the tip of the nose, which hardly any
-        expression moves.
-        """
+    # From the tip of the nose, which hardly any expression moves.
+    nose = points["nose_tip"]
+    rest_nose = np.asarray(neutral["nose_tip"], np.float64)
+    displacements = {}  # (time, 3) mm, in the head's frame
+    for name in EXPRESSION_POINTS:
         local = np.einsum("tji,tj->ti", rotations, points[name] - nose)
-        return (local - (np.asarray(neutral[name], np.float64) - rest_nose)) * MM
-
-    moved = {name: displacement(name) for name in EXPRESSION_POINTS}
+        rest = np.asarray(neutral[name], np.float64) - rest_nose
+        displacements[name] = (local - rest) * MM
 
     def both(name: str, axis: int) -> np.ndarray:
-        return np.stack([moved[f"{name}_{side}"][:, axis] for side in SIDES], axis=1)
+        return np.stack([displacements[f"{name}_{side}"][:, axis] for side in SIDES], axis=1)
 
-    upper, lower = (
-        np.array([neutral[f"eyelid_{lid}_{side}"][1] for side in SIDES])
-        for lid in ("upper", "lower")
-    )
-    rest_gap = (upper - lower) * MM
+    rest_upper = np.array([neutral[f"eyelid_upper_{side}"][1] for side in SIDES])
+    rest_lower = np.array([neutral[f"eyelid_lower_{side}"][1] for side in SIDES])
+    rest_gap = (rest_upper - rest_lower) * MM
     if (rest_gap <= 0).any():
         raise ValueError(
             f"the resting eyes are {rest_gap} mm open; are upper and lower lid swapped?"
@@ -126,7 +124,7 @@ def visible_motion(
     expression = Expression(
         mouth_lift=both("mouth_corner", 1),
         mouth_spread=both("mouth_corner", 0) * np.array([1.0, -1.0]),
-        lip_opening=moved["lip_upper"][:, 1] - moved["lip_lower"][:, 1],
+        lip_opening=displacements["lip_upper"][:, 1] - displacements["lip_lower"][:, 1],
         brow_inner=both("brow_inner", 1),
         brow_outer=both("brow_outer", 1),
         eye_opening=1 + (both("eyelid_upper", 1) - both("eyelid_lower", 1)) / rest_gap,
@@ -149,20 +147,21 @@ def watch(
         motion: of that head's topology.
         shape: identity coefficients, or None for the neutral head; rest is the same person's.
     """
-    names = list(landmarks)
-    bounds = np.cumsum([0, *(len(landmarks[name]) for name in names)])
-    vertices = np.concatenate([landmarks[name] for name in names])
+    # Only the landmarks' vertices are computed, all in one call: `columns` says whose is which.
+    vertices = np.concatenate(list(landmarks.values()))
+    ends = np.cumsum([len(indices) for indices in landmarks.values()])
+    columns = {
+        name: slice(end - len(landmarks[name]), end)
+        for name, end in zip(landmarks, ends, strict=True)
+    }
+
+    def paths(motion: Motion) -> dict[str, np.ndarray]:
+        points = head.vertices_of(motion, shape, vertices)
+        return {name: points[:, part].mean(axis=1) for name, part in columns.items()}
+
     rest = Motion(np.zeros((1, motion.layout.dim)), motion.layout)
-    moving, resting = (head.vertices_of(m, shape, vertices) for m in (motion, rest))
-
-    def places(points: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            n: points[:, a:b].mean(axis=1)
-            for n, a, b in zip(names, bounds[:-1], bounds[1:], strict=True)
-        }
-
-    neutral = {name: path[0] for name, path in places(resting).items()}
-    return visible_motion(places(moving), neutral, motion.layout.fps)
+    neutral = {name: path[0] for name, path in paths(rest).items()}
+    return visible_motion(paths(motion), neutral, motion.layout.fps)
 
 
 def head_rotations(
@@ -170,8 +169,17 @@ def head_rotations(
     neutral: Mapping[str, np.ndarray],
     rigid: Sequence[str] = RIGID_POINTS,
 ) -> np.ndarray:
-    """Rotation from rest to each frame, (time, 3, 3): least squares on the rigid points (Kabsch
-    1976).
+    """Rotation from rest to each frame, (time, 3, 3).
+
+    Least squares on the rigid points (Kabsch 1976).
+
+    Args:
+        points: name -> (time, 3) positions.
+        neutral: name -> (3,) positions at rest.
+        rigid: names of the points that turn with the head.
+
+    Raises:
+        ValueError: fewer than three rigid points.
     """
     if len(rigid) < 3:
         raise ValueError(f"a head's rotation needs three points or more, got {list(rigid)}")
@@ -183,22 +191,26 @@ def head_rotations(
     u, _, vt = np.linalg.svd(covariance)
     signs = np.ones((len(now), 3))
     signs[:, 2] = np.sign(np.linalg.det(u @ vt))  # a rotation, never a mirror image
-    return (u * signs[:, None, :]) @ vt
+    rotations: np.ndarray = (u * signs[:, None, :]) @ vt
+    return rotations
 
 
 def displayed_valence(expression: Expression) -> np.ndarray:
-    """(time,) in (-1, 1): how glad or distressed the face looks.
+    """How glad (1) or distressed (-1) the face looks, (time,) in (-1, 1).
 
     Raised corners of the mouth count for it; lowered corners, lowered inner brows (anger) and inner
     brows raised above the outer ones (grief, concern) against it. The last two count less, since a
     smile with frowning eyes is still a smile. tanh: the step from none to some matters more than
-    from strong to stronger."""
+    that from strong to stronger.
+    """
     lift = expression.mouth_lift.mean(axis=1)
     mouth = np.where(lift > 0, lift / FULL_SMILE_MM, lift / FULL_FROWN_MM)
-    inner, outer = expression.brow_inner.mean(axis=1), expression.brow_outer.mean(axis=1)
+    inner = expression.brow_inner.mean(axis=1)
+    outer = expression.brow_outer.mean(axis=1)
     knit = np.maximum(-inner, 0) / FULL_KNIT_MM
     oblique = np.maximum(inner - np.maximum(outer, 0), 0) / FULL_OBLIQUE_MM
-    return np.tanh(mouth - 0.35 * knit - 0.35 * oblique)
+    valence: np.ndarray = np.tanh(mouth - 0.35 * knit - 0.35 * oblique)
+    return valence
 
 
 def _checked(

@@ -8,7 +8,7 @@ import pytest
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.dynamics import (
     COMPONENTS,
-    DynamicsWeights,
+    RewardConfig,
     group_rewards,
     listening_frames,
     motion_limits,
@@ -185,12 +185,13 @@ def test_too_few_frames_are_missing_not_zero(frames, missing):
     assert {name for name in COMPONENTS if math.isnan(p[name]["expr"])} == missing
     assert math.isnan(group_rewards(p)["jaw"]) == bool(missing)
     # a component without weight may be missing
-    assert math.isnan(group_rewards(p, DynamicsWeights(jerk=0))["jaw"]) == bool(missing - {"jerk"})
+    assert math.isnan(group_rewards(p, RewardConfig(jerk=0))["jaw"]) == bool(missing - {"jerk"})
 
 
 def test_group_rewards_by_hand():
     p = {name: {"expr": float(i + 1), "jaw": 0.0} for i, name in enumerate(COMPONENTS)}
-    assert group_rewards(p, DynamicsWeights(1, 2, 3, 4, 5, 6)) == {
+    weights = RewardConfig(**{name: float(i + 1) for i, name in enumerate(COMPONENTS)})
+    assert group_rewards(p, weights) == {
         "expr": -(1 + 4 + 9 + 16 + 25 + 36),
         "jaw": 0,
     }
@@ -217,6 +218,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="lowest and the highest"):
         penalties(clip, clip, mask, Motion(LIMITS.values[::-1], LAYOUT))
     with pytest.raises(ValueError, match="mse"):
-        DynamicsWeights(mse=-1)
+        RewardConfig(mse=-1)
     with pytest.raises(ValueError, match="not all 0"):
-        DynamicsWeights(0, 0, 0, 0, 0, 0)
+        RewardConfig(**dict.fromkeys(COMPONENTS, 0.0))
+    with pytest.raises(ValueError, match="finite"):
+        RewardConfig(jerk=math.inf)

@@ -15,7 +15,7 @@ from rapport.rewards.ratings.simulated import (
     empathy,
     engagement,
     facing,
-    judge,
+    impressions,
     naturalness,
     to_grades,
 )
@@ -329,7 +329,7 @@ def test_impressions_lie_in_the_unit_interval():
         face=np.full(FRAMES, -0.9), meaning=None, liveliness=np.ones(FRAMES), pauses=None
     )
     for face in (looks(4.0), looks(60.0, noise=30.0), still(), looks(-60.0, head=99 * sway())):
-        latent = judge(face, read, draw_raters(3, 0))
+        latent = impressions(face, read, draw_raters(3, 0))
         assert latent.shape == (3, 4) and (latent >= 0).all() and (latent <= 1).all()
 
 
