@@ -1,6 +1,4 @@
-"""The command line: `python -m pipeline.run RECIPE [key=value ...] [--config FILE] [--run-dir DIR]
-[--resume]`.
-"""
+"""The command line: `rapport RECIPE [key=value ...] [--config FILE] [--run-dir DIR] [--resume]`."""
 
 from __future__ import annotations
 
@@ -9,131 +7,161 @@ import errno
 import importlib
 import json
 import sys
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from rapport import log
 from rapport.pipeline import config as cfg
+from rapport.pipeline import settings
+from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.storage import Mirror, StorageError
-from rapport.pipeline.tune_config import SUBJECTS as TUNED
-from rapport.pipeline.tune_config import TuneDpoConfig
+from rapport.pipeline.tune_settings import TUNED, TuneDpoOfVla
+from rapport.settings import ConfigError
 
-RECIPES: dict[str, tuple[type[cfg.RecipeConfig], str]] = {
-    "prepare": (cfg.PrepareConfig, "read or generate a corpus and store it as Parquet clips"),
-    "sft": (cfg.SftRecipeConfig, "train the VLA policy to imitate listeners (Eq. 7-9)"),
-    "rollout": (
-        cfg.RolloutRecipeConfig,
+OTHER = "module:Class"  # stands for any policy of one's own
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A command.
+
+    Args:
+        summary: what it does, in a line.
+        configs: what it takes, by kind of policy, its own first; "" where there is no choice.
+        subjects: what it may be about, where it has a subject.
+    """
+
+    summary: str
+    configs: dict[str, type[RecipeConfig]]
+    subjects: tuple[str, ...] = ()
+
+
+RECIPES = {
+    "prepare": Recipe(
+        "read or generate a corpus and store it as Parquet clips", {"": settings.PrepareConfig}
+    ),
+    "sft": Recipe(
+        "train a policy to imitate listeners",
+        {"vla": settings.OfVla, "flow": settings.OfFlow, OTHER: settings.OfOther},
+    ),
+    "rollout": Recipe(
         "generate and render candidate reactions for people to rate",
+        {
+            "vla": settings.RolloutOfVla,
+            "flow": settings.RolloutOfFlow,
+            OTHER: settings.RolloutOfOther,
+        },
     ),
-    "dpo": (
-        cfg.DpoRecipeConfig,
+    "dpo": Recipe(
         "the main job: imitate, roll out, rate, pair, align with DPO, judge",
+        {"vla": settings.DpoOfVla, "flow": settings.DpoOfFlow, OTHER: settings.DpoOfOther},
     ),
-    "gdpo": (
-        cfg.GdpoRecipeConfig,
-        "AR-Flow post-trained with GDPO on dynamics rewards by FLAME group",
+    "gdpo": Recipe(
+        "align with automatic rewards of how a listener moves, by FLAME group; judge",
+        {"flow": settings.GdpoOfFlow, "vla": settings.GdpoOfVla, OTHER: settings.GdpoOfOther},
     ),
-    "ablate": (
-        cfg.AblateConfig,
+    "ablate": Recipe(
         "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)",
+        {"vla": settings.AblateOfVla, "flow": settings.AblateOfFlow},
     ),
-    "tune": (
-        TuneDpoConfig,
+    "tune": Recipe(
         "sweep keys of dpo or gdpo (`tune gdpo` takes the keys of gdpo in place of dpo's)",
+        {"": TuneDpoOfVla},
+        subjects=tuple(TUNED),
     ),
-    "preflight": (
-        cfg.PreflightConfig,
+    "preflight": Recipe(
         "check whether the main job would get through on this cluster, or plan one",
+        {"": settings.PreflightConfig},
     ),
-    "evaluate": (
-        cfg.EvaluateConfig,
+    "evaluate": Recipe(
         "judge a policy and the baselines on held-out clips, or score files (--pred)",
+        {
+            "vla": settings.EvaluateOfVla,
+            "flow": settings.EvaluateOfFlow,
+            OTHER: settings.EvaluateOfOther,
+        },
     ),
-    "rank": (
-        cfg.RankConfig,
+    "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
+        {"": settings.RankConfig},
     ),
-    "bench": (
-        cfg.BenchConfig,
+    "bench": Recipe(
         "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow",
+        {"": settings.BenchConfig},
+        subjects=("rollout", "dpo", "sync", "render", "metrics", "flow"),
     ),
-}
-# Policies that a recipe can align, its own first: module and config. `dpo policy=flow`, `gdpo
-# policy=vla`.
-POLICIES: dict[str, dict[str, tuple[str, type[cfg.RecipeConfig]]]] = {
-    "dpo": {"vla": ("dpo", cfg.DpoRecipeConfig), "flow": ("dpo_flow", cfg.FlowDpoRecipeConfig)},
-    "gdpo": {"flow": ("gdpo", cfg.GdpoRecipeConfig), "vla": ("gdpo_vla", cfg.VlaGdpoRecipeConfig)},
-}
-# Recipes with a subject, and which there are.
-SUBJECTS = {
-    "bench": ("rollout", "dpo", "sync", "render", "metrics", "flow"),
-    "tune": tuple(TUNED),
 }
 # Options that stand for a key, by recipe.
 OPTIONS: dict[str, dict[str, str]] = {
     "evaluate": {
         "--json" if name == "out" else "--" + name.replace("_", "-"): f"files.{name}"
-        for name in cfg.FilesConfig.model_fields
+        for name in settings.FilesConfig.model_fields
     },
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a recipe; returns the exit status."""
+    log.show()
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)  # key=value may also stand after an option
-    options = [
-        f"{key}={json.dumps(value)}"
-        for key in OPTIONS.get(args.recipe, {}).values()
-        if (value := getattr(args, key)) is not None
-    ]  # a JSON string is YAML, whatever is in it
-    options += args.plan
-    if any(text.startswith("-") for text in rest):
-        parser.error(f"unknown option {' '.join(t for t in rest if t.startswith('-'))}")
+    unknown = [text for text in rest if text.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {' '.join(unknown)}")
     if args.resume and args.run_dir is None:
         parser.error("--resume needs --run-dir")
     run_dir = args.run_dir or Path("runs") / f"{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    subject = [] if args.subject is None else [f"subject={args.subject}"]
-    overrides = subject + args.overrides + rest + options
+    overrides = [] if args.subject is None else [f"subject={args.subject}"]
+    overrides += args.overrides + rest + _options(args) + args.plan
     file = args.config or (run_dir / "config.yaml" if args.resume else None)
     try:
         if args.resume and not run_dir.exists():
             _fetch(run_dir.absolute(), overrides)
-        module, config_type, overrides = _recipe_of(args.recipe, args.subject, file, overrides)
+        config_type = config_of(args.recipe, args.subject, file, overrides)
         config = cfg.load_config(config_type, file, overrides)
-    except (cfg.ConfigError, StorageError) as error:
-        print(f"rapport {args.recipe}: {error}", file=sys.stderr)
-        return 2
+    except (ConfigError, StorageError) as error:
+        return _refused(args.recipe, str(error))
 
     if args.print_config:
         print(cfg.commented_yaml(config), end="")
         return 0
+    return _run(args.recipe, config, run_dir, resume=args.resume)
 
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """Options as `key=value`; a JSON string is YAML, whatever is in it."""
+    keys = OPTIONS.get(args.recipe, {}).values()
+    return [f"{key}={json.dumps(value)}" for key in keys if (value := getattr(args, key))]
+
+
+def _run(recipe: str, config: RecipeConfig, run_dir: Path, *, resume: bool) -> int:
     from rapport.pipeline.rundir import Run
 
-    recipe = importlib.import_module(f"rapport.pipeline.recipes.{module}")
+    module = importlib.import_module(f"rapport.pipeline.recipes.{recipe}")
     try:
-        with Run(args.recipe, config, run_dir.absolute(), resume=args.resume) as run:
-            recipe.run(config, run)
+        with Run(recipe, config, run_dir.absolute(), resume=resume) as run:
+            module.run(config, run)
     except explained_errors() as error:
-        print(f"rapport {args.recipe}: {error}", file=sys.stderr)
-        return 2
+        return _refused(recipe, str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
-            f"rapport {args.recipe}: the disk is full ({error}); nothing is half written: free "
-            "some space and "
-            f"continue with --resume --run-dir {run_dir}",
-            file=sys.stderr,
+        return _refused(
+            recipe,
+            f"the disk is full ({error}); nothing is half written: free some space and continue "
+            f"with --resume --run-dir {run_dir}",
         )
-        return 2
     except KeyboardInterrupt:
-        print(
-            f"rapport {args.recipe}: interrupted; continue with --resume --run-dir {run_dir}",
-            file=sys.stderr,
-        )
+        _refused(recipe, f"interrupted; continue with --resume --run-dir {run_dir}")
         return 130
     print(f"summary: {run.summary_path}")
     return 0
+
+
+def _refused(recipe: str, why: str) -> int:
+    print(f"rapport {recipe}: {why}", file=sys.stderr)
+    return 2
 
 
 def _fetch(run_dir: Path, overrides: list[str]) -> None:
@@ -146,19 +174,23 @@ def _fetch(run_dir: Path, overrides: list[str]) -> None:
             )
 
 
-def _recipe_of(
+def config_of(
     recipe: str, subject: str | None, file: Path | None, overrides: list[str]
-) -> tuple[str, type[cfg.RecipeConfig], list[str]]:
-    """The recipe's module and config, and the overrides but for `policy=NAME`, which chooses among
-    `POLICIES`.
+) -> type[RecipeConfig]:
+    """What a recipe takes, for the policy that `policy=NAME` or the file asks for.
+
+    Raises:
+        ConfigError: the recipe does not take this policy.
     """
-    policies = POLICIES.get(recipe)
-    if policies is None:
-        return recipe, TUNED[subject] if recipe == "tune" else RECIPES[recipe][0], overrides
-    name = cfg.given_policy(file, overrides) or next(iter(policies))
-    if name not in policies:
-        raise cfg.ConfigError(f"policy={name}: {recipe} aligns {' or '.join(policies)}")
-    return *policies[name], [text for text in overrides if not text.startswith("policy=")]
+    configs = TUNED[subject] if recipe == "tune" else RECIPES[recipe].configs
+    if "" in configs:
+        return configs[""]
+    name = cfg.chosen_policy(file, overrides) or next(iter(configs))
+    if name in configs:
+        return configs[name]
+    if ":" in name and OTHER in configs:
+        return configs[OTHER]
+    raise ConfigError(f"policy={name}: {recipe} takes {' or '.join(configs)}")
 
 
 def explained_errors() -> tuple[type[Exception], ...]:
@@ -170,7 +202,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from rapport.pipeline.tracking import TrackingError
     from rapport.policies.head.asset import AssetError
     from rapport.policies.motion import LayoutError
-    from rapport.policies.vla.loading import CheckpointError
+    from rapport.policies.policy import CheckpointError
     from rapport.rewards.ratings.ratings import RatingError
 
     return (
@@ -189,28 +221,25 @@ def explained_errors() -> tuple[type[Exception], ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.run",
-        description="Rapport: align a listening face with people's preferences.",
+        prog="rapport", description="Rapport: align a listening face with people's preferences."
     )
     recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
-    for name, (config_type, summary) in RECIPES.items():
+    for name, recipe in RECIPES.items():
         sub = recipes.add_parser(
             name,
-            help=summary,
-            description=summary,
-            epilog=_key_table(config_type),
+            help=recipe.summary,
+            description=recipe.summary,
+            epilog=_keys(name, recipe),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name in SUBJECTS:
-            sub.add_argument(
-                "subject",
-                choices=SUBJECTS[name],
-                metavar="SUBJECT",
-                help=" or ".join(SUBJECTS[name]),
-            )
+        if recipe.subjects:
+            about = " or ".join(recipe.subjects)
+            sub.add_argument("subject", choices=recipe.subjects, metavar="SUBJECT", help=about)
         else:
             sub.set_defaults(subject=None)
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="set a key (list below)"
+        )
         sub.add_argument(
             "--config", type=Path, metavar="FILE", help="YAML with any of the keys below"
         )
@@ -230,7 +259,8 @@ def _parser() -> argparse.ArgumentParser:
                 action="extend",
                 type=_plan_key,
                 default=[],
-                help="look at an imaginary cluster: nodes=2 gpus=8 is short for plan.nodes=2 plan.gpus=8",
+                help="look at an imaginary cluster: nodes=2 gpus=8 is short for plan.nodes=2 "
+                "plan.gpus=8",
             )
         for option, key in OPTIONS.get(name, {}).items():
             sub.add_argument(option, dest=key, metavar="VALUE", help=f"the same as {key}=VALUE")
@@ -242,14 +272,25 @@ def _plan_key(text: str) -> str:
     return text if "." in text.partition("=")[0] else f"plan.{text}"
 
 
-def _key_table(config_type: type[cfg.RecipeConfig]) -> str:
-    rows = cfg.describe(config_type)
+def _keys(name: str, recipe: Recipe) -> str:
+    """The keys of a recipe; with another policy, those that differ."""
+    configs = TUNED["dpo"] if name == "tune" else recipe.configs
+    first, *others = configs.items()
+    text = "keys:\n" + _key_table(cfg.describe(first[1]))
+    known = {row[0]: row for row in cfg.describe(first[1])}
+    for policy, config_type in others:
+        rows = [row for row in cfg.describe(config_type) if known.get(row[0]) != row]
+        text += f"\n\nkeys that policy={policy} has besides, or with another default:\n"
+        text += _key_table(rows)
+    return text
+
+
+def _key_table(rows: list[tuple[str, str, str, str]]) -> str:
     width = max(len(row[0]) for row in rows)
-    lines = [
+    return "\n".join(
         f"  {key:<{width}}  {kind}, default {default or 'empty'}\n  {'':<{width}}  {meaning}"
         for key, kind, default, meaning in rows
-    ]
-    return "keys:\n" + "\n".join(lines)
+    )
 
 
 if __name__ == "__main__":

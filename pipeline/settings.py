@@ -6,7 +6,6 @@ comes to be; the recipe's own half says what is done with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -484,19 +483,3 @@ class BenchConfig(RolloutOfVla):
     subject: Literal["rollout", "dpo", "sync", "render", "metrics", "flow"] = "rollout"
     """what is measured"""
     bench: BenchSettings = BenchSettings()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A command.
-
-    Args:
-        summary: what it does, in a line.
-        configs: what it takes, by kind of policy, its own first; "" where there is no choice;
-            "other" for policies of one's own.
-        subjects: what it may be about, where it has a subject; each then has configs of its own.
-    """
-
-    summary: str
-    configs: dict[str, type[RecipeConfig]]
-    subjects: tuple[str, ...] = ()

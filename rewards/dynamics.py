@@ -18,8 +18,6 @@ from collections.abc import Iterable
 import numpy as np
 from pydantic import Field, model_validator
 
-from pydantic import Field
-
 from rapport.policies.motion import Layout, Motion, require_same_layout
 from rapport.settings import Section
 
@@ -264,37 +262,3 @@ def _check(
                 "limits are two frames, the lowest and the highest values; see motion_limits"
             )
     return mask
-
-
-class RewardConfig(Section):
-    """Weights of the penalties in the reward of a FLAME group."""
-
-    positional_variance: float = Field(1.0, ge=0)
-    """of standard deviations over time, against the recorded"""
-    velocity_variance: float = Field(8.0, ge=0)
-    """of those of frame-to-frame differences, which are about an eighth as large"""
-    mean_drift: float = Field(0.03, ge=0)
-    """of the distance of the means over time"""
-    mse: float = Field(0.05, ge=0)
-    """of the mean squared error"""
-    jerk: float = Field(8.0, ge=0)
-    """of third differences against the recorded: guards against trembling"""
-    range: float = Field(1.0, ge=0)
-    """of what lies outside the corpus' limits: guards against grimaces"""
-
-
-class GroupWeightsConfig(Section):
-    """lambda_i of the FLAME groups (Eq. 9); one that the corpus lacks has no reward."""
-
-    expr: float = Field(1.0, ge=0)
-    """expression coefficients"""
-    jaw: float = Field(1.0, ge=0)
-    """jaw rotation"""
-    neck: float = Field(1.0, ge=0)
-    """neck rotation"""
-    eyelid: float = Field(1.0, ge=0)
-    """eyelid closure; in clips so short that most have no blink, the penalty is least without"""
-    eyepose: float = Field(1.0, ge=0)
-    """eye rotations"""
-    rot: float = Field(1.0, ge=0)
-    """global head rotation"""

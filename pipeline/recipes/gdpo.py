@@ -1,84 +1,69 @@
-"""`gdpo`: GDPO-Listener. Supervised AR-Flow, group reward-decoupled policy optimisation, judge."""
+"""`gdpo`: GDPO-Listener. Imitate, group reward-decoupled policy optimisation, judge (section 3.3).
+
+Any policy: `gdpo`, `gdpo policy=vla`, `gdpo policy=module:Class`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from rapport.actors.cluster import cluster
-from rapport.actors.learner import Milestones
-from rapport.pipeline.config import GdpoRecipeConfig
-from rapport.pipeline.objectives.gdpo import GdpoTask
-from rapport.pipeline.recipes.flow import (
-    Imitation,
-    as_trained,
-    fleet_options,
-    imitate,
-    judge,
-    show,
-)
-from rapport.pipeline.recipes.sft import learn
+from rapport.actors.fleet import Fleet
+from rapport.actors.learner import Learners, Milestones
+from rapport.log import logger
 from rapport.pipeline.report.page import write_report
-from rapport.pipeline.rundir import Phase, Run, RunError, Workspace
-from rapport.policies.flow.training import from_bytes
-from rapport.policies.motion import Motion
-from rapport.policies.tables import read_table
-from rapport.rewards.dynamics import motion_limits
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
+from rapport.pipeline.settings import Rewarded
+from rapport.pipeline.steps.alignment import gdpo_objective, sampled_by
+from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate, learnt
+from rapport.pipeline.steps.jury import Jury
+from rapport.pipeline.steps.preferences import reward_pool
+from rapport.pipeline.steps.rewarding import experience, scenes_of
+from rapport.pipeline.steps.sampling import fleet_of, rollout_sampler
+from rapport.pipeline.steps.showing import render_pool
+from rapport.policies.policy import load_policy
 
-ALIGNED = "GDPO"
 
-
-def run(config: GdpoRecipeConfig, run: Run) -> None:
+def run(config: Rewarded, run: Run) -> None:
+    """Align with automatic rewards."""
     config = as_trained(config)
     with cluster(config.cluster.address, config.cluster.cpus) as where:
-        print(f"  {where}", flush=True)
-        made = imitate(config, run)
-        aligned = post_train(config, made, run)
-        show(config, made, ALIGNED, aligned, run)
-    judge(config, made, ALIGNED, aligned, run)
+        logger.info(f"  {where}")
+        imitated = imitate(run, config)
+        sampler = rollout_sampler(config, imitated.policy)
+        with fleet_of(run, config, imitated, sampler) as fleet, reward_pool(config) as raters:
+            jury = Jury.of_run(run, config, imitated, raters)
+            jury.hear(imitated.policy, fleet, round_index=0)
+            aligned = load_policy(post_train(run, config, imitated, fleet).artifacts["gdpo_policy"])
+            fleet.update(aligned.weights(), aligned)
+            jury.hear(aligned, fleet, round_index=1)
+            jury.conclude()
+        with render_pool(config) as renderers:
+            jury.show(renderers)
     write_report(run)
 
 
+@phase("gdpo")
 def post_train(
-    config: GdpoRecipeConfig, made: Imitation, run: Workspace, milestones: Milestones | None = None
-) -> Path:
-    """Stage 2: GDPO (section 3.3) in one long-lived group of learners, which has its own rollout
-    fleet.
-    """
-
-    def work(phase: Phase) -> dict[str, Any]:
-        table, layout = made.table_of("train"), made.corpus.layout
-        limits = motion_limits(
-            Motion(from_bytes(row["frames"], -1, layout.dim).numpy(), layout)
-            for row in read_table(table).select_columns(["frames"])
-        )
-        task = GdpoTask(
-            str(made.policy),
-            str(table),
-            str(made.vae),
-            limits,
-            config.seed,
-            config.gdpo,
-            config.reward,
-            config.groups,
-            fleet_options(config),
-        )
-        if not task.listened.any():
-            raise RunError(
-                f"nobody listens in {table}: GDPO rewards listening only, and there is no latent "
-                "in which "
-                "the partner speaks and the actor does not"
-            )
-        prompts = config.gdpo.iterations * config.gdpo.sync_every * config.gdpo.batch_size
-        phase.say(
-            f"{config.gdpo.iterations} iterations of {config.gdpo.sync_every} steps: {prompts} "
-            "prompts "
-            f"({len(task.prompts)} windows with listening) x {config.gdpo.group_size} rollouts"
-        )
-        result = learn(task, config.learner, phase, milestones)
-        rollouts = {"rollouts": prompts * config.gdpo.group_size}
-        return result | {"counts": result["counts"] | rollouts}
-
-    result = run.once("gdpo", work)
-    run.summary["metrics"]["gdpo"] = result["final"]
-    return Path(result["policy"])
+    step: Phase,
+    config: Rewarded,
+    imitated: Imitated,
+    fleet: Fleet,
+    *,
+    milestones: Milestones | None = None,
+) -> PhaseResult:
+    """Sample groups, reward them, find advantages, learn; then again with the new weights."""
+    scenes = scenes_of(step, config, imitated)
+    objective = gdpo_objective(config, imitated, scenes)
+    roll_out = sampled_by(fleet, scenes, config)
+    learners = Learners(
+        objective,
+        config.learner,
+        step.directory,
+        log=step.logger.log,
+        say=step.say,
+        milestones=milestones,
+    )
+    for iteration in learners.iterations():
+        prompts = scenes.of_iteration(iteration.index)
+        groups = roll_out(iteration.weights, iteration.index)
+        learners.learn(experience(scenes, prompts, groups, config))
+    return learnt(learners.result, step, rollouts=config.gdpo.answered * config.gdpo.group_size)

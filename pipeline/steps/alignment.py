@@ -7,11 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rapport.actors.fleet import Fleet
 from rapport.actors.learner import Milestones
 from rapport.pipeline.objectives.dpo import Dpo
+from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.rundir import Phase, PhaseResult, phase
-from rapport.pipeline.settings import Learning, OfVla, Preferences
-from rapport.pipeline.steps.imitation import learn
+from rapport.pipeline.settings import Learning, OfVla, Preferences, Rewarded
+from rapport.pipeline.steps.imitation import Imitated, learn
+from rapport.pipeline.steps.rewarding import Scenes
+from rapport.pipeline.steps.sampling import rollout_sampler
+from rapport.policies.policy import Reaction, load_policy
 
 Rolled = TypeVar("Rolled")
 
@@ -59,6 +64,37 @@ def align(
         f"{config.dpo.loss}"
     )
     return learn(objective, config.learner, step, milestones)
+
+
+def gdpo_objective(config: Rewarded, imitated: Imitated, scenes: Scenes) -> Gdpo:
+    """What the learners of GDPO optimise."""
+    return Gdpo(
+        imitated.policy_path,
+        scenes.table,
+        config.gdpo,
+        config.seed,
+        rollout_sampler(config, imitated.policy),
+        policy_config(config),
+    )
+
+
+def sampled_by(
+    fleet: Fleet, scenes: Scenes, config: Rewarded
+) -> Callable[[Any, int], list[list[Reaction]]]:
+    """A function of the learners' weights and the iteration's number: groups of reactions.
+
+    With `gdpo.asynchronous`, those of the next iteration are sampled while this one is learnt.
+    """
+    behaviour = load_policy(scenes.initial)  # holds the weights that the fleet was given last
+
+    def roll_out(weights: Any, index: int) -> list[list[Reaction]]:
+        prompts = scenes.of_iteration(index)
+        served = scenes.policy.weights(weights)
+        behaviour.load_weights(served)
+        fleet.update(served, behaviour)
+        return fleet.groups(prompts.prompts, config.gdpo.group_size, prompts.seeds)
+
+    return OneAhead(roll_out, config.gdpo.iterations) if config.gdpo.asynchronous else roll_out
 
 
 class OneAhead(Generic[Rolled]):

@@ -43,7 +43,7 @@ from rapport.policies.flow import checkpoint
 from rapport.policies.flow.config import VAEConfig, flow_config, vae_config
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
-from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.policy import VAE_FOLDER, FlowPolicy
 from rapport.policies.flow.training import MOTION_SCHEMA, fit_features
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout
@@ -58,7 +58,7 @@ from rapport.policies.vla.settings import ActionConfig
 from rapport.policies.vla.text import build_text_tokenizer
 from rapport.policies.vla.training import SFT_SCHEMA
 
-Flow = TypeVar("Flow", bound=OfFlow)
+Config = TypeVar("Config", bound=Learning)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,28 @@ def imitate(run: Run, config: Learning) -> Imitated:
     return Imitated(corpus, result.artifacts["imitate_policy"])
 
 
+def of_checkpoint(run: Run, config: Learning, path: Path) -> Imitated:
+    """A policy that is there already, on the corpus of the config.
+
+    Raises:
+        CheckpointError: the folder holds no policy.
+        RunError: it is another kind of policy than the config is for.
+    """
+    path = path.absolute()
+    policy = load_policy(path)
+    if policy.kind != config.policy:
+        raise RunError(
+            f"checkpoint={path} holds a policy of kind {policy.kind}, this is policy="
+            f"{config.policy}: say policy={policy.kind}"
+        )
+    corpus = prepare(run, config.corpus)
+    if not isinstance(config, OfFlow):
+        return Imitated(corpus, path)
+    folder = run.directory / "features"
+    encoded = _encode(run, config, corpus, path / VAE_FOLDER, features=folder)
+    return Imitated(corpus, path, encoded.artifacts["encode_tables"])
+
+
 def learn(
     objective: Objective, config: LearnerConfig, step: Phase, milestones: Milestones | None = None
 ) -> PhaseResult:
@@ -105,12 +127,18 @@ def learn(
     return learnt(result, step)
 
 
-def learnt(result: dict[str, Any], step: Phase) -> PhaseResult:
-    """What learners left, as a phase's result: NAME_policy is the folder."""
+def learnt(result: dict[str, Any], step: Phase, **counts: int) -> PhaseResult:
+    """What learners left, as a phase's result: NAME_policy is the folder.
+
+    Args:
+        result: of the learners.
+        step: the phase.
+        counts: of what was done besides.
+    """
     policy = step.directory / "policy"
     return PhaseResult(
         artifacts={f"{step.name}_policy": policy},
-        counts={f"{step.name}_steps": result["steps"]},
+        counts={f"{step.name}_steps": result["steps"], **counts},
         engines={f"{step.name}_learner": result["engine"]},
         metrics=result["final"],
         value={"seconds_per_step": result["seconds_per_step"]},
@@ -206,9 +234,9 @@ def action_layout(config: ActionConfig, corpus: Layout) -> Layout:
 # -- AR-Flow --
 
 
-def as_trained(config: Flow) -> Flow:
+def as_trained(config: Config) -> Config:
     """The config with the stage 1 of the run that `imitation` names, where it names one."""
-    if config.imitation is None:
+    if not isinstance(config, OfFlow) or config.imitation is None:
         return config
     file = config.imitation / "config.yaml"
     if not file.is_file():

@@ -109,6 +109,9 @@ class Judge:
     ) -> Judge:
         """A judge of some held-out clips."""
         truth = load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None
+        affect = fit_affect(corpus, layout)
+        if affect is not None:
+            affect.save(run.directory / "affect_estimator.npz")
         return cls(
             seed=config.seed,
             weights=config.score.weights,
@@ -116,7 +119,7 @@ class Judge:
             layout=layout,
             raters=raters,
             clips={clip_id: corpus.clip(clip_id) for clip_id in clip_ids},
-            affect=fit_affect(corpus, layout, run),
+            affect=affect,
             truth=truth,
         )
 
@@ -198,20 +201,18 @@ class Judge:
         return errors
 
 
-def fit_affect(corpus: Corpus, layout: Layout, run: Workspace) -> RidgeAffectEstimator | None:
+def fit_affect(corpus: Corpus, layout: Layout) -> RidgeAffectEstimator | None:
     """The built-in affect estimator, fitted on training labels; None where the corpus has none."""
     if not (corpus.path / LABELS).is_file():
         logger.info("[evaluate] the corpus has no affect labels: L2 Affect is missing")
         return None
     labels = load_labels(corpus.path)
     listeners = [(listener.subset(layout), labels[i]) for i, listener in corpus.listeners("train")]
-    estimator = RidgeAffectEstimator.fit(
+    return RidgeAffectEstimator.fit(
         [motion for motion, _ in listeners],
         [affect for _, affect in listeners],
         groups=layout.names,
     )
-    estimator.save(run.directory / "affect_estimator.npz")
-    return estimator
 
 
 def tabulate(rows: Mapping[str, Row], run: Workspace) -> dict[str, Any]:

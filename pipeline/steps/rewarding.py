@@ -21,7 +21,7 @@ from rapport.actors.learner import Experience
 from rapport.pipeline.data.flow import SCENE_COLUMNS, scene_row, windows
 from rapport.pipeline.objectives.gdpo import Rollouts
 from rapport.pipeline.objectives.settings import GdpoConfig
-from rapport.pipeline.rundir import RunError
+from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Rewarded
 from rapport.pipeline.steps.imitation import Imitated
 from rapport.policies.flow.training import from_bytes
@@ -71,12 +71,14 @@ class Scenes:
     Args:
         table: file of the policy's prompt columns and SCENE_COLUMNS.
         policy: whose prompts they are.
+        initial: its folder.
         config: the loop's section.
         seed: of the choice of prompts.
     """
 
     table: Path
     policy: Policy
+    initial: Path
     config: GdpoConfig
     seed: int
 
@@ -138,7 +140,7 @@ class Scenes:
         return Motion(from_bytes(values, -1, layout.dim).numpy(), layout)
 
 
-def scenes_of(directory: Path, config: Rewarded, imitated: Imitated) -> Scenes:
+def scenes_of(step: Phase, config: Rewarded, imitated: Imitated) -> Scenes:
     """The scenes of the training split; written where prompts were not made in advance.
 
     Raises:
@@ -148,15 +150,20 @@ def scenes_of(directory: Path, config: Rewarded, imitated: Imitated) -> Scenes:
     if imitated.windows is not None:
         table = imitated.windows / "train.arrow"
     else:
-        table = directory / "scenes.arrow"
+        table = step.directory / "scenes.arrow"
         schema = pa.schema(dict(policy.prompt_columns) | SCENE_COLUMNS)
         write_table(table, scene_rows(imitated), schema)
-    scenes = Scenes(table, policy, config.gdpo, config.seed)
+    scenes = Scenes(table, policy, imitated.policy_path, config.gdpo, config.seed)
     if not scenes.listened.any():
         raise RunError(
             f"nobody listens in {table}: GDPO rewards listening only, and there is no action of a "
             "listener during which the partner speaks and the actor does not"
         )
+    gdpo = config.gdpo
+    step.say(
+        f"{gdpo.iterations} iterations of {gdpo.sync_every} steps: {gdpo.answered} prompts "
+        f"({len(scenes.prompts)} in the corpus) x {gdpo.group_size} reactions"
+    )
     return scenes
 
 

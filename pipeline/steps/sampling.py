@@ -27,9 +27,10 @@ from rapport.pipeline.data.candidates import (
 from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
-from rapport.pipeline.settings import Learning
+from rapport.pipeline.settings import JudgedOfFlow, Learning, Preferences
+from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.corpus import chosen
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.imitation import Imitated, imitate
 from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
 from rapport.policies.flow.policy import FlowPolicy, Sampler
 from rapport.policies.policy import Policy, Prompt
@@ -111,6 +112,13 @@ def rollout_sampler(config: Learning, policy: Policy) -> Any:
     )
 
 
+def judged_sampler(config: Learning, policy: Policy) -> Any:
+    """How held-out reactions are sampled."""
+    if isinstance(config, JudgedOfFlow):
+        return flow_studies.judged_sampler(config)
+    return rollout_sampler(config, policy)
+
+
 class Prompts(Mapping[str, Prompt]):
     """The prompts of a split by clip id, made when they are asked for.
 
@@ -143,7 +151,35 @@ class Prompts(Mapping[str, Prompt]):
         return len(self.clip_ids)
 
 
+def starting_point(run: Workspace, config: Preferences) -> Imitated:
+    """Corpus and imitating policy: trained here, or those of an earlier `rollout` run."""
+    if config.candidates is None:
+        imitated = imitate(run, config)
+    else:
+        imitated = earlier_imitation(config.candidates)
+    artifacts = {"corpus": imitated.corpus.path, "sft_policy": imitated.policy_path}
+    run.summary["artifacts"] |= {name: str(path) for name, path in artifacts.items()}
+    return imitated
+
+
 def candidates(
+    run: Workspace,
+    config: Preferences,
+    imitated: Imitated,
+    fleet: Fleet,
+    renderers: RenderPool,
+    *,
+    round_index: int = 1,
+) -> Groups:
+    """Sampled here and rendered, or those of an earlier `rollout` run."""
+    if config.candidates is not None:
+        return read_candidates(earlier(config.candidates, "candidates"))
+    groups = roll_out(run, config, imitated, fleet, round_index=round_index)
+    render_candidates(run, config, imitated, groups, renderers, round_index=round_index)
+    return groups
+
+
+def roll_out(
     run: Workspace, config: Learning, imitated: Imitated, fleet: Fleet, *, round_index: int = 1
 ) -> Groups:
     """K samples of the policy and the recorded listener for each of `rollout.prompts` prompts.

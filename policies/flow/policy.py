@@ -392,10 +392,15 @@ class FlowPolicy(Policy):
         self.vae.to(device)
         return self
 
-    def with_sampler(self, **changes: Any) -> Self:
-        """The same policy, sampled otherwise; weights are shared."""
+    def with_sampler(self, sampler: Sampler | None = None, **changes: Any) -> Self:
+        """The same policy, sampled otherwise; weights are shared.
+
+        Args:
+            sampler: in place of the present one.
+            changes: of single fields.
+        """
         other = type(self)(self.flow, self.vae, self.encoders)
-        other.sampler = replace(self.sampler, **changes)
+        other.sampler = replace(sampler or self.sampler, **changes)
         return other
 
 

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from rapport.actors.cluster import cluster
 from rapport.actors.metrics import evaluate_react
-from rapport.pipeline.config import EvaluateConfig, FilesConfig
+from rapport.pipeline.settings import Evaluated, FilesConfig
 from rapport.pipeline.data.readers.motion_files import read_clips, together
-from rapport.pipeline.rundir import Run, RunError, write_atomic
+from rapport.files import write_atomic
+from rapport.pipeline.rundir import Run, RunError
 from rapport.rewards import metrics
 from rapport.rewards.affect import RidgeAffectEstimator
 from rapport.rewards.metrics.protocols import lm_listener
@@ -24,7 +25,7 @@ from rapport.rewards.metrics.protocols.react import SETTINGS, require_fps
 from rapport.rewards.metrics.published import PublishedTable, tables_of
 
 
-def score_files(config: EvaluateConfig, run: Run) -> None:
+def score_files(config: Evaluated, run: Run) -> None:
     """Read, score, then report on the terminal, as JSON and to MLflow."""
     files = config.files
     protocol = metrics.named(files.protocol)
@@ -47,7 +48,7 @@ def score_files(config: EvaluateConfig, run: Run) -> None:
     report(protocol, files, scores, run)
 
 
-def on_many_processes(config: EvaluateConfig, inputs: dict[str, Any]) -> dict[str, float]:
+def on_many_processes(config: Evaluated, inputs: dict[str, Any]) -> dict[str, float]:
     """The REACT protocols compare every prediction with many targets: one process a CPU of the
     cluster.
     """

@@ -1,0 +1,262 @@
+"""The jury of a run: held-out prompts answered before and after, tables, videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from rapport.actors.fleet import Fleet
+from rapport.actors.rater import RewardPool
+from rapport.actors.renderer import Panel, RenderPool
+from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen
+from rapport.pipeline.report.videos import spread as evenly_spaced
+from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
+from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
+from rapport.pipeline.steps import flow_studies
+from rapport.pipeline.steps.imitation import Imitated, action_layout
+from rapport.pipeline.steps.judging import (
+    Judge,
+    Row,
+    compare,
+    fit_affect,
+    tabulate,
+    track_round,
+)
+from rapport.pipeline.steps.movement import (
+    HeldOut,
+    MovementJudge,
+    faces_of,
+    tabulate_movement,
+)
+from rapport.pipeline.steps.showing import Video, compared, render_shown, speaker_panel
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.policy import Policy, Reaction
+from rapport.policies.tables import read_table
+from rapport.policies.vla.settings import ActionConfig
+
+
+@dataclass
+class Jury:
+    """Hears policies on held-out prompts, one after the other, and says what changed.
+
+    Args:
+        run: takes tables, numbers and videos.
+        config: of the recipe.
+        imitated: corpus and imitating policy.
+        held_out: the prompts.
+        judge: of single reactions.
+    """
+
+    run: Workspace
+    config: Judged
+    imitated: Imitated
+    held_out: HeldOut
+    judge: Judge
+    answers: dict[str, list[list[Motion]]] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(
+        cls,
+        run: Workspace,
+        config: Judged,
+        imitated: Imitated,
+        raters: RewardPool,
+        *,
+        baselines: bool = True,
+    ) -> Self:
+        """The jury of a recipe.
+
+        Args:
+            run: the recipe's.
+            config: of the recipe.
+            imitated: corpus and imitating policy.
+            raters: SIMULATED ones.
+            baselines: whether methods that learn nothing stand in the table.
+        """
+        held_out = HeldOut.from_corpus(config, imitated)
+        clip_ids = [window.clip_id for window in held_out.windows if window.role == "listener"]
+        layout = compared_layout(imitated.policy, imitated.corpus.layout)
+        judge = Judge.from_corpus(run, config, imitated.corpus, layout, clip_ids, raters)
+        jury = cls(run, config, imitated, held_out, judge)
+        if baselines:
+            jury.rows |= judge.baselines()
+        return jury
+
+    def hear(
+        self, policy: Policy, fleet: Fleet, *, round_index: int = 0, name: str | None = None
+    ) -> Row:
+        """Ask a policy, and judge what it answers.
+
+        Args:
+            policy: who answers.
+            fleet: engines that hold it, where they sample as it is judged.
+            round_index: of the loop; 0 = before alignment.
+            name: in the table; None = the policy's own word for this round.
+        """
+        name = name or self.name_of(policy, round_index)
+        asked: Policy | Fleet = fleet
+        if isinstance(self.config, JudgedOfFlow):
+            policy = policy.with_sampler(flow_studies.judged_sampler(self.config))
+            asked = policy
+        answers = self.held_out.answers(policy, asked)
+        self.answers[name] = answers
+        self.policies[name] = policy
+        row = self.judge(self.held_out.by_clip(answers))
+        self.rows[name] = row
+        track_round(row, round_index, self.run)
+        return row
+
+    def name_of(self, policy: Policy, round_index: int) -> str:
+        """What a policy is called in tables."""
+        if round_index == 0:
+            return policy.supervised
+        if not isinstance(self.config, Preferences):
+            return policy.aligned["gdpo"]
+        aligned = policy.aligned["dpo"]
+        last = round_index == self.config.dpo.rounds
+        return aligned if last else f"{aligned} round {round_index}"
+
+    @property
+    def compared(self) -> tuple[str, str]:
+        """The first and the last policy that were heard."""
+        names = list(self.policies)
+        return names[0], names[-1]
+
+    def conclude(self) -> None:
+        """Both tables: how reactions were judged, and how they move."""
+        before, after = self.compared
+        compare(self.rows, before, after, self.run)
+        movement = _movement(self.run, self)
+        tabulate_movement(movement.value, before, after, self.run)
+
+    def show(self, renderers: RenderPool, pairs: Path | None = None) -> None:
+        """Videos: held-out clips, those that got worse, and pairs that were learnt from.
+
+        Args:
+            renderers: draw them.
+            pairs: the training table of the last round, where there were pairs.
+        """
+        if self.shown_clips:
+            _clips(self.run, self, renderers, pairs)
+
+    @property
+    def shown_clips(self) -> int:
+        """How many videos of each kind."""
+        if isinstance(self.config, JudgedOfFlow):
+            return self.config.judge.clips
+        return self.config.evaluation.clips
+
+    def tabulate(self) -> dict[str, Any]:
+        """The table of judged reactions only."""
+        return tabulate(self.rows, self.run)
+
+
+def compared_layout(policy: Policy, corpus: Layout) -> Layout:
+    """The groups in which policies are compared: the VLA's own, and its default ones for others."""
+    if isinstance(policy, FlowPolicy):
+        return action_layout(ActionConfig(), corpus)
+    return policy.layout
+
+
+@phase("judge")
+def _movement(step: Phase, jury: Jury) -> PhaseResult:
+    """How the first and the last policy move, beside what tells how much is much."""
+    before, after = jury.compared
+    held_out = jury.held_out
+    chosen = {name: held_out.flat(jury.answers[name]) for name in (before, after)}
+    config = jury.config
+    if not isinstance(config, JudgedOfFlow):
+        judge = MovementJudge(held_out.repeated, held_out.both_roles)
+        return PhaseResult(value=judge.score(chosen))
+    policies = {name: jury.policies[name] for name in (before, after)}
+    topology = jury.imitated.corpus.layout.topology
+    judge = MovementJudge(held_out.windows, held_out.both_roles, faces_of(config.head, topology))
+    answers = {"VAE": flow_studies.coded(held_out, policies[before]), "others": judge.others()}
+    answers |= chosen
+    if config.judge.ablations:
+        answers |= flow_studies.ways(held_out, policies)
+    rows = judge.score(answers)
+    listeners = held_out.listeners()
+    if listeners.windows:
+        corpus = jury.imitated.corpus
+        affect = fit_affect(corpus, corpus.layout)
+        texts = flow_studies.text_features(policies[before])
+        for name, policy in policies.items():
+            rows[name] |= flow_studies.controls(
+                listeners, policy, texts, affect, config.judge.omegas
+            )
+            rows[name] |= flow_studies.endless(listeners, policy, config.judge.long_frames)
+    else:
+        step.say(
+            "nobody listens for half of a held-out window: prompts, guidance, long sequences are "
+            "not judged"
+        )
+    step.say(f"{len(held_out.windows)} windows, {config.judge.steps} steps of the ODE")
+    return PhaseResult(value=rows, counts={"judged_windows": len(held_out.windows)})
+
+
+@phase("clips")
+def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -> PhaseResult:
+    """`clips` videos of each kind."""
+    count = jury.shown_clips
+    before, after = jury.compared
+    held_out = jury.held_out.of_listeners()
+    if isinstance(jury.config, JudgedOfFlow):
+        first = [window.clip_id for window in held_out.some(count).windows]
+    else:
+        first = [window.clip_id for window in held_out.windows[:count]]
+    answers = {
+        name: jury.held_out.by_clip(motions)
+        for name, motions in jury.answers.items()
+        if name in (before, after)
+    }
+    kinds = [(clip_id, f"{clip_id}.mp4", HELD_OUT) for clip_id in first]
+    if pairs is not None:
+        worse = fallen(jury.rows[before].scores, jury.rows[after].scores)
+        kinds += [(clip_id, f"worse/{clip_id}.mp4", WORSE) for clip_id in worse[:count]]
+    videos = []
+    for clip_id, file, kind in kinds:
+        motions = {name: by_clip[clip_id][0] for name, by_clip in answers.items()}
+        videos.append(compared(_as_long_as(jury, clip_id, motions), file, kind, motions))
+    if pairs is not None:
+        scores = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score"]
+        table = read_table(pairs).select_columns(scores)
+        by_margin = sorted(
+            table, key=lambda row: (row["rejected_score"] - row["chosen_score"], row["prompt_id"])
+        )
+        videos += [_pair_video(jury.imitated, row) for row in evenly_spaced(by_margin, count)]
+    return render_shown(jury.config.render, videos, renderers, step)
+
+
+def _as_long_as(jury: Jury, clip_id: str, motions: Mapping[str, Motion]) -> Any:
+    """The clip, cut to what was answered."""
+    clip = jury.imitated.corpus.clip(clip_id)
+    frames = len(next(iter(motions.values())))
+    speaker = clip.speaker
+    return replace(
+        clip,
+        listener=clip.listener.window(0, frames),
+        speaker=None if speaker is None else speaker.window(0, frames),
+    )
+
+
+def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
+    """A row of the training table: speaker, chosen, rejected."""
+    clip = imitated.corpus.clip(row["prompt_id"])
+    panels = [speaker_panel(clip)]
+    scores = {}
+    for name in ("chosen", "rejected"):
+        actions = np.array(row[name])
+        panels.append(Panel(name, imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))))
+        scores[name] = row[f"{name}_score"]
+    captions = [panel.caption for panel in panels]
+    shown = Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores)
+    return Video(shown, tuple(panels), clip.speaker_audio)
+

@@ -1,0 +1,1 @@
+"""What `tune dpo` and `tune gdpo` take: every key of the recipe that is swept, and the sweep."""
