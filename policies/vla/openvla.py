@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rapport.policies.vla.model import FaceVLA
 
+
 @dataclass(frozen=True)
 class TowerNames:
     """timm's names of a visual stream and transformers'.

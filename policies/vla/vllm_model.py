@@ -102,9 +102,7 @@ class FaceVLAProcessor(BaseMultiModalProcessor[FaceVLAInfo]):
         patches = PromptUpdateDetails.select_token_id(
             [image] * config.patches, embed_token_id=image
         )
-        return [
-            PromptReplacement(modality="image", target=[image], replacement=lambda _: patches)
-        ]
+        return [PromptReplacement(modality="image", target=[image], replacement=lambda _: patches)]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
