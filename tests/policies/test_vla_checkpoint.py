@@ -22,7 +22,7 @@ from rapport.policies.vla.text import build_text_tokenizer
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 ACTIONS = ActionTokenizer(SPACE, np.full(6, -1.0), np.full(6, 1.0), first_token=768)
-TOKENIZER = build_text_tokenizer(["hello there"])
+TOKENIZER = build_text_tokenizer(["hello there"], text_vocabulary=768)
 
 
 def build(seed=0):

@@ -5,7 +5,7 @@ import torch
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.loading import build_tiny, tiny_config
-from rapport.policies.vla.model import SlotEmbedding, normalise
+from rapport.policies.vla.model import SlotEmbedding, standardise_pixels
 from rapport.policies.vla.pretrained import freeze_streams
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
@@ -13,7 +13,7 @@ from rapport.policies.vla.text import build_text_tokenizer
 SPACE = ActionSpace(
     Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2
 )  # 10 steps x 6 dims
-TOKENIZER = build_text_tokenizer(["hello there"])
+TOKENIZER = build_text_tokenizer(["hello there"], text_vocabulary=768)
 
 
 def small_config(**changes):
@@ -221,7 +221,7 @@ def test_frozen_streams_get_no_gradient_but_the_projector_does():
 
 def test_each_stream_has_its_own_normalisation_and_size():
     frames = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    pixels = normalise(frames, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0), 4)
+    pixels = standardise_pixels(frames, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0), 4)
     assert pixels.shape == (1, 3, 4, 4)
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 2.0, 1.0]))
 
@@ -233,7 +233,7 @@ def test_features_come_from_the_last_kept_block_without_the_final_norm(model):
     hook = vision.projector.register_forward_pre_hook(lambda _, args: features.append(args[0]))
     vision(frames)
     hook.remove()
-    dino = normalise(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 56)
+    dino = standardise_pixels(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 56)
     hidden = vision.dino.embeddings(dino)
     for layer in vision.dino.encoder.layer:
         hidden = layer(hidden)
