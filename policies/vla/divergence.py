@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from rapport.policies.vla.model import FaceVLA
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
-def sequence_kl(policy: FaceVLA, reference: FaceVLA, prompt: Prompt, tokens: np.ndarray) -> float:
+def sequence_kl(policy: FaceVLA, reference: FaceVLA, prompt: VlaPrompt, tokens: np.ndarray) -> float:
     """KL(policy || reference) of whole reactions to a prompt, nats, estimated from samples of the
     policy.
 

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
 class HfEngine:
@@ -46,7 +46,7 @@ class HfEngine:
         }
 
     def sample(
-        self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
+        self, prompts: list[VlaPrompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """Sample reactions to prompts.
 

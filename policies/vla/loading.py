@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from rapport.files import atomic
+from rapport.policies.policy import CheckpointError, write_kind
 from rapport.policies.vla.actions import FILE_NAME as ACTIONS_FILE
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import TINY_DINO, TINY_SIGLIP, TINY_TEXT, FaceVLAConfig
@@ -35,10 +36,6 @@ WEIGHTS_FILE = "model.safetensors"
 # `load_pretrained` pads embeddings to a multiple of this, so fewer ids than this are spare.
 EMBEDDING_MULTIPLE = 64
 AGAIN = "copy the whole folder again, or save the policy again"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint folder is incomplete, damaged or of another model."""
 
 
 @dataclass(frozen=True)
@@ -133,17 +130,6 @@ def build_tiny(config: FaceVLAConfig, seed: int = 0) -> FaceVLA:
     return model
 
 
-def weight_digest(state_dict: dict[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes; does not depend on the order of the entries."""
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # Through bytes of any dtype, because numpy has no bfloat16.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def serving_state_dict(
     model: FaceVLA, state_dict: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
@@ -187,6 +173,7 @@ def save_checkpoint(
         model.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         actions.save(partial)
+        write_kind(partial, "vla")
 
 
 @dataclass(frozen=True)

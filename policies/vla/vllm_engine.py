@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.policies.vla.vllm_plugin import (
     create_engine,
     read_output,
@@ -51,7 +51,7 @@ class VllmEngine:
         }
 
     def sample(
-        self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
+        self, prompts: list[VlaPrompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """Sample reactions to prompts.
 

@@ -7,14 +7,13 @@ from safetensors.torch import load_file
 
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.policy import CheckpointError, weight_digest
 from rapport.policies.vla.loading import (
-    CheckpointError,
     build_tiny,
     load_checkpoint,
     save_checkpoint,
     serving_state_dict,
     tiny_config,
-    weight_digest,
 )
 from rapport.policies.vla.lora import add_lora, merge_lora
 from rapport.policies.vla.prompt import build_prompt
