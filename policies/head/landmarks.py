@@ -23,8 +23,9 @@ MOVED = 0.3  # share of the farthest vertex' way from which on a vertex counts a
 def face_landmarks(asset: HeadAsset) -> dict[str, np.ndarray]:
     """Vertex indices of facial landmarks, (5,) int64 each.
 
-    A landmark's place is the mean of its vertices. Keys: `mouth_corner_{left,right}`, `lip_{upper,lower}`, `brow_{inner,outer}_{left,right}`,
-    `eyelid_{upper,lower}_{left,right}`, `chin`, `nose_tip`. Left is the head's own left, +x.
+    A landmark's place is the mean of its vertices. Keys: `mouth_corner_{left,right}`,
+    `lip_{upper,lower}`, `brow_{inner,outer}_{left,right}`, `eyelid_{upper,lower}_{left,right}`,
+    `chin`, `nose_tip`. Left is the head's own left, +x.
 
     Raises:
         TopologyError: the head has no ARKit shapes or no eyelids, from which landmarks are found.

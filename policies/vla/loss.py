@@ -57,9 +57,9 @@ def sft_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_SFT = lambda_exp CE(expression) + lambda_pose CE(pose) + lambda_reg (L_temp + L_id).
 
-    Eq. 7-9. Each cross entropy is the mean over its own tokens, so that 53 expression dimensions do not
-    drown 3 of head pose. Means over a batch of equal shapes: averaging over ranks gives the loss of
-    the whole batch.
+    Eq. 7-9. Each cross entropy is the mean over its own tokens, so that 53 expression dimensions do
+    not drown 3 of head pose. All are means over a batch of equal shapes, so that averaging over
+    ranks gives the loss of the whole batch.
 
     Args:
         action_logits: (batch, steps * dims, bins).

@@ -138,7 +138,7 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
 
     # vLLM's own LLaMA does not meet vLLM's own protocol to the letter.
     def get_language_model(self) -> LlamaForCausalLM:  # type: ignore[override]
-        """vLLM's LLaMA."""
+        """The LLaMA, which is vLLM's own."""
         return self.language_model
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
