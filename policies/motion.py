@@ -66,7 +66,8 @@ class Layout:
 
     def width(self, group: str) -> int:
         """Columns that a group takes. Raises `LayoutError` when the layout lacks it."""
-        return self.columns(group).stop - self.columns(group).start
+        columns = self.columns(group)
+        return int(columns.stop - columns.start)
 
     def columns(self, group: str) -> slice:
         """Columns of one group. Raises `LayoutError` when the layout lacks it."""

@@ -1,6 +1,8 @@
 """AR-Flow (GDPO-Listener, Eq. 3).
 
-It gives the velocity of the next motion latent from conditions and the latents before it. One transformer reads two kinds of tokens. The prefix (text, audio, partner motion) attends to
+It gives the velocity of the next motion latent from conditions and the latents before it.
+
+One transformer reads two kinds of tokens. The prefix (text, audio, partner motion) attends to
 itself. Motion tokens attend to the prefix, to the clean latents before them and to themselves; a
 noisy token is attended by nobody else. Flow time is added to noisy tokens only. So keys and values
 of the prefix and of clean latents depend neither on the noise nor on the flow time: they are
@@ -108,9 +110,7 @@ class ARFlow(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
         )
-        self.blocks = Blocks(
-            Block(hidden, config.heads, config.mlp) for _ in range(config.layers)
-        )
+        self.blocks = Blocks(Block(hidden, config.heads, config.mlp) for _ in range(config.layers))
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.velocity = nn.Linear(hidden, config.latent_dim)
         self.gain = silent(nn.Linear(TIME_FEATURES, config.latent_dim))

@@ -246,7 +246,8 @@ class ActionTokenizer:
     def centres(self) -> np.ndarray:
         """Value of every bin, (dims, bins)."""
         fraction = (np.arange(self.bins) + 0.5) / self.bins
-        return self.low[:, None] + (self.high - self.low)[:, None] * fraction
+        centres: np.ndarray = self.low[:, None] + (self.high - self.low)[:, None] * fraction
+        return centres
 
     def encode(self, knots: np.ndarray) -> np.ndarray:
         """Knots (steps, dims) -> token ids (steps * dims,) int64."""
@@ -255,7 +256,8 @@ class ActionTokenizer:
         width = np.where(self.moves, self.high - self.low, 1.0)
         fraction = np.where(self.moves, (knots - self.low) / width, 0.0)
         bins = np.clip(np.floor(fraction * self.bins), 0, self.bins - 1).astype(np.int64)
-        return bins.reshape(-1) + self.first_token
+        tokens: np.ndarray = bins.reshape(-1) + self.first_token
+        return tokens
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Token ids (steps * dims,) -> knots (steps, dims).
@@ -276,7 +278,8 @@ class ActionTokenizer:
                 f"token {bins[step, dim] + self.first_token} at step {step}, dimension {dim} is "
                 f"no action: actions are [{self.first_token}, {self.first_token + self.bins})"
             )
-        return self.centres[np.arange(self.space.dims), bins]
+        knots: np.ndarray = self.centres[np.arange(self.space.dims), bins]
+        return knots
 
     def to_tokens(self, motion: Motion) -> np.ndarray:
         """Motion of exactly the space's layout and length -> token ids (steps * dims,)."""

@@ -25,7 +25,7 @@ def expected_action(action_logits: Tensor, centres: Tensor) -> Tensor:
         (..., steps, dims), float32.
     """
     dims, bins = centres.shape
-    probs = torch.softmax(action_logits.float(), dim=-1).unflatten(-2, (-1, dims))
+    probs = torch.unflatten(torch.softmax(action_logits.float(), dim=-1), -2, (-1, dims))
     return (probs * centres.to(probs)).sum(dim=-1)
 
 
@@ -57,9 +57,9 @@ def sft_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_SFT = lambda_exp CE(expression) + lambda_pose CE(pose) + lambda_reg (L_temp + L_id).
 
-    Eq. 7-9. Each cross entropy is the mean over its own tokens, so that 53 expression dimensions do not
-    drown 3 of head pose. Means over a batch of equal shapes: averaging over ranks gives the loss of
-    the whole batch.
+    Eq. 7-9. Each cross entropy is the mean over its own tokens, so that 53 expression dimensions do
+    not drown 3 of head pose. All are means over a batch of equal shapes, so that averaging over
+    ranks gives the loss of the whole batch.
 
     Args:
         action_logits: (batch, steps * dims, bins).
@@ -83,7 +83,8 @@ def sft_loss(
     # Dimensions that never move have one value in all bins, so they count as 0.
     centres = torch.from_numpy(tokenizer.moves).to(ce.device)[:, None] * unit
     expected = expected_action(action_logits, centres)
-    actions = centres[torch.arange(dims, device=ce.device), bins.unflatten(-1, (-1, dims))]
+    bins_by_dim = torch.unflatten(bins, -1, (-1, dims))
+    actions = centres[torch.arange(dims, device=ce.device), bins_by_dim]
 
     parts = {
         "temporal": temporal_coherence(expected, actions),

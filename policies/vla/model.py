@@ -159,7 +159,7 @@ class SlotEmbedding(nn.Module):
 def action_log_probs(
     logits: Tensor, action_ids: Tensor, first_token: int, temperature: float = 1.0
 ) -> Tensor:
-    """log pi of every action token over the support of the bins.
+    """Log-probability of every action token over the support of the bins.
 
     The sum over the last axis is the sequence log-probability of Eq. 11.
 

@@ -1,8 +1,9 @@
 """Weights of the OpenVLA lineage for a `FaceVLA` of the same sizes.
 
-They are prismatic checkpoints, whose names are timm's. timm's ViT and transformers' hold the same tensors under other names; timm keeps query, key and
-value in one matrix, and its register variant of DINOv2 has no position for the class token (it is
-folded into the token). OpenVLA says `scale_factor` where timm says `gamma`.
+They are prismatic checkpoints, whose names are timm's. timm's ViT and transformers' hold the same
+tensors under other names; timm keeps query, key and value in one matrix, and its register variant
+of DINOv2 has no position for the class token (it is folded into the token). OpenVLA says
+`scale_factor` where timm says `gamma`.
 """
 
 from __future__ import annotations

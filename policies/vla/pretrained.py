@@ -51,9 +51,9 @@ def load_pretrained(
 ) -> tuple[FaceVLA, PreTrainedTokenizerBase]:
     """Build the policy from three pretrained parts; returns it and its text tokenizer.
 
-    Its first action id is `config.action_token_start`. Each stream keeps its blocks up to the second-to-last. The patch grid is SigLIP's; DINOv2's
-    positions are interpolated to it once. The projector is random; slot embeddings start at zero,
-    which leaves the language model as it was.
+    Its first action id is `config.action_token_start`. Each stream keeps its blocks up to the
+    second-to-last. The patch grid is SigLIP's; DINOv2's positions are interpolated to it once. The
+    projector is random; slot embeddings start at zero, which leaves the language model as it was.
 
     Args:
         parts: the checkpoints.

@@ -59,7 +59,7 @@ class FaceVLADummyInputs(BaseDummyInputsBuilder[FaceVLAInfo]):
     """Inputs that vLLM sizes its memory with."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """None: frames stand for themselves."""
+        """An empty text, because frames need none beside them."""
         return ""
 
     def get_dummy_mm_data(
@@ -136,8 +136,9 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
             self.slots = SlotEmbedding(config.action_dims, config.action_steps, hidden)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
-    def get_language_model(self) -> LlamaForCausalLM:
-        """vLLM's LLaMA."""
+    # vLLM's own LLaMA does not meet vLLM's own protocol to the letter.
+    def get_language_model(self) -> LlamaForCausalLM:  # type: ignore[override]
+        """The LLaMA, which is vLLM's own."""
         return self.language_model
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:

@@ -94,7 +94,7 @@ def test_channels_of_features_are_standardised():
     offset = 5 * normal(6)
     given = conditions()
     audio = {
-        name: getattr(given, name) * spread + offset for name in ("partner_audio", "actor_audio")
+        name: getattr(given, name) * deviation + offset for name in ("partner_audio", "actor_audio")
     }
     text = torch.stack([torch.full((5,), 1.0), torch.full((5,), 3.0)]).double()
     text[:, 4] = 7.0  # says nothing

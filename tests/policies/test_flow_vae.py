@@ -13,9 +13,7 @@ LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 
 def build(seed=0, **sizes):
     torch.manual_seed(seed)
-    vae = MotionVAE(
-        VaeSizes(LAYOUT, **{"latent_dim": 8, "hidden": 32, "layers": 2} | sizes)
-    ).eval()
+    vae = MotionVAE(VaeSizes(LAYOUT, **{"latent_dim": 8, "hidden": 32, "layers": 2} | sizes)).eval()
     for layer in (vae.posterior, vae.patch_out):  # as if it had learnt something
         layer.reset_parameters()
     return vae

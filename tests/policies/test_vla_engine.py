@@ -1,4 +1,4 @@
-"""The vLLM engine against the torch model: same weights, same log-probs, also after a hot update."""
+"""The vLLM engine against the torch model: same weights and log-probs, also after an update."""
 
 import importlib.metadata
 

@@ -5,7 +5,7 @@ import torch
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.loading import build_tiny, tiny_config
-from rapport.policies.vla.model import SlotEmbedding, standardise_pixels
+from rapport.policies.vla.model import SlotEmbedding, action_log_probs, standardise_pixels
 from rapport.policies.vla.pretrained import freeze_streams
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
@@ -61,6 +61,20 @@ def test_log_probs_are_over_the_bins_only_and_follow_the_temperature(model):
         found = model.action_log_probs(prompt, frames, actions, temperature)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_log_prob_of_an_action_is_to_the_bit_what_a_loss_would_write_out(model):
+    prompt, frames, actions = batch(model.config)
+    pairs = torch.stack([actions, actions.flip(-1)], dim=1)
+    logits = model.action_logits(prompt, frames, pairs)
+    bins = (pairs - 768).unsqueeze(-1)
+    for temperature in (1.0, 0.7):
+        scaled = logits.float() / temperature
+        expected = torch.log_softmax(scaled, dim=-1).gather(-1, bins).squeeze(-1)
+        assert action_log_probs(logits, pairs, 768, temperature).equal(expected)
+        assert model.action_log_probs(prompt, frames, pairs, temperature).equal(expected)
+    half = action_log_probs(logits.bfloat16(), pairs, 768)
+    assert half.dtype == torch.float32 and half.shape == pairs.shape
 
 
 def test_an_action_does_not_see_itself_or_what_follows(model):
