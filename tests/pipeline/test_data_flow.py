@@ -8,8 +8,8 @@ import torch
 
 from rapport.pipeline.data.flow import (
     WINDOW_SCHEMA,
-    Features,
     _speaks,
+    condition_row,
     describe_face,
     whole_latents,
     window_rows,
@@ -19,6 +19,7 @@ from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import MODALITIES
 from rapport.policies.flow.config import VAEConfig
 from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.features import Features
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, LayoutError, Motion
@@ -35,7 +36,10 @@ def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
     return Features(
-        text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name))
+        text=text,
+        audio=audio,
+        text_cache=FeatureCache(folder, text.name),
+        audio_cache=FeatureCache(folder, audio.name),
     )
 
 
@@ -53,7 +57,7 @@ def test_a_window_is_whole_latents():
 
 def test_both_people_are_actors_and_each_is_the_others_partner(clip):
     listener, speaker = windows(clip, 8)
-    assert (listener.clip_id, speaker.clip_id) == (
+    assert (listener.window_id, speaker.window_id) == (
         f"{clip.clip_id}/listener",
         f"{clip.clip_id}/speaker",
     )
@@ -66,7 +70,7 @@ def test_both_people_are_actors_and_each_is_the_others_partner(clip):
         listener.listening, listener.partner_speaks & ~listener.actor_speaks
     )
     assert not (listener.listening & speaker.listening).any()
-    assert [w.clip_id for w in windows(clip, 8, both=False)] == [listener.clip_id]
+    assert [w.window_id for w in windows(clip, 8, both=False)] == [listener.window_id]
     assert len(list(windows(replace(clip, speaker=None), 8))) == 1, (
         "nobody's motion cannot be learnt"
     )
@@ -117,7 +121,7 @@ def test_the_prompt_names_emotion_gaze_and_nods():
 def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_path):
     given = list(windows(clip, 8))
     assert (
-        write_table(tmp_path / "t.arrow", window_rows(given, features.of, vae), WINDOW_SCHEMA) == 2
+        write_table(tmp_path / "t.arrow", window_rows(given, features, vae), WINDOW_SCHEMA) == 2
     )
     listener, speaker = read_table(tmp_path / "t.arrow")
     assert from_bytes(listener["partner_audio"], 24, 8).equal(
@@ -132,15 +136,16 @@ def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_p
 
 def test_what_a_clip_lacks_is_null(clip, features, vae):
     bare = replace(clip, speaker=None, speaker_audio=None, listener_audio=None, words=None)
-    [row] = window_rows(windows(bare, 8), features.of, vae)
+    [row] = window_rows(windows(bare, 8), features, vae)
     assert (
         all((row[name] is None) == (name != "text") for name in MODALITIES)
         and row["latents"] is not None
     )
 
 
-def test_features_are_computed_once(clip, features, monkeypatch):
+def test_features_are_computed_once(clip, features, vae):
     window = next(windows(clip, 8))
-    first = features.of(window)
-    again = replace(features, text=None, audio=None).of(window)
-    assert all(again[name].equal(first[name]) for name in first)
+    first = condition_row(window, features, vae)
+    again = condition_row(window, replace(features, text=None, audio=None), vae)
+    assert all(again[name] == first[name] for name in first)
+    assert all(first[name] is not None for name in MODALITIES)
