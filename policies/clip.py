@@ -53,6 +53,7 @@ class Clip:
 
     @property
     def text(self) -> str | None:
+        """All that the speaker says, or None when there is no transcript."""
         return None if self.words is None else " ".join(word.text for word in self.words)
 
     @property

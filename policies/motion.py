@@ -38,14 +38,16 @@ class Layout:
     topology: Topology
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple((str(n), int(w)) for n, w in self.groups))
+        # A layout read from JSON has lists; as tuples, equal layouts compare equal.
+        groups = tuple((str(name), int(width)) for name, width in self.groups)
+        object.__setattr__(self, "groups", groups)
         names = self.names
-        unknown = [n for n in names if n not in GROUPS]
+        unknown = [name for name in names if name not in GROUPS]
         if unknown or len(set(names)) != len(names) or not names:
             raise LayoutError(
                 f"layout groups {list(names)}: each must be one of {list(GROUPS)}, once"
             )
-        if any(w < 1 for _, w in self.groups) or not self.fps > 0:
+        if any(width < 1 for _, width in self.groups) or not self.fps > 0:
             raise LayoutError(f"layout {self}: widths and fps must be positive")
         if self.topology not in get_args(Topology):
             raise LayoutError(
@@ -54,14 +56,18 @@ class Layout:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Groups in column order."""
         return tuple(name for name, _ in self.groups)
 
     @property
     def dim(self) -> int:
+        """Number of columns."""
         return sum(width for _, width in self.groups)
 
     def width(self, group: str) -> int:
-        return self.columns(group).stop - self.columns(group).start
+        """Columns that a group takes. Raises `LayoutError` when the layout lacks it."""
+        columns = self.columns(group)
+        return int(columns.stop - columns.start)
 
     def columns(self, group: str) -> slice:
         """Columns of one group. Raises `LayoutError` when the layout lacks it."""
@@ -73,7 +79,14 @@ class Layout:
         raise LayoutError(f"this motion has no group {group!r}, only {list(self.names)} ({self})")
 
     def subset(self, widths: dict[str, int]) -> Layout:
-        """The layout with only these groups, in this order, each cut to its first `width` columns."""
+        """The layout with only these groups, in this order, each cut to its first columns.
+
+        Args:
+            widths: how many columns to keep of each group.
+
+        Raises:
+            LayoutError: a group is absent or has fewer columns.
+        """
         for name, width in widths.items():
             if width > self.width(name):
                 raise LayoutError(
@@ -82,22 +95,28 @@ class Layout:
         return replace(self, groups=tuple(widths.items()))
 
     def to_json(self) -> str:
-        return json.dumps(
-            {"groups": [list(g) for g in self.groups], "fps": self.fps, "topology": self.topology}
-        )
+        """A text that `from_json` reads."""
+        groups = [list(group) for group in self.groups]
+        return json.dumps({"groups": groups, "fps": self.fps, "topology": self.topology})
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
+        """Read what `to_json` wrote. Raises `LayoutError` when it describes no layout."""
         return cls(**json.loads(text))
 
     def __str__(self) -> str:
-        groups = " + ".join(f"{n} {w}" for n, w in self.groups)
+        groups = " + ".join(f"{name} {width}" for name, width in self.groups)
         return f"{groups} @ {self.fps:g} fps, {self.topology}"
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """`values` of shape (time, layout.dim), float32, finite; read-only by convention."""
+    """A face over time.
+
+    Args:
+        values: (time, layout.dim) float32, finite; read-only by convention.
+        layout: what the columns mean.
+    """
 
     values: np.ndarray
     layout: Layout
@@ -122,6 +141,7 @@ class Motion:
 
     @property
     def seconds(self) -> float:
+        """Duration."""
         return len(self) / self.layout.fps
 
     def group(self, name: str) -> np.ndarray:
@@ -134,10 +154,9 @@ class Motion:
             raise LayoutError(
                 f"cannot take {layout} out of {self.layout}: frame rate or topology differ"
             )
-        self.layout.subset(dict(layout.groups))
-        return Motion(
-            np.concatenate([self.group(n)[:, :w] for n, w in layout.groups], axis=1), layout
-        )
+        self.layout.subset(dict(layout.groups))  # raises when a group is absent or too narrow
+        columns = [self.group(name)[:, :width] for name, width in layout.groups]
+        return Motion(np.concatenate(columns, axis=1), layout)
 
     def window(self, start: int, length: int) -> Motion:
         """Frames [start, start + length)."""
@@ -149,7 +168,13 @@ class Motion:
 
 
 def require_same_layout(a: Layout, b: Layout, what: str) -> None:
-    """Raise `LayoutError`, naming `what` was tried, unless both layouts are the same."""
+    """Raise `LayoutError` unless both layouts are the same.
+
+    Args:
+        a: one layout.
+        b: the other.
+        what: what was about to be done with both; the message starts with it.
+    """
     if a != b:
         raise LayoutError(
             f"{what}: unlike layouts\n  {a}\n  {b}\nConvert explicitly with Motion.subset or "

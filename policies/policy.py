@@ -317,6 +317,8 @@ def load_policy(path: str | Path) -> Policy:
     """
     folder = Path(path)
     file = folder / POLICY_FILE
+    if not file.is_file() and (folder / "action_space.json").is_file():
+        return policy_class("vla").load(folder)  # written before there were several policies
     if not file.is_file():
         raise CheckpointError(
             f"{folder} is no policy: it has no {POLICY_FILE}; name the folder of a policy that "

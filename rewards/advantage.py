@@ -1,12 +1,12 @@
-"""Group-relative advantages: rewards normalised one by one within each group (GDPO), or summed
-first (GRPO).
+"""Group-relative advantages: rewards normalised one by one in each group, or summed first.
 
-Sources: GDPO-Listener (arXiv 2603.25020), Eq. 8-9, which is the first two steps of GDPO (Liu et al.
-2026, arXiv 2601.05242); the third, over the batch, is `normalise`. GRPO: Shao et al. 2024, arXiv
-2402.03300.
+One by one is GDPO: GDPO-Listener (arXiv 2603.25020), Eq. 8-9, which is the first two steps of GDPO
+(Liu et al. 2026, arXiv 2601.05242); the third, over the batch, is `normalise_advantages`. Summed
+first is GRPO: Shao et al. 2024, arXiv 2402.03300.
 
 A reward that is missing is NaN. Tensors are float64 throughout: what comes in is small, and
-differences count."""
+differences count.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Equal up to rounding of float32, in which rewards travel. A spread below this is no preference,
-# however small the unit: dividing it by itself would make noise of it as loud as a real one.
+# Rewards travel in float32. What differs by less than this, relative to its size, differs by
+# rounding, and dividing by such a standard deviation would make noise as loud as a preference.
 ROUNDING = 1e-6
-
-
-def complete_groups(prompt_ids: Sequence[str], group_size: int) -> Tensor:
-    """Where the samples of each prompt are: (groups, group_size) int64 indices, prompts in order of
-    appearance.
-
-    A sample whose rollout or reward failed keeps its place and has NaN rewards. Raises `ValueError`
-    when a prompt has another number of samples: its group is split between processes, or samples
-    were dropped."""
-    places: dict[str, list[int]] = {}
-    for place, prompt_id in enumerate(prompt_ids):
-        places.setdefault(prompt_id, []).append(place)
-    wrong = {
-        prompt_id: len(found) for prompt_id, found in places.items() if len(found) != group_size
-    }
-    if wrong:
-        shown = ", ".join(
-            f"{prompt_id} has {count}" for prompt_id, count in list(wrong.items())[:3]
-        )
-        raise ValueError(
-            f"{len(wrong)} of {len(places)} groups are not of group_size={group_size}: {shown}; "
-            "gather whole groups first, mark failed samples as NaN instead of dropping them"
-        )
-    return torch.tensor(list(places.values()), dtype=torch.int64).reshape(-1, group_size)
 
 
 def decoupled_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
@@ -50,94 +26,100 @@ def decoupled_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> 
     Standard deviations are unbiased (ddof 1), as in TRL and NVlabs' GDPO. There is no epsilon, as
     in the paper: TRL's 1e-4 would all but switch off a reward in squared radians. A missing reward
     is left out of the statistics of its group and gives its sample no push. A reward all whose
-    values in the group are equal, or that only one sample has, gives exactly 0.
+    values in the group are equal, or that only one sample has, gives exactly 0. Multiplying or
+    shifting any reward, or multiplying all weights, changes nothing.
 
     Args:
-        rewards: (groups, group_size, rewards), NaN where missing; whole groups (see
-            `complete_groups`).
+        rewards: (groups, group_size, rewards), NaN where missing; whole groups, in which a sample
+            whose rollout or reward failed keeps its place.
         weights: (rewards,) lambda_i, not negative, not all 0.
 
     Returns:
-        (groups, group_size) float64. Multiplying or shifting any reward, or all weights, changes
-        nothing.
+        (groups, group_size) float64.
+
+    Raises:
+        ValueError: another shape, groups of one, infinite rewards, or weights that do not fit.
     """
     components = component_advantages(rewards)
-    weights = _weights(rewards, weights)
+    weights = _check_weights(rewards, weights)
     return (components * weights).sum(-1) / weights.sum()
 
 
 def component_advantages(rewards: Tensor) -> Tensor:
-    """A_i^j of Eq. 8, (groups, group_size, rewards) float64: every reward for itself. See
-    `decoupled_advantages`.
+    """A_i^j of Eq. 8, (groups, group_size, rewards) float64: every reward for itself.
+
+    See `decoupled_advantages`.
     """
-    rewards = _checked(rewards)
-    given = ~rewards.isnan()
-    count = given.sum(1, keepdim=True)
+    rewards = _check_rewards(rewards)
+    is_present = ~rewards.isnan()
+    count = is_present.sum(1, keepdim=True)
     values = rewards.nan_to_num()
-    centred = torch.where(given, values - values.sum(1, keepdim=True) / count.clamp(min=1), 0.0)
+    mean = values.sum(1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(is_present, values - mean, 0.0)
     std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    differs = spreads(rewards).unsqueeze(1)
-    return torch.where(differs, centred / std, 0.0)
+    return torch.where(has_preference(rewards).unsqueeze(1), centred / std, 0.0)
 
 
 def grpo_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     """GRPO for comparison: the weighted sum of the rewards, normalised in its group.
 
-    Arguments and result as in `decoupled_advantages`; a sample that lacks a reward of positive
-    weight has no sum, so it is left out and gets 0."""
-    weights = _weights(rewards, weights)
-    total = torch.where(weights > 0, _checked(rewards) * weights, 0.0).sum(-1, keepdim=True)
+    Arguments and result as in `decoupled_advantages`. A sample that lacks a reward of positive
+    weight has no sum, so it is left out and gets 0.
+    """
+    weights = _check_weights(rewards, weights)
+    total = torch.where(weights > 0, _check_rewards(rewards) * weights, 0.0).sum(-1, keepdim=True)
     return component_advantages(total).squeeze(-1)
 
 
-def spreads(rewards: Tensor) -> Tensor:
-    """(groups, rewards) bool: whether a reward tells the samples of a group apart.
+def has_preference(rewards: Tensor) -> Tensor:
+    """Whether a reward tells the samples of a group apart, (groups, rewards) bool.
 
-    `1 - spreads(rewards).double().mean(0)` is the share of groups in which each reward teaches
-    nothing. A group is worth dropping only where it is false for every reward."""
-    rewards = _checked(rewards)
+    `1 - has_preference(rewards).double().mean(0)` is the share of groups in which each reward
+    teaches nothing. A group is worth dropping only where it is false for every reward.
+    """
+    rewards = _check_rewards(rewards)
     highest = rewards.nan_to_num(nan=-torch.inf).amax(1)
     lowest = rewards.nan_to_num(nan=torch.inf).amin(1)
     magnitude = rewards.nan_to_num().abs().amax(1)
     return (highest - lowest) > ROUNDING * magnitude
 
 
-def moments(advantages: Tensor, rewards: Tensor) -> Tensor:
-    """(3,) float64: count, sum and sum of squares of the advantages of samples that have any
-    reward.
+def advantage_moments(advantages: Tensor, rewards: Tensor) -> Tensor:
+    """Count, sum and sum of squares, (3,) float64, of the advantages of samples with any reward.
 
     Those of shards add up to those of the whole batch, so under data parallelism they are
-    all-reduced (sum) before `normalise`.
+    all-reduced (sum) before `normalise_advantages`.
 
     Args:
         advantages: (groups, group_size).
         rewards: (groups, group_size, rewards) that they were made from.
     """
-    values = advantages.double()[_scored(advantages, rewards)]
+    values = advantages.double()[_has_reward(advantages, rewards)]
     return torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
 
 
-def normalise(advantages: Tensor, rewards: Tensor, batch: Tensor) -> Tensor:
-    """The batch step of the original GDPO: minus the mean, over the standard deviation (ddof 1) of
-    the whole batch.
+def normalise_advantages(advantages: Tensor, rewards: Tensor, moments: Tensor) -> Tensor:
+    """The batch step of the original GDPO: minus the mean, over the standard deviation (ddof 1).
 
-    As groups are centred already, it only rescales: it makes the sum of weights irrelevant, and
-    with rewards that rarely differ it amplifies (notes 4.1). A batch without spread gives 0.
+    Mean and deviation are those of the whole batch. As groups are centred already, the step only
+    rescales: it makes the sum of weights irrelevant, and with rewards that rarely differ it
+    amplifies. A batch whose advantages are all equal gives 0.
 
     Args:
-        advantages, rewards: this shard's, as in `moments`.
-        batch: (3,) moments of the whole batch.
+        advantages: (groups, group_size) of this shard.
+        rewards: (groups, group_size, rewards) that they were made from.
+        moments: (3,) `advantage_moments` of the whole batch.
     """
-    count, total, squares = batch.double()
+    count, total, squares = moments.double()
     mean = total / count.clamp(min=1)
     std = ((squares - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
-    scored = _scored(advantages, rewards)
+    is_rewarded = _has_reward(advantages, rewards)
     if std <= ROUNDING * (squares / count.clamp(min=1)).sqrt():
         return torch.zeros_like(advantages.double())
-    return torch.where(scored, (advantages.double() - mean) / std, 0.0)
+    return torch.where(is_rewarded, (advantages.double() - mean) / std, 0.0)
 
 
-def _scored(advantages: Tensor, rewards: Tensor) -> Tensor:
+def _has_reward(advantages: Tensor, rewards: Tensor) -> Tensor:
     if advantages.shape != rewards.shape[:2]:
         raise ValueError(
             f"advantages {tuple(advantages.shape)} are not of rewards {tuple(rewards.shape)}: "
@@ -146,7 +128,7 @@ def _scored(advantages: Tensor, rewards: Tensor) -> Tensor:
     return ~rewards.isnan().all(-1)
 
 
-def _checked(rewards: Tensor) -> Tensor:
+def _check_rewards(rewards: Tensor) -> Tensor:
     if rewards.ndim != 3:
         raise ValueError(
             f"rewards must be (groups, group_size, rewards), got {tuple(rewards.shape)}"
@@ -165,7 +147,7 @@ def _checked(rewards: Tensor) -> Tensor:
     return rewards.double()
 
 
-def _weights(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+def _check_weights(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     weights = torch.as_tensor(weights, dtype=torch.float64, device=rewards.device)
     if weights.shape != rewards.shape[-1:]:
         raise ValueError(

@@ -1,5 +1,6 @@
-"""Paints the built-in head at build time: skin, lips, teeth, eyes, shadows baked by ray casting,
-brows.
+"""Paints the built-in head at build time.
+
+Skin, lips, teeth, eyes, shadows baked by ray casting, and brows. `infra.head.build_builtin` calls it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from rapport.policies.head.asset import (
 )
 from rapport.policies.head.flame import FlameHead
 
-LIP, TOOTH, CAVITY = (0.44, 0.22, 0.20), (0.80, 0.77, 0.70), (0.05, 0.012, 0.010)
+LIP = (0.44, 0.22, 0.20)
+TOOTH = (0.80, 0.77, 0.70)
+CAVITY = (0.05, 0.012, 0.010)
 FADE = (0.02, 0.02, 0.02)
 REACH = 0.06  # metres within which another surface shades
 RAYS = 96
-BROW_BOX = (
-    (-0.08, 0.08),
-    (-0.01, 0.06),
-)  # metres from the middle of the eyes, covered by the brow texture
+# Metres from the middle of the eyes, x and y, covered by the brow texture.
+BROW_BOX = ((-0.08, 0.08), (-0.01, 0.06))
 BROW_TEXELS = (224, 512)
 
 
@@ -36,7 +37,8 @@ def with_brows(head: HeadAsset, left_eye: slice) -> HeadAsset:
     """The head with brows: a texture projected on the resting face from the front.
 
     Vertices behind the face are moved out to their own side, far outside the texture: one common
-    "off" place would smear the brows over the triangles in between."""
+    "off" place would smear the brows over the triangles in between.
+    """
     eye_x, eye_y = head.joints[3, :2]
     (x0, x1), (y0, y1) = BROW_BOX
     rows, columns = BROW_TEXELS
@@ -66,6 +68,7 @@ def head_colors(
     """The head with vertex colours.
 
     Args:
+        head: without them.
         lip: (V,) how much a vertex belongs to the lips, in [0, 1].
         teeth: (V,) bool.
         eyes: vertices of the two eyeballs.
@@ -79,22 +82,17 @@ def head_colors(
 
     mouth = v[lip > 0.5]
     near_mouth = (np.abs(v[:, 0]) < 0.04) & (np.abs(v[:, 1] - mouth[:, 1].mean()) < 0.045)
-    light, sky = _exposure(
-        _opened(head), head.faces
-    )  # ajar, or lips and teeth would shade each other black
-    corner = (
-        near_mouth & ~teeth & (lip < 0.3)
-    )  # but the creases at the corners are dark when the mouth rests
+    # With the mouth ajar, or lips and teeth would shade each other black. But the creases at the
+    # corners are dark when it rests.
+    light, sky = _exposure(_opened(head), head.faces)
+    corner = near_mouth & ~teeth & (lip < 0.3)
     light[corner] *= np.clip(_exposure(v.astype(np.float64), head.faces)[0] / 0.55, 0, 1)[corner]
     light = np.clip((light - 0.15) / 0.85, 0, 1)
     nook = np.where((light < 0.35) & skin, 0.9 * light + 0.05, 1)
     colors *= np.minimum(0.25 + 0.75 * light, nook)[:, None]
     behind_lips = (v[:, 2] < mouth[:, 2].max() - 0.004) & (v[:, 2] > 0.03)
-    colors = _mix(
-        colors,
-        CAVITY,
-        np.clip((0.62 - sky) / 0.25, 0, 1) * (near_mouth & behind_lips & ~teeth & skin),
-    )
+    cavity = near_mouth & behind_lips & ~teeth & skin
+    colors = _mix(colors, CAVITY, np.clip((0.62 - sky) / 0.25, 0, 1) * cavity)
     colors = _mix(colors, FADE, 1 - np.clip((_distance_to_cut(v, head.faces) - 0.003) / 0.03, 0, 1))
 
     eye = np.tile(SCLERA, (len(eye_angle), 1))
@@ -106,8 +104,9 @@ def head_colors(
 
 
 def _distance_to_cut(v: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V,) metres to the open edge of the bust, which fades into the dark background rather than
-    end in teeth.
+    """Metres (V,) to the open edge of the bust.
+
+    There it fades into the dark background, because the edge is jagged.
     """
     edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     edges, count = np.unique(edges, axis=0, return_counts=True)
@@ -122,13 +121,15 @@ def _mix(colors: np.ndarray, other: tuple[float, float, float], share: np.ndarra
 
 def _opened(head: HeadAsset) -> np.ndarray:
     """Resting vertices but for an open jaw, (V, 3)."""
-    return (
-        FlameHead(head)(torch.zeros(1, 1), jaw=torch.tensor([[0.22, 0.0, 0.0]]))[0].double().numpy()
-    )
+    vertices = FlameHead(head)(torch.zeros(1, 1), jaw=torch.tensor([[0.22, 0.0, 0.0]]))
+    return vertices[0].double().numpy()
 
 
 def _exposure(v: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ambient exposure and share of rays that leave the head, both (V,), by cosine-weighted rays."""
+    """Ambient exposure and the share of rays that leave the head, (V,) each.
+
+    By cosine-weighted rays.
+    """
     import trimesh
     from trimesh.ray.ray_pyembree import RayMeshIntersector
 

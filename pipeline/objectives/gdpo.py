@@ -16,7 +16,7 @@ from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import GdpoConfig
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.tables import rank_share
-from rapport.rewards.policy_loss import clipped_policy_loss, importance_weights
+from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss, importance_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,16 +126,17 @@ class Gdpo(PolicyObjective):
             weights = None
             if config.largest_weight is not None:
                 weights = importance_weights(row["old"], row["engine"], config.largest_weight)
-            loss, parts = clipped_policy_loss(
-                current.log_probs,
-                row["old"],
-                row["advantages"],
-                kl,
-                config.clip,
-                config.beta,
-                listening,
-                weights,
+            actions = PolicyActions(
+                log_probs=current.log_probs,
+                old_log_probs=row["old"],
+                advantages=row["advantages"],
+                kl=kl,
+                mask=listening,
+                weights=weights,
             )
+            clipped = clipped_policy_loss(actions, config.clip, config.beta)
+            loss = clipped.loss
+            parts = clipped.metrics
             if config.speaking_weight is not None:
                 speaking = row["speaking"].expand_as(listening)
                 held = torch.where(speaking, kl, 0.0).sum() / speaking.sum().clamp(min=1)

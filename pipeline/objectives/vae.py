@@ -58,7 +58,9 @@ class MotionCode(TableObjective):
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Reconstruction, velocities, and the KL to N(0, I)."""
         coded = forward(batch["frames"], batch["noise"])
-        return vae_loss(*coded, self.config.velocity_weight, self.config.kl_weight)
+        loss, parts = vae_loss(*coded, self.config.velocity_weight, self.config.kl_weight)
+        parts["kl/prior"] = parts.pop("kl")
+        return loss, parts
 
     def save(self, state: Mapping[str, Tensor], directory: Path) -> None:
         """Write the VAE with the weights `state`."""

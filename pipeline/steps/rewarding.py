@@ -29,11 +29,11 @@ from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Prompt, Reaction
 from rapport.policies.tables import batch_rows, read_table, write_table
 from rapport.rewards.advantage import (
+    advantage_moments,
     decoupled_advantages,
     grpo_advantages,
-    moments,
-    normalise,
-    spreads,
+    has_preference,
+    normalise_advantages,
 )
 from rapport.rewards.dynamics import (
     COMPONENTS,
@@ -224,7 +224,8 @@ def advantages_of(
     estimate = decoupled_advantages if config.estimator == "gdpo" else grpo_advantages
     advantages = estimate(rewards, weights)
     if config.batch_norm:
-        return normalise(advantages, rewards, moments(advantages, rewards))
+        moments = advantage_moments(advantages, rewards)
+        return normalise_advantages(advantages, rewards, moments)
     return advantages
 
 
@@ -243,7 +244,7 @@ def reward_metrics(
         for name in names:
             penalty = torch.tensor([sample[component][name] for sample in samples])
             values[f"penalty/{component}/{name}"] = float(penalty.nanmean())
-    silent = 1 - spreads(rewards).double().mean(0)
+    silent = 1 - has_preference(rewards).double().mean(0)
     values |= {f"zero_std/{name}": float(share) for name, share in zip(names, silent, strict=True)}
     values["reward"] = float(flat.nanmean())
     values["missing"] = float(flat.isnan().double().mean())

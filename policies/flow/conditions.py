@@ -1,5 +1,6 @@
-"""What AR-Flow reacts to: features of text, partner audio, partner motion, actor audio; any may be
-absent.
+"""What AR-Flow reacts to: features of text, partner audio, partner motion and actor audio.
+
+Any of them may be absent.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rapport.policies.flow.config import FlowConfig
+from rapport.policies.flow.config import FlowSizes
 
 MODALITIES = ("text", "partner_audio", "partner_motion", "actor_audio")
 
@@ -20,8 +21,9 @@ class Conditions:
 
     Args:
         text: (batch, text_dim), one vector a prompt (Eq. 1).
-        partner_audio, actor_audio: (batch, frames, audio_dim), one token per video frame.
+        partner_audio: (batch, frames, audio_dim), one token per video frame.
         partner_motion: (batch, frames / r, latent_dim), the VAE's latents.
+        actor_audio: like `partner_audio`.
         present: (batch, 4) bool, which of `MODALITIES` each sample has; None = all those given.
             What a sample lacks is never looked at, whatever stands in its place.
     """
@@ -34,21 +36,26 @@ class Conditions:
 
     @property
     def given(self) -> dict[str, Tensor]:
+        """Features by modality, without those that no sample has."""
         features = {name: getattr(self, name) for name in MODALITIES}
         return {name: value for name, value in features.items() if value is not None}
 
     @property
     def batch(self) -> int:
-        """Samples. Raises `ValueError` when there is no modality at all and `present` does not tell
-        either.
+        """Number of samples.
+
+        Raises:
+            ValueError: there is no modality at all, and no `present` either.
         """
-        sized = [*self.given.values(), *([] if self.present is None else [self.present])]
-        if not sized:
+        features = list(self.given.values())
+        if features:
+            return len(features[0])
+        if self.present is None:
             raise ValueError(
                 "conditions without any modality need present=torch.zeros(batch, 4, "
                 "dtype=torch.bool)"
             )
-        return len(sized[0])
+        return len(self.present)
 
     def presence(self) -> Tensor:
         """(batch, 4) bool: what is given and present."""
@@ -59,65 +66,63 @@ class Conditions:
 
     def window(self, first: int, length: int, downsample: int) -> Conditions:
         """What belongs to latents [first, first + length)."""
+        latents = slice(first, first + length)
         frames = slice(first * downsample, (first + length) * downsample)
-        spans = {
-            "partner_audio": frames,
-            "partner_motion": slice(first, first + length),
-            "actor_audio": frames,
-        }
-        return replace(
-            self,
-            **{
-                name: self.given[name][:, span]
-                for name, span in spans.items()
-                if name in self.given
-            },
-        )
+        spans = {"partner_audio": frames, "partner_motion": latents, "actor_audio": frames}
+        given = self.given
+        parts = {name: given[name][:, span] for name, span in spans.items() if name in given}
+        return replace(self, **parts)
 
-    def check(self, config: FlowConfig) -> None:
-        """Raise `ValueError` on a wrong shape or on values of present modalities that are not
-        finite.
-        """
-        dims = {"text": config.text_dim, "partner_motion": config.latent_dim}
-        frames = {
-            name: value.shape[1] for name, value in self.given.items() if name.endswith("audio")
-        }
-        if self.partner_motion is not None:
-            frames["partner_motion"] = self.partner_motion.shape[1] * config.downsample
-        if len(set(frames.values())) > 1:
-            raise ValueError(
-                f"conditions must cover the same frames, got {frames} (r = {config.downsample})"
-            )
+    def check(self, config: FlowSizes) -> None:
+        """Raise `ValueError` unless shapes fit and what is present is finite."""
+        self._check_frames(config.downsample)
+        shape = (self.batch, len(MODALITIES))
         if self.present is not None and (
-            self.present.shape != (self.batch, len(MODALITIES)) or self.present.dtype != torch.bool
+            self.present.shape != shape or self.present.dtype != torch.bool
         ):
             raise ValueError(
-                f"present must be bool {(self.batch, len(MODALITIES))}, one for each of "
-                f"{MODALITIES}, got "
+                f"present must be bool {shape}, one for each of {MODALITIES}, got "
                 f"{self.present.dtype} {tuple(self.present.shape)}"
             )
+        dims = {"text": config.text_dim, "partner_motion": config.latent_dim}
+        presence = self.presence()
         for column, name in enumerate(MODALITIES):
-            value, dim = getattr(self, name), dims.get(name, config.audio_dim)
+            value = getattr(self, name)
             if value is None:
                 continue
-            if (
-                value.ndim != (2 if name == "text" else 3)
-                or len(value) != self.batch
-                or value.shape[-1] != dim
-            ):
-                shape = f"({self.batch}, {'' if name == 'text' else 'tokens, '}{dim})"
-                raise ValueError(f"condition {name} must be {shape}, got {tuple(value.shape)}")
-            if not value[self.presence()[:, column]].isfinite().all():
+            dim = dims.get(name, config.audio_dim)
+            axes = 2 if name == "text" else 3
+            if value.ndim != axes or len(value) != self.batch or value.shape[-1] != dim:
+                expected = f"({self.batch}, {'' if name == 'text' else 'tokens, '}{dim})"
+                raise ValueError(f"condition {name} must be {expected}, got {tuple(value.shape)}")
+            if not value[presence[:, column]].isfinite().all():
                 raise ValueError(
                     f"condition {name} holds NaN or infinity; mark it absent in `present`"
                 )
 
+    def _check_frames(self, downsample: int) -> None:
+        """Raise `ValueError` unless all that lasts covers the same frames."""
+        audio = {name: value for name, value in self.given.items() if name.endswith("audio")}
+        frames = {name: value.shape[1] for name, value in audio.items()}
+        if self.partner_motion is not None:
+            frames["partner_motion"] = self.partner_motion.shape[1] * downsample
+        if len(set(frames.values())) > 1:
+            raise ValueError(
+                f"conditions must cover the same frames, got {frames} (r = {downsample})"
+            )
+
 
 def dropout_mask(batch: int, each: float, every: float, generator: torch.Generator) -> Tensor:
-    """Condition dropout, (batch, 4) bool, what is kept: a modality is lost with probability `each`,
-    all with `every`.
+    """Condition dropout: which modalities of each sample are kept, (batch, 4) bool.
 
-    The first makes any subset usable, the second trains the unconditional velocity of guidance (Eq.
-    6)."""
+    Losing single ones makes any subset usable, losing all trains the unconditional velocity of
+    guidance (Eq. 6).
+
+    Args:
+        batch: samples.
+        each: probability that a modality is lost.
+        every: probability that all of a sample's are.
+        generator: that the draws come from.
+    """
     draws = torch.rand(batch, len(MODALITIES) + 1, generator=generator)
     return (draws[:, :-1] >= each) & (draws[:, -1:] >= every)

@@ -1,11 +1,12 @@
-"""Sizes of the motion VAE and of AR-Flow. `tiny` is for tests and the default, `paper` is
-GDPO-Listener's.
+"""Sizes of the motion VAE and of AR-Flow.
+
+`tiny` is for tests and the default, `paper` is GDPO-Listener's.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 from rapport.policies.motion import Layout
@@ -17,14 +18,16 @@ Size = Literal["tiny", "paper"]
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VaeSizes:
     """The motion VAE.
 
     Args:
         layout: of the motion that goes in and comes out.
         downsample: r, frames per latent.
         latent_dim: D_v. The paper gives no value.
-        hidden, layers, heads: of encoder and decoder each.
+        hidden: width of encoder and decoder each.
+        layers: their blocks.
+        heads: their attention heads.
         look_back: latents before its own that an encoded latent or a decoded one is computed from,
             per layer.
     """
@@ -42,23 +45,29 @@ class VAEConfig:
         _check_heads(self.hidden, self.heads)
 
     def to_json(self) -> str:
+        """A text that `from_json` reads."""
         return json.dumps(asdict(self) | {"layout": json.loads(self.layout.to_json())}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> VAEConfig:
+    def from_json(cls, text: str) -> VaeSizes:
+        """Read what `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {"layout": Layout(**values["layout"])})
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowSizes:
     """AR-Flow.
 
     Args:
-        latent_dim, downsample: of the VAE whose latents it generates.
-        text_dim, audio_dim: of the features of the frozen encoders (see
-            `rapport.policies.flow.encoders`).
-        hidden, layers, heads, mlp: D, blocks, attention heads, width inside a block's MLP.
+        latent_dim: of the VAE whose latents it generates.
+        downsample: of the same VAE.
+        text_dim: of the features of the frozen text encoder (`rapport.policies.flow.encoders`).
+        audio_dim: of the features of the frozen audio encoder.
+        hidden: width D.
+        layers: blocks.
+        heads: attention heads.
+        mlp: width inside a block's MLP.
         window: W, the latents it is trained on and generates at once; longer ones come by sliding
             it.
     """
@@ -83,39 +92,50 @@ class FlowConfig:
         return self.window * self.downsample
 
     def to_json(self) -> str:
+        """A text that `from_json` reads."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> FlowConfig:
+    def from_json(cls, text: str) -> FlowSizes:
+        """Read what `to_json` wrote."""
         return cls(**json.loads(text))
 
 
-def vae_config(size: Size, layout: Layout) -> VAEConfig:
+def vae_config(size: Size, layout: Layout) -> VaeSizes:
+    """Sizes of a VAE for motion of a layout. The paper gives none; `paper` is our guess."""
     if size == "tiny":
-        return VAEConfig(layout)
-    return VAEConfig(layout, hidden=256, layers=4, heads=8)
+        return VaeSizes(layout)
+    return VaeSizes(layout, hidden=256, layers=4, heads=8)
 
 
 def flow_config(
-    size: Size, vae: VAEConfig, text_dim: int, audio_dim: int, window: int = 25
-) -> FlowConfig:
-    """`paper`: 6 layers, 16 heads, D = 512.
+    size: Size, vae: VaeSizes, text_dim: int, audio_dim: int, window: int = 25
+) -> FlowSizes:
+    """Sizes of an AR-Flow. `paper`: 6 layers, 16 heads, D = 512.
 
     With the features of T5-XXL (4096) and wav2vec2-large (1024), an MLP of 1600 makes the 19.3 M
-    trainable parameters that the paper reports; it does not say how they are spread."""
-    shared = {
-        "latent_dim": vae.latent_dim,
-        "downsample": vae.downsample,
-        "text_dim": text_dim,
-        "audio_dim": audio_dim,
-        "window": window,
-    }
+    trainable parameters that the paper reports; it does not say where they are.
+
+    Args:
+        size: `tiny` or `paper`.
+        vae: whose latents it generates.
+        text_dim: of the features of the text encoder.
+        audio_dim: of the features of the audio encoder.
+        window: latents generated at once.
+    """
+    tiny = FlowSizes(
+        latent_dim=vae.latent_dim,
+        downsample=vae.downsample,
+        text_dim=text_dim,
+        audio_dim=audio_dim,
+        window=window,
+    )
     if size == "tiny":
-        return FlowConfig(**shared)
-    return FlowConfig(**shared, hidden=512, layers=6, heads=16, mlp=1600)
+        return tiny
+    return replace(tiny, hidden=512, layers=6, heads=16, mlp=1600)
 
 
-def _check_positive(config: VAEConfig | FlowConfig) -> None:
+def _check_positive(config: VaeSizes | FlowSizes) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, int) and value < 1:
@@ -130,3 +150,8 @@ def _check_heads(hidden: int, heads: int) -> None:
             f"hidden {hidden} must be a multiple of twice heads {heads}: rotations turn pairs of "
             "channels"
         )
+
+
+# Names of before, until their last users are switched.
+FlowConfig = FlowSizes
+VAEConfig = VaeSizes

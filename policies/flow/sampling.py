@@ -1,6 +1,4 @@
-"""Sampling from AR-Flow: latent after latent, each along its ODE (GDPO-Listener, Eq. 5-6), window
-after window.
-"""
+"""Sampling from AR-Flow: latent after latent, each along its ODE (GDPO-Listener, Eq. 5-6)."""
 
 from __future__ import annotations
 
@@ -17,17 +15,18 @@ Step = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def draw_noise(seeds: Sequence[int], *shape: int) -> Tensor:
-    """N(0, I) of (len(seeds), *shape): each prompt from a generator of its own, so that batching
-    changes nothing.
+    """N(0, I) of (len(seeds), *shape).
+
+    Each prompt has a generator of its own, so that batching changes nothing.
     """
-    return torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def flow_times(steps: int) -> Tensor:
-    """Flow time t at the start of each of `steps` equal denoise steps from 0 (noise) to 1 (data):
-    (steps,).
+    """Flow time t at the start of each of `steps` equal denoise steps, (steps,).
+
+    They lead from 0 (noise) to 1 (data).
     """
     if steps < 1:
         raise ValueError(f"{steps} denoise steps, at least 1 is needed")
@@ -37,10 +36,15 @@ def flow_times(steps: int) -> Tensor:
 def guidance_scale(
     speaking: Tensor, omega_speak: float, omega_listen: float, downsample: int
 ) -> Tensor:
-    """omega_l of Eq. 6: (batch, frames) bool, who speaks -> (batch, frames / r), by the majority of
-    its frames.
+    """omega_l of Eq. 6, (batch, frames / r): by the majority of the frames of each latent.
+
+    Args:
+        speaking: (batch, frames) bool, whether the generated person speaks.
+        omega_speak: scale of latents in which they do.
+        omega_listen: scale of the others.
+        downsample: r, frames per latent.
     """
-    share = speaking.float().unflatten(1, (-1, downsample)).mean(-1)
+    share = torch.unflatten(speaking.float(), 1, (-1, downsample)).mean(-1)
     return torch.where(share >= 0.5, omega_speak, omega_listen)
 
 
@@ -54,10 +58,13 @@ def autoregress(
     omega: Tensor | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Generate latents one after the other; the prefix and finished latents are never computed
-    again.
+    """Generate latents one after the other.
+
+    The prefix and finished latents are never computed again.
 
     Args:
+        model: the AR-Flow.
+        prefix: of the prompts.
         noise: (batch, slots, n, latent_dim), state m_{l,0} of each latent to generate.
         steps: denoise steps of each latent.
         step: how a state moves on (`euler`, or the SDE's of `rapport.policies.flow.sde`).
@@ -68,39 +75,53 @@ def autoregress(
     Returns:
         (batch, slots, n, latent_dim), the new ones.
     """
-    batch, slots, count, dim = noise.shape
-    guided = omega is not None and bool((omega != 1).any())
+    slots = noise.shape[1]
+    count = noise.shape[2]
+    if omega is not None and bool((omega == 1).all()):
+        omega = None
     clean = noise[:, :, :0] if start is None else start
-    first, times = clean.shape[2], flow_times(steps).to(noise)
+    first = clean.shape[2]
+    times = flow_times(steps).to(noise)
     if first + count > model.config.window:
         raise ValueError(
-            f"{first} + {count} latents are beyond the window of {model.config.window}; "
+            f"{first} + {count} latents are beyond the window of {model.config.window}; use "
             "generate_long"
         )
-    conditioned = (
-        torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
-        if guided
-        else None
-    )
+    conditioned: Tensor | None = None
+    if omega is not None:
+        # With guidance every sample takes two slots, of which the second sees no conditions.
+        conditioned = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
     past: History | None = None
-    done = []
-    for l in range(count):  # noqa: E741  the paper's index
-        state, number = noise[:, :, l], torch.tensor([first + l], device=noise.device)
+    finished: list[Tensor] = []
+    for latent in range(count):
+        state = noise[:, :, latent]
+        number = torch.tensor([first + latent], device=noise.device)
         for i in range(steps):
-            twice = (torch.cat([x, x], dim=1) if guided else x for x in (clean, state.unsqueeze(2)))
-            velocity, past = model(prefix, *twice, times[i : i + 1], number, past, conditioned)
-            velocity, clean = velocity.squeeze(2), clean[:, :, :0]
-            if guided:
-                conditional, unconditional = velocity.split(slots, dim=1)
-                velocity = unconditional + omega[:, l, None, None] * (conditional - unconditional)
+            noisy = state.unsqueeze(2)
+            velocity, past = model(
+                prefix,
+                clean=clean if omega is None else torch.cat([clean, clean], dim=1),
+                noisy=noisy if omega is None else torch.cat([noisy, noisy], dim=1),
+                time=times[i : i + 1],
+                number=number,
+                past=past,
+                conditioned=conditioned,
+            )
+            velocity = velocity.squeeze(2)
+            if omega is not None:
+                conditional, unconditional = torch.split(velocity, slots, dim=1)
+                scale = omega[:, latent, None, None]
+                velocity = unconditional + scale * (conditional - unconditional)
+            # The finished latents are in `past` from the first step on.
+            clean = clean[:, :, :0]
             state = step(state, velocity, i)
         clean = state.unsqueeze(2)
-        done.append(state)
-    return torch.stack(done, dim=2) if done else noise
+        finished.append(state)
+    return torch.stack(finished, dim=2) if finished else noise
 
 
 def euler(steps: int) -> Step:
-    """m_{t + dt} = m_t + dt v, Eq. 5."""
+    """The step of the ODE: m_{t + dt} = m_t + dt v, Eq. 5."""
     return lambda state, velocity, i: state + velocity / steps
 
 
@@ -112,12 +133,19 @@ def generate(
     omega: Tensor | None = None,
     streaming: bool = False,
 ) -> Tensor:
-    """One window by the ODE: noise (batch, samples, n, latent_dim) -> latents of the same shape.
-    See `autoregress`.
+    """One window by the ODE, (batch, samples, n, latent_dim).
+
+    Args:
+        model: the AR-Flow.
+        conditions: of the window.
+        noise: (batch, samples, n, latent_dim).
+        steps: denoise steps of each latent.
+        omega: guidance, as in `autoregress`.
+        streaming: as in `ARFlow.encode_prefix`.
     """
     with torch.no_grad():
         prefix = model.encode_prefix(conditions, streaming)
-    return autoregress(model, prefix, noise, steps, euler(steps), omega)
+    return autoregress(model, prefix, noise, steps=steps, step=euler(steps), omega=omega)
 
 
 def generate_long(
@@ -129,15 +157,18 @@ def generate_long(
     streaming: bool = False,
     history: int = 1,
 ) -> Tensor:
-    """A sequence of any length by sliding the window: each starts with the last `history` latents
-    of the one before.
+    """A sequence of any length by sliding the window.
 
-    Time and memory of a window do not depend on how long the sequence is.
+    Each window starts with the last `history` latents of the one before. Time and memory of a
+    window do not depend on how long the sequence is.
 
     Args:
+        model: the AR-Flow.
         conditions: of the whole sequence.
         noise: (batch, samples, n, latent_dim) for all n latents.
+        steps: denoise steps of each latent.
         omega: (batch, n), or None.
+        streaming: as in `ARFlow.encode_prefix`.
         history: k, latents carried over (the paper's is 1 of 25).
 
     Returns:
@@ -149,23 +180,24 @@ def generate_long(
             f"a history of {history} latents does not fit the window of {window}: from 1 to "
             f"{window - 1}"
         )
-    done = noise[:, :, :0]
-    while (made := done.shape[2]) < count:
-        kept = min(history, made)
-        length = min(window, count - made + kept)
-        part = slice(made, made - kept + length)
+    latents = noise[:, :, :0]
+    while latents.shape[2] < count:
+        end = latents.shape[2]
+        first = end - min(history, end)
+        length = min(window, count - first)
+        part = slice(end, first + length)
         with torch.no_grad():
             prefix = model.encode_prefix(
-                conditions.window(made - kept, length, model.config.downsample), streaming
+                conditions.window(first, length, model.config.downsample), streaming
             )
         new = autoregress(
             model,
             prefix,
             noise[:, :, part],
-            steps,
-            euler(steps),
-            None if omega is None else omega[:, part],
-            done[:, :, made - kept :],
+            steps=steps,
+            step=euler(steps),
+            omega=None if omega is None else omega[:, part],
+            start=latents[:, :, first:],
         )
-        done = torch.cat([done, new], dim=2)
-    return done
+        latents = torch.cat([latents, new], dim=2)
+    return latents

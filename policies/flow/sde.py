@@ -1,10 +1,10 @@
-"""SDE rollouts (GDPO-Listener, Eq. 7): the ODE with noise of constant scale, so that denoise steps
-have probabilities.
+"""SDE rollouts (GDPO-Listener, Eq. 7): the ODE with noise of constant scale.
 
-A step is Gaussian, N(m + dt u, sigma^2 dt I). In the paper u = v: what is sampled is more spread
-than what the ODE gives. With the drift correction of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470)
-it is not, up to the noise of the last step: u = v + sigma^2 / 2 s, with the score s = (t v - m) /
-(1 - t) of rectified flow, so it costs nothing."""
+The noise gives denoise steps a probability. A step is Gaussian, N(m + dt u, sigma^2 dt I). In the
+paper u = v: samples vary more than those of the ODE. With the drift correction of Flow-GRPO (Liu et
+al. 2025, arXiv 2505.05470) they do not, up to the noise of the last step: u = v + sigma^2 / 2 s,
+with the score s = (t v - m) / (1 - t) of rectified flow, so it costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class SdePath:
     """What was sampled for one window: all that is needed to replay it.
 
     Args:
@@ -52,6 +52,7 @@ class Trajectory:
 
     @property
     def steps(self) -> int:
+        """Denoise steps of each latent."""
         return self.states.shape[3] - 1
 
 
@@ -63,14 +64,18 @@ def rollout(
     reduction: Reduction = "sum",
     streaming: bool = False,
     corrected: bool = False,
-) -> Trajectory:
+) -> SdePath:
     """Sample a window by Eq. 7, without gradients; the prefix is computed once per prompt.
 
     Args:
+        model: the AR-Flow.
+        conditions: of the window.
         noise: (batch, samples, latents, steps + 1, latent_dim) from N(0, I) (see
             `sampling.draw_noise`): the first of each latent is its start m_{l,0}, the others drive
             its steps.
         sigma: noise scale; 0 is the ODE, whose steps have no density (log-probs are NaN).
+        reduction: of the log-probs over latent dims.
+        streaming: as in `ARFlow.encode_prefix`.
         corrected: with the drift correction.
     """
     if noise.ndim != 5 or noise.shape[3] < 2:
@@ -81,30 +86,44 @@ def rollout(
     if sigma < 0:
         raise ValueError(f"sigma is {sigma:g}, it must not be negative")
     steps = noise.shape[3] - 1
-    states, velocities = [], []
+    visited: list[Tensor] = []
+    visited_velocities: list[Tensor] = []
 
     def step(state: Tensor, velocity: Tensor, i: int) -> Tensor:
-        latent = len(velocities) // steps
-        following = state + drift(state, velocity, i / steps, sigma, corrected) / steps
+        latent = len(visited_velocities) // steps
+        change = drift(state, velocity, time=i / steps, sigma=sigma, corrected=corrected)
+        following = state + change / steps
         if sigma:
             following = following + sigma * math.sqrt(1 / steps) * noise[:, :, latent, i + 1]
-        states.extend([state, following] if i == 0 else [following])
-        velocities.append(velocity)
+        if i == 0:
+            visited.append(state)
+        visited.append(following)
+        visited_velocities.append(velocity)
         return following
 
     with torch.no_grad():
         prefix = model.encode_prefix(conditions, streaming)
-        autoregress(model, prefix, noise[..., 0, :], steps, step)
-        path = torch.stack(states, dim=2).unflatten(2, (-1, steps + 1))
-        velocity = torch.stack(velocities, dim=2).unflatten(2, (-1, steps))
-        log_probs = step_log_probs(path, velocity, sigma, reduction, corrected)
-        return Trajectory(path, log_probs, sigma, reduction, corrected)
+        autoregress(model, prefix, noise[..., 0, :], steps=steps, step=step)
+        states = torch.unflatten(torch.stack(visited, dim=2), 2, (-1, steps + 1))
+        velocities = torch.unflatten(torch.stack(visited_velocities, dim=2), 2, (-1, steps))
+        log_probs = step_log_probs(
+            states, velocities, sigma=sigma, reduction=reduction, corrected=corrected
+        )
+        return SdePath(states, log_probs, sigma=sigma, reduction=reduction, corrected=corrected)
 
 
 def drift(
     state: Tensor, velocity: Tensor, time: float | Tensor, sigma: float, corrected: bool
 ) -> Tensor:
-    """u of a step from flow time `time` in [0, 1) on: the velocity, or with the score's part."""
+    """Drift u of a step: the velocity, or with the score's part added.
+
+    Args:
+        state: m_t, (..., latent_dim).
+        velocity: v at that state.
+        time: flow time t in [0, 1).
+        sigma: noise scale.
+        corrected: add the score's part.
+    """
     if not corrected:
         return velocity
     return velocity + 0.5 * sigma**2 * (time * velocity - state) / (1 - time)
@@ -125,46 +144,65 @@ def replay_velocities(
     Gradients are the same.
 
     Args:
-        states: `Trajectory.states`.
+        model: the AR-Flow.
+        conditions: of the window.
+        states: `SdePath.states`.
+        streaming: as in the rollout.
         chunk: states of a sample at a time (the paper's is 2 steps of 25 latents); None = all at
             once.
     """
-    batch, samples, latents, points, dim = states.shape
-    steps, device = points - 1, states.device
+    latents = states.shape[2]
+    steps = states.shape[3] - 1
+    device = states.device
     prefix = model.encode_prefix(conditions, streaming)
-    clean, nothing = states[:, :, :-1, -1], states[:, :, :0, 0]
-    no_time = states.new_zeros(0)
+    # Finished latents first, with no noisy ones: their keys and values serve all states.
+    nothing = states[:, :, :0, 0]
     _, past = model(
-        prefix, clean, nothing, no_time, torch.zeros(0, dtype=torch.int64, device=device)
+        prefix,
+        clean=states[:, :, :-1, -1],
+        noisy=nothing,
+        time=states.new_zeros(0),
+        number=torch.zeros(0, dtype=torch.int64, device=device),
     )
-    noisy, times = states[:, :, :, :-1].flatten(2, 3), flow_times(steps).to(states).repeat(latents)
-    numbers, count = torch.arange(latents, device=device).repeat_interleave(steps), latents * steps
+    noisy = states[:, :, :, :-1].flatten(2, 3)
+    times = flow_times(steps).to(states).repeat(latents)
+    numbers = torch.arange(latents, device=device).repeat_interleave(steps)
+    count = latents * steps
 
-    def part(start: int, stop: int) -> Tensor:
-        return model(
-            prefix, nothing, noisy[:, :, start:stop], times[start:stop], numbers[start:stop], past
-        )[0]
+    def velocities_of(start: int, stop: int) -> Tensor:
+        velocities: Tensor
+        velocities, _ = model(
+            prefix,
+            clean=nothing,
+            noisy=noisy[:, :, start:stop],
+            time=times[start:stop],
+            number=numbers[start:stop],
+            past=past,
+        )
+        return velocities
 
     if chunk is None or chunk >= count:
-        velocities = part(0, count)
+        velocities = velocities_of(0, count)
     else:
         parts = [
-            checkpoint(part, start, min(start + chunk, count), use_reentrant=False)
+            checkpoint(velocities_of, start, min(start + chunk, count), use_reentrant=False)
             for start in range(0, count, chunk)
         ]
         velocities = torch.cat(parts, dim=2)
-    return velocities.unflatten(2, (latents, steps))
+    return torch.unflatten(velocities, 2, (latents, steps))
 
 
 def step_log_probs(
     states: Tensor, velocities: Tensor, sigma: float, reduction: Reduction, corrected: bool = False
 ) -> Tensor:
-    """log N(m_{t+dt}; m_t + dt u, sigma^2 dt I) of every step, in float32 or finer.
+    """Log-density log N(m_{t+dt}; m_t + dt u, sigma^2 dt I) of every step, in float32 or finer.
 
     Args:
         states: (..., steps + 1, latent_dim), constants here.
         velocities: (..., steps, latent_dim).
+        sigma: noise scale.
         reduction: over latent dims.
+        corrected: whether the drift was.
 
     Returns:
         (..., steps). NaN where sigma is 0.
@@ -174,15 +212,15 @@ def step_log_probs(
         raise ValueError(
             f"states {tuple(states.shape)} are not those of velocities {tuple(velocities.shape)}"
         )
-    states, velocities = (
-        x if x.dtype == torch.float64 else x.float() for x in (states.detach(), velocities)
-    )
+    states = _at_least_float32(states.detach())
+    velocities = _at_least_float32(velocities)
     if sigma == 0:
         return torch.full_like(velocities[..., 0], torch.nan)
     deviation = sigma * math.sqrt(1 / steps)
     times = flow_times(steps).to(states).unsqueeze(-1)
-    drifts = drift(states[..., :-1, :], velocities, times, sigma, corrected)
-    z = (states[..., 1:, :] - states[..., :-1, :] - drifts / steps) / deviation
+    before = states[..., :-1, :]
+    drifts = drift(before, velocities, time=times, sigma=sigma, corrected=corrected)
+    z = (states[..., 1:, :] - before - drifts / steps) / deviation
     return _reduce(-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi), reduction)
 
 
@@ -193,15 +231,33 @@ def step_kl(
     reduction: Reduction,
     corrected: bool = False,
 ) -> Tensor:
-    """KL(policy || reference) of every step: both are Gaussians of one width, dt |u - u_ref|^2 / (2
-    sigma^2).
+    """KL(policy || reference) of every step, dt |u - u_ref|^2 / (2 sigma^2).
 
-    Velocities (..., steps, latent_dim) -> (..., steps). flow_grpo leaves out the division by dt:
-    multiply by dt for its numbers."""
+    Both are Gaussians of one width. flow_grpo leaves out the division by dt: multiply by dt for its
+    numbers.
+
+    Args:
+        velocities: of the policy, (..., steps, latent_dim).
+        reference: velocities of the reference at the same states.
+        sigma: noise scale.
+        reduction: over latent dims.
+        corrected: whether the drift is.
+
+    Returns:
+        (..., steps).
+    """
     steps = velocities.shape[-2]
     times = flow_times(steps).to(velocities).unsqueeze(-1)
-    apart = drift(torch.zeros_like(velocities), velocities - reference, times, sigma, corrected)
-    return _reduce(apart.square() / (2 * sigma**2 * steps), reduction)
+    # The drift is linear in state and velocity, and the states are the same.
+    same_state = torch.zeros_like(velocities)
+    difference = drift(
+        same_state, velocities - reference, time=times, sigma=sigma, corrected=corrected
+    )
+    return _reduce(difference.square() / (2 * sigma**2 * steps), reduction)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _reduce(values: Tensor, reduction: Reduction) -> Tensor:

@@ -1,5 +1,6 @@
-"""Time-aligned multimodal RoPE (GDPO-Listener, Eq. 2): every token is placed at the video frame it
-is about.
+"""Time-aligned multimodal RoPE (GDPO-Listener, Eq. 2).
+
+Every token is placed at the video frame that it is about.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ TEXT_TIME = 0
 
 
 def audio_times(frames: int, device: torch.device | None = None) -> Tensor:
-    """t_i = i: (frames,) int64, one audio token per video frame."""
+    """Times t_i = i of audio tokens, one per video frame: (frames,) int64."""
     return torch.arange(frames, device=device)
 
 
 def motion_times(latents: Tensor, downsample: int) -> Tensor:
-    """t_j = j r + floor(r / 2), the centre of the window of frames [j r, (j + 1) r) that latent j
-    stands for.
+    """Times t_j = j r + floor(r / 2), the centres of frames [j r, (j + 1) r) of latents j.
 
     Args:
         latents: numbers j of latents, any shape, int64.
@@ -27,8 +27,14 @@ def motion_times(latents: Tensor, downsample: int) -> Tensor:
 
 
 def rotations(times: Tensor, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (..., head_dim / 2) of the angles `t base^(-2 i / head_dim)` (RoFormer, Su
-    et al. 2021).
+    """Cosines and sines (..., head_dim / 2) of the angles `t base^(-2 i / head_dim)`.
+
+    RoFormer, Su et al. 2021.
+
+    Args:
+        times: t of the tokens, any shape.
+        head_dim: channels of a head.
+        base: of the frequencies.
     """
     frequencies = base ** (
         -torch.arange(0, head_dim, 2, device=times.device, dtype=torch.float64) / head_dim
@@ -38,11 +44,15 @@ def rotations(times: Tensor, head_dim: int, base: float = 10_000.0) -> tuple[Ten
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels `(i, i + dim / 2)` of x (..., dim) by its angle, cosines and sines
-    (..., dim / 2).
+    """Turn each pair of channels `(i, i + dim / 2)` by its angle.
 
     Scalar products of rotated queries and keys depend on the difference of their times alone.
+
+    Args:
+        x: (..., dim).
+        rotation: cosines and sines, (..., dim / 2) each.
     """
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    cos = rotation[0].to(x.dtype)
+    sin = rotation[1].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

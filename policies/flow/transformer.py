@@ -1,9 +1,11 @@
-"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them. And how
-layers begin.
-"""
+"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,7 +14,8 @@ class Block(nn.Module):
     """RMSNorm, attention, RMSNorm, MLP.
 
     A caller computes `queries_keys_values`, attends as it sees fit and hands the outcome to
-    `finish`."""
+    `finish`.
+    """
 
     def __init__(self, hidden: int, heads: int, mlp: int) -> None:
         super().__init__()
@@ -25,20 +28,33 @@ class Block(nn.Module):
         self.down = nn.Linear(mlp, hidden)
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (..., tokens, hidden) -> three of (..., heads, tokens, head_dim)."""
-        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        return heads.movedim(-4, -2).unbind(-4)
+        """Three times (..., heads, tokens, head_dim) of `x` (..., tokens, hidden)."""
+        projected: Tensor = self.qkv(self.attention_norm(x))
+        heads = torch.unflatten(projected, -1, (3, self.heads, -1)).movedim(-4, -2)
+        queries, keys, values = heads.unbind(-4)
+        return queries, keys, values
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x (..., tokens, hidden), attended (..., heads, tokens, head_dim) -> (..., tokens,
-        hidden).
+        """What the block returns, (..., tokens, hidden).
+
+        Args:
+            x: (..., tokens, hidden), what came in.
+            attended: (..., heads, tokens, head_dim), the values that the tokens attended to.
         """
         x = x + self.out(attended.transpose(-3, -2).flatten(-2))
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+        change: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+        return x + change
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after the other; type checkers know that each is a `Block`."""
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast(Iterator[Block], super().__iter__())
 
 
 def silent(layer: nn.Linear) -> nn.Linear:
-    """The layer with weights of 0: it says nothing until it has learnt to."""
+    """The layer with weights of 0: it contributes nothing until it is trained."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

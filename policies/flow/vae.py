@@ -1,5 +1,4 @@
-"""Motion VAE (GDPO-Listener, section 3.1): r frames of FLAME motion <-> one latent, over time a
-transformer.
+"""Motion VAE (GDPO-Listener, section 3.1): r frames of FLAME motion <-> one latent.
 
 The paper does not describe the network. Ours is causal in steps of one latent and looks back only
 so far: a latent needs no later frame, and a sequence of any length is coded as its windows are. So
@@ -8,10 +7,11 @@ a window later is there.
 
 Faces move smoothly, and a decoder of plain frames has to unlearn, channel by channel, a tremble
 that it starts with. So a latent is written as cosines over 2 r frames, each in units of how much
-the corpus has of it, and neighbours are faded into each other: what is decoded has no seams.
+the corpus has of it, and neighbours are faded into each other, which leaves no seams.
 
 Both halves are a linear map plus what a transformer adds to it, which is nothing before training:
-much of a face is a linear code, and a network that ends in a norm can hardly say "almost still".
+much of a face is a linear code, and a network that ends in a norm can hardly express that almost
+nothing moves.
 """
 
 from __future__ import annotations
@@ -23,47 +23,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rapport.policies.flow.config import VAEConfig
+from rapport.policies.flow.config import VaeSizes
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.tmrope import rotate, rotations
-from rapport.policies.flow.transformer import Block, silent
+from rapport.policies.flow.transformer import Block, Blocks, silent
 from rapport.policies.motion import Motion, require_same_layout
 
 
 class CausalTransformer(nn.Module):
     """Blocks in which token j attends to tokens [j - look_back, j]."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VaeSizes) -> None:
         super().__init__()
         self.look_back = config.look_back
-        self.blocks = nn.ModuleList(
+        self.head_dim = config.hidden // config.heads
+        self.blocks = Blocks(
             Block(config.hidden, config.heads, 4 * config.hidden) for _ in range(config.layers)
         )
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, hidden) -> the same."""
+        """Tokens (batch, tokens, hidden) -> the same shape."""
         steps = torch.arange(x.shape[1], device=x.device)
-        past = steps[:, None] - steps
-        mask = (past >= 0) & (past <= self.look_back)
-        rotation = rotations(steps, x.shape[-1] // self.blocks[0].heads)
+        age = steps[:, None] - steps
+        mask = (age >= 0) & (age <= self.look_back)
+        rotation = rotations(steps, self.head_dim)
         for block in self.blocks:
-            q, k, v = block.queries_keys_values(x)
-            x = block.finish(
-                x, F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, mask)
-            )
-        return self.norm(x)
+            queries, keys, values = block.queries_keys_values(x)
+            queries = rotate(queries, rotation)
+            keys = rotate(keys, rotation)
+            x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, mask))
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class MotionVAE(nn.Module):
-    """Frames (batch, time, dim) in the units of `config.layout` <-> latents (batch, time / r,
-    latent_dim).
+    """Frames (batch, time, dim) of a layout <-> latents (batch, time / r, latent_dim).
 
     `fit_channels` before training and `fit_latents` after it set the buffers that make channels and
-    latents of unit variance over the corpus, and the spectrum of its motion: without the first
-    expression would drown the radians, the second is what flow matching from N(0, I) wants."""
+    latents of unit variance over the corpus, and the spectrum of its motion. Without the first,
+    expression coefficients would drown the radians; the second is what flow matching from N(0, I)
+    starts from.
+    """
 
-    def __init__(self, config: VAEConfig) -> None:
+    channel_mean: Tensor
+    channel_std: Tensor
+    spectrum: Tensor
+    cosines: Tensor
+    fade: Tensor
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: VaeSizes) -> None:
         super().__init__()
         self.config = config
         patch = config.downsample * config.layout.dim
@@ -80,51 +91,66 @@ class MotionVAE(nn.Module):
         span = 2 * config.downsample
         self.register_buffer("spectrum", torch.ones(span, config.layout.dim))
         self.register_buffer("cosines", cosine_basis(span), persistent=False)
-        self.register_buffer(
-            "fade", (math.pi * (torch.arange(span) + 0.5) / span).sin().square(), persistent=False
-        )
+        fade = (math.pi * (torch.arange(span) + 0.5) / span).sin().square()
+        self.register_buffer("fade", fade, persistent=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
     def fit_channels(self, motions: Iterable[Motion]) -> None:
-        """Mean, standard deviation and spectrum of every channel; one that stands still is left at
-        scale 1.
+        """Mean, standard deviation and spectrum of every channel, over a corpus.
 
-        The spectrum is the root mean square of each cosine over windows of 2 r frames, (2 r, dim),
-        in normalised units."""
+        A channel that stands still keeps scale 1. The spectrum is the root mean square of each
+        cosine over windows of 2 r frames, (2 r, dim), in standard deviations.
+
+        Raises:
+            ValueError: all motions are shorter than a window.
+        """
         values = []
         for motion in motions:
             require_same_layout(motion.layout, self.config.layout, "statistics for the motion VAE")
             values.append(torch.from_numpy(motion.values))
-        r = self.config.downsample
-        windows = [v.unfold(0, 2 * r, r).transpose(1, 2) for v in values if len(v) >= 2 * r]
-        if not windows:
+        hop = self.config.downsample
+        span = 2 * hop
+        windows = [
+            frames.unfold(0, span, hop).transpose(1, 2) for frames in values if len(frames) >= span
+        ]
+        statistics = mean_and_std(values)
+        if not windows or statistics is None:
             raise ValueError(
-                f"none of {len(values)} motions has a window: all are shorter than {2 * r} frames"
+                f"none of {len(values)} motions has a window: all are shorter than {span} frames"
             )
-        mean, std = mean_and_std(values)
-        self.channel_mean.copy_(mean)
-        self.channel_std.copy_(std)
-        self.spectrum.copy_(
-            (self.cosines @ self.normalise(torch.cat(windows))).square().mean(0).sqrt()
-        )
+        self.channel_mean.copy_(statistics[0])
+        self.channel_std.copy_(statistics[1])
+        amplitudes = self.cosines @ self.standardise(torch.cat(windows))
+        self.spectrum.copy_(amplitudes.square().mean(0).sqrt())
 
     @torch.no_grad()
     def fit_latents(self, clips: Iterable[Tensor]) -> None:
-        """Mean and standard deviation of every latent dimension over frames (batch, time, dim) of
-        the corpus.
-        """
-        mean, std = mean_and_std(self.encode_posterior(clip)[0] for clip in clips)
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
+        """Mean and standard deviation of every latent dimension over a corpus.
 
-    def normalise(self, frames: Tensor) -> Tensor:
-        """M -> M', channel by channel."""
+        Args:
+            clips: frames (batch, time, dim), one by one.
+
+        Raises:
+            ValueError: there are no clips.
+        """
+        statistics = mean_and_std(self.encode_posterior(clip)[0] for clip in clips)
+        if statistics is None:
+            raise ValueError("no clips to take the statistics of latents from")
+        self.latent_mean.copy_(statistics[0])
+        self.latent_std.copy_(statistics[1])
+
+    def standardise(self, frames: Tensor) -> Tensor:
+        """M -> M': every channel of zero mean and unit variance over the corpus."""
         return (frames - self.channel_mean) / self.channel_std
 
     def encode_posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(m | M), each (batch, time / r, latent_dim), not standardised."""
-        r, dim = self.config.downsample, self.config.layout.dim
+        """Mean and log-variance of q(m | M), not standardised.
+
+        Frames (batch, time, dim) -> (batch, time / r, latent_dim) each.
+        """
+        r = self.config.downsample
+        dim = self.config.layout.dim
         if (
             frames.ndim != 3
             or frames.shape[-1] != dim
@@ -135,23 +161,24 @@ class MotionVAE(nn.Module):
                 f"frames must be (batch, time, {dim}) with time a multiple of {r}, got "
                 f"{tuple(frames.shape)}; cut the clip"
             )
-        patches = self.normalise(frames).reshape(len(frames), -1, r * dim)
-        return (
-            self.linear_in(patches) + self.posterior(self.encoder(self.patch_in(patches)))
-        ).chunk(2, dim=-1)
+        patches = self.standardise(frames).reshape(len(frames), -1, r * dim)
+        linear: Tensor = self.linear_in(patches)
+        posterior = linear + self.posterior(self.encoder(self.patch_in(patches)))
+        mean, log_variance = posterior.chunk(2, dim=-1)
+        return mean, log_variance
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames (batch, time, dim) -> the posterior's mean, standardised, (batch, time / r,
-        latent_dim).
+        """Frames (batch, time, dim) -> standardised latents (batch, time / r, latent_dim).
+
+        They are the posterior's means.
         """
-        return (self.encode_posterior(frames)[0] - self.latent_mean) / self.latent_std
+        mean, _ = self.encode_posterior(frames)
+        return (mean - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents (batch, n, latent_dim) -> frames (batch, n r, dim)."""
-        return (
-            self._decode(latents * self.latent_std + self.latent_mean) * self.channel_std
-            + self.channel_mean
-        )
+        frames = self._decode(latents * self.latent_std + self.latent_mean)
+        return frames * self.channel_std + self.channel_mean
 
     def to_motion(self, latents: Tensor) -> Motion:
         """Standardised latents (n, latent_dim) of one sequence -> typed motion of n r frames."""
@@ -159,30 +186,33 @@ class MotionVAE(nn.Module):
             return Motion(self.decode(latents.unsqueeze(0))[0].cpu().numpy(), self.config.layout)
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `vae_loss` takes: reconstruction and target, normalised frames; mean and
-        log-variance of the posterior.
+        """What `vae_loss` takes.
 
         Args:
             frames: (batch, time, dim).
             noise: (batch, time / r, latent_dim), from N(0, I).
+
+        Returns:
+            Reconstruction and target, standardised frames (batch, time, dim) each, and mean and
+            log-variance of the posterior, (batch, time / r, latent_dim) each.
         """
         mean, log_variance = self.encode_posterior(frames)
-        return (
-            self._decode(mean + noise * (0.5 * log_variance).exp()),
-            self.normalise(frames),
-            mean,
-            log_variance,
-        )
+        decoded = self._decode(mean + noise * (0.5 * log_variance).exp())
+        return decoded, self.standardise(frames), mean, log_variance
 
     def _decode(self, latents: Tensor) -> Tensor:
-        r, dim = self.config.downsample, self.config.layout.dim
-        patches = self.linear_out(latents) + self.patch_out(self.decoder(self.latent_in(latents)))
-        spans = self.cosines.T @ (patches.unflatten(-1, (2 * r, dim)) * self.spectrum)
-        fade = self.fade.unsqueeze(1).expand(latents.shape[1], -1, 1)
-        frames = _overlap_add(spans * self.fade.unsqueeze(1), r) / _overlap_add(
-            fade.unsqueeze(0), r
-        )
-        return frames[:, r // 2 : r // 2 + latents.shape[1] * r]
+        """Latents as the encoder has them (batch, n, latent_dim) -> standardised frames."""
+        r = self.config.downsample
+        count = latents.shape[1]
+        linear: Tensor = self.linear_out(latents)
+        patches = linear + self.patch_out(self.decoder(self.latent_in(latents)))
+        amplitudes = torch.unflatten(patches, -1, (2 * r, self.config.layout.dim))
+        spans = self.cosines.T @ (amplitudes * self.spectrum)
+        fade = self.fade.unsqueeze(1)
+        frames = _overlap_add(spans * fade, r)
+        # Each frame is divided by the weights that it was summed with.
+        weights = _overlap_add(fade.expand(count, -1, 1).unsqueeze(0), r)
+        return (frames / weights)[:, r // 2 : r // 2 + count * r]
 
 
 def vae_loss(
@@ -193,24 +223,28 @@ def vae_loss(
     velocity_weight: float,
     kl_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction + velocity + KL, each a mean: over frames and normalised channels, over
-    latents and their dims.
+    """Reconstruction + velocity + KL to N(0, I), each a mean over all its axes.
 
-    The size of an error and its square count alike. A listener's jaw moves little, in units of the
-    spread of a corpus in which people speak: the squares of its errors are next to nothing, and it
-    would be left to tremble. Blinks are rare, and by sizes alone the best guess is that there is
+    The size of an error and its square count alike. A listener's jaw moves little, in standard
+    deviations of a corpus in which people speak: the squares of its errors are next to nothing, and
+    it would be left to tremble. Blinks are rare, and by sizes alone the best guess is that there is
     none.
 
     Args:
-        decoded, target, mean, log_variance: what `MotionVAE` returns.
+        decoded: reconstruction, (batch, time, dim), as `MotionVAE` returns it.
+        target: what it should be.
+        mean: of the posterior, (batch, time / r, latent_dim).
+        log_variance: of the posterior.
         velocity_weight: of the error of frame-to-frame differences, which keeps patches from
             showing.
+        kl_weight: of the KL.
 
     Returns:
         The loss and its parts, detached: `reconstruction`, `velocity`, `kl`.
     """
     error = decoded - target
-    reconstruction, velocity = ((e.abs() + e.square()).mean() for e in (error, error.diff(dim=1)))
+    reconstruction = _size_and_square(error)
+    velocity = _size_and_square(error.diff(dim=1))
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
@@ -218,18 +252,25 @@ def vae_loss(
 
 
 def cosine_basis(length: int) -> Tensor:
-    """The orthonormal DCT-II, (length, length), rows are cosines over time; its transpose is its
-    inverse.
+    """The orthonormal DCT-II, (length, length): rows are cosines over time.
+
+    Its transpose is its inverse.
     """
-    k, t = torch.arange(length).unsqueeze(1), torch.arange(length)
-    basis = torch.cos(math.pi / length * (t + 0.5) * k) * math.sqrt(2 / length)
+    frequency = torch.arange(length).unsqueeze(1)
+    time = torch.arange(length)
+    basis = torch.cos(math.pi / length * (time + 0.5) * frequency) * math.sqrt(2 / length)
     basis[0] /= math.sqrt(2)
     return basis
 
 
 def _overlap_add(spans: Tensor, hop: int) -> Tensor:
-    """Spans (batch, n, 2 hop, dim), one every `hop` frames -> their sum over time, (batch, (n + 1)
-    hop, dim).
+    """The sum over time of spans that begin every `hop` frames.
+
+    (batch, n, 2 hop, dim) -> (batch, (n + 1) hop, dim).
     """
-    early, late = spans.split(hop, dim=2)
+    early, late = torch.split(spans, hop, dim=2)
     return F.pad(early.flatten(1, 2), (0, 0, 0, hop)) + F.pad(late.flatten(1, 2), (0, 0, hop, 0))
+
+
+def _size_and_square(error: Tensor) -> Tensor:
+    return (error.abs() + error.square()).mean()

@@ -2,7 +2,8 @@
 
 The built-in head has FLAME's array shapes and vertex count but its own topology: no coefficient,
 landmark index or mask of one head means anything on another. `HeadAsset.topology` says which head
-it is."""
+it is.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +21,30 @@ from rapport.policies.motion import LayoutError, Topology
 
 BUILTIN_ASSET = Path(__file__).parent / "assets" / "builtin_head.npz"
 BUILTIN_CHECKSUM = BUILTIN_ASSET.with_suffix(".sha256")
-
-JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
-PARENTS = (-1, 0, 1, 1, 1)  # of each joint; FLAME's kintree_table
-N_SHAPE, N_EXPR = 300, 100
-
-SKIN, SCLERA, IRIS, PUPIL = (
-    (0.60, 0.47, 0.40),
-    (0.78, 0.78, 0.76),
-    (0.10, 0.16, 0.20),
-    (0.01, 0.01, 0.01),
+# Arrays of the built-in asset that are kept as they are in `HeadAsset`.
+STORED_AS_IS = (
+    "v_template",
+    "faces",
+    "weights",
+    "joint_regressor",
+    "colors",
+    "eyelids",
+    "uv",
+    "texture",
 )
-IRIS_ANGLE, PUPIL_ANGLE = np.radians(22.0), np.radians(8.0)
+
+# Parents of root, neck, jaw, left and right eye; FLAME's kintree_table.
+PARENTS = (-1, 0, 1, 1, 1)
+N_SHAPE = 300
+N_EXPR = 100
+
+# Linear albedo of the parts of a face, and how far iris and pupil reach from the gaze axis.
+SKIN = (0.60, 0.47, 0.40)
+SCLERA = (0.78, 0.78, 0.76)
+IRIS = (0.10, 0.16, 0.20)
+PUPIL = (0.01, 0.01, 0.01)
+IRIS_ANGLE = np.radians(22.0)
+PUPIL_ANGLE = np.radians(8.0)
 
 
 class TopologyError(LayoutError):
@@ -44,8 +57,9 @@ class AssetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class HeadAsset:
-    """A head as arrays: metres, y up, z towards the viewer, +x the head's own left. Float32 but for
-    `faces`.
+    """A head as arrays: metres, y up, z towards the viewer, +x the head's own left.
+
+    All are float32 but for `faces`.
 
     Args:
         topology: what the coefficients mean.
@@ -55,7 +69,7 @@ class HeadAsset:
         exprdirs: (V, 3, 100) expression directions.
         posedirs: (36, V, 3) pose correctives on the entries of R - I of neck, jaw and both eyes,
             row-major.
-        weights: (V, 5) skinning weights of `JOINTS`.
+        weights: (V, 5) skinning weights of root, neck, jaw, left and right eye.
         joint_regressor: (5, V) joints from shaped vertices.
         colors: (V, 3) linear albedo in [0, 1].
         eyelids: (2, V, 3) left and right lid closing at 1, or None (FLAME has none).
@@ -81,47 +95,50 @@ class HeadAsset:
     arkit: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        v = len(self.v_template)
+        count = len(self.v_template)
         expected = {
-            "v_template": (v, 3),
+            "v_template": (count, 3),
             "faces": (len(self.faces), 3),
-            "shapedirs": (v, 3, N_SHAPE),
-            "exprdirs": (v, 3, N_EXPR),
-            "posedirs": (36, v, 3),
-            "weights": (v, 5),
-            "joint_regressor": (5, v),
-            "colors": (v, 3),
-            "eyelids": (2, v, 3),
-            "uv": (v, 2),
+            "shapedirs": (count, 3, N_SHAPE),
+            "exprdirs": (count, 3, N_EXPR),
+            "posedirs": (36, count, 3),
+            "weights": (count, 5),
+            "joint_regressor": (5, count),
+            "colors": (count, 3),
+            "eyelids": (2, count, 3),
+            "uv": (count, 2),
         }
         for name, shape in expected.items():
             array = getattr(self, name)
             if array is not None and array.shape != shape:
                 raise AssetError(f"head asset: {name} has shape {array.shape}, expected {shape}")
-        if self.faces.min() < 0 or self.faces.max() >= v:
-            raise AssetError(f"head asset: faces point outside the {v} vertices")
+        if self.faces.min() < 0 or self.faces.max() >= count:
+            raise AssetError(f"head asset: faces point outside the {count} vertices")
 
     @property
     def joints(self) -> np.ndarray:
         """Resting joint positions, (5, 3) metres."""
-        return self.joint_regressor @ self.v_template
+        positions: np.ndarray = self.joint_regressor @ self.v_template
+        return positions
 
     def expr(self, **shapes: float) -> np.ndarray:
-        """Expression coefficients (100,) of weighted ARKit shapes, e.g. `expr(mouthSmileLeft=0.8)`.
+        """Expression coefficients (100,) of weighted ARKit shapes.
+
+        Args:
+            shapes: weights by name, e.g. `expr(mouthSmileLeft=0.8)`.
 
         Raises:
             TopologyError: the head has no ARKit table, or lacks one of the shapes.
         """
         missing = [name for name in shapes if name not in self.arkit]
         if missing:
-            known = (
-                ", ".join(sorted(self.arkit))
-                or f"none: nobody has fitted ARKit shapes to {self.topology}"
-            )
+            known = ", ".join(sorted(self.arkit))
+            known = known or f"none: nobody has fitted ARKit shapes to {self.topology}"
             raise TopologyError(f"this head has no ARKit shape {missing}; it has {known}")
-        return sum(
-            (np.float32(w) * self.arkit[n] for n, w in shapes.items()), np.zeros(N_EXPR, np.float32)
-        )
+        coefficients: np.ndarray = np.zeros(N_EXPR, np.float32)
+        for name, weight in shapes.items():
+            coefficients = coefficients + np.float32(weight) * self.arkit[name]
+        return coefficients
 
 
 def load_head(
@@ -158,27 +175,22 @@ def load_head(
         raise TopologyError(
             f"{path} is a FLAME file: topology must be flame2020 or flame2023, not {topology!r}"
         )
-    return _from_flame(
-        path, topology, None if eyelids is None else np.load(eyelids, allow_pickle=False)
-    )
+    directions = None if eyelids is None else np.load(eyelids, allow_pickle=False)
+    return _from_flame(path, topology, directions)
 
 
 def _load_builtin(path: Path = BUILTIN_ASSET, checksum: Path = BUILTIN_CHECKSUM) -> HeadAsset:
-    """Read the committed asset: directions are int8 with one scale each (`build_builtin.py` writes
-    it).
-    """
-    digest, expected = (
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        checksum.read_text().split()[0],
-    )
+    """Read the committed asset, as `infra/head/build_builtin.py` writes it."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    expected = checksum.read_text().split()[0]
     if digest != expected:
         raise AssetError(
             f"{path}: sha256 {digest[:12]} is not the recorded {expected[:12]}: the file is "
-            "damaged (a Git LFS "
-            "pointer, a cut download); restore it from git or run policies/head/build_builtin.py"
+            "damaged (a Git LFS pointer, a cut download); restore it from git, or build it in a "
+            "checkout by infra/head/build_builtin.py"
         )
-    with np.load(path, allow_pickle=False) as file:
-        data = {name: file[name] for name in file.files}
+    data = _read_npz(path)
+    # Directions are int8 with one scale each.
     directions = data["directions"].T.astype(np.float32) * data["direction_scale"]
     directions = directions.reshape(-1, 3, N_SHAPE + N_EXPR)
     return HeadAsset(
@@ -187,11 +199,7 @@ def _load_builtin(path: Path = BUILTIN_ASSET, checksum: Path = BUILTIN_CHECKSUM)
         exprdirs=directions[..., N_SHAPE:],
         posedirs=data["posedirs"].astype(np.float32),
         arkit=dict(zip(data["arkit_names"].tolist(), data["arkit"], strict=True)),
-        **{
-            k: data[k]
-            for k in ("v_template", "faces", "weights", "joint_regressor", "colors", "eyelids")
-        },
-        **{k: data[k] for k in ("uv", "texture")},
+        **{name: data[name] for name in STORED_AS_IS},
     )
 
 
@@ -202,8 +210,7 @@ def _topology_of(path: Path) -> Topology:
         return "flame2020"
     raise TopologyError(
         f"{path}: FLAME 2020 and 2023 files look alike inside and this name does not say which "
-        "it is; "
-        'pass topology="flame2020" or "flame2023"'
+        'it is; pass topology="flame2020" or "flame2023"'
     )
 
 
@@ -222,9 +229,9 @@ def _from_flame(path: Path, topology: Topology, eyelids: np.ndarray | None) -> H
             f"{path}: shapedirs of shape {shapedirs.shape}, expected (V, 3, 400): 300 shape + "
             "100 expr"
         )
-    v_template, weights, regressor = (
-        _array(data[k]) for k in ("v_template", "weights", "J_regressor")
-    )
+    v_template = _array(data["v_template"])
+    weights = _array(data["weights"])
+    regressor = _array(data["J_regressor"])
     return HeadAsset(
         topology=topology,
         v_template=v_template,
@@ -240,8 +247,8 @@ def _from_flame(path: Path, topology: Topology, eyelids: np.ndarray | None) -> H
 
 
 def _flame_colors(vertices: np.ndarray, weights: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    """Skin, and eyes painted by the angle from the gaze axis: FLAME files carry no colours. (V, 3)."""
-    colors = np.tile(np.float32(SKIN), (len(vertices), 1))
+    """Colours (V, 3), which FLAME files lack: skin, and eyes by the angle from the gaze axis."""
+    colors = np.tile(np.asarray(SKIN, np.float32), (len(vertices), 1))
     for joint in (3, 4):
         eyeball = np.flatnonzero(weights[:, joint] > 0.5)
         ray = vertices[eyeball] - joints[joint]
@@ -264,8 +271,9 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 class _Chumpy:
-    """Stands in for `chumpy.ch.Ch`, whose value is its attribute `x`; chumpy itself is never
-    imported.
+    """Stands in for `chumpy.ch.Ch`, whose value is its attribute `x`.
+
+    chumpy itself is never imported.
     """
 
     x: np.ndarray
@@ -275,7 +283,7 @@ class _Chumpy:
 
 
 class _SparseColumns:
-    """Stands in for `scipy.sparse.csc_matrix`, whose module path changed since FLAME was pickled."""
+    """Stands in for `scipy.sparse.csc_matrix`, whose module has moved since FLAME was pickled."""
 
     data: np.ndarray
     indices: np.ndarray
@@ -283,13 +291,15 @@ class _SparseColumns:
     _shape: tuple[int, int]
 
     def dense(self) -> np.ndarray:
-        return sparse.csc_matrix(
-            (self.data, self.indices, self.indptr), shape=self._shape
-        ).toarray()
+        columns = (self.data, self.indices, self.indptr)
+        matrix: np.ndarray = sparse.csc_matrix(columns, shape=self._shape).toarray()
+        return matrix
 
 
 _RECONSTRUCT = np.array(0).__reduce__()[0]
 _SCALAR = np.float64(0).__reduce__()[0]
+# What protocols 0 and 1 of Python 2 build objects with; typeshed does not list it.
+_RECONSTRUCTOR = copyreg._reconstructor  # type: ignore[attr-defined]
 _ALLOWED = {
     ("chumpy.ch", "Ch"): _Chumpy,
     ("scipy.sparse.csc", "csc_matrix"): _SparseColumns,
@@ -300,8 +310,8 @@ _ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy.core.multiarray", "scalar"): _SCALAR,
     ("numpy._core.multiarray", "scalar"): _SCALAR,
-    ("copy_reg", "_reconstructor"): copyreg._reconstructor,  # protocol 0 and 1 of Python 2
-    ("copyreg", "_reconstructor"): copyreg._reconstructor,
+    ("copy_reg", "_reconstructor"): _RECONSTRUCTOR,
+    ("copyreg", "_reconstructor"): _RECONSTRUCTOR,
     ("__builtin__", "object"): object,
     ("builtins", "object"): object,
     ("__builtin__", "set"): set,
@@ -311,7 +321,7 @@ _ALLOWED = {
 
 
 class _FlameUnpickler(pickle.Unpickler):
-    """Reads the few classes FLAME files are made of; anything else in the file is refused, not run."""
+    """Reads the few classes FLAME files are made of; anything else is refused, not run."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:

@@ -3,12 +3,15 @@
 Perspective camera in front of the face, Blinn-Phong shading with three lights, vertex colours, an
 optional texture of darkness (brows). Back faces are dark red: FLAME has no mouth cavity, what shows
 there is the inside. Compiled with fastmath: compare images with a tolerance, never by hash across
-machines."""
+machines.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -25,24 +28,32 @@ CAMERA_DISTANCE = 0.9  # metres from the middle of the head: a portrait lens, li
 FRAME_MARGIN = 1.3  # frame height over head height: room to nod and tilt
 BACKGROUND = (28, 28, 28)
 INSIDE = (62, 26, 24)  # back faces
-AMBIENT, SPECULAR = 0.10, 0.06
+AMBIENT = 0.10
+SPECULAR = 0.06
 # Key, fill and a faint light from below: direction (x right, y up, z to the viewer), intensity.
 LIGHTS = np.array(
     [[-0.45, 0.55, 0.75, 0.62], [0.75, 0.15, 0.5, 0.22], [0.0, -0.8, 0.4, 0.05]], np.float32
 )
 LIGHTS[:, :3] /= np.linalg.norm(LIGHTS[:, :3], axis=1, keepdims=True)
-HALFWAY = LIGHTS[:, :3] + np.float32([0, 0, 1])  # Blinn's half vectors for a viewer far away on +z
+# Blinn's half vectors for a viewer far away on +z.
+HALFWAY: np.ndarray = LIGHTS[:, :3] + np.array([0, 0, 1], np.float32)
 HALFWAY /= np.linalg.norm(HALFWAY, axis=1, keepdims=True)
 # Linear light to 8 bit through a gamma of 2, tabulated.
 GAMMA = np.round(np.sqrt(np.arange(4096) / 4095) * 255).astype(np.uint8)
 
-TOLERANCE = (
-    -1e-4
-)  # a barycentric weight this far outside still hits: float32 would leave cracks on shared edges
+# A barycentric weight this far outside still hits: float32 would leave cracks on shared edges.
+TOLERANCE = -1e-4
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@njit(cache=CACHE, fastmath=True, boundscheck=False)
-def _vertex_normals(v, faces, normals):
+def compiled(function: Function) -> Function:
+    """Compile a function by numba when it is first called; it keeps its declared type."""
+    return cast(Function, njit(cache=CACHE, fastmath=True, boundscheck=False)(function))
+
+
+@compiled
+def _vertex_normals(v: np.ndarray, faces: np.ndarray, normals: np.ndarray) -> None:
     """Area-weighted unit normals (V, 3) of vertices (V, 3), written to `normals`."""
     normals[:] = 0
     for f in range(len(faces)):
@@ -55,28 +66,27 @@ def _vertex_normals(v, faces, normals):
             normals[k, 1] += ny
             normals[k, 2] += nz
     for i in range(len(normals)):
-        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2) + np.float32(
-            1e-12
-        )
-        normals[i] /= length
+        squares = normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2
+        normals[i] /= np.sqrt(squares) + np.float32(1e-12)
 
 
-@njit(cache=CACHE, fastmath=True, boundscheck=False)
-def _light(normals, colors, lit):
-    """Blinn-Phong light of every vertex, linear, (V, 3) written to `lit`; the mesh is denser than
-    the shading.
+@compiled
+def _light(normals: np.ndarray, colors: np.ndarray, lit: np.ndarray) -> None:
+    """Blinn-Phong light of every vertex, linear, (V, 3) written to `lit`.
+
+    Vertices are enough: the mesh is denser than the shading.
     """
-    zero, one = np.float32(0), np.float32(1)
+    zero = np.float32(0)
+    one = np.float32(1)
     for i in range(len(normals)):
-        side = (
-            one if normals[i, 2] >= 0 else -one
-        )  # turn to the viewer: silhouettes have grazing normals
+        # Turned to the viewer, because silhouettes have grazing normals.
+        side = one if normals[i, 2] >= 0 else -one
         nx, ny, nz = side * normals[i, 0], side * normals[i, 1], side * normals[i, 2]
-        diffuse, specular = np.float32(AMBIENT), zero
+        diffuse = np.float32(AMBIENT)
+        specular = zero
         for k in range(len(LIGHTS)):
-            diffuse += (
-                max(nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2], zero) * LIGHTS[k, 3]
-            )
+            facing = max(nx * LIGHTS[k, 0] + ny * LIGHTS[k, 1] + nz * LIGHTS[k, 2], zero)
+            diffuse += facing * LIGHTS[k, 3]
             gloss = max(nx * HALFWAY[k, 0] + ny * HALFWAY[k, 1] + nz * HALFWAY[k, 2], zero)
             gloss *= gloss * gloss
             gloss *= gloss
@@ -86,18 +96,19 @@ def _light(normals, colors, lit):
             lit[i, channel] = colors[i, channel] * diffuse + np.float32(SPECULAR) * specular
 
 
-@njit(cache=CACHE, fastmath=True, boundscheck=False)
-def _visible_faces(p, faces, depth, face_id):
-    """Nearest face of every pixel. p (V, 3): pixel x, pixel y, depth (greater is nearer). -1 =
-    background.
+@compiled
+def _visible_faces(
+    p: np.ndarray, faces: np.ndarray, depth: np.ndarray, face_id: np.ndarray
+) -> None:
+    """Nearest face of every pixel, written to `face_id`; -1 is background.
+
+    `p` (V, 3) holds pixel x, pixel y and depth (greater is nearer).
     """
     height, width = depth.shape
-    tolerance, zero, half, one = (
-        np.float32(TOLERANCE),
-        np.float32(0),
-        np.float32(0.5),
-        np.float32(1),
-    )
+    tolerance = np.float32(TOLERANCE)
+    zero = np.float32(0)
+    half = np.float32(0.5)
+    one = np.float32(1)
     depth[:] = np.float32(-1e30)
     face_id[:] = -1
     for f in range(len(faces)):
@@ -110,8 +121,7 @@ def _visible_faces(p, faces, depth, face_id):
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
         if left > right or top > bottom or area == 0:
             continue
-        # Barycentric weights and depth are linear in the pixel: w1 = px * w1_x + py * w1_y, and so
-        # on.
+        # Barycentric weights and depth are linear in the pixel: w1 = px * w1_x + py * w1_y, ...
         inverse = one / area
         w1_x, w1_y = (y2 - y0) * inverse, (x0 - x2) * inverse
         w2_x, w2_y = (y0 - y1) * inverse, (x1 - x0) * inverse
@@ -129,8 +139,8 @@ def _visible_faces(p, faces, depth, face_id):
                     face_id[y, x] = f
 
 
-@njit(cache=CACHE, fastmath=True, boundscheck=False)
-def _darkness(texture, u, v):
+@compiled
+def _darkness(texture: np.ndarray, u: np.float32, v: np.float32) -> np.float32:
     """Bilinear sample of the texture at (u, v); 0 outside."""
     rows, columns = texture.shape
     x, y = u * np.float32(columns) - np.float32(0.5), v * np.float32(rows) - np.float32(0.5)
@@ -140,19 +150,26 @@ def _darkness(texture, u, v):
     fx, fy = x - np.float32(i), y - np.float32(j)
     low = texture[j, i] + (texture[j, i + 1] - texture[j, i]) * fx
     high = texture[j + 1, i] + (texture[j + 1, i + 1] - texture[j + 1, i]) * fx
-    return low + (high - low) * fy
+    darkness: np.float32 = low + (high - low) * fy
+    return darkness
 
 
-@njit(cache=CACHE, fastmath=True, boundscheck=False)
-def _paint(p, faces, lit, uv, texture, face_id, image):
+@compiled
+def _paint(
+    p: np.ndarray,
+    faces: np.ndarray,
+    lit: np.ndarray,
+    uv: np.ndarray,
+    texture: np.ndarray,
+    face_id: np.ndarray,
+    image: np.ndarray,
+) -> None:
     """Colours of the visible faces, (height, width, 3) uint8 written to `image`."""
     height, width = face_id.shape
-    zero, half, one, levels = (
-        np.float32(0),
-        np.float32(0.5),
-        np.float32(1),
-        np.float32(len(GAMMA) - 1),
-    )
+    zero = np.float32(0)
+    half = np.float32(0.5)
+    one = np.float32(1)
+    levels = np.float32(len(GAMMA) - 1)
     for y in range(height):
         for x in range(width):
             f = face_id[y, x]
@@ -177,8 +194,8 @@ def _paint(p, faces, lit, uv, texture, face_id, image):
                 image[y, x, channel] = GAMMA[int(min(max(light * scale, zero), levels))]
 
 
-@njit(cache=CACHE)
-def _halve(image, out):
+@compiled
+def _halve(image: np.ndarray, out: np.ndarray) -> None:
     """Mean of 2x2 pixels: (2 height, 2 width, 3) -> (height, width, 3)."""
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
@@ -189,8 +206,9 @@ def _halve(image, out):
 
 
 class Rasterizer:
-    """Draws one head as square frames; the camera frames the resting head of the asset and stays
-    there.
+    """Draws one head as square frames.
+
+    The camera frames the resting head of the asset and stays there.
 
     Args:
         asset: the head whose faces and colours are drawn.
@@ -201,35 +219,32 @@ class Rasterizer:
     def __init__(self, asset: HeadAsset, size: int = 256, supersample: int = 1) -> None:
         if supersample not in (1, 2):
             raise ValueError(f"supersample must be 1 or 2, not {supersample}")
-        self.size, self.supersample = size, supersample
+        self.size = size
+        self.supersample = supersample
         self._faces = np.ascontiguousarray(asset.faces, np.int32)
         self._colors = np.ascontiguousarray(asset.colors, np.float32)
-        untextured = asset.texture is None
-        self._uv = np.full((len(asset.colors), 2), -1, np.float32) if untextured else asset.uv
-        self._texture = np.zeros((2, 2), np.float32) if untextured else asset.texture
+        # A head without texture has one of no darkness, with all of the face outside.
+        self._uv = np.full((len(asset.colors), 2), -1, np.float32)
+        self._texture = np.zeros((2, 2), np.float32)
+        if asset.texture is not None and asset.uv is not None:
+            self._uv = asset.uv
+            self._texture = asset.texture
         head = asset.v_template[asset.weights[:, 1:].sum(1) > 0.5]
         low, high = head.min(0), head.max(0)
         self.center = (low + high) / 2
-        self.half_height = (
-            float(high[1] - low[1]) / 2 * FRAME_MARGIN
-        )  # metres, at the depth of `center`
+        # Metres, at the depth of `center`.
+        self.half_height = float(high[1] - low[1]) / 2 * FRAME_MARGIN
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixel x, pixel y (down) of the frame and depth in metres (greater is nearer): (..., 3) ->
-        (..., 3).
+        """Points (..., 3) in metres as the camera sees them, (..., 3).
+
+        Pixel x, pixel y (down) of the frame, and depth in metres (greater is nearer).
         """
-        local = np.asarray(points, np.float32) - self.center
-        zoom = (
-            self.size / 2 / self.half_height * CAMERA_DISTANCE / (CAMERA_DISTANCE - local[..., 2])
-        )
-        return np.stack(
-            [
-                self.size / 2 + local[..., 0] * zoom,
-                self.size / 2 - local[..., 1] * zoom,
-                local[..., 2],
-            ],
-            axis=-1,
-        ).astype(np.float32)
+        x, y, depth = np.moveaxis(np.asarray(points, np.float32) - self.center, -1, 0)
+        middle = self.size / 2
+        zoom = middle / self.half_height * CAMERA_DISTANCE / (CAMERA_DISTANCE - depth)
+        pixels = np.stack([middle + x * zoom, middle - y * zoom, depth], axis=-1)
+        return pixels.astype(np.float32)
 
     def render(self, vertices: np.ndarray) -> np.ndarray:
         """Frames of a moving head.
@@ -249,11 +264,11 @@ class Rasterizer:
         samples = self.size * self.supersample
         pixels = self.project(vertices)
         pixels[..., :2] *= self.supersample
-        normals, lit = np.empty_like(self._colors), np.empty_like(self._colors)
-        depth, face_id = (
-            np.empty((samples, samples), np.float32),
-            np.empty((samples, samples), np.int32),
-        )
+        # Buffers of all frames.
+        normals = np.empty_like(self._colors)
+        lit = np.empty_like(self._colors)
+        depth = np.empty((samples, samples), np.float32)
+        face_id = np.empty((samples, samples), np.int32)
         large = np.empty((samples, samples, 3), np.uint8)
         frames = np.empty((len(vertices), self.size, self.size, 3), np.uint8)
         for v, p, frame in zip(vertices, pixels, frames, strict=True):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 
+from rapport.files import atomic
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import BACKGROUND, Rasterizer
 from rapport.policies.motion import Motion
@@ -30,8 +33,16 @@ CHUNK = 50  # frames whose vertices are computed at once: enough to be fast, 3 M
 def render_motion(
     head: FlameHead, rasterizer: Rasterizer, motion: Motion, shape: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draw a motion: (time, size, size, 3) uint8. Identity `shape` (n,) or None for the neutral
-    head.
+    """Draw a motion.
+
+    Args:
+        head: that moves.
+        rasterizer: of the same head.
+        motion: of the same topology.
+        shape: (n,) identity, or None for the neutral head.
+
+    Returns:
+        (time, size, size, 3) uint8.
 
     Raises:
         TopologyError: the motion belongs to another head.
@@ -44,19 +55,30 @@ def render_motion(
 
 
 def panels(frames: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.ndarray:
-    """Clips of one size in a row: n of (time, height, width, 3) -> (time, height, n width, 3). None
-    = "no video".
+    """Clips side by side, each with its caption.
+
+    Args:
+        frames: (time, height, width, 3) each, of one shape; None stands for a panel without video.
+        captions: one for each.
+
+    Returns:
+        (time, height, n width, 3).
+
+    Raises:
+        ValueError: no clip has frames, or their shapes differ.
     """
-    given = [clip for clip in frames if clip is not None]
-    if not given:
+    shapes = [clip.shape for clip in frames if clip is not None]
+    if not shapes:
         raise ValueError(f"panels {list(captions)}: none has frames, there is nothing to show")
-    if any(clip.shape != given[0].shape for clip in given):
-        raise ValueError(f"panels {list(captions)}: unlike shapes {[clip.shape for clip in given]}")
-    blank = np.broadcast_to(np.uint8(BACKGROUND), given[0].shape)
-    captioned = [
-        _caption(blank, f"{caption}: no video") if clip is None else _caption(clip, caption)
-        for clip, caption in zip(frames, captions, strict=True)
-    ]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"panels {list(captions)}: unlike shapes {shapes}")
+    blank = np.broadcast_to(np.array(BACKGROUND, np.uint8), shapes[0])
+    captioned = []
+    for clip, caption in zip(frames, captions, strict=True):
+        if clip is None:
+            captioned.append(_caption(blank, f"{caption}: no video"))
+        else:
+            captioned.append(_caption(clip, caption))
     return np.concatenate(captioned, axis=2)
 
 
@@ -65,16 +87,15 @@ def _caption(frames: np.ndarray, text: str) -> np.ndarray:
     height, width = frames.shape[1:3]
     mask = Image.new("L", (width, height))
     size = max(10, height // 18)
-    ImageDraw.Draw(mask).text(
-        (size // 2, size // 3), text, fill=230, font=ImageFont.load_default(size)
-    )
-    alpha = np.asarray(mask)[..., None]
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(mask).text((size // 2, size // 3), text, fill=230, font=font)
+    # Only the band with the text is touched, which is a ninth of the frame.
     band = slice(0, 2 * size)
-    result = frames.copy()
-    result[:, band] = np.where(
-        alpha[band] > 0, np.maximum(alpha[band], result[:, band]), result[:, band]
-    )
-    return result
+    alpha = np.asarray(mask)[band, :, None]
+    captioned = frames.copy()
+    below = captioned[:, band]
+    captioned[:, band] = np.where(alpha > 0, np.maximum(alpha, below), below)
+    return captioned
 
 
 def write_mp4(
@@ -84,26 +105,40 @@ def write_mp4(
     audio: np.ndarray | None = None,
     sample_rate: int = 16_000,
     codec: Codec = "libx264",
-    crf: int = 20,
+    crf: int = 23,
 ) -> Path:
     """Encode frames, with sound if there is any; the file appears whole or not at all.
 
     Args:
         path: `.mp4` or `.webm` (VP9 only).
         frames: (time, height, width, 3) uint8 RGB, even height and width (4:2:0 colour).
+        fps: frames per second.
         audio: (samples,) float32 in [-1, 1], mono, or None for a silent file.
+        sample_rate: of the audio, Hz.
         codec: "libx264" with AAC, or "libvpx-vp9" with Opus.
         crf: quality, lower is better.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: frames, audio, codec and file name do not fit.
     """
     path = Path(path)
-    _check(path, frames, audio, codec)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(partial), "w", format=CONTAINER[path.suffix]) as container:
-            _encode(container, frames, fps, audio, sample_rate, codec, crf)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _check(path, frames, audio=audio, codec=codec)
+    with (
+        atomic(path) as partial,
+        av.open(str(partial), "w", format=CONTAINER[path.suffix]) as container,
+    ):
+        # Both streams are announced before the first packet: the file's header names them.
+        video = _add_video(container, frames, fps=fps, codec=codec, crf=crf)
+        sound = None
+        if audio is not None:
+            stream = container.add_stream(AUDIO_CODEC[codec], rate=sample_rate, layout="mono")
+            sound = cast(AudioStream, stream)
+        _encode_pictures(container, video, frames)
+        if sound is not None and audio is not None:
+            _encode_sound(container, sound, audio)
     return path
 
 
@@ -129,34 +164,27 @@ def _check(path: Path, frames: np.ndarray, audio: np.ndarray | None, codec: Code
         )
 
 
-def _encode(
-    container: av.container.OutputContainer,
-    frames: np.ndarray,
-    fps: float,
-    audio: np.ndarray | None,
-    sample_rate: int,
-    codec: Codec,
-    crf: int,
-) -> None:
+def _add_video(
+    container: OutputContainer, frames: np.ndarray, fps: float, codec: Codec, crf: int
+) -> VideoStream:
     video = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
     video.height, video.width = frames.shape[1:3]
     video.pix_fmt = "yuv420p"
     video.options = {"crf": str(crf), **CODEC_OPTIONS[codec]}
     video.codec_context.thread_count = 1  # a render worker owns one core
-    sound = (
-        None
-        if audio is None
-        else container.add_stream(AUDIO_CODEC[codec], rate=sample_rate, layout="mono")
-    )
+    return video
+
+
+def _encode_pictures(container: OutputContainer, video: VideoStream, frames: np.ndarray) -> None:
     for image in frames:
-        container.mux(
-            video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
-        )
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        container.mux(video.encode(picture))
     container.mux(video.encode(None))
-    if sound is not None:
-        block = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(audio)[None], format="fltp", layout="mono"
-        )
-        block.sample_rate = sample_rate
-        container.mux(sound.encode(block))
-        container.mux(sound.encode(None))
+
+
+def _encode_sound(container: OutputContainer, sound: AudioStream, audio: np.ndarray) -> None:
+    samples = np.ascontiguousarray(audio)[None]
+    block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+    block.sample_rate = sound.rate
+    container.mux(sound.encode(block))
+    container.mux(sound.encode(None))

@@ -2,7 +2,8 @@
 
 The paper (VLA + DPO, section III-C2, Eq. 5-6) gives every frame and dimension a token. At the
 corpus rate that is 5,600 tokens for 4 s, so actions are knots at a lower rate (5 Hz) that a natural
-cubic spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens."""
+cubic spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +20,10 @@ from scipy.interpolate import CubicSpline
 from rapport.policies.motion import Layout, LayoutError, Motion, require_same_layout
 
 FILE_NAME = "action_space.json"
-HEAD_POSE_GROUPS = (
-    "rot",
-    "neck",
-    "trans",
-)  # the paper's pose tokens; every other group is expression
+# The paper's pose tokens; every other group is expression.
+HEAD_POSE_GROUPS = ("rot", "neck", "trans")
+# What is this close to a whole number is one: rates and durations are written as decimals.
+WHOLE_TOLERANCE = 1e-6
 
 
 class ActionError(ValueError):
@@ -31,17 +31,22 @@ class ActionError(ValueError):
 
 
 def whole(value: float, what: str) -> int:
-    """`value` as an integer; raises `ActionError` naming `what` when it is not a positive whole
-    number.
+    """`value` as an integer.
+
+    Args:
+        value: a positive whole number, up to rounding.
+        what: its name in the message.
+
+    Raises:
+        ActionError: it is not.
     """
-    if abs(value - round(value)) > 1e-6 or round(value) < 1:
+    if abs(value - round(value)) > WHOLE_TOLERANCE or round(value) < 1:
         raise ActionError(f"{what} must be a positive whole number, got {value:g}")
     return round(value)
 
 
 def spline_basis(frames: int, knots: int) -> np.ndarray:
-    """Matrix (frames, knots) that evaluates the natural cubic spline through the knots at every
-    frame.
+    """Matrix (frames, knots) that evaluates the natural cubic spline through knots.
 
     Knots sit at the centres of `knots` equal blocks of frames. Outside the first and last knot the
     spline goes on as a straight line, which is what a natural spline (zero end curvature) is there.
@@ -52,9 +57,10 @@ def spline_basis(frames: int, knots: int) -> np.ndarray:
         )
     centres = (np.arange(knots) + 0.5) * frames / knots - 0.5
     spline = CubicSpline(centres, np.eye(knots), bc_type="natural")
-    at = np.arange(frames, dtype=np.float64)
-    inside = np.clip(at, centres[0], centres[-1])
-    return spline(inside) + (at - inside)[:, None] * spline(inside, 1)
+    frame = np.arange(frames, dtype=np.float64)
+    nearest = np.clip(frame, centres[0], centres[-1])
+    basis: np.ndarray = spline(nearest) + (frame - nearest)[:, None] * spline(nearest, 1)
+    return basis
 
 
 @dataclass(frozen=True)
@@ -94,32 +100,37 @@ class ActionSpace:
 
     @property
     def dims(self) -> int:
+        """Columns of the layout, one token of each step for each."""
         return self.layout.dim
 
     @property
     def tokens(self) -> int:
+        """Tokens of one action sequence."""
         return self.steps * self.dims
 
     @property
     def expression(self) -> np.ndarray:
         """(dims,) bool: True where a dimension moves the face, False where it moves the head."""
+        groups = self.layout.groups
         return np.concatenate(
-            [np.full(width, name not in HEAD_POSE_GROUPS) for name, width in self.layout.groups]
+            [np.full(width, name not in HEAD_POSE_GROUPS) for name, width in groups]
         )
 
     @cached_property
     def basis(self) -> np.ndarray:
-        """(frames, steps)."""
+        """The spline through the knots, (frames, steps)."""
         return spline_basis(self.frames, self.steps)
 
     @cached_property
     def inverse(self) -> np.ndarray:
-        """(steps, frames): least squares knots of a motion."""
+        """The knots that fit a motion best by least squares, (steps, frames)."""
         return np.linalg.pinv(self.basis)
 
     def to_knots(self, motion: Motion) -> np.ndarray:
-        """Knots (steps, dims) whose spline is nearest to the motion. Exact for motion made by
-        `to_motion`.
+        """Knots (steps, dims) whose spline is nearest to the motion.
+
+        Exact for a motion that `to_motion` returned. Raises `LayoutError` unless the motion has the
+        space's layout and length.
         """
         require_same_layout(motion.layout, self.layout, "encode motion as actions")
         if len(motion) != self.frames:
@@ -149,19 +160,26 @@ def fit_bounds(
         seed: of that sample.
 
     Returns:
-        low, high: (dims,) float64.
+        The lower and the upper bound, (dims,) float64 each.
+
+    Raises:
+        ActionError: there are no knots, or some are not finite.
     """
     rng = np.random.default_rng(seed)
-    rows, keys = [], []
-    held = 0
+    rows: list[np.ndarray] = []
+    keys: list[np.ndarray] = []
+    count = 0
     for part in knots:
         rows.append(np.asarray(part, dtype=np.float32))
         keys.append(rng.random(len(part)))
-        held += len(part)
-        if held > 2 * max_rows:  # the rows with the smallest random keys are a uniform sample
-            rows, keys = [[kept] for kept in _smallest(rows, keys, max_rows)]
-            held = max_rows
-    if not held:
+        count += len(part)
+        # Every row has a random key, and the rows with the smallest keys are a uniform sample.
+        if count > 2 * max_rows:
+            sample, sample_keys = _smallest(rows, keys, max_rows)
+            rows = [sample]
+            keys = [sample_keys]
+            count = max_rows
+    if not count:
         raise ActionError("no knots to fit the action bins on: the training corpus is empty")
     sample, _ = _smallest(rows, keys, max_rows)
     if not np.isfinite(sample).all():
@@ -175,7 +193,9 @@ def fit_bounds(
 def _smallest(
     rows: list[np.ndarray], keys: list[np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    all_rows, all_keys = np.concatenate(rows), np.concatenate(keys)
+    """The `count` rows of the smallest keys, in the order they came, and their keys."""
+    all_rows = np.concatenate(rows)
+    all_keys = np.concatenate(keys)
     if len(all_keys) <= count:
         return all_rows, all_keys
     chosen = np.sort(np.argpartition(all_keys, count)[:count])
@@ -189,7 +209,15 @@ class ActionTokenizer:
     Uniform bins between `low` and `high` (Eq. 5); values outside are clipped; a token stands for
     the centre of its bin (Eq. 6). Bin 0 is `first_token`, ids rise with the value and take the last
     `bins` ids of the language model's vocabulary (the place OpenVLA uses). A dimension that never
-    moves in the corpus (low == high) keeps bin 0 and its constant value."""
+    moves in the corpus (low == high) keeps bin 0 and its constant value.
+
+    Args:
+        space: what the knots are.
+        low: (dims,) lower end of the bins.
+        high: (dims,) upper end.
+        first_token: id of bin 0.
+        bins: bins of every dimension.
+    """
 
     space: ActionSpace
     low: np.ndarray
@@ -198,7 +226,8 @@ class ActionTokenizer:
     bins: int = 256
 
     def __post_init__(self) -> None:
-        low, high = np.asarray(self.low, dtype=np.float64), np.asarray(self.high, dtype=np.float64)
+        low = np.asarray(self.low, dtype=np.float64)
+        high = np.asarray(self.high, dtype=np.float64)
         if low.shape != (self.space.dims,) or high.shape != low.shape:
             raise ActionError(
                 f"bin bounds must be ({self.space.dims},), got {low.shape} and {high.shape}"
@@ -217,7 +246,8 @@ class ActionTokenizer:
     def centres(self) -> np.ndarray:
         """Value of every bin, (dims, bins)."""
         fraction = (np.arange(self.bins) + 0.5) / self.bins
-        return self.low[:, None] + (self.high - self.low)[:, None] * fraction
+        centres: np.ndarray = self.low[:, None] + (self.high - self.low)[:, None] * fraction
+        return centres
 
     def encode(self, knots: np.ndarray) -> np.ndarray:
         """Knots (steps, dims) -> token ids (steps * dims,) int64."""
@@ -226,11 +256,14 @@ class ActionTokenizer:
         width = np.where(self.moves, self.high - self.low, 1.0)
         fraction = np.where(self.moves, (knots - self.low) / width, 0.0)
         bins = np.clip(np.floor(fraction * self.bins), 0, self.bins - 1).astype(np.int64)
-        return bins.reshape(-1) + self.first_token
+        tokens: np.ndarray = bins.reshape(-1) + self.first_token
+        return tokens
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids (steps * dims,) -> knots (steps, dims). Raises `ActionError` for ids that are
-        no actions.
+        """Token ids (steps * dims,) -> knots (steps, dims).
+
+        Raises:
+            ActionError: some ids are no actions.
         """
         tokens = np.asarray(tokens, dtype=np.int64)
         if tokens.ndim != 1 or len(tokens) % self.space.dims:
@@ -238,52 +271,60 @@ class ActionTokenizer:
                 f"action tokens must be (steps * {self.space.dims},), got {tokens.shape}"
             )
         bins = (tokens - self.first_token).reshape(-1, self.space.dims)
-        bad = np.argwhere((bins < 0) | (bins >= self.bins))
-        if len(bad):
-            step, dim = bad[0]
+        outside = np.argwhere((bins < 0) | (bins >= self.bins))
+        if len(outside):
+            step, dim = outside[0]
             raise ActionError(
                 f"token {bins[step, dim] + self.first_token} at step {step}, dimension {dim} is "
-                "no action: "
-                f"actions are [{self.first_token}, {self.first_token + self.bins})"
+                f"no action: actions are [{self.first_token}, {self.first_token + self.bins})"
             )
-        return self.centres[np.arange(self.space.dims), bins]
+        knots: np.ndarray = self.centres[np.arange(self.space.dims), bins]
+        return knots
 
     def to_tokens(self, motion: Motion) -> np.ndarray:
         """Motion of exactly the space's layout and length -> token ids (steps * dims,)."""
         return self.encode(self.space.to_knots(motion))
 
     def to_motion(self, tokens: np.ndarray) -> Motion:
+        """Token ids (steps * dims,) of a whole action sequence -> motion."""
         return self.space.to_motion(self.decode(tokens))
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "layout": json.loads(self.space.layout.to_json()),
-                "rate": self.space.rate,
-                "seconds": self.space.seconds,
-                "bins": self.bins,
-                "first_token": self.first_token,
-                "low": self.low.tolist(),
-                "high": self.high.tolist(),
-            },
-            indent=1,
-        )
+        """A text that `from_json` reads."""
+        values = {
+            "layout": json.loads(self.space.layout.to_json()),
+            "rate": self.space.rate,
+            "seconds": self.space.seconds,
+            "bins": self.bins,
+            "first_token": self.first_token,
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+        }
+        return json.dumps(values, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> ActionTokenizer:
-        data = json.loads(text)
-        space = ActionSpace(Layout(**data["layout"]), data["rate"], data["seconds"])
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
         return cls(
-            space, np.array(data["low"]), np.array(data["high"]), data["first_token"], data["bins"]
+            space=ActionSpace(Layout(**values["layout"]), values["rate"], values["seconds"]),
+            low=np.array(values["low"]),
+            high=np.array(values["high"]),
+            first_token=values["first_token"],
+            bins=values["bins"],
         )
 
     def save(self, folder: Path) -> None:
+        """Write `action_space.json` into a folder."""
         (folder / FILE_NAME).write_text(self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> ActionTokenizer:
-        """Raises `ActionError` when the folder lacks `action_space.json`: weights without it mean
-        nothing.
+        """Read what `save` wrote.
+
+        Raises:
+            ActionError: the folder lacks `action_space.json`, without which its weights mean
+                nothing.
         """
         file = folder / FILE_NAME
         if not file.is_file():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
+from torch import nn
 
 from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
 class HfEngine:
@@ -29,10 +30,13 @@ class HfEngine:
                 "rollout.engine=hf has no tensor parallelism; set rollout.tensor_parallel=1"
             )
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_checkpoint(checkpoint, dtype=getattr(torch, dtype)).model.to(self.device)
+        self.model = load_checkpoint(checkpoint, dtype=getattr(torch, dtype)).model
+        # The cast is for type checkers, which cannot read transformers' own `to`.
+        cast(nn.Module, self.model).to(self.device)
         self.temperature = temperature
 
     def describe(self) -> dict[str, Any]:
+        """Name, version and settings, for summaries."""
         return {
             "name": "hf",
             "version": transformers.__version__,
@@ -42,27 +46,34 @@ class HfEngine:
         }
 
     def sample(
-        self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
+        self, prompts: list[VlaPrompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """`samples` pairs of token ids and log-probs (tokens,) for each prompt; None = the whole
-        horizon.
+        """Sample reactions to prompts.
+
+        Args:
+            prompts: what to react to.
+            samples: reactions to each.
+            seeds: one for each prompt.
+            tokens: how many to sample; None = the whole horizon.
+
+        Returns:
+            For each prompt `samples` pairs of token ids and log-probs, (tokens,) each.
         """
-        results = []
+        reactions = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             generator = torch.Generator(self.device).manual_seed(seed)
             ids = torch.as_tensor(prompt.ids, device=self.device).expand(samples, -1)
             frames = None
             if prompt.frames is not None:
-                frames = torch.as_tensor(prompt.frames, device=self.device).expand(
-                    samples, *prompt.frames.shape
-                )
-            sampled, log_probs = self.model.sample_actions(
-                ids, frames, self.temperature, generator, tokens
+                frames = torch.as_tensor(prompt.frames, device=self.device)
+                frames = frames.expand(samples, *frames.shape)
+            action_ids, log_probs = self.model.sample_actions(
+                ids, frames, temperature=self.temperature, generator=generator, tokens=tokens
             )
-            results.append(
-                list(zip(sampled.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True))
-            )
-        return results
+            pairs = zip(action_ids.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True)
+            reactions.append(list(pairs))
+        return reactions
 
     def update(self, state: dict[str, torch.Tensor]) -> None:
+        """Replace the weights; names as in `serving_state_dict`."""
         self.model.load_state_dict(state)

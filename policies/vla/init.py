@@ -1,9 +1,9 @@
-"""Initial weights of a small policy: what a pretrained backbone would bring along, as far as
-structure can give it.
+"""Initial weights of a small policy: structure in place of what pretraining would have taught.
 
 LLaMA's own initialisation (normal, 0.02) suits widths of thousands. At width 128 it leaves the
 blocks almost silent, and thousands of steps pass before the policy notices its prompt or its own
-past actions."""
+past actions.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import math
 import torch
 from torch import nn
 
-from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.model import FaceVLA, SlotEmbedding
 
 HARMONICS = 32
-CODE_NORM = 0.5  # of token embeddings and slot codes: neither drowns the other after the first norm
+# Norm of token embeddings and of slot codes, so that neither drowns the other after the first norm.
+CODE_NORM = 0.5
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
     so that neighbouring bins are neighbours. The slot of a token and the slot a token predicts
     share one code, and keys equal the first query that reads them in the first block: there, a
     position looks most at earlier tokens of its own slot, then at those beside it, of which one
-    holds the very dimension that is to be predicted."""
+    holds the very dimension that is to be predicted.
+    """
     generator = torch.Generator().manual_seed(seed)
     blocks = model.config.text_config.num_hidden_layers
     head = model.get_output_embeddings()
@@ -41,25 +43,22 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
                 module.bias.zero_()
     _init_tokens(model, generator)
     if model.slots is not None:
-        _init_slots(model, generator)
+        _init_slots(model.slots, generator)
     first = model.language_model.model.layers[0].self_attn
-    groups = (
-        model.config.text_config.num_attention_heads // model.config.text_config.num_key_value_heads
-    )
-    queries = first.q_proj.weight.unflatten(
-        0, (-1, groups, first.head_dim)
-    )  # (key heads, queries of each, ...)
+    # (heads * head_dim, hidden) -> (key heads, queries of each, head_dim, hidden)
+    queries = first.q_proj.weight.unflatten(0, (-1, first.num_key_value_groups, first.head_dim))
     first.k_proj.weight.copy_(queries[:, 0].flatten(0, 1))
 
 
 def _init_tokens(model: FaceVLA, generator: torch.Generator) -> None:
+    """Random embeddings, but for action tokens smooth functions of the centres of their bins."""
     config = model.config
     hidden = config.text_config.hidden_size
-    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    inputs = model.get_input_embeddings().weight
+    outputs = model.get_output_embeddings().weight
     inputs.normal_(0, CODE_NORM / math.sqrt(hidden), generator=generator)
     outputs.normal_(0, 1 / math.sqrt(hidden), generator=generator)
-    # Cosines of rising frequency and falling amplitude over the range of the bins, through a random
-    # matrix.
+    # Cosines of rising frequency and falling amplitude, mixed by a random matrix.
     centres = (torch.arange(config.action_bins) + 0.5) / config.action_bins
     order = torch.arange(1, HARMONICS + 1)
     features = torch.cos(math.pi * order * centres[:, None]) / order
@@ -69,8 +68,9 @@ def _init_tokens(model: FaceVLA, generator: torch.Generator) -> None:
         table[rows] = smooth * norm / smooth.norm(dim=1).mean()
 
 
-def _init_slots(model: FaceVLA, generator: torch.Generator) -> None:
-    slots, hidden = model.slots, model.config.text_config.hidden_size
+def _init_slots(slots: SlotEmbedding, generator: torch.Generator) -> None:
+    """One code for a dimension, whether a token holds it or is to predict it."""
+    hidden = slots.own.embedding_dim
     codes = torch.randn(slots.dims, hidden, generator=generator)
     if slots.dims <= hidden:
         codes = torch.linalg.qr(codes.T)[0].T  # orthogonal: no two dimensions are alike

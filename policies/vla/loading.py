@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    Dinov2Config,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    SiglipVisionConfig,
+)
 
+from rapport.files import atomic
+from rapport.policies.policy import CheckpointError, write_kind
 from rapport.policies.vla.actions import FILE_NAME as ACTIONS_FILE
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import TINY_DINO, TINY_SIGLIP, TINY_TEXT, FaceVLAConfig
@@ -25,70 +33,95 @@ from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.text import special_ids
 
 WEIGHTS_FILE = "model.safetensors"
-EMBEDDING_MULTIPLE = (
-    64  # pretrained embeddings are padded to it (`load_pretrained`): fewer ids are spare
-)
+# `load_pretrained` pads embeddings to a multiple of this, so fewer ids than this are spare.
+EMBEDDING_MULTIPLE = 64
 AGAIN = "copy the whole folder again, or save the policy again"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint folder is incomplete, damaged or of another model."""
+@dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a small policy.
+
+    Args:
+        frames: speaker frames in the prompt.
+        image_size: their height and width in pixels.
+        patch_size: pixels along one side of a patch.
+        text_tokens: length of the text region.
+        hidden: LLaMA's width.
+        layers: LLaMA's blocks.
+        heads: LLaMA's attention heads.
+        kv_heads: LLaMA's key-value heads; the fewer, the faster the rollouts.
+        tower_hidden: width of each visual stream.
+        tower_layers: blocks of each visual stream.
+        action_bins: bins of every action dimension.
+        slot_embeddings: add learned embeddings of the action slot.
+    """
+
+    frames: int = 4
+    image_size: int = 56
+    patch_size: int = 14
+    text_tokens: int = 16
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    tower_hidden: int = 64
+    tower_layers: int = 2
+    action_bins: int = 256
+    slot_embeddings: bool = True
 
 
 def tiny_config(
-    tokenizer: PreTrainedTokenizerBase,
-    space: ActionSpace,
-    frames: int = 4,
-    image_size: int = 56,
-    patch_size: int = 14,
-    text_tokens: int = 16,
-    hidden: int = 128,
-    layers: int = 3,
-    heads: int = 4,
-    kv_heads: int = 2,
-    tower_hidden: int = 64,
-    tower_layers: int = 2,
-    action_bins: int = 256,
-    slot_embeddings: bool = True,
+    tokenizer: PreTrainedTokenizerBase, space: ActionSpace, **sizes: Any
 ) -> FaceVLAConfig:
-    """The small random-init size: same classes, same code path. `tokenizer` is one of
-    `build_text_tokenizer`.
+    """The small random-init size: same classes, same code path.
+
+    Args:
+        tokenizer: of `build_text_tokenizer`.
+        space: what the actions stand for.
+        sizes: fields of `TinySizes` that differ from its defaults.
     """
-    prompt = frames * (image_size // patch_size) ** 2 + text_tokens + 2
-    sizes = {
+    size = TinySizes(**sizes)
+    image_tokens = size.frames * (size.image_size // size.patch_size) ** 2
+    prompt_length = image_tokens + size.text_tokens + 2
+    text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": hidden,
-        "intermediate_size": round(hidden * 8 / 3 / 8) * 8,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "max_position_embeddings": max(1280, prompt + space.tokens),
+        "hidden_size": size.hidden,
+        # LLaMA's share of 8 / 3, as a multiple of 8.
+        "intermediate_size": round(size.hidden * 8 / 3 / 8) * 8,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "max_position_embeddings": max(1280, prompt_length + space.tokens),
     }
     tower = {
-        "hidden_size": tower_hidden,
-        "num_hidden_layers": tower_layers,
-        "image_size": image_size,
-        "patch_size": patch_size,
+        "hidden_size": size.tower_hidden,
+        "num_hidden_layers": size.tower_layers,
+        "image_size": size.image_size,
+        "patch_size": size.patch_size,
     }
+    siglip = TINY_SIGLIP | tower | {"intermediate_size": 2 * size.tower_hidden}
+    token_ids: dict[str, Any] = {**special_ids(tokenizer)}
     return FaceVLAConfig(
-        text_config={**TINY_TEXT, **sizes},
-        dino_config={**TINY_DINO, **tower},
-        siglip_config={**TINY_SIGLIP, **tower, "intermediate_size": 2 * tower_hidden},
-        image_size=image_size,
-        frames=frames,
-        text_tokens=text_tokens,
+        text_config=LlamaConfig(**TINY_TEXT | text),
+        dino_config=Dinov2Config(**TINY_DINO | tower),
+        siglip_config=SiglipVisionConfig(**siglip),
+        image_size=size.image_size,
+        frames=size.frames,
+        text_tokens=size.text_tokens,
         action_dims=space.dims,
         action_steps=space.steps,
-        action_bins=action_bins,
-        action_token_start=len(tokenizer) - action_bins,
-        slot_embeddings=slot_embeddings,
-        **special_ids(tokenizer),
+        action_bins=size.action_bins,
+        action_token_start=len(tokenizer) - size.action_bins,
+        slot_embeddings=size.slot_embeddings,
+        **token_ids,
     )
 
 
 def build_tiny(config: FaceVLAConfig, seed: int = 0) -> FaceVLA:
-    """A randomly initialised policy, the same for the same seed; the caller's random state is left
-    alone.
+    """A randomly initialised policy, the same for the same seed.
+
+    The caller's random state is left alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,23 +130,15 @@ def build_tiny(config: FaceVLAConfig, seed: int = 0) -> FaceVLA:
     return model
 
 
-def weight_digest(state_dict: dict[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes; does not depend on the order of the entries."""
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def serving_state_dict(
     model: FaceVLA, state_dict: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The weights as vLLM and `load_checkpoint` take them: adapters merged, names those of a plain
-    `FaceVLA`.
+    """The weights as vLLM and `load_checkpoint` take them.
+
+    Adapters are merged, and names are those of a plain `FaceVLA`.
 
     Args:
+        model: the policy.
         state_dict: the full weights where `model` holds only a shard of them (ZeRO-3).
     """
     weights = model.state_dict() if state_dict is None else state_dict
@@ -127,28 +152,28 @@ def save_checkpoint(
     path: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a folder that transformers, vLLM and `load_checkpoint` read; it appears whole or not at
-    all.
+    """Write a folder that transformers, vLLM and `load_checkpoint` read.
 
-    Plain state dict, because `save_pretrained` may rename the keys of sub-models. An existing
-    checkpoint at `path` is replaced."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    weights = {
-        k: v.detach().cpu().contiguous() for k, v in serving_state_dict(model, state_dict).items()
-    }
-    save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    It appears whole or not at all; an existing checkpoint at `path` is replaced.
+
+    Args:
+        model: the policy.
+        tokenizer: its text tokenizer.
+        actions: what its action tokens stand for.
+        path: the folder.
+        state_dict: the full weights where `model` holds only a shard of them (ZeRO-3).
+    """
+    serving = serving_state_dict(model, state_dict)
+    weights = {name: value.detach().cpu().contiguous() for name, value in serving.items()}
     model.config.dtype = next(iter(weights.values())).dtype
-    model.config.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    actions.save(partial)
-    partial.chmod(0o755)
-    replaced = partial.with_name(f"{partial.name}.replaced")
-    if path.exists():
-        path.rename(replaced)
-    partial.rename(path)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with atomic(path) as partial:
+        partial.mkdir()
+        # A plain state dict, because `save_pretrained` may rename the keys of sub-models.
+        save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        model.config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        actions.save(partial)
+        write_kind(partial, "vla")
 
 
 @dataclass(frozen=True)
@@ -161,8 +186,14 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
-    """Read a folder written by `save_checkpoint`. Raises `CheckpointError` saying what is wrong
-    with it.
+    """Read a folder written by `save_checkpoint`.
+
+    Args:
+        path: the folder.
+        dtype: of the weights; None = as they were saved.
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged or of another model; says how.
     """
     path = Path(path)
     missing = [
@@ -172,15 +203,9 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} is no complete policy checkpoint: {missing} missing; save it again"
         )
-    config, actions = _read_config(path), _read_actions(path)
-    meant = (config.action_token_start, config.action_bins, config.action_dims, config.action_steps)
-    given = (actions.first_token, actions.bins, actions.space.dims, actions.space.steps)
-    if meant != given:
-        raise CheckpointError(
-            f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): "
-            f"{meant} and {given}. "
-            f"One of them is another policy's: {AGAIN}"
-        )
+    config = _read_config(path)
+    actions = _read_actions(path)
+    _check_actions(path, config, actions)
     tokenizer = _read_tokenizer(path, config)
     try:
         weights = load_file(path / WEIGHTS_FILE)
@@ -188,37 +213,58 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path / WEIGHTS_FILE} cannot be read ({error}): truncated? {AGAIN}"
         ) from error
-    with init_empty_weights(include_buffers=False):  # 7B weights are in memory once, not twice
+    # Built without weights of its own, so that those of 7B are in memory once, not twice.
+    with init_empty_weights(include_buffers=False):
         model = FaceVLA(config)
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    unlike = [
-        name
-        for name in expected.keys() | weights.keys()
-        if name not in expected or name not in weights or expected[name] != weights[name].shape
-    ]
-    if unlike:
-        some = sorted(unlike)[:3]
-        raise CheckpointError(
-            f"{path}: {len(unlike)} weights do not fit config.json, e.g. {some}: {AGAIN}"
-        )
+    _check_weights(path, model, weights)
     model.load_state_dict(weights, assign=True)
+    # The cast is for type checkers, which cannot read transformers' own `to` and `eval`.
+    module = cast(nn.Module, model)
     if dtype is not None:
-        model = model.to(dtype)
-    return Checkpoint(model.eval(), tokenizer, actions)
+        module.to(dtype)
+    module.eval()
+    return Checkpoint(model, tokenizer, actions)
+
+
+def _check_actions(path: Path, config: FaceVLAConfig, actions: ActionTokenizer) -> None:
+    """Raise `CheckpointError` unless config and action space mean the same tokens."""
+    expected = (
+        config.action_token_start,
+        config.action_bins,
+        config.action_dims,
+        config.action_steps,
+    )
+    actual = (actions.first_token, actions.bins, actions.space.dims, actions.space.steps)
+    if expected != actual:
+        raise CheckpointError(
+            f"{path}: config.json and {ACTIONS_FILE} disagree on (first, bins, dims, steps): "
+            f"{expected} and {actual}. One of them is another policy's: {AGAIN}"
+        )
+
+
+def _check_weights(path: Path, model: FaceVLA, weights: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless there is one tensor of the right shape for every weight."""
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    actual = {name: value.shape for name, value in weights.items()}
+    names = expected.keys() | actual.keys()
+    unlike = sorted(name for name in names if expected.get(name) != actual.get(name))
+    if unlike:
+        raise CheckpointError(
+            f"{path}: {len(unlike)} weights do not fit config.json, e.g. {unlike[:3]}: {AGAIN}"
+        )
 
 
 def _read_config(path: Path) -> FaceVLAConfig:
     try:
-        found = json.loads((path / "config.json").read_text())["model_type"]
+        model_type = json.loads((path / "config.json").read_text())["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path / 'config.json'} is no model config ({error!r}): {AGAIN}"
         ) from error
-    if found != FaceVLAConfig.model_type:
+    if model_type != FaceVLAConfig.model_type:
         raise CheckpointError(
-            f"{path} holds a {found!r} model, expected {FaceVLAConfig.model_type!r}: name the "
-            "folder of a policy that "
-            "`sft` or `dpo` wrote"
+            f"{path} holds a {model_type!r} model, expected {FaceVLAConfig.model_type!r}: name the "
+            "folder of a policy that `sft` or `dpo` wrote"
         )
     try:
         return FaceVLAConfig.from_pretrained(path)
@@ -239,27 +285,26 @@ def _read_actions(path: Path) -> ActionTokenizer:
 
 def _read_tokenizer(path: Path, config: FaceVLAConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, once it is clear that its ids mean what the config says."""
-    if not (
-        path / "tokenizer_config.json"
-    ).is_file():  # transformers would look for the folder's name on the hub
+    # Without this file, transformers would look for the folder's name on the hub.
+    if not (path / "tokenizer_config.json").is_file():
         raise CheckpointError(f"{path} has no tokenizer_config.json: {AGAIN}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        found = special_ids(tokenizer)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        actual = special_ids(tokenizer)
         # Ours names its action tokens; LLaMA's are ids taken from words.
-        found["action_token_start"] = tokenizer.get_vocab().get(
+        actual["action_token_start"] = tokenizer.get_vocab().get(
             "<action_0>", config.action_token_start
         )
     except Exception as error:  # `tokenizers` raises bare ones
         raise CheckpointError(
             f"the tokenizer in {path} cannot be used ({error}): {AGAIN}"
         ) from error
-    meant = {name: getattr(config, name) for name in found}
-    spare = config.text_config.vocab_size - len(tokenizer)
-    if meant != found or not 0 <= spare < EMBEDDING_MULTIPLE:
+    expected = {name: getattr(config, name) for name in actual}
+    vocabulary = config.text_config.vocab_size
+    spare = vocabulary - len(tokenizer)
+    if expected != actual or not 0 <= spare < EMBEDDING_MULTIPLE:
         raise CheckpointError(
             f"the tokenizer in {path} is another policy's: {len(tokenizer)} ids for a vocabulary "
-            "of "
-            f"{config.text_config.vocab_size}, ids {found}, config.json has {meant}: {AGAIN}"
+            f"of {vocabulary}, ids {actual}, config.json has {expected}: {AGAIN}"
         )
     return tokenizer

@@ -18,12 +18,25 @@ def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> N
 
     Afterwards the adapters, the projector, the slot embeddings, the token embeddings and the output
     head train (the action tokens are new to the language model); its blocks do not. The visual
-    streams keep the state they had."""
+    streams keep the state they had.
+
+    Args:
+        model: the policy.
+        rank: of the adapters.
+        alpha: an adapter's product counts alpha / rank times.
+        dropout: of what goes into the adapters.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
-    was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    was_trainable = {name for name, value in model.named_parameters() if value.requires_grad}
     blocks = rf".*language_model\.model\.layers\.\d+\..*\.({'|'.join(TARGETS)})"
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=blocks)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, but any number does
+        lora_dropout=dropout,
+        target_modules=blocks,
+    )
+    # Injecting freezes all that is no adapter.
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, parameter in model.named_parameters():
         if "language_model.model.layers" not in name and name in was_trainable:
@@ -35,8 +48,13 @@ def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tenso
     """W + scaling * B @ A for every adapted layer, under the plain model's names.
 
     Works on names and tensors alone, hence also on weights gathered from shards. Computed in
-    float32."""
-    merged = {}
+    float32.
+
+    Args:
+        state_dict: of a model that `add_lora` has changed.
+        scaling: the model's `lora_scaling`.
+    """
+    merged: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         if ".lora_" in name:
             continue
@@ -45,10 +63,8 @@ def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tenso
             continue
         layer, leaf = name.split(".base_layer.")
         if leaf == "weight":
-            down, up = (
-                state_dict[f"{layer}.lora_A.{ADAPTER}.weight"],
-                state_dict[f"{layer}.lora_B.{ADAPTER}.weight"],
-            )
+            down = state_dict[f"{layer}.lora_A.{ADAPTER}.weight"]
+            up = state_dict[f"{layer}.lora_B.{ADAPTER}.weight"]
             tensor = (tensor.float() + scaling * up.float() @ down.float()).to(tensor.dtype)
         merged[f"{layer}.{leaf}"] = tensor
     return merged

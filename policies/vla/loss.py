@@ -2,7 +2,8 @@
 
 Pure functions of logits. The regulariser acts on the expected action under the 256-bin softmax,
 which is differentiable. Its unit is the bin range of each dimension (a fraction of [low, high]):
-expression coefficients and radians then weigh alike."""
+expression coefficients and radians then weigh alike.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +25,14 @@ def expected_action(action_logits: Tensor, centres: Tensor) -> Tensor:
         (..., steps, dims), float32.
     """
     dims, bins = centres.shape
-    probs = torch.softmax(action_logits.float(), dim=-1).unflatten(-2, (-1, dims))
+    probs = torch.unflatten(torch.softmax(action_logits.float(), dim=-1), -2, (-1, dims))
     return (probs * centres.to(probs)).sum(dim=-1)
 
 
 def temporal_coherence(expected: Tensor, actions: Tensor) -> Tensor:
-    """Mean squared difference of velocities, L_temp: both (batch, steps, dims) -> scalar; 0 for a
-    single step.
+    """Mean squared difference of velocities, L_temp: both (batch, steps, dims) -> scalar.
+
+    A single step has no velocity and gives 0.
     """
     if actions.shape[1] == 1:
         return expected.new_zeros(())
@@ -38,8 +40,9 @@ def temporal_coherence(expected: Tensor, actions: Tensor) -> Tensor:
 
 
 def identity_consistency(expected: Tensor, actions: Tensor) -> Tensor:
-    """Squared drift of the clip's mean face, L_id, averaged over dims and batch: (batch, steps,
-    dims) -> scalar.
+    """Squared drift of the clip's mean face, L_id: both (batch, steps, dims) -> scalar.
+
+    Averaged over dims and batch.
     """
     return (expected.mean(dim=1) - actions.mean(dim=1)).square().mean()
 
@@ -50,18 +53,21 @@ def sft_loss(
     tokenizer: ActionTokenizer,
     lambda_exp: float = 1.0,
     lambda_pose: float = 1.0,
-    lambda_reg: float = 1.0,
+    lambda_reg: float = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L_SFT = lambda_exp CE(expression) + lambda_pose CE(pose) + lambda_reg (L_temp + L_id), Eq.
-    7-9.
+    """L_SFT = lambda_exp CE(expression) + lambda_pose CE(pose) + lambda_reg (L_temp + L_id).
 
-    Each cross entropy is the mean over its own tokens, so that 53 expression dimensions do not
-    drown 3 of head pose. Means over a batch of equal shapes: averaging over ranks gives the loss of
-    the whole batch.
+    Eq. 7-9. Each cross entropy is the mean over its own tokens, so that 53 expression dimensions do
+    not drown 3 of head pose. All are means over a batch of equal shapes, so that averaging over
+    ranks gives the loss of the whole batch.
 
     Args:
         action_logits: (batch, steps * dims, bins).
         action_ids: (batch, steps * dims), token ids.
+        tokenizer: what the tokens stand for.
+        lambda_exp: weight of the expression tokens.
+        lambda_pose: weight of the head-pose tokens.
+        lambda_reg: weight of the regulariser, L_temp + L_id.
 
     Returns:
         The loss and its parts, detached: `ce_expression`, `ce_pose`, `temporal`, `identity`. A
@@ -74,19 +80,21 @@ def sft_loss(
     ).reshape(-1, dims)
     expression = torch.from_numpy(tokenizer.space.expression).to(ce.device)
     unit = (torch.arange(tokenizer.bins, device=ce.device) + 0.5) / tokenizer.bins
-    centres = (
-        torch.from_numpy(tokenizer.moves).to(ce.device)[:, None] * unit
-    )  # constant dimensions count as 0
+    # Dimensions that never move have one value in all bins, so they count as 0.
+    centres = torch.from_numpy(tokenizer.moves).to(ce.device)[:, None] * unit
     expected = expected_action(action_logits, centres)
-    actions = centres[torch.arange(dims, device=ce.device), bins.unflatten(-1, (-1, dims))]
+    bins_by_dim = torch.unflatten(bins, -1, (-1, dims))
+    actions = centres[torch.arange(dims, device=ce.device), bins_by_dim]
 
-    weighted = {
-        "temporal": (lambda_reg, temporal_coherence(expected, actions)),
-        "identity": (lambda_reg, identity_consistency(expected, actions)),
+    parts = {
+        "temporal": temporal_coherence(expected, actions),
+        "identity": identity_consistency(expected, actions),
     }
+    loss = lambda_reg * parts["temporal"] + lambda_reg * parts["identity"]
     if expression.any():
-        weighted["ce_expression"] = (lambda_exp, ce[:, expression].mean())
+        parts["ce_expression"] = ce[:, expression].mean()
+        loss = loss + lambda_exp * parts["ce_expression"]
     if not expression.all():
-        weighted["ce_pose"] = (lambda_pose, ce[:, ~expression].mean())
-    loss = sum(weight * part for weight, part in weighted.values())
-    return loss, {name: part.detach() for name, (_, part) in weighted.items()}
+        parts["ce_pose"] = ce[:, ~expression].mean()
+        loss = loss + lambda_pose * parts["ce_pose"]
+    return loss, {name: part.detach() for name, part in parts.items()}

@@ -1,8 +1,11 @@
-"""The VLA policy: two visual streams and a projector in front of LLaMA, action tokens behind (paper
-III-C).
+"""The VLA policy (VLA + DPO, section III-C).
+
+Two visual streams and a projector stand in front of LLaMA, action tokens behind.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
     Dinov2Model,
+    Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     DynamicCache,
     LlamaForCausalLM,
@@ -17,15 +21,18 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.config import FaceVLAConfig, image_side
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SIGLIP_MEAN = (0.5, 0.5, 0.5)
+SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
 class Projector(nn.Module):
-    """MLP of Eq. 3: fused patch features (..., dino + siglip) -> (..., hidden). OpenVLA's shape and
-    names.
+    """MLP of Eq. 3: fused patch features (..., dino + siglip) -> (..., hidden).
+
+    Shape and names are OpenVLA's.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -35,7 +42,8 @@ class Projector(nn.Module):
         self.fc3 = nn.Linear(hidden, hidden)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
+        projected: Tensor = self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
+        return projected
 
 
 class FrameEncoder(nn.Module):
@@ -43,41 +51,58 @@ class FrameEncoder(nn.Module):
 
     Features are the un-normalised output of the last block that the configs keep, which is the
     published model's second-to-last. What comes after it (last block, final norm, pooling head) is
-    not built: unused parameters would get no gradient and stall sharded training."""
+    not built: unused parameters would get no gradient and stall sharded training.
+    """
 
     def __init__(self, config: FaceVLAConfig) -> None:
         super().__init__()
-        dino, siglip = config.dino_config, config.siglip_config
-        registers = dino.model_type == "dinov2_with_registers"
-        self.dino = (Dinov2WithRegistersModel if registers else Dinov2Model)(dino)
+        dino = config.dino_config
+        siglip = config.siglip_config
+        self.dino: Dinov2Model | Dinov2WithRegistersModel
+        # DINOv2 puts its class token, and the register variant its registers, before the patches.
+        if isinstance(dino, Dinov2WithRegistersConfig):
+            self.dino = Dinov2WithRegistersModel(dino)
+            self.extra_tokens = 1 + dino.num_register_tokens
+        else:
+            self.dino = Dinov2Model(dino)
+            self.extra_tokens = 1
         self.siglip = SiglipVisionModel(siglip)
         self.projector = Projector(
             dino.hidden_size + siglip.hidden_size, config.text_config.hidden_size
         )
-        self.prefix = 1 + (
-            dino.num_register_tokens if registers else 0
-        )  # class and register tokens
-        self.dino.layernorm = nn.Identity()
+        # The final norms are taken out in place, which their declared type does not foresee.
+        self.dino.layernorm = nn.Identity()  # type: ignore[assignment]
         self.dino.embeddings.mask_token = None
-        self.siglip.post_layernorm = nn.Identity()
+        self.siglip.post_layernorm = nn.Identity()  # type: ignore[assignment]
 
     def forward(self, frames: Tensor) -> Tensor:
-        """uint8 frames (n, height, width, 3) -> (n, patches, hidden)."""
-        dino = normalise(frames, IMAGENET_MEAN, IMAGENET_STD, self.dino.config.image_size)
-        siglip = normalise(frames, SIGLIP_MEAN, SIGLIP_STD, self.siglip.config.image_size)
+        """Frames (n, height, width, 3) uint8 -> (n, patches, hidden)."""
         dtype = self.projector.fc1.weight.dtype
-        features = torch.cat(
-            [
-                self.dino(dino.to(dtype)).last_hidden_state[:, self.prefix :],
-                self.siglip(siglip.to(dtype)).last_hidden_state,
-            ],
-            dim=-1,
-        )
-        return self.projector(features)
+        dino_size = image_side(self.dino.config)
+        dino_pixels = standardise_pixels(frames, IMAGENET_MEAN, IMAGENET_STD, dino_size)
+        dino_tokens = self.dino(dino_pixels.to(dtype)).last_hidden_state
+        siglip_size = image_side(self.siglip.config)
+        siglip_pixels = standardise_pixels(frames, SIGLIP_MEAN, SIGLIP_STD, siglip_size)
+        siglip_tokens = self.siglip(siglip_pixels.to(dtype)).last_hidden_state
+        features = torch.cat([dino_tokens[:, self.extra_tokens :], siglip_tokens], dim=-1)
+        tokens: Tensor = self.projector(features)
+        return tokens
 
 
-def normalise(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> Tensor:
-    """uint8 frames (n, height, width, 3) -> float32 (n, 3, size, size), standardised per channel."""
+def standardise_pixels(
+    frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int
+) -> Tensor:
+    """Frames as a visual stream takes them.
+
+    Args:
+        frames: (n, height, width, 3) uint8.
+        mean: of each colour channel, in [0, 1].
+        std: standard deviation of each colour channel.
+        size: height and width that come out.
+
+    Returns:
+        (n, 3, size, size) float32.
+    """
     if frames.dtype != torch.uint8:
         raise TypeError(f"frames travel as uint8 and are normalised here, got {frames.dtype}")
     pixels = frames.permute(0, 3, 1, 2).float() / 255
@@ -96,41 +121,71 @@ class SlotEmbedding(nn.Module):
     dimension 31 from 32 of 56, and would predict the average over dimensions. Positions are fixed,
     hence the slot is a function of position, and this table adds it to the input embedding:
     `own[d(j-1)] + next[d(j)] + step[t(j)]` at the j-th position counted from <act> (which holds no
-    action; the last action predicts none)."""
+    action; the last action predicts none).
+    """
 
     def __init__(self, dims: int, steps: int, hidden: int) -> None:
         super().__init__()
-        self.dims, self.steps = dims, steps
+        self.dims = dims
+        self.steps = steps
         self.own = nn.Embedding(dims, hidden)
         self.next = nn.Embedding(dims, hidden)
         self.step = nn.Embedding(steps, hidden)
 
     def forward(self, offset: Tensor) -> Tensor:
-        """Offsets from <act> (...) int64 -> (..., hidden); zero before <act> and beyond the last
-        action.
+        """Offsets from <act> (...) int64 -> (..., hidden).
+
+        Zero before <act> and beyond the last action.
         """
         count = self.dims * self.steps
         holds = ((offset >= 1) & (offset <= count)).unsqueeze(-1)
         predicts = ((offset >= 0) & (offset < count)).unsqueeze(-1)
-        previous, following = (offset - 1).clamp(0, count - 1), offset.clamp(0, count - 1)
-        ahead = self.next(following % self.dims) + self.step(following // self.dims)
-        return self.own(previous % self.dims) * holds + ahead * predicts
+        previous = (offset - 1).clamp(0, count - 1)
+        following = offset.clamp(0, count - 1)
+        ahead: Tensor = self.next(following % self.dims) + self.step(following // self.dims)
+        own: Tensor = self.own(previous % self.dims)
+        return own * holds + ahead * predicts
 
     def late_start(self, step: int) -> Tensor:
-        """What to add at <act> when the first action to predict is that of `step` instead of 0:
-        (hidden,).
+        """What to add at <act> where the first action to predict is not that of step 0, but `step`.
+
+        Shape (hidden,).
         """
         ids = torch.tensor([step, 0], device=self.step.weight.device)
-        late, first = self.step(ids)
-        return late - first
+        steps: Tensor = self.step(ids)
+        return steps[0] - steps[1]
 
 
-class FaceVLA(PreTrainedModel):
+def action_log_probs(
+    logits: Tensor, action_ids: Tensor, first_token: int, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of every action token over the support of the bins.
+
+    The sum over the last axis is the sequence log-probability of Eq. 11.
+
+    Args:
+        logits: (..., tokens, bins), as `FaceVLA.action_logits` returns them.
+        action_ids: (..., tokens) token ids.
+        first_token: id of bin 0, `config.action_token_start`.
+        temperature: what the rollouts were sampled at, where the two are to be compared.
+
+    Returns:
+        (..., tokens) float32.
+    """
+    scaled = logits.float()
+    if temperature != 1:
+        scaled = scaled / temperature
+    bins = (action_ids - first_token).unsqueeze(-1)
+    return torch.log_softmax(scaled, dim=-1).gather(-1, bins).squeeze(-1)
+
+
+class FaceVLA(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """pi(actions | speaker frames, speaker text), paper Eq. 2-6.
 
     Every sequence is `config.prompt_length` prompt ids (`rapport.policies.vla.prompt.build_prompt`)
     and then action ids; nothing is padded. `lora_scaling` is set when adapters are added
-    (`rapport.policies.vla.loading.add_lora`)."""
+    (`rapport.policies.vla.lora.add_lora`).
+    """
 
     config_class = FaceVLAConfig
     config: FaceVLAConfig
@@ -148,48 +203,55 @@ class FaceVLA(PreTrainedModel):
     def __init__(self, config: FaceVLAConfig) -> None:
         super().__init__(config)
         self.vision = FrameEncoder(config)
-        self.language_model = LlamaForCausalLM(config.text_config)
+        self.language_model = LlamaForCausalLM(config.text_config)  # type: ignore[no-untyped-call]
         hidden = config.text_config.hidden_size
-        self.slots = (
-            SlotEmbedding(config.action_dims, config.action_steps, hidden)
-            if config.slot_embeddings
-            else None
-        )
-        self.post_init()
+        self.slots: SlotEmbedding | None = None
+        if config.slot_embeddings:
+            self.slots = SlotEmbedding(config.action_dims, config.action_steps, hidden)
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers has no types here
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.language_model.get_input_embeddings()
+        """LLaMA's token embeddings."""
+        return cast(nn.Embedding, self.language_model.get_input_embeddings())
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace LLaMA's token embeddings."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Linear:
-        return self.language_model.get_output_embeddings()
+        """LLaMA's output head."""
+        return cast(nn.Linear, self.language_model.lm_head)
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.language_model.set_output_embeddings(value)
+        """Replace LLaMA's output head."""
+        self.language_model.lm_head = value
 
     def forward(self, input_ids: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Logits (batch, length, vocabulary) of prompt and actions in one; for checks, it is the
-        costly way.
+        """Logits (batch, length, vocabulary) of prompt and actions in one.
+
+        For checks: it computes the whole vocabulary at every position.
 
         Args:
             input_ids: (batch, length), length >= prompt_length.
             frames: as in `embed_prompt`.
         """
         split = self.config.prompt_length
-        parts = [
-            self.embed_prompt(input_ids[:, :split], frames),
-            self.embed_actions(input_ids[:, split:]),
-        ]
-        return self.language_model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False).logits
+        prompt = self.embed_prompt(input_ids[:, :split], frames)
+        actions = self.embed_actions(input_ids[:, split:])
+        sequence = torch.cat([prompt, actions], dim=1)
+        logits: Tensor = self.language_model(inputs_embeds=sequence, use_cache=False).logits
+        return logits
 
     def embed_prompt(self, prompt_ids: Tensor, frames: Tensor | None) -> Tensor:
         """Prompt ids (batch, prompt_length) and frames -> (batch, prompt_length, hidden).
 
         Args:
+            prompt_ids: of `build_prompt`.
             frames: (batch, frames, image_size, image_size, 3) uint8, or None when no clip of the
                 batch has any. In rows whose image region is <absent> the pixels are ignored.
+
+        Raises:
+            ValueError: prompt and frames do not fit the config or each other.
         """
         config = self.config
         if prompt_ids.shape[1] != config.prompt_length:
@@ -197,7 +259,7 @@ class FaceVLA(PreTrainedModel):
                 f"a prompt has {config.prompt_length} tokens, got {prompt_ids.shape[1]}; use "
                 "build_prompt"
             )
-        embeddings = self.get_input_embeddings()(prompt_ids)
+        embeddings: Tensor = self.get_input_embeddings()(prompt_ids)
         region = slice(1, 1 + config.image_tokens)
         shown = (prompt_ids[:, region] == config.image_token_id).unsqueeze(-1)
         if frames is not None:
@@ -206,10 +268,9 @@ class FaceVLA(PreTrainedModel):
                 raise ValueError(
                     f"frames must be {expected}, got {tuple(frames.shape)}; use select_frames"
                 )
-            seen = self.vision(frames.flatten(0, 1)).reshape(
-                len(prompt_ids), config.image_tokens, -1
-            )
-            image = torch.where(shown, seen.to(embeddings.dtype), embeddings[:, region])
+            tokens = self.vision(frames.flatten(0, 1))
+            tokens = tokens.reshape(len(prompt_ids), config.image_tokens, -1)
+            image = torch.where(shown, tokens.to(embeddings.dtype), embeddings[:, region])
             embeddings = torch.cat([embeddings[:, :1], image, embeddings[:, region.stop :]], dim=1)
         elif shown.any():
             raise ValueError(
@@ -219,18 +280,22 @@ class FaceVLA(PreTrainedModel):
         return self._add_slots(embeddings, start=0)
 
     def embed_actions(self, action_ids: Tensor, skipped: int = 0) -> Tensor:
-        """Action ids (batch, n), from the action after the `skipped` first ones on -> (batch, n,
-        hidden).
+        """Action ids (batch, n) -> (batch, n, hidden).
+
+        Args:
+            action_ids: a part of an action sequence.
+            skipped: tokens of the sequence before that part.
         """
-        return self._add_slots(
-            self.get_input_embeddings()(action_ids), start=self.config.prompt_length + skipped
-        )
+        embeddings = self.get_input_embeddings()(action_ids)
+        return self._add_slots(embeddings, start=self.config.prompt_length + skipped)
 
     def _add_slots(self, embeddings: Tensor, start: int) -> Tensor:
+        """Embeddings (batch, n, hidden) at positions from `start` on, each told its slot."""
         if self.slots is None:
             return embeddings
         positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
-        return embeddings + self.slots(positions - (self.config.prompt_length - 1))
+        slots: Tensor = self.slots(positions - (self.config.prompt_length - 1))
+        return embeddings + slots
 
     def action_logits(
         self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor
@@ -250,7 +315,9 @@ class FaceVLA(PreTrainedModel):
         prompt = self.embed_prompt(prompt_ids, frames)
         flat = action_ids.reshape(-1, action_ids.shape[-1])
         actions = self.embed_actions(flat[:, :-1])
-        if len(flat) > len(prompt) and not (self.training and self.is_gradient_checkpointing):
+        # Recomputing blocks for the backward pass would append to the cache a second time.
+        recomputed = self.training and self.is_gradient_checkpointing
+        if len(flat) > len(prompt) and not recomputed:
             hidden = self._prompt_once(prompt, actions)
         else:
             hidden = self._in_one_pass(prompt, actions)
@@ -259,11 +326,16 @@ class FaceVLA(PreTrainedModel):
     def window_logits(
         self, prompt_ids: Tensor, frames: Tensor | None, action_ids: Tensor, first_step: int
     ) -> Tensor:
-        """Logits of actions cut out of a clip: the first is told by the prompt alone, the others by
-        those before it in the window.
+        """Logits of actions cut out of a clip.
+
+        The first is predicted from the prompt alone, each other one also from those before it in
+        the window.
 
         Args:
-            action_ids: (batch, n), from action step `first_step` on.
+            prompt_ids: (batch, prompt_length).
+            frames: as in `embed_prompt`.
+            action_ids: (batch, n), the window.
+            first_step: the action step at which the window begins.
 
         Returns:
             (batch, n, bins).
@@ -271,50 +343,48 @@ class FaceVLA(PreTrainedModel):
         skipped = first_step * self.config.action_dims
         prompt = self.embed_prompt(prompt_ids, frames)
         if skipped and self.slots is not None:
-            prompt = torch.cat(
-                [prompt[:, :-1], prompt[:, -1:] + self.slots.late_start(first_step)], dim=1
-            )
-        parts = prompt, self.embed_actions(action_ids[:, :-1], skipped)
-        hidden = [
-            self.language_model.model(inputs_embeds=part, use_cache=False).last_hidden_state
-            for part in parts
-        ]
-        return self.bin_logits(torch.cat([hidden[0][:, -1:], hidden[1]], dim=1))
+            act = prompt[:, -1:] + self.slots.late_start(first_step)
+            prompt = torch.cat([prompt[:, :-1], act], dim=1)
+        # Two passes: the actions of the window do not attend to the prompt.
+        hidden = self._hidden(prompt)[:, -1:]
+        hidden_actions = self._hidden(self.embed_actions(action_ids[:, :-1], skipped))
+        return self.bin_logits(torch.cat([hidden, hidden_actions], dim=1))
+
+    def _hidden(self, embeddings: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """LLaMA's last hidden states, of the shape of the embeddings."""
+        output = self.language_model.model(
+            inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _in_one_pass(self, prompt: Tensor, actions: Tensor) -> Tensor:
-        """Hidden states from <act> on, (rows, 1 + n, hidden); a prompt with k rows of actions is
-        computed k times.
+        """Hidden states from <act> on, (rows, 1 + n, hidden).
+
+        A prompt with k rows of actions is computed k times.
         """
         prompt = prompt.repeat_interleave(len(actions) // len(prompt), dim=0)
         sequence = torch.cat([prompt, actions], dim=1)
-        hidden = self.language_model.model(
-            inputs_embeds=sequence, use_cache=False
-        ).last_hidden_state
-        return hidden[:, self.config.prompt_length - 1 :]
+        return self._hidden(sequence)[:, self.config.prompt_length - 1 :]
 
     def _prompt_once(self, prompt: Tensor, actions: Tensor) -> Tensor:
-        """The same by way of a key-value cache that all continuations of a prompt share; gradients
-        pass through it.
+        """The same by way of a key-value cache that all continuations of a prompt share.
 
-        Recomputing blocks for the backward pass (gradient checkpointing) would append to the cache
-        again."""
-        k, cache = len(actions) // len(prompt), DynamicCache(config=self.config.text_config)
-        act = self.language_model.model(inputs_embeds=prompt, past_key_values=cache, use_cache=True)
-        act = act.last_hidden_state[:, -1:].repeat_interleave(k, dim=0)
+        Gradients pass through it.
+        """
+        continuations = len(actions) // len(prompt)
+        cache = DynamicCache(config=self.config.text_config)
+        act = self._hidden(prompt, cache)[:, -1:].repeat_interleave(continuations, dim=0)
         if not actions.shape[1]:
             return act
-        cache.batch_repeat_interleave(k)
-        rest = self.language_model.model(
-            inputs_embeds=actions, past_key_values=cache, use_cache=True
-        )
-        return torch.cat([act, rest.last_hidden_state], dim=1)
+        cache.batch_repeat_interleave(continuations)
+        return torch.cat([act, self._hidden(actions, cache)], dim=1)
 
     def bin_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., hidden) -> logits over the bins (..., bins)."""
         start = self.config.action_token_start
-        return F.linear(
-            hidden, self.language_model.lm_head.weight[start : start + self.config.action_bins]
-        )
+        rows = slice(start, start + self.config.action_bins)
+        return F.linear(hidden, self.get_output_embeddings().weight[rows])
 
     def action_log_probs(
         self,
@@ -323,13 +393,10 @@ class FaceVLA(PreTrainedModel):
         action_ids: Tensor,
         temperature: float = 1.0,
     ) -> Tensor:
-        """log pi of every action token over the 256-bin support, float32, shaped as `action_ids`.
-
-        Their sum over the last axis is the sequence log-probability of Eq. 11. `temperature` is the
-        one that rollouts were sampled with, when the two are to be compared."""
-        logits = self.action_logits(prompt_ids, frames, action_ids).float() / temperature
-        bins = (action_ids - self.config.action_token_start).unsqueeze(-1)
-        return torch.log_softmax(logits, dim=-1).gather(-1, bins).squeeze(-1)
+        """`action_log_probs` of the logits that `action_logits` returns for these arguments."""
+        logits = self.action_logits(prompt_ids, frames, action_ids)
+        first_token = self.config.action_token_start
+        return action_log_probs(logits, action_ids, first_token, temperature)
 
     @torch.no_grad()
     def sample_actions(
@@ -342,21 +409,23 @@ class FaceVLA(PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Sample one action sequence per prompt in plain torch: for debugging, rollouts use vLLM.
 
+        Args:
+            prompt_ids: (batch, prompt_length).
+            frames: as in `embed_prompt`.
+            temperature: of the softmax over the bins.
+            generator: that the draws come from; None = torch's global one.
+            tokens: how many to sample; None = the whole horizon.
+
         Returns:
-            ids (batch, tokens) int64 and their log-probs (batch, tokens) float32.
+            Ids (batch, tokens) int64 and their log-probs (batch, tokens) float32.
         """
-        cache, embeddings = (
-            DynamicCache(config=self.config.text_config),
-            self.embed_prompt(prompt_ids, frames),
-        )
-        ids, log_probs = [], []
+        cache = DynamicCache(config=self.config.text_config)
+        embeddings = self.embed_prompt(prompt_ids, frames)
+        ids: list[Tensor] = []
+        log_probs: list[Tensor] = []
         for position in range(self.config.action_tokens if tokens is None else tokens):
-            out = self.language_model.model(
-                inputs_embeds=embeddings, past_key_values=cache, use_cache=True
-            )
-            scores = torch.log_softmax(
-                self.bin_logits(out.last_hidden_state[:, -1]).float() / temperature, dim=-1
-            )
+            logits = self.bin_logits(self._hidden(embeddings, cache)[:, -1])
+            scores = torch.log_softmax(logits.float() / temperature, dim=-1)
             bins = torch.multinomial(scores.exp(), 1, generator=generator)
             ids.append(bins + self.config.action_token_start)
             log_probs.append(scores.gather(-1, bins))

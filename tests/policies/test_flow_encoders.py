@@ -9,7 +9,7 @@ from rapport.policies.flow.encoders import (
     AudioEncoder,
     FeatureCache,
     TextEncoder,
-    _field,
+    _receptive_field,
 )
 
 
@@ -39,7 +39,7 @@ def test_texts_are_one_vector_each_whatever_they_are_batched_with(text):
 
 
 def test_wav2vec2_sees_400_samples_every_320():
-    assert _field((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)) == (400, 320)
+    assert _receptive_field((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)) == (400, 320)
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(25, 25), (100, 25), (30, 30), (1, 25)])

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from rapport.policies.flow.conditions import MODALITIES, Conditions, dropout_mask
-from rapport.policies.flow.config import PAPER_GROUPS, FlowConfig, flow_config, vae_config
+from rapport.policies.flow.config import PAPER_GROUPS, FlowSizes, flow_config, vae_config
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow, initialised, time_features
 from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.motion import Layout
 
-CONFIG = FlowConfig(
+CONFIG = FlowSizes(
     latent_dim=4,
     downsample=8,
     text_dim=5,
@@ -88,12 +88,13 @@ def test_only_the_difference_of_times_counts():
 
 
 def test_channels_of_features_are_standardised():
-    """A model told of the spread sees in raw features what a plain one sees in standardised ones."""
+    """Raw features with statistics give what standardised ones give without."""
     plain, fitted = (initialised(CONFIG, seed=0).double().eval() for _ in range(2))
-    spread, offset = torch.arange(1, 7).double(), 5 * normal(6)
+    deviation = torch.arange(1, 7).double()
+    offset = 5 * normal(6)
     given = conditions()
     audio = {
-        name: getattr(given, name) * spread + offset for name in ("partner_audio", "actor_audio")
+        name: getattr(given, name) * deviation + offset for name in ("partner_audio", "actor_audio")
     }
     text = torch.stack([torch.full((5,), 1.0), torch.full((5,), 3.0)]).double()
     text[:, 4] = 7.0  # says nothing
@@ -141,7 +142,7 @@ def test_paper_size_has_19_3_million_parameters():
         paper = ARFlow(flow_config("paper", vae, text_dim=4096, audio_dim=1024))
     assert (paper.config.layers, paper.config.heads, paper.config.hidden) == (6, 16, 512)
     assert sum(p.numel() for p in paper.parameters()) == pytest.approx(19.3e6, rel=0.01)
-    assert FlowConfig.from_json(paper.config.to_json()) == paper.config
+    assert FlowSizes.from_json(paper.config.to_json()) == paper.config
 
 
 def test_shapes_and_every_parameter_has_a_gradient():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rapport.policies.flow.conditions import MODALITIES, Conditions
-from rapport.policies.flow.config import FlowConfig
+from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.sampling import (
     autoregress,
@@ -20,7 +20,7 @@ from rapport.policies.flow.sampling import (
 )
 from rapport.policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
 
-CONFIG = FlowConfig(
+CONFIG = FlowSizes(
     latent_dim=4,
     downsample=8,
     text_dim=5,
@@ -146,7 +146,7 @@ def test_guidance_scale_is_that_of_most_frames():
 
 
 def test_a_window_can_be_gone_on_with(model):
-    """Long sequences: the first window as it is, each further one from the last latents before it."""
+    """Long sequences: each further window starts from the last latents before it."""
     c, noise = conditions(latents=11), normal(2, 2, 11, 4, seed=9)
     long = generate_long(model, c, noise, steps=2, history=2)
     assert long.shape == (2, 2, 11, 4)

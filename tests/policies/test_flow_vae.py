@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.policies.flow.config import PAPER_GROUPS, VAEConfig, vae_config
+from rapport.policies.flow.config import PAPER_GROUPS, VaeSizes, vae_config
 from rapport.policies.flow.vae import MotionVAE, cosine_basis, vae_loss
 from rapport.policies.motion import Layout, LayoutError, Motion
 
@@ -13,9 +13,7 @@ LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 
 def build(seed=0, **sizes):
     torch.manual_seed(seed)
-    vae = MotionVAE(
-        VAEConfig(LAYOUT, **{"latent_dim": 8, "hidden": 32, "layers": 2} | sizes)
-    ).eval()
+    vae = MotionVAE(VaeSizes(LAYOUT, **{"latent_dim": 8, "hidden": 32, "layers": 2} | sizes)).eval()
     for layer in (vae.posterior, vae.patch_out):  # as if it had learnt something
         layer.reset_parameters()
     return vae
@@ -32,7 +30,7 @@ def test_200_frames_of_67_numbers_are_25_latents():
     latents = vae.encode(torch.randn(2, 200, 67))
     assert latents.shape == (2, 25, 64)
     assert vae.decode(latents).shape == (2, 200, 67)
-    assert VAEConfig.from_json(vae.config.to_json()) == vae.config
+    assert VaeSizes.from_json(vae.config.to_json()) == vae.config
 
 
 def test_channels_are_normalised_one_by_one():
@@ -47,7 +45,7 @@ def test_channels_are_normalised_one_by_one():
     ]
     motions = [Motion(values[:200], LAYOUT), Motion(values[200:], LAYOUT)]
     vae.fit_channels(motions)
-    normal = vae.normalise(torch.from_numpy(values.astype(np.float32)))
+    normal = vae.standardise(torch.from_numpy(values.astype(np.float32)))
     torch.testing.assert_close(normal.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         normal.std(0, correction=0), torch.tensor([1.0, 1, 1, 1, 1, 0]), atol=1e-4, rtol=0
@@ -78,10 +76,10 @@ def test_cosines_are_scipys():
 def test_a_decoder_moves_as_smoothly_as_the_corpus_before_it_has_learnt_anything():
     vae, time = build(), torch.arange(200) / 25
     smooth = torch.stack([(time * (1 + j)).sin() for j in range(6)], -1)
-    plain = vae.normalise(vae.decode(torch.randn(1, 6, 8)))
+    plain = vae.standardise(vae.decode(torch.randn(1, 6, 8)))
     vae.fit_channels([Motion(smooth.numpy(), LAYOUT)])
     assert (vae.spectrum[0] > 10 * vae.spectrum[8]).all()
-    fitted = vae.normalise(vae.decode(torch.randn(1, 6, 8)))
+    fitted = vae.standardise(vae.decode(torch.randn(1, 6, 8)))
 
     def jerk(frames):
         return frames.diff(n=3, dim=1).square().mean().sqrt() / frames.std()
@@ -97,7 +95,7 @@ def test_a_decoder_moves_as_smoothly_as_the_corpus_before_it_has_learnt_anything
 def test_it_begins_as_a_linear_code():
     torch.manual_seed(0)
     vae, a, b = (
-        MotionVAE(VAEConfig(LAYOUT, latent_dim=8, hidden=32)).eval(),
+        MotionVAE(VaeSizes(LAYOUT, latent_dim=8, hidden=32)).eval(),
         frames(),
         frames(seed=1),
     )

@@ -26,12 +26,17 @@ def mesh(vertices, faces, colors=(0.5, 0.4, 0.3)) -> HeadAsset:
     v = len(vertices)
     weights = np.zeros((v, 5), np.float32)
     weights[:, 1] = 1
-    zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
-    colors = np.broadcast_to(np.float32(colors), (v, 3))
     return HeadAsset(
-        "builtin", np.float32(vertices), np.int32(faces), zeros(v, 3, 300), zeros(v, 3, 100), zeros(36, v, 3),
-        weights, zeros(5, v), colors,
-    )  # fmt: skip
+        topology="builtin",
+        v_template=np.float32(vertices),
+        faces=np.int32(faces),
+        shapedirs=np.zeros((v, 3, 300), np.float32),
+        exprdirs=np.zeros((v, 3, 100), np.float32),
+        posedirs=np.zeros((36, v, 3), np.float32),
+        weights=weights,
+        joint_regressor=np.zeros((5, v), np.float32),
+        colors=np.broadcast_to(np.float32(colors), (v, 3)),
+    )
 
 
 def draw(asset, vertices=None, **options):

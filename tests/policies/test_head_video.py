@@ -85,13 +85,13 @@ def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, monkeypatch):
     path = write_mp4(tmp_path / "a.mp4", clip(5), fps=25)
     old = path.read_bytes()
 
-    encode = video._encode
+    encode = video._encode_pictures
 
     def fail(*args):
         encode(*args)
         raise OSError("disk full")
 
-    monkeypatch.setattr(video, "_encode", fail)
+    monkeypatch.setattr(video, "_encode_pictures", fail)
     with pytest.raises(OSError, match="disk full"):
         write_mp4(path, clip(9), fps=25)
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]

@@ -7,14 +7,13 @@ from safetensors.torch import load_file
 
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.policy import CheckpointError, weight_digest
 from rapport.policies.vla.loading import (
-    CheckpointError,
     build_tiny,
     load_checkpoint,
     save_checkpoint,
     serving_state_dict,
     tiny_config,
-    weight_digest,
 )
 from rapport.policies.vla.lora import add_lora, merge_lora
 from rapport.policies.vla.prompt import build_prompt
@@ -22,7 +21,7 @@ from rapport.policies.vla.text import build_text_tokenizer
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 ACTIONS = ActionTokenizer(SPACE, np.full(6, -1.0), np.full(6, 1.0), first_token=768)
-TOKENIZER = build_text_tokenizer(["hello there"])
+TOKENIZER = build_text_tokenizer(["hello there"], text_vocabulary=768)
 
 
 def build(seed=0):

@@ -1,4 +1,4 @@
-"""The vLLM engine against the torch model: same weights, same log-probs, also after a hot update."""
+"""The vLLM engine against the torch model: same weights and log-probs, also after an update."""
 
 import importlib.metadata
 
@@ -24,7 +24,7 @@ from rapport.policies.vla.vllm_plugin import (
 SPACE = ActionSpace(
     Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=4
 )  # 120 tokens
-TOKENIZER = build_text_tokenizer(["hello there"])
+TOKENIZER = build_text_tokenizer(["hello there"], text_vocabulary=768)
 CONFIG = tiny_config(TOKENIZER, SPACE, frames=4, text_tokens=16)
 
 

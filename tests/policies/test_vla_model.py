@@ -5,7 +5,7 @@ import torch
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.loading import build_tiny, tiny_config
-from rapport.policies.vla.model import SlotEmbedding, normalise
+from rapport.policies.vla.model import SlotEmbedding, action_log_probs, standardise_pixels
 from rapport.policies.vla.pretrained import freeze_streams
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
@@ -13,7 +13,7 @@ from rapport.policies.vla.text import build_text_tokenizer
 SPACE = ActionSpace(
     Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2
 )  # 10 steps x 6 dims
-TOKENIZER = build_text_tokenizer(["hello there"])
+TOKENIZER = build_text_tokenizer(["hello there"], text_vocabulary=768)
 
 
 def small_config(**changes):
@@ -61,6 +61,20 @@ def test_log_probs_are_over_the_bins_only_and_follow_the_temperature(model):
         found = model.action_log_probs(prompt, frames, actions, temperature)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_log_prob_of_an_action_is_to_the_bit_what_a_loss_would_write_out(model):
+    prompt, frames, actions = batch(model.config)
+    pairs = torch.stack([actions, actions.flip(-1)], dim=1)
+    logits = model.action_logits(prompt, frames, pairs)
+    bins = (pairs - 768).unsqueeze(-1)
+    for temperature in (1.0, 0.7):
+        scaled = logits.float() / temperature
+        expected = torch.log_softmax(scaled, dim=-1).gather(-1, bins).squeeze(-1)
+        assert action_log_probs(logits, pairs, 768, temperature).equal(expected)
+        assert model.action_log_probs(prompt, frames, pairs, temperature).equal(expected)
+    half = action_log_probs(logits.bfloat16(), pairs, 768)
+    assert half.dtype == torch.float32 and half.shape == pairs.shape
 
 
 def test_an_action_does_not_see_itself_or_what_follows(model):
@@ -221,7 +235,7 @@ def test_frozen_streams_get_no_gradient_but_the_projector_does():
 
 def test_each_stream_has_its_own_normalisation_and_size():
     frames = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    pixels = normalise(frames, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0), 4)
+    pixels = standardise_pixels(frames, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0), 4)
     assert pixels.shape == (1, 3, 4, 4)
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 2.0, 1.0]))
 
@@ -233,7 +247,7 @@ def test_features_come_from_the_last_kept_block_without_the_final_norm(model):
     hook = vision.projector.register_forward_pre_hook(lambda _, args: features.append(args[0]))
     vision(frames)
     hook.remove()
-    dino = normalise(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 56)
+    dino = standardise_pixels(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 56)
     hidden = vision.dino.embeddings(dino)
     for layer in vision.dino.encoder.layer:
         hidden = layer(hidden)

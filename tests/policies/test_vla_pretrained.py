@@ -18,9 +18,9 @@ from transformers import (
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.model import FaceVLA, normalise
+from rapport.policies.vla.model import FaceVLA, standardise_pixels
 from rapport.policies.vla.openvla import load_openvla, read_weights
-from rapport.policies.vla.pretrained import load_pretrained, resize_positions
+from rapport.policies.vla.pretrained import PublishedParts, load_pretrained, resize_positions
 from rapport.policies.vla.prompt import build_prompt
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
@@ -108,8 +108,15 @@ def lineage_config(**changes):
         "image_size": 56,
         "patch_size": 14,
     }
-    text = {"vocab_size": 520, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+    text = {
+        "vocab_size": 520,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
     dino = {
         **tower,
         "model_type": "dinov2_with_registers",
@@ -117,8 +124,16 @@ def lineage_config(**changes):
         "num_register_tokens": 4,
     }
     siglip = {**tower, "intermediate_size": 32, "hidden_act": "gelu"}
-    config = {"text_config": text, "dino_config": dino, "siglip_config": siglip, "frames": 2, "text_tokens": 4,
-              "action_dims": 6, "action_steps": 10, "action_token_start": 256}  # fmt: skip
+    config = {
+        "text_config": text,
+        "dino_config": dino,
+        "siglip_config": siglip,
+        "frames": 2,
+        "text_tokens": 4,
+        "action_dims": 6,
+        "action_steps": 10,
+        "action_token_start": 256,
+    }
     return FaceVLAConfig(**{**config, **changes})
 
 
@@ -158,8 +173,8 @@ def test_openvla_streams_give_the_features_of_timm(prismatic):
     tokens = model.vision(frames)
     expected = torch.cat(
         [
-            timm_features(dino, normalise(frames, *IMAGENET, 56), 2, 2, 4, scale),
-            timm_features(siglip, normalise(frames, *HALF, 56), 2, 2, 0, None),
+            timm_features(dino, standardise_pixels(frames, *IMAGENET, 56), 2, 2, 4, scale),
+            timm_features(siglip, standardise_pixels(frames, *HALF, 56), 2, 2, 0, None),
         ],
         dim=-1,
     )
@@ -225,9 +240,7 @@ def test_shards_are_read_one_after_the_other(tmp_path):
 
 @pytest.fixture
 def parts(tmp_path):
-    """Small published models in folders of their own: three blocks each, DINOv2 at another
-    resolution.
-    """
+    """Small published models: three blocks each, DINOv2 at another resolution."""
     torch.manual_seed(0)
     tower = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "patch_size": 14}
     Dinov2Model(Dinov2Config(**tower, image_size=112, mlp_ratio=2)).save_pretrained(
@@ -235,8 +248,15 @@ def parts(tmp_path):
     )
     siglip = SiglipVisionConfig(**tower, image_size=56, intermediate_size=32)
     SiglipVisionModel(siglip).save_pretrained(tmp_path / "siglip")
-    llama = LlamaConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
+    llama = LlamaConfig(
+        vocab_size=600,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
     LlamaForCausalLM(llama).save_pretrained(tmp_path / "llama")
     words = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     words += [f"<rare{i}>" for i in range(600 - len(words))]
@@ -246,13 +266,11 @@ def parts(tmp_path):
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.save_pretrained(tmp_path / "llama")
-    return {name: str(tmp_path / name) for name in ("llama", "dino", "siglip")}
+    return PublishedParts(*(str(tmp_path / name) for name in ("llama", "dino", "siglip")))
 
 
 def test_published_parts_become_one_policy(parts):
-    model, tokenizer = load_pretrained(
-        **parts, space=SPACE, frames=2, text_tokens=4, dtype=torch.float32
-    )
+    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
     config = model.config
     assert (
         config.action_token_start == 600 - 256 and config.text_config.vocab_size == 640
@@ -261,13 +279,13 @@ def test_published_parts_become_one_policy(parts):
     assert len(model.vision.dino.encoder.layer) == len(model.vision.siglip.encoder.layers) == 2
     assert not any(p.is_meta for p in model.parameters())
 
-    llama = LlamaForCausalLM.from_pretrained(parts["llama"])
+    llama = LlamaForCausalLM.from_pretrained(parts.llama)
     ids = torch.randint(0, 600, (1, 12))
     torch.testing.assert_close(model.language_model(ids).logits[..., :600], llama(ids).logits)
 
-    siglip = SiglipVisionModel.from_pretrained(parts["siglip"])
+    siglip = SiglipVisionModel.from_pretrained(parts.siglip)
     frames = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
-    pixels = normalise(frames, *HALF, 56)
+    pixels = standardise_pixels(frames, *HALF, 56)
     expected = siglip(pixels, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(model.vision.siglip(pixels).last_hidden_state, expected)
 
@@ -277,13 +295,14 @@ def test_published_parts_become_one_policy(parts):
 
 
 def test_slots_start_as_if_they_were_not_there(parts):
-    model, _ = load_pretrained(**parts, space=SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    model, _ = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
     assert all((p == 0).all() and p.requires_grad for p in model.slots.parameters())
 
 
 def test_same_seed_same_projector(parts):
-    build = {"space": SPACE, "frames": 2, "text_tokens": 4}
-    first, second = (load_pretrained(**parts, **build, seed=3)[0] for _ in range(2))
+    first, second = (
+        load_pretrained(parts, SPACE, frames=2, text_tokens=4, seed=3)[0] for _ in range(2)
+    )
     assert first.dtype == torch.bfloat16
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)

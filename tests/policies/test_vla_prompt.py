@@ -18,7 +18,7 @@ BOS, IMAGE, ABSENT, BLANK, ACT = 0, 2, 3, 4, 5
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_text_tokenizer(TEXTS)
+    return build_text_tokenizer(TEXTS, text_vocabulary=768)
 
 
 def test_layout_of_the_prompt():
@@ -70,7 +70,7 @@ def test_bad_frames_are_refused():
 
 def test_tokenizer_ids_do_not_depend_on_the_corpus(tokenizer):
     assert len(tokenizer) == 1024
-    assert special_ids(tokenizer) == special_ids(build_text_tokenizer(["hm"]))
+    assert special_ids(tokenizer) == special_ids(build_text_tokenizer(["hm"], text_vocabulary=768))
     assert sorted(special_ids(tokenizer).values()) == list(range(len(SPECIALS)))
     assert tokenizer.convert_tokens_to_ids("<action_0>") == 768
     assert tokenizer.convert_tokens_to_ids("<action_255>") == 1023
@@ -148,7 +148,7 @@ def test_tokenizer_without_special_tokens_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"frames": 20}, "positions"),
-        ({"action_token_start": 900}, "vocabulary"),
+        ({"action_token_start": 1300}, "vocabulary"),
         ({"dino_config": {"image_size": 84, "patch_size": 14}}, "patch grid"),
     ],
 )

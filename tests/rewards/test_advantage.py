@@ -7,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapport.rewards.advantage import (
-    complete_groups,
+    advantage_moments,
     component_advantages,
     decoupled_advantages,
     grpo_advantages,
-    moments,
-    normalise,
-    spreads,
+    has_preference,
+    normalise_advantages,
 )
 
 NAN = float("nan")
@@ -65,7 +64,7 @@ def test_the_collapse_example():
     assert torch.equal(grpo[0], grpo[1])
     gdpo = decoupled_advantages(rewards, weights)
     torch.testing.assert_close(gdpo[1], 2 * gdpo[0])
-    batch = normalise(gdpo, rewards, moments(gdpo, rewards))
+    batch = normalise_advantages(gdpo, rewards, advantage_moments(gdpo, rewards))
     torch.testing.assert_close(batch[1], 2 * batch[0])
     # +-a and +-2a: mean 0, variance 10 a^2 / 3
     torch.testing.assert_close(batch[1, 1], tensor(2 / (10 / 3) ** 0.5))
@@ -100,7 +99,7 @@ def test_equal_rewards_give_exactly_zero(value):
     )  # one rounding step in float32
     if value:
         assert torch.equal(decoupled_advantages(noisy, [1]), torch.zeros(1, 7, dtype=torch.float64))
-    assert not spreads(rewards).any()
+    assert not has_preference(rewards).any()
 
 
 def test_a_missing_reward_changes_nothing_but_its_own_component_of_its_own_group():
@@ -128,7 +127,7 @@ def test_a_sample_without_any_reward_changes_nothing_but_itself():
         advantages[1, kept], decoupled_advantages(rewards[1:2, kept], weights)[0]
     )
     # ... also over the batch, where its 0 must not count as a value
-    batch = normalise(advantages, lost, moments(advantages, lost))
+    batch = normalise_advantages(advantages, lost, advantage_moments(advantages, lost))
     values = torch.cat([advantages[[0, 2, 3, 4]].flatten(), advantages[1, kept]])
     torch.testing.assert_close(batch[0], (advantages[0] - values.mean()) / values.std())
     assert batch[1, 2] == 0
@@ -138,7 +137,7 @@ def test_too_few_values_to_compare():
     rewards = tensor([[[1, NAN], [NAN, NAN]], [[1, 2], [3, 4]]])
     advantages = decoupled_advantages(rewards, [1, 1])
     assert torch.equal(advantages[0], tensor([0, 0]))
-    assert spreads(rewards).tolist() == [[False, False], [True, True]]
+    assert has_preference(rewards).tolist() == [[False, False], [True, True]]
 
 
 def test_grpo_leaves_out_a_sample_without_a_total():
@@ -153,16 +152,19 @@ def test_shards_give_the_numbers_of_the_whole_batch(shards):
     rewards, weights = random_rewards(), [1, 1, 1]
     rewards[0, 1] = NAN
     whole = decoupled_advantages(rewards, weights)
-    expected = normalise(whole, rewards, moments(whole, rewards))
+    expected = normalise_advantages(whole, rewards, advantage_moments(whole, rewards))
     parts = rewards.tensor_split(shards)
     advantages = [decoupled_advantages(part, weights) for part in parts]
-    reduced = sum(moments(a, part) for a, part in zip(advantages, parts, strict=True))
+    reduced = sum(advantage_moments(a, part) for a, part in zip(advantages, parts, strict=True))
     got = torch.cat(
-        [normalise(a, part, reduced) for a, part in zip(advantages, parts, strict=True)]
+        [normalise_advantages(a, part, reduced) for a, part in zip(advantages, parts, strict=True)]
     )
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     local = torch.cat(
-        [normalise(a, p, moments(a, p)) for a, p in zip(advantages, parts, strict=True)]
+        [
+            normalise_advantages(a, p, advantage_moments(a, p))
+            for a, p in zip(advantages, parts, strict=True)
+        ]
     )
     assert (
         shards == 1 or (local - expected).abs().max() > 1e-3
@@ -173,7 +175,7 @@ def test_the_batch_step_only_rescales_and_amplifies_rare_rewards():
     rewards = torch.zeros(64, 8, 1, dtype=torch.float64)
     rewards[:8, 0] = 1  # one success in 8 of 64 groups
     advantages = decoupled_advantages(rewards, [1])
-    batch = normalise(advantages, rewards, moments(advantages, rewards))
+    batch = normalise_advantages(advantages, rewards, advantage_moments(advantages, rewards))
     ratio = batch[0, 0] / advantages[0, 0]
     assert ratio > 2.5
     torch.testing.assert_close(batch, ratio * advantages)
@@ -183,7 +185,8 @@ def test_a_batch_without_spread_is_zero():
     rewards = torch.ones(3, 4, 2)
     advantages = decoupled_advantages(rewards, [1, 1])
     assert torch.equal(
-        normalise(advantages, rewards, moments(advantages, rewards)), torch.zeros(3, 4).double()
+        normalise_advantages(advantages, rewards, advantage_moments(advantages, rewards)),
+        torch.zeros(3, 4).double(),
     )
 
 
@@ -218,12 +221,6 @@ def test_float32_and_float64_agree():
     torch.testing.assert_close(single, double, rtol=1e-4, atol=1e-5)
 
 
-def test_complete_groups():
-    assert complete_groups(["b", "a", "b", "a"], 2).tolist() == [[0, 2], [1, 3]]
-    with pytest.raises(ValueError, match="1 of 2 groups.*group_size=2: b has 1"):
-        complete_groups(["a", "b", "a"], 2)
-
-
 @pytest.mark.parametrize(
     ("rewards", "weights", "message"),
     [
@@ -242,4 +239,4 @@ def test_what_does_not_fit_is_refused(rewards, weights, message):
 
 def test_moments_of_other_rewards_are_refused():
     with pytest.raises(ValueError, match="not of rewards"):
-        moments(torch.zeros(2, 4), torch.zeros(2, 3, 1))
+        advantage_moments(torch.zeros(2, 4), torch.zeros(2, 3, 1))

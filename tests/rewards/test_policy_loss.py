@@ -5,17 +5,22 @@ import math
 import pytest
 import torch
 
-from rapport.rewards.policy_loss import clipped_policy_loss, importance_weights
+from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss, importance_weights
 
 ZERO = torch.zeros(2, 2)
 
 
 def loss(ratios, advantages, kl=ZERO, clip=0.2, beta=0.0, mask=None):
     log_probs = torch.tensor(ratios).log().requires_grad_()
-    value, metrics = clipped_policy_loss(
-        log_probs, torch.zeros_like(log_probs), torch.tensor(advantages), kl, clip, beta, mask
+    actions = PolicyActions(
+        log_probs=log_probs,
+        old_log_probs=torch.zeros_like(log_probs),
+        advantages=torch.tensor(advantages),
+        kl=kl,
+        mask=mask,
     )
-    return value, metrics, log_probs
+    output = clipped_policy_loss(actions, clip, beta)
+    return output.loss, output.metrics, log_probs
 
 
 def test_by_hand():
@@ -64,9 +69,14 @@ def test_importance_weights_by_hand():
 def test_weights_scale_the_surrogate_and_not_the_kl():
     log_probs, kl = torch.zeros(1, 2, requires_grad=True), torch.tensor([[1.0, 1.0]])
     weights = torch.tensor([[2.0, 0.5]])
-    value, _ = clipped_policy_loss(
-        log_probs, torch.zeros(1, 2), torch.tensor([3.0]), kl, 0.2, 0.1, None, weights
+    actions = PolicyActions(
+        log_probs=log_probs,
+        old_log_probs=torch.zeros(1, 2),
+        advantages=torch.tensor([3.0]),
+        kl=kl,
+        weights=weights,
     )
+    value = clipped_policy_loss(actions, 0.2, 0.1).loss
     assert value.item() == pytest.approx(-((2 * 3 - 0.1) + (0.5 * 3 - 0.1)) / 2)
     value.backward()
     assert log_probs.grad.tolist() == [pytest.approx([-3.0, -0.75])]
@@ -77,11 +87,19 @@ def test_shards_give_the_loss_of_the_whole():
     new, old, kl = (torch.randn(6, 3, 4, generator=generator) for _ in range(3))
     advantages = torch.randn(6, generator=generator)
     mask = torch.rand(6, 3, 4, generator=generator) > 0.3
-    whole, _ = clipped_policy_loss(new, old, advantages, kl, 0.2, 0.1, mask)
-    parts = [
-        clipped_policy_loss(new[s], old[s], advantages[s], kl[s], 0.2, 0.1, mask[s])[0]
-        for s in (slice(0, 2), slice(2, 4), slice(4, 6))
-    ]
+
+    def loss_of(samples):
+        actions = PolicyActions(
+            log_probs=new[samples],
+            old_log_probs=old[samples],
+            advantages=advantages[samples],
+            kl=kl[samples],
+            mask=mask[samples],
+        )
+        return clipped_policy_loss(actions, 0.2, 0.1).loss
+
+    whole = loss_of(slice(None))
+    parts = [loss_of(samples) for samples in (slice(0, 2), slice(2, 4), slice(4, 6))]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 

@@ -340,7 +340,9 @@ def test_voice_activity_and_energy():
     assert level[5] == pytest.approx(-100)
     assert np.array_equal(voice_activity(level, CLIP), voiced)
     gap = voiced & ~((CLOCK >= 1.4) & (CLOCK < 1.6))  # 5 frames within a word
-    assert np.array_equal(voice_activity(frame_levels(speech(gap), RATE, FRAMES, FPS), CLIP), voiced)
+    assert np.array_equal(
+        voice_activity(frame_levels(speech(gap), RATE, FRAMES, FPS), CLIP), voiced
+    )
     assert not voice_activity(np.full(FRAMES, -90.0), CLIP).any()
     short = frame_levels(speech(voiced)[:RATE], RATE, FRAMES, FPS)
     assert len(short) == FRAMES and (short[25:] == -100).all()
