@@ -18,6 +18,7 @@ from rapport.pipeline.settings import (
     DpoOfVla,
     GdpoOfFlow,
     GdpoOfVla,
+    Learning,
     Preferences,
 )
 from rapport.settings import Section
@@ -90,7 +91,7 @@ class TuneConfig(Section):
         return {key: parse_domain(key, text) for key, text in self.space.items()}
 
 
-class Sweep(RecipeConfig):
+class Sweep(Learning):
     """What a sweep takes beside the keys of the recipe that it sweeps."""
 
     RECIPE: ClassVar[type[RecipeConfig]]

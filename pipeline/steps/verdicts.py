@@ -147,9 +147,7 @@ class Verdict:
             | self._with_interval("MSE", listening_mse(judge, motions))
         )
 
-    def _divergence(
-        self, policy: Policy, groups: Sequence[Sequence[Reaction]]
-    ) -> dict[str, float]:
+    def _divergence(self, policy: Policy, groups: Sequence[Sequence[Reaction]]) -> dict[str, float]:
         """KL(policy || start) of whole reactions, nats, where the policy has a likelihood."""
         start = self.imitated.policy
         if not (isinstance(policy, VlaPolicy) and isinstance(start, VlaPolicy)):
