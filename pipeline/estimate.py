@@ -37,6 +37,7 @@ class ModelSize:
 
     @property
     def tokens(self) -> int:
+        """Length of a sequence."""
         return self.prompt_tokens + self.action_tokens
 
 
@@ -98,7 +99,7 @@ def object_store_bytes(
 
 
 def disk_bytes(size: ModelSize, dtype: str, corpus_bytes: int, policies: int) -> dict[str, int]:
-    """What a run directory grows to, bytes; it holds checkpoints of one learning phase at a time."""
+    """What a run directory grows to, bytes; checkpoints are of one learning phase at a time."""
     weights = size.parameters * DTYPE_BYTES[dtype]
     return {
         "policies": policies * weights,

@@ -13,17 +13,30 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rapport.pipeline.config import PlanConfig, PreflightConfig
 from rapport.pipeline.estimate import DTYPE_BYTES, ModelSize
+from rapport.pipeline.plan_settings import PlanConfig
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import PreflightConfig
 
 FPS = 25
 BACKWARD = 2  # times a forward pass
 # Of new weights to the engines: assumed, for a copy into Ray's object store and one out of it.
 HAND_OVER_BYTES_S = 1e9
-Piece = tuple[str, float, float]  # what, CPUs, GPUs
+
+
+class Piece(NamedTuple):
+    """A process that Ray finds a place for, and what it asks for."""
+
+    what: str
+    cpus: float
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Ray counts them."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 @dataclass(frozen=True)
@@ -157,12 +170,15 @@ class Round:
 
     @property
     def bottleneck(self) -> str:
+        """The longest phase."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
 
 def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Round:
     """One round of roll out, render, rate, align, hand over and judge."""
-    rollout, dpo, learner = config.rollout, config.dpo, config.learner
+    rollout = config.rollout
+    dpo = config.dpo
+    learner = config.learner
     cores = sum(cpus for cpus, _ in plan_nodes(config.plan))
     flops = token_flops(size.hidden, size.layers)
 
@@ -170,10 +186,9 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
         return processes * gpus if gpus else min(processes * threads, cores)
 
     engines = devices(rollout.workers * rollout.tensor_parallel, rollout.gpus, rollout.threads)
+    learners = devices(learner.world_size, learner.gpus, learner.threads)
     tokens_per_s = engines * costs.sampling / flops
-    trained_per_s = (
-        devices(learner.world_size, learner.gpus, learner.threads) * costs.training / flops
-    )
+    trained_per_s = learners * costs.training / flops
     # A prompt is read once for its whole group, as fast as a learner goes forward.
     read_per_s = engines * costs.training / flops
 
@@ -182,7 +197,7 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
             samples * size.action_tokens / tokens_per_s + size.prompt_tokens / read_per_s
         )
 
-    step_tokens = config.policy.action.expr_dims + 6  # of an action: expression, rotation, jaw
+    step_tokens = config.vla.action.expr_dims + 6  # of an action: expression, rotation, jaw
     counted = size.action_tokens if dpo.first_steps is None else dpo.first_steps * step_tokens
     pair_tokens = size.prompt_tokens + 2 * min(counted, size.action_tokens)
     passes = dpo.epochs * (1 + BACKWARD) + 1  # the last one is the reference's
@@ -196,7 +211,7 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
             "render": frames / (costs.frames * min(config.render.workers, cores)),
             "rate": candidates / (costs.candidates * min(config.raters.workers, cores)),
             "dpo": rollout.prompts * passes * pair_tokens / trained_per_s,
-            "hand over": size.parameters * DTYPE_BYTES[config.policy.dtype] / HAND_OVER_BYTES_S,
+            "hand over": size.parameters * DTYPE_BYTES[config.vla.dtype] / HAND_OVER_BYTES_S,
             "judge": sampling_s(config.evaluation.prompts, config.evaluation.samples),
         },
     )

@@ -18,6 +18,7 @@ from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Forward, Likelihood, Policy, Prompt, Reaction, Row, Stage
 from rapport.policies.vla.actions import ActionTokenizer
+from rapport.policies.vla.divergence import sequence_kl
 from rapport.policies.vla.loading import (
     Checkpoint,
     load_checkpoint,
@@ -189,6 +190,19 @@ class VlaPolicy(Policy):
         """Log-probs of every token at the temperature of the rollouts, (samples, tokens)."""
         log_probs = self._log_probs(forward, batch, self.sampler.temperature)[0]
         return Likelihood(log_probs, log_probs)
+
+    def divergence(
+        self, reference: VlaPolicy, prompt: VlaPrompt, reactions: Sequence[Reaction]
+    ) -> float:
+        """KL(this policy || reference) of whole reactions to a prompt, nats, see `sequence_kl`.
+
+        Args:
+            reference: the policy that this one is compared with.
+            prompt: what was answered.
+            reactions: what this policy sampled at temperature 1.
+        """
+        tokens = np.stack([reaction.actions for reaction in reactions])
+        return sequence_kl(self.model, reference.model, prompt, tokens)
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
         """(tokens,) bool: what the frame at a token's knot is."""

@@ -1,0 +1,24 @@
+"""`preflight`: would this run fit this cluster? Asked by `dpo` before it starts anything expensive.
+
+With `--plan` the cluster is an imaginary one, and the answer has the time that a round would take
+on it.
+"""
+
+from __future__ import annotations
+
+from rapport.actors.cluster import cluster
+from rapport.log import logger
+from rapport.pipeline.rundir import Run
+from rapport.pipeline.settings import PreflightConfig
+from rapport.pipeline.steps.checks import look_at_cluster
+from rapport.pipeline.steps.planning import plan
+
+
+def run(config: PreflightConfig, run: Run) -> None:
+    """Look at the cluster, or plan one."""
+    if config.plan.nodes is not None:
+        plan(run, config)
+        return
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        logger.info(f"  {where}")
+        look_at_cluster(run, config)

@@ -1,0 +1,171 @@
+"""The variants of the ablation: which labels, which loss (paper IV-E, Table IV)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rapport.pipeline.objectives.dpo import pair_schema
+from rapport.pipeline.objectives.flow import RectifiedFlow
+from rapport.pipeline.objectives.sft import Sft
+from rapport.pipeline.report.paper import ABLATION
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
+from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
+from rapport.pipeline.steps.alignment import align
+from rapport.pipeline.steps.imitation import Imitated, learn
+from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
+from rapport.policies.tables import read_table, write_table
+from rapport.policies.vla.training import SFT_SCHEMA
+
+VARIANTS = ("Full", "Random-Prefer", "SFT-Preferred", "SFT-Only")
+LEARNT = VARIANTS[:3]
+# On RealTalk: other data and another affect estimator, so compare the order, not the size.
+PAPER = dict(zip(VARIANTS, ABLATION.rows.values(), strict=True))
+COLUMNS = ("l2", "fd", "l2_affect", "truth_affect_error", "simulated_rating")
+COINS = {
+    "chosen": "rejected",
+    "rejected": "chosen",
+    "chosen_score": "rejected_score",
+    "rejected_score": "chosen_score",
+}
+
+
+def learn_variant(
+    part: Workspace,
+    name: str,
+    config: AblateOfVla | AblateOfFlow,
+    imitated: Imitated,
+    pairs: Path,
+) -> Path:
+    """Full, Random-Prefer or SFT-Preferred; returns the policy's folder.
+
+    Args:
+        part: of the variant.
+        name: of the variant.
+        config: of the recipe.
+        imitated: the policy that all start from.
+        pairs: that all learn from.
+    """
+    start = imitated.policy_path
+    if name == "SFT-Preferred":
+        return imitate_preferred(part, config, start, pairs).artifacts["sft-preferred_policy"]
+    if name == "Random-Prefer":
+        table = part.directory / "pairs.arrow"
+        labels = coin_labels(read_table(pairs), config.seed)
+        write_table(table, labels, pair_schema(imitated.policy))
+        pairs = table
+    aligned = align(part, config, start, start, pairs)
+    return aligned.artifacts["dpo_policy"]
+
+
+def coin_labels(pairs: Sequence[Mapping[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    """The same pairs; which reaction is preferred, a coin decides."""
+    heads = np.random.default_rng([seed, len(pairs)]).random(len(pairs)) < 0.5
+    for row, swapped in zip(pairs, heads, strict=True):
+        yield {COINS.get(name, name) if swapped else name: value for name, value in row.items()}
+
+
+@phase("sft-preferred")
+def imitate_preferred(
+    step: Phase, config: AblateOfVla | AblateOfFlow, initial: Path, pairs: Path
+) -> PhaseResult:
+    """Imitate the chosen reactions: as many steps, of as many reactions, at the same rate as DPO.
+
+    Args:
+        step: the phase.
+        config: of the recipe.
+        initial: folder of the policy that all variants start from.
+        pairs: whose chosen reactions are imitated.
+    """
+    table = step.directory / "preferred.arrow"
+    chosen = preferred_rows(read_table(pairs), config)
+    rows = write_table(
+        table, chosen, SFT_SCHEMA if isinstance(config, AblateOfVla) else FLOW_SCHEMA
+    )
+    dpo = config.dpo
+    as_dpo = {
+        "steps": max(1, dpo.epochs * rows // dpo.batch_size),
+        "batch_size": dpo.batch_size,
+        "learning_rate": dpo.learning_rate,
+        "weight_decay": dpo.weight_decay,
+    }
+    objective: Sft | RectifiedFlow
+    if isinstance(config, AblateOfVla):
+        sft = config.sft.model_copy(update=as_dpo | {"window_share": 0.0})
+        objective = Sft(initial, table, sft, config.seed, config.vla)
+    else:
+        flow = config.flow.model_copy(update=as_dpo)
+        objective = RectifiedFlow(initial, table, flow, config.seed)
+    return learn(objective, config.learner, step)
+
+
+def preferred_rows(
+    pairs: Iterable[Mapping[str, Any]], config: AblateOfVla | AblateOfFlow
+) -> Iterator[dict[str, Any]]:
+    """The prompt of every pair with its chosen reaction, as the policy's imitation wants it.
+
+    Rows of SFT_SCHEMA with action tokens, or of FLOW_SCHEMA with latents as bytes.
+    """
+    for row in pairs:
+        if isinstance(config, AblateOfVla):
+            prompt = {name: row[name] for name in SFT_SCHEMA.names if name in row}
+            yield prompt | {"actions": row["chosen"]}
+        else:
+            prompt = {name: row[name] for name in FLOW_SCHEMA.names if name in row}
+            yield prompt | {"latents": to_bytes(np.array(row["chosen"], np.float32))}
+
+
+def compare(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """Mean and standard deviation over seeds of every variant.
+
+    They go to the terminal, into the summary and to MLflow.
+
+    Args:
+        run: the recipe's.
+        seeds: variant -> its row of held-out metrics, for each seed.
+    """
+    table = Table(
+        title=f"ablation, {len(seeds)} seeds: mean and standard deviation (simulated raters)"
+    )
+    table.add_column("variant")
+    for column in COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
+    table.add_column(f"paper: {', '.join(ABLATION.columns).replace('_', ' ')}", justify="right")
+    by_variant = {}
+    for variant in VARIANTS:
+        metrics = {
+            column: mean_and_std([value(rows[variant], column) for rows in seeds])
+            for column in COLUMNS
+        }
+        by_variant[variant] = metrics
+        cells = [
+            "-" if each is None else f"{each['mean']:.4f} ± {each['std']:.4f}"
+            for each in metrics.values()
+        ]
+        table.add_row(variant, *cells, ", ".join(f"{number:.2f}" for number in PAPER[variant]))
+        known = {name: each["mean"] for name, each in metrics.items() if each is not None}
+        run.tracker.log({f"{variant.lower()}/{name}": mean for name, mean in known.items()})
+    Console(width=160).print(table)
+    run.summary["metrics"]["ablation"] = by_variant
+
+
+def value(row: Mapping[str, Any], column: str) -> float | None:
+    """A metric of a row, of one with an interval its mean."""
+    metric = row[column]
+    return metric["mean"] if isinstance(metric, dict) else metric
+
+
+def mean_and_std(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Mean and sample standard deviation (0 for one seed); None where a seed has no value."""
+    present = []
+    for each in values:
+        if each is None:
+            return None
+        present.append(each)
+    std = float(np.std(present, ddof=1)) if len(present) > 1 else 0.0
+    return {"mean": float(np.mean(present)), "std": std}

@@ -1,0 +1,207 @@
+"""How the policies of a sweep are judged: each comes to a row of numbers, and no table is written.
+
+Raters watch what preferences or the VLA's paper align (VLA + DPO, IV); movement is measured of what
+rewards of dynamics or AR-Flow's paper align (GDPO-Listener, supplement). So `dpo policy=flow` and
+`gdpo policy=vla` get both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from rapport.actors.fleet import Fleet
+from rapport.actors.rater import RewardPool
+from rapport.pipeline.rundir import Workspace
+from rapport.pipeline.settings import Judged, JudgedOfFlow, Rewarded
+from rapport.pipeline.steps import flow_studies
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.judging import Judge, mean_of
+from rapport.pipeline.steps.jury import compared_layout
+from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.motion import Motion
+from rapport.policies.policy import Policy, Reaction, load_policy
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.rewards.metrics.measures.distance import mse
+from rapport.rewards.metrics.measures.flame_groups import FEWEST
+from rapport.rewards.metrics.statistics import mean_interval, prompt_means
+
+
+def asked(
+    held_out: HeldOut, config: Judged, policy: Policy, fleet: Fleet | None
+) -> list[list[Reaction]]:
+    """What a policy answers to held-out prompts.
+
+    Args:
+        held_out: the prompts.
+        config: says how AR-Flow samples.
+        policy: who answers.
+        fleet: engines that hold its weights; None = it samples in this process, as AR-Flow does
+            in any case, whose judged answers come from the ODE and not from the engines' SDE.
+    """
+    if isinstance(config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
+        return held_out.ask(policy.with_sampler(flow_studies.judged_sampler(config)))
+    return held_out.ask(policy if fleet is None else fleet)
+
+
+def as_motion(policy: Policy, groups: Iterable[Sequence[Reaction]]) -> list[list[Motion]]:
+    """The motion of every reaction."""
+    return [[policy.to_motion(reaction) for reaction in group] for group in groups]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Judges policies, one after the other; called with the folder of one, it gives its numbers.
+
+    A metric with an interval has NAME/low and NAME/high beside it. What this corpus and head do not
+    give is left out.
+
+    Args:
+        config: of the recipe.
+        imitated: the policy that all start from.
+        held_out: the prompts.
+        fleet: engines that hold one policy after the other; None = policies sample here.
+        raters: judge reactions; None = nobody watches them.
+        movement: says how they move; None = that is not measured.
+    """
+
+    config: Judged
+    imitated: Imitated
+    held_out: HeldOut
+    fleet: Fleet | None = None
+    raters: Judge | None = None
+    movement: MovementJudge | None = None
+
+    @classmethod
+    def of_run(
+        cls,
+        run: Workspace,
+        config: Judged,
+        imitated: Imitated,
+        *,
+        fleet: Fleet | None = None,
+        raters: RewardPool | None = None,
+    ) -> Self:
+        """The judge of a sweep.
+
+        Args:
+            run: the sweep's.
+            config: of the recipe.
+            imitated: the policy that all start from.
+            fleet: engines to answer with.
+            raters: SIMULATED ones, where they shall watch.
+        """
+        held_out = HeldOut.from_corpus(config, imitated)
+        judge = None
+        if raters is not None:
+            clip_ids = [window.clip_id for window in held_out.windows if window.role == "listener"]
+            layout = compared_layout(imitated.policy, imitated.corpus.layout)
+            judge = Judge.from_corpus(run, config, imitated.corpus, layout, clip_ids, raters)
+        movement = None
+        if isinstance(config, JudgedOfFlow):
+            faces = faces_of(config.head, imitated.corpus.layout.topology)
+            movement = MovementJudge(held_out.windows, held_out.both_roles, faces)
+        elif isinstance(config, Rewarded):
+            movement = MovementJudge(held_out.repeated, held_out.both_roles)
+        return cls(config, imitated, held_out, fleet, judge, movement)
+
+    def __call__(self, path: Path) -> dict[str, float]:
+        """The numbers of the policy in a folder."""
+        policy = load_policy(path)
+        if self.fleet is not None:
+            self.fleet.update(policy.weights(), policy)
+        groups = asked(self.held_out, self.config, policy, self.fleet)
+        answers = as_motion(policy, groups)
+        values: dict[str, float] = {}
+        if self.raters is not None:
+            values |= self._rated(self.raters, answers)
+        if self.movement is not None:
+            values |= self._moved(self.movement, self.held_out.flat(answers))
+        if isinstance(self.config, Rewarded):
+            # The start has no steps, and no distance to itself.
+            at_start = path == self.imitated.policy_path
+            return values | {"kl": 0.0 if at_start else training_kl(path.parent / "steps.jsonl")}
+        return values | self._divergence(policy, groups)
+
+    def _rated(self, judge: Judge, answers: Sequence[list[Motion]]) -> dict[str, float]:
+        row = judge(self.held_out.by_clip(answers))
+        values = row.metrics | {"truth_affect_error": mean_of(row.truth_errors.values())}
+        present = {name: float(value) for name, value in values.items() if value is not None}
+        return present | self._with_interval("simulated_rating", row.scores)
+
+    def _moved(self, judge: MovementJudge, motions: Sequence[Motion]) -> dict[str, float]:
+        by_window: Mapping[str, Mapping[str, float]] = {}
+        if judge.faces is not None:
+            by_window = judge.on_vertices({"": motions})[""]
+        means = {name: float(np.mean(list(values.values()))) for name, values in by_window.items()}
+        return (
+            judge.by_group(motions)
+            | means
+            | self._with_interval("FDD", by_window.get("listen/unils/FDD", {}))
+            | self._with_interval("MSE", listening_mse(judge, motions))
+        )
+
+    def _divergence(self, policy: Policy, groups: Sequence[Sequence[Reaction]]) -> dict[str, float]:
+        """KL(policy || start) of whole reactions, nats, where the policy has a likelihood."""
+        start = self.imitated.policy
+        if not (isinstance(policy, VlaPolicy) and isinstance(start, VlaPolicy)):
+            return {}
+        by_prompt = prompt_means(
+            (window.clip_id, policy.divergence(start, prompt, group))
+            for window, prompt, group in zip(
+                self.held_out.windows, self.held_out.prompts, groups, strict=True
+            )
+        )
+        return self._with_interval("kl", by_prompt)
+
+    def _with_interval(self, name: str, by_prompt: Mapping[str, float]) -> dict[str, float]:
+        return with_interval(name, by_prompt, self.config.evaluation.bootstrap)
+
+
+def with_interval(name: str, by_prompt: Mapping[str, float], bootstrap: int) -> dict[str, float]:
+    """NAME, NAME/low, NAME/high; no bounds of a single prompt, nothing of none.
+
+    Args:
+        name: of the metric.
+        by_prompt: prompt id -> value.
+        bootstrap: resamples of the interval.
+    """
+    if not by_prompt:
+        return {}
+    if len(by_prompt) == 1:
+        return {name: float(np.mean(list(by_prompt.values())))}
+    interval = mean_interval(by_prompt, resamples=bootstrap)
+    return {name: interval.mean, f"{name}/low": interval.low, f"{name}/high": interval.high}
+
+
+def listening_mse(judge: MovementJudge, motions: Sequence[Motion]) -> dict[str, float]:
+    """Window -> mean squared error over all channels, on frames in which the actor listens."""
+    return prompt_means(
+        (
+            window.window_id,
+            mse(motion.values[window.listening], window.motion.values[window.listening]),
+        )
+        for motion, window in zip(motions, judge.windows, strict=True)
+        if np.count_nonzero(window.listening) >= FEWEST
+    )
+
+
+def training_kl(steps: Path) -> float:
+    """KL(policy || start) of an action where the actor listens, over the last tenth of the steps.
+
+    In nats, as learners logged it. Of AR-Flow an action is a denoise step of the trial's own SDE,
+    so a larger sigma makes it smaller (`rapport.policies.flow.sde.step_kl`).
+
+    Args:
+        steps: the learners' file of metrics; its last line may be half written.
+    """
+    whole = steps.read_text().rpartition("\n")[0]
+    rows = [json.loads(line) for line in whole.splitlines()]
+    last = rows[-max(1, len(rows) // 10) :]
+    return float(np.mean([row["kl/reference"] for row in last]))
