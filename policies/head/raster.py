@@ -230,7 +230,8 @@ class Rasterizer:
             self._uv = asset.uv
             self._texture = asset.texture
         head = asset.v_template[asset.weights[:, 1:].sum(1) > 0.5]
-        low, high = head.min(0), head.max(0)
+        low = head.min(0)
+        high = head.max(0)
         self.center = (low + high) / 2
         # Metres, at the depth of `center`.
         self.half_height = float(high[1] - low[1]) / 2 * FRAME_MARGIN

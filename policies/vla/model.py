@@ -78,11 +78,11 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (n, height, width, 3) uint8 -> (n, patches, hidden)."""
         dtype = self.projector.fc1.weight.dtype
-        dino_size = image_side(self.dino.config)
-        dino_pixels = standardise_pixels(frames, IMAGENET_MEAN, IMAGENET_STD, dino_size)
+        size = image_side(self.dino.config)
+        dino_pixels = standardise_pixels(frames, IMAGENET_MEAN, IMAGENET_STD, size=size)
         dino_tokens = self.dino(dino_pixels.to(dtype)).last_hidden_state
-        siglip_size = image_side(self.siglip.config)
-        siglip_pixels = standardise_pixels(frames, SIGLIP_MEAN, SIGLIP_STD, siglip_size)
+        size = image_side(self.siglip.config)
+        siglip_pixels = standardise_pixels(frames, SIGLIP_MEAN, SIGLIP_STD, size=size)
         siglip_tokens = self.siglip(siglip_pixels.to(dtype)).last_hidden_state
         features = torch.cat([dino_tokens[:, self.extra_tokens :], siglip_tokens], dim=-1)
         tokens: Tensor = self.projector(features)
@@ -396,7 +396,7 @@ class FaceVLA(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_s
         """`action_log_probs` of the logits that `action_logits` returns for these arguments."""
         logits = self.action_logits(prompt_ids, frames, action_ids)
         first_token = self.config.action_token_start
-        return action_log_probs(logits, action_ids, first_token, temperature)
+        return action_log_probs(logits, action_ids, first_token, temperature=temperature)
 
     @torch.no_grad()
     def sample_actions(
