@@ -1,16 +1,26 @@
-# make dpo | make test | make test-long | make ui | make lint | make clean     (EXTRA=cuda on machines with NVIDIA GPUs)
+# make dpo | make test | make test-long | make lint | make docs | make ui | make lock | make clean
+# EXTRA=cuda on machines with NVIDIA GPUs; PYTHON=python3.13 for another Python (3.11 to 3.13).
 PYTHON ?= python3.11
 EXTRA  ?= cpu
 VENV   := .venv
 PY     := $(VENV)/bin/python
-LOCK   := infra/requirements/$(EXTRA).lock
+LOCKS  := infra/requirements/$(EXTRA).lock infra/requirements/dev.lock
 READY  := $(VENV)/.ready-$(EXTRA)
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
 # Python writes the bytecode of what it imports, also where the shell forbids it: without, every one of a run's many
 # processes compiles all it imports anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: dpo test test-long lint ui clean install
+# uv installs the locks in a quarter of pip's time and is used where it is there (`make UV=` takes pip). It does not
+# read pip's settings: folders and indexes that pip is told of by its environment variables are passed on. Looking
+# into every index is safe here, since what does not have a hash of the lock is refused.
+UV := $(shell command -v uv)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
+export UV_INDEX_STRATEGY ?= unsafe-best-match
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip install --quiet --no-compile)
+
+.PHONY: dpo test test-long lint types docs ui install lock clean
 
 dpo: $(READY)
 	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR)
@@ -25,20 +35,34 @@ test: lint
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 
-lint: $(READY)
+lint: $(READY) types docs
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# The folders as they are inside the wheel: mypy does not follow the path that rapport/__init__.py extends.
+types: $(READY)
+	rm -rf .types && mkdir -p .types/rapport
+	ln -s $(addprefix ../../,pipeline actors policies rewards $(wildcard rapport/*.py)) .types/rapport/
+	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache
+
+docs: $(READY)
+	$(VENV)/bin/mkdocs build --quiet --strict
 
 ui: $(READY)
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --host 127.0.0.1 --port 5000
 
 install: $(READY)
 
-# Skipped while neither the lock nor pyproject.toml changed. Most modules are never imported: bytecode comes with use.
-$(READY): $(LOCK) pyproject.toml
+# Skipped while neither the locks nor pyproject.toml changed. Most modules are never imported: bytecode comes with use.
+$(READY): $(LOCKS) pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --no-deps --no-compile -r $(LOCK)
-	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
+	$(INSTALL) --no-deps --require-hashes $(addprefix -r ,$(LOCKS))
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
+# After a version in a lock was changed: the hashes of its files (needs uv).
+lock:
+	$(PYTHON) infra/requirements/lock.py $(wildcard infra/requirements/*.lock)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .types .mypy_cache site runs
