@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
+from rapport.pipeline.report.summary import Summary, read_summary
 from rapport.pipeline.report.videos import Shown, read_shown
 from rapport.rewards.ratings.raters import survey
 from rapport.rewards.ratings.ratings import read_ratings
 
+# Phases that learn, in the order in which the page shows them; others come after them.
 LEARNING = ("sft", "vae", "flow", "dpo", "gdpo")
+LABEL = re.compile(r"[a-z_]+(-\d+)?")  # a phase, and which round of it after the first
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class Facts:
         steps: learning phase (sft, dpo, dpo-2, gdpo, ...) -> rows of its `steps.jsonl`.
         surveys: rating phase (rate, rate-2, ...) -> `rapport.rewards.ratings.raters.Survey` and its
             warnings.
-        prompts: row of the table -> "scores" and "truth_errors" -> prompt id -> value.
-        videos: what is shown, and the file's bytes.
+        prompts: method -> "scores" and "truth_errors" -> prompt id -> value.
+        videos: what a video shows, and the file's bytes.
     """
 
     name: str
-    summary: Mapping[str, Any]
+    summary: Summary
     config: str
     changed: Mapping[str, Any]
     steps: Mapping[str, list[dict[str, float]]]
@@ -46,35 +49,44 @@ class Facts:
 def read_facts(directory: Path, summary: Mapping[str, Any], config: RecipeConfig) -> Facts:
     """Read what the phases left in a run directory."""
     prompts = directory / "evaluation_prompts.json"
-    folder = directory / "clips"
+    clips = directory / "clips"
     return Facts(
         name=directory.name,
-        summary=summary,
+        summary=read_summary(summary),
         config=to_yaml(config),
         changed=changed_keys(config),
         steps={
             label: _rows(directory / label / "steps.jsonl")
-            for phase in LEARNING
-            for label in _rounds(directory, phase, "steps.jsonl")
+            for label in _labels(directory, "steps.jsonl")
         },
         surveys=_surveys(directory, summary),
         prompts=json.loads(prompts.read_text()) if prompts.is_file() else {},
-        videos=[(shown, (folder / shown.file).read_bytes()) for shown in read_shown(folder)],
+        videos=[(shown, (clips / shown.file).read_bytes()) for shown in read_shown(clips)],
     )
 
 
 def changed_keys(config: RecipeConfig) -> dict[str, Any]:
     """Keys whose value is not the default."""
-    values, defaults = (flatten(c.model_dump(mode="json")) for c in (config, type(config)()))
+    values = flatten(config.model_dump(mode="json"))
+    defaults = flatten(type(config)().model_dump(mode="json"))
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 
-def _rounds(directory: Path, phase: str, file: str) -> list[str]:
-    """Labels of the rounds of a phase that left `file`: sft, dpo, dpo-2, ..., dpo-10."""
-    found = (folder.name for folder in directory.glob(f"{phase}*") if (folder / file).is_file())
-    name = re.compile(rf"{phase}(?:-(\d+))?")
-    numbered = ((int(match[1] or 1), label) for label in found if (match := name.fullmatch(label)))
-    return [label for _, label in sorted(numbered)]
+def phase_of(label: str) -> str:
+    """The phase of which `label` is a round: dpo of dpo-2."""
+    return label.partition("-")[0]
+
+
+def _labels(directory: Path, file: str) -> list[str]:
+    """Phases that left `file`, round by round: sft, dpo, dpo-2, ..., dpo-10."""
+
+    def place(label: str) -> tuple[int, str, int]:
+        phase, _, round_index = label.partition("-")
+        order = LEARNING.index(phase) if phase in LEARNING else len(LEARNING)
+        return order, phase, int(round_index or 1)
+
+    names = [path.parent.name for path in directory.glob(f"*/{file}")]
+    return sorted(filter(LABEL.fullmatch, names), key=place)
 
 
 def _rows(file: Path) -> list[dict[str, float]]:
@@ -85,14 +97,13 @@ def _surveys(directory: Path, summary: Mapping[str, Any]) -> dict[str, Mapping[s
     """How far raters agree, by round. People's ratings were surveyed when they were read."""
     if "survey" in summary:
         return {"rate": summary["survey"]}
-    found = {}
-    for label in _rounds(directory, "rate", "ratings.parquet"):
+    surveys = {}
+    for label in _labels(directory, "ratings.parquet"):
         ratings = read_ratings(directory / label / "ratings.parquet")
-        members: dict[str, set[str]] = defaultdict(
-            set
-        )  # simulated raters rate every candidate there is
+        # Simulated raters rate every candidate there is.
+        members: dict[str, set[str]] = defaultdict(set)
         for rating in ratings:
             members[rating.prompt_id].add(rating.candidate_id)
         surveyed = survey(ratings, members)
-        found[label] = asdict(surveyed) | {"warnings": surveyed.warnings}
-    return found
+        surveys[label] = asdict(surveyed) | {"warnings": surveyed.warnings}
+    return surveys

@@ -1,8 +1,9 @@
 """The paper's tables, to stand beside a run's.
 
 From "Facial Expression Generation Aligned with Human Preference for Natural Dyadic Interaction",
-Tables I to IV. Its ground-truth rows give two numbers, which can only be Variation and Diversity:
-distances to itself are none."""
+Tables I to IV. Its ground-truth rows give two numbers. They can only be Variation and Diversity,
+because the ground truth has no distance to itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from rapport.rewards.metrics import published
 
 TITLE = published.VLA_DPO
-BEFORE, AFTER = published.SFT, published.SFT_RL
+BEFORE = published.SFT
+AFTER = published.SFT_RL
+FULL = "Full (Ours)"  # the aligned policy's row of Table IV
 
 Values = tuple[float | None, ...]
 
@@ -29,8 +32,7 @@ class PaperTable:
     rows: dict[str, Values]
 
 
-# Our key of each metric in a run's summary -> the papers' name, which `rapport.rewards.metrics`
-# uses.
+# Key in a run's summary -> the papers' name, which `rapport.rewards.metrics` uses.
 METRICS = {
     "l2": "L2",
     "fd": "FD",
@@ -41,7 +43,7 @@ METRICS = {
 }
 
 
-def _of(caption: str, table: published.PublishedTable) -> PaperTable:
+def _paper_table(caption: str, table: published.PublishedTable) -> PaperTable:
     rows = {
         method: tuple(values.get(name) for name in METRICS.values())
         for method, values in table.rows.items()
@@ -49,8 +51,8 @@ def _of(caption: str, table: published.PublishedTable) -> PaperTable:
     return PaperTable(caption, tuple(METRICS), rows)
 
 
-L2L_TREVOR = _of("The paper's Table I: L2L-trevor", published.L2L_TREVOR)
-REALTALK = _of("The paper's Table II: RealTalk", published.REALTALK)
+L2L_TREVOR = _paper_table("The paper's Table I: L2L-trevor", published.L2L_TREVOR)
+REALTALK = _paper_table("The paper's Table II: RealTalk", published.REALTALK)
 USER_STUDY = PaperTable(
     "The paper's Table III: 25 people, 1 to 5",
     ("appropriateness", "empathy", "engagement", "naturalness"),
@@ -65,7 +67,7 @@ ABLATION = PaperTable(
     "The paper's Table IV: what preferences add",
     ("l2", "fd", "p_fd", "l2_affect"),
     {
-        "Full (Ours)": (0.0973, 3.5842, 3.7914, 4.3531),
+        FULL: (0.0973, 3.5842, 3.7914, 4.3531),
         "Random-Prefer": (0.3142, 12.3549, 12.0354, 15.2463),
         "SFT-Preferred": (0.1132, 3.6791, 3.9165, 5.519),
         "SFT-Only": (0.0824, 3.2425, 3.8036, 4.5207),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from rapport.pipeline.rundir import write_atomic
+from rapport.files import write_atomic
 
 HELD_OUT, WORSE, PAIR = "held-out", "worse", "pair"
 LIST = "shown.json"
@@ -47,9 +47,7 @@ def read_shown(folder: Path) -> list[Shown]:
 
 
 def fallen(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Prompts whose value fell, the largest fall first; a prompt that lacks one of the two is left
-    out.
-    """
+    """Prompts whose value fell, the largest fall first; those that lack one value are left out."""
     change = {prompt: after[prompt] - before[prompt] for prompt in before.keys() & after.keys()}
     return sorted(
         (prompt for prompt, by in change.items() if by < 0),
@@ -57,8 +55,11 @@ def fallen(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
     )
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` items at even distances, the first and the last among them (all, if there are fewer)."""
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` items at even distances, the first and the last among them; all if there are fewer."""
     if count >= len(items):
         return list(items)
     return [items[round(k * (len(items) - 1) / max(1, count - 1))] for k in range(count)]
+
+
+spread = evenly_spaced  # until its callers say `evenly_spaced`

@@ -1,0 +1,35 @@
+"""Do the raters agree whose ratings became pairs?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rapport.pipeline.report.facts import Facts
+from rapport.pipeline.report.tables import Table, number
+
+COLUMNS = ("criterion", "Krippendorff's alpha (ordinal)", "reliability of the raters' mean")
+
+
+def rater_agreement(facts: Facts) -> dict[str, object] | None:
+    """How far raters agree, round by round; None where nobody rates."""
+    source = facts.summary.engines.get("raters")
+    if source is None:
+        return None
+    simulated = "SIMULATED" in source
+    raters = "SIMULATED raters" if simulated else "people"
+    tables = {label: _table(label, raters, survey) for label, survey in facts.surveys.items()}
+    return {
+        "source": source,
+        "simulated": simulated,
+        "raters": raters,
+        "surveys": [(survey, tables[label]) for label, survey in facts.surveys.items()],
+    }
+
+
+def _table(label: str, raters: str, survey: Mapping[str, Any]) -> Table:
+    rows = [
+        [criterion, number(alpha, ".2f"), number(survey["reliability"][criterion], ".2f")]
+        for criterion, alpha in survey["alpha"].items()
+    ]
+    return Table(f"How far the {raters} agree ({label})", COLUMNS, rows)

@@ -1,0 +1,91 @@
+"""Curves: of learning, step by step, and of what the policy came to, round by round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rapport.pipeline.report.charts import Chart, Line, line_chart
+from rapport.pipeline.report.facts import Facts, phase_of
+from rapport.pipeline.report.svg import Point
+from rapport.pipeline.report.tables import Table, number
+
+# Title of a chart -> keys of steps.jsonl. Those that a phase did not write are left out.
+ANY_PHASE = {"loss": ("loss",), "gradient norm": ("gradient_norm",)}
+CURVES: dict[str, dict[str, tuple[str, ...]]] = {
+    "sft": {
+        "loss": ("loss",),
+        "cross-entropy, nats": ("ce_expression", "ce_pose"),
+        "regularisers": ("temporal", "identity"),
+        "gradient norm": ("gradient_norm",),
+    },
+    "dpo": {
+        "loss": ("loss",),
+        "share of pairs ordered as rated": ("accuracy",),
+        "reward against the reference": ("chosen_reward", "rejected_reward"),
+        "divergence, nats per token": ("kl_per_token",),
+        "gradient norm": ("gradient_norm",),
+    },
+    "vae": {
+        "loss": ("loss",),
+        "errors": ("reconstruction", "velocity"),
+        "divergence from N(0, I), nats per number": ("kl",),
+    },
+    "gdpo": {
+        "reward, mean of the groups": ("reward",),
+        "reward, face": ("reward/expr", "reward/eyelid", "reward/eyepose"),
+        "reward, head and jaw": ("reward/rot", "reward/neck", "reward/jaw"),
+        "divergence from the supervised policy": ("kl",),
+        "share of clipped ratios": ("clip_fraction",),
+        "gradient norm": ("gradient_norm",),
+    },
+}
+NO_IMITATION = {"vae", "dpo", "gdpo"}
+ROUNDS = {
+    "simulated_rating": "SIMULATED rating, 1 to 5",
+    "truth_affect_error": "truth affect error",
+    "l2": "L2",
+    "fd": "FD",
+}
+
+
+def training_curves(facts: Facts) -> dict[str, object]:
+    """Charts of every phase that learnt."""
+    charts: dict[str, list[Chart | None]] = {}
+    for label, steps in facts.steps.items():
+        titles = CURVES.get(phase_of(label), ANY_PHASE)
+        charts[label] = [
+            line_chart(title, "step", [_line(steps, "step", key) for key in keys])
+            for title, keys in titles.items()
+        ]
+    return {
+        "charts": {label: list(filter(None, drawn)) for label, drawn in charts.items()},
+        "lacks_imitation": {phase_of(label) for label in facts.steps} <= NO_IMITATION,
+    }
+
+
+def round_by_round(facts: Facts) -> dict[str, object] | None:
+    """What the policy came to after every round, on held-out prompts; None without rounds."""
+    rounds = facts.summary.rounds
+    if not rounds:
+        return None
+    charts = [
+        line_chart(title, "round", [Line(title, _points(rounds, "round", key))])
+        for key, title in ROUNDS.items()
+    ]
+    rows = [[str(row["round"]), *(number(row.get(key)) for key in ROUNDS)] for row in rounds]
+    return {
+        "start": facts.summary.compared[0] if facts.summary.compared else "the first policy",
+        "charts": list(filter(None, charts)),
+        "table": Table("After every round", ("round", *ROUNDS.values()), rows),
+    }
+
+
+def _line(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> Line:
+    return Line(y.replace("_", " "), _points(rows, x, y))
+
+
+def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[Point]:
+    """What can be drawn: a value that is missing or not finite is no point."""
+    return [(row[x], row[y]) for row in rows if row.get(y) is not None and math.isfinite(row[y])]

@@ -1,0 +1,62 @@
+"""What sections read of a run's `summary.json`. They know metrics, never recipes or policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Interval = Mapping[str, float]  # mean, low, high, n
+Row = Mapping[str, Any]  # metric -> value, or an `Interval`; None where it could not be computed
+# Methods that runs compared before their summaries said which.
+FORMERLY_COMPARED = ("SFT", "SFT + DPO")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A summary; what the run lacks is empty.
+
+    Args:
+        compared: the methods before and after alignment.
+        evaluation: method -> metric -> value, against the recorded listeners.
+        change: what alignment changed: `NAME_change` -> interval, `NAME_change_percent` -> value.
+        judgement: method -> metric -> value: how listeners move.
+        change_percent: metric of `judgement` -> how far the second method is from the first.
+        rounds: what the policy came to after every round.
+    """
+
+    recipe: str
+    seed: int
+    versions: Mapping[str, str]
+    engines: Mapping[str, Any]
+    timings: Mapping[str, float]
+    counts: Mapping[str, int]
+    compared: tuple[str, str] | None = None
+    evaluation: Mapping[str, Row] = field(default_factory=dict)
+    change: Mapping[str, Any] = field(default_factory=dict)
+    judgement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    change_percent: Mapping[str, float] = field(default_factory=dict)
+    rounds: Sequence[Row] = ()
+
+
+def read_summary(values: Mapping[str, Any]) -> Summary:
+    """The summary of a run, as its recipe wrote it."""
+    metrics = values["metrics"]
+    evaluation = metrics.get("evaluation", {})
+    compared = metrics.get("compared")
+    if compared is None and set(FORMERLY_COMPARED) <= evaluation.keys():
+        compared = FORMERLY_COMPARED
+    return Summary(
+        recipe=values["recipe"],
+        seed=values["seed"],
+        versions=values["versions"],
+        engines=values["engines"],
+        timings=values["timings_s"],
+        counts=values["counts"],
+        compared=None if compared is None else (compared[0], compared[1]),
+        evaluation=evaluation,
+        change=metrics.get("change", {}),
+        judgement=metrics.get("judgement", {}),
+        change_percent=metrics.get("change_percent", {}),
+        rounds=metrics.get("rounds", ()),
+    )
