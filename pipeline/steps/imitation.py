@@ -53,7 +53,7 @@ from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bound
 from rapport.policies.vla.loading import build_tiny, tiny_config
 from rapport.policies.vla.openvla import load_openvla, read_weights
 from rapport.policies.vla.policy import VlaPolicy
-from rapport.policies.vla.pretrained import load_pretrained
+from rapport.policies.vla.pretrained import PublishedParts, load_pretrained
 from rapport.policies.vla.settings import ActionConfig
 from rapport.policies.vla.text import build_text_tokenizer
 from rapport.policies.vla.training import SFT_SCHEMA
@@ -188,9 +188,7 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
     dtype = getattr(torch, vla.dtype)
     if vla.size == "pretrained":
         model, tokenizer = load_pretrained(
-            vla.llama,
-            vla.dino,
-            vla.siglip,
+            PublishedParts(vla.llama, vla.dino, vla.siglip),
             space,
             dtype=dtype,
             text_tokens=vla.text_tokens,
