@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rapport import log
+
 ROOT = Path(__file__).parents[1]
+log.show()  # what recipes say goes to the terminal, as on the command line
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: learners, engines and tests share few cores

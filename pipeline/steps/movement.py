@@ -21,7 +21,6 @@ from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import Judged, JudgedOfFlow
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.imitation import Imitated, people
-from rapport.pipeline.tracking import metric_key
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.landmarks import face_regions
@@ -336,4 +335,4 @@ def tabulate_movement(
     summary["before"] = summary.get("before", {}) | dict(first)
     summary["after"] = summary.get("after", {}) | dict(last)
     for name, row in rows.items():
-        run.tracker.log({f"{metric_key(name)}/{metric}": value for metric, value in row.items()})
+        run.tracker.log({f"{name.replace(' + ', '_')}/{metric}": value for metric, value in row.items()})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rapport.policies.tables import write_table
 from rapport.rewards.ratings.pairs import Pair, make_pairs
 from rapport.rewards.ratings.raters import RaterScales, Survey, anonymous, survey
 from rapport.rewards.ratings.ratings import Rating, read_ratings, write_ratings
-from rapport.rewards.ratings.scores import score_candidates
+from rapport.rewards.ratings.scores import ScoreConfig, score_candidates
 
 
 def reward_pool(config: Judged) -> RewardPool:
@@ -98,10 +98,22 @@ def _rated(
         alphas = {f"alpha/{name}": value for name, value in found.alpha.items()}
         step.logger.log({name: value for name, value in alphas.items() if value is not None})
         described = asdict(found) | {"warnings": found.warnings}
+    kept = keep_ratings(step, ratings, source)
+    return replace(kept, value=described)
+
+
+def keep_ratings(step: Phase, ratings: list[Rating], source: str) -> PhaseResult:
+    """Write ratings in the phase's folder.
+
+    Args:
+        step: the phase.
+        ratings: in any order.
+        source: who rated.
+    """
     file = step.directory / "ratings.parquet"
     write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
     step.say(f"{len(ratings)} ratings by {source}")
-    return PhaseResult(artifacts={"ratings": file}, engines={"raters": source}, value=described)
+    return PhaseResult(artifacts={"ratings": file}, engines={"raters": source})
 
 
 def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion]:
@@ -148,24 +160,59 @@ def _paired(
     scales = None
     if config.ratings is not None and config.score.rater_scales:
         scales = RaterScales.of(ratings)
-    scores, scored = score_candidates(ratings, config.score.weights, _members(groups), scales)
-    pairs, paired = make_pairs(scores, config.score.minimum_margin)
-    if len(pairs) < config.dpo.batch_size:
-        raise RunError(
-            f"{len(pairs)} pairs are fewer than one batch "
-            f"(dpo.batch_size={config.dpo.batch_size}): {asdict(paired)}"
-        )
     by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
-    chosen = [by_id[pair.prompt_id, pair.chosen_id] for pair in pairs]
-    share = float(np.mean([candidate.source == GROUND_TRUTH for candidate in chosen]))
+    pairs, counts = pairs_of(
+        step,
+        ratings,
+        _members(groups),
+        config.score,
+        batch_size=config.dpo.batch_size,
+        recorded={key for key, candidate in by_id.items() if candidate.source == GROUND_TRUTH},
+        scales=scales,
+    )
+    table = step.directory / "pairs.arrow"
+    write_table(table, pair_rows(pairs, by_id, imitated), pair_schema(imitated.policy))
+    return PhaseResult(artifacts={"pairs": table}, counts=counts)
+
+
+def pairs_of(
+    step: Phase,
+    ratings: list[Rating],
+    members: Mapping[str, list[str]],
+    config: ScoreConfig,
+    *,
+    batch_size: int,
+    recorded: Collection[tuple[str, str]],
+    scales: RaterScales | None = None,
+) -> tuple[list[Pair], dict[str, int]]:
+    """Score every candidate (Eq. 10); best and worst of a group make a pair.
+
+    Args:
+        step: the phase.
+        ratings: of the candidates.
+        members: prompt id -> candidate ids.
+        config: weights of the criteria, least margin.
+        batch_size: fewer pairs are an error.
+        recorded: prompt and candidate ids of recorded listeners.
+        scales: of the raters, where each one's scale is taken into account.
+
+    Returns:
+        the pairs, and counts of what was scored and paired.
+    """
+    scores, scored = score_candidates(ratings, config.weights, members, scales)
+    pairs, paired = make_pairs(scores, config.minimum_margin)
+    if len(pairs) < batch_size:
+        raise RunError(
+            f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={batch_size}): "
+            f"{asdict(paired)}"
+        )
+    share = float(np.mean([(pair.prompt_id, pair.chosen_id) in recorded for pair in pairs]))
     margin = np.mean([pair.margin for pair in pairs])
     step.say(
         f"{len(pairs)} pairs, mean margin {margin:.3f}, recorded listener chosen in {share:.0%}"
     )
     step.logger.log({"pairs": len(pairs), "ground_truth_chosen": share})
-    table = step.directory / "pairs.arrow"
-    write_table(table, pair_rows(pairs, by_id, imitated), pair_schema(imitated.policy))
-    return PhaseResult(artifacts={"pairs": table}, counts=asdict(scored) | asdict(paired))
+    return pairs, asdict(scored) | asdict(paired)
 
 
 def pair_rows(

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.actors.fleet import _batches, log_prob_gap, prompt_seed
+from rapport.actors.fleet import _requests
 from rapport.actors.rater import Viewer
 from rapport.actors.renderer import on_this_head
-from rapport.pipeline.data.vla import prompt_of
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
-from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.trajectory import Trajectory
+from rapport.policies.policy import Reaction
+from rapport.policies.vla.policy import TokenSampler, VlaPolicy, prompt_seed
 from rapport.rewards.ratings.simulated import SimulatedPanel
 from rapport.rewards.ratings.speaker_cues import SpeakerCues
 
@@ -43,7 +43,7 @@ def test_of_another_head_only_the_pose_is_shown():
 
 
 def test_a_foreign_face_is_not_judged_by_coefficients_that_mean_nothing_here():
-    viewer = Viewer(None, None)
+    viewer = Viewer(HeadConfig())
     assert viewer(motion("builtin")).expression is not None
     foreign = motion("flame2020")
     seen = viewer(foreign)
@@ -71,12 +71,15 @@ def test_a_seed_belongs_to_the_prompt_whatever_stands_beside_it():
 
 
 def test_batches_hold_every_prompt_once_and_are_made_when_asked_for():
-    assert list(_batches(iter("abcde"), 2)) == [["a", "b"], ["c", "d"], ["e"]]
-    assert list(_batches(iter(""), 2)) == [] and list(_batches(iter("ab"), 2)) == [["a", "b"]]
+    def batches(items, size):
+        return [list(r.prompts) for r in _requests(iter(items), 1, iter(range(len(items))), size)]
+
+    assert batches("abcde", 2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert batches("", 2) == [] and batches("ab", 2) == [["a", "b"]]
     pulled = []
     source = (pulled.append(i) or i for i in range(100))
-    next(_batches(source, 3))
-    assert pulled == [0, 1, 2]
+    first = next(_requests(source, 4, iter(range(100)), 3))
+    assert pulled == [0, 1, 2] and (first.seeds, first.samples) == ([0, 1, 2], 4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -84,25 +87,21 @@ def test_batches_hold_every_prompt_once_and_are_made_when_asked_for():
 def test_the_canarys_gap_is_the_largest_difference(
     tiny_corpus, tiny_checkpoint, temperature, has_frames
 ):
-    policy = load_checkpoint(tiny_checkpoint)
-    prompt = prompt_of(tiny_corpus.at("train", 0), policy)
+    policy = VlaPolicy.load(tiny_checkpoint)
+    policy.sampler = TokenSampler(temperature)
+    prompt = policy.encode(tiny_corpus.at("train", 0))
     if not has_frames:
-        prompt = prompt_of(replace(tiny_corpus.at("train", 0), speaker_frames=None), policy)
+        prompt = policy.encode(replace(tiny_corpus.at("train", 0), speaker_frames=None))
     ids = torch.as_tensor(prompt.ids)[None]
     frames = torch.as_tensor(prompt.frames)[None] if has_frames else None
     tokens, log_probs = policy.model.sample_actions(
         ids, frames, temperature, torch.Generator().manual_seed(0)
     )
-    exact = Trajectory("p", 0, tokens[0].numpy(), log_probs[0].numpy(), 0, 0)
-    assert log_prob_gap(policy.model, prompt, exact, temperature) < 1e-4
+    exact = Reaction("p", 0, tokens[0].numpy(), log_probs[0].numpy())
+    assert policy.log_prob_gap(prompt, exact) < 1e-4
     off = log_probs[0].numpy().copy()
     off[17] += 0.25
-    assert log_prob_gap(
-        policy.model, prompt, Trajectory("p", 0, tokens[0].numpy(), off, 0, 0), temperature
-    ) == (pytest.approx(0.25, abs=1e-3))
+    other = replace(exact, log_probs=off)
+    assert policy.log_prob_gap(prompt, other) == pytest.approx(0.25, abs=1e-3)
     off[3] = np.nan
-    assert np.isnan(
-        log_prob_gap(
-            policy.model, prompt, Trajectory("p", 0, tokens[0].numpy(), off, 0, 0), temperature
-        )
-    )
+    assert np.isnan(policy.log_prob_gap(prompt, other))

@@ -15,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rapport.pipeline.config import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter, load_labels
 from rapport.pipeline.data.vla import examples
-from rapport.pipeline.recipes.prepare import _open
+from rapport.pipeline.data.corpora import open_corpus
+from rapport.pipeline.data.settings import CorpusConfig
 from rapport.policies.clip import Clip, Word
 from rapport.policies.motion import Layout, LayoutError, Motion
-from rapport.policies.vla.loading import CheckpointError, load_checkpoint
+from rapport.policies.policy import CheckpointError
+from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.text import build_text_tokenizer
 
 LAYOUT = Layout((("expr", 4), ("rot", 3)), 25, "builtin")
@@ -53,16 +55,14 @@ def corpus(tmp_path):
 @pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
 def test_prepare_names_a_missing_folder(tmp_path, kind):
     with pytest.raises(CorpusError, match=r"nowhere.*(must hold|'prepare' builds one)"):
-        _open(
-            CorpusConfig(kind=kind, root=tmp_path / "nowhere"), SimpleNamespace(directory=tmp_path)
-        )
+        open_corpus(CorpusConfig(kind=kind, root=tmp_path / "nowhere"), tmp_path / "corpus")
 
 
 @pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
 def test_prepare_names_an_empty_folder(tmp_path, kind):
     (tmp_path / "void").mkdir()
     with pytest.raises(CorpusError, match="void has no .*(is it|rebuild)"):
-        _open(CorpusConfig(kind=kind, root=tmp_path / "void"), SimpleNamespace(directory=tmp_path))
+        open_corpus(CorpusConfig(kind=kind, root=tmp_path / "void"), tmp_path / "corpus")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_an_action_space_of_another_policy_is_refused(checkpoint, content):
 
 
 def test_a_corpus_outside_the_policys_action_space_names_the_clip(tiny_corpus, tiny_checkpoint):
-    policy = load_checkpoint(tiny_checkpoint)
+    policy = VlaPolicy.load(tiny_checkpoint)
     known = next(tiny_corpus.clips("train"))
     other = replace(known.listener.layout, fps=30.0)
     unlike = replace(known, listener=Motion(known.listener.values, other))

@@ -6,19 +6,33 @@ import pytest
 import yaml
 
 from rapport.pipeline import config as cfg
-from rapport.pipeline.config import (
-    ConfigError,
-    DpoRecipeConfig,
-    PrepareConfig,
-    describe,
-    load_config,
-)
-from rapport.pipeline.run import RECIPES, main
+from rapport.pipeline import settings
+from rapport.pipeline.config import describe, load_config
+from rapport.pipeline.run import OTHER, RECIPES, main
+from rapport.pipeline.settings import DpoOfVla, GdpoOfFlow, PrepareConfig
+from rapport.pipeline.tune_settings import TUNED
+from rapport.rewards.dynamics import GroupWeightsConfig
+from rapport.settings import ConfigError
 
-TYPES = [config_type for config_type, _ in RECIPES.values()]
+SNAPSHOTS = Path(__file__).parent / "snapshots"
 
 
-def load(*overrides, recipe=DpoRecipeConfig, file=None):
+def all_configs():
+    """Command -> config of every recipe, subject and built-in policy."""
+    for name, recipe in RECIPES.items():
+        for policy, config_type in recipe.configs.items():
+            if policy != OTHER and name != "tune":
+                yield " ".join([name, *([f"policy={policy}"] if policy else [])]), config_type
+    for subject, configs in TUNED.items():
+        for policy, config_type in configs.items():
+            yield f"tune {subject} policy={policy}", config_type
+
+
+TYPES = [config_type for _, config_type in all_configs()]
+FIRST = {name: next(iter(recipe.configs.values())) for name, recipe in RECIPES.items()}
+
+
+def load(*overrides, recipe=DpoOfVla, file=None):
     return load_config(recipe, file, list(overrides))
 
 
@@ -37,7 +51,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(recipe, capsys):
         main([recipe, "--help"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    for key, kind, default, meaning in describe(RECIPES[recipe][0]):
+    for key, kind, default, meaning in describe(FIRST[recipe]):
         assert (
             f"{kind}, default {default or 'empty'}\n" in shown.partition(f"\n  {key} ")[2][:200]
         ), key
@@ -45,7 +59,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(recipe, capsys):
 
 
 def test_types_and_defaults_are_written_for_people():
-    rows = {key: (kind, default) for key, kind, default, _ in describe(DpoRecipeConfig)}
+    rows = {key: (kind, default) for key, kind, default, _ in describe(DpoOfVla)}
     assert rows["learner.zero_stage"] == ("1|2|3", "2")
     assert rows["corpus.root"] == ("path or empty", "")
     assert rows["tracking.system_metrics"] == ("bool", "true")
@@ -57,7 +71,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     file.write_text("seed: 3\ndpo:\n  beta: 0.5\n  epochs: 7\n")
     config = load("dpo.beta=0.2", file=file)
     assert (config.seed, config.dpo.beta, config.dpo.epochs) == (3, 0.2, 7)
-    assert config.dpo.batch_size == DpoRecipeConfig().dpo.batch_size
+    assert config.dpo.batch_size == DpoOfVla().dpo.batch_size
 
 
 @pytest.mark.parametrize("recipe", TYPES)
@@ -72,12 +86,12 @@ def test_a_recipe_keeps_its_own_defaults_for_the_rest_of_a_section(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("corpus:\n  seed: 1\n")
     for config in (
-        load("corpus.seed=1", recipe=cfg.GdpoRecipeConfig),
-        load(recipe=cfg.GdpoRecipeConfig, file=file),
+        load("corpus.seed=1", recipe=GdpoOfFlow),
+        load(recipe=GdpoOfFlow, file=file),
     ):
         assert (config.corpus.seed, config.corpus.seconds, config.corpus.frames) == (1, 8.0, 0)
-    assert load("corpus.seconds=2", recipe=cfg.GdpoRecipeConfig).corpus.seconds == 2
-    assert ("corpus.seconds", "float", "8.0") in [row[:3] for row in describe(cfg.GdpoRecipeConfig)]
+    assert load("corpus.seconds=2", recipe=GdpoOfFlow).corpus.seconds == 2
+    assert ("corpus.seconds", "float", "8.0") in [row[:3] for row in describe(GdpoOfFlow)]
 
 
 def test_values_are_read_as_yaml():
@@ -86,17 +100,17 @@ def test_values_are_read_as_yaml():
         "learner.zero_stage=3",
         "sft.learning_rate=1e-4",
         "tracking.system_metrics=false",
-        "policy.llama=",
-        recipe=cfg.RolloutRecipeConfig,
+        "vla.llama=",
+        recipe=settings.RolloutOfVla,
     )
     assert str(config.corpus.root) == "/data/x" and config.learner.zero_stage == 3
     assert config.sft.learning_rate == 1e-4 and config.tracking.system_metrics is False
-    assert config.policy.llama is None
+    assert config.vla.llama is None
 
 
 def test_ablate_takes_no_videos_as_it_renders_none():
     with pytest.raises(ConfigError, match="unknown key 'evaluation.clips'"):
-        load("evaluation.clips=0", recipe=cfg.AblateConfig)
+        load("evaluation.clips=0", recipe=settings.AblateOfVla)
 
 
 def test_given_candidates_are_one_round():
@@ -123,7 +137,7 @@ def test_given_candidates_are_one_round():
         ("policy.lora_rank=4", ["dpo.train=all"]),
         ("sft.batch_size=7", ["sft.batch_size=7 must be a multiple of learner.world_size=2"]),
         ("dpo.batch_size=5", ["dpo.batch_size=5 must be a multiple of learner.world_size=2"]),
-        ("policy.size=pretrained", ["policy.llama", "policy.dino", "policy.siglip"]),
+        ("policy.size=pretrained", ["vla.llama", "vla.dino", "vla.siglip"]),
     ],
 )
 def test_a_bad_override_is_named_with_the_way_out(override, parts):
@@ -168,10 +182,10 @@ FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_every_file_of_configs_is_a_recipe_and_a_size(file):
     recipe, size = file.stem.split("_")
-    config = load_config(RECIPES[recipe][0], file, [])
+    config = load_config(FIRST[recipe], file, [])
     assert size in ("tiny", "paper")
     if size == "tiny":
-        assert config == RECIPES[recipe][0](), (
+        assert config == FIRST[recipe](), (
             f"stale: python -m pipeline.run {recipe} --print-config writes it"
         )
 
@@ -189,12 +203,12 @@ def test_a_recipe_aligns_its_own_policy_or_the_one_named(capsys, tmp_path):
         printed("gdpo", "policy=vla", "policy.hidden=64"),
     )
     assert flow["policy"] == "flow" and flow["dpo"]["beta"] == 7 and "score" in flow
-    assert vla["policy"]["hidden"] == 64 and "truncation" in vla["gdpo"] and "reward" in vla
+    assert vla["vla"]["hidden"] == 64 and "truncation" in vla["gdpo"] and "reward" in vla
     for recipe, values in (("dpo", flow), ("gdpo", vla)):  # what a run has kept says which it was
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
         assert printed(recipe, "--config", str(tmp_path / "config.yaml")) == values
     assert main(["gdpo", "policy=gan", "--print-config"]) == 2
-    assert "policy=gan: gdpo aligns flow or vla" in capsys.readouterr().err
+    assert "policy=gan: gdpo takes flow or vla" in capsys.readouterr().err
 
 
 def test_an_unknown_key_ends_with_code_2_and_a_message(capsys, tmp_path):
@@ -241,11 +255,37 @@ def test_configs_are_frozen():
 )
 def test_gdpo_refuses_what_cannot_work(override, parts):
     with pytest.raises(ConfigError) as error:
-        load(override, recipe=cfg.GdpoRecipeConfig)
+        load(override, recipe=GdpoOfFlow)
     assert all(part in str(error.value) for part in parts)
 
 
 def test_gdpo_needs_something_to_reward():
-    nothing = [f"groups.{name}=0" for name in cfg.GroupWeightsConfig.model_fields]
+    nothing = [f"groups.{name}=0" for name in GroupWeightsConfig.model_fields]
     with pytest.raises(ConfigError, match="groups: all weights are 0, so nothing is rewarded"):
-        load(*nothing, recipe=cfg.GdpoRecipeConfig)
+        load(*nothing, recipe=GdpoOfFlow)
+
+
+@pytest.mark.parametrize(("command", "recipe"), list(all_configs()))
+def test_printed_configs_are_those_of_the_snapshots(command, recipe):
+    """Keys, defaults and meanings change on purpose only: tests/pipeline/snapshots has them."""
+    file = SNAPSHOTS / f"{command.replace(' policy=', '-').replace(' ', '-')}.yaml"
+    assert cfg.commented_yaml(recipe()) == file.read_text(), (
+        f"rapport {command} --print-config > {file}"
+    )
+
+
+def test_sections_of_earlier_versions_are_still_read(tmp_path):
+    """`policy` was the section of the VLA's sizes; it now says which policy there is."""
+    file = tmp_path / "c.yaml"
+    file.write_text("policy:\n  hidden: 64\n  action:\n    bins: 128\n")
+    config = load(file=file)
+    assert (config.policy, config.vla.hidden, config.vla.action.bins) == ("vla", 64, 128)
+    assert load("policy.layers=2").vla.layers == 2
+
+
+def test_a_policy_of_ones_own_has_keys_too(capsys):
+    assert main(["gdpo", "policy=my.listeners:Quiet", "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["policy"] == "my.listeners:Quiet" and printed["imitate"]["steps"] == 240
+    assert main(["dpo", "policy=my.listeners:Quiet", "sft.steps=1", "--print-config"]) == 2
+    assert "unknown key 'sft.steps'" in capsys.readouterr().err

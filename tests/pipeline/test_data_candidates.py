@@ -58,14 +58,18 @@ def test_candidates_come_back_as_they_were(tmp_path, policy):
 
 
 def test_the_order_of_writing_does_not_show(tmp_path, policy):
-    given = [sampled(trajectory(sample=k), policy) for k in range(4)] + [recorded("p", trajectory().actions, policy)]
+    given = [sampled(trajectory(sample=k), policy) for k in range(4)] + [
+        recorded("p", trajectory().actions, policy)
+    ]
     write_candidates(tmp_path / "a.parquet", given, policy)
     write_candidates(tmp_path / "b.parquet", given[::-1], policy)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_ids_are_unlike_repeatable_and_neutral(policy):
-    group = [sampled(trajectory(sample=k), policy) for k in range(4)] + [recorded("p", trajectory().actions, policy)]
+    group = [sampled(trajectory(sample=k), policy) for k in range(4)] + [
+        recorded("p", trajectory().actions, policy)
+    ]
     ids = [c.candidate_id for c in group]
     assert len(set(ids)) == 5 and {len(i) for i in ids} == {10}
     assert all(set(i) <= set("0123456789abcdef") for i in ids)

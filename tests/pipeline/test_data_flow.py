@@ -120,9 +120,7 @@ def test_the_prompt_names_emotion_gaze_and_nods():
 
 def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_path):
     given = list(windows(clip, 8))
-    assert (
-        write_table(tmp_path / "t.arrow", window_rows(given, features, vae), WINDOW_SCHEMA) == 2
-    )
+    assert write_table(tmp_path / "t.arrow", window_rows(given, features, vae), WINDOW_SCHEMA) == 2
     listener, speaker = read_table(tmp_path / "t.arrow")
     assert from_bytes(listener["partner_audio"], 24, 8).equal(
         from_bytes(speaker["actor_audio"], 24, 8)

@@ -7,28 +7,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.vla import examples, prompt_of, prompt_row
-from rapport.policies.vla.loading import load_checkpoint
+from rapport.pipeline.data.vla import examples
+from rapport.policies.vla.policy import VlaPolicy
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_checkpoint):
-    return load_checkpoint(tiny_checkpoint)
+    return VlaPolicy.load(tiny_checkpoint)
 
 
 def test_absent_modalities_are_marked_in_the_prompt(tiny_corpus, policy):
     clip, config = tiny_corpus.at("train", 0), policy.model.config
-    full = prompt_of(clip, policy)
+    full = policy.encode(clip)
     assert full.prompt_id == clip.clip_id and full.frames.shape == (1, 28, 28, 3)
     assert (full.ids == config.image_token_id).sum() == 4 and config.absent_token_id not in full.ids
-    blind = prompt_of(replace(clip, speaker_frames=None), policy)
+    blind = policy.encode(replace(clip, speaker_frames=None))
     assert blind.frames is None
     assert (
         blind.ids == config.absent_token_id
     ).sum() == 4 and config.image_token_id not in blind.ids
     deaf, silent = (
-        prompt_of(replace(clip, words=None), policy),
-        prompt_of(replace(clip, words=()), policy),
+        policy.encode(replace(clip, words=None)),
+        policy.encode(replace(clip, words=())),
     )
     assert (deaf.ids == config.absent_token_id).sum() == 4 and (
         silent.ids == config.blank_token_id
@@ -51,12 +51,12 @@ def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
         np.abs(found - wanted)[inside] <= np.broadcast_to(0.51 * width + 1e-6, wanted.shape)[inside]
     ).all()
     frames = np.frombuffer(row["frames"], np.uint8).reshape(1, 28, 28, 3)
-    np.testing.assert_array_equal(frames, prompt_of(clip, policy).frames)
+    np.testing.assert_array_equal(frames, policy.encode(clip).frames)
 
 
 def test_a_row_without_video_says_none(tiny_corpus, policy):
-    prompt = prompt_of(replace(tiny_corpus.at("train", 0), speaker_frames=None), policy)
-    assert prompt_row(prompt) == {
+    prompt = policy.encode(replace(tiny_corpus.at("train", 0), speaker_frames=None))
+    assert policy.prompt_row(prompt) == {
         "prompt_id": prompt.prompt_id,
         "prompt": prompt.ids.tolist(),
         "frames": None,

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rapport.pipeline.config import ConfigError, EvaluateConfig, FilesConfig, load_config
+from rapport.pipeline.config import load_config
 from rapport.pipeline.data.columns import sequences_to_arrow
 from rapport.pipeline.data.readers.motion_files import read_clips, together
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.recipes.evaluate_files import read_inputs, score_files
+from rapport.pipeline.settings import EvaluateOfVla, FilesConfig
+from rapport.pipeline.steps.scoring import read_inputs, score_files
+from rapport.settings import ConfigError
 from rapport.pipeline.run import main
 from rapport.pipeline.rundir import RunError
 from rapport.policies.motion import Layout, Motion
@@ -42,7 +44,7 @@ class FakeRun(SimpleNamespace):
 
 
 def config_of(files):
-    return EvaluateConfig(files=files)
+    return EvaluateOfVla(files=files)
 
 
 def motions(frames=110, clips=2, dim=56):
@@ -251,7 +253,7 @@ def test_clips_without_names_go_by_their_order():
 
 
 def load(*overrides):
-    return load_config(EvaluateConfig, None, list(overrides))
+    return load_config(EvaluateOfVla, None, list(overrides))
 
 
 def test_keys_that_do_not_go_together_are_refused():

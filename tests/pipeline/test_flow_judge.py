@@ -9,27 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.pipeline.config import (
-    ConfigError,
-    FlowConfig,
-    FlowDpoRecipeConfig,
-    FlowJudgeConfig,
-    GdpoRecipeConfig,
-    HeadConfig,
-    load_config,
-    to_yaml,
-)
-from rapport.pipeline.data.flow import WINDOW_SCHEMA, Features, window_rows, windows
-from rapport.pipeline.recipes.flow import as_trained, earlier
-from rapport.pipeline.recipes.flow_judge import FlowJudge, faces_of, report
+from rapport.pipeline.config import load_config, to_yaml
+from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
+from rapport.pipeline.objectives.settings import FlowTraining
 from rapport.pipeline.rundir import RunError
-from rapport.policies.flow import checkpoint, config
+from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow
+from rapport.pipeline.steps import flow_studies
+from rapport.pipeline.steps.imitation import Imitated, as_trained, earlier_flow
+from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of, tabulate_movement
+from rapport.pipeline.steps.settings import MovementConfig
+from rapport.policies.flow import config
 from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.tables import write_table
+from rapport.settings import ConfigError
 
-JUDGE = FlowJudgeConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
+JUDGE = MovementConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
 
 
 @pytest.fixture(scope="module")
@@ -37,29 +37,39 @@ def made(tiny_corpus, tmp_path_factory):
     """A judge of the tiny corpus' test windows, and a policy with random weights."""
     folder = tmp_path_factory.mktemp("judge")
     torch.manual_seed(0)
-    vae = MotionVAE(config.VAEConfig(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
+    vae = MotionVAE(config.VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
     vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
-    checkpoint.save(vae, folder / "vae")
     text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
     features = Features(
-        text, audio, (FeatureCache(folder, text.name), FeatureCache(folder, audio.name))
+        text=text,
+        audio=audio,
+        text_cache=FeatureCache(folder, text.name),
+        audio_cache=FeatureCache(folder, audio.name),
     )
     held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
-    write_table(folder / "test.arrow", window_rows(held_out, features.of, vae), WINDOW_SCHEMA)
-    sizes = config.FlowConfig(
+    write_table(folder / "test.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
+    sizes = config.FlowSizes(
         latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=3
     )
-    checkpoint.save(initialised(sizes, 0), folder / "flow")
-    judge = FlowJudge.of(
-        GdpoRecipeConfig(judge=JUDGE), held_out, folder / "test.arrow", folder / "vae"
-    )
-    return judge, folder / "flow"
+    FlowPolicy(initialised(sizes, 0), vae, EncodersConfig()).save(folder / "flow")
+    imitated = Imitated(tiny_corpus, folder / "flow", folder)
+    recipe = GdpoOfFlow(judge=JUDGE)
+    held_out = HeldOut.from_corpus(recipe, imitated)
+    faces = faces_of(recipe.head, tiny_corpus.layout.topology)
+    policy = imitated.policy.with_sampler(flow_studies.judged_sampler(recipe))
+    return held_out, MovementJudge(held_out.windows, held_out.both_roles, faces), policy
+
+
+def generate(held_out, policy, **changes):
+    changed = policy.with_sampler(**changes)
+    return held_out.flat(held_out.answers(changed, changed))
 
 
 def test_the_recorded_motion_is_perfect(made):
-    judge, _ = made
+    held_out, judge, policy = made
     recorded = [window.motion for window in judge.windows]
-    values = judge.score({"coded": judge.coded(), "recorded": recorded})["recorded"]
+    coded = flow_studies.coded(held_out, policy)
+    values = judge.score({"coded": coded, "recorded": recorded})["recorded"]
     for name, value in values.items():
         if name.split("/")[1] in ("MSE", "FD", "P-FD", "rPCC", "unils", "gdpo_paper"):
             assert value == pytest.approx(0, abs=1e-6), name
@@ -71,7 +81,7 @@ def test_the_recorded_motion_is_perfect(made):
 
 
 def test_others_are_other_people_of_the_same_role(made):
-    judge, _ = made
+    held_out, judge, _ = made
 
     def others(judge):
         return [
@@ -79,33 +89,37 @@ def test_others_are_other_people_of_the_same_role(made):
             for motion in judge.others()
         ]
 
-    roles = [window.clip_id.rsplit("/", 1)[1] for window in judge.windows]
+    roles = [window.role for window in judge.windows]
     assert [roles[i] for i in others(judge)] == roles and len(set(roles)) == 2
-    assert others(judge.of_listeners()) == [1, 2, 0], "each once, nobody themselves"
+    listeners = MovementJudge(held_out.of_listeners().windows, both_roles=True)
+    assert others(listeners) == [1, 2, 0], "each once, nobody themselves"
 
 
 def test_some_windows_are_evenly_spread_and_keep_their_conditions(made):
-    judge, _ = made
-    few = judge.some(2)
+    held_out, _, _ = made
+    few = held_out.some(2)
     assert (
-        [w.clip_id for w in few.windows]
-        == [row["clip_id"] for row in few.rows]
-        == [judge.windows[0].clip_id, judge.windows[-1].clip_id]
+        [w.window_id for w in few.windows]
+        == [prompt.prompt_id for prompt in few.prompts]
+        == [held_out.windows[0].window_id, held_out.windows[-1].window_id]
     )
-    assert len(judge.some(99).windows) == len(judge.windows)
+    assert len(held_out.some(99).windows) == len(held_out.windows)
 
 
 def test_a_window_is_answered_alike_whatever_others_are_judged_with_it(made):
     """Videos show what was judged."""
-    judge, policy = made
-    [_, last], whole = judge.some(2).generate(policy), judge.generate(policy)
+    held_out, _, policy = made
+    [_, last], whole = generate(held_out.some(2), policy), generate(held_out, policy)
     np.testing.assert_allclose(last.values, whole[-1].values, atol=1e-5)
     assert not np.allclose(last.values, whole[1].values, atol=1e-3)
 
 
 def test_a_method_is_scored_as_if_it_were_alone(made):
-    judge, policy = made
-    answers = {"coded": judge.coded(), "sampled": judge.generate(policy)}
+    held_out, judge, policy = made
+    answers = {
+        "coded": flow_studies.coded(held_out, policy),
+        "sampled": generate(held_out, policy),
+    }
     together = judge.score(answers)
     for method, motions in answers.items():
         assert together[method] == pytest.approx(
@@ -115,42 +129,49 @@ def test_a_method_is_scored_as_if_it_were_alone(made):
 
 
 def test_the_same_noise_whatever_the_policy_and_as_many_windows_as_asked(made):
-    judge, policy = made
-    assert len(judge.windows) == len(judge.rows) == 4
-    assert [row["clip_id"] for row in judge.rows] == [window.clip_id for window in judge.windows]
-    first, again = judge.generate(policy), judge.generate(policy)
+    held_out, _, policy = made
+    assert len(held_out.windows) == len(held_out.prompts) == 4
+    assert [prompt.prompt_id for prompt in held_out.prompts] == [
+        window.window_id for window in held_out.windows
+    ]
+    first, again = generate(held_out, policy), generate(held_out, policy)
     assert all(np.array_equal(a.values, b.values) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0].values, first[1].values) and len(first[0]) == 24
 
 
 def test_prompts_and_guidance_change_what_is_generated(made):
-    judge, policy = made
-    plain, told = judge.generate(policy), judge.generate(policy, text=torch.full((8,), 9.0))
+    held_out, _, policy = made
+    told = generate(flow_studies._told(held_out, torch.full((8,), 9.0)), policy)
+    plain = generate(held_out, policy)
     assert not np.array_equal(plain[0].values, told[0].values)
     texts = {"a": torch.ones(8), "b": -torch.ones(8)}
-    values = judge.controls(policy, texts, lambda motion: motion.values[:, :2])
+    values = flow_studies.controls(
+        held_out, policy, texts, lambda motion: motion.values[:, :2], JUDGE.omegas
+    )
     assert {"text/valence/a", "text/valence/b", "omega_3/variance_ratio/rot"} <= set(values)
     assert values["text/valence/a"] != values["text/valence/b"]
-    assert not any(name.startswith("text") for name in judge.controls(policy, texts, None))
+    silent = flow_studies.controls(held_out, policy, texts, None, JUDGE.omegas)
+    assert not any(name.startswith("text") for name in silent)
 
 
 def test_less_can_be_given_than_was_trained_with(made):
-    judge, policy = made
-    plain = judge.generate(policy)
+    held_out, _, policy = made
+    plain = generate(held_out, policy)
     for way in ({"streaming": True}, {"steps": 1}, {"without_text": True}):
-        other = judge.generate(policy, **way)
+        other = generate(held_out, policy, **way)
         assert any(
             not np.array_equal(a.values, b.values) for a, b in zip(plain, other, strict=True)
         ), way
-    same = judge.generate(policy, steps=JUDGE.steps)
+    same = generate(held_out, policy, steps=JUDGE.steps)
     assert all(np.array_equal(a.values, b.values) for a, b in zip(plain, same, strict=True))
 
 
 def test_one_long_sequence_is_compared_with_its_own_beginning(made):
-    judge, policy = made
-    values = judge.endless(policy)
-    assert set(values) == {f"long/variance_ratio/{name}" for name in judge.vae.config.layout.names}
-    assert all(value > 0 for value in values.values()) and values == judge.endless(policy)
+    held_out, _, policy = made
+    values = flow_studies.endless(held_out, policy, JUDGE.long_frames)
+    assert set(values) == {f"long/variance_ratio/{name}" for name in policy.layout.names}
+    assert all(value > 0 for value in values.values())
+    assert values == flow_studies.endless(held_out, policy, JUDGE.long_frames)
 
 
 def test_without_a_head_for_the_corpus_vertices_are_left_out_and_it_is_said(made, capsys):
@@ -165,7 +186,7 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
         summary={"artifacts": {}, "metrics": {}},
         tracker=SimpleNamespace(log=logged.append),
     )
-    report(
+    tabulate_movement(
         {
             "VAE": {"listen/unils/FDD": 1.0},
             "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
@@ -191,11 +212,11 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
 
 
 def test_an_imitation_is_taken_as_it_was_trained(tmp_path):
-    trained = GdpoRecipeConfig(roles="listener", flow=FlowConfig(steps=3))
+    trained = GdpoOfFlow(roles="listener", flow=FlowTraining(steps=3))
     (tmp_path / "config.yaml").write_text(to_yaml(trained))
-    config = as_trained(FlowDpoRecipeConfig(imitation=tmp_path, seed=5))
+    config = as_trained(DpoOfFlow(imitation=tmp_path, seed=5))
     assert config.roles == "listener" and config.flow.steps == 3 and config.seed == 5
-    assert as_trained(FlowDpoRecipeConfig()) == FlowDpoRecipeConfig()
+    assert as_trained(DpoOfFlow()) == DpoOfFlow()
 
 
 @pytest.mark.parametrize(
@@ -210,15 +231,15 @@ def test_a_folder_without_an_imitation_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(RunError, match=message):
-        as_trained(FlowDpoRecipeConfig(imitation=tmp_path))
+        as_trained(DpoOfFlow(imitation=tmp_path))
 
 
 def test_an_unfinished_imitation_is_named(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"artifacts": {"corpus": str(tmp_path)}}))
-    with pytest.raises(RunError, match="has no vae_policy, encode_tables, flow_policy"):
-        earlier(tmp_path, SimpleNamespace(summary={"artifacts": {}}))
+    with pytest.raises(RunError, match="has no encode_tables, flow_policy"):
+        earlier_flow(tmp_path, SimpleNamespace(summary={"artifacts": {}}))
 
 
 def test_an_imitation_brings_its_own_settings():
     with pytest.raises(ConfigError, match="leave vae out"):
-        load_config(GdpoRecipeConfig, None, ["imitation=somewhere", "vae.steps=3"])
+        load_config(GdpoOfFlow, None, ["imitation=somewhere", "vae.steps=3"])

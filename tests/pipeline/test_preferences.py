@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rapport.pipeline.config import ScoreConfig
-from rapport.pipeline.recipes.preferences import keep_ratings, pairs_of
 from rapport.pipeline.rundir import Phase, RunError
+from rapport.pipeline.steps.preferences import keep_ratings, pairs_of
 from rapport.rewards.ratings.ratings import Rating, read_ratings
+from rapport.rewards.ratings.scores import ScoreConfig
 
 GRADES = {"q": {"a": 1, "b": 5, "c": 3}, "p": {"a": 4, "b": 2, "c": 2}, "tied": {"a": 3, "b": 3}}
 RATINGS = [
@@ -26,7 +26,7 @@ def phase(tmp_path):
 
 def test_best_and_worst_of_a_group_make_a_pair(phase, capsys):
     pairs, counts = pairs_of(
-        RATINGS, MEMBERS, ScoreConfig(), 2, lambda pair: pair.chosen_id == "a", phase
+        phase, RATINGS, MEMBERS, ScoreConfig(), batch_size=2, recorded={("p", "a"), ("q", "a")}
     )
     assert {p.prompt_id: (p.chosen_id, p.margin) for p in pairs} == {
         "q": ("b", 1.0),
@@ -41,11 +41,11 @@ def test_fewer_pairs_than_a_batch_are_an_error_that_says_why(phase):
     with pytest.raises(
         RunError, match=r"2 pairs are fewer than one batch \(dpo.batch_size=4\): .*'all_tied': 1"
     ):
-        pairs_of(RATINGS, MEMBERS, ScoreConfig(), 4, lambda pair: False, phase)
+        pairs_of(phase, RATINGS, MEMBERS, ScoreConfig(), batch_size=4, recorded=set())
 
 
 def test_ratings_are_kept_in_order(phase):
-    kept = keep_ratings(RATINGS, "one SIMULATED rater", phase)
-    assert kept["engines"] == {"raters": "one SIMULATED rater"}
-    found = read_ratings(kept["artifacts"]["ratings"])
+    kept = keep_ratings(phase, RATINGS, "one SIMULATED rater")
+    assert kept.engines == {"raters": "one SIMULATED rater"}
+    found = read_ratings(kept.artifacts["ratings"])
     assert found == sorted(RATINGS, key=lambda r: (r.prompt_id, r.candidate_id))

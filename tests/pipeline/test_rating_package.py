@@ -11,7 +11,7 @@ from rapport.pipeline.data.rating_package import (
     read_manifest,
     write_package,
 )
-from rapport.pipeline.recipes.rollout import whole_groups
+from rapport.pipeline.steps.sampling import whole_groups
 from rapport.pipeline.rundir import RunError
 from rapport.rewards.ratings.ratings import CRITERIA, RatingError, read_ratings
 
