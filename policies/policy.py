@@ -169,23 +169,24 @@ class Policy(ABC):
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The prompts of some rows as a batch of tensors."""
 
-    @abstractmethod
-    def log_likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-likelihood of whole reactions, (prompts, reactions), nats or up to a constant.
+    def action_log_probs(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
+        """log pi of every action, (prompts, reactions, ...actions), nats.
 
         Args:
             forward: the module's forward pass.
-            batch: of `collate` and `draws`, and `actions` as `collate_actions` makes them.
-        """
-
-    def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
-        """How likely each action of a group is: one prompt, (samples, ...actions).
-
-        Args:
-            forward: the module's forward pass.
-            batch: of `collate` with one row, and `actions` as `collate_group` makes them.
+            batch: of `collate` and `draws`, and `actions`: of `collate_actions`, or of
+                `collate_group` where there is one prompt.
         """
         raise NotImplementedError(f"{type(self).__name__} has no likelihood of single actions")
+
+    def log_likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-likelihood of whole reactions, (prompts, reactions), nats or up to a constant."""
+        return self.action_log_probs(forward, batch).sum(-1)
+
+    def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
+        """How likely each action of a group is: one prompt, (samples, ...actions)."""
+        log_probs = self.action_log_probs(forward, batch)[0]
+        return Likelihood(log_probs, log_probs)
 
     def kl(self, policy: Likelihood, reference: Tensor) -> Tensor:
         """KL to the reference, action by action, like `policy.log_probs`.
@@ -262,17 +263,18 @@ class Policy(ABC):
         self.module().to(device)
         return self
 
-    @abstractmethod
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `weights` of another one gave."""
+        self.module().load_state_dict(state)
 
-    @abstractmethod
     def weights(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights as engines take them.
 
         Args:
             state: of `module()`, in place of the present ones.
         """
+        present = self.module().state_dict() if state is None else state
+        return {name: value.detach().cpu().contiguous() for name, value in present.items()}
 
 
 def neutral_id(prompt_id: str, what: str) -> str:

@@ -68,7 +68,9 @@ def read_facts(directory: Path, summary: Mapping[str, Any], config: RecipeConfig
 def changed_keys(config: RecipeConfig) -> dict[str, Any]:
     """Keys whose value is not the default."""
     values = flatten(config.model_dump(mode="json"))
-    defaults = flatten(type(config)().model_dump(mode="json"))
+    fields = type(config).model_fields.items()
+    required = {name: getattr(config, name) for name, field in fields if field.is_required()}
+    defaults = flatten(type(config)(**required).model_dump(mode="json"))
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 

@@ -7,25 +7,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rapport.pipeline.config import (
-    ActionConfig,
-    EvaluationConfig,
-    JudgedRecipeConfig,
-    PolicyConfig,
-    ScoreConfig,
-)
-from rapport.pipeline.data.store import load_truth
-from rapport.pipeline.recipes import evaluate
-from rapport.pipeline.recipes.dpo import earlier, pair_rows
-from rapport.pipeline.recipes.evaluate import Judge, Row, group_of, report
-from rapport.pipeline.recipes.prepare import _open
-from rapport.pipeline.recipes.rollout import choose
-from rapport.pipeline.recipes.sft import action_layout, initial_policy
+from rapport.pipeline.data.candidates import Candidate
+from rapport.pipeline.data.corpora import open_corpus
+from rapport.pipeline.data.store import CorpusError, load_truth
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import JudgedOfVla, OfVla
+from rapport.pipeline.steps import judging
+from rapport.pipeline.steps.corpus import choose
+from rapport.pipeline.steps.imitation import Imitated, action_layout, untrained_vla
+from rapport.pipeline.steps.judging import Judge, Row, tabulate
+from rapport.pipeline.steps.preferences import pair_rows, watched
+from rapport.pipeline.steps.sampling import earlier
+from rapport.pipeline.steps.settings import EvaluationConfig
 from rapport.policies.motion import Layout, LayoutError
-from rapport.policies.vla.loading import load_checkpoint, weight_digest
+from rapport.policies.policy import weight_digest
+from rapport.policies.vla.settings import ActionConfig, VlaConfig
 from rapport.rewards.ratings.pairs import Pair
 from rapport.rewards.ratings.ratings import Rating
+from rapport.rewards.ratings.scores import ScoreConfig
 
 
 class FakeRun(SimpleNamespace):
@@ -72,7 +71,7 @@ def test_the_action_layout_takes_rotation_from_where_the_corpus_has_it():
 
 
 def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
-    config = PolicyConfig(
+    config = VlaConfig(
         hidden=32,
         layers=1,
         heads=1,
@@ -82,7 +81,9 @@ def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
         vocabulary=600,
         action=ActionConfig(expr_dims=5),
     )
-    model, tokenizer, actions = initial_policy(config, 1.0, tiny_corpus, seed=3)
+    recipe = OfVla(vla=config, corpus={"seconds": 1.0}, seed=3)
+    policy = untrained_vla(recipe, tiny_corpus)
+    model, tokenizer, actions = policy.model, policy.tokenizer, policy.actions
     assert actions.space.layout.groups == (("expr", 5), ("rot", 3), ("jaw", 3))
     assert (model.config.frames, model.config.image_size, model.config.action_steps) == (1, 28, 5)
     assert (
@@ -90,8 +91,8 @@ def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
         and actions.first_token == 344
         and model.config.text_config.num_hidden_layers == 1
     )
-    again, _, _ = initial_policy(config, 1.0, tiny_corpus, seed=3)
-    other, _, _ = initial_policy(config, 1.0, tiny_corpus, seed=4)
+    again = untrained_vla(recipe, tiny_corpus).model
+    other = untrained_vla(recipe.model_copy(update={"seed": 4}), tiny_corpus).model
     digests = [weight_digest(m.state_dict()) for m in (model, again, other)]
     assert digests[0] == digests[1] != digests[2]
 
@@ -99,8 +100,8 @@ def test_the_initial_policy_fits_the_corpus_and_the_config(tiny_corpus):
 @pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
 def test_a_corpus_without_a_root_is_refused(kind):
     config = SimpleNamespace(kind=kind, root=None)
-    with pytest.raises(RunError, match=f"corpus.kind={kind} needs corpus.root"):
-        _open(config, phase=None)
+    with pytest.raises(CorpusError, match=f"corpus.kind={kind} needs corpus.root"):
+        open_corpus(config, None)
 
 
 def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
@@ -121,24 +122,25 @@ def test_every_round_takes_other_prompts_until_all_were_taken(tiny_corpus):
 
 
 def test_rows_of_pairs_hold_the_two_reactions_and_their_scores(tiny_corpus, tiny_checkpoint):
-    policy, prompt = load_checkpoint(tiny_checkpoint), tiny_corpus.clip_ids("train")[2]
+    imitated, prompt = Imitated(tiny_corpus, tiny_checkpoint), tiny_corpus.clip_ids("train")[2]
     candidates = {
-        (prompt, name): SimpleNamespace(tokens=np.array(tokens))
+        (prompt, name): Candidate(prompt, name, "policy", np.array(tokens))
         for name, tokens in (("a", [1, 2]), ("b", [3, 4]), ("c", [5, 6]))
     }
-    [row] = pair_rows([Pair(prompt, "c", "a", 0.75, 0.5)], candidates, tiny_corpus, policy)
+    [row] = pair_rows([Pair(prompt, "c", "a", 0.75, 0.5)], candidates, imitated)
     assert (row["chosen"], row["rejected"]) == ([5, 6], [1, 2])
     assert (row["chosen_score"], row["rejected_score"], row["prompt_id"]) == (0.75, 0.5, prompt)
-    assert len(row["prompt"]) == policy.model.config.prompt_length and row["frames"] is not None
+    assert len(row["prompt"]) == imitated.policy.model.config.prompt_length and row["frames"] is not None
 
 
 def test_raters_get_what_a_person_sees_and_hears_and_nothing_hidden(tiny_corpus):
     clip = tiny_corpus.at("train", 0)
-    group = group_of(clip, {"x": clip.listener})
+    group = watched(clip, {"x": clip.listener})
     assert (group.prompt_id, list(group.candidates)) == (clip.clip_id, ["x"])
-    assert group.speaker is clip.speaker and group.audio is clip.speaker_audio
+    np.testing.assert_array_equal(group.speaker.values, clip.speaker.values)
+    assert group.audio is clip.speaker_audio
     assert group.words == tuple((w.text, w.start, w.end) for w in clip.words)
-    bare = group_of(replace(clip, words=None, speaker=None, speaker_audio=None), {})
+    bare = watched(replace(clip, words=None, speaker=None, speaker_audio=None), {})
     assert bare.words is None and bare.speaker is None and bare.audio is None
 
 
@@ -175,7 +177,7 @@ def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
         "SFT": Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}),
         "Nearest Neighbour": Row(METRICS, {}, {}),
     }
-    values = report(rows, run)
+    values = tabulate(rows, run)
     shown = capsys.readouterr().out
     assert "Nearest Neighbour" in shown and "2.0000" in shown and "-" in shown
     assert (
@@ -191,22 +193,13 @@ def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
 
 
 @pytest.fixture
-def judge(tiny_corpus, tmp_path, monkeypatch):
+def judge(tiny_corpus, tmp_path):
     """A judge whose raters give every reaction of clip number k the grade 2 + k % 3, and no
     empathy.
     """
     asked = []
 
     class Pool:
-        def __init__(self, *settings):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
         def rate(self, groups, panel):
             asked.append(panel)
             ids = tiny_corpus.clip_ids("test")
@@ -220,16 +213,16 @@ def judge(tiny_corpus, tmp_path, monkeypatch):
                     ],
                 )
 
-    monkeypatch.setattr(evaluate, "RewardPool", Pool)
     weights = ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1)
-    config = JudgedRecipeConfig(evaluation=EvaluationConfig(prompts=3), score=weights)
+    config = JudgedOfVla(evaluation=EvaluationConfig(prompts=3), score=weights)
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
-    judge = Judge.of(
+    judge = Judge.from_corpus(
+        SimpleNamespace(directory=tmp_path),
         config,
         tiny_corpus,
         layout,
-        evaluate.reward_pool(config),
-        SimpleNamespace(directory=tmp_path),
+        choose(tiny_corpus, "test", config.evaluation.prompts, config.seed),
+        Pool(),
     )
     return judge, asked
 
@@ -267,7 +260,7 @@ def test_the_affect_estimator_sees_training_clips_only(judge, tiny_corpus, tmp_p
     monkeypatch.setattr(
         type(tiny_corpus), "listeners", lambda self, split: read.append(split) or whole(self, split)
     )
-    evaluate.fit_affect(tiny_corpus, judge[0].layout, SimpleNamespace(directory=tmp_path))
+    judging.fit_affect(tiny_corpus, judge[0].layout)
     assert read == ["train"]
 
 
