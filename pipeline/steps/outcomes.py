@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from rich.console import Console
@@ -31,18 +31,21 @@ from rapport.pipeline.tune_settings import Sweep
 
 def outcome_of(result: tune.Result, config: Sweep) -> Outcome:
     """What Ray Tune says of a trial, as a line of the table; its number is yet to be given."""
-    values = rounded(result.config)
+    values = rounded(result.config or {})
     metrics = result.metrics or {}
     name = trial_name(values)
     verdict = metrics.get("verdict", {})
     if result.error is not None:
         error = str(result.error).strip().splitlines()[-1]
         return Outcome(0, name, values, status="failed", metrics=verdict, error=error)
+    status: Literal["finished", "stopped"] = "stopped"
+    if metrics["judgement"] == config.tune.judgements:
+        status = "finished"
     return Outcome(
         0,
         name,
         values,
-        status=FINISHED if metrics["judgement"] == config.tune.judgements else "stopped",
+        status=status,
         metrics=verdict,
         policy=metrics["policy"],
         seconds=metrics["seconds"],

@@ -79,16 +79,17 @@ def trial_count(config: TuneConfig) -> int:
     return config.trials
 
 
-def search(run: Run, config: Sweep, trials: Trials, verdict: JudgePolicy) -> tune.ResultGrid:
+def search(run: Run, config: Sweep, trials: Trials, verdict: JudgePolicy) -> list[tune.Result]:
     """Run all trials, or those that an earlier run of this sweep left undone."""
-    mailbox = Mailbox.remote()
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     root = trials_workspace(run)
     surroundings = Surroundings(config, trials, root, mailbox)
 
     def trial(values: dict[str, Any]) -> None:
         run_trial(rounded(values), surroundings)
 
-    return served(tuner(config, trial, run.directory).fit, mailbox, verdict)
+    results = served(tuner(config, trial, run.directory).fit, mailbox, verdict)
+    return [results[index] for index in range(len(results))]
 
 
 def trials_workspace(run: Run) -> Workspace:

@@ -39,8 +39,9 @@ from rapport.pipeline.tune_settings import Sweep, SweptPreferences
 class Trials(Protocol):
     """What a trial does by itself. Picklable, as each runs in a process of its own."""
 
-    start: Path
-    """Folder of the policy that all start from."""
+    @property
+    def start(self) -> Path:
+        """Folder of the policy that all start from."""
 
     def learn(self, config: Any, part: Workspace, milestones: Milestones) -> Path:
         """Align with the recipe's config of this trial; returns the policy's folder."""

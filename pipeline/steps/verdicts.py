@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -24,10 +24,12 @@ from rapport.pipeline.steps.imitation import Imitated
 from rapport.pipeline.steps.judging import Judge, mean_of
 from rapport.pipeline.steps.jury import compared_layout
 from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of
+from rapport.pipeline.steps.settings import BootstrapConfig
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.rewards.metrics.measures.distance import mse
 from rapport.rewards.metrics.measures.flame_groups import FEWEST
 from rapport.rewards.metrics.statistics import mean_interval, prompt_means
@@ -153,7 +155,7 @@ class Verdict:
         if not (isinstance(policy, VlaPolicy) and isinstance(start, VlaPolicy)):
             return {}
         by_prompt = prompt_means(
-            (window.clip_id, policy.divergence(start, prompt, group))
+            (window.clip_id, policy.divergence(start, cast(VlaPrompt, prompt), group))
             for window, prompt, group in zip(
                 self.held_out.windows, self.held_out.prompts, groups, strict=True
             )
@@ -161,7 +163,9 @@ class Verdict:
         return self._with_interval("kl", by_prompt)
 
     def _with_interval(self, name: str, by_prompt: Mapping[str, float]) -> dict[str, float]:
-        return with_interval(name, by_prompt, self.config.evaluation.bootstrap)
+        # Each policy has its own kind of section.
+        evaluation: BootstrapConfig = self.config.evaluation  # type: ignore[attr-defined]
+        return with_interval(name, by_prompt, evaluation.bootstrap)
 
 
 def with_interval(name: str, by_prompt: Mapping[str, float], bootstrap: int) -> dict[str, float]:
