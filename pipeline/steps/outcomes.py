@@ -84,11 +84,11 @@ def report(
     finished = [outcome for outcome in outcomes if outcome.status == FINISHED]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     best = finished[0] if finished else None
-    files = {"tune": _write_json(run, config, outcomes, baseline)}
+    files = {"tune": _write_json(run, config, outcomes, baseline=baseline)}
     if best is not None:
         files["best"] = run.directory / "best.yaml"
         write_atomic(files["best"], to_yaml(config.of_trial(dict(best.values))))
-        files |= write_charts(run, config, finished, baseline)
+        files |= write_charts(run, config, finished, baseline=baseline)
         run.summary["metrics"] |= {"baseline": dict(baseline), "best": dict(best.metrics)}
         run.summary["artifacts"]["best_policy"] = best.policy
         run.tracker.log({f"best/{name}": value for name, value in best.metrics.items()})
@@ -132,7 +132,7 @@ def _write_json(
 def register(run: Run, model: str, best: Outcome) -> None:
     """The best policy becomes the registered model's next version, from its trial's MLflow run."""
     trial = TrackedRun(run.tracker.outbox, run.tracker.experiment_id, _mlflow_run(run, best))
-    _registered(run, trial, model, Path(best.policy))
+    _registered(run, trial, model, policy=Path(best.policy))
 
 
 @phase("register")

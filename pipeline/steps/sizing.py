@@ -53,7 +53,12 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
         names = (str(vla.llama), str(vla.dino), str(vla.siglip))
         llama, dino, siglip = ((known or {}).get(name) or _published(name) for name in names)
         model_config = pretrained_config(
-            llama, dino, siglip, space, frames=config.corpus.frames, text_tokens=vla.text_tokens
+            llama,
+            dino,
+            siglip,
+            space=space,
+            frames=config.corpus.frames,
+            text_tokens=vla.text_tokens,
         )
     else:
         model_config = _tiny(

@@ -155,9 +155,7 @@ def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_pat
     )
     assert adapted.trainable < 0.1 * adapted.parameters
     with pytest.raises(OSError, match="nowhere"):
-        model_size(
-            config("vla.size=pretrained", *paths[1:], f"vla.llama={tmp_path / 'nowhere'}")
-        )
+        model_size(config("vla.size=pretrained", *paths[1:], f"vla.llama={tmp_path / 'nowhere'}"))
 
 
 def test_the_default_fits_two_cores_and_three_learners_do_not():

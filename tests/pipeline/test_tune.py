@@ -134,7 +134,8 @@ def test_intervals_are_left_out_where_there_is_nothing_to_resample():
 def test_the_training_kl_is_of_the_last_tenth_of_the_steps(tmp_path):
     steps = tmp_path / "steps.jsonl"
     steps.write_text(
-        "".join(json.dumps({"step": i, "kl/reference": float(i)}) + "\n" for i in range(20)) + '{"half'
+        "".join(json.dumps({"step": i, "kl/reference": float(i)}) + "\n" for i in range(20))
+        + '{"half'
     )
     assert training_kl(steps) == 18.5
 
