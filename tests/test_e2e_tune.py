@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rapport.pipeline.config import DpoRecipeConfig, load_config
+from rapport.pipeline.config import load_config
+from rapport.pipeline.settings import DpoOfVla
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(
     assert len(list(folder.glob("reference-*.parquet"))) == 1, "reference log-probs are shared"
     for file in (folder / "charts").iterdir():
         ElementTree.parse(file)
-    best = load_config(DpoRecipeConfig, folder / "best.yaml", [])
+    best = load_config(DpoOfVla, folder / "best.yaml", [])
     assert f"dpo.beta={best.dpo.beta:g}" == found["best"] and best.sft.checkpoint == tiny_checkpoint
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["counts"]["trials"] == 2

@@ -23,7 +23,7 @@ from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import candidate_sampler, candidates, fleet_of
 from rapport.pipeline.steps.showing import render_pool
-from rapport.pipeline.steps.verdicts import as_motion, asked
+from rapport.pipeline.steps.verdicts import motions_of, reactions_of
 from rapport.policies.policy import Policy, load_policy
 
 Config = AblateOfVla | AblateOfFlow
@@ -58,18 +58,19 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
     imitated = imitate(part, config)
     sampler = candidate_sampler(config, imitated.policy)
     with (
-        fleet_of(part, config, imitated, sampler) as fleet,
+        fleet_of(part, config, imitated, sampler=sampler) as fleet,
         reward_pool(config) as raters,
         render_pool(config) as renderers,
     ):
-        jury = Jury.of_run(part, config, imitated, raters, baselines=False)
+        jury = Jury.of_run(part, config, imitated, raters=raters, baselines=False)
         rows = {"SFT-Only": judged(jury, imitated.policy, fleet)}
-        groups = candidates(part, config, imitated, fleet, renderers)
-        ratings = rate(part, config, imitated, groups, raters)
-        pairs = pair(part, config, imitated, groups, ratings)
+        groups = candidates(part, config, imitated, fleet=fleet, renderers=renderers)
+        ratings = rate(part, config, imitated, groups=groups, raters=raters)
+        pairs = pair(part, config, imitated, groups=groups, ratings=ratings)
         for name in LEARNT:
             with part.part(name.lower(), config) as variant:
-                policy = load_policy(learn_variant(variant, name, config, imitated, pairs))
+                path = learn_variant(variant, config, name, imitated=imitated, pairs=pairs)
+                policy = load_policy(path)
                 fleet.update(policy.weights(), policy)
                 rows[name] = judged(jury, policy, fleet)
     return tabulate({name: rows[name] for name in VARIANTS}, part)
@@ -77,5 +78,5 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
 
 def judged(jury: Jury, policy: Policy, fleet: Fleet) -> Row:
     """What held-out reactions of a policy come to; no table and no round is kept of it."""
-    groups = asked(jury.held_out, jury.config, policy, fleet)
-    return jury.judge(jury.held_out.by_clip(as_motion(policy, groups)))
+    groups = reactions_of(policy, jury.held_out, jury.config, fleet=fleet)
+    return jury.judge(jury.held_out.by_clip(motions_of(policy, groups)))

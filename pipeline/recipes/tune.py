@@ -39,6 +39,6 @@ def run(config: Sweep, run: Run) -> None:
                 f"[tune] {trial_count(sweep)} trials by {sweep.search} search, "
                 f"{sweep.concurrent} at a time: {swept}"
             )
-            results = search(run, config, trials, verdict)
+            results = search(run, config, trials, verdict=verdict)
     outcomes = sorted_outcomes([outcome_of(result, config) for result in results], config)
-    report(run, config, outcomes, baseline)
+    report(run, config, outcomes, baseline=baseline)

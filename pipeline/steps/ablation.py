@@ -37,8 +37,9 @@ COINS = {
 
 def learn_variant(
     part: Workspace,
-    name: str,
     config: AblateOfVla | AblateOfFlow,
+    name: str,
+    *,
     imitated: Imitated,
     pairs: Path,
 ) -> Path:
@@ -46,20 +47,21 @@ def learn_variant(
 
     Args:
         part: of the variant.
-        name: of the variant.
         config: of the recipe.
+        name: of the variant.
         imitated: the policy that all start from.
         pairs: that all learn from.
     """
     start = imitated.policy_path
     if name == "SFT-Preferred":
-        return imitate_preferred(part, config, start, pairs).artifacts["sft-preferred_policy"]
+        preferred = imitate_preferred(part, config, initial=start, pairs=pairs)
+        return preferred.artifacts["sft-preferred_policy"]
     if name == "Random-Prefer":
         table = part.directory / "pairs.arrow"
         labels = coin_labels(read_table(pairs), config.seed)
         write_table(table, labels, pair_schema(imitated.policy))
         pairs = table
-    aligned = align(part, config, start, start, pairs)
+    aligned = align(part, config, initial=start, reference=start, pairs=pairs)
     return aligned.artifacts["dpo_policy"]
 
 
@@ -97,10 +99,10 @@ def imitate_preferred(
     objective: Sft | RectifiedFlow
     if isinstance(config, AblateOfVla):
         sft = config.sft.model_copy(update=as_dpo | {"window_share": 0.0})
-        objective = Sft(initial, table, sft, config.seed, config.vla)
+        objective = Sft(initial, table, sft, seed=config.seed, policy_config=config.vla)
     else:
         flow = config.flow.model_copy(update=as_dpo)
-        objective = RectifiedFlow(initial, table, flow, config.seed)
+        objective = RectifiedFlow(initial, table, flow, seed=config.seed)
     return learn(objective, config.learner, step)
 
 

@@ -132,11 +132,17 @@ def version_checks(nodes: list[Node], *, vllm: bool = True) -> Iterator[Check]:
     engines = [f"{name} {version}" for name in VLLM_NAMES if (version := first.versions[name])]
     if unlike:
         yield Check(
-            "versions", "failed", "; ".join(unlike), "install the same lock file on every node"
+            "versions",
+            "failed",
+            "; ".join(unlike),
+            remedy="install the same lock file on every node",
         )
     elif vllm and not engines:
         yield Check(
-            "versions", "failed", "no vLLM", "install infra/requirements/cpu.lock or cuda.lock"
+            "versions",
+            "failed",
+            "no vLLM",
+            remedy="install infra/requirements/cpu.lock or cuda.lock",
         )
     else:
         names = [f"{name} {first.versions[name]}" for name in ("ray", "torch")] + engines[:1]
@@ -191,7 +197,7 @@ def place_checks(config: Judged, nodes: list[Node]) -> Iterator[Check]:
             "ok" if enough else "failed",
             f"{needed:g} of {sum(there):g} {kind}s at most (in {phase}), the largest piece "
             f"{largest:g}",
-            ""
+            remedy=""
             if enough
             else "fewer workers or smaller shares (the `workers`, `world_size` and `cpus` keys), "
             "or more nodes; cluster.preflight=false for a cluster that grows on demand",
@@ -203,7 +209,8 @@ def place_checks(config: Judged, nodes: list[Node]) -> Iterator[Check]:
                 f"{section} nodes",
                 "failed",
                 f"no node has the resource {mark!r}",
-                f"start some with --resources='{{\"{mark}\": 1}}', or leave {section}.nodes empty",
+                remedy=f"start some with --resources='{{\"{mark}\": 1}}', or leave {section}.nodes "
+                "empty",
             )
 
 
@@ -214,14 +221,14 @@ def storage_checks(nodes: list[Node]) -> Iterator[Check]:
         "run directory",
         "failed" if blind else "ok",
         f"not visible from {blind}" if blind else "every node reads it",
-        "give --run-dir on storage that all nodes share" if blind else "",
+        remedy="give --run-dir on storage that all nodes share" if blind else "",
     )
     tightest = min(nodes, key=lambda node: node.scratch)
     yield Check(
         "scratch disk",
         "warning" if tightest.scratch < SCRATCH_GIB * GIB else "ok",
         f"{tightest.scratch / GIB:.0f} GiB free on {tightest.name}",
-        "Ray spills objects there",
+        remedy="Ray spills objects there",
     )
 
 
@@ -232,8 +239,8 @@ def bytecode_check(nodes: list[Node]) -> Check:
         "bytecode",
         "warning" if slow else "ok",
         f"none on {slow}, nor may Python write it" if slow else "there, or written with use",
-        "every process compiles all it imports: unset PYTHONDONTWRITEBYTECODE, or run `python -m "
-        "compileall` once on the environment",
+        remedy="every process compiles all it imports: unset PYTHONDONTWRITEBYTECODE, or run "
+        "`python -m compileall` once on the environment",
     )
 
 
@@ -248,7 +255,7 @@ def all_reduce_check(learner: LearnerConfig) -> Check:
             timeout_s=PROBE_TIMEOUT_S,
         )
     except ClusterError as error:
-        return Check("all-reduce", "failed", str(error), "see above")
+        return Check("all-reduce", "failed", str(error), remedy="see above")
     return Check(
         "all-reduce",
         "ok",
@@ -269,7 +276,7 @@ def size_checks(config: DpoOfVla, nodes: list[Node], run: Workspace) -> list[Che
                 "policy",
                 "failed",
                 f"its checkpoints cannot be read: {str(error).splitlines()[0]}",
-                "vla.llama, vla.dino and vla.siglip are local folders or hub names",
+                remedy="vla.llama, vla.dino and vla.siglip are local folders or hub names",
             )
         ]
     return [*memory_checks(config, size, nodes), disk_check(config, size, run)]
@@ -314,9 +321,11 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
         "KV cache",
         "ok" if groups >= 1 else "warning",
         f"holds {groups:.1f} groups of {rollout.samples} candidates at once",
-        "with less than one, engines preempt; raise rollout.kv_cache_gib" if groups < 1 else "",
+        remedy="with less than one, engines preempt; raise rollout.kv_cache_gib"
+        if groups < 1
+        else "",
     )
-    yield _host_memory(config, trained, served, nodes)
+    yield _host_memory(config, trained, served, nodes=nodes)
 
     frame = config.corpus.frames * config.corpus.image_size**2 * 3
     in_flight = rollout.workers * rollout.in_flight * rollout.batch_prompts
@@ -329,7 +338,7 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
         "object store",
         "ok" if total < 0.8 * smallest.object_store else "warning",
         f"about {total / GIB:.2f} of {smallest.object_store / GIB:.1f} GiB on {smallest.name}",
-        "Ray will spill to disk; start its nodes with a larger --object-store-memory",
+        remedy="Ray will spill to disk; start its nodes with a larger --object-store-memory",
     )
 
 
@@ -359,7 +368,7 @@ def _host_memory(
         "host memory",
         "ok" if host < 0.9 * total else "failed",
         f"about {host / GIB:.1f} of {total / GIB:.0f} GiB",
-        "fewer workers, or more nodes",
+        remedy="fewer workers, or more nodes",
     )
 
 
@@ -382,7 +391,7 @@ def _fits(
         f"{what} memory",
         "ok" if need < 0.9 * room else "failed",
         f"about {need / GIB:.2f} GiB each ({parts}) of {room / GIB:.0f}",
-        remedy,
+        remedy=remedy,
     )
 
 
@@ -404,5 +413,5 @@ def disk_check(config: DpoOfVla, size: ModelSize, run: Workspace) -> Check:
         "run disk",
         "ok" if need < 0.9 * free else "failed",
         f"about {need / GIB:.2f} of {free / GIB:.0f} GiB free",
-        "another --run-dir",
+        remedy="another --run-dir",
     )

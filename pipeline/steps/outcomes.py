@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from rich.console import Console
@@ -31,18 +31,21 @@ from rapport.pipeline.tune_settings import Sweep
 
 def outcome_of(result: tune.Result, config: Sweep) -> Outcome:
     """What Ray Tune says of a trial, as a line of the table; its number is yet to be given."""
-    values = rounded(result.config)
+    values = rounded(result.config or {})
     metrics = result.metrics or {}
     name = trial_name(values)
     verdict = metrics.get("verdict", {})
     if result.error is not None:
         error = str(result.error).strip().splitlines()[-1]
         return Outcome(0, name, values, status="failed", metrics=verdict, error=error)
+    status: Literal["finished", "stopped"] = "stopped"
+    if metrics["judgement"] == config.tune.judgements:
+        status = "finished"
     return Outcome(
         0,
         name,
         values,
-        status=FINISHED if metrics["judgement"] == config.tune.judgements else "stopped",
+        status=status,
         metrics=verdict,
         policy=metrics["policy"],
         seconds=metrics["seconds"],
@@ -81,11 +84,11 @@ def report(
     finished = [outcome for outcome in outcomes if outcome.status == FINISHED]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     best = finished[0] if finished else None
-    files = {"tune": _write_json(run, config, outcomes, baseline)}
+    files = {"tune": _write_json(run, config, outcomes, baseline=baseline)}
     if best is not None:
         files["best"] = run.directory / "best.yaml"
         write_atomic(files["best"], to_yaml(config.of_trial(dict(best.values))))
-        files |= write_charts(run, config, finished, baseline)
+        files |= write_charts(run, config, finished, baseline=baseline)
         run.summary["metrics"] |= {"baseline": dict(baseline), "best": dict(best.metrics)}
         run.summary["artifacts"]["best_policy"] = best.policy
         run.tracker.log({f"best/{name}": value for name, value in best.metrics.items()})
@@ -129,7 +132,7 @@ def _write_json(
 def register(run: Run, model: str, best: Outcome) -> None:
     """The best policy becomes the registered model's next version, from its trial's MLflow run."""
     trial = TrackedRun(run.tracker.outbox, run.tracker.experiment_id, _mlflow_run(run, best))
-    _registered(run, trial, model, Path(best.policy))
+    _registered(run, trial, model, policy=Path(best.policy))
 
 
 @phase("register")

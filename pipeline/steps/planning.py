@@ -82,7 +82,7 @@ def _placement(placed: list[Counter[str]], left: Counter[str]) -> Check:
         "placement",
         "failed" if left else "ok",
         groups + (f"; no place for {_counts(left)}" if left else ""),
-        "more nodes (plan.nodes), or fewer workers" if left else "",
+        remedy="more nodes (plan.nodes), or fewer workers" if left else "",
     )
 
 
@@ -115,7 +115,7 @@ def _learner_memory(config: PreflightConfig, size: ModelSize, share: float) -> C
         "learner memory",
         "ok" if need[learner.zero_stage] < 0.9 * room else "failed",
         f"{stages}, of {room:.0f}; learner.zero_stage={learner.zero_stage}: {chosen}",
-        "a higher learner.zero_stage, more learners, vla.lora_rank or smaller batches",
+        remedy="a higher learner.zero_stage, more learners, vla.lora_rank or smaller batches",
     )
 
 
@@ -133,7 +133,7 @@ def _engine_memory(config: PreflightConfig, size: ModelSize, share: float) -> Ch
         "engine memory",
         "ok" if served < 0.9 * room else "failed",
         f"{served:.1f} of {room:.0f} GiB a shard",
-        "rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib",
+        remedy="rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib",
     )
 
 

@@ -50,10 +50,15 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
     layout = Layout((("expr", vla.action.expr_dims), ("rot", 3), ("jaw", 3)), FPS, "builtin")
     space = ActionSpace(layout, vla.action.rate, config.corpus.seconds)
     if vla.size == "pretrained":
-        names = (vla.llama, vla.dino, vla.siglip)
-        llama, dino, siglip = ((known or {}).get(str(name)) or _published(name) for name in names)
+        names = (str(vla.llama), str(vla.dino), str(vla.siglip))
+        llama, dino, siglip = ((known or {}).get(name) or _published(name) for name in names)
         model_config = pretrained_config(
-            llama, dino, siglip, space, frames=config.corpus.frames, text_tokens=vla.text_tokens
+            llama,
+            dino,
+            siglip,
+            space=space,
+            frames=config.corpus.frames,
+            text_tokens=vla.text_tokens,
         )
     else:
         model_config = _tiny(
@@ -71,14 +76,14 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        kv_heads=text.num_key_value_heads,
+        kv_heads=text.num_key_value_heads or text.num_attention_heads,
         head_dim=text.hidden_size // text.num_attention_heads,
         prompt_tokens=model_config.prompt_length,
         action_tokens=model_config.action_tokens,
     )
 
 
-def _published(name: str | None) -> PretrainedConfig:
+def _published(name: str) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(name)
     return getattr(config, "vision_config", config)  # SigLIP's is that of both towers
 

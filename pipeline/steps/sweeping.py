@@ -79,16 +79,17 @@ def trial_count(config: TuneConfig) -> int:
     return config.trials
 
 
-def search(run: Run, config: Sweep, trials: Trials, verdict: JudgePolicy) -> tune.ResultGrid:
+def search(run: Run, config: Sweep, trials: Trials, verdict: JudgePolicy) -> list[tune.Result]:
     """Run all trials, or those that an earlier run of this sweep left undone."""
-    mailbox = Mailbox.remote()
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     root = trials_workspace(run)
-    surroundings = Surroundings(config, trials, root, mailbox)
+    context = TrialContext(config, trials, root=root, mailbox=mailbox)
 
     def trial(values: dict[str, Any]) -> None:
-        run_trial(rounded(values), surroundings)
+        run_trial(rounded(values), context)
 
-    return served(tuner(config, trial, run.directory).fit, mailbox, verdict)
+    results = served(tuner(config, trial, run.directory).fit, mailbox, verdict)
+    return [results[index] for index in range(len(results))]
 
 
 def trials_workspace(run: Run) -> Workspace:
@@ -101,7 +102,7 @@ def trials_workspace(run: Run) -> Workspace:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrialContext:
     """What a trial is given beside its values. Picklable.
 
     Args:
@@ -117,21 +118,23 @@ class Surroundings:
     mailbox: Any
 
 
-def run_trial(values: Mapping[str, Any], given: Surroundings) -> None:
+def run_trial(values: Mapping[str, Any], context: TrialContext) -> None:
     """Align and be judged, in the trial's own process.
 
     What an earlier run of the sweep did is not done again.
     """
     log.show()
-    config = given.config.of_trial(dict(values))
-    sweep = given.config.tune
+    config = context.config.of_trial(dict(values))
+    sweep = context.config.tune
     name = trial_name(values)
     numbers = itertools.count(1)
-    with alone(given.root.directory / name), given.root.part(name, config) as part:
+    with alone(context.root.directory / name), context.root.part(name, config) as part:
         part.tracker.log_params(dict(values))
 
         def judge(policy: Path, number: int) -> None:
-            judged = _judged(part, given.mailbox, policy, sweep.timeout_s, round_index=number)
+            judged = _judged(
+                part, context.mailbox, policy, timeout_s=sweep.timeout_s, round_index=number
+            )
             part.tracker.log(judged.value, number)
             tune.report(
                 {
@@ -144,14 +147,14 @@ def run_trial(values: Mapping[str, Any], given: Surroundings) -> None:
             )
 
         milestones = Milestones(sweep.judgements, lambda policy: judge(policy, next(numbers)))
-        policy = given.trials.learn(config, part, milestones)
+        policy = context.trials.learn(config, part, milestones)
         judge(policy, sweep.judgements)
         write_atomic(part.directory / "summary.json", json.dumps(part.summary, indent=2))
 
 
 @phase("judge")
 def _judged(
-    step: Phase, mailbox: Any, policy: Path, timeout_s: float, *, round_index: int
+    step: Phase, mailbox: Any, policy: Path, *, timeout_s: float, round_index: int
 ) -> PhaseResult:
     return PhaseResult(value=ask(mailbox, policy, timeout_s))
 

@@ -39,8 +39,9 @@ from rapport.pipeline.tune_settings import Sweep, SweptPreferences
 class Trials(Protocol):
     """What a trial does by itself. Picklable, as each runs in a process of its own."""
 
-    start: Path
-    """Folder of the policy that all start from."""
+    @property
+    def start(self) -> Path:
+        """Folder of the policy that all start from."""
 
     def learn(self, config: Any, part: Workspace, milestones: Milestones) -> Path:
         """Align with the recipe's config of this trial; returns the policy's folder."""
@@ -91,9 +92,9 @@ class DpoTrials:
         aligned = align(
             part,
             config,
-            self.start,
-            self.start,
-            self.pairs,
+            initial=self.start,
+            reference=self.start,
+            pairs=self.pairs,
             round_index=1,
             reference_file=self.folder / f"reference-{counted}-steps.parquet",
             milestones=milestones,
@@ -111,13 +112,16 @@ def _shared_pairs(run: Run, config: Any, recipe: ModuleType) -> Iterator[tuple[D
     preflight(run, config)
     imitated = starting_point(run, config)
     sampler = candidate_sampler(config, imitated.policy)
-    with fleet_of(run, config, imitated, sampler) as fleet, reward_pool(config) as raters:
+    with (
+        fleet_of(run, config, imitated, sampler=sampler) as fleet,
+        reward_pool(config) as raters,
+    ):
         if config.candidates is None:
-            groups = roll_out(run, config, imitated, fleet)
+            groups = roll_out(run, config, imitated, fleet=fleet)
         else:
             groups = read_candidates(earlier(config.candidates, "candidates"))
-        ratings = rate(run, config, imitated, groups, raters)
-        pairs = pair(run, config, imitated, groups, ratings)
+        ratings = rate(run, config, imitated, groups=groups, raters=raters)
+        pairs = pair(run, config, imitated, groups=groups, ratings=ratings)
         verdict = Verdict.of_run(run, config, imitated, fleet=fleet, raters=raters)
         yield DpoTrials(imitated.policy_path, pairs, run.directory), verdict
 
@@ -145,8 +149,8 @@ class GdpoTrials:
         """Run the recipe's loop, with a rollout fleet of the trial's own."""
         imitated = Imitated(Corpus(self.corpus), self.start, self.windows)
         sampler = rollout_sampler(config, imitated.policy)
-        with fleet_of(part, config, imitated, sampler) as fleet:
-            aligned = self.post_train(part, config, imitated, fleet, milestones=milestones)
+        with fleet_of(part, config, imitated, sampler=sampler) as fleet:
+            aligned = self.post_train(part, config, imitated, fleet=fleet, milestones=milestones)
         return aligned.artifacts["gdpo_policy"]
 
     def demand(self, config: Rewarded) -> dict[str, float]:
@@ -171,7 +175,10 @@ def _shared_start(
         yield trials, Verdict.of_run(run, config, imitated)
         return
     sampler = judged_sampler(config, imitated.policy)
-    with fleet_of(run, config, imitated, sampler) as fleet, reward_pool(config) as raters:
+    with (
+        fleet_of(run, config, imitated, sampler=sampler) as fleet,
+        reward_pool(config) as raters,
+    ):
         yield trials, Verdict.of_run(run, config, imitated, fleet=fleet, raters=raters)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -24,24 +24,26 @@ from rapport.pipeline.steps.imitation import Imitated
 from rapport.pipeline.steps.judging import Judge, mean_of
 from rapport.pipeline.steps.jury import compared_layout
 from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of
+from rapport.pipeline.steps.settings import BootstrapConfig
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.rewards.metrics.measures.distance import mse
 from rapport.rewards.metrics.measures.flame_groups import FEWEST
 from rapport.rewards.metrics.statistics import mean_interval, prompt_means
 
 
-def asked(
-    held_out: HeldOut, config: Judged, policy: Policy, fleet: Fleet | None
+def reactions_of(
+    policy: Policy, held_out: HeldOut, config: Judged, *, fleet: Fleet | None
 ) -> list[list[Reaction]]:
     """What a policy answers to held-out prompts.
 
     Args:
+        policy: who answers.
         held_out: the prompts.
         config: says how AR-Flow samples.
-        policy: who answers.
         fleet: engines that hold its weights; None = it samples in this process, as AR-Flow does
             in any case, whose judged answers come from the ODE and not from the engines' SDE.
     """
@@ -50,7 +52,7 @@ def asked(
     return held_out.ask(policy if fleet is None else fleet)
 
 
-def as_motion(policy: Policy, groups: Iterable[Sequence[Reaction]]) -> list[list[Motion]]:
+def motions_of(policy: Policy, groups: Iterable[Sequence[Reaction]]) -> list[list[Motion]]:
     """The motion of every reaction."""
     return [[policy.to_motion(reaction) for reaction in group] for group in groups]
 
@@ -67,7 +69,7 @@ class Verdict:
         imitated: the policy that all start from.
         held_out: the prompts.
         fleet: engines that hold one policy after the other; None = policies sample here.
-        raters: judge reactions; None = nobody watches them.
+        judge: of reactions that raters watch; None = nobody watches them.
         movement: says how they move; None = that is not measured.
     """
 
@@ -75,7 +77,7 @@ class Verdict:
     imitated: Imitated
     held_out: HeldOut
     fleet: Fleet | None = None
-    raters: Judge | None = None
+    judge: Judge | None = None
     movement: MovementJudge | None = None
 
     @classmethod
@@ -102,25 +104,32 @@ class Verdict:
         if raters is not None:
             clip_ids = [window.clip_id for window in held_out.windows if window.role == "listener"]
             layout = compared_layout(imitated.policy, imitated.corpus.layout)
-            judge = Judge.from_corpus(run, config, imitated.corpus, layout, clip_ids, raters)
+            judge = Judge.from_corpus(
+                run,
+                config,
+                imitated.corpus,
+                layout=layout,
+                clip_ids=clip_ids,
+                raters=raters,
+            )
         movement = None
         if isinstance(config, JudgedOfFlow):
             faces = faces_of(config.head, imitated.corpus.layout.topology)
             movement = MovementJudge(held_out.windows, held_out.both_roles, faces)
         elif isinstance(config, Rewarded):
             movement = MovementJudge(held_out.repeated, held_out.both_roles)
-        return cls(config, imitated, held_out, fleet, judge, movement)
+        return cls(config, imitated, held_out, fleet=fleet, judge=judge, movement=movement)
 
     def __call__(self, path: Path) -> dict[str, float]:
         """The numbers of the policy in a folder."""
         policy = load_policy(path)
         if self.fleet is not None:
             self.fleet.update(policy.weights(), policy)
-        groups = asked(self.held_out, self.config, policy, self.fleet)
-        answers = as_motion(policy, groups)
+        groups = reactions_of(policy, self.held_out, self.config, fleet=self.fleet)
+        answers = motions_of(policy, groups)
         values: dict[str, float] = {}
-        if self.raters is not None:
-            values |= self._rated(self.raters, answers)
+        if self.judge is not None:
+            values |= self._rated(self.judge, answers)
         if self.movement is not None:
             values |= self._moved(self.movement, self.held_out.flat(answers))
         if isinstance(self.config, Rewarded):
@@ -153,7 +162,7 @@ class Verdict:
         if not (isinstance(policy, VlaPolicy) and isinstance(start, VlaPolicy)):
             return {}
         by_prompt = prompt_means(
-            (window.clip_id, policy.divergence(start, prompt, group))
+            (window.clip_id, policy.divergence(start, cast(VlaPrompt, prompt), group))
             for window, prompt, group in zip(
                 self.held_out.windows, self.held_out.prompts, groups, strict=True
             )
@@ -161,7 +170,9 @@ class Verdict:
         return self._with_interval("kl", by_prompt)
 
     def _with_interval(self, name: str, by_prompt: Mapping[str, float]) -> dict[str, float]:
-        return with_interval(name, by_prompt, self.config.evaluation.bootstrap)
+        # Each policy has its own kind of section.
+        evaluation: BootstrapConfig = self.config.evaluation  # type: ignore[attr-defined]
+        return with_interval(name, by_prompt, evaluation.bootstrap)
 
 
 def with_interval(name: str, by_prompt: Mapping[str, float], bootstrap: int) -> dict[str, float]:

