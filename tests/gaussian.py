@@ -1,7 +1,7 @@
 """A third policy: knots of motion around a learnt mean, which follows how loud the speaker is."""
 
 import json
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,7 @@ from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction, write_kind
 
 KNOTS, WIDTH = 4, 0.02  # of a clip; standard deviation of every number
-
-
-@dataclass(frozen=True)
-class LoudnessPrompt:
-    prompt_id: str
-    loudness: float
+LoudnessPrompt = namedtuple("LoudnessPrompt", ["prompt_id", "loudness"])
 
 
 class Gaussian(Policy):
@@ -74,7 +69,7 @@ class Gaussian(Policy):
         return self.mean
 
     def prompt_row(self, prompt):
-        return vars(prompt)
+        return prompt._asdict()
 
     def prompt_of(self, row):
         return LoudnessPrompt(row["prompt_id"], row["loudness"])
