@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from rapport.policies.flow.encoders import AUDIO_RATE, AudioEncoder, FeatureCach
 from rapport.policies.flow.settings import EncodersConfig
 
 Role = Literal["listener", "speaker"]
-ENCODERS_FILE = "encoders.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +71,6 @@ class Features:
             return None
         heard = audio[: round(frames * AUDIO_RATE / fps)]
         return self.audio_cache.get(f"{clip_id}/{role}", lambda: self.audio(heard, frames, fps))
-
-
-def write_encoders(folder: Path, config: EncodersConfig) -> None:
-    """Say in a checkpoint folder which encoders its policy was trained with."""
-    names = config.model_dump(mode="json", include={"text", "audio"})
-    (folder / ENCODERS_FILE).write_text(json.dumps(names) + "\n")
-
-
-def read_encoders(folder: Path) -> EncodersConfig:
-    """The encoders of a checkpoint folder."""
-    return EncodersConfig(**json.loads((folder / ENCODERS_FILE).read_text()))
 
 
 def scratch_features(config: EncodersConfig) -> Features:

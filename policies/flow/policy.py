@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +17,10 @@ from rapport.files import atomic
 from rapport.policies.clip import Clip
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.conditions import MODALITIES, Conditions
-from rapport.policies.flow.features import (
-    Features,
-    read_encoders,
-    scratch_features,
-    write_encoders,
-)
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale
 from rapport.policies.flow.sde import Reduction, rollout, step_kl, step_log_probs
-from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.flow.settings import EncodersConfig, read_encoders, write_encoders
 from rapport.policies.flow.training import (
     CONDITION_COLUMNS,
     FlowModule,
@@ -48,6 +42,9 @@ from rapport.policies.policy import (
     Stage,
     write_kind,
 )
+
+if TYPE_CHECKING:
+    from rapport.policies.flow.features import Features
 
 BATCH = 32  # windows answered at once
 VAE_FOLDER = "vae"
@@ -125,6 +122,9 @@ class FlowPolicy(Policy):
     @cached_property
     def features(self) -> Features:
         """The frozen encoders, loaded when a clip is first encoded."""
+        # Imported here: learners never encode, and transformers takes seconds.
+        from rapport.policies.flow.features import scratch_features
+
         return scratch_features(self.encoders)
 
     # -- Reacting --

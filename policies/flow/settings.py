@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rapport.settings import Section
+
+ENCODERS_FILE = "encoders.json"  # in the folder of a policy
 
 
 class EncodersConfig(Section):
@@ -14,3 +17,14 @@ class EncodersConfig(Section):
     """wav2vec2 checkpoint, path or hub name; empty = tiny, random weights"""
     cache: Path | None = None
     """folder of their features, a file per clip; empty = in the run folder"""
+
+
+def write_encoders(folder: Path, config: EncodersConfig) -> None:
+    """Say in a checkpoint folder which encoders its policy was trained with."""
+    names = config.model_dump(mode="json", include={"text", "audio"})
+    (folder / ENCODERS_FILE).write_text(json.dumps(names) + "\n")
+
+
+def read_encoders(folder: Path) -> EncodersConfig:
+    """The encoders of a checkpoint folder."""
+    return EncodersConfig(**json.loads((folder / ENCODERS_FILE).read_text()))

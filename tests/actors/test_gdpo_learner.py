@@ -4,28 +4,38 @@ changes nothing.
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from rapport.actors.flow_rollout import FlowFleetOptions
-from rapport.actors.learner import LearnerOptions, fit
-from rapport.pipeline.config import GdpoConfig, GroupWeightsConfig, RewardConfig
+from rapport.actors.engines import InProcess
+from rapport.actors.fleet import Fleet
+from rapport.actors.learner import Learners
+from rapport.actors.settings import FleetConfig, LearnerConfig
 from rapport.pipeline.data.flow import WINDOW_SCHEMA
-from rapport.pipeline.objectives.gdpo import GdpoTask
-from rapport.policies.flow import checkpoint, config
+from rapport.pipeline.objectives.gdpo import Gdpo
+from rapport.pipeline.objectives.settings import FlowGdpoConfig
+from rapport.pipeline.steps.alignment import sampled_by
+from rapport.pipeline.steps.rewarding import Scenes, experience
+from rapport.policies.flow import config
 from rapport.policies.flow.model import initialised
+from rapport.policies.flow.policy import FlowPolicy, Sampler
+from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.flow.vae import MotionVAE
-from rapport.policies.motion import Layout, Motion
+from rapport.policies.motion import Layout
+from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
+from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
 
 pytestmark = pytest.mark.engine
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
-SIZES = config.FlowConfig(
+SIZES = config.FlowSizes(
     latent_dim=4,
     downsample=4,
     text_dim=5,
@@ -37,7 +47,7 @@ SIZES = config.FlowConfig(
     window=3,
 )
 SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "actor_audio": (12, 6)}
-OPTIONS = LearnerOptions(
+OPTIONS = LearnerConfig(
     world_size=2,
     cpus=0.4,
     gpus=0,
@@ -48,7 +58,7 @@ OPTIONS = LearnerOptions(
     checkpoint_every=2,
     timeout_s=300,
 )
-GDPO = GdpoConfig(
+GDPO = FlowGdpoConfig(
     iterations=3, sync_every=2, batch_size=2, group_size=2, steps=2, learning_rate=1e-3
 )
 
@@ -57,15 +67,13 @@ GDPO = GdpoConfig(
 def files(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("gdpo"), np.random.default_rng(0)
     torch.manual_seed(0)
-    checkpoint.save(
-        MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32)), folder / "vae"
-    )
-    checkpoint.save(initialised(SIZES, 0), folder / "flow")
+    vae = MotionVAE(config.VaeSizes(LAYOUT, downsample=4, latent_dim=4, hidden=32))
+    FlowPolicy(initialised(SIZES, 0), vae, EncodersConfig()).save(folder / "flow")
     rows = (
         {
-            "clip_id": str(i),
+            "prompt_id": str(i),
             "latents": to_bytes(np.zeros((3, 4))),
-            "frames": to_bytes(rng.normal(size=(12, 6))),
+            "recorded": to_bytes(rng.normal(size=(12, 6))),
             "listening": [i < 4] * 12,
             "speaking": [i >= 4] * 12,
         }
@@ -76,54 +84,59 @@ def files(tmp_path_factory):
     return folder
 
 
-def killed_once(task: GdpoTask, marker: Path) -> GdpoTask:
-    """The task, but the learner that owns the fleet is killed in the second iteration, once.
-    Travels by value.
+SAMPLER = Sampler(steps=2, sigma=0.5, corrected=True, shared_start=True, chunk=100)
+
+
+def killed_once(objective: Gdpo, marker: Path) -> Gdpo:
+    """The objective, but the learner that asks for rollouts is killed in the second iteration,
+    once. Travels by value.
     """
 
-    class Killed(GdpoTask):
+    class Killed(Gdpo):
         def batch(self, step, rank, world_size):
             if step == 3 and rank == 0 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().batch(step, rank, world_size)
 
-    return Killed(**{name: getattr(task, name) for name in task.__dataclass_fields__})
+    killed = Killed.__new__(Killed)
+    killed.__dict__ |= objective.__dict__
+    return killed
+
+
+def post_train(objective, files, folder, log):
+    """The loop of `recipes/gdpo.py`."""
+    scenes = Scenes(
+        files / "windows.arrow", load_policy(files / "flow"), files / "flow", GDPO, seed=3
+    )
+    recipe = SimpleNamespace(gdpo=GDPO, reward=RewardConfig(), groups=GroupWeightsConfig())
+    fleet_config = FleetConfig(workers=1, batch_prompts=2, timeout_s=60)
+    start = partial(InProcess, str(files / "flow"), SAMPLER)
+    with Fleet(start, fleet_config, losses=0) as fleet:
+        roll_out = sampled_by(fleet, scenes, recipe)
+        learners = Learners(objective, OPTIONS, folder, log=log, say=print)
+        for iteration in learners.iterations():
+            groups = roll_out(iteration.weights, iteration.index)
+            batch = scenes.of_iteration(iteration.index)
+            learners.learn(experience(scenes, batch, groups, recipe))
+    return learners.result
 
 
 def test_iterations_with_a_killed_learner_are_those_that_went_through(local_ray, files, tmp_path):
-    limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
-    task = GdpoTask(
-        str(files / "flow"),
-        str(files / "windows.arrow"),
-        str(files / "vae"),
-        limits,
-        3,
-        GDPO,
-        RewardConfig(),
-        GroupWeightsConfig(),
-        FlowFleetOptions(1, 0.1, 0, 1, 2, 60, 0),
-    )
+    objective = Gdpo(files / "flow", files / "windows.arrow", GDPO, 3, SAMPLER)
     logged, weights = {}, {}
-    for name, running in (("whole", task), ("killed", killed_once(task, tmp_path / "marker"))):
+    runs = {"whole": objective, "killed": killed_once(objective, tmp_path / "marker")}
+    for name, running in runs.items():
         lines = logged[name] = []
-        result = fit(
-            running,
-            OPTIONS,
-            tmp_path / name,
-            lambda values, step, to=lines: to.append((step, values)),
-            print,
-        )
+
+        def log(values, step, to=lines):
+            to.append((step, values))
+
+        result = post_train(running, files, tmp_path / name, log)
         weights[name] = load_file(tmp_path / name / "policy" / "model.safetensors")
         assert result["steps"] == 6
     assert (tmp_path / "marker").exists()
-    whole, killed = (
-        [
-            (step, {k: v for k, v in values.items() if k != "rollout_s"})
-            for step, values in logged[name]
-        ]
-        for name in ("whole", "killed")
-    )
+    whole, killed = logged["whole"], logged["killed"]
     assert [step for step, _ in whole] == list(range(1, 7))
     assert dict(killed) == dict(whole), "the same rewards, ratios and gradients"
     assert ["reward/expr" in values for _, values in whole] == [True, False] * 3

@@ -89,7 +89,7 @@ def test_a_module_can_be_hidden_from_imports_but_not_one_that_is_there(tmp_path,
 def test_learners_of_the_flow_policy_do_not_import_encoders_nor_tracking():
     """They cost every learner ten seconds of its start."""
     tasks = ", ".join(
-        f"rapport.pipeline.objectives.{name}" for name in ("vae", "flow", "flow_dpo", "gdpo")
+        f"rapport.pipeline.objectives.{name}" for name in ("vae", "flow", "dpo", "gdpo")
     )
     code = f"import sys, {tasks}; print([name for name in ('transformers', 'mlflow', 'scipy') if name in sys.modules])"
     assert (

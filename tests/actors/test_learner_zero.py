@@ -2,25 +2,27 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from rapport.actors.learner import LearnerOptions, fit
-from rapport.pipeline.config import DpoConfig, PolicyConfig, SftConfig
-from rapport.pipeline.data.vla import examples, prompt_of, prompt_row
-from rapport.pipeline.objectives.dpo import DpoTask
-from rapport.pipeline.objectives.sft import SftTask
-from rapport.pipeline.objectives.vla import VlaTask
+from rapport.actors.learner import fit
+from rapport.actors.settings import LearnerConfig
+from rapport.pipeline.data.vla import examples
+from rapport.pipeline.objectives.dpo import Dpo, pair_schema
+from rapport.pipeline.objectives.objective import PolicyObjective
+from rapport.pipeline.objectives.settings import SftConfig, VlaDpoConfig
+from rapport.pipeline.objectives.sft import Sft
 from rapport.policies.tables import write_table
 from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.settings import VlaConfig
+from rapport.policies.vla.training import SFT_SCHEMA
 
 pytestmark = pytest.mark.engine
-OPTIONS = LearnerOptions(
+OPTIONS = LearnerConfig(
     world_size=2,
     cpus=0.4,
     gpus=0,
@@ -32,17 +34,17 @@ OPTIONS = LearnerOptions(
     timeout_s=300,
 )
 SFT = SftConfig(steps=4, batch_size=4, window_share=0.5, learning_rate=3e-3)
-DPO = DpoConfig(epochs=4, batch_size=8, learning_rate=1e-3)
+DPO = VlaDpoConfig(epochs=4, batch_size=8, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
 def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     """Files of SFT examples and of preference pairs (recorded over random)."""
-    folder, policy = tmp_path_factory.mktemp("tables"), load_checkpoint(tiny_checkpoint)
+    folder, policy = tmp_path_factory.mktemp("tables"), VlaPolicy.load(tiny_checkpoint)
     rows = list(examples(tiny_corpus.clips("train"), policy))
     rng = np.random.default_rng(0)
     pairs = (
-        prompt_row(prompt_of(clip, policy))
+        policy.prompt_row(policy.encode(clip))
         | {
             "chosen": row["actions"],
             "rejected": (344 + rng.integers(0, 256, 45)).tolist(),
@@ -52,7 +54,7 @@ def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
         for clip, row in zip(tiny_corpus.clips("train"), rows, strict=True)
     )
     write_table(folder / "sft.arrow", rows, SFT_SCHEMA)
-    write_table(folder / "pairs.arrow", pairs, PAIR_SCHEMA)
+    write_table(folder / "pairs.arrow", pairs, pair_schema(policy))
     return folder
 
 
@@ -65,21 +67,21 @@ def train(local_ray, tiny_checkpoint, tables, tmp_path_factory):
     def run(kind, kill=False, **options):
         folder = tmp_path_factory.mktemp(kind)
         if kind == "sft":
-            task = SftTask(str(tiny_checkpoint), str(tables / "sft.arrow"), PolicyConfig(), 0, SFT)
+            task = Sft(tiny_checkpoint, tables / "sft.arrow", SFT, 0, VlaConfig())
         else:
-            task = DpoTask(
-                str(tiny_checkpoint),
-                str(tables / "pairs.arrow"),
-                PolicyConfig(),
-                0,
+            task = Dpo(
+                tiny_checkpoint,
+                tiny_checkpoint,
+                tables / "pairs.arrow",
                 DPO,
-                str(tiny_checkpoint),
-                str(folder / "reference.parquet"),
+                0,
+                folder / "reference.parquet",
+                VlaConfig(),
             )
         logged, said = [], []
         result = fit(
             killed_once(task, folder / "killed") if kill else task,
-            replace(OPTIONS, **options),
+            OPTIONS.model_copy(update=options),
             folder,
             lambda metrics, step: logged.append((step, metrics)),
             said.append,
@@ -97,7 +99,7 @@ def train(local_ray, tiny_checkpoint, tables, tmp_path_factory):
     return run_once
 
 
-def killed_once(task: VlaTask, marker: Path) -> VlaTask:
+def killed_once(task: PolicyObjective, marker: Path) -> PolicyObjective:
     """The task, but its learner of rank 1 is killed before step 3, once. Local, so that it travels
     by value.
     """
@@ -109,7 +111,9 @@ def killed_once(task: VlaTask, marker: Path) -> VlaTask:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().batch(step, rank, world_size)
 
-    return Killed(**{name: getattr(task, name) for name in task.__dataclass_fields__})
+    killed = Killed.__new__(Killed)
+    killed.__dict__ |= task.__dict__
+    return killed
 
 
 def assert_same_training(one, other, steps):
