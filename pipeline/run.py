@@ -237,9 +237,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("subject", choices=recipe.subjects, metavar="SUBJECT", help=about)
         else:
             sub.set_defaults(subject=None)
-        sub.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="set a key (list below)"
-        )
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="set a key (list below)")
         sub.add_argument(
             "--config", type=Path, metavar="FILE", help="YAML with any of the keys below"
         )

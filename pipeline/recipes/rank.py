@@ -8,29 +8,27 @@ methods answer the same held-out clips and are cut to the frames and groups that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rapport.actors.cluster import cluster
-from rapport.pipeline.config import (
-    ActionConfig,
-    ConfigError,
-    GdpoRecipeConfig,
-    RankConfig,
-    load_config,
-)
-from rapport.pipeline.data.flow import LISTENER
+from rapport.log import logger
+from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
 from rapport.pipeline.data.store import Corpus, CorpusError
-from rapport.pipeline.recipes.evaluate import Answers, fit_affect, sample_held_out
-from rapport.pipeline.recipes.flow import TABLE
-from rapport.pipeline.recipes.flow_judge import FlowJudge, faces_of
-from rapport.pipeline.recipes.prepare import prepare
-from rapport.pipeline.recipes.rank_protocols import (
+from rapport.pipeline.report.ranking import GROUND_TRUTH, Ranking, report
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, still_there
+from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.steps.corpus import choose, prepare
+from rapport.pipeline.steps.flow_studies import sampler_of
+from rapport.pipeline.steps.imitation import Imitated, action_layout
+from rapport.pipeline.steps.judging import fit_affect
+from rapport.pipeline.steps.movement import faces_of
+from rapport.pipeline.steps.protocols import (
     HeldOut,
     Reactions,
     Scorer,
@@ -39,15 +37,14 @@ from rapport.pipeline.recipes.rank_protocols import (
     cut,
     scorers,
 )
-from rapport.pipeline.recipes.rollout import choose, start_fleet
-from rapport.pipeline.recipes.sft import action_layout
-from rapport.pipeline.report.ranking import GROUND_TRUTH, Ranking, report
-from rapport.pipeline.rundir import Phase, Run, RunError, still_there
+from rapport.pipeline.steps.sampling import Prompts, fleet_of
+from rapport.pipeline.steps.settings import MovementConfig
 from rapport.pipeline.tracking import metric_key
-from rapport.policies.flow import checkpoint
-from rapport.policies.motion import Layout
-from rapport.policies.tables import read_table
-from rapport.policies.vla.loading import Checkpoint, load_checkpoint
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.policy import load_policy
+from rapport.policies.vla.policy import TokenSampler, VlaPolicy
+from rapport.policies.vla.settings import ActionConfig
 from rapport.rewards.metrics.baselines import (
     NearestNeighbour,
     SpeakerInput,
@@ -56,56 +53,77 @@ from rapport.rewards.metrics.baselines import (
 )
 
 VARIANTS = ("reference", "corrected")
-METHODS = {"dpo": ("SFT", "SFT + DPO"), "gdpo": ("AR-Flow", "GDPO")}
-NEEDS = {
-    "dpo": ("corpus", "sft_policy", "dpo_policy"),
-    "gdpo": ("corpus", "encode_tables", "vae_policy", "flow_policy", "gdpo_policy"),
+ALGORITHMS = ("dpo", "gdpo")
+IMITATORS = {"vla": "sft_policy", "flow": "flow_policy"}  # others: imitate_policy
+# Of the two usual cases; others are called as their policy calls itself, with the algorithm.
+METHODS = {
+    ("dpo", "vla"): ("SFT", "SFT + DPO"),
+    ("gdpo", "flow"): ("AR-Flow", "GDPO"),
 }
+Answers = dict[str, list[Motion]]  # clip id -> reactions
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished run whose policies are ranked.
+
+    Args:
+        algorithm: `dpo` or `gdpo`.
+        kind: of policy.
+        imitated: corpus and imitating policy.
+        aligned: folder of the aligned policy.
+        judge: how the run judged AR-Flow; None for others.
+    """
+
+    algorithm: str
+    kind: str
+    imitated: Imitated
+    aligned: Path
+    judge: MovementConfig | None
+
+    @property
+    def methods(self) -> tuple[str, str]:
+        """Names of both policies in the ranking."""
+        policy = self.imitated.policy
+        other = (
+            f"{policy.supervised} ({self.algorithm}, {self.kind})",
+            f"{policy.aligned[self.algorithm]} ({self.kind})",
+        )
+        return METHODS.get((self.algorithm, self.kind), other)
 
 
 def run(config: RankConfig, run: Run) -> None:
-    given = {
-        recipe: artifacts(recipe, folder)
-        for recipe in NEEDS
-        if (folder := getattr(config.rank, recipe)) is not None
-    }
+    """Answer held-out clips by every method, then score them by every protocol."""
+    folders = {name: getattr(config.rank, name) for name in ALGORITHMS}
+    trained = [trained_by(name, folder) for name, folder in folders.items() if folder is not None]
     absent = [
-        f"rank.{recipe} is empty: {' and '.join(methods)} are left out"
-        for recipe, methods in METHODS.items()
-        if recipe not in given
+        f"rank.{name} is empty: its policies are left out"
+        for name, folder in folders.items()
+        if folder is None
     ]
-    corpus = common_corpus({recipe: found["corpus"] for recipe, found in given.items()})
+    corpus = common_corpus({each.algorithm: each.imitated.corpus for each in trained})
     if corpus is None:
-        corpus = prepare(config.corpus, run)
+        corpus = prepare(run, config.corpus)
     chosen = set(choose(corpus, "test", config.rank.prompts, config.seed))
-    ids = [
-        clip_id for clip_id in corpus.clip_ids("test") if clip_id in chosen
-    ]  # a dyad's clips in a row
+    ids = [clip_id for clip_id in corpus.clip_ids("test") if clip_id in chosen]  # dyads in a row
     if len(ids) < 2:
         raise RunError(f"{corpus.path} has {len(ids)} held-out clips, a ranking needs 2 or more")
-    policy = load_checkpoint(given["dpo"]["sft_policy"]) if "dpo" in given else None
-    layout = (
-        action_layout(ActionConfig(), corpus.layout)
-        if policy is None
-        else policy.actions.space.layout
-    )
+    layout = compared_layout(trained, corpus)
     answers = answered(
-        "baselines", ids, layout, lambda: baselines(config, corpus, ids, layout), run
+        run, "baselines", ids, layout, lambda: baselines(config, corpus, ids, layout)
     )
-    if policy is not None:
+    for each in trained:
         answers |= answered(
-            "dpo", ids, layout, lambda: by_fleet(config, corpus, policy, given["dpo"], run), run
+            run, each.algorithm, ids, layout, lambda each=each: reactions_of(run, config, each, ids)
         )
-    if "gdpo" in given:
-        answers |= answered("gdpo", ids, layout, lambda: by_ode(config, ids, given["gdpo"]), run)
     frames = common_frames(answers)
     held_out = HeldOut.of(corpus, ids, layout, frames)
     train = [listener.subset(layout) for _, listener in corpus.listeners("train")]
-    affect, faces = fit_affect(corpus, layout, run), faces_of(config.head, layout.topology)
-    protocols, left_out = scorers(held_out, train, affect, faces)
-    reactions = {method: cut(found, layout, frames) for method, found in answers.items()}
+    affect = fit_affect(corpus, layout)
+    protocols, left_out = scorers(held_out, train, affect, faces_of(config.head, layout.topology))
+    reactions = {method: cut(motions, layout, frames) for method, motions in answers.items()}
     values = {
-        name: scored(name, scorer, held_out, reactions, run) for name, scorer in protocols.items()
+        name: scored(run, name, scorer, held_out, reactions) for name, scorer in protocols.items()
     }
     report(
         Ranking(
@@ -122,116 +140,167 @@ def run(config: RankConfig, run: Run) -> None:
     )
 
 
-def artifacts(recipe: str, directory: Path) -> dict[str, Path]:
-    """What the finished run that `rank.RECIPE` names has left. Raises `RunError` when it is none."""
-    where, file = f"rank.{recipe}={directory}", directory / "summary.json"
+def compared_layout(trained: Sequence[Trained], corpus: Corpus) -> Layout:
+    """A VLA's own groups, the default ones without it."""
+    for each in trained:
+        if isinstance(each.imitated.policy, VlaPolicy):
+            return each.imitated.policy.layout
+    return action_layout(ActionConfig(), corpus.layout)
+
+
+def trained_by(algorithm: str, directory: Path) -> Trained:
+    """The policies of the finished run that `rank.ALGORITHM` names."""
+    found = artifacts(algorithm, directory)
+    settings = read_yaml(directory / "config.yaml")
+    kind = settings["policy"]
+    imitated = Imitated(
+        Corpus(found["corpus"]),
+        found[IMITATORS.get(kind, "imitate_policy")],
+        found.get("encode_tables"),
+    )
+    judge = MovementConfig(**settings["judge"]) if kind == "flow" else None
+    return Trained(algorithm, kind, imitated, found[f"{algorithm}_policy"], judge)
+
+
+def artifacts(algorithm: str, directory: Path) -> dict[str, Path]:
+    """What a finished run has left that a ranking needs.
+
+    Raises:
+        RunError: it is none, or something of it is gone.
+    """
+    where = f"rank.{algorithm}={directory}"
+    file = directory / "summary.json"
     if not file.is_file():
         raise RunError(
-            f"{where}: no summary.json there; it must be the folder of a finished `{recipe}` run"
+            f"{where}: no summary.json there; it must be the folder of a finished `{algorithm}` run"
         )
     summary = json.loads(file.read_text())
-    if (summary["recipe"], summary["status"]) != (recipe, "finished"):
+    if (summary["recipe"], summary["status"]) != (algorithm, "finished"):
         raise RunError(
             f"{where}: a {summary['status']} `{summary['recipe']}` run, not a finished "
-            f"`{recipe}` run"
+            f"`{algorithm}` run"
         )
-    found, gone = still_there(summary, NEEDS[recipe])
+    kind = read_yaml(directory / "config.yaml").get("policy")
+    needed = ["corpus", IMITATORS.get(kind, "imitate_policy"), f"{algorithm}_policy"]
+    if kind == "flow":
+        needed.append("encode_tables")
+    found, gone = still_there(summary, needed)
     if gone:
         raise RunError(
             f"{where}: its {', '.join(gone)} is no longer where its summary.json says; run "
-            f"`{recipe}` again"
+            f"`{algorithm}` again"
         )
-    return found | {"directory": directory}
+    return found
 
 
-def common_corpus(corpora: dict[str, Path]) -> Corpus | None:
-    """The corpus of all runs, None without a run. Raises `CorpusError` where they were trained on
-    unlike ones.
+def common_corpus(corpora: Mapping[str, Corpus]) -> Corpus | None:
+    """The corpus of all runs, None without a run.
+
+    Raises:
+        CorpusError: they were trained on unlike ones.
     """
-    opened = {recipe: Corpus(path) for recipe, path in corpora.items()}
-    if len({corpus.digest for corpus in opened.values()}) > 1:
+    if len({corpus.digest for corpus in corpora.values()}) > 1:
         lines = "".join(
             f"\n  rank.{recipe}: {corpus.path}, digest {corpus.digest[:12]}"
-            for recipe, corpus in opened.items()
+            for recipe, corpus in corpora.items()
         )
         raise CorpusError(
             f"the runs to be ranked have unlike corpora:{lines}\nTrain one of them again on the "
-            "other's: "
-            "corpus.kind=parquet corpus.root=THAT_FOLDER"
+            "other's: corpus.kind=parquet corpus.root=THAT_FOLDER"
         )
-    return next(iter(opened.values()), None)
+    return next(iter(corpora.values()), None)
 
 
 def answered(
+    run: Run,
     name: str,
     ids: Sequence[str],
     layout: Layout,
     answer: Callable[[], dict[str, Answers]],
-    run: Run,
 ) -> dict[str, np.ndarray]:
-    """Method -> its reactions (clips, samples, time, dim) in `layout`; kept as npy files, which
-    `evaluate` takes.
+    """Method -> its reactions (clips, samples, time, dim) in `layout`.
+
+    Kept as npy files, which `evaluate` takes.
     """
 
-    def work(phase: Phase) -> dict[str, Any]:
+    @phase(f"answers-{name}")
+    def answers(step: Phase) -> PhaseResult:
         files = {}
-        for method, found in answer().items():
-            files[method] = str(phase.directory / f"{metric_key(method)}.npy")
-            np.save(
-                files[method], [[motion.subset(layout).values for motion in found[i]] for i in ids]
-            )
-        phase.say(f"{', '.join(files)}: {len(ids)} clips")
-        return {"files": files}
+        for method, by_clip in answer().items():
+            files[method] = str(step.directory / f"{metric_key(method)}.npy")
+            motions = [[motion.subset(layout).values for motion in by_clip[i]] for i in ids]
+            np.save(files[method], motions)
+        step.say(f"{', '.join(files)}: {len(ids)} clips")
+        return PhaseResult(value=files)
 
-    return {
-        method: np.load(file) for method, file in run.once(f"answers-{name}", work)["files"].items()
-    }
+    return {method: np.load(file) for method, file in answers(run).value.items()}
+
+
+def reactions_of(
+    run: Run, config: RankConfig, trained: Trained, ids: Sequence[str]
+) -> dict[str, Answers]:
+    """Both policies of a run, with the settings that it judged them by."""
+    policies = (trained.imitated.policy, load_policy(trained.aligned))
+    if isinstance(policies[0], FlowPolicy):
+        answers = [by_ode(config, trained, policy, ids) for policy in policies]
+    elif isinstance(policies[0], VlaPolicy):
+        answers = list(by_fleet(run, config, trained, policies, ids))
+    else:
+        answers = [in_process(config, trained, policy, ids) for policy in policies]
+    return dict(zip(trained.methods, answers, strict=True))
 
 
 def by_fleet(
-    config: RankConfig, corpus: Corpus, policy: Checkpoint, given: dict[str, Path], run: Run
-) -> dict[str, Answers]:
-    """SFT and SFT + DPO, sampled by engines that take the weights of one after the other."""
+    run: Run,
+    config: RankConfig,
+    trained: Trained,
+    policies: Sequence[VlaPolicy],
+    ids: Sequence[str],
+) -> Iterator[Answers]:
+    """Sampled by engines that take the weights of one after the other."""
+    prompts = Prompts(trained.imitated, "test")
+    asked = choose(trained.imitated.corpus, "test", config.rank.prompts, config.seed)
     with cluster(config.cluster.address, config.cluster.cpus) as where:
-        print(f"  {where}", flush=True)
-        with start_fleet(config, given["sft_policy"], policy, corpus, run) as fleet:
-            before = sample_held_out(config.rank, config.seed, corpus, policy, fleet)
-            aligned = load_checkpoint(given["dpo_policy"])
-            fleet.update(aligned.model)
-            after = sample_held_out(config.rank, config.seed, corpus, aligned, fleet)
-    return dict(zip(METHODS["dpo"], (before, after), strict=True))
+        logger.info(f"  {where}")
+        sampler = TokenSampler(config.rollout.temperature)
+        with fleet_of(run, config, trained.imitated, sampler) as fleet:
+            for number, policy in enumerate(policies):
+                if number:
+                    fleet.update(policy.weights(), policy)
+                seeds = policy.seeds("held out", config.seed, 0, asked)
+                groups = fleet.groups([prompts[i] for i in asked], config.rank.samples, seeds)
+                yield {
+                    clip_id: [policy.to_motion(reaction) for reaction in group]
+                    for clip_id, group in zip(asked, groups, strict=True)
+                }
 
 
-def by_ode(config: RankConfig, ids: Sequence[str], given: dict[str, Path]) -> dict[str, Answers]:
-    """Supervised AR-Flow and GDPO on the listeners' windows, with the settings that their run
-    judged them by.
+def by_ode(config: RankConfig, trained: Trained, policy: FlowPolicy, ids: Sequence[str]) -> Answers:
+    """AR-Flow on the listeners' windows.
 
     Without prompts: those describe the recorded face, which no other method is told of.
     """
-    directory = given["directory"]
-    try:
-        trained = load_config(GdpoRecipeConfig, directory / "config.yaml", [])
-    except ConfigError as error:
-        raise RunError(
-            f"rank.gdpo={directory}: {error}\nThat run is of another version; run `gdpo` again"
-        ) from error
-    rows = {
-        row["clip_id"]: row for row in read_table(given["encode_tables"] / TABLE.format("test"))
-    }
-    listeners = [rows[f"{clip_id}{LISTENER}"] for clip_id in ids]
-    judge = FlowJudge(
-        trained.judge, [], listeners, [], checkpoint.load_vae(given["vae_policy"]), None
-    )
-    answers: dict[str, Answers] = {}
-    for name, policy in zip(
-        METHODS["gdpo"], (given["flow_policy"], given["gdpo_policy"]), strict=True
-    ):
-        seeds = config.seed + 1 + np.arange(config.rank.samples * len(ids)).reshape(-1, len(ids))
-        samples = [
-            replace(judge, seeds=row).generate(policy, without_text=True) for row in seeds.tolist()
-        ]
-        answers[name] = dict(zip(ids, map(list, zip(*samples, strict=True)), strict=True))
+    prompts = Prompts(trained.imitated, "test")
+    listeners = [prompts[clip_id] for clip_id in ids]
+    silent = policy.with_sampler(sampler_of(trained.judge), without_text=True)
+    samples = config.rank.samples
+    seeds = config.seed + 1 + np.arange(samples * len(ids)).reshape(-1, len(ids))
+    answers: Answers = {clip_id: [] for clip_id in ids}
+    for row in seeds.tolist():
+        for clip_id, group in zip(ids, silent.sample(listeners, 1, row), strict=True):
+            answers[clip_id].append(silent.to_motion(group[0]))
     return answers
+
+
+def in_process(config: RankConfig, trained: Trained, policy: Any, ids: Sequence[str]) -> Answers:
+    """A policy of one's own, in this process."""
+    prompts = Prompts(trained.imitated, "test")
+    seeds = policy.seeds("held out", config.seed, 0, ids)
+    groups = policy.sample([prompts[i] for i in ids], config.rank.samples, seeds)
+    return {
+        clip_id: [policy.to_motion(reaction) for reaction in group]
+        for clip_id, group in zip(ids, groups, strict=True)
+    }
 
 
 def baselines(
@@ -275,21 +344,20 @@ def baselines(
 
 
 def scored(
-    protocol: str, scorer: Scorer, held_out: HeldOut, reactions: Mapping[str, Reactions], run: Run
+    run: Run, protocol: str, scorer: Scorer, held_out: HeldOut, reactions: Mapping[str, Reactions]
 ) -> dict[str, dict[str, dict[str, Scores]]]:
-    """Part of the held-out clips -> variant -> method -> metrics: of all clips, and of either half
-    by itself.
-    """
+    """Part of the held-out clips -> variant -> method -> metrics: of all, and of either half."""
 
-    def work(phase: Phase) -> dict[str, Any]:
+    @phase(protocol)
+    def scores(step: Phase) -> PhaseResult:
         try:
             values = by_part(scorer, held_out, reactions)
         except ValueError as error:
             raise RunError(f"protocol {protocol}: {error}") from error
-        phase.say(f"{len(values['all']['corrected'][GROUND_TRUTH])} metrics, both variants")
-        return {"values": values}
+        step.say(f"{len(values['all']['corrected'][GROUND_TRUTH])} metrics, both variants")
+        return PhaseResult(value=values)
 
-    return run.once(protocol, work)["values"]
+    return scores(run).value
 
 
 def by_part(

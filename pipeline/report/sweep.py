@@ -224,9 +224,7 @@ def _bounds(trial: Outcome, metric: str) -> tuple[float, float]:
     return trial.metrics.get(f"{metric}/low", value), trial.metrics.get(f"{metric}/high", value)
 
 
-def _reached(
-    trials: Sequence[Outcome], metric: str, baseline: Mapping[str, float]
-) -> list[float]:
+def _reached(trials: Sequence[Outcome], metric: str, baseline: Mapping[str, float]) -> list[float]:
     """Values that an axis must hold."""
     values = [bound for trial in trials for bound in _bounds(trial, metric)]
     return [*values, baseline[metric]] if metric in baseline else values

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rapport.pipeline.settings import JudgedOfFlow
 from rapport.pipeline.steps.movement import HeldOut
+from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.policy import FlowPolicy, FlowPrompt, Sampler
 from rapport.policies.flow.sampling import draw_noise, generate_long
@@ -38,7 +39,11 @@ PROMPTS = {
 
 def judged_sampler(config: JudgedOfFlow) -> Sampler:
     """The ODE that held-out windows are answered by."""
-    judge = config.judge
+    return sampler_of(config.judge)
+
+
+def sampler_of(judge: MovementConfig) -> Sampler:
+    """The same, of the section that says it."""
     return Sampler(
         steps=judge.steps, omega_speak=judge.omega_speak, omega_listen=judge.omega_listen
     )
@@ -108,9 +113,7 @@ def controls(
 def _told(held_out: HeldOut, features: Tensor) -> HeldOut:
     """Everybody has the same prompt."""
     text = {"text": to_bytes(features)}
-    prompts = [
-        FlowPrompt(prompt.prompt_id, dict(prompt.row) | text) for prompt in held_out.prompts
-    ]
+    prompts = [FlowPrompt(prompt.prompt_id, dict(prompt.row) | text) for prompt in held_out.prompts]
     return HeldOut(held_out.windows, prompts, held_out.seeds, held_out.samples)
 
 

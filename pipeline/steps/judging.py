@@ -231,8 +231,7 @@ def tabulate(rows: Mapping[str, Row], run: Workspace) -> dict[str, Any]:
         table.add_row(name, *(_cell(row[column]) for column in columns))
     Console(width=140).print(table)
     by_clip = {
-        name: {"scores": row.scores, "truth_errors": row.truth_errors}
-        for name, row in rows.items()
+        name: {"scores": row.scores, "truth_errors": row.truth_errors} for name, row in rows.items()
     }
     for name, content in {"evaluation": values, "evaluation_prompts": by_clip}.items():
         file = run.directory / f"{name}.json"

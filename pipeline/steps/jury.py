@@ -259,4 +259,3 @@ def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
     captions = [panel.caption for panel in panels]
     shown = Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores)
     return Video(shown, tuple(panels), clip.speaker_audio)
-

@@ -302,9 +302,7 @@ def tabulate_movement(
     sizes = {
         name: value for name, value in first.items() if value > 0 and not name.startswith("text")
     }
-    change = {
-        name: 100 * (last[name] / value - 1) for name, value in sizes.items() if name in last
-    }
+    change = {name: 100 * (last[name] / value - 1) for name, value in sizes.items() if name in last}
     shown = Table(
         title="how held-out people move; VAE = the recorded motion, coded and decoded; others = "
         "somebody else's recorded motion"
@@ -335,4 +333,6 @@ def tabulate_movement(
     summary["before"] = summary.get("before", {}) | dict(first)
     summary["after"] = summary.get("after", {}) | dict(last)
     for name, row in rows.items():
-        run.tracker.log({f"{name.replace(' + ', '_')}/{metric}": value for metric, value in row.items()})
+        run.tracker.log(
+            {f"{name.replace(' + ', '_')}/{metric}": value for metric, value in row.items()}
+        )

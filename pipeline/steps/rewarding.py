@@ -203,8 +203,7 @@ def experience(
 def rewards_of(measured: Sequence[Sequence[Penalties]], config: RewardConfig) -> Tensor:
     """(prompts, group_size, FLAME groups) float64, NaN where missing."""
     values = [
-        [list(group_rewards(sample, config).values()) for sample in samples]
-        for samples in measured
+        [list(group_rewards(sample, config).values()) for sample in samples] for samples in measured
     ]
     return torch.tensor(values, dtype=torch.float64)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rapport.pipeline.config import ConfigError, RankConfig, load_config
+from rapport.pipeline.config import load_config
 from rapport.pipeline.data.regression import RegressionListener, targets
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.synthetic.generate import generate
@@ -20,14 +20,6 @@ from rapport.pipeline.recipes.rank import (
     common_corpus,
     scored,
 )
-from rapport.pipeline.recipes.rank_protocols import (
-    HeldOut,
-    common_frames,
-    cut,
-    on_motion,
-    scorers,
-    with_head_as,
-)
 from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
     Ranking,
@@ -37,7 +29,17 @@ from rapport.pipeline.report.ranking import (
     report,
 )
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.steps.protocols import (
+    HeldOut,
+    common_frames,
+    cut,
+    on_motion,
+    scorers,
+    with_head_as,
+)
 from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.settings import ConfigError
 
 LAYOUT = Layout((("expr", 3), ("rot", 3), ("jaw", 3)), 25, "builtin")
 
@@ -47,7 +49,16 @@ def finished(directory, recipe="dpo", status="finished", **found):
     (directory / "summary.json").write_text(
         json.dumps({"recipe": recipe, "status": status, "artifacts": found})
     )
+    (directory / "config.yaml").write_text("policy: vla\n")
     return directory
+
+
+def run_in(directory):
+    """A run that does every phase and keeps nothing."""
+    step = SimpleNamespace(directory=directory, say=lambda text: None)
+    return SimpleNamespace(
+        once=lambda name, work, round_index=1: work(step), summary={"metrics": {}}
+    )
 
 
 def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tmp_path):
@@ -71,9 +82,9 @@ def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus,
         CorpusError,
         match=f"unlike corpora:\n  rank.dpo: .*{tiny_corpus.digest[:12]}(.|\n)*root=THAT",
     ):
-        common_corpus({"dpo": tiny_corpus.path, "gdpo": other.path})
+        common_corpus({"dpo": tiny_corpus, "gdpo": other})
     again = generate(tmp_path / "again", 2, 2, seed=1, **sizes)
-    assert common_corpus({"dpo": other.path, "gdpo": again.path}).digest == other.digest
+    assert common_corpus({"dpo": other, "gdpo": again}).digest == other.digest
     assert common_corpus({}) is None
 
 
@@ -87,14 +98,13 @@ def test_methods_are_cut_to_the_frames_and_groups_that_all_have(tmp_path):
     wide = Layout((("expr", 5), ("jaw", 3), ("neck", 3), ("rot", 3)), 25, "builtin")
     rng = np.random.default_rng(0)
     short, long = Motion(rng.normal(size=(8, 9)), LAYOUT), Motion(rng.normal(size=(10, 14)), wide)
-    phase = SimpleNamespace(directory=tmp_path, say=lambda text: None)
-    run = SimpleNamespace(once=lambda name, work: work(phase))
+    run = run_in(tmp_path)
     answers = answered(
+        run,
         "x",
         ["p", "q"],
         LAYOUT,
         lambda: {"A + B": {"p": [short], "q": [short]}, "C": {"q": [long], "p": [long]}},
-        run,
     )
     assert {name: found.shape for name, found in answers.items()} == {
         "A + B": (2, 1, 8, 9),
@@ -187,9 +197,9 @@ def test_a_protocol_that_refuses_its_input_is_named(ranked):
     def refuse(*_):
         raise ValueError("too short")
 
-    run = SimpleNamespace(once=lambda name, work: work(None))
+    run = run_in(None)
     with pytest.raises(RunError, match="protocol dim: too short"):
-        scored("dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.target]}, run)
+        scored(run, "dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.target]})
 
 
 def test_reactface_is_that_of_the_papers_on_other_coefficients():

@@ -11,7 +11,7 @@ import numpy as np
 
 from rapport.pipeline.data.flow import windows
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.recipes.flow_judge import PROTOCOLS, Faces
+from rapport.pipeline.steps.movement import PROTOCOLS, Faces
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.affect import AffectEstimator
 from rapport.rewards.metrics import evaluate, named
