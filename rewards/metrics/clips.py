@@ -7,16 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from rapport.policies.motion import Layout, LayoutError, Motion, require_same_layout
+from rapport.policies.motion import LayoutError, Motion, require_same_layout
 
-Clips = (
-    np.ndarray | Motion | Sequence[np.ndarray | Motion]
-)  # (time, dim), (clips, time, dim), or one item a clip
-Order = tuple[tuple[str, int], ...]  # (group, width) in the order of the columns
+# (time, dim), (clips, time, dim), or one item a clip.
+Clips = np.ndarray | Motion | Sequence[np.ndarray | Motion]
+Columns = tuple[tuple[str, int], ...]  # (group, width) in the order of the columns
 
 
 def as_list(data: Any, what: str) -> list[Any]:
-    """One item a clip: a single motion or (time, dim) array is a list of one."""
+    """One item a clip; a single motion or (time, dim) array becomes a list of one.
+
+    Args:
+        data: clips, or None.
+        what: the name of the data for error messages, here and below.
+
+    Raises:
+        ValueError: None, or no clip.
+    """
     if data is None:
         raise ValueError(f"{what} is missing: this protocol needs it")
     if isinstance(data, Motion) or (isinstance(data, np.ndarray) and data.ndim == 2):
@@ -28,8 +35,10 @@ def as_list(data: Any, what: str) -> list[Any]:
 
 
 def as_array(clip: np.ndarray | Motion, what: str) -> np.ndarray:
-    """(time, dim) float64. Raises `ValueError` on another shape or on values that are not finite,
-    saying where.
+    """The values of a clip, (time, dim) float64.
+
+    Raises:
+        ValueError: another shape, or values that are not finite; says where.
     """
     x = np.asarray(clip.values if isinstance(clip, Motion) else clip, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
@@ -40,7 +49,11 @@ def as_array(clip: np.ndarray | Motion, what: str) -> np.ndarray:
 
 
 def finite(x: np.ndarray, what: str) -> np.ndarray:
-    """`x` itself. Raises `ValueError` naming the first place that is NaN or infinite."""
+    """`x` itself.
+
+    Raises:
+        ValueError: a value is NaN or infinite; names the first place.
+    """
     if not np.isfinite(x).all():
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise ValueError(f"{what} has NaN or infinity, first at frame {place[0]} (index {place})")
@@ -54,46 +67,66 @@ def same_count(items: Sequence[Any], like: Sequence[Any], what: str, like_what: 
 
 
 def paired(pred: Clips, target: Clips) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prediction, target) of each clip as arrays of one shape. Typed motion must agree in layout."""
-    pred, target = as_list(pred, "pred"), as_list(target, "target")
-    same_count(pred, target, "pred", "target")
-    return [
-        _pair(x, y, "pred", "target", index)
-        for index, (x, y) in enumerate(zip(pred, target, strict=True))
-    ]
+    """(prediction, target) of each clip as arrays of one shape.
+
+    Raises:
+        ValueError: unlike numbers of clips, or unlike shapes.
+        LayoutError: typed motion of unlike layouts.
+    """
+    predicted = as_list(pred, "pred")
+    recorded = as_list(target, "target")
+    same_count(predicted, recorded, "pred", "target")
+    pairs = []
+    for index, (x, y) in enumerate(zip(predicted, recorded, strict=True)):
+        require_typed_alike(x, y, f"pred against target of clip {index}")
+        x = as_array(x, f"pred clip {index}")
+        y = as_array(y, f"target clip {index}")
+        if x.shape != y.shape:
+            raise ValueError(f"clip {index}: pred has shape {x.shape}, target {y.shape}")
+        pairs.append((x, y))
+    return pairs
 
 
 def with_partner(
     target: Clips, partner: Sequence[np.ndarray | Motion | None] | Clips | None
 ) -> list[np.ndarray | None]:
-    """The partner of each clip as an array as long as the target; None where there is none."""
-    target = as_list(target, "target")
+    """The partner of each clip as an array as long as the target; None where there is none.
+
+    Raises:
+        ValueError: unlike numbers of clips, or unlike lengths.
+        LayoutError: typed motion of unlike layouts.
+    """
+    recorded = as_list(target, "target")
     if partner is None:
-        return [None] * len(target)
-    partner = as_list(partner, "partner")
-    same_count(partner, target, "partner", "target")
+        return [None] * len(recorded)
+    partners = as_list(partner, "partner")
+    same_count(partners, recorded, "partner", "target")
     arrays: list[np.ndarray | None] = []
-    for index, (s, y) in enumerate(zip(partner, target, strict=True)):
+    for index, (s, y) in enumerate(zip(partners, recorded, strict=True)):
         if s is None:
             arrays.append(None)
             continue
         require_typed_alike(s, y, f"partner against target of clip {index}")
-        arrays.append(as_array(s, f"partner clip {index}"))
-        if len(arrays[-1]) != len(y):
+        array = as_array(s, f"partner clip {index}")
+        if len(array) != len(y):
             raise ValueError(
-                f"clip {index}: {len(arrays[-1])} frames of the partner for {len(y)} of the target"
+                f"clip {index}: {len(array)} frames of the partner for {len(y)} of the target"
             )
+        arrays.append(array)
     return arrays
 
 
-def grouped(data: Clips, what: str, order: Order) -> list[dict[str, np.ndarray]]:
+def grouped(data: Clips, what: str, columns: Columns) -> list[dict[str, np.ndarray]]:
     """Each clip as group -> (time, width).
 
     Typed motion is taken apart by its own layout, so its order does not matter. A plain array says
-    nothing about its columns: it must have those of `order`, and a wrong order cannot be noticed.
+    nothing about its columns: it must have those of `columns`, and a wrong order cannot be noticed.
+
+    Raises:
+        ValueError: plain arrays of another width.
     """
     return [
-        _groups(clip, f"{what} clip {index}", order)
+        _groups(clip, f"{what} clip {index}", columns)
         for index, clip in enumerate(as_list(data, what))
     ]
 
@@ -105,8 +138,9 @@ def require_typed_alike(a: Any, b: Any, what: str) -> None:
 
 
 def require_same_face(a: Any, b: Any, what: str) -> None:
-    """Raise `LayoutError` when both are typed and of unlike frame rate or topology; the order of
-    groups may differ.
+    """Raise `LayoutError` when both are typed and of unlike frame rate or topology.
+
+    The order of their groups may differ.
     """
     faces = [(clip.layout.fps, clip.layout.topology) for clip in (a, b) if isinstance(clip, Motion)]
     if len(set(faces)) > 1:
@@ -114,36 +148,29 @@ def require_same_face(a: Any, b: Any, what: str) -> None:
 
 
 def frame_rate(data: Any, fps: float | None, default: float) -> float:
-    """`fps`, or that of typed motion, or `default`. Raises `ValueError` when the first two
-    disagree.
+    """`fps`, or that of typed motion, or `default`.
+
+    Raises:
+        ValueError: `fps` is not that of the motion, or not positive.
     """
     first = data if isinstance(data, Motion) else data[0]
-    layout: Layout | None = first.layout if isinstance(first, Motion) else None
-    if fps is not None and layout is not None and fps != layout.fps:
-        raise ValueError(f"fps={fps:g} was given for motion of {layout.fps:g} fps")
+    own = first.layout.fps if isinstance(first, Motion) else None
+    if fps is not None and own is not None and fps != own:
+        raise ValueError(f"fps={fps:g} was given for motion of {own:g} fps")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps={fps} must be positive")
-    return fps or (layout.fps if layout else default)
+    return fps or own or default
 
 
-def _pair(x: Any, y: Any, what: str, like: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    require_typed_alike(x, y, f"{what} against {like} of clip {index}")
-    a, b = as_array(x, f"{what} clip {index}"), as_array(y, f"{like} clip {index}")
-    if a.shape != b.shape:
-        raise ValueError(f"clip {index}: {what} has shape {a.shape}, {like} {b.shape}")
-    return a, b
-
-
-def _groups(clip: np.ndarray | Motion, what: str, order: Order) -> dict[str, np.ndarray]:
+def _groups(clip: np.ndarray | Motion, what: str, columns: Columns) -> dict[str, np.ndarray]:
     x = as_array(clip, what)
     if isinstance(clip, Motion):
-        return {name: x[:, clip.layout.columns(name)] for name, _ in order}
-    widths = [width for _, width in order]
+        return {name: x[:, clip.layout.columns(name)] for name, _ in columns}
+    widths = [width for _, width in columns]
     if x.shape[1] != sum(widths):
-        columns = " + ".join(f"{name} {width}" for name, width in order)
+        listed = " + ".join(f"{name} {width}" for name, width in columns)
         raise ValueError(
-            f"{what} has {x.shape[1]} columns, this protocol takes {sum(widths)}: {columns}"
+            f"{what} has {x.shape[1]} columns, this protocol takes {sum(widths)}: {listed}"
         )
-    return dict(
-        zip((name for name, _ in order), np.split(x, np.cumsum(widths)[:-1], axis=1), strict=True)
-    )
+    parts = np.split(x, np.cumsum(widths)[:-1], axis=1)
+    return {name: part for (name, _), part in zip(columns, parts, strict=True)}

@@ -1,8 +1,9 @@
 """What papers printed, to stand beside a run's numbers.
 
-Values are as printed; `scale` says by what ours are to be multiplied before they are compared. Same
-metrics do not make same data: rows of other corpora, features or trackers say what size of number
-to expect, and no more."""
+Values are as printed; `scale` says by what ours are to be multiplied before they are compared. The
+same metrics do not make the same data: rows of other corpora, features or trackers say what size of
+number to expect, and no more.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +34,12 @@ class PublishedTable:
 def _rows(
     columns: tuple[str, ...], methods: dict[str, tuple[float | None, ...]]
 ) -> dict[str, dict[str, float]]:
-    return {
-        method: {
-            column: value
-            for column, value in zip(columns, values, strict=True)
-            if value is not None
-        }
-        for method, values in methods.items()
-    }
+    """Method -> metric -> value, of what was printed (None = was not)."""
+    rows: dict[str, dict[str, float]] = {}
+    for method, values in methods.items():
+        cells = zip(columns, values, strict=True)
+        rows[method] = {column: value for column, value in cells if value is not None}
+    return rows
 
 
 VLA_DPO = (

@@ -29,14 +29,18 @@ class Interval:
 
 
 def prompt_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
-    """Mean value of each prompt from `(prompt_id, value)`; None is left out, and so is a prompt
-    with nothing else.
+    """Mean value of each prompt, from `(prompt_id, value)`, sorted by prompt id.
+
+    None is left out, and so is a prompt with nothing else.
     """
-    given: dict[str, list[float]] = {}
+    values_by_prompt: dict[str, list[float]] = {}
     for prompt_id, value in values:
         if value is not None:
-            given.setdefault(prompt_id, []).append(float(value))
-    return {prompt_id: math.fsum(group) / len(group) for prompt_id, group in sorted(given.items())}
+            values_by_prompt.setdefault(prompt_id, []).append(float(value))
+    return {
+        prompt_id: math.fsum(values_by_prompt[prompt_id]) / len(values_by_prompt[prompt_id])
+        for prompt_id in sorted(values_by_prompt)
+    }
 
 
 def mean_interval(
@@ -44,8 +48,17 @@ def mean_interval(
 ) -> Interval:
     """Mean over prompts with its percentile-bootstrap interval (Efron 1979).
 
-    The same values, in whatever order, and the same seed give the same interval. Raises
-    `ValueError` when there are fewer than two prompts or a value is not finite."""
+    The same values, in whatever order, and the same seed give the same interval.
+
+    Args:
+        values: prompt id -> value.
+        seed: of the resampling.
+        confidence: share of resampled means that the interval holds.
+        resamples: how many means are drawn.
+
+    Raises:
+        ValueError: fewer than two prompts, or a value that is not finite.
+    """
     x = np.array([values[prompt_id] for prompt_id in sorted(values)], dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"an interval needs at least 2 prompts, got {len(x)}")
@@ -56,8 +69,7 @@ def mean_interval(
             f"confidence is {confidence:g}, expected something between 0 and 1 such as 0.95"
         )
     rng = np.random.default_rng(seed)
-    # How often each prompt is drawn: the same draws as indices, without a (resamples, n) gather of
-    # floats.
+    # How often each prompt is drawn, which saves a (resamples, n) gather of floats.
     draws = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
     means = draws @ x / len(x)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -71,8 +83,10 @@ def paired_interval(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> Interval:
-    """Mean of `after - before` over the prompts that both have, with its interval; `n` tells how
-    many they were.
+    """Mean of `after - before` over the prompts that both have, with its interval.
+
+    `n` says how many prompts they share. Arguments as in `mean_interval`.
     """
     shared = before.keys() & after.keys()
-    return mean_interval({p: after[p] - before[p] for p in shared}, seed, confidence, resamples)
+    differences = {prompt_id: after[prompt_id] - before[prompt_id] for prompt_id in shared}
+    return mean_interval(differences, seed=seed, confidence=confidence, resamples=resamples)

@@ -1,27 +1,27 @@
 """The REACT protocols against textbook implementations, hand values, and their own bugs."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.protocols import react
-from rapport.rewards.metrics.protocols.lm_listener import fd
+from rapport.rewards.metrics.protocols.protocol import Inputs
 from rapport.rewards.metrics.protocols.react import (
     PROTOCOLS,
     fr_corr,
     fr_dist,
-    fr_div,
     fr_dvs,
-    fr_rea,
     fr_syn,
-    fr_var,
     neighbour_lists,
     prepare,
 )
 
 N, M, T = 4, 3, 90
 NEIGHBOURS = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 1]])
-SCORE = {protocol.name: protocol.score for protocol in PROTOCOLS}
+SCORE = {protocol.name: partial(evaluate, protocol.name) for protocol in PROTOCOLS}
 
 
 def emotions(rng, *shape):
@@ -158,8 +158,10 @@ def test_single_values_by_hand():
     x = np.zeros((2, 2, 3, 1))
     x[0, 0, :, 0], x[0, 1, :, 0] = [0, 1, 2], [0, 1, 5]
     x[1, 0, :, 0] = [3, 3, 3]
-    assert fr_var(x) == pytest.approx((1 + 7 + 0 + 0) / 4)
-    assert fr_div(x) == pytest.approx((9 / 3 + 9) / 2)
+    one_channel = react.Setting("one", 1, [(slice(0, 1), 1.0)], epsilon=0.0, factor=1.0)
+    scores = react.score(one_channel, Inputs(pred=x, target=x[:, 0]))
+    assert scores["FRVar"] == pytest.approx((1 + 7 + 0 + 0) / 4)
+    assert scores["FRDiv"] == pytest.approx((9 / 3 + 9) / 2)
     assert fr_dvs(x) == pytest.approx(((9 + 4 + 1) / 3 + (0 + 1 + 25) / 3) / 2)
     y = np.array([[[0.0], [2.0], [4.0]], [[0.0], [1.0], [2.0]]])
     # CCC of 0 1 2 with 0 2 4: covariance 4/3, variances 2/3 and 8/3, means 1 and 2; DTW: 1 to 0 or
@@ -324,8 +326,6 @@ def test_bad_input_is_named(corpus):
     with pytest.raises(ValueError, match="at least 51, the clip has 40"):
         score(pred[:, :, :40], target[:, :40], partner[:, :40])
     with pytest.raises(ValueError, match="there is one"):
-        fr_div(pred[:, :1])
-    with pytest.raises(ValueError, match="there is one"):
         fr_dvs(pred[:1])
 
 
@@ -334,9 +334,3 @@ def test_neighbours_as_matrix_or_lists():
     assert [list(indices) for indices in lists] == [[0, 1], [1, 3], [0, 1, 2, 3], [3]]
     assert all(map(np.array_equal, lists, neighbour_lists(NEIGHBOURS.astype(bool), N, N)))
     assert all(map(np.array_equal, lists, neighbour_lists(lists, N, N)))
-
-
-def test_fr_rea_is_a_frechet_distance():
-    a, b = np.random.default_rng(6).normal(size=(2, 30, 4))
-    assert fr_rea(a, b) == fd(a, b) and fr_rea(a, a) == pytest.approx(0, abs=1e-9)
-    assert fr_rea(a, a + 2) == pytest.approx(4 * 4)

@@ -1,5 +1,6 @@
-"""The concordance correlation coefficient (Lin 1989) of many motions with many others, channel by
-channel.
+"""The concordance correlation coefficient (Lin 1989), channel by channel.
+
+Of many motions with many others at once.
 """
 
 from __future__ import annotations
@@ -12,34 +13,39 @@ from rapport.rewards.metrics.measures.jit import compiled
 def concordance(
     xs: np.ndarray, ys: np.ndarray, epsilon: float = 0.0, equal_constants: float = 1.0
 ) -> np.ndarray:
-    """(samples, neighbours, dim): 2 cov / (var_x + var_y + (mean_x - mean_y)^2 + epsilon), moments
-    with ddof 0.
+    """CCC of every sample with every neighbour, (samples, neighbours, dim).
+
+    2 cov / (var_x + var_y + (mean_x - mean_y)^2 + epsilon), moments with ddof 0. A constant channel
+    agrees with any other by 0.
 
     Args:
         xs: (samples, time, dim).
         ys: (neighbours, time, dim).
+        epsilon: added to the denominator.
         equal_constants: the value, 0 / 0 by the formula, where both are constant and equal.
 
-    A constant channel agrees with any other by 0.
+    Raises:
+        ValueError: other shapes.
     """
     if xs.ndim != 3 or ys.ndim != 3 or xs.shape[1:] != ys.shape[1:]:
         raise ValueError(
             f"CCC: expected (samples, time, dim) and (neighbours, time, dim), got {xs.shape}, "
             f"{ys.shape}"
         )
-    (mean_x, var_x), (mean_y, var_y) = _moments(xs), _moments(ys)
-    distance = (mean_x[:, None] - mean_y) ** 2
-    spread = var_x[:, None] + var_y + distance
-    equal = spread == 0
-    return np.where(
-        equal, equal_constants, 2 * _covariance(xs, ys, mean_x, mean_y) / (spread + epsilon + equal)
-    )
+    mean_x, var_x = _mean_variance(xs)
+    mean_y, var_y = _mean_variance(ys)
+    covariance = _covariance(xs, ys, mean_x, mean_y)
+    denominator = var_x[:, None] + var_y + (mean_x[:, None] - mean_y) ** 2
+    equal = denominator == 0
+    # `+ equal` is 1 where the quotient is not used: nothing is divided by 0.
+    return np.where(equal, equal_constants, 2 * covariance / (denominator + epsilon + equal))
 
 
 @compiled
-def _moments(xs):
-    """Means and variances over time, (n, dim) each, of xs (n, time, dim); the variance of a
-    constant is exactly 0.
+def _mean_variance(xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances over time, (n, dim) each, of xs (n, time, dim).
+
+    The variance of a constant is exactly 0.
     """
     n, frames, channels = xs.shape
     mean, variance = np.zeros((n, channels)), np.zeros((n, channels))
@@ -65,8 +71,10 @@ def _moments(xs):
 
 
 @compiled
-def _covariance(xs, ys, mean_x, mean_y):
-    """(samples, neighbours, dim), ddof 0."""
+def _covariance(
+    xs: np.ndarray, ys: np.ndarray, mean_x: np.ndarray, mean_y: np.ndarray
+) -> np.ndarray:
+    """Covariances over time, (samples, neighbours, dim), ddof 0."""
     covariance = np.zeros((len(xs), len(ys), xs.shape[2]))
     centred = np.empty(ys.shape[1:])
     for k in range(len(ys)):

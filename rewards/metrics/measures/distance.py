@@ -1,4 +1,4 @@
-"""Distances of a prediction to the recorded motion, frame by frame: MSE, mean distance, STS."""
+"""Distances of a prediction to the recorded motion, frame by frame: MSE and STS."""
 
 from __future__ import annotations
 
@@ -10,26 +10,19 @@ STS_TIMESTEP = 0.1  # of DIM's and DualTalk's STS, whatever the frame rate
 
 
 def mse(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean squared difference of (time, dim) arrays. lm-listener and the VLA + DPO paper call it
-    L2; no root.
+    """Mean squared difference of (time, dim) arrays.
+
+    lm-listener and the VLA + DPO paper call it L2, though no root is taken.
     """
     x, y = _alike(x, y)
     return float(np.mean((x - y) ** 2))
 
 
-def mean_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean over frames of the Euclidean distance over channels, (time, dim) each. Learning2Listen
-    calls it L2.
-    """
-    x, y = _alike(x, y)
-    return float(np.linalg.norm(x - y, axis=1).mean())
-
-
 def sts(x: np.ndarray, y: np.ndarray) -> float:
-    """STS of DIM and DualTalk: sqrt(sum over steps and channels of (dx - dy)^2 / 0.1), d the change
-    to the next frame.
+    """STS of DIM and DualTalk, of (time, dim) arrays.
 
-    A sum: it grows with the root of the number of frames and channels.
+    sqrt(sum over steps and channels of (dx - dy)^2 / 0.1), d the change to the next frame. A sum:
+    it grows with the root of the number of frames and channels.
     """
     return float(np.sqrt(np.sum(_step_errors(x, y) / STS_TIMESTEP)))
 
@@ -47,7 +40,8 @@ def _step_errors(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _alike(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = as_array(x, "x"), as_array(y, "y")
+    x = as_array(x, "x")
+    y = as_array(y, "y")
     if x.shape != y.shape:
         raise ValueError(f"cannot compare arrays of shapes {x.shape} and {y.shape}")
     return x, y

@@ -13,16 +13,24 @@ def variation(x: np.ndarray) -> float:
 
 
 def variation_flat(x: np.ndarray) -> float:
-    """DIM's variance: of all values together, so that the offsets between channels count as motion."""
+    """DIM's variance, of all values together: offsets between channels count as motion."""
     return float(as_array(x, "x").var())
 
 
 def diversity(x: np.ndarray, pairs: int, rng: np.random.RandomState) -> float:
-    """Mean distance of `pairs` random pairs of frames, as lm-listener and DualTalk draw them (T2M,
-    Guo et al. 2020).
+    """Mean distance of `pairs` random pairs of frames, as lm-listener and DualTalk draw them.
 
     Both ends are drawn without replacement and independently: a pair may be a frame with itself.
-    `rng` is numpy's legacy generator, since theirs is; they never seed it."""
+    Source: T2M, Guo et al. 2020.
+
+    Args:
+        x: (time, dim).
+        pairs: at most as many as frames.
+        rng: numpy's legacy generator, since theirs is; they never seed it.
+
+    Raises:
+        ValueError: fewer frames.
+    """
     x = _frames(x, pairs)
     first = rng.choice(len(x), pairs, replace=False)
     second = rng.choice(len(x), pairs, replace=False)
@@ -30,8 +38,12 @@ def diversity(x: np.ndarray, pairs: int, rng: np.random.RandomState) -> float:
 
 
 def seeded_diversity(x: np.ndarray, pairs: int, seed: int) -> float:
-    """Mean distance of `pairs` random pairs of unlike frames; nothing but the clip and the seed
-    decides which.
+    """Mean distance of `pairs` random pairs of unlike frames, of a (time, dim) array.
+
+    Nothing but the clip and the seed decides which.
+
+    Raises:
+        ValueError: fewer frames than pairs.
     """
     x = _frames(x, pairs)
     rng = np.random.default_rng(seed)
@@ -41,16 +53,25 @@ def seeded_diversity(x: np.ndarray, pairs: int, seed: int) -> float:
 
 
 def sid(x: np.ndarray, y: np.ndarray, clusters: int) -> float:
-    """SI for Diversity (Ng et al. 2022): entropy in bits of how x's frames spread over k-means
-    clusters of y's.
+    """SI for Diversity: entropy in bits of how x's frames are spread over k-means clusters of y's.
 
         -sum_k p_k log2(p_k + 1e-6),  p_k the share of the frames of x in cluster k
 
     With `random_state=0`, `n_init="auto"`, as in DIM and DualTalk. 0 for a frozen x, log2(clusters)
-    at most."""
-    from sklearn.cluster import KMeans  # a second to import
+    at most. Source: Ng et al. 2022.
 
-    x, y = as_array(x, "x"), as_array(y, "y")
+    Args:
+        x: (time, dim).
+        y: (other time, dim), to whose frames the clusters are fitted.
+        clusters: at most as many as frames of y.
+
+    Raises:
+        ValueError: unlike widths, or fewer frames.
+    """
+    from sklearn.cluster import KMeans  # takes a second to import
+
+    x = as_array(x, "x")
+    y = as_array(y, "y")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"SID of {x.shape[1]} against {y.shape[1]} channels")
     if len(y) < clusters:

@@ -3,7 +3,8 @@
     dtw(x, y) = sqrt( min over warping paths of the sum of |x_i - y_j|^2 )        Sakoe & Chiba 1978
 
 no band, no division by the path's length. The table is filled by anti-diagonals, whose cells do not
-depend on each other, so several are computed at a time."""
+depend on each other, so several are computed at a time.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +26,21 @@ def dtw(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: Groups) -> np.ndarray:
-    """(samples,): min over y of sum over groups g of weight_g * dtw(x[:, g], y[:, g]).
+    """Least distance of each x to any y, (samples,).
+
+    The distance is the sum over groups g of weight_g * dtw(x[:, g], y[:, g]). The minimum is exact
+    though most tables are left unfinished. A neighbour's distance is bounded from below by the
+    groups warped so far and, for the others, by `_tails`; it is dropped once that exceeds the best.
+    The best starts from the diagonal paths. Narrow groups come first, as they cost least.
 
     Args:
         xs: (samples, time, dim), finite.
         ys: (neighbours, other time, dim), finite.
+        groups: the channels that are warped together, and their weights.
 
-    The minimum is exact though most tables are left unfinished. A neighbour's distance is bounded
-    from below by the groups warped so far and, for the others, by `_tails`; it is dropped once that
-    exceeds the best. The best starts from the diagonal paths. Narrow groups come first, as they
-    cost least."""
+    Raises:
+        ValueError: other shapes.
+    """
     if xs.ndim != 3 or ys.ndim != 3 or xs.shape[2] != ys.shape[2] or 0 in ys.shape or 0 in xs.shape:
         raise ValueError(
             f"DTW: expected (samples, time, dim) and (neighbours, time, dim), got {xs.shape}, "
@@ -42,23 +48,24 @@ def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: Groups) -> np.ndarray:
         )
     groups = sorted(groups, key=lambda group: len(range(xs.shape[2])[group[0]]))
     weights = [float(weight) for _, weight in groups]
-    ys_of = [_channels(ys[:, :, columns]) for columns, _ in groups]
-    y_boxes = [_boxes(y) for y in ys_of]
-    y_reversed = [np.ascontiguousarray(y[:, :, ::-1]) for y in ys_of]
+    ys_by_group = [_channels(ys[:, :, columns]) for columns, _ in groups]
+    y_boxes = [_boxes(y) for y in ys_by_group]
+    y_reversed = [np.ascontiguousarray(y[:, :, ::-1]) for y in ys_by_group]
     nearest = np.empty(len(xs))
     for sample, x in enumerate(xs):
-        x_of = [_channels(x[None, :, columns]) for columns, _ in groups]
+        x_by_group = [_channels(x[None, :, columns]) for columns, _ in groups]
         tails = [
-            _tails(*_boxes(x), *boxes, xs.shape[1]) for x, boxes in zip(x_of, y_boxes, strict=True)
+            _tails(*_boxes(x), *boxes, xs.shape[1])
+            for x, boxes in zip(x_by_group, y_boxes, strict=True)
         ]
         below = np.stack(
             [w * np.sqrt(tail[:, 0]) for w, tail in zip(weights, tails, strict=True)], axis=1
         )
         above = np.full(len(ys), np.inf)
         if xs.shape[1] == ys.shape[1]:
-            above = sum(
-                w * np.sqrt(_diagonals(x, y)) for w, x, y in zip(weights, x_of, ys_of, strict=True)
-            )
+            above = np.zeros(len(ys))
+            for weight, own, others in zip(weights, x_by_group, ys_by_group, strict=True):
+                above = above + weight * np.sqrt(_diagonals(own, others))
         best = above.min()
         for index in np.argsort(below.sum(axis=1) + above, kind="stable"):
             bounds = below[index].tolist()
@@ -66,9 +73,8 @@ def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: Groups) -> np.ndarray:
                 room = best - (sum(bounds) - bounds[g])
                 if room < bounds[g]:
                     break
-                squared = _warp(
-                    x_of[g][0], y_reversed[g][index], tails[g][index], (room / weight) ** 2
-                )
+                limit = (room / weight) ** 2
+                squared = _warp(x_by_group[g][0], y_reversed[g][index], tails[g][index], limit)
                 bounds[g] = weight * squared**0.5
             else:
                 best = min(best, sum(bounds))
@@ -90,9 +96,10 @@ def _boxes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
-def _diagonals(x, ys):
-    """(neighbours,): squared distances of x (1, dim, time) and ys (neighbours, dim, time), frame by
-    frame.
+def _diagonals(x: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Squared distances of x (1, dim, time) and ys (neighbours, dim, time), frame by frame.
+
+    Returns (neighbours,).
     """
     totals = np.zeros(len(ys))
     frames = np.empty(x.shape[2])
@@ -108,14 +115,16 @@ def _diagonals(x, ys):
 
 
 @compiled
-def _tails(x_low, x_high, y_low, y_high, frames):
-    """(neighbours, segments + 1): least squared cost of warping what follows the start of each
-    segment of x.
+def _tails(
+    x_low: np.ndarray, x_high: np.ndarray, y_low: np.ndarray, y_high: np.ndarray, frames: int
+) -> np.ndarray:
+    """Least squared cost of warping what follows the start of each segment of x.
 
     Every frame of x meets some frame of y, in order, and they differ by no less than the boxes
-    around their segments (after Keogh & Ratanamahatana 2005, with the order kept). Column 0 bounds
-    the distance as a whole. x_low, x_high: (1, dim, segments); y_low, y_high: (neighbours, dim,
-    segments)."""
+    around their segments (after Keogh & Ratanamahatana 2005, with the order kept). x_low, x_high:
+    (1, dim, segments); y_low, y_high: (neighbours, dim, segments). Returns (neighbours, segments +
+    1), of which column 0 bounds the distance as a whole.
+    """
     neighbours, channels, others = y_low.shape
     segments = x_low.shape[2]
     tails = np.zeros((neighbours, segments + 1))
@@ -139,20 +148,18 @@ def _tails(x_low, x_high, y_low, y_high, frames):
 
 
 @compiled
-def _warp(x, y, tails, limit):
-    """Squared DTW distance of x (dim, time) and y (dim, other time; reversed), infinity where it
-    exceeds `limit`.
+def _warp(x: np.ndarray, y: np.ndarray, tails: np.ndarray, limit: float) -> float:
+    """Squared DTW distance, infinity where it exceeds `limit`.
 
-    Cell i of anti-diagonal k pairs frame i of x with frame k - i of y, so as y is reversed both run
-    forward."""
+    x: (dim, time); y: (dim, other time), reversed. Cell i of anti-diagonal k pairs frame i of x
+    with frame k - i of y, so as y is reversed both run forward.
+    """
     n, m = N(x.shape[1]), N(y.shape[1])
     # Paths to the cells of three diagonals in a row; entry i + 1 belongs to frame i, infinity
     # stands beyond the edge.
-    last, before, here = (
-        np.full(n + N(1), np.inf),
-        np.full(n + N(1), np.inf),
-        np.full(n + N(1), np.inf),
-    )
+    last = np.full(n + N(1), np.inf)
+    before = np.full(n + N(1), np.inf)
+    here = np.full(n + N(1), np.inf)
     cost = np.empty(n)
     before[0] = 0.0  # where all paths start
     for k in range(n + m - N(1)):
@@ -171,9 +178,10 @@ def _warp(x, y, tails, limit):
 
 
 @compiled
-def _cost(x, y, low, high, start, cost):
-    """Squared distances of frames low..high of x and start.. of y, four channels at a time (first
-    two, if it must).
+def _cost(x: np.ndarray, y: np.ndarray, low: int, high: int, start: int, cost: np.ndarray) -> None:
+    """Squared distances of frames low..high of x and start.. of y, into `cost`.
+
+    Four channels at a time, or first two where the number asks for it.
     """
     channels = N(x.shape[0])
     c = channels % N(4)
@@ -196,9 +204,13 @@ def _cost(x, y, low, high, start, cost):
 
 
 @compiled
-def _step(last, before, cost, here, low, high):
-    """A path comes from the left or from above, both on the last diagonal, or from the corner, on
-    the one before.
+def _step(
+    last: np.ndarray, before: np.ndarray, cost: np.ndarray, here: np.ndarray, low: int, high: int
+) -> None:
+    """Least costs of the paths to one diagonal, into `here`.
+
+    A path comes from the left or from above, both on the last diagonal, or from the corner, on the
+    one before.
     """
     for i in range(high - low):
         left, up, corner = last[low + i + N(1)], last[low + i], before[low + i]
@@ -208,7 +220,7 @@ def _step(last, before, cost, here, low, high):
 
 
 @compiled
-def _within(paths, tails, low, high, limit):
+def _within(paths: np.ndarray, tails: np.ndarray, low: int, high: int, limit: float) -> bool:
     """Whether some path of this diagonal may end within `limit`."""
     i = low
     while i < high and paths[i + N(1)] + tails[i // N(SEGMENT) + N(1)] > limit:

@@ -1,6 +1,4 @@
-"""How the metric kernels are compiled: one thread, without the GIL, kept on disk where numba can
-write.
-"""
+"""How the metric kernels are compiled: one thread, without the GIL, kept on disk where possible."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import numba
 
-# Beside the kernels or in NUMBA_CACHE_DIR; on a read-only install without that variable every
+# Kept beside the kernels or in NUMBA_CACHE_DIR. On a read-only install without that variable every
 # process compiles anew.
 CACHE = bool(numba.config.CACHE_DIR) or os.access(Path(__file__).parent, os.W_OK)
 

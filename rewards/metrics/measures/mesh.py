@@ -22,6 +22,9 @@ class Regions:
     """Vertex indices of the lips and of the upper face; a vertex listed twice counts twice.
 
     Published results depend on the lists and few come with them: say which ones yours were.
+
+    Raises:
+        ValueError: a list that is empty or holds something other than indices.
     """
 
     lip: tuple[int, ...]
@@ -29,16 +32,12 @@ class Regions:
 
     def __post_init__(self) -> None:
         for name in ("lip", "upper"):
-            indices = np.asarray(getattr(self, name))
-            if (
-                indices.ndim != 1
-                or not indices.size
-                or indices.dtype.kind not in "iu"
-                or indices.min() < 0
-            ):
+            region = getattr(self, name)
+            indices = np.asarray(region)
+            is_list = indices.ndim == 1 and indices.size > 0 and indices.dtype.kind in "iu"
+            if not is_list or indices.min() < 0:
                 raise ValueError(
-                    f"region {name!r} must be a list of vertex indices, got "
-                    f"{getattr(self, name)!r:.80}"
+                    f"region {name!r} must be a list of vertex indices, got {region!r:.80}"
                 )
             object.__setattr__(self, name, tuple(int(i) for i in indices))
 
@@ -49,12 +48,18 @@ class Regions:
 
     @classmethod
     def from_unils(cls, path: str | Path) -> Regions:
-        """UniLS's own lists, out of `core/models/modules/metrics.py` of its repository; that code
-        is not run.
+        """UniLS's own lists, out of `core/models/modules/metrics.py` of its repository.
+
+        That code is read, not run.
+
+        Raises:
+            ValueError: the file lacks the lists.
         """
         lists = {}
         for node in ast.parse(Path(path).read_text()).body:
-            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None
+            if not isinstance(node, ast.Assign):
+                continue
+            name = ast.unparse(node.targets[0])
             if name in ("lip_indices", "upper_indices"):
                 lists[name] = ast.literal_eval(node.value)
         if len(lists) < 2:
@@ -73,6 +78,10 @@ class Face:
         rot: (time, 3) the head's rotation, radians.
         jaw: (time, 1) or (time, 3) the jaw's rotation, radians.
         regions: which vertices LVE and FDD look at.
+
+    Raises:
+        ValueError: arrays that do not go together, values that are not finite, or a region of
+            another topology.
     """
 
     vertices: np.ndarray
@@ -81,9 +90,8 @@ class Face:
     regions: Regions
 
     def __post_init__(self) -> None:
-        vertices = np.asarray(
-            self.vertices
-        )  # of its own precision: a minute of FLAME is 90 MB in float32
+        # In their own precision: a minute of FLAME is 90 MB in float32.
+        vertices = np.asarray(self.vertices)
         if vertices.ndim != 3 or vertices.shape[2] != 3 or 0 in vertices.shape:
             raise ValueError(f"vertices have shape {vertices.shape}, expected (time, vertices, 3)")
         object.__setattr__(self, "vertices", finite(vertices, "vertices"))
@@ -105,32 +113,32 @@ class Face:
 def face_pairs(
     pred: Face | Sequence[Face], target: Face | Sequence[Face]
 ) -> Iterator[tuple[int, Face, Face]]:
-    """(index, prediction, target) of each clip, one in memory at a time where the sequences load
-    them so.
+    """(index, prediction, target) of each clip.
 
-    Raises `ValueError` where they do not go together.
+    One clip is in memory at a time where the sequences load them so.
+
+    Raises:
+        ValueError: they do not go together.
     """
-    pred, target = ([data] if isinstance(data, Face) else data for data in (pred, target))
-    for what, data in (("pred", pred), ("target", target)):
-        if data is None or not len(data):
+    predicted = [pred] if isinstance(pred, Face) else pred
+    recorded = [target] if isinstance(target, Face) else target
+    for what, faces in (("pred", predicted), ("target", recorded)):
+        if faces is None or not len(faces):
             raise ValueError(f"{what} has no clip")
-    same_count(pred, target, "pred", "target")
-    for index, (x, y) in enumerate(zip(pred, target, strict=True)):
+    same_count(predicted, recorded, "pred", "target")
+    for index, (x, y) in enumerate(zip(predicted, recorded, strict=True)):
         for what, face in (("pred", x), ("target", y)):
             if not isinstance(face, Face):
                 raise ValueError(
                     f"{what} clip {index} is no rapport.rewards.metrics.measures.mesh.Face but a "
                     f"{type(face).__name__}"
                 )
-        if (x.vertices.shape, x.rot.shape, x.jaw.shape) != (
-            y.vertices.shape,
-            y.rot.shape,
-            y.jaw.shape,
-        ):
+        x_shapes = (x.vertices.shape, x.rot.shape, x.jaw.shape)
+        y_shapes = (y.vertices.shape, y.rot.shape, y.jaw.shape)
+        if x_shapes != y_shapes:
             raise ValueError(
                 f"clip {index}: pred has vertices {x.vertices.shape}, rot {x.rot.shape}, jaw "
-                f"{x.jaw.shape}"
-                f", target {y.vertices.shape}, {y.rot.shape}, {y.jaw.shape}"
+                f"{x.jaw.shape}, target {y.vertices.shape}, {y.rot.shape}, {y.jaw.shape}"
             )
         if x.regions != y.regions:
             raise ValueError(
@@ -142,33 +150,37 @@ def face_pairs(
 def with_masks(
     pred: Face | Sequence[Face], target: Face | Sequence[Face], speech_mask: Any, people: int
 ) -> Iterator[tuple[Face, Face, np.ndarray]]:
-    """(prediction, target, speech mask (people, time)) of each clip."""
+    """(prediction, target, speech mask (people, time)) of each clip.
+
+    Raises:
+        ValueError: they do not go together.
+    """
     masks = mask_list(speech_mask, 1 if isinstance(pred, Face) else len(pred or ()), people)
     for index, x, y in face_pairs(pred, target):
         yield x, y, as_mask(masks[index], len(x), people, index)
 
 
 def vertex_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(time, vertices) distances in mm of vertices in metres."""
-    return MM_PER_M * np.linalg.norm(np.subtract(x, y, dtype=np.float64), axis=-1)
+    """Distances in mm, (time, vertices), of vertices (time, vertices, 3) in metres."""
+    distances: np.ndarray = MM_PER_M * np.linalg.norm(np.subtract(x, y, dtype=np.float64), axis=-1)
+    return distances
 
 
 def lve_rms(distances: np.ndarray) -> float:
-    """UniLS's LVE, mm: root of the mean over frames of the largest squared distance of a lip
-    vertex.
+    """UniLS's LVE, mm: root mean square over frames of the largest distance of a lip vertex.
 
-    The root of torchmetrics' `lip_vertex_error`. `distances` (time, lip vertices).
+    The root of torchmetrics' `lip_vertex_error`. `distances`: (time, lip vertices).
     """
     return float(np.sqrt(np.mean(distances.max(axis=1) ** 2)))
 
 
 def lve(distances: np.ndarray) -> float:
-    """LVE as GDPO-Listener words it, mm: mean over frames of the largest distance of a lip vertex."""
+    """LVE as GDPO-Listener words it, mm: mean over frames of the largest lip distance."""
     return float(distances.max(axis=1).mean())
 
 
 def mhd_rms(distances: np.ndarray) -> float:
-    """UniLS's MHD, mm: root mean square over frames and vertices. `distances` (time, vertices)."""
+    """UniLS's MHD, mm: root mean square over frames and vertices. `distances`: (time, vertices)."""
     return float(np.sqrt(np.mean(distances**2)))
 
 
@@ -181,32 +193,42 @@ def deviation(x: np.ndarray, y: np.ndarray) -> float:
     """100 times the mean over channels of |std_t x - std_t y|, ddof 1, of (time, ...) arrays.
 
     FDD, PDD and JDD are this, of other things.
+
+    Raises:
+        ValueError: fewer than 2 frames.
     """
-    if len(x) < 2:
-        raise ValueError(f"a deviation over time needs at least 2 frames, got {len(x)}")
-    spreads = [np.std(v, axis=0, ddof=1, dtype=np.float64) for v in (x, y)]
-    return DEVIATION_SCALE * float(np.abs(spreads[0] - spreads[1]).mean())
+    _require_two_frames(x)
+    std_x = np.std(x, axis=0, ddof=1, dtype=np.float64)
+    std_y = np.std(y, axis=0, ddof=1, dtype=np.float64)
+    return DEVIATION_SCALE * float(np.abs(std_x - std_y).mean())
 
 
 def fdd_of_sums(x: np.ndarray, y: np.ndarray) -> float:
-    """UniLS's FDD: `deviation` of x + y + z of each vertex in mm, (time, upper vertices, 3) in
-    metres.
+    """UniLS's FDD: `deviation` of x + y + z of each vertex in mm.
 
-    A vertex that moves along (1, -1, 0) does not move for it.
+    A vertex that moves along (1, -1, 0) does not move for it. Arrays: (time, upper vertices, 3) in
+    metres.
     """
-    return deviation(*(MM_PER_M * np.sum(v, axis=-1, dtype=np.float64) for v in (x, y)))
+    sums_x: np.ndarray = MM_PER_M * np.sum(x, axis=-1, dtype=np.float64)
+    sums_y: np.ndarray = MM_PER_M * np.sum(y, axis=-1, dtype=np.float64)
+    return deviation(sums_x, sums_y)
 
 
 def fdd(x: np.ndarray, y: np.ndarray) -> float:
-    """100 times the mean over vertices of |spread x - spread y| in mm, spread = root of the
-    variances of x, y, z added.
+    """100 times the mean over vertices of the difference of how far they stray, in mm.
 
-    Args:
-        x, y: (time, upper vertices, 3) metres.
+    How far a vertex strays is the root of its variances along x, y and z added. Arrays: (time,
+    upper vertices, 3) in metres.
+
+    Raises:
+        ValueError: fewer than 2 frames.
     """
+    _require_two_frames(x)
+    stray_x = MM_PER_M * np.sqrt(np.var(x, axis=0, ddof=1, dtype=np.float64).sum(axis=-1))
+    stray_y = MM_PER_M * np.sqrt(np.var(y, axis=0, ddof=1, dtype=np.float64).sum(axis=-1))
+    return DEVIATION_SCALE * float(np.abs(stray_x - stray_y).mean())
+
+
+def _require_two_frames(x: np.ndarray) -> None:
     if len(x) < 2:
         raise ValueError(f"a deviation over time needs at least 2 frames, got {len(x)}")
-    spreads = [
-        MM_PER_M * np.sqrt(np.var(v, axis=0, ddof=1, dtype=np.float64).sum(axis=-1)) for v in (x, y)
-    ]
-    return DEVIATION_SCALE * float(np.abs(spreads[0] - spreads[1]).mean())

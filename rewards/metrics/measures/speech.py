@@ -10,7 +10,11 @@ PEOPLE = {1: "(time,) of the actor", 2: "(2, time) of actor and partner"}
 
 
 def mask_list(speech_mask: Any, clips: int, people: int) -> list[Any]:
-    """One mask a clip, unchecked; a single array is that of a single clip."""
+    """One mask a clip, unchecked; a single array is that of a single clip.
+
+    Raises:
+        ValueError: no masks, or not one for each clip.
+    """
     if speech_mask is None:
         raise ValueError(
             f"speech_mask is missing: {PEOPLE[people]} for each clip, true where they speak"
@@ -23,8 +27,10 @@ def mask_list(speech_mask: Any, clips: int, people: int) -> list[Any]:
 
 
 def as_mask(mask: Any, frames: int, people: int, clip: int) -> np.ndarray:
-    """(people, frames) boolean. Raises `ValueError` on another shape or on values other than true
-    and false.
+    """The speech mask of a clip, (people, frames) bool.
+
+    Raises:
+        ValueError: another shape, or values other than true and false.
     """
     mask = np.asarray(mask)
     if mask.shape != ((frames,) if people == 1 else (people, frames)):
@@ -34,4 +40,5 @@ def as_mask(mask: Any, frames: int, people: int, clip: int) -> np.ndarray:
         )
     if not np.isin(mask, (0, 1)).all():
         raise ValueError(f"speech mask {clip} must hold true and false only")
-    return mask.astype(bool).reshape(people, frames)
+    by_person: np.ndarray = mask.astype(bool).reshape(people, frames)
+    return by_person

@@ -1,10 +1,12 @@
-"""Protocol `lm_listener`: L2, FD, P-FD, Variation, Diversity, L2 Affect (Ng et al. 2023).
+"""Protocol `lm_listener`: L2, FD, P-FD, Variation, Diversity, L2 Affect.
 
-As `evaluate_listener.py` of sanjayss34/lm-listener computes them; columns and scale are those of
-the VLA + DPO paper's tables I, II and IV."""
+As `evaluate_listener.py` of sanjayss34/lm-listener computes them (Ng et al. 2023); columns and
+scale are those of the VLA + DPO paper's tables I, II and IV.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,24 +14,33 @@ import numpy as np
 
 from rapport.policies.motion import Motion
 from rapport.rewards.affect import AffectEstimator
-from rapport.rewards.metrics.clips import Clips, as_list, frame_rate, paired, with_partner
+from rapport.rewards.metrics.clips import as_list, frame_rate, paired, with_partner
 from rapport.rewards.metrics.measures.distance import mse
 from rapport.rewards.metrics.measures.diversity import diversity, seeded_diversity, variation
 from rapport.rewards.metrics.measures.frechet import fd, p_fd
-from rapport.rewards.metrics.protocols.protocol import Protocol, refuse, require_variant
+from rapport.rewards.metrics.protocols.protocol import Inputs, Protocol
 
 MAX_FRAMES = 240  # of a clip; 8 s of the reference's 30 fps
 FPS = 30.0  # of the reference's corpora
 
 
 def l2_affect(valence_x: np.ndarray, valence_y: np.ndarray, window: int) -> float:
-    """Mean squared difference of window means of valence, (time,) each; the tail short of a window
-    is dropped.
+    """Mean squared difference of window means of valence, (time,) each.
 
-    A clip shorter than a window is one window. The papers print the number times 100. Ours depends
-    on the estimator, so it compares with other numbers of that estimator only, never with the
-    papers'."""
-    valence_x, valence_y = np.asarray(valence_x, np.float64), np.asarray(valence_y, np.float64)
+    The tail short of a window is dropped; a clip shorter than a window is one window. The papers
+    print the number times 100. Ours depends on the estimator, so it compares with other numbers of
+    that estimator only, never with the papers'.
+
+    Args:
+        valence_x: (time,).
+        valence_y: (time,).
+        window: frames.
+
+    Raises:
+        ValueError: unlike or empty arrays.
+    """
+    valence_x = np.asarray(valence_x, np.float64)
+    valence_y = np.asarray(valence_y, np.float64)
     if valence_x.shape != valence_y.shape or valence_x.ndim != 1 or not len(valence_x):
         raise ValueError(
             f"L2 Affect needs two valences of shape (time,), got {valence_x.shape} and "
@@ -46,62 +57,62 @@ def diversity_pairs(frames: int) -> int:
     return 30 if frames > 30 else 10
 
 
-def score(
-    pred: Clips,
-    target: Clips,
-    partner: Any = None,
-    *,
-    neighbours: None = None,
-    speech_mask: None = None,
-    fps: float | None = None,
-    variant: str = "reference",
-    seed: int = 0,
-    affect: AffectEstimator | None = None,
-) -> dict[str, float]:
+def score(inputs: Inputs, affect: AffectEstimator | None = None) -> dict[str, float]:
     """All metrics per clip in raw coefficient units, then the mean over clips.
 
     Args:
-        pred, target: clips (time, dim), alike in length and width; the papers' are expression 50,
-            rotation 3, jaw 3. The target as `pred` gives the papers' ground-truth row.
-        partner: the speaker's motion per clip, None where the corpus lacks it. P-FD is the mean
-            over the clips that have it, and left out where none has.
-        fps: of plain arrays (30 if not given); `corrected` needs it to know a second.
-        seed: of Diversity. The reference never seeds numpy; `reference` gives what its script would
-            have printed after `numpy.random.seed(seed)`, with its draws for the ground truth in
-            between.
+        inputs: `pred`, `target`: clips (time, dim), alike in length and width; the papers' are
+            expression 50, rotation 3, jaw 3. The target as `pred` gives the papers' ground-truth
+            row. `partner`: the speaker's motion per clip, None where the corpus lacks it; P-FD is
+            the mean over the clips that have it, and left out where none has. `fps`: of plain
+            arrays (30 if not there); `corrected` needs it to know a second. `seed`: of Diversity.
+            The reference never seeds numpy; `reference` gives what its script would have printed
+            after `numpy.random.seed(seed)`, with its draws for the ground truth in between.
         affect: reads valence off typed motion, see `with_affect`; L2 Affect is left out without
             one.
+
+    Raises:
+        ValueError: clips that do not go together.
+        LayoutError: typed motion of unlike layouts.
     """
-    require_variant(variant)
-    refuse("lm_listener", neighbours=neighbours, speech_mask=speech_mask)
-    pairs, partners = paired(pred, target), with_partner(target, partner)
-    corrected = variant == "corrected"
-    end = None if corrected else MAX_FRAMES
-    window = round(frame_rate(as_list(pred, "pred"), fps, FPS) if corrected else FPS)
-    rng = np.random.RandomState(seed)
-    values: dict[str, list[float]] = {}
-    for (x, y), s in zip(pairs, partners, strict=True):
-        x, y = x[:end], y[:end]
-        n = diversity_pairs(len(x))
-        if not corrected:
-            diversity(y, n, rng)  # the reference's own, whose draws come first
-        clip = {
+    inputs.refuse("lm_listener", "neighbours", "speech_mask")
+    pairs = paired(inputs.pred, inputs.target)
+    partners = with_partner(inputs.target, inputs.partner)
+    end = None if inputs.is_corrected else MAX_FRAMES
+    # The windows of L2 Affect: 30 frames in the reference, whatever the frame rate.
+    window = round(FPS)
+    if inputs.is_corrected:
+        window = round(frame_rate(as_list(inputs.pred, "pred"), inputs.fps, FPS))
+    rng = np.random.RandomState(inputs.seed)
+    values_by_name: dict[str, list[float]] = {}
+    for (whole_x, whole_y), s in zip(pairs, partners, strict=True):
+        x = whole_x[:end]
+        y = whole_y[:end]
+        count = diversity_pairs(len(x))
+        if inputs.is_corrected:
+            distance = seeded_diversity(x, count, inputs.seed)
+        else:
+            # The reference draws for the ground truth first, so later draws depend on it.
+            diversity(y, count, rng)
+            distance = diversity(x, count, rng)
+        scores = {
             "L2": mse(x, y),
             "FD": fd(x, y),
             "Variation": variation(x),
-            "Diversity": seeded_diversity(x, n, seed) if corrected else diversity(x, n, rng),
+            "Diversity": distance,
         }
         if s is not None:
-            clip["P-FD"] = p_fd(x, y, s[:end])
-        for name, value in clip.items():
-            values.setdefault(name, []).append(value)
+            scores["P-FD"] = p_fd(x, y, s[:end])
+        for name, value in scores.items():
+            values_by_name.setdefault(name, []).append(value)
     if affect is not None:
-        valences = [
-            [_valence(clip, affect)[:end] for clip in as_list(clips, "pred")]
-            for clips in (pred, target)
+        values_by_name["L2 Affect"] = [
+            l2_affect(_valence(x, affect)[:end], _valence(y, affect)[:end], window)
+            for x, y in zip(
+                as_list(inputs.pred, "pred"), as_list(inputs.target, "target"), strict=True
+            )
         ]
-        values["L2 Affect"] = [l2_affect(x, y, window) for x, y in zip(*valences, strict=True)]
-    return {name: float(np.mean(given)) for name, given in values.items()}
+    return {name: float(np.mean(values)) for name, values in values_by_name.items()}
 
 
 def _valence(clip: Any, affect: AffectEstimator) -> np.ndarray:
@@ -114,20 +125,21 @@ def _valence(clip: Any, affect: AffectEstimator) -> np.ndarray:
 
 
 def with_affect(affect: AffectEstimator | None) -> Protocol:
-    """The protocol with L2 Affect by this estimator. The papers' is EMOCA's, given the target's
-    shape.
+    """The protocol with L2 Affect by this estimator.
+
+    The papers' is EMOCA's, which is given the target's shape.
     """
-    return Protocol(
-        PROTOCOL.name, PROTOCOL.source, PROTOCOL.corrections, partial(score, affect=affect)
-    )
+    return replace(PROTOCOL, score=partial(score, affect=affect))
 
 
 PROTOCOL = Protocol(
     name="lm_listener",
     source="sanjayss34/lm-listener: evaluate_listener.py (Ng et al., ICCV 2023)",
     corrections={
-        "seeded_diversity": "Diversity draws from a generator of `seed` for each clip, so that neither the order of "
-        "clips nor earlier draws matter, and never pairs a frame with itself",
+        "seeded_diversity": (
+            "Diversity draws from a generator of `seed` for each clip, so that neither the order "
+            "of clips nor earlier draws matter, and never pairs a frame with itself"
+        ),
         "all_frames": "frames after the 240th count, too",
         "one_second_windows": "the windows of L2 Affect last a second at `fps`, not 30 frames",
     },

@@ -1,20 +1,23 @@
-"""The REACT 2023 and 2024 challenges and ReactFace: several reactions to a speaker, each held
-against all appropriate.
+"""The REACT 2023 and 2024 challenges and ReactFace: several reactions to one speaker.
 
-FRCorr, FRDist, FRSyn, FRVar, FRDiv, FRDvs as `metric/*.py` of
-reactmultimodalchallenge/baseline_react2024 and of lingjivoo/ReactFace compute them (Song et al.
-2023, 2024; Luo et al. 2024). N speakers, M reactions generated for each, T frames at 25 fps, of
-which the first 750 count.
+Each reaction is held against all that are appropriate. FRCorr, FRDist, FRSyn, FRVar, FRDiv and
+FRDvs as `metric/*.py` of reactmultimodalchallenge/baseline_react2024 and of lingjivoo/ReactFace
+compute them (Song et al. 2023, 2024; Luo et al. 2024). N speakers, M reactions generated for each,
+T frames at 25 fps, of which the first 750 count.
 
 A reaction is appropriate to speaker k if it was given to a speaker j alike: `neighbours[k, j]`. The
 challenge's matrix is (2n, 2n) for n recorded pairs: rows and columns follow the list "pairs, then
 the same pairs with roles swapped", so predictions, targets and partners must stand in that order,
 2n of each. A wrong order cannot be noticed.
 
-    clips = prepare(REACT, pred, target, partner, neighbours)
-    summarise(REACT, clips, score_speakers(REACT, clips, range(len(clips.pred)), variant), variant)
+    clips = prepare(REACT2024, pred, target, partner, neighbours)
+    scores = score_speakers(REACT2024, clips, range(len(clips.pred)), variant)
+    summarise(REACT2024, clips, scores, variant)
 
-are what a protocol's `score` does; `rapport.actors.metrics` does the middle one on many processes.
+is what a protocol's `score` does; `rapport.actors.metrics` does the middle line on many processes.
+
+FRRea is not here: it compares features of rendered frames (Inception's in REACT, I3D's in
+ReactFace), so take `measures.frechet.fd` of yours.
 """
 
 from __future__ import annotations
@@ -26,27 +29,28 @@ from typing import Any
 
 import numpy as np
 
-from rapport.policies.motion import Motion, require_same_layout
+from rapport.policies.motion import Layout, Motion, require_same_layout
 from rapport.rewards.metrics.measures.ccc import concordance
 from rapport.rewards.metrics.measures.dtw import Groups, nearest_dtw
-from rapport.rewards.metrics.measures.frechet import fd
 from rapport.rewards.metrics.measures.tlcc import lag_of_peak, lag_of_peak_as_published
-from rapport.rewards.metrics.protocols.protocol import Protocol, Variant, refuse, require_variant
+from rapport.rewards.metrics.protocols.protocol import Inputs, Protocol, Variant, require_variant
 
 FPS = 25
 MAX_FRAMES = 750
+# Occurrences of action units, valence and arousal, expression probabilities.
 EMOTION_GROUPS: Groups = (
     (slice(0, 15), 1 / 15),
     (slice(15, 17), 1.0),
     (slice(17, 25), 1 / 8),
-)  # AUs, VA, expressions
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """In what the protocols differ.
+    """What the protocols differ in.
 
     Args:
+        name: of the protocol.
         dim: channels; 25 = 15 AU occurrences, valence, arousal, 8 expression probabilities; 58 =
             FaceVerse 3DMM.
         groups: channels that are warped together by FRDist, and their weights.
@@ -61,26 +65,27 @@ class Setting:
     factor: float
 
 
-REACT2023 = Setting("react2023", 25, EMOTION_GROUPS, 1e-8, 1.0)
-REACT2024 = Setting("react2024", 25, EMOTION_GROUPS, 1e-8, 1.0)
-REACTFACE = Setting("reactface", 58, ((slice(0, 58), 1.0),), 1e-50, 10.0)
+REACT2023 = Setting("react2023", 25, EMOTION_GROUPS, epsilon=1e-8, factor=1.0)
+REACT2024 = Setting("react2024", 25, EMOTION_GROUPS, epsilon=1e-8, factor=1.0)
+REACTFACE = Setting("reactface", 58, ((slice(0, 58), 1.0),), epsilon=1e-50, factor=10.0)
 SETTINGS = {setting.name: setting for setting in (REACT2023, REACT2024, REACTFACE)}
 
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """What is scored, checked: pred (N, M, T, D), target and partner (N, T, D), indices of targets
-    per speaker.
+    """What is scored, checked.
+
+    Args:
+        pred: (N, M, T, D).
+        target: (N, T, D).
+        partner: (N, T, D), or None.
+        neighbours: of each speaker the indices of the appropriate targets, or None.
     """
 
     pred: np.ndarray
     target: np.ndarray
     partner: np.ndarray | None
     neighbours: list[np.ndarray] | None
-
-
-# --- Single metrics
-# -------------------------------------------------------------------------------------------------
 
 
 def fr_corr(
@@ -90,149 +95,106 @@ def fr_corr(
     epsilon: float = 0.0,
     equal_constants: float = 1.0,
 ) -> float:
-    """FRCorr: CCC, averaged over channels, with the appropriate reaction where it is greatest; mean
-    over N and M.
-
-    Args:
-        pred: (N, M, T, D). target: (N, T, D). neighbours: see `neighbour_lists`.
-        epsilon, equal_constants: of `concordance`; REACT has 1e-8 and 0, so that a constant channel
-            never agrees.
+    """FRCorr: CCC with the appropriate reaction where it is greatest, mean over N and M.
 
     In [-1, 1]. REACT prints M times this, ReactFace 10 (compute_FRC) or 10 M times
-    (compute_FRC_mp)."""
+    (compute_FRC_mp).
+
+    Args:
+        pred: (N, M, T, D).
+        target: (N, T, D).
+        neighbours: see `neighbour_lists`.
+        epsilon: of `concordance`; REACT has 1e-8.
+        equal_constants: of `concordance`; REACT has 0: a constant channel never agrees.
+    """
     lists = neighbour_lists(neighbours, len(pred), len(target))
-    return float(
-        np.mean(
-            [
-                _best_concordance(x, target[j], epsilon, equal_constants)
-                for x, j in zip(pred, lists, strict=True)
-            ]
-        )
-    )
+    agreement = [
+        _best_concordance(x, target[indices], epsilon, equal_constants)
+        for x, indices in zip(pred, lists, strict=True)
+    ]
+    return float(np.mean(agreement))
 
 
 def fr_dist(
     pred: np.ndarray, target: np.ndarray, neighbours: Any, groups: Groups = EMOTION_GROUPS
 ) -> float:
-    """FRDist: weighted DTW distances of the groups, with the appropriate reaction of the least sum;
-    mean over N, M.
+    """FRDist: DTW distance to the appropriate reaction where it is least, mean over N and M.
 
-    Shapes as `fr_corr`. REACT prints M times this, ReactFace 10 or 10 M times, with one group of
-    weight 1."""
+    REACT prints M times this, ReactFace 10 or 10 M times, with one group of weight 1.
+
+    Args:
+        pred: (N, M, T, D).
+        target: (N, T, D).
+        neighbours: see `neighbour_lists`.
+        groups: channels that are warped together, and the weights of their distances in the sum.
+    """
     lists = neighbour_lists(neighbours, len(pred), len(target))
-    return float(
-        np.mean([nearest_dtw(x, target[j], groups) for x, j in zip(pred, lists, strict=True)])
-    )
+    distances = [
+        nearest_dtw(x, target[indices], groups) for x, indices in zip(pred, lists, strict=True)
+    ]
+    return float(np.mean(distances))
 
 
 def fr_syn(pred: np.ndarray, partner: np.ndarray, variant: Variant = "corrected") -> float:
-    """FRSyn: frames, 0 to 49, between pred (N, M, T, D) and partner (N, T, D) at the peak of their
-    correlation.
+    """FRSyn: frames, 0 to 49, between reaction and partner at the peak of their correlation.
 
-    "corrected" is the mean over N and M of `lag_of_peak`; "reference" that of
-    `lag_of_peak_as_published` over N, for sample 0 only, as compute_TLCC_mp returns within its
-    loop."""
+    Args:
+        pred: (N, M, T, D).
+        partner: (N, T, D).
+        variant: "corrected" is the mean over N and M of `lag_of_peak`; "reference" that of
+            `lag_of_peak_as_published` over N, for sample 0 only, as compute_TLCC_mp returns within
+            its loop.
+    """
     require_variant(variant)
     return float(np.mean([_lags(x, s, variant) for x, s in zip(pred, partner, strict=True)]))
 
 
-def fr_var(pred: np.ndarray) -> float:
-    """FRVar: variance over time (ddof 1) of pred (N, M, T, D), mean of the rest."""
-    return float(np.mean([_variance(x, axis=1) for x in pred]))
-
-
-def fr_div(pred: np.ndarray) -> float:
-    """FRDiv, the challenge's S-MSE: mean squared difference between two reactions to one speaker;
-    pred (N, M, T, D).
-
-    Over ordered pairs and divided by T D, both unlike ReactFace's equation 25. The mean of (a -
-    b)^2 over pairs is twice the variance (ddof 1)."""
-    if pred.shape[1] < 2:
-        raise ValueError("FRDiv compares the samples of a speaker; there is one")
-    return float(np.mean([2 * _variance(x, axis=0) for x in pred]))
-
-
 def fr_dvs(pred: np.ndarray) -> float:
-    """FRDvs: mean squared difference between the reactions to two speakers, per sample; pred (N, M,
-    T, D).
+    """FRDvs: mean squared difference between the reactions to two speakers, of (N, M, T, D).
 
-    Over ordered pairs, so twice ReactFace's equation 24, whose sum over i < k has the same
-    denominator."""
+    Over ordered pairs, sample by sample; so twice ReactFace's equation 24, whose sum over i < k has
+    the same denominator. The mean of (a - b)^2 over pairs is twice the variance (ddof 1).
+
+    Raises:
+        ValueError: a single speaker.
+    """
     if len(pred) < 2:
         raise ValueError("FRDvs compares speakers; there is one")
     return float(np.mean([2 * _variance(pred[:, m], axis=0) for m in range(pred.shape[1])]))
 
 
-def fr_rea(pred_features: np.ndarray, target_features: np.ndarray) -> float:
-    """FRRea: Frechet distance between features of generated and recorded frames, (frames, dim)
-    each.
-
-    REACT takes Inception's pool3 features of the frames of every 25th batch (pytorch-fid),
-    ReactFace those of I3D for videos of 750 frames (FVD). Rendering and the networks are the
-    user's, so no protocol here reports it."""
-    return fd(pred_features, target_features)
-
-
-# --- A protocol as a whole
-# ------------------------------------------------------------------------------------------
-
-
 def prepare(
     setting: Setting, pred: Any, target: Any, partner: Any = None, neighbours: Any = None
 ) -> Clips:
-    """Checked arrays of the first 750 frames.
+    """Checked arrays of the first 750 frames, from arrays or nested lists of typed motion.
 
     Args:
-        pred: (N, M, T, D), or (N, T, D) for one sample; arrays, or lists of lists of typed motion.
-        target, partner: (N, T, D).
-        neighbours: see `neighbour_lists`.
+        setting: which protocol.
+        pred: (N, M, T, D), or (N, T, D) for one sample.
+        target: (N, T, D).
+        partner: (N, T, D), or None.
+        neighbours: see `neighbour_lists`, or None.
 
     Raises:
         ValueError: shapes, lengths, widths, NaN; says what and where.
         LayoutError: typed motion of unlike layouts.
     """
-    layouts: dict[str, Any] = {}
-    arrays = {
-        name: _array(value, name, layouts)
-        for name, value in (("pred", pred), ("target", target), ("partner", partner))
-        if value is not None
-    }
+    layouts: dict[str, Layout] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in (("pred", pred), ("target", target), ("partner", partner)):
+        if value is not None:
+            arrays[name] = _array(value, name, layouts)
     if missing := {"pred", "target"} - arrays.keys():
         raise ValueError(f"{setting.name} needs {' and '.join(sorted(missing))}")
-    for name, layout in layouts.items():
-        require_same_layout(
-            layout, next(iter(layouts.values())), f"{setting.name}: {name} against the others"
-        )
-        if layout.fps != FPS:
-            raise ValueError(
-                f"{setting.name} is defined at {FPS} fps, {name} has {layout.fps:g}: resample it "
-                "first"
-            )
+    _check_layouts(setting, layouts)
     if arrays["pred"].ndim == 3:
         arrays["pred"] = arrays["pred"][:, None]
-    shape = arrays["pred"].shape
-    if len(shape) != 4 or shape[-1] != setting.dim or 0 in shape or shape[2] < 2:
-        raise ValueError(
-            f"{setting.name}: pred has shape {shape}, expected (N, M, T, {setting.dim}), T at "
-            "least 2"
-        )
-    for name in arrays.keys() - {"pred"}:
-        expected = (shape[0], *shape[2:])
-        if arrays[name].shape != expected:
-            raise ValueError(
-                f"{setting.name}: {name} has shape {arrays[name].shape}, expected {expected} "
-                f"(N, T, D) as pred is {shape}"
-            )
-    for name, array in arrays.items():
-        for speaker, clip in enumerate(array):
-            if not np.isfinite(clip).all():
-                place = [int(i) for i in np.argwhere(~np.isfinite(clip))[0]]
-                axes = ["sample", "frame", "channel"][-len(place) :]
-                at = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
-                raise ValueError(
-                    f"{setting.name}: {name} has NaN or infinity, first at speaker {speaker}, {at}"
-                )
-    lists = None if neighbours is None else neighbour_lists(neighbours, shape[0], shape[0])
+    _check_shapes(setting, arrays)
+    _check_finite(setting, arrays)
+    speakers = len(arrays["pred"])
+    lists = None
+    if neighbours is not None:
+        lists = neighbour_lists(neighbours, speakers, speakers)
     frames = {name: array[..., :MAX_FRAMES, :] for name, array in arrays.items()}
     return Clips(frames["pred"], frames["target"], frames.get("partner"), lists)
 
@@ -243,14 +205,18 @@ def neighbour_lists(neighbours: Any, speakers: int, targets: int) -> list[np.nda
     Args:
         neighbours: (speakers, targets) matrix, 1 or True where the target is appropriate; or one
             list of indices a speaker.
+        speakers: how many.
+        targets: how many.
+
+    Raises:
+        ValueError: another shape, an index that does not exist, or a speaker without any.
     """
     if isinstance(neighbours, np.ndarray) and neighbours.ndim == 2:
         if neighbours.shape != (speakers, targets):
             raise ValueError(
                 f"neighbours has shape {neighbours.shape}, expected ({speakers}, {targets}): "
-                "predictions, targets. The "
-                "challenge's matrix is for the pairs and then the same pairs with roles swapped; "
-                "give both"
+                "predictions, targets. The challenge's matrix is for the pairs and then the same "
+                "pairs with roles swapped; give both"
             )
         lists = [np.flatnonzero(row == 1) for row in neighbours]
     else:
@@ -274,23 +240,24 @@ def score_speakers(
     setting: Setting, clips: Clips, speakers: Iterable[int], variant: Variant
 ) -> list[dict[str, np.ndarray]]:
     """For each of `speakers` the metrics of its samples; no speaker depends on another."""
-    corrected = variant == "corrected"
+    epsilon = setting.epsilon
+    equal_constants = 0.0
+    if variant == "corrected":
+        epsilon = 0.0
+        equal_constants = 1.0
     scores = []
     for k in speakers:
         x = clips.pred[k]
         score = {"FRVar": _variance(x, axis=1)}
         if len(x) > 1:
+            # The challenge's S-MSE: mean squared difference over ordered pairs of samples, divided
+            # by T D, both unlike ReactFace's equation 25.
             score["FRDiv"] = 2 * _variance(x, axis=0)
         if clips.partner is not None:
             score["FRSyn"] = _lags(x, clips.partner[k], variant)
         if clips.neighbours is not None:
             appropriate = clips.target[clips.neighbours[k]]
-            constants = (
-                {"epsilon": 0.0, "equal_constants": 1.0}
-                if corrected
-                else {"epsilon": setting.epsilon, "equal_constants": 0.0}
-            )
-            score["FRCorr"] = _best_concordance(x, appropriate, **constants)
+            score["FRCorr"] = _best_concordance(x, appropriate, epsilon, equal_constants)
             score["FRDist"] = nearest_dtw(x, appropriate, setting.groups)
         scores.append(score)
     return scores
@@ -317,40 +284,43 @@ def require_fps(setting: Setting, fps: float | None) -> None:
         raise ValueError(f"{setting.name} is defined at {FPS} fps, not {fps:g}: resample first")
 
 
-def score(
-    setting: Setting,
-    pred: Any,
-    target: Any,
-    partner: Any = None,
-    *,
-    neighbours: Any = None,
-    speech_mask: Any = None,
-    fps: float | None = None,
-    variant: Variant = "reference",
-    seed: int = 0,
-) -> dict[str, float]:
-    """FRCorr, FRDist, FRSyn, FRVar, FRDiv, FRDvs; shapes as `prepare`, nothing is drawn at random.
+def score(setting: Setting, inputs: Inputs) -> dict[str, float]:
+    """FRCorr, FRDist, FRSyn, FRVar, FRDiv, FRDvs; nothing is drawn at random.
 
     Left out: FRCorr and FRDist without `neighbours`, FRSyn without `partner`, FRDvs of a single
-    speaker, in "corrected" FRDiv of a single sample, and FRRea (see `fr_rea`).
+    speaker, and in "corrected" FRDiv of a single sample.
 
     "reference" gives what the evaluation scripts print: FRCorr and FRDist of the `_mp` functions,
     summed over M, by ReactFace moreover times 10; its sequential functions give one M-th. FRSyn is
-    of sample 0. ReactFace's script does not call FRDist."""
-    require_variant(variant)
-    refuse(setting.name, speech_mask=speech_mask)
-    require_fps(setting, fps)
-    clips = prepare(setting, pred, target, partner, neighbours)
-    return summarise(
-        setting, clips, score_speakers(setting, clips, range(len(clips.pred)), variant), variant
+    of sample 0. ReactFace's script does not call FRDist.
+
+    Args:
+        setting: which protocol.
+        inputs: pred, target, partner and neighbours as `prepare` takes them.
+    """
+    inputs.refuse(setting.name, "speech_mask")
+    require_fps(setting, inputs.fps)
+    clips = prepare(
+        setting,
+        pred=inputs.pred,
+        target=inputs.target,
+        partner=inputs.partner,
+        neighbours=inputs.neighbours,
     )
+    scores = score_speakers(setting, clips, range(len(clips.pred)), inputs.variant)
+    return summarise(setting, clips, scores, inputs.variant)
 
 
 CORRECTIONS = {
     "all_samples": "FRSyn is the mean over all M samples, not that of sample 0",
-    "nan_safe_synchrony": "FRSyn: a channel that is constant over a lag's frames counts as uncorrelated there, instead "
-    "of making the lag 49; a sample without any that varies keeps the 49",
-    "nearest_peak": "FRSyn: of equal peaks the one nearest to lag 0, in double precision, not the first in single",
+    "nan_safe_synchrony": (
+        "FRSyn: a channel that is constant over a lag's frames counts as uncorrelated there, "
+        "instead of making the lag 49; a sample without any that varies keeps the 49"
+    ),
+    "nearest_peak": (
+        "FRSyn: of equal peaks the one nearest to lag 0, in double precision, not the first in "
+        "single"
+    ),
     "constant_channel_ccc": "FRCorr: two equal constant channels agree by 1, not 0",
     "no_epsilon": "FRCorr: nothing is added to the denominator of CCC",
     "mean_over_samples": "FRCorr and FRDist are means over M, not sums",
@@ -359,22 +329,22 @@ CORRECTIONS = {
 
 PROTOCOLS = [
     Protocol(
-        "react2023",
-        "reactmultimodalchallenge/baseline_react2023: evaluate.py, metric/*.py",
-        CORRECTIONS,
-        partial(score, REACT2023),
+        name="react2023",
+        source="reactmultimodalchallenge/baseline_react2023: evaluate.py, metric/*.py",
+        corrections=CORRECTIONS,
+        score=partial(score, REACT2023),
     ),
     Protocol(
-        "react2024",
-        "reactmultimodalchallenge/baseline_react2024: evaluate.py, metric/*.py",
-        CORRECTIONS,
-        partial(score, REACT2024),
+        name="react2024",
+        source="reactmultimodalchallenge/baseline_react2024: evaluate.py, metric/*.py",
+        corrections=CORRECTIONS,
+        score=partial(score, REACT2024),
     ),
     Protocol(
-        "reactface",
-        "lingjivoo/ReactFace: evaluate_metric.py, metric/*.py",
-        CORRECTIONS | {"no_factor_ten": "FRCorr and FRDist are not multiplied by 10"},
-        partial(score, REACTFACE),
+        name="reactface",
+        source="lingjivoo/ReactFace: evaluate_metric.py, metric/*.py",
+        corrections=CORRECTIONS | {"no_factor_ten": "FRCorr and FRDist are not multiplied by 10"},
+        score=partial(score, REACTFACE),
     ),
 ]
 
@@ -382,40 +352,82 @@ PROTOCOLS = [
 def _best_concordance(
     samples: np.ndarray, ys: np.ndarray, epsilon: float, equal_constants: float
 ) -> np.ndarray:
-    """(M,) of samples (M, T, D) and appropriate reactions (K, T, D)."""
-    return concordance(samples, ys, epsilon, equal_constants).mean(axis=2).max(axis=1)
+    """CCC of samples (M, T, D) with the best of the appropriate reactions (K, T, D), (M,)."""
+    agreement = concordance(samples, ys, epsilon=epsilon, equal_constants=equal_constants)
+    best: np.ndarray = agreement.mean(axis=2).max(axis=1)
+    return best
 
 
 def _lags(samples: np.ndarray, partner: np.ndarray, variant: Variant) -> np.ndarray:
-    """(M,) frames, or (1,) in the reference; samples (M, T, D), partner (T, D)."""
+    """Frames, (M,), or (1,) in the reference, of samples (M, T, D) and partner (T, D)."""
     if variant == "reference":
         return np.array([lag_of_peak_as_published(samples[0], partner)])
     return np.array([lag_of_peak(x, partner) for x in samples])
 
 
-def _variance(x: np.ndarray, axis: int) -> np.float64:
+def _variance(x: np.ndarray, axis: int) -> np.ndarray:
     """Variance (ddof 1) along an axis, mean of the rest, in double precision."""
-    return np.var(x, axis=axis, ddof=1, dtype=np.float64).mean()
+    variance: np.ndarray = np.var(x, axis=axis, ddof=1, dtype=np.float64).mean()
+    return variance
 
 
-def _array(value: Any, what: str, layouts: dict[str, Any]) -> np.ndarray:
-    """Numbers of arrays, typed motion or nested lists of either; the layout found goes to
-    `layouts[what]`.
+def _array(value: Any, what: str, layouts: dict[str, Layout]) -> np.ndarray:
+    """Numbers of arrays, typed motion or nested lists of either.
+
+    The layout of typed motion goes to `layouts[what]`.
     """
     if isinstance(value, Motion):
-        require_same_layout(
-            value.layout, layouts.setdefault(what, value.layout), f"clips of {what}"
-        )
+        first = layouts.setdefault(what, value.layout)
+        require_same_layout(value.layout, first, f"clips of {what}")
         return value.values
     if isinstance(value, list | tuple):
         items = [_array(item, what, layouts) for item in value]
         shapes = {item.shape for item in items}
+        if not items:
+            raise ValueError(f"{what} is empty")
         if len(shapes) != 1:
-            raise ValueError(
-                f"{what}: clips of unlike shapes {sorted(shapes)}" if items else f"{what} is empty"
-            )
+            raise ValueError(f"{what}: clips of unlike shapes {sorted(shapes)}")
         return np.stack(items)
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{what}: expected numbers, got {array.dtype}")
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _check_layouts(setting: Setting, layouts: dict[str, Layout]) -> None:
+    for name, layout in layouts.items():
+        first = next(iter(layouts.values()))
+        require_same_layout(layout, first, f"{setting.name}: {name} against the others")
+        if layout.fps != FPS:
+            raise ValueError(
+                f"{setting.name} is defined at {FPS} fps, {name} has {layout.fps:g}: resample it "
+                "first"
+            )
+
+
+def _check_shapes(setting: Setting, arrays: dict[str, np.ndarray]) -> None:
+    shape = arrays["pred"].shape
+    if len(shape) != 4 or shape[-1] != setting.dim or 0 in shape or shape[2] < 2:
+        raise ValueError(
+            f"{setting.name}: pred has shape {shape}, expected (N, M, T, {setting.dim}), T at "
+            "least 2"
+        )
+    expected = (shape[0], *shape[2:])
+    for name in arrays.keys() - {"pred"}:
+        if arrays[name].shape != expected:
+            raise ValueError(
+                f"{setting.name}: {name} has shape {arrays[name].shape}, expected {expected} "
+                f"(N, T, D) as pred is {shape}"
+            )
+
+
+def _check_finite(setting: Setting, arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        for speaker, clip in enumerate(array):
+            if not np.isfinite(clip).all():
+                place = [int(i) for i in np.argwhere(~np.isfinite(clip))[0]]
+                axes = ["sample", "frame", "channel"][-len(place) :]
+                at = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
+                raise ValueError(
+                    f"{setting.name}: {name} has NaN or infinity, first at speaker {speaker}, {at}"
+                )
