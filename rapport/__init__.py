@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rapport.pipeline.data.store import Corpus
     from rapport.policies.head.asset import load_head
     from rapport.policies.motion import Motion
+    from rapport.policies.policy import load_policy
     from rapport.rewards.metrics import evaluate
 
 _HOMES = {
@@ -27,8 +28,9 @@ _HOMES = {
     "Motion": "rapport.policies.motion",
     "evaluate": "rapport.rewards.metrics",
     "load_head": "rapport.policies.head.asset",
+    "load_policy": "rapport.policies.policy",
 }
-__all__ = ["Corpus", "Motion", "evaluate", "load_head"]
+__all__ = ["Corpus", "Motion", "evaluate", "load_head", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:
