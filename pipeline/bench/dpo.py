@@ -18,16 +18,19 @@ import ray
 import torch
 import torch.distributed as dist
 
-from rapport.actors.learner import LearnerOptions, start_engine, train_step
+from rapport.actors.learner import start_engine, train_step
+from rapport.actors.settings import LearnerConfig
 from rapport.pipeline.bench.workload import process, random_policy, random_prompts, spread
-from rapport.pipeline.config import BenchConfig, DpoConfig, LearnerConfig, PolicyConfig
-from rapport.pipeline.objectives.dpo import DpoTask
+from rapport.pipeline.objectives.dpo import Dpo, pair_schema
+from rapport.pipeline.objectives.settings import VlaDpoConfig
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import BenchConfig
 from rapport.policies.motion import Layout
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.training import PAIR_SCHEMA
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.settings import VlaConfig
 
 DIMS = 32  # action dimensions: any that divide the response
 
@@ -36,7 +39,7 @@ DIMS = 32  # action dimensions: any that divide the response
 class OurLearner:
     """One ZeRO learner, as the pipeline trains."""
 
-    def __init__(self, checkpoint: str, table: str, dpo: DpoConfig, learner: LearnerConfig):
+    def __init__(self, checkpoint: str, table: str, dpo: VlaDpoConfig, learner: LearnerConfig):
         torch.set_num_threads(learner.threads)
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",
@@ -47,8 +50,8 @@ class OurLearner:
         }
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         reference = str(Path(table).with_name("reference.parquet"))
-        self.task = DpoTask(checkpoint, table, PolicyConfig(), 0, dpo, checkpoint, reference)
-        self.engine = start_engine(self.task, LearnerOptions(**learner.model_dump()))
+        self.task = Dpo(checkpoint, checkpoint, table, dpo, 0, reference, VlaConfig())
+        self.engine = start_engine(self.task, learner)
         self.task.prepare(self.engine.__call__, 0, 1)
         self.step = 0
 
@@ -186,8 +189,8 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
             }
             for p in prompts
         ]
-        write_table(table, rows, PAIR_SCHEMA)
-        dpo = DpoConfig(
+        write_table(table, rows, pair_schema(VlaPolicy))
+        dpo = VlaDpoConfig(
             train="all",
             first_steps=None,
             batch_size=b.batch_size,
@@ -221,8 +224,8 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
             "prompt_tokens": policy.prompt_length,
             "batch_size": b.batch_size,
             "response_tokens": space.tokens,
-            "hidden": config.policy.hidden,
-            "layers": config.policy.layers,
+            "hidden": config.vla.hidden,
+            "layers": config.vla.layers,
             "threads": b.threads,
         },
         "ours": {"pairs_per_s": spread(ours)},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rapport.pipeline.bench.workload import seconds, spread
-from rapport.pipeline.config import BenchConfig
+from rapport.pipeline.settings import BenchConfig
 from rapport.policies.flow.conditions import Conditions
 from rapport.policies.flow.config import PAPER_GROUPS, flow_config, vae_config
 from rapport.policies.flow.model import ARFlow, initialised

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 from rapport.actors.metrics import evaluate_react
 from rapport.pipeline.bench import textbook
 from rapport.pipeline.bench.workload import process
-from rapport.pipeline.config import BenchConfig
+from rapport.pipeline.settings import BenchConfig
 from rapport.rewards.metrics.protocols.react import fr_corr, fr_dist, fr_syn
 
 FRAMES, SAMPLES, NEIGHBOURS = 750, 10, 50

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from rapport.actors.renderer import Panel, RenderOptions, RenderWorker, VideoJob
+from rapport.actors.renderer import Panel, RenderWorker, VideoJob
+from rapport.actors.settings import RenderConfig
 from rapport.pipeline.bench.workload import process, seconds, spread
-from rapport.pipeline.config import BenchConfig
-from rapport.pipeline.recipes.rollout import render_options
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import BenchConfig
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
 
 FPS = 25.0
@@ -30,8 +31,8 @@ FPS = 25.0
 
 @ray.remote
 class OurRasterizer:
-    def __init__(self, options: RenderOptions, motion: Motion):
-        asset = load_head(options.head, options.topology)
+    def __init__(self, options: RenderConfig, head: HeadConfig, motion: Motion) -> None:
+        asset = load_head(head.path, head.topology)
         self.vertices = FlameHead(asset).vertices_of(motion)
         self.rasterizer = Rasterizer(asset, options.size, options.supersample)
 
@@ -42,7 +43,7 @@ class OurRasterizer:
 
 @ray.remote
 class VtkRasterizer:
-    def __init__(self, options: RenderOptions, motion: Motion):
+    def __init__(self, options: RenderConfig, head: HeadConfig, motion: Motion) -> None:
         import vtkmodules.vtkRenderingOpenGL2  # noqa: F401  registers the renderer
         from vtkmodules.util.numpy_support import (
             numpy_to_vtk,
@@ -61,7 +62,7 @@ class VtkRasterizer:
         )
 
         vtkObject.GlobalWarningDisplayOff()
-        asset = load_head(options.head, options.topology)
+        asset = load_head(head.path, head.topology)
         self.vertices = FlameHead(asset).vertices_of(motion)
         self.current = np.ascontiguousarray(self.vertices[0])
         self.array, self.points, self.mesh = numpy_to_vtk(self.current), vtkPoints(), vtkPolyData()
@@ -119,19 +120,20 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
             "bench render compares with VTK, which only it needs: pip install --no-deps -r "
             "infra/requirements/bench.lock"
         ) from None
-    options = render_options(config.render, config.head)
-    motion = nodding(load_head(options.head, options.topology), config.corpus.seconds, config.seed)
-    with process(OurRasterizer, 1, options, motion) as call:
+    options = config.render
+    head = config.head
+    motion = nodding(load_head(head.path, head.topology), config.corpus.seconds, config.seed)
+    with process(OurRasterizer, 1, options, head, motion) as call:
         ours = _frames_per_s(call, len(motion), config.bench.repeats)
     say(f"ours {ours['median']:.0f} frames/s at {options.size} pixels")
-    with process(VtkRasterizer, 1, options, motion, LP_NUM_THREADS="1") as call:
+    with process(VtkRasterizer, 1, options, head, motion, LP_NUM_THREADS="1") as call:
         renderer = call("describe")
         theirs = _frames_per_s(call, len(motion), config.bench.repeats)
     say(
         f"VTK {vtkmodules.__version__} ({renderer}) {theirs['median']:.0f} frames/s; "
         f"{ours['median'] / theirs['median']:.2f} times"
     )
-    with tempfile.TemporaryDirectory() as scratch, process(RenderWorker, 1, options) as call:
+    with tempfile.TemporaryDirectory() as scratch, process(RenderWorker, 1, options, head) as call:
         job = VideoJob(Path(scratch) / "clip.mp4", (Panel("listener", motion),), None)
         call("render", job)
         videos = spread(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import ray
 import torch
 from transformers import LogitsProcessor
 
-from rapport.actors.fleet import FleetOptions, Request, RolloutWorker, engine_environment
+from rapport.actors.engines import TokenEngine, engine_environment
+from rapport.actors.fleet import Request, RolloutWorker
+from rapport.actors.settings import EngineConfig
 from rapport.pipeline.bench.workload import process, random_policy, random_prompts, spread
-from rapport.pipeline.config import BenchConfig
-from rapport.pipeline.recipes.rollout import fleet_options
+from rapport.pipeline.settings import BenchConfig
 from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.policy import prompt_seed
 from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.policies.vla.vllm_plugin import sampling_params, vllm_prompt
 
@@ -43,7 +45,7 @@ class _OnlyActions(LogitsProcessor):
 class Bare:
     """A vLLM engine that does no more than `generate`: no log-probs, one stream of random numbers."""
 
-    def __init__(self, checkpoint: str, options: FleetOptions):
+    def __init__(self, checkpoint: str, options: EngineConfig):
         from rapport.policies.vla.vllm_engine import VllmEngine
 
         torch.set_num_threads(options.threads)
@@ -106,20 +108,23 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         policy = random_policy(config, Path(scratch), slot_embeddings=False)
         prompts = random_prompts(policy, b.prompts, config.seed)
+        seeds = [prompt_seed(config.seed, prompt.prompt_id) for prompt in prompts]
         count = b.prompts * rollout.samples
         result["workload"] = {
             "prompts": b.prompts,
             "samples": rollout.samples,
             "prompt_tokens": policy.prompt_length,
             "action_tokens": policy.action_tokens,
-            "hidden": config.policy.hidden,
-            "layers": config.policy.layers,
+            "hidden": config.vla.hidden,
+            "layers": config.vla.layers,
             "threads": b.threads,
         }
         for dtype in ("float32", "bfloat16"):
-            options = replace(fleet_options(rollout), engine="vllm", dtype=dtype, threads=b.threads)
+            options = rollout.model_copy(
+                update={"engine": "vllm", "dtype": dtype, "threads": b.threads}
+            )
             fleet = _fleet(
-                config, scratch, options, Request(prompts, rollout.samples, config.seed), say
+                config, scratch, options, Request(0, prompts, seeds, rollout.samples), say
             )
             with process(Bare, b.threads, scratch, options, **engine_environment(options)) as call:
                 call("generate", prompts[:1], 2)  # warm
@@ -163,13 +168,17 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
 def _fleet(
     config: BenchConfig,
     checkpoint: str,
-    options: FleetOptions,
+    options: EngineConfig,
     request: Request,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     started = time.perf_counter()
     with process(
-        RolloutWorker, config.bench.threads, checkpoint, options, **engine_environment(options)
+        RolloutWorker,
+        config.bench.threads,
+        partial(TokenEngine, checkpoint, options),
+        config.bench.threads,
+        **engine_environment(options),
     ) as call:
         info = call("describe")
         start = time.perf_counter() - started
@@ -191,8 +200,9 @@ def _fleet(
 
 def _vllm_rate(call: Callable[..., Any], request: Request) -> float:
     started = time.perf_counter()
-    trajectories = call("generate", request)
-    return sum(len(t.tokens) for t in trajectories) / (time.perf_counter() - started)
+    groups = call("sample", request)
+    tokens = sum(len(reaction.actions) for group in groups for reaction in group)
+    return tokens / (time.perf_counter() - started)
 
 
 def _tokens_per_s(call: Callable[..., Any], *arguments: Any) -> float:

@@ -6,33 +6,41 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from rapport.actors.fleet import Fleet
+from rapport.actors.engines import TokenEngine, engine_environment
+from rapport.actors.fleet import Canary, Fleet
 from rapport.pipeline.bench.workload import random_policy, random_prompts, seconds, spread
-from rapport.pipeline.config import BenchConfig
-from rapport.pipeline.recipes.rollout import fleet_options
-from rapport.policies.vla.loading import load_checkpoint
+from rapport.pipeline.settings import BenchConfig
+from rapport.policies.vla.policy import TokenSampler, VlaPolicy
 
 
 def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     rollout = config.rollout
-    options = fleet_options(rollout)
     with tempfile.TemporaryDirectory() as scratch:
         sizes = random_policy(config, Path(scratch))
-        policy = load_checkpoint(Path(scratch)).model
+        policy = VlaPolicy.load(Path(scratch))
+        policy.sampler = TokenSampler(rollout.temperature)
         canary = random_prompts(sizes, 1, config.seed)[0]
-        with Fleet(Path(scratch), policy, options, canary, config.cluster.lost_workers) as fleet:
+        with Fleet(
+            partial(TokenEngine, scratch, rollout),
+            rollout,
+            losses=config.cluster.lost_workers,
+            environment=engine_environment(rollout),
+            policy=policy,
+            canary=Canary(canary, rollout.canary_tolerance, min(128, sizes.action_tokens)),
+        ) as fleet:
             fleet.ready()
-            state = {name: tensor.detach() for name, tensor in policy.state_dict().items()}
+            state = {name: tensor.detach() for name, tensor in policy.weights().items()}
             copies, whole, given = [], [], []
             for _ in range(config.bench.repeats + 1):
                 with torch.no_grad():
-                    for parameter in policy.parameters():
+                    for parameter in policy.model.parameters():
                         parameter.add_(1e-4)
                 copies.append(
                     seconds(
@@ -41,7 +49,7 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
                         ]
                     )
                 )
-                whole.append(seconds(lambda: fleet.update(policy)))
+                whole.append(seconds(lambda: fleet.update(policy.weights(), policy)))
                 given.append(seconds(lambda: fleet.each("update", ray.put(state), fleet.version)))
     bytes_ = sum(t.numel() * t.element_size() for t in state.values())
     # The first update of an engine compiles and imports what the others find done.

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 from rapport.actors.cluster import worker_environment
-from rapport.pipeline.config import BenchConfig
+from rapport.pipeline.settings import BenchConfig
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
@@ -28,7 +28,7 @@ def random_policy(config: BenchConfig, directory: Path, **changes: Any) -> FaceV
     """Save a policy of the configured size; `changes` as in `tiny_config`, and `space`,
     `vocabulary`.
     """
-    policy = config.policy
+    policy = config.vla
     space = changes.pop("space", None)
     if space is None:
         layout = Layout(
@@ -65,7 +65,7 @@ def random_prompts(
     for i in range(count):
         text = rng.integers(6, 262, config.text_tokens).tolist()
         frames = rng.integers(0, 256, shape, dtype=np.uint8) if has_frames else None
-        prompts.append(Prompt(f"p{i:04d}", build_prompt(config, text, has_frames), frames))
+        prompts.append(VlaPrompt(f"p{i:04d}", build_prompt(config, text, has_frames), frames))
     return prompts
 
 

@@ -6,16 +6,22 @@ import importlib
 import json
 
 from rapport.actors.cluster import cluster
-from rapport.pipeline.config import BenchConfig, flatten
-from rapport.pipeline.rundir import Run, write_atomic
+from rapport.files import write_atomic
+from rapport.log import logger
+from rapport.pipeline.config import flatten
+from rapport.pipeline.rundir import Run, RunError
+from rapport.pipeline.settings import BenchConfig
 
 
 def run(config: BenchConfig, run: Run) -> None:
-    subject = importlib.import_module(f"rapport.pipeline.bench.{config.subject}")
+    try:
+        subject = importlib.import_module(f"rapport.pipeline.bench.{config.subject}")
+    except ModuleNotFoundError as error:
+        if error.name != "rapport.pipeline.bench":
+            raise
+        raise RunError("bench needs a checkout: its baselines are not in the package") from None
     with cluster(config.cluster.address, config.cluster.cpus):
-        result = subject.measure(
-            config, lambda text: print(f"[{config.subject}] {text}", flush=True)
-        )
+        result = subject.measure(config, lambda text: logger.info(f"[{config.subject}] {text}"))
     file = run.directory / "bench.json"
     write_atomic(file, json.dumps({"subject": config.subject} | result, indent=2) + "\n")
     run.summary["metrics"] = result

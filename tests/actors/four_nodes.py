@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,22 @@ import ray
 from ray.util import placement_group_table
 
 from rapport.actors.cluster import ClusterError, reserve
-from rapport.actors.fleet import Fleet, FleetOptions
-from rapport.actors.learner import LearnerOptions, fit
+from rapport.actors.engines import TokenEngine, engine_environment
+from rapport.actors.fleet import Canary, Fleet
+from rapport.actors.learner import fit
 from rapport.actors.pool import Pool
-from rapport.actors.rater import Group, PanelOptions, RewardPool
-from rapport.actors.renderer import Panel, RenderOptions, RenderPool, VideoJob
-from rapport.pipeline.config import PolicyConfig, SftConfig
+from rapport.actors.rater import RatedPrompt, RewardPool
+from rapport.actors.renderer import Panel, RenderPool, VideoJob
+from rapport.actors.settings import EngineConfig, LearnerConfig, RatersConfig, RenderConfig
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.data.vla import examples, prompt_of
-from rapport.pipeline.objectives.sft import SftTask
+from rapport.pipeline.data.vla import examples
+from rapport.pipeline.objectives.settings import SftConfig
+from rapport.pipeline.objectives.sft import Sft
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.tables import write_table
-from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.settings import VlaConfig
 from rapport.policies.vla.training import SFT_SCHEMA
 
 LAYOUT = Layout((("expr", 4), ("rot", 3), ("jaw", 3)), 25, "builtin")
@@ -71,7 +76,7 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
     ray.init(address="auto", log_to_driver=False)
     found, policy, clips = (
         {},
-        load_checkpoint(Path(checkpoint)),
+        VlaPolicy.load(Path(checkpoint)),
         list(Corpus(corpus).clips("train")),
     )
     try:
@@ -79,11 +84,25 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
     except ClusterError as error:
         found["refused"] = str(error)
 
-    options = FleetOptions(
-        "hf", 2, 0.1, 0, 1, 1, "float32", 0.5, 1, 1, 1.0, 1e-3, 120, 120, "rollout"
+    config = EngineConfig(
+        engine="hf",
+        workers=2,
+        cpus=0.1,
+        batch_prompts=1,
+        in_flight=1,
+        start_timeout_s=120,
+        timeout_s=120,
+        nodes="rollout",
     )
-    prompts = [prompt_of(clips[i % len(clips)], policy) for i in range(ITEMS)]
-    with Fleet(Path(checkpoint), policy.model, options, prompts[0], 4) as fleet:
+    prompts = [policy.encode(clips[i % len(clips)]) for i in range(ITEMS)]
+    with Fleet(
+        partial(TokenEngine, checkpoint, config),
+        config,
+        losses=4,
+        environment=engine_environment(config),
+        policy=policy,
+        canary=Canary(prompts[0], 1e-3, actions=45),
+    ) as fleet:
         fleet.ready()
         nodes = names()
         groups = [
@@ -91,19 +110,23 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
             for group in fleet._groups
             for node in placement_group_table(group)["bundles_to_node_id"].values()
         ]
-        sampled = ([t.prompt_id for t in batch] for batch in fleet.generate(iter(prompts), 1, 0))
+        sampled = (
+            [group[0].prompt_id for group in groups]
+            for groups in fleet.sample(iter(prompts), 1, iter(range(ITEMS)))
+        )
         found["rollout"] = worked_through(fleet, (batch[0] for batch in sampled)) | {
             "groups": groups
         }
     found["prompts"] = sorted(p.prompt_id for p in prompts)
 
     motion = Motion(0.1 * np.random.default_rng(0).normal(size=(50, LAYOUT.dim)), LAYOUT)
-    render = RenderOptions(None, None, size=64, supersample=1, codec="libx264", crf=23)
-    with RenderPool(render, 2, 0.1, 120, 4, "render") as pool:
+    render = RenderConfig(workers=2, cpus=0.1, timeout_s=120, nodes="render", size=64)
+    with RenderPool(render, HeadConfig(), losses=4) as pool:
         jobs = (VideoJob(folder / f"{i}.mp4", (Panel("SFT", motion),), None) for i in range(ITEMS))
         found["render"] = worked_through(pool, (int(path.stem) for path, _ in pool.render(jobs)))
-    with RewardPool(PanelOptions(2, {}, None, None), 2, 0.1, 120, 4, "render") as pool:
-        groups = (Group(str(i), {"a": motion}, None, None, None, None) for i in range(ITEMS))
+    raters = RatersConfig(count=2, workers=2, cpus=0.1, timeout_s=120, nodes="render")
+    with RewardPool(raters, HeadConfig(), {}, losses=4) as pool:
+        groups = (RatedPrompt(str(i), {"a": motion}, None, None, None, None) for i in range(ITEMS))
         found["reward"] = worked_through(
             pool, (int(group.prompt_id) for group, _ in pool.rate(groups, 0))
         )
@@ -111,7 +134,7 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
     write_table(folder / "examples.arrow", examples(clips, policy), SFT_SCHEMA)
     home_file = folder / "learner"
 
-    class Watched(SftTask):
+    class Watched(Sft):
         """Says where its learner of rank 0 runs, and is not too fast to be caught."""
 
         def batch(self, step, rank, world_size):
@@ -121,11 +144,7 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
             return super().batch(step, rank, world_size)
 
     task = Watched(
-        checkpoint,
-        str(folder / "examples.arrow"),
-        PolicyConfig(),
-        0,
-        SftConfig(steps=8, batch_size=4),
+        checkpoint, folder / "examples.arrow", SftConfig(steps=8, batch_size=4), 0, VlaConfig()
     )
     steps, lost = folder / "learning" / "steps.jsonl", []
 
@@ -137,7 +156,9 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
 
     thread = threading.Thread(target=lose_a_learner)
     thread.start()
-    learner = LearnerOptions(2, 0.3, 0, 1, 2, 1.0, 1, 2, 300, "learner")
+    learner = LearnerConfig(
+        world_size=2, cpus=0.3, checkpoint_every=2, timeout_s=300, nodes="learner"
+    )
     result = fit(task, learner, folder / "learning", lambda values, step: None, lambda text: None)
     thread.join()
     found["learner"] = {

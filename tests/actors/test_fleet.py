@@ -3,18 +3,20 @@ weights.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from rapport.actors.fleet import Fleet, FleetOptions, StaleWeightsError, log_prob_gap, prompt_seed
-from rapport.pipeline.data.vla import prompt_of
-from rapport.policies.vla.loading import load_checkpoint
+from rapport.actors.engines import TokenEngine, engine_environment
+from rapport.actors.fleet import Canary, Fleet, StaleWeightsError
+from rapport.actors.settings import EngineConfig
+from rapport.policies.vla.policy import TokenSampler, VlaPolicy, prompt_seed
 
 pytestmark = pytest.mark.engine
-OPTIONS = FleetOptions(
+OPTIONS = EngineConfig(
     engine="vllm",
     workers=1,
     cpus=0.4,
@@ -35,7 +37,9 @@ OPTIONS = FleetOptions(
 @pytest.fixture(scope="module")
 def policies(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     """The fleet's policy and another one of the same shape."""
-    old, new = load_checkpoint(tiny_checkpoint), load_checkpoint(tiny_checkpoint)
+    old, new = VlaPolicy.load(tiny_checkpoint), VlaPolicy.load(tiny_checkpoint)
+    for policy in (old, new):
+        policy.sampler = TokenSampler(OPTIONS.temperature)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in new.model.parameters():
@@ -45,9 +49,15 @@ def policies(tiny_corpus, tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["vllm", "hf"])
 def fleet(request, local_ray, tiny_corpus, tiny_checkpoint, policies):
-    canary = prompt_of(tiny_corpus.at("train", 0), policies[0])
+    config = OPTIONS.model_copy(update={"engine": request.param})
+    prompt = policies[0].encode(tiny_corpus.at("train", 0))
     with Fleet(
-        tiny_checkpoint, policies[0].model, replace(OPTIONS, engine=request.param), canary, 1
+        partial(TokenEngine, str(tiny_checkpoint), config),
+        config,
+        losses=1,
+        environment=engine_environment(config),
+        policy=policies[0],
+        canary=Canary(prompt, config.canary_tolerance, actions=45),
     ) as fleet:
         fleet.info = fleet.ready()
         yield fleet
@@ -57,13 +67,17 @@ def fleet(request, local_ray, tiny_corpus, tiny_checkpoint, policies):
 def prompts(tiny_corpus, policies):
     """Three with video, one without."""
     clips = list(tiny_corpus.clips("test"))
-    made = [prompt_of(clip, policies[0]) for clip in clips[:3]]
-    return [*made, prompt_of(replace(clips[3], speaker_frames=None), policies[0])]
+    made = [policies[0].encode(clip) for clip in clips[:3]]
+    return [*made, policies[0].encode(replace(clips[3], speaker_frames=None))]
 
 
 def sample(fleet, prompts, seed=5, samples=2):
     """(prompt id, sample) -> trajectory."""
-    batches = list(fleet.generate(iter(prompts), samples, seed))
+    seeds = [prompt_seed(seed, prompt.prompt_id) for prompt in prompts]
+    batches = [
+        [reaction for group in groups for reaction in group]
+        for groups in fleet.sample(iter(prompts), samples, iter(seeds))
+    ]
     found = {(t.prompt_id, t.sample): t for batch in batches for t in batch}
     assert len(found) == sum(map(len, batches)) == samples * len(prompts)
     return found
@@ -71,15 +85,12 @@ def sample(fleet, prompts, seed=5, samples=2):
 
 def gap(policy, prompts, found):
     by_id = {p.prompt_id: p for p in prompts}
-    return max(
-        log_prob_gap(policy.model, by_id[t.prompt_id], t, OPTIONS.temperature)
-        for t in found.values()
-    )
+    return max(policy.log_prob_gap(by_id[t.prompt_id], t) for t in found.values())
 
 
 def test_the_fleet_says_what_runs(fleet):
     assert (
-        fleet.info["name"] == fleet.options.engine
+        fleet.info["name"] == fleet.config.engine
         and fleet.info["version"]
         and fleet.info["workers"] == 1
     )
@@ -94,8 +105,8 @@ def test_trajectories_carry_what_trust_needs(fleet, prompts, policies):
     found = sample(fleet, prompts)
     assert set(found) == {(p.prompt_id, k) for p in prompts for k in range(2)}
     for (prompt, _), t in found.items():
-        assert t.tokens.shape == t.log_probs.shape == (45,) and t.log_probs.dtype == np.float32
-        assert t.tokens.min() >= 344 and t.tokens.max() < 600 and (t.log_probs <= 0).all()
+        assert t.actions.shape == t.log_probs.shape == (45,) and t.log_probs.dtype == np.float32
+        assert t.actions.min() >= 344 and t.actions.max() < 600 and (t.log_probs <= 0).all()
         assert t.weight_version == fleet.version and t.seed == prompt_seed(5, prompt)
     assert gap(policies[0], prompts, found) < 1e-4
 
@@ -104,46 +115,41 @@ def test_tokens_follow_the_seed_whatever_the_batches(fleet, prompts):
     first, again = sample(fleet, prompts), sample(fleet, prompts[::-1])
     other = sample(fleet, prompts, seed=6)
     for key, t in first.items():
-        np.testing.assert_array_equal(t.tokens, again[key].tokens)
-        assert not np.array_equal(t.tokens, other[key].tokens)
+        np.testing.assert_array_equal(t.actions, again[key].actions)
+        assert not np.array_equal(t.actions, other[key].actions)
     name = prompts[0].prompt_id
-    assert not np.array_equal(first[name, 0].tokens, first[name, 1].tokens), "candidates differ"
+    assert not np.array_equal(first[name, 0].actions, first[name, 1].actions), "candidates differ"
 
 
 def test_an_update_changes_what_is_sampled_and_is_checked(fleet, prompts, policies):
     old, new = policies
     version = fleet.version
     try:
-        assert fleet.update(new.model) < 1e-4 and fleet.version == version + 1
+        assert fleet.update(new.weights(), new) < 1e-4 and fleet.version == version + 1
         found = sample(fleet, prompts)
         assert {t.weight_version for t in found.values()} == {version + 1}
         assert gap(new, prompts, found) < 1e-4 < 1e-2 < gap(old, prompts, found)
     finally:
-        fleet.update(old.model)
+        fleet.update(old.weights(), old)
 
 
 def test_engines_with_other_weights_than_the_policy_stop_the_run(fleet, policies):
-    fleet._policy = policies[1].model
+    fleet._policy = policies[1]
     try:
         with pytest.raises(StaleWeightsError, match="disagree by .* nats.*canary_tolerance"):
             fleet.ready()
     finally:
-        fleet._policy = policies[0].model
+        fleet._policy = policies[0]
 
 
 def test_an_update_that_does_not_arrive_stops_the_run(fleet, policies):
     """The policy says one thing and hands on another: as if the engine had kept its weights."""
 
-    class Deceiving:
-        config = policies[1].model.config
-        action_logits = staticmethod(policies[1].model.action_logits)
-        state_dict = staticmethod(policies[0].model.state_dict)
-
     try:
         with pytest.raises(StaleWeightsError, match="disagree"):
-            fleet.update(Deceiving())
+            fleet.update(policies[0].weights(), policies[1])
     finally:
-        fleet.update(policies[0].model)
+        fleet.update(policies[0].weights(), policies[0])
 
 
 def test_an_engine_killed_in_the_middle_comes_back_with_the_current_weights(
@@ -151,10 +157,12 @@ def test_an_engine_killed_in_the_middle_comes_back_with_the_current_weights(
 ):
     """Before an update its successor would load the checkpoint; after one, that would be stale."""
     old, new = policies
-    fleet.update(new.model)
+    fleet.update(new.weights(), new)
     try:
         found = {}
-        for batch in fleet.generate(iter(prompts), 2, 5):
+        seeds = [prompt_seed(5, prompt.prompt_id) for prompt in prompts]
+        for groups in fleet.sample(iter(prompts), 2, iter(seeds)):
+            batch = [reaction for group in groups for reaction in group]
             if not found:
                 ray.kill(fleet._actors[0])
             found |= {(t.prompt_id, t.sample): t for t in batch}
@@ -165,9 +173,9 @@ def test_an_engine_killed_in_the_middle_comes_back_with_the_current_weights(
         assert gap(new, prompts, found) < 1e-4
         again = sample(fleet, prompts)  # by the successor alone
         for key, t in again.items():
-            np.testing.assert_array_equal(t.tokens, found[key].tokens)
+            np.testing.assert_array_equal(t.actions, found[key].actions)
     finally:
-        fleet.update(old.model)
+        fleet.update(old.weights(), old)
 
 
 def test_trajectories_of_another_version_stop_the_run(fleet, prompts):

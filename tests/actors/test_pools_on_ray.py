@@ -11,9 +11,11 @@ import ray
 from rapport.actors import timeline
 from rapport.actors.cluster import ClusterError, reserve
 from rapport.actors.pool import Pool
-from rapport.actors.rater import Group, PanelOptions, RewardPool
-from rapport.actors.renderer import Panel, RenderOptions, RenderPool, VideoJob
+from rapport.actors.rater import RatedPrompt, RewardPool
+from rapport.actors.renderer import Panel, RenderPool, VideoJob
+from rapport.actors.settings import RatersConfig, RenderConfig
 from rapport.log import show
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
@@ -218,8 +220,8 @@ def test_the_render_pool_writes_videos_that_decode_with_sound(tmp_path):
             None,
         ),
     ]
-    options = RenderOptions(None, None, size=64, supersample=1, codec="libx264", crf=23)
-    with RenderPool(options, workers=1, cpus=0.1, timeout_s=300, losses=0) as pool:
+    config = RenderConfig(workers=1, cpus=0.1, size=64)
+    with RenderPool(config, HeadConfig(), losses=0) as pool:
         assert sorted(pool.render(jobs)) == [
             (tmp_path / "three.mp4", 50),
             (tmp_path / "two.mp4", 50),
@@ -241,7 +243,7 @@ def shape_of(path: Path) -> tuple[int, int, int, int]:
 
 def test_the_reward_pool_rates_every_candidate_by_every_rater():
     groups = [
-        Group(
+        RatedPrompt(
             f"p{i}",
             {"a": motion(), "b": motion(frames=25)},
             motion(),
@@ -251,9 +253,8 @@ def test_the_reward_pool_rates_every_candidate_by_every_rater():
         )
         for i in range(3)
     ]
-    with RewardPool(
-        PanelOptions(4, {"joy": 0.8}, None, None), 1, 0.1, timeout_s=300, losses=0
-    ) as pool:
+    config = RatersConfig(count=4, workers=1, cpus=0.1, timeout_s=300)
+    with RewardPool(config, HeadConfig(), {"joy": 0.8}, losses=0) as pool:
         rated = {group.prompt_id: ratings for group, ratings in pool.rate(groups, 0)}
     assert rated.keys() == {"p0", "p1", "p2"}
     for prompt, ratings in rated.items():
