@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 
 from rapport.pipeline.data.candidates import GROUND_TRUTH, read_candidates
 from rapport.pipeline.run import main
-from rapport.policies.tables import read_table
 from rapport.policies.policy import weight_digest
+from rapport.policies.tables import read_table
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.rewards.ratings.ratings import CRITERIA
 

@@ -7,7 +7,6 @@ goes wrong."""
 import json
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter, load_labels
-from rapport.pipeline.data.vla import examples
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.settings import CorpusConfig
+from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter, load_labels
+from rapport.pipeline.data.vla import examples
 from rapport.policies.clip import Clip, Word
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.policies.policy import CheckpointError

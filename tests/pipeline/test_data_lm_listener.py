@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from rapport.pipeline.data.corpora import open_corpus
-from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.readers.lm_listener import (
     LAYOUT,
     ReadCounts,
@@ -19,6 +18,7 @@ from rapport.pipeline.data.readers.lm_listener import (
     read_lm_listener,
     read_segments,
 )
+from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import CorpusError, CorpusWriter
 
 TREVOR = "trevor_videos/done_trevor_videos1/025YouTube/025YouTube.mp4"

@@ -15,15 +15,15 @@ from rapport.pipeline.config import load_config
 from rapport.pipeline.data.columns import sequences_to_arrow
 from rapport.pipeline.data.readers.motion_files import read_clips, together
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.settings import EvaluateOfVla, FilesConfig
-from rapport.pipeline.steps.scoring import read_inputs, score_files
-from rapport.settings import ConfigError
 from rapport.pipeline.run import main
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import EvaluateOfVla, FilesConfig
+from rapport.pipeline.steps.scoring import read_inputs, score_files
 from rapport.policies.motion import Layout, Motion
 from rapport.rewards.affect import RidgeAffectEstimator
 from rapport.rewards.metrics import PROTOCOLS, evaluate
 from rapport.rewards.metrics.measures.mesh import Face
+from rapport.settings import ConfigError
 
 RNG = np.random.default_rng(0)
 DEMO = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"

@@ -2,38 +2,43 @@
 reward rise.
 """
 
-from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rapport.actors.flow_rollout import FlowFleetOptions, FlowWorker, Prompts, Sampling
-from rapport.pipeline.config import (
-    FlowConfig,
-    FlowDpoConfig,
-    GdpoConfig,
-    GdpoRecipeConfig,
-    GroupWeightsConfig,
-    RewardConfig,
-    VaeConfig,
-)
 from rapport.pipeline.data.flow import WINDOW_SCHEMA
-from rapport.pipeline.objectives.dynamics import advantages_of, rewards_of
-from rapport.pipeline.objectives.flow import FlowTask
-from rapport.pipeline.objectives.flow_dpo import FLOW_PAIR_SCHEMA, FlowDpoTask
-from rapport.pipeline.objectives.gdpo import GdpoTask
-from rapport.pipeline.objectives.vae import VaeTask
-from rapport.pipeline.recipes.gdpo import post_train
+from rapport.pipeline.objectives.dpo import Dpo, pair_schema
+from rapport.pipeline.objectives.flow import RectifiedFlow
+from rapport.pipeline.objectives.gdpo import Gdpo
+from rapport.pipeline.objectives.settings import (
+    FlowDpoConfig,
+    FlowGdpoConfig,
+    FlowTraining,
+    VaeTraining,
+)
+from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import GdpoOfFlow
+from rapport.pipeline.steps.alignment import sampled_by
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.rewarding import (
+    Scenes,
+    advantages_of,
+    experience,
+    rewards_of,
+    scenes_of,
+)
+from rapport.pipeline.steps.sampling import rollout_sampler
 from rapport.policies.flow import checkpoint, config
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import initialised
+from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.flow.sampling import draw_noise
 from rapport.policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
+from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.training import (
     FLOW_SCHEMA,
     MOTION_SCHEMA,
@@ -43,13 +48,19 @@ from rapport.policies.flow.training import (
 )
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
+from rapport.policies.policy import Reaction, load_policy
 from rapport.policies.tables import write_table
 from rapport.rewards.advantage import decoupled_advantages
-from rapport.rewards.dynamics import COMPONENTS, missing_penalties
-from rapport.rewards.policy_loss import clipped_policy_loss
+from rapport.rewards.dynamics import (
+    COMPONENTS,
+    GroupWeightsConfig,
+    RewardConfig,
+    missing_penalties,
+)
+from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
-SIZES = config.FlowConfig(
+SIZES = config.FlowSizes(
     latent_dim=4,
     downsample=4,
     text_dim=5,
@@ -65,20 +76,22 @@ SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "act
 
 def condition_row(rng, index, absent=()):
     features = {name: to_bytes(rng.normal(size=shape)) for name, shape in SHAPES.items()}
-    return {"clip_id": f"clip-{index}"} | features | {name: None for name in absent}
+    return {"prompt_id": f"clip-{index}"} | features | {name: None for name in absent}
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     path = tmp_path_factory.mktemp("policy") / "flow"
-    checkpoint.save(initialised(SIZES, seed=0), path)
+    torch.manual_seed(0)
+    vae = MotionVAE(config.VaeSizes(LAYOUT, downsample=4, latent_dim=4, hidden=32))
+    FlowPolicy(initialised(SIZES, seed=0), vae, EncodersConfig()).save(path)
     return path
 
 
 def vae_task(tmp_path, **keys):
     torch.manual_seed(0)
     checkpoint.save(
-        MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32)), tmp_path / "vae"
+        MotionVAE(config.VaeSizes(LAYOUT, downsample=4, latent_dim=4, hidden=32)), tmp_path / "vae"
     )
     rng = np.random.default_rng(0)
     rows = (
@@ -89,8 +102,8 @@ def vae_task(tmp_path, **keys):
         for i in range(6)
     )
     write_table(tmp_path / "motion.arrow", rows, MOTION_SCHEMA)
-    return VaeTask(
-        str(tmp_path / "vae"), str(tmp_path / "motion.arrow"), 3, VaeConfig(batch_size=4, **keys)
+    return MotionCode(
+        tmp_path / "vae", tmp_path / "motion.arrow", VaeTraining(batch_size=4, **keys), 3
     )
 
 
@@ -102,8 +115,8 @@ def flow_task(policy, tmp_path, **keys):
         for i in range(6)
     )
     write_table(tmp_path / "flow.arrow", rows, FLOW_SCHEMA)
-    return FlowTask(
-        str(policy), str(tmp_path / "flow.arrow"), 3, FlowConfig(batch_size=4, draws=2, **keys)
+    return RectifiedFlow(
+        policy, tmp_path / "flow.arrow", FlowTraining(batch_size=4, draws=2, **keys), 3
     )
 
 
@@ -115,69 +128,58 @@ SETTINGS = {
     "group_size": 3,
     "steps": 2,
 }
-FLEET = FlowFleetOptions(
-    workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60, losses=0
-)
-
-
-class LocalGdpo(GdpoTask):
-    """Without Ray: its worker lives in this process."""
-
-    @cached_property
-    def worker(self):
-        c, kind = self.config, FlowWorker.__ray_metadata__.modified_class
-        return kind(
-            self.initial,
-            self.vae,
-            self.table,
-            self.limits,
-            Sampling(c.group_size, c.steps, c.sigma, c.reduction, c.corrected, c.shared_start),
-            self.rollout,
-        )
-
-    @property
-    def fleet(self):
-        def roll_out(rows, seeds):
-            return self.worker.roll_out(Prompts(0, rows, seeds))
-
-        return SimpleNamespace(update=self.worker.update, roll_out=roll_out)
 
 
 def gdpo_task(policy, tmp_path, prompts=4, **keys):
-    torch.manual_seed(0)
-    vae = MotionVAE(config.VAEConfig(LAYOUT, downsample=4, latent_dim=4, hidden=32))
-    checkpoint.save(vae, tmp_path / "vae")
+    """The learner's objective with `scenes`, the driver's side of it."""
     rng = np.random.default_rng(0)
     listening = np.repeat([True, False, True], 4).tolist()
     rows = (
         condition_row(rng, i)
         | {
             "latents": to_bytes(rng.normal(size=(3, 4))),
-            "frames": to_bytes(rng.normal(size=(12, 6))),
+            "recorded": to_bytes(rng.normal(size=(12, 6))),
             "listening": listening if i < prompts else [False] * 12,
             "speaking": [False] * 12,
         }
         for i in range(prompts + 2)
     )
-    write_table(tmp_path / "windows.arrow", rows, WINDOW_SCHEMA)
+    table = tmp_path / "windows.arrow"
+    write_table(table, rows, WINDOW_SCHEMA)
+    settings = FlowGdpoConfig(**SETTINGS | keys)
+    recipe = SimpleNamespace(gdpo=settings, reward=RewardConfig(), groups=GroupWeightsConfig())
+    sampler = rollout_sampler(recipe, load_policy(policy))
+    task = Gdpo(policy, table, settings, 3, sampler)
+    task.recipe = recipe
+    task.scenes = Scenes(table, load_policy(policy), policy, settings, 3)
     limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
-    return LocalGdpo(
-        str(policy),
-        str(tmp_path / "windows.arrow"),
-        str(tmp_path / "vae"),
-        limits,
-        3,
-        GdpoConfig(**SETTINGS | keys),
-        RewardConfig(),
-        GroupWeightsConfig(),
-        FLEET,
-    )
+    task.scenes.__dict__["limits"] = limits
+    return task
+
+
+class LocalFleet:
+    """Without Ray: its policy lives in this process."""
+
+    def __init__(self, task):
+        self.policy = load_policy(task.initial)
+        self.policy.sampler = task.sampler
+
+    def update(self, weights, policy):
+        self.policy.load_weights(weights)
+
+    def groups(self, prompts, samples, seeds):
+        return self.policy.sample(prompts, samples, seeds)
 
 
 def refreshed(task, step=0):
     """The task's module, with the data of an iteration."""
     module = task.module()
-    return module, task.refresh(module, module.state_dict(), step, 0, 1)
+    index = step // task.config.sync_every
+    roll_out = sampled_by(LocalFleet(task), task.scenes, task.recipe)
+    groups = roll_out(module.state_dict(), index)
+    given = experience(task.scenes, task.scenes.of_iteration(index), groups, task.recipe)
+    task.refresh(module, given.data, 0, 1)
+    return module, given.metrics
 
 
 def descend(task, module, steps, rate):
@@ -214,7 +216,7 @@ def test_the_vae_learns_and_is_saved(tmp_path):
     task = vae_task(tmp_path)
     assert_batches_are_shared(task, ["frames", "noise"])
     values, parts = descend(task, task.module(), 40, 3e-3)
-    assert values[-1] < 0.5 * values[0] and set(parts) == {"reconstruction", "velocity", "kl"}
+    assert values[-1] < 0.5 * values[0] and set(parts) == {"reconstruction", "velocity", "kl/prior"}
     task.save(task.module().state_dict(), tmp_path / "policy")
     frames = task.batch(0, 0, 1)["frames"]
     torch.testing.assert_close(
@@ -238,7 +240,9 @@ def test_ar_flow_learns_and_is_saved(policy, tmp_path):
     assert all(p.grad is not None for p in module.parameters())
     task.save(module.state_dict(), tmp_path / "policy")
     saved = checkpoint.load_flow(tmp_path / "policy").state_dict()
-    assert all(torch.equal(saved[name], value) for name, value in task.flow.state_dict().items())
+    assert all(
+        torch.equal(saved[name], value) for name, value in task.policy.flow.state_dict().items()
+    )
 
 
 def test_the_loss_of_shares_is_that_of_the_batch(policy, tmp_path):
@@ -253,29 +257,33 @@ def flow_dpo_task(policy, tmp_path, **keys):
     rng = np.random.default_rng(0)
     rows = (
         condition_row(rng, i)
-        | {name: to_bytes(rng.normal(size=(3, 4))) for name in ("chosen", "rejected")}
+        | {name: rng.normal(size=(3, 4)).tolist() for name in ("chosen", "rejected")}
         | {"chosen_score": 0.8, "rejected_score": 0.3}
         for i in range(6)
     )
-    write_table(tmp_path / "pairs.arrow", rows, FLOW_PAIR_SCHEMA)
-    return FlowDpoTask(
-        str(policy), str(tmp_path / "pairs.arrow"), 3, FlowDpoConfig(batch_size=4, draws=2, **keys)
+    write_table(tmp_path / "pairs.arrow", rows, pair_schema(FlowPolicy))
+    return Dpo(
+        policy,
+        policy,
+        tmp_path / "pairs.arrow",
+        FlowDpoConfig(batch_size=4, draws=2, **keys),
+        3,
+        tmp_path / "reference.parquet",
     )
 
 
 def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path):
     task = flow_dpo_task(policy, tmp_path, beta=200.0)
-    assert_batches_are_shared(task, ["latents", "noise", "time"])
+    assert_batches_are_shared(task, ["actions", "noise", "time"])
     batch, module = task.batch(0, 0, 1), task.module()
-    assert torch.equal(batch["noise"][:, 0], batch["noise"][:, 1]), (
+    assert batch["noise"].shape[1] == batch["time"].shape[1] == 1, (
         "chosen and rejected meet the same noise"
     )
-    assert torch.equal(batch["time"][:, 0], batch["time"][:, 1])
     loss, metrics = task.loss(module, batch)
     assert loss.item() == pytest.approx(np.log(2)) and metrics["margin"].item() == 0
     values, metrics = descend(task, module, 30, 1e-3)
     assert np.mean(values[-5:]) < 0.4 and metrics["accuracy"] == 1
-    assert all(p.grad is None for p in task.reference.parameters())
+    assert all(p.grad is None for p in task.reference_policy.module().parameters())
 
 
 def test_flow_dpo_is_its_formula(policy, tmp_path):
@@ -293,9 +301,9 @@ def test_flow_dpo_is_its_formula(policy, tmp_path):
             errors = flow_errors(
                 flow,
                 flow.encode_prefix(conditions),
-                batch["latents"][i : i + 1, k : k + 1],
-                batch["noise"][i : i + 1, k : k + 1],
-                batch["time"][i : i + 1, k : k + 1],
+                batch["actions"][i : i + 1, k : k + 1],
+                batch["noise"][i : i + 1],
+                batch["time"][i : i + 1],
             )
         return errors.mean().item()
 
@@ -317,7 +325,7 @@ def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     assert (
         metrics["ratio"].item() == pytest.approx(1, abs=1e-7) and metrics["approx_kl"].item() == 0
     )
-    assert metrics["clip_fraction"] == 0 and metrics["kl"].item() < 1e-9
+    assert metrics["clip_fraction"] == 0 and metrics["kl/reference"].item() < 1e-9
     # Eq. 10 at ratio 1 is minus the mean advantage, and advantages are centred within a group
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
@@ -335,8 +343,8 @@ def test_where_the_actor_speaks_the_policy_is_held(policy, tmp_path, alone):
 
 
 def test_only_who_listens_is_a_prompt_but_for_the_anchors(policy, tmp_path):
-    assert gdpo_task(policy, tmp_path).prompts == [0, 1, 2, 3]
-    assert gdpo_task(policy, tmp_path, anchor_share=0.2).prompts == [0, 1, 2, 3, 4]
+    assert gdpo_task(policy, tmp_path).scenes.prompts == [0, 1, 2, 3]
+    assert gdpo_task(policy, tmp_path, anchor_share=0.2).scenes.prompts == [0, 1, 2, 3, 4]
 
 
 def test_a_latent_is_what_most_of_its_frames_are():
@@ -344,15 +352,11 @@ def test_a_latent_is_what_most_of_its_frames_are():
 
 
 def test_a_corpus_in_which_nobody_listens_is_refused(policy, tmp_path):
-    table = Path(gdpo_task(policy, tmp_path, prompts=0).table)
-    made = SimpleNamespace(
-        table_of=lambda split: table,
-        corpus=SimpleNamespace(layout=LAYOUT),
-        vae=tmp_path / "vae",
-        policy=policy,
-    )
-    with pytest.raises(RunError, match="nobody listens in .*windows.arrow"):
-        post_train(GdpoRecipeConfig(), made, SimpleNamespace(once=lambda name, work: work(None)))
+    gdpo_task(policy, tmp_path, prompts=0)
+    (tmp_path / "windows.arrow").rename(tmp_path / "train.arrow")
+    imitated = Imitated(SimpleNamespace(layout=LAYOUT), policy, tmp_path)
+    with pytest.raises(RunError, match="nobody listens in .*train.arrow"):
+        scenes_of(SimpleNamespace(directory=tmp_path), GdpoOfFlow(), imitated)
 
 
 def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
@@ -360,18 +364,20 @@ def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
 ):
     task = gdpo_task(policy, tmp_path)
     _, metrics = refreshed(task, step=2)
-    batches = [task.batch(step, 0, 1)["rows"] for step in (2, 3)]
+    batches = [task.batch(step, 0, 1)["prompts_of_step"] for step in (2, 3)]
     assert [len(rows) for rows in batches] == [2, 2] and task.steps == 4 and task.refresh_every == 2
     again = gdpo_task(policy, tmp_path)
     _, others = refreshed(again, step=2)
     for rows, same in zip(
-        batches, (again.batch(step, 0, 1)["rows"] for step in (2, 3)), strict=True
+        batches, (again.batch(step, 0, 1)["prompts_of_step"] for step in (2, 3)), strict=True
     ):
         for row, other in zip(rows, same, strict=True):
             assert all(torch.equal(row[name], other[name]) for name in row)
-    assert all(metrics[name] == others[name] for name in metrics if name != "rollout_s")
+    assert all(metrics[name] == others[name] for name in metrics if name)
     refreshed(again, step=0)
-    assert not torch.equal(again.batch(0, 0, 1)["rows"][0]["states"], batches[0][0]["states"])
+    assert not torch.equal(
+        again.batch(0, 0, 1)["prompts_of_step"][0]["actions"], batches[0][0]["actions"]
+    )
 
 
 def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
@@ -386,34 +392,48 @@ def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
 
 def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path, asynchronous=True, clip=0.9, learning_rate=1e-3)
-    module, _ = refreshed(task)
+    module = task.module()
+    roll_out = sampled_by(LocalFleet(task), task.scenes, task.recipe)
+
+    def refresh(index):
+        weights = {name: value.clone() for name, value in module.state_dict().items()}
+        groups = roll_out(weights, index)
+        given = experience(task.scenes, task.scenes.of_iteration(index), groups, task.recipe)
+        task.refresh(module, given.data, 0, 1)
+
+    refresh(0)
     assert task.loss(module, task.batch(0, 0, 1))[1]["ratio"].item() == pytest.approx(1, abs=1e-4)
     descend(task, module, 2, 1e-2)
-    task.refresh(module, module.state_dict(), 2, 0, 1)
+    refresh(1)
     _, metrics = task.loss(module, task.batch(2, 0, 1))
     assert metrics["approx_kl"].item() > 1e-4, (
         "sampled before the last two steps, and so they are weighted"
     )
     old = gdpo_task(policy, tmp_path)
     refreshed(old, step=2)
-    assert torch.equal(task.replay[0]["states"], old.replay[0]["states"]), (
+    assert torch.equal(task.replay[0]["actions"], old.replay[0]["actions"]), (
         "of the weights of the iteration before"
     )
-    assert task.ahead._next is None, "nothing is begun after the last iteration"
+    assert roll_out._begun is None, "nothing is begun after the last iteration"
 
 
 def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     """Its rewards are missing: the others are normalised without it, and its own weight is 0."""
     task = gdpo_task(policy, tmp_path)
-    groups = task.roll_out(checkpoint.load_flow(policy).state_dict(), 0)
+    batch = task.scenes.of_iteration(0)
+    groups = LocalFleet(task).groups(batch.prompts, 3, batch.seeds)
+    measured = [
+        [task.scenes.measure(row, reaction) for reaction in group]
+        for row, group in zip(batch.rows, groups, strict=True)
+    ]
 
-    def advantages(groups):
-        rewards = rewards_of([group.penalties for group in groups], task.reward)
-        return advantages_of(rewards, task.groups, LAYOUT.names, task.config)
+    def advantages(measured):
+        rewards = rewards_of(measured, task.recipe.reward)
+        return advantages_of(rewards, task.recipe.groups, LAYOUT.names, task.config)
 
-    whole = advantages(groups)
-    groups[1].penalties[2] = missing_penalties(LAYOUT)
-    broken = advantages(groups)
+    whole = advantages(measured)
+    measured[1][2] = missing_penalties(LAYOUT)
+    broken = advantages(measured)
     others = [i for i in range(len(groups)) if i != 1]
     assert torch.equal(whole[others], broken[others])
     assert broken[1, 2] == 0 and broken[1, :2].tolist() == pytest.approx([0.0, 0.0], abs=0.8)
@@ -424,19 +444,25 @@ def test_a_rollout_that_is_not_finite_is_missing(policy, tmp_path):
     task = gdpo_task(policy, tmp_path)
     frames = np.ones((12, 6), np.float32)
     frames[3, 2] = np.nan
-    penalties = task.worker._penalties(task.rows[0], frames)
+
+    def measured():
+        decoded = task.scenes.policy._decoded(frames)
+        return task.scenes.measure(0, Reaction("0", 0, np.zeros((3, 3, 4)), **decoded))
+
+    penalties = measured()
     assert all(np.isnan(value) for groups in penalties.values() for value in groups.values())
     frames[3, 2] = 1
-    assert all(
-        np.isfinite(value) for value in task.worker._penalties(task.rows[0], frames)["mse"].values()
-    )
+    assert all(np.isfinite(value) for value in measured()["mse"].values())
 
 
 def test_rollouts_of_a_prompt_share_their_start_unless_told_otherwise(policy, tmp_path):
     for shared in (True, False):
         task = gdpo_task(policy, tmp_path, shared_start=shared)
+        prompts = [task.scenes.policy.prompt_of(task.scenes.rows[row]) for row in (0, 1)]
+        groups = LocalFleet(task).groups(prompts, 3, [5, 6])
         starts = [
-            group.states[:, :, 0] for group in task.worker.roll_out(Prompts(0, [0, 1], [5, 6]))
+            torch.from_numpy(np.stack([reaction.actions[:, 0] for reaction in group]))
+            for group in groups
         ]
         assert all((start == start[:1]).all().item() == shared for start in starts)
         assert not torch.equal(starts[0], starts[1])
@@ -446,7 +472,7 @@ def test_estimators_and_the_batch_step():
     rewards = torch.tensor([[[1.0, 10.0], [2.0, 10.0], [3.0, 40.0]]])
 
     def advantages(**keys):
-        return advantages_of(rewards, GroupWeightsConfig(), LAYOUT.names, GdpoConfig(**keys))
+        return advantages_of(rewards, GroupWeightsConfig(), LAYOUT.names, FlowGdpoConfig(**keys))
 
     by_group = advantages()
     assert by_group[0].tolist() == pytest.approx(
@@ -467,12 +493,15 @@ def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone
     descend(task, module, 6, 1e-3)
     gains = []
     for row in task.replay:
-        assert row["listening"].tolist() == [True, False, True]
+        assert row["listening"][:, 0].tolist() == [True, False, True]
         velocities = module(
-            {name: row[name] for name in (*MODALITIES, "present")}, row["states"], None
+            "velocities",
+            {name: row[name] for name in (*MODALITIES, "present")},
+            row["actions"],
+            None,
         )
         gain = (
-            step_log_probs(row["states"], velocities, task.config.sigma, "sum", corrected=True)
+            step_log_probs(row["actions"], velocities, task.config.sigma, "sum", corrected=True)
             - row["old"]
         )[0]
         gains.append((gain[:, [0, 2]].sum((1, 2)) * row["advantages"]).sum())
@@ -485,7 +514,7 @@ def test_the_reference_holds_the_policy_back(policy, tmp_path, alone):
     for task in (free, tied):
         module, _ = refreshed(task)
         descend(task, module, 10, 1e-3)
-        kl[task] = task.loss(module, task.batch(0, 0, 1))[1]["kl"].item()
+        kl[task] = task.loss(module, task.batch(0, 0, 1))[1]["kl/reference"].item()
     assert 0 < kl[tied] < kl[free]
 
 
@@ -503,9 +532,9 @@ def test_a_reward_rises():
         velocities = replay_velocities(flow, conditions, sampled.states, chunk=1)
         log_probs = step_log_probs(sampled.states, velocities, 0.5, "sum").flatten(0, 1)
         kl = step_kl(velocities, velocities.detach(), 0.5, "sum").flatten(0, 1)
-        loss, _ = clipped_policy_loss(log_probs, log_probs.detach(), advantages, kl, 0.2, 0.0)
+        actions = PolicyActions(log_probs, log_probs.detach(), advantages, kl)
         optimiser.zero_grad()
-        loss.backward()
+        clipped_policy_loss(actions, clip=0.2, beta=0.0).loss.backward()
         optimiser.step()
         rewards.append(reward.mean().item())
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1

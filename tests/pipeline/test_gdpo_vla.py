@@ -1,82 +1,79 @@
 """The GDPO task of the VLA without Ray: its engine (transformers) lives in this process."""
 
-from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rapport.actors.fleet import FleetOptions, prompt_seed
-from rapport.pipeline.config import GroupWeightsConfig, PolicyConfig, RewardConfig, VlaGdpoConfig
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.objectives.gdpo_vla import LISTENER_SCHEMA, VlaGdpoTask
-from rapport.pipeline.recipes.gdpo_vla import listener_rows
-from rapport.policies.tables import read_table, write_table
+from rapport.pipeline.objectives.gdpo import Gdpo
+from rapport.pipeline.objectives.settings import VlaGdpoConfig
+from rapport.pipeline.steps.alignment import sampled_by
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.rewarding import experience, scenes_of
+from rapport.policies.policy import Reaction, load_policy, weight_digest
+from rapport.policies.tables import read_table
 from rapport.policies.vla.hf_engine import HfEngine
-from rapport.policies.vla.loading import load_checkpoint, weight_digest
-from rapport.policies.vla.trajectory import Trajectory
-from rapport.rewards.dynamics import motion_limits
+from rapport.policies.vla.policy import TokenSampler
+from rapport.policies.vla.settings import VlaConfig
+from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
 
 DIMS, STEPS = 9, 5  # of the tiny policy
-OPTIONS = FleetOptions("hf", 1, 0.4, 0, 1, 1, "float32", 0.5, 4, 1, 1.0, 1e-3, 60, 60)
 SETTINGS = {"iterations": 2, "sync_every": 2, "batch_size": 2, "group_size": 3}
 
 
-class LocalGdpo(VlaGdpoTask):
-    @cached_property
-    def fleet(self):
-        self.__dict__["began_with"] = weight_digest(self.behaviour.model.state_dict())
-        engine = HfEngine(self.initial, "float32", 1.0, 0.5, 1)
+class LocalFleet:
+    """Without Ray: its engine (transformers) lives in this process."""
 
-        def generate(prompts, samples, seed):
-            for prompt in prompts:
-                [sampled] = engine.sample([prompt], samples, [prompt_seed(seed, prompt.prompt_id)])
-                yield [
-                    Trajectory(prompt.prompt_id, k, tokens, log_probs, 1, seed)
-                    for k, (tokens, log_probs) in enumerate(sampled)
-                ]
+    def __init__(self, checkpoint):
+        self.engine = HfEngine(checkpoint, "float32", 1.0, 0.5, 1)
+        self.began_with = weight_digest(self.engine.model.state_dict())
+        self.behaviour = None
 
-        return SimpleNamespace(
-            update=lambda policy: engine.update(policy.state_dict()), generate=generate
-        )
+    def update(self, weights, policy):
+        self.engine.update(dict(weights))
+        self.behaviour = policy
+
+    def groups(self, prompts, samples, seeds):
+        sampled = self.engine.sample(prompts, samples, seeds)
+        return [
+            [Reaction(prompt.prompt_id, k, *both, seed=seed) for k, both in enumerate(group)]
+            for prompt, seed, group in zip(prompts, seeds, sampled, strict=True)
+        ]
 
 
 @pytest.fixture
 def task(tiny_corpus, tiny_checkpoint, tmp_path):
     def make(**keys):
-        policy = load_checkpoint(tiny_checkpoint)
-        write_table(
-            tmp_path / "listeners.arrow", listener_rows(tiny_corpus, policy), LISTENER_SCHEMA
+        settings = VlaGdpoConfig(**SETTINGS | keys)
+        recipe = SimpleNamespace(
+            gdpo=settings, seed=3, reward=RewardConfig(), groups=GroupWeightsConfig()
         )
-        limits = motion_limits(
-            m.subset(policy.actions.space.layout) for _, m in tiny_corpus.listeners("train")
-        )
-        return LocalGdpo(
-            str(tiny_checkpoint),
-            str(tmp_path / "listeners.arrow"),
-            PolicyConfig(),
-            3,
-            VlaGdpoConfig(**SETTINGS | keys),
-            RewardConfig(),
-            GroupWeightsConfig(),
-            limits,
-            OPTIONS,
-            0,
-        )
+        step = SimpleNamespace(directory=tmp_path, say=lambda text: None)
+        scenes = scenes_of(step, recipe, Imitated(tiny_corpus, tiny_checkpoint))
+        objective = Gdpo(tiny_checkpoint, scenes.table, settings, 3, TokenSampler(1.0), VlaConfig())
+        objective.recipe = recipe
+        objective.scenes = scenes
+        objective.fleet = LocalFleet(tiny_checkpoint)
+        return objective
 
     return make
 
 
+def iteration(task, module, state, index):
+    """Sample, reward and replay an iteration; its metrics."""
+    roll_out = sampled_by(task.fleet, task.scenes, task.recipe)
+    groups = roll_out(state, index)
+    given = experience(task.scenes, task.scenes.of_iteration(index), groups, task.recipe)
+    task.refresh(module, given.data, 0, 1)
+    return given.metrics
+
+
 def refreshed(task, step=0):
     module = task.module()
-    return module, task.refresh(
-        module,
-        {f"policy.{n}": v for n, v in task.checkpoint.model.state_dict().items()},
-        step,
-        0,
-        1,
-    )
+    state = {f"policy.{n}": v for n, v in task.policy.model.state_dict().items()}
+    return module, iteration(task, module, state, step // task.config.sync_every)
 
 
 def test_who_listens_is_a_prompt(tiny_corpus, tiny_checkpoint, task):
@@ -84,7 +81,7 @@ def test_who_listens_is_a_prompt(tiny_corpus, tiny_checkpoint, task):
     assert 0 < len(rows) <= 8 and all(
         len(row["listening"]) == 25 and any(row["listening"]) for row in rows
     )
-    layout = load_checkpoint(tiny_checkpoint).actions.space.layout
+    layout = load_policy(tiny_checkpoint).layout
     recorded = (
         dict(Corpus(tiny_corpus.path).listeners("train"))[rows[0]["prompt_id"]]
         .subset(layout)
@@ -96,17 +93,18 @@ def test_who_listens_is_a_prompt(tiny_corpus, tiny_checkpoint, task):
 def test_on_policy_the_ratio_is_exactly_1_and_engines_hardly_differ(task, alone):
     made = task()
     module, metrics = refreshed(made)
-    assert {"reward/expr", "penalty/mse/rot", "zero_std/jaw", "rollout_s"} <= set(
-        metrics
-    ) and metrics["missing"] == 0
+    assert {"reward/expr", "penalty/mse/rot", "zero_std/jaw"} <= set(metrics) and metrics[
+        "missing"
+    ] == 0
     loss, parts = made.loss(module, made.batch(0, 0, 1))
     assert parts["ratio"].item() == pytest.approx(1, abs=1e-6) and parts[
-        "kl"
+        "kl/reference"
     ].item() == pytest.approx(0, abs=1e-6)
     assert 0 < parts["mismatch_max"].item() < 1e-3 and parts["truncated"] == 0
     assert loss.item() == pytest.approx(0, abs=1e-3), "advantages are centred within a group"
     row = made.replay[0]
-    assert row["actions"].shape == row["old"].shape == row["listening"].shape == (3, DIMS * STEPS)
+    assert row["actions"][0].shape == row["old"].shape == (3, DIMS * STEPS)
+    assert row["listening"].expand_as(row["old"]).shape == (3, DIMS * STEPS)
 
 
 def test_what_an_engine_of_other_numbers_sampled_is_weighted(task, alone):
@@ -117,7 +115,7 @@ def test_what_an_engine_of_other_numbers_sampled_is_weighted(task, alone):
     module, _ = refreshed(made)
     plain = torch.autograd.grad(
         made.loss(module, made.batch(0, 0, 1))[0],
-        made.checkpoint.model.parameters(),
+        made.policy.model.parameters(),
         allow_unused=True,
     )
     for row in made.replay:
@@ -126,7 +124,7 @@ def test_what_an_engine_of_other_numbers_sampled_is_weighted(task, alone):
     assert parts["truncated"] == 1 and parts["mismatch"].item() == pytest.approx(
         np.log(2), abs=1e-5
     )
-    weighted = torch.autograd.grad(loss, made.checkpoint.model.parameters(), allow_unused=True)
+    weighted = torch.autograd.grad(loss, made.policy.model.parameters(), allow_unused=True)
     pairs = [(a, b) for a, b in zip(plain, weighted, strict=True) if a is not None]
     assert pairs
     for a, b in pairs:
@@ -146,7 +144,7 @@ def test_good_answers_become_likelier_where_they_listen(task, alone):
     for row in made.replay:
         with torch.no_grad():
             change = torch.where(
-                row["listening"], made._log_probs(module, row) - row["old"], 0
+                row["listening"], made.policy.likelihood(module, row).log_probs - row["old"], 0
             ).sum(1)
         gain += (change * row["advantages"]).sum().item()
     assert gain > 0
@@ -155,14 +153,16 @@ def test_good_answers_become_likelier_where_they_listen(task, alone):
 def test_engines_start_with_the_weights_of_their_checkpoint_also_after_a_restart(
     task, tiny_checkpoint, alone
 ):
-    made, before = task(), load_checkpoint(tiny_checkpoint).model.state_dict()
+    made, before = task(), load_policy(tiny_checkpoint).model.state_dict()
     moved = {
         f"policy.{name}": value + 0.1 if value.is_floating_point() else value
         for name, value in before.items()
     }
-    made.refresh(made.module(), moved, 2, 0, 1)
-    assert made.began_with == weight_digest(before), "the canary would refuse them"
-    assert weight_digest(made.behaviour.model.state_dict()) != made.began_with
+    iteration(made, made.module(), moved, 1)
+    assert made.fleet.began_with == weight_digest(before), "the canary would refuse them"
+    behaviour = made.fleet.behaviour.model.state_dict()
+    assert weight_digest(behaviour) != made.fleet.began_with
+    assert weight_digest(behaviour) == weight_digest(made.fleet.engine.model.state_dict())
 
 
 def test_a_restart_samples_the_same_and_the_next_iteration_something_else(task, alone):
@@ -172,8 +172,8 @@ def test_a_restart_samples_the_same_and_the_next_iteration_something_else(task, 
     _, others = refreshed(again, step=2)
     for row, other in zip(made.replay, again.replay, strict=True):
         assert all(torch.equal(row[name], other[name]) for name in row)
-    assert all(metrics[name] == others[name] for name in metrics if name != "rollout_s")
+    assert all(metrics[name] == others[name] for name in metrics)
     refreshed(again, step=0)
     assert not torch.equal(again.replay[0]["actions"], made.replay[0]["actions"])
-    assert [len(made.batch(step, 0, 1)["rows"]) for step in (2, 3)] == [2, 2]
-    assert len(made.batch(2, 1, 2)["rows"]) == 1
+    assert [len(made.batch(step, 0, 1)["prompts_of_step"]) for step in (2, 3)] == [2, 2]
+    assert len(made.batch(2, 1, 2)["prompts_of_step"]) == 1

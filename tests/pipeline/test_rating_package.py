@@ -11,8 +11,8 @@ from rapport.pipeline.data.rating_package import (
     read_manifest,
     write_package,
 )
-from rapport.pipeline.steps.sampling import whole_groups
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.steps.sampling import whole_groups
 from rapport.rewards.ratings.ratings import CRITERIA, RatingError, read_ratings
 
 GROUPS = {f"clip-{i}": ["0", "1", "2", "recorded"] for i in range(30)}

@@ -9,9 +9,9 @@ from rapport import files
 from rapport.files import write_atomic
 from rapport.log import show
 from rapport.pipeline import rundir
-from rapport.pipeline.settings import PrepareConfig
 from rapport.pipeline.run import main
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
+from rapport.pipeline.settings import PrepareConfig
 
 
 class SilentTracker:

@@ -6,19 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.pipeline.config import DpoConfig, PolicyConfig, SftConfig
-from rapport.pipeline.data.vla import examples, prompt_of, prompt_row
+from rapport.pipeline.data.vla import examples
 from rapport.pipeline.objectives.dpo import (
-    DpoTask,
+    Dpo,
     ReferenceMismatch,
+    pair_schema,
     read_reference,
     write_reference,
 )
-from rapport.pipeline.objectives.sft import SftTask
+from rapport.pipeline.objectives.settings import SftConfig, VlaDpoConfig
+from rapport.pipeline.objectives.sft import Sft
 from rapport.policies.tables import batch_rows, write_table
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.policies.vla.loss import sft_loss
-from rapport.policies.vla.training import PAIR_SCHEMA, SFT_SCHEMA
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.settings import VlaConfig
+from rapport.policies.vla.training import SFT_SCHEMA
 
 DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
 
@@ -27,16 +30,16 @@ DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
 def sft_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("sft") / "examples.arrow"
     write_table(
-        file, examples(tiny_corpus.clips("train"), load_checkpoint(tiny_checkpoint)), SFT_SCHEMA
+        file, examples(tiny_corpus.clips("train"), VlaPolicy.load(tiny_checkpoint)), SFT_SCHEMA
     )
     return file
 
 
 def pair_rows(corpus, checkpoint, seed=0):
-    policy, rng = load_checkpoint(checkpoint), np.random.default_rng(seed)
+    policy, rng = VlaPolicy.load(checkpoint), np.random.default_rng(seed)
     for i, clip in enumerate(corpus.clips("train")):
         chosen, rejected = 344 + rng.integers(0, 256, (2, DIMS * STEPS))
-        yield prompt_row(prompt_of(clip, policy)) | {
+        yield policy.prompt_row(policy.encode(clip)) | {
             "chosen": chosen.tolist(),
             "rejected": rejected.tolist(),
             "chosen_score": 0.5 + 0.05 * i,
@@ -47,26 +50,24 @@ def pair_rows(corpus, checkpoint, seed=0):
 @pytest.fixture(scope="module")
 def pair_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("pairs") / "pairs.arrow"
-    write_table(file, pair_rows(tiny_corpus, tiny_checkpoint), PAIR_SCHEMA)
+    write_table(file, pair_rows(tiny_corpus, tiny_checkpoint), pair_schema(VlaPolicy))
     return file
 
 
 def sft_task(checkpoint, table, **keys):
-    return SftTask(
-        str(checkpoint), str(table), PolicyConfig(), 3, SftConfig(steps=10, batch_size=2, **keys)
-    )
+    return Sft(checkpoint, table, SftConfig(steps=10, batch_size=2, **keys), 3, VlaConfig())
 
 
 def dpo_task(checkpoint, table, folder, reference=None, **keys):
-    config = DpoConfig(**{"batch_size": 4, "epochs": 3} | keys)
-    return DpoTask(
-        str(checkpoint),
-        str(table),
-        PolicyConfig(),
-        3,
+    config = VlaDpoConfig(**{"batch_size": 4, "epochs": 3} | keys)
+    return Dpo(
+        checkpoint,
+        reference or checkpoint,
+        table,
         config,
-        str(reference or checkpoint),
-        str(Path(folder) / "reference.parquet"),
+        3,
+        Path(folder) / "reference.parquet",
+        VlaConfig(),
     )
 
 
@@ -120,7 +121,7 @@ def test_the_sft_loss_is_that_of_the_window(tiny_checkpoint, sft_table):
     with torch.no_grad():
         loss, parts = task.loss(module, batch)
         logits = module(batch["prompts"], batch["frames"], batch["actions"], batch["window_at"])
-        wanted, _ = sft_loss(logits, batch["actions"], task.checkpoint.actions, 2.0, 0.5, 0.25)
+        wanted, _ = sft_loss(logits, batch["actions"], task.policy.actions, 2.0, 0.5, 0.25)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     parts = {name: value.item() for name, value in parts.items()}
     assert loss.item() == pytest.approx(
@@ -157,7 +158,9 @@ def test_reference_log_probs_are_the_summed_ones_of_the_policy(
             wanted = policy.action_log_probs(
                 torch.tensor([row["prompt"]]), frames, torch.tensor([row[name]])
             ).sum()
-        assert task.reference_log_probs[2, column].item() == pytest.approx(wanted.item(), abs=1e-3)
+        assert task.reference_log_likelihoods[2, column].item() == pytest.approx(
+            wanted.item(), abs=1e-3
+        )
 
 
 def test_a_later_round_may_be_tied_to_an_earlier_policy(
@@ -169,7 +172,7 @@ def test_a_later_round_may_be_tied_to_an_earlier_policy(
     first = dpo_task(tiny_checkpoint, pair_table, tmp_path / "first")
     (tmp_path / "first").mkdir()
     first.prepare(first.module().eval(), 0, 1)
-    torch.testing.assert_close(task.reference_log_probs, first.reference_log_probs)
+    torch.testing.assert_close(task.reference_log_likelihoods, first.reference_log_likelihoods)
     assert task.key == first.key
     moved = dpo_task(other_checkpoint, pair_table, tmp_path)
     with pytest.raises(ReferenceMismatch, match="other weights"):
@@ -180,7 +183,7 @@ def test_a_batch_of_pairs_carries_its_own_references_and_margins(
     tiny_checkpoint, pair_table, tmp_path
 ):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
-    task.__dict__["reference_log_probs"] = torch.arange(16.0).reshape(8, 2)
+    task.reference_log_likelihoods = torch.arange(16.0).reshape(8, 2)
     rows = batch_rows(1, 4, 8, seed=3)
     batch = task.batch(1, rank=1, world_size=2)
     assert batch["reference"].tolist() == [[2.0 * r, 2.0 * r + 1] for r in rows[1::2]]
@@ -208,7 +211,7 @@ def test_only_the_first_steps_count_where_the_config_says_so(
         whole = policy.action_log_probs(
             torch.tensor([row["prompt"]]), frames, torch.tensor([row["chosen"]])
         )
-    assert task.reference_log_probs[2, 0].item() == pytest.approx(
+    assert task.reference_log_likelihoods[2, 0].item() == pytest.approx(
         whole[0, : 2 * DIMS].sum().item(), abs=1e-3
     )
     assert task.batch(0, 0, 1)["actions"].shape == (4, 2, 2 * DIMS)
@@ -243,7 +246,7 @@ def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pai
         task = dpo_task(
             tiny_checkpoint, pair_table, tmp_path, loss=kind, beta=0.5, label_smoothing=0.2
         )
-        task.__dict__["reference_log_probs"] = torch.zeros(8, 2)
+        task.reference_log_likelihoods = torch.zeros(8, 2)
         batch = task.batch(0, 0, 1)
         module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
         losses[kind] = task.loss(module, batch)[0].item()
@@ -273,7 +276,7 @@ def test_the_reference_key_knows_weights_and_pairs(
     assert {name for name in key if key[name] != weights[name]} == {"weights"}
     others = tmp_path / "pairs.arrow"
     write_table(
-        others, pair_rows(tiny_corpus, tiny_checkpoint, seed=1), PAIR_SCHEMA
+        others, pair_rows(tiny_corpus, tiny_checkpoint, seed=1), pair_schema(VlaPolicy)
     )  # as many, other reactions
     pairs = dpo_task(tiny_checkpoint, others, tmp_path).key
     assert {name for name in key if key[name] != pairs[name]} == {"pairs"}
@@ -286,7 +289,7 @@ def test_stored_references_are_used_and_checked(
     task.prepare(task.module().eval(), 0, 1)
     again = dpo_task(tiny_checkpoint, pair_table, tmp_path)
     again.prepare(None, 0, 1)  # no forward pass is needed
-    assert torch.equal(again.reference_log_probs, task.reference_log_probs)
+    assert torch.equal(again.reference_log_likelihoods, task.reference_log_likelihoods)
     with pytest.raises(ReferenceMismatch, match="other weights"):
         dpo_task(other_checkpoint, pair_table, tmp_path).prepare(None, 0, 1)
 
@@ -294,10 +297,8 @@ def test_stored_references_are_used_and_checked(
 def test_lora_trains_adapters_only_and_saves_a_plain_checkpoint(
     tiny_checkpoint, sft_table, tmp_path
 ):
-    config = PolicyConfig(lora_rank=2, freeze_vision=True)
-    task = SftTask(
-        str(tiny_checkpoint), str(sft_table), config, 0, SftConfig(steps=2, batch_size=2)
-    )
+    config = VlaConfig(lora_rank=2, freeze_vision=True)
+    task = Sft(tiny_checkpoint, sft_table, SftConfig(steps=2, batch_size=2), 0, config)
     module = task.module()
     trained = [name for name, p in module.named_parameters() if p.requires_grad]
     assert any("lora" in name for name in trained)

@@ -17,8 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from rapport.pipeline import tracking
 from rapport.pipeline.config import TrackingConfig
-from rapport.pipeline.settings import PrepareConfig
 from rapport.pipeline.rundir import Run
+from rapport.pipeline.settings import PrepareConfig
 from rapport.pipeline.tracking import MetricLogger, Tracker, TrackingError
 
 

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from rapport.policies.motion import Layout
-from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.policy import CheckpointError, weight_digest
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.loading import (
     build_tiny,
     load_checkpoint,

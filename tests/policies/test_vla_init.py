@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rapport.policies.motion import Layout
+from rapport.policies.policy import weight_digest
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.init import CODE_NORM, init_small
-from rapport.policies.policy import weight_digest
 from rapport.policies.vla.loading import build_tiny, tiny_config
 from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.text import build_text_tokenizer
