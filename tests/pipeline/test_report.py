@@ -10,27 +10,35 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
-from rapport.pipeline.config import DpoRecipeConfig, EvaluateConfig, EvaluationConfig
-from rapport.pipeline.recipes import dpo, evaluate
-from rapport.pipeline.report.charts import Line, Scale, interval_chart, line_chart, thin, ticks
+from rapport.pipeline.data.candidates import Candidate
+from rapport.pipeline.data.flow import windows as actor_windows
+from rapport.pipeline.objectives.dpo import pair_schema
+from rapport.pipeline.report.charts import Line, interval_chart, line_chart, thin
 from rapport.pipeline.report.facts import Facts, changed_keys, read_facts
-from rapport.pipeline.report.html import Html, element, table
 from rapport.pipeline.report.page import POLICY, page, write_report
+from rapport.pipeline.report.summary import read_summary
+from rapport.pipeline.report.svg import Scale, ticks
 from rapport.pipeline.report.videos import (
     HELD_OUT,
     PAIR,
     WORSE,
     Shown,
+    evenly_spaced,
     fallen,
     read_shown,
-    spread,
     write_shown,
 )
+from rapport.pipeline.settings import DpoOfVla, EvaluateOfVla
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.judging import Row
+from rapport.pipeline.steps.jury import Jury
+from rapport.pipeline.steps.movement import HeldOut
+from rapport.pipeline.steps.preferences import pair_rows
+from rapport.pipeline.steps.settings import EvaluationConfig
 from rapport.policies.head.video import write_mp4
 from rapport.policies.tables import write_table
-from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.training import PAIR_SCHEMA
 from rapport.rewards.ratings.pairs import Pair
 from rapport.rewards.ratings.ratings import CRITERIA, Rating, write_ratings
 
@@ -148,6 +156,7 @@ def facts(**changes):
             "videos": videos,
         }
         | changes
+        | {"summary": read_summary(changes.get("summary", summary_of()))}
     )
 
 
@@ -183,16 +192,10 @@ def read(text):
 
 
 def test_whatever_is_no_markup_is_escaped():
-    assert element("p", EVIL) == f"<p>{html.escape(EVIL)}</p>"
-    assert element("a", Html("<b></b>"), href='"><script>', hidden=True, title=None) == (
-        '<a href="&quot;&gt;&lt;script&gt;" hidden><b></b></a>'
-    )
-    assert element("meta", charset="utf-8") == '<meta charset="utf-8">'
-    assert "<script" not in table(EVIL, (EVIL,), [[EVIL, EVIL]], EVIL)
-    assert 'class="marked"' in table("", "ab", [["x"]], "x") and 'class="marked"' not in table(
-        "", "ab", [["x"]], "y"
-    )
-    assert 'aria-label="missing"' in table("", "ab", [["x", None]])
+    page_of = facts(name=EVIL, changed={EVIL: EVIL})
+    text = page(page_of)
+    assert html.escape(EVIL, quote=False).replace('"', "&#34;") in text and EVIL not in text
+    assert "<script" not in text
 
 
 def test_nothing_from_data_becomes_markup():
@@ -317,15 +320,18 @@ def test_videos_and_charts_say_what_they_show_and_nothing_is_fetched():
 def test_chart_coordinates_by_hand():
     """View box 320 x 200, plot from x 52 to 310 and from y 164 (bottom) up to 10."""
     figure = line_chart("loss", "step", [Line("loss", [(0, 0.0), (5, 10.0), (10, 5.0)])])
-    assert 'points="52.0,164.0 181.0,10.0 310.0,87.0"' in figure
+    assert 'points="52.0,164.0 181.0,10.0 310.0,87.0"' in figure.picture
     two = line_chart(
         "reward", "step", [Line("up", [(1, 0), (2, 1)]), Line("down", [(1, 0), (2, -1)])]
     )
-    assert 'points="52.0,87.0 310.0,10.0"' in two and 'points="52.0,87.0 310.0,164.0"' in two
-    assert "up</span>" in two and "down</span>" in two
+    assert 'points="52.0,87.0 310.0,10.0"' in two.picture
+    assert 'points="52.0,87.0 310.0,164.0"' in two.picture
+    assert list(two.keys) == ["up", "down"]
+    named = page(facts())
+    assert "chosen_reward</span>" in named or "chosen reward</span>" in named
     assert line_chart("loss", "step", [Line("loss", [(1, 1.0)])]) is None
     bars = interval_chart("rating", [("SFT", 3.0, 2.0, 4.0)])  # 140 to 440 units for 2 to 4
-    assert 'x1="140.0" x2="440.0"' in bars and 'cx="290.0"' in bars
+    assert 'x1="140.0" x2="440.0"' in bars.picture and 'cx="290.0"' in bars.picture
 
 
 def test_ticks_are_round_and_hold_the_range():
@@ -348,18 +354,17 @@ def test_ticks_are_round_and_hold_the_range():
 def test_long_curves_are_thinned_to_means():
     assert thin([(0, 1.0), (1, 3.0), (2, 5.0)], most=2) == ([(0.5, 2.0), (2.0, 5.0)], 2)
     assert thin([(0, 1.0)], most=2) == ([(0, 1.0)], 1)
-    assert "mean of 3 steps" in line_chart(
-        "loss", "step", [Line("loss", [(s, s) for s in range(280)])]
-    )
+    long = line_chart("loss", "step", [Line("loss", [(s, s) for s in range(280)])])
+    assert "mean of 3 steps" in long.note
 
 
 def test_pairs_shown_are_spread_over_the_margins():
     assert (
-        spread(range(9), 3) == [0, 4, 8]
-        and spread(range(2), 3) == [0, 1]
-        and spread(range(9), 1) == [0]
+        evenly_spaced(range(9), 3) == [0, 4, 8]
+        and evenly_spaced(range(2), 3) == [0, 1]
+        and evenly_spaced(range(9), 1) == [0]
     )
-    assert spread(range(9), 0) == [] == spread([], 3)
+    assert evenly_spaced(range(9), 0) == [] == evenly_spaced([], 3)
 
 
 def test_a_run_directory_is_read_round_by_round(tmp_path):
@@ -373,7 +378,7 @@ def test_a_run_directory_is_read_round_by_round(tmp_path):
     write_ratings(tmp_path / "rate" / "ratings.parquet", ratings)
     (tmp_path / "clips" / "a.mp4").write_bytes(b"video")
     write_shown(tmp_path / "clips", [Shown(HELD_OUT, "a.mp4", "a", None, ["speaker"])])
-    found = read_facts(tmp_path, summary_of(), DpoRecipeConfig(seed=3))
+    found = read_facts(tmp_path, summary_of(), DpoOfVla(seed=3))
     assert list(found.steps) == ["sft", "dpo", "dpo-2", "dpo-10"] and found.changed == {"seed": 3}
     assert found.surveys["rate"]["alpha"]["empathy"] == 1.0 and found.surveys["rate"]["rated"] == 3
     assert (
@@ -383,9 +388,9 @@ def test_a_run_directory_is_read_round_by_round(tmp_path):
     assert read(page(found)).sections["curves"].count("dpo") == 3, (
         "and a loss that is not a number breaks nothing"
     )
-    people = read_facts(tmp_path, summary_of() | {"survey": {"alpha": {}}}, DpoRecipeConfig())
+    people = read_facts(tmp_path, summary_of() | {"survey": {"alpha": {}}}, DpoOfVla())
     assert people.surveys == {"rate": {"alpha": {}}}, "surveyed when they were read"
-    assert read_shown(tmp_path) == [] and changed_keys(EvaluateConfig()) == {}
+    assert read_shown(tmp_path) == [] and changed_keys(EvaluateOfVla()) == {}
 
 
 def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
@@ -393,7 +398,7 @@ def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
     run = SimpleNamespace(
         directory=tmp_path,
         summary=summary_of(),
-        config=DpoRecipeConfig(),
+        config=DpoOfVla(),
         tracker=SimpleNamespace(log_artifact=logged.append),
     )
     path = write_report(run)
@@ -401,47 +406,51 @@ def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
     assert run.summary["artifacts"]["report"] == str(path) and logged == [path]
 
 
-def test_the_recipe_renders_three_kinds_of_videos(
-    tiny_corpus, tiny_checkpoint, tmp_path, monkeypatch
-):
+def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, tmp_path):
     """In one phase: held-out ones in its folder, the other two kinds in folders below."""
-    policy, jobs = load_checkpoint(tiny_checkpoint), []
-    monkeypatch.setattr(
-        evaluate,
-        "render_videos",
-        lambda config, videos, renderers, phase: jobs.extend(videos) or {},
-    )
+    imitated, jobs = Imitated(tiny_corpus, tiny_checkpoint), []
+    policy = imitated.policy
+
+    class Renderers:
+        def render(self, asked):
+            asked = list(asked)
+            jobs.extend(asked)
+            return [(job.path, 1) for job in asked]
+
     space, prompts, held = (
         policy.actions.space,
         tiny_corpus.clip_ids("train"),
         tiny_corpus.clip_ids("test"),
     )
-    tokens = {
-        name: SimpleNamespace(tokens=np.full(space.tokens, policy.actions.first_token + k))
+    pairs = [Pair(prompt, "a", "b", 0.5 + k / 20, 0.25) for k, prompt in enumerate(prompts[:3])]
+    candidates = {
+        (pair.prompt_id, name): Candidate(
+            pair.prompt_id,
+            name,
+            "policy",
+            np.full(space.tokens, policy.actions.first_token + k),
+        )
+        for pair in pairs
         for k, name in enumerate("ab")
     }
-    pairs = [Pair(prompt, "a", "b", 0.5 + k / 20, 0.25) for k, prompt in enumerate(prompts[:3])]
-    write_table(
-        tmp_path / "pairs.arrow",
-        dpo.pair_rows(
-            pairs, {(p.prompt_id, c): tokens[c] for p in pairs for c in "ab"}, tiny_corpus, policy
+    table = tmp_path / "pairs.arrow"
+    write_table(table, pair_rows(pairs, candidates, imitated), pair_schema(policy))
+    config = DpoOfVla(evaluation=EvaluationConfig(clips=2))
+    run = SimpleNamespace(
+        once=lambda name, work, round_index=1: work(
+            SimpleNamespace(directory=tmp_path, name=name, say=print)
         ),
-        PAIR_SCHEMA,
+        summary={"metrics": {}},
     )
-    answers = {i: [tiny_corpus.clip(i).listener.subset(space.layout)] for i in held}
-    config = DpoRecipeConfig(evaluation=EvaluationConfig(clips=2))
-    run = SimpleNamespace(once=lambda name, work: work(SimpleNamespace(directory=tmp_path)))
-    dpo.show(
-        config,
-        tiny_corpus,
-        policy,
-        answers,
-        answers,
-        [held[3]],
-        tmp_path / "pairs.arrow",
-        None,
-        run,
-    )
+    windows = [next(actor_windows(tiny_corpus.clip(i), 1, both=False)) for i in held]
+    held_out = HeldOut(windows, [None] * len(held), [0] * len(held))
+    jury = Jury(run, config, imitated, held_out, judge=None)
+    motions = [[tiny_corpus.clip(i).listener.subset(space.layout)] for i in held]
+    for name, scores in (("SFT", {held[3]: 4.0}), ("SFT + DPO", {held[3]: 3.0})):
+        jury.answers[name] = motions
+        jury.policies[name] = policy
+        jury.rows[name] = Row({}, scores, {})
+    jury.show(Renderers(), table)
     shown = read_shown(tmp_path)
     assert [(s.kind, s.clip_id) for s in shown] == [
         (HELD_OUT, held[0]),
@@ -512,7 +521,7 @@ def test_a_browser_shows_it(report_with_videos, tmp_path, width):
     opened = (
         tmp_path / "probed.html"
     )  # the page forbids scripts, so the probe's copy allows them and nothing else
-    text = report_with_videos.replace(html.escape(POLICY), f"{POLICY}; script-src 'unsafe-inline'")
+    text = report_with_videos.replace(str(escape(POLICY)), f"{POLICY}; script-src 'unsafe-inline'")
     opened.write_text(text.replace("<style>", f"{PROBE}<style>", 1))
     dom = browse("--dump-dom", f"--window-size={width},900", opened.as_uri())
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom, re.DOTALL)[1]))
