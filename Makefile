@@ -35,7 +35,7 @@ test: lint
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 
-lint: $(READY) types docs
+lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
