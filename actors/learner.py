@@ -278,7 +278,8 @@ def fit(
 @dataclass(frozen=True, eq=False)
 class _Request:
     """What the learner of rank 0 puts into the mailbox; weights are a reference in a list, so that
-    they stay in the object store until somebody looks."""
+    they stay in the object store until somebody looks.
+    """
 
     step: int
     index: int

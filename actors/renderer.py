@@ -50,7 +50,8 @@ def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
     """The motion as this head can show it, and whether all of it is shown.
 
     Expression coefficients of another head mean nothing here. Joint rotations do: they alone are
-    kept, and the caller must say so in the picture."""
+    kept, and the caller must say so in the picture.
+    """
     if motion.layout.topology == asset.topology:
         return motion, True
     widths = {

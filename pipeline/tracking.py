@@ -2,7 +2,8 @@
 measures them.
 
 A server that goes away in mid-run does not end the run: what it could not take is kept in the run
-directory and delivered when it is back, at the end of the run or by `--resume`."""
+directory and delivered when it is back, at the end of the run or by `--resume`.
+"""
 
 from __future__ import annotations
 

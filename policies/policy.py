@@ -170,7 +170,7 @@ class Policy(ABC):
         """The prompts of some rows as a batch of tensors."""
 
     def action_log_probs(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
-        """log pi of every action, (prompts, reactions, ...actions), nats.
+        """Log pi of every action, (prompts, reactions, ...actions), nats.
 
         Args:
             forward: the module's forward pass.

@@ -369,7 +369,7 @@ def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, 
     ]
     answers, others = (
         {
-            (prompt, c.candidate_id): c.tokens.tolist()
+            (prompt, c.candidate_id): c.actions.tolist()
             for prompt, group in table.items()
             for c in group
         }

@@ -2,7 +2,8 @@
 
 The same LLaMA, vocabulary, lengths, batch, precision and optimiser; reference log-probs cached by
 both before the clock starts. Ours computes the prompt once for chosen and rejected, and logits over
-the bins at action tokens only."""
+the bins at action tokens only.
+"""
 
 from __future__ import annotations
 

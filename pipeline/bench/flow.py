@@ -2,7 +2,8 @@
 rollouts costs, and how much memory learning from one takes.
 
 A window of 200 frames with all four conditions, weights and features at random: speed does not
-depend on them."""
+depend on them.
+"""
 
 from __future__ import annotations
 

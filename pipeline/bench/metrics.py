@@ -78,7 +78,8 @@ def bench_metrics(speakers: int = 2, textbook_pairs: int = 12, seed: int = 0) ->
     A pair is a sample with a neighbour for FRCorr and FRDist, a sample with its speaker for FRSyn.
     Ours scores `speakers` with 10 samples against 50 neighbours each, the least of three rounds;
     the textbook its first pairs, which must agree. `full_split_minutes_2_cores` extrapolates ours
-    to N = 1612."""
+    to N = 1612.
+    """
     data = {
         name: _measure(name, draw, speakers, textbook_pairs, np.random.default_rng(seed))
         for name, draw in (("emotions", emotions), ("random walks", random_walks))

@@ -3,7 +3,8 @@ head.
 
 Both turn vertices into RGB arrays: normals, lights, vertex colours, z-buffer, read-back. Ours also
 draws the brows' texture. Beside it: whole videos, with skinning and encoding, as the render pool
-makes them."""
+makes them.
+"""
 
 from __future__ import annotations
 

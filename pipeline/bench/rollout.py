@@ -4,7 +4,8 @@ on the same cores.
 Both sample whole action sequences of the same policy for the same prompts, temperature only, over
 the 256 bins. The policy has no slot embeddings: `generate` knows of none. `fleet` is vLLM as the
 fleet asks it, whose log-probs of every token and seeds per prompt are counted as its time; `bare`
-is vLLM without them, which is what `generate` does. Start-up is reported beside, not within."""
+is vLLM without them, which is what `generate` does. Start-up is reported beside, not within.
+"""
 
 from __future__ import annotations
 

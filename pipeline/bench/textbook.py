@@ -1,7 +1,8 @@
 """The REACT metrics as the public code computes them: one pair, one channel, one lag at a time.
 
 Written from the description in `rapport.rewards.metrics.protocols.react`, to measure against; DTW
-is compiled, as tslearn's is."""
+is compiled, as tslearn's is.
+"""
 
 from __future__ import annotations
 

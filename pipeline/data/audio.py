@@ -59,7 +59,8 @@ def voice_activity(audio: np.ndarray) -> np.ndarray:
 
     A window counts as speech when its level is within 30 dB of the recording's 95th percentile and
     above -60 dBFS; gaps up to 0.2 s are bridged, bursts under 50 ms dropped. Good enough for
-    statistics on clean sound."""
+    statistics on clean sound.
+    """
     windows = audio[: len(audio) // _STEP * _STEP].reshape(-1, _STEP)
     level = 20 * np.log10(np.sqrt(np.mean(windows**2, axis=1)) + 1e-10)
     loud = level[level > _FLOOR_DBFS]

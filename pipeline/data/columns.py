@@ -2,7 +2,8 @@
 all read.
 
 Motion is `list<fixed_size_list<float>[dim]>`, the one column type that keeps its shape in all three
-readers. An absent modality is a null, never zeros."""
+readers. An absent modality is a null, never zeros.
+"""
 
 from __future__ import annotations
 

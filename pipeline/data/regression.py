@@ -3,7 +3,8 @@ the same way.
 
 It stands where REACT's Trans-AE does among baselines: everything that the speaker does goes in, a
 deterministic least-squares answer comes out. It is linear and solved in closed form; a transformer
-trained to the same error collapses towards the same conditional mean."""
+trained to the same error collapses towards the same conditional mean.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ their own.
       hidden truth for judging; only `load_truth` reads it (may be absent)
 
 A corpus is built in a hidden sibling folder and renamed into place, so a half-written one is never
-taken for whole."""
+taken for whole.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ def cut(recording: Clip, start: int, length: int, clip_id: str) -> Clip:
     """Frames [start, start + length) of a recording with everything that belongs to them.
 
     A word belongs to the window in which its middle lies; its times count from the window's start.
-    Video frames must not be there yet: they are drawn or decoded per clip."""
+    Video frames must not be there yet: they are drawn or decoded per clip.
+    """
     if recording.speaker_frames is not None:
         raise ValueError(
             f"recording {recording.clip_id!r} has video frames: cut first, then add frames to "

@@ -202,7 +202,8 @@ class GdpoConfig(Section):
     @property
     def largest_weight(self) -> float | None:
         """Where importance weights are cut that correct for other numbers of the engines; None =
-        engines are the learners' own code."""
+        engines are the learners' own code.
+        """
         return None
 
 

@@ -2,7 +2,8 @@
 judge.
 
 Ratings, scores and pairs are those of `dpo`; the policy, its candidates and its judge are those of
-`gdpo`."""
+`gdpo`.
+"""
 
 from __future__ import annotations
 

@@ -282,7 +282,8 @@ def judge(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, r
 
 def show(config: FlowRecipeConfig, made: Imitation, name: str, aligned: Path, run: Run) -> None:
     """Videos of `judge.clips` held-out listeners: speaker, recorded listener, before and after,
-    with the speaker's voice."""
+    with the speaker's voice.
+    """
 
     def work(phase: Phase) -> dict[str, Any]:
         judge = judge_of(config, made).of_listeners().some(config.judge.clips)

@@ -100,7 +100,8 @@ class FlowJudge:
         people are.
 
         A policy that moves like people, and knows nothing of the recorded one, deviates as much.
-        Who is alone in a role stands for themselves."""
+        Who is alone in a role stands for themselves.
+        """
         roles: dict[str, list[int]] = {}
         for i, window in enumerate(self.windows):
             roles.setdefault(window.clip_id.rsplit("/", 1)[1], []).append(i)
@@ -171,7 +172,8 @@ class FlowJudge:
 
         `long/variance_ratio/GROUP` is the variance of its last window against that of its first,
         each over `LONG_SAMPLES` samples. Conditions are those of the held-out windows, one after
-        the other, again and again."""
+        the other, again and again.
+        """
         flow = checkpoint.load_flow(policy).eval()
         sizes = flow.config
         count = -(-self.config.long_frames // sizes.frames)

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from rapport.actors.cluster import cluster
 from rapport.actors.metrics import evaluate_react
-from rapport.pipeline.settings import Evaluated, FilesConfig
-from rapport.pipeline.data.readers.motion_files import read_clips, together
 from rapport.files import write_atomic
+from rapport.pipeline.data.readers.motion_files import read_clips, together
 from rapport.pipeline.rundir import Run, RunError
+from rapport.pipeline.settings import Evaluated, FilesConfig
 from rapport.rewards import metrics
 from rapport.rewards.affect import RidgeAffectEstimator
 from rapport.rewards.metrics.protocols import lm_listener

@@ -33,7 +33,8 @@ def collate_prompts(rows: Sequence[dict[str, Any]], config: FaceVLAConfig) -> tu
 
     A row without video gets blank pixels here, which the model never looks at: its prompt says
     <absent>. They are there so that every rank runs the vision towers and gradients are reduced in
-    the same order."""
+    the same order.
+    """
     shape = (config.frames, config.image_size, config.image_size, 3)
     frames = [
         np.zeros(shape, np.uint8)

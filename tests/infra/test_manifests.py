@@ -117,6 +117,12 @@ def test_the_walk_finds_commands_in_comments_and_folded_blocks():
 # Images
 
 
+def pins_of(lock: str) -> list[str]:
+    """Its requirements, without hashes and comments."""
+    lines = (INFRA / "requirements" / lock).read_text().splitlines()
+    return [line for line in lines if line and line[0] not in "# "]
+
+
 def test_there_is_one_image_of_one_version():
     for path in TEXTS:
         assert set(re.findall(r"rapport-rlhf[:\w.-]*", path.read_text())) <= {
@@ -131,11 +137,11 @@ def test_there_is_one_image_of_one_version():
 
 
 def test_the_ray_of_kuberay_is_that_of_the_image():
-    [ray] = [line for line in PROJECT["dependencies"] if line.startswith("ray[")]
+    [ray] = [line for line in pins_of("cuda.lock") if line.startswith("ray==")]
     for job in JOBS:
         assert (
             read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
-            == ray.split("==")[1]
+            == ray.split("==")[1].split()[0]
         )
 
 
@@ -148,11 +154,7 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
     names = {lock.replace("${EXTRA}", extra) for lock in locks for extra in ("cpu", "cuda")}
     assert names == {"cpu.lock", "cuda.lock", "server.lock"}
     for name in names:
-        pins = [
-            line
-            for line in (INFRA / "requirements" / name).read_text().splitlines()
-            if line and line[0] != "#"
-        ]
+        pins = pins_of(name)
         assert pins and all("==" in pin or " @ " in pin for pin in pins), name
 
 
@@ -208,9 +210,11 @@ def nodes_of_cluster_file() -> dict[str, list[dict[str, float]]]:
 
 def requested(command: str) -> list[tuple[Piece, str | None]]:
     """Every process of a command at its height, and the mark of its nodes."""
-    from rapport.pipeline.recipes.preflight import demand
+    from rapport.pipeline.steps.checks import demand
 
-    config = RECIPES[command.split()[3]][0].model_validate(config_of(command))
+    config = next(iter(RECIPES[command.split()[3]].configs.values())).model_validate(
+        config_of(command)
+    )
     sections = {"engine": "rollout", "learner": "learner", "renderer": "render", "rater": "raters"}
     height = max(demand(config).values(), key=len)
     return [(piece, getattr(config, sections[piece[0]]).nodes) for piece in height]

@@ -76,7 +76,7 @@ SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "act
 
 def condition_row(rng, index, absent=()):
     features = {name: to_bytes(rng.normal(size=shape)) for name, shape in SHAPES.items()}
-    return {"prompt_id": f"clip-{index}"} | features | {name: None for name in absent}
+    return {"prompt_id": f"clip-{index}"} | features | dict.fromkeys(absent)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ dyads.
 An npz holds `exp` (time, 50), `pose` (time, 6) with the head's rotation in 0:3 and the jaw in 3:6,
 and `shape` (time, 100), at 25 fps; a wav is 16 kHz mono float32. Predictions of DualTalk's own code
 have jaw before neck: do not mix the two. There is no transcript and no video, and in the demo only
-one side has motion: all that is absent."""
+one side has motion: all that is absent.
+"""
 
 from __future__ import annotations
 

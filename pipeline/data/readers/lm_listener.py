@@ -17,7 +17,8 @@ lm-listener's own z-scores and not needed. There is no sound and no video; words
 segment lie outside its clips and are left out.
 
 Segments are pickles. Only lists, dicts, text, numbers and tensors are read from them; nothing in
-them is ever run."""
+them is ever run.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def expression_coefficients(
     face.
 
     Adds small stray movements of all shapes and of all coefficients, so that no direction stands
-    still."""
+    still.
+    """
     frames = len(weights)
     side = np.array([name.endswith("Left") * 1.0 - name.endswith("Right") for name in CHANNELS])
     asymmetric = weights * (1 + person.lopsided * side)

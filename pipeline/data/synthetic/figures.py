@@ -1,7 +1,8 @@
 """The figures of the synthetic corpus in one place, with units and sources.
 
 Sources are given in full in docs/corpus.md. "Ours" marks a choice for which we know no published
-figure."""
+figure.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 What would fit (`appropriate`) follows the speaker alone. What the recorded listener shows depends
 on the manner drawn for each clip, which nothing about the speaker predicts, and on the listener's
-own traits."""
+own traits.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +187,8 @@ def _gaze(rng: np.random.Generator, frames: int, attention: np.ndarray) -> np.nd
     """Pitch and yaw of the eyes (time, 2): on the speaker (0) but for glances away.
 
     Glances have exponential lengths; looks at the speaker are as long as the wanted share (time,)
-    asks for."""
+    asks for.
+    """
     gaze = np.zeros((frames, 2))
     frame = 0
     while frame < frames:

@@ -2,7 +2,8 @@
 pitch and loudness.
 
 The voice is a harmonic source with vowel formants and noisy consonants: nobody would take it for a
-person, but energy, pitch, rhythm and voice activity are where a voice has them."""
+person, but energy, pitch, rhythm and voice activity are where a voice has them.
+"""
 
 from __future__ import annotations
 
