@@ -158,7 +158,10 @@ _DUALTALK_SCALE = {"MSE_exp": 10.0} | {
     for metric in ("FD", "P-FD", "MSE")
     for group, scale in (("jaw", 1000.0), ("neck", 100.0))
 }
-_SWAPPED = "SID there has its arguments swapped, as in `reference`, if it was computed with DualTalk's code"
+_SWAPPED = (
+    "SID there has its arguments swapped, as in `reference`, if it was computed with DualTalk's "
+    "code"
+)
 SEAMLESS_SPEAKING = PublishedTable(
     ("dualtalk",),
     f"{GDPO}, Table 6",

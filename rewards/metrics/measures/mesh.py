@@ -209,8 +209,8 @@ def fdd_of_sums(x: np.ndarray, y: np.ndarray) -> float:
     A vertex that moves along (1, -1, 0) does not move for it. Arrays: (time, upper vertices, 3) in
     metres.
     """
-    sums_x: np.ndarray = MM_PER_M * np.sum(x, axis=-1, dtype=np.float64)
-    sums_y: np.ndarray = MM_PER_M * np.sum(y, axis=-1, dtype=np.float64)
+    sums_x = np.asarray(MM_PER_M * np.sum(x, axis=-1, dtype=np.float64))
+    sums_y = np.asarray(MM_PER_M * np.sum(y, axis=-1, dtype=np.float64))
     return deviation(sums_x, sums_y)
 
 
