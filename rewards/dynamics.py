@@ -150,7 +150,7 @@ def penalties(
         LayoutError: unlike layouts.
         ValueError: unlike lengths, or a mask or limits of another form.
     """
-    mask = _check(generated, recorded, listening, limits)
+    mask = _check(generated, recorded, listening, limits=limits)
     x = generated.values.astype(np.float64)
     y = recorded.values.astype(np.float64)
     low, high = limits.values.astype(np.float64)
@@ -158,7 +158,8 @@ def penalties(
     y_velocity = _differences(y, mask, order=1)
     x_jerk = _differences(x, mask, order=3)
     y_jerk = _differences(y, mask, order=3)
-    x, y = x[mask], y[mask]
+    x = x[mask]
+    y = y[mask]
     by_channel = {
         "positional_variance": np.abs(_std(x) - _std(y)),
         "velocity_variance": np.abs(_std(x_velocity) - _std(y_velocity)),
