@@ -1,0 +1,1 @@
+"""Ratings, rewards, losses and metrics: what says how good a reaction is."""

@@ -91,7 +91,7 @@ class RidgeAffectEstimator:
         weights = np.linalg.solve(
             x.T @ x / len(x) + ridge * np.eye(x.shape[1]), x.T @ (y - bias) / len(x)
         )
-        return cls(layout, mean, scale, weights, bias)
+        return cls(layout, mean=mean, scale=scale, weights=weights, bias=bias)
 
     def __call__(self, motion: Motion) -> np.ndarray:
         """Valence and arousal, (time, 2), of one motion.

@@ -28,17 +28,17 @@ class RewardConfig(Section):
     The paper names the first four components and gives no values.
     """
 
-    positional_variance: float = Field(1.0, ge=0)
+    positional_variance: float = Field(default=1.0, ge=0)
     """of standard deviations over time, against the recorded"""
-    velocity_variance: float = Field(8.0, ge=0)
+    velocity_variance: float = Field(default=8.0, ge=0)
     """of those of frame-to-frame differences, which are about an eighth as large"""
-    mean_drift: float = Field(0.03, ge=0)
+    mean_drift: float = Field(default=0.03, ge=0)
     """of the distance of the means over time"""
-    mse: float = Field(0.05, ge=0)
+    mse: float = Field(default=0.05, ge=0)
     """of the mean squared error"""
-    jerk: float = Field(8.0, ge=0)
+    jerk: float = Field(default=8.0, ge=0)
     """of third differences against the recorded: guards against trembling"""
-    range: float = Field(1.0, ge=0)
+    range: float = Field(default=1.0, ge=0)
     """of what lies outside the corpus' limits: guards against grimaces"""
 
     @model_validator(mode="after")
@@ -52,20 +52,21 @@ class RewardConfig(Section):
 class GroupWeightsConfig(Section):
     """lambda_i of the FLAME groups (Eq. 9); one that the corpus lacks has no reward."""
 
-    expr: float = Field(1.0, ge=0)
+    expr: float = Field(default=1.0, ge=0)
     """expression coefficients"""
-    jaw: float = Field(1.0, ge=0)
+    jaw: float = Field(default=1.0, ge=0)
     """jaw rotation"""
-    neck: float = Field(1.0, ge=0)
+    neck: float = Field(default=1.0, ge=0)
     """neck rotation"""
-    eyelid: float = Field(1.0, ge=0)
+    eyelid: float = Field(default=1.0, ge=0)
     """eyelid closure; in clips so short that most have no blink, the penalty is least without"""
-    eyepose: float = Field(1.0, ge=0)
+    eyepose: float = Field(default=1.0, ge=0)
     """eye rotations"""
-    rot: float = Field(1.0, ge=0)
+    rot: float = Field(default=1.0, ge=0)
     """global head rotation"""
 
 
+DEFAULT_WEIGHTS = RewardConfig()
 COMPONENTS = tuple(RewardConfig.model_fields)
 Penalties = dict[str, dict[str, float]]  # component -> group -> penalty
 
@@ -149,7 +150,7 @@ def penalties(
         LayoutError: unlike layouts.
         ValueError: unlike lengths, or a mask or limits of another form.
     """
-    mask = _check(generated, recorded, listening, limits)
+    mask = _check(generated, recorded, listening, limits=limits)
     x = generated.values.astype(np.float64)
     y = recorded.values.astype(np.float64)
     low, high = limits.values.astype(np.float64)
@@ -157,7 +158,8 @@ def penalties(
     y_velocity = _differences(y, mask, order=1)
     x_jerk = _differences(x, mask, order=3)
     y_jerk = _differences(y, mask, order=3)
-    x, y = x[mask], y[mask]
+    x = x[mask]
+    y = y[mask]
     by_channel = {
         "positional_variance": np.abs(_std(x) - _std(y)),
         "velocity_variance": np.abs(_std(x_velocity) - _std(y_velocity)),
@@ -177,7 +179,7 @@ def missing_penalties(layout: Layout) -> Penalties:
 
 
 def group_rewards(
-    penalties_by_component: Penalties, weights: RewardConfig = RewardConfig()
+    penalties_by_component: Penalties, weights: RewardConfig = DEFAULT_WEIGHTS
 ) -> dict[str, float]:
     """R_i of every group: minus the weighted sum of its penalties.
 
@@ -219,24 +221,28 @@ def _differences(values: np.ndarray, mask: np.ndarray, order: int) -> np.ndarray
     """Differences of `order` over time, (n, dim), where `order + 1` frames in a row all count."""
     whole = mask[:0]
     if len(mask) > order:
-        whole = np.lib.stride_tricks.sliding_window_view(mask, order + 1).all(1)
-    return np.diff(values, n=order, axis=0)[whole]
+        whole = np.asarray(np.lib.stride_tricks.sliding_window_view(mask, order + 1).all(1))
+    differences: np.ndarray = np.diff(values, n=order, axis=0)[whole]
+    return differences
 
 
 def _std(values: np.ndarray) -> np.ndarray:
     if len(values) < 2:
         return np.full(values.shape[1], np.nan)
-    return values.std(0, ddof=1)
+    std: np.ndarray = values.std(0, ddof=1)
+    return std
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     if not len(values):
         return np.full(values.shape[1], np.nan)
-    return values.mean(0)
+    mean: np.ndarray = values.mean(0)
+    return mean
 
 
 def _rms(values: np.ndarray) -> np.ndarray:
-    return np.sqrt(_mean(values**2))
+    rms: np.ndarray = np.sqrt(_mean(values**2))
+    return rms
 
 
 def _check(

@@ -159,7 +159,7 @@ def _paired(
 ) -> PhaseResult:
     scales = None
     if config.ratings is not None and config.score.rater_scales:
-        scales = RaterScales.of(ratings)
+        scales = RaterScales.fit(ratings)
     by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
     pairs, counts = pairs_of(
         step,

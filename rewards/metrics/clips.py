@@ -75,7 +75,7 @@ def paired(pred: Clips, target: Clips) -> list[tuple[np.ndarray, np.ndarray]]:
     """
     predicted = as_list(pred, "pred")
     recorded = as_list(target, "target")
-    same_count(predicted, recorded, "pred", "target")
+    same_count(predicted, recorded, what="pred", like_what="target")
     pairs = []
     for index, (x, y) in enumerate(zip(predicted, recorded, strict=True)):
         require_typed_alike(x, y, f"pred against target of clip {index}")
@@ -100,7 +100,7 @@ def with_partner(
     if partner is None:
         return [None] * len(recorded)
     partners = as_list(partner, "partner")
-    same_count(partners, recorded, "partner", "target")
+    same_count(partners, recorded, what="partner", like_what="target")
     arrays: list[np.ndarray | None] = []
     for index, (s, y) in enumerate(zip(partners, recorded, strict=True)):
         if s is None:

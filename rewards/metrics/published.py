@@ -54,10 +54,10 @@ _EMOCA = "L2 Affect there is by EMOCA's recogniser"
 # Ground-truth rows give two numbers, which can only be Variation and Diversity: distances to itself
 # are none.
 L2L_TREVOR = PublishedTable(
-    ("lm_listener",),
-    f"{VLA_DPO}, Table I",
-    "L2L-trevor",
-    _rows(
+    protocols=("lm_listener",),
+    source=f"{VLA_DPO}, Table I",
+    data="L2L-trevor",
+    rows=_rows(
         FLAME_METRICS,
         {
             "GT": (None, None, 0.1254, 2.5427, None, None),
@@ -69,14 +69,14 @@ L2L_TREVOR = PublishedTable(
             SFT_RL: (0.3129, 10.2385, 0.0919, 2.3754, 10.8247, 2.4842),
         },
     ),
-    _AFFECT,
-    _EMOCA,
+    scale=_AFFECT,
+    remark=_EMOCA,
 )
 REALTALK = PublishedTable(
-    ("lm_listener",),
-    f"{VLA_DPO}, Table II",
-    "RealTalk",
-    _rows(
+    protocols=("lm_listener",),
+    source=f"{VLA_DPO}, Table II",
+    data="RealTalk",
+    rows=_rows(
         FLAME_METRICS,
         {
             "GT": (None, None, 0.0478, 1.7250, None, None),
@@ -88,14 +88,14 @@ REALTALK = PublishedTable(
             SFT_RL: (0.0973, 3.5842, 0.0421, 1.2457, 3.7914, 4.3531),
         },
     ),
-    _AFFECT,
-    _EMOCA,
+    scale=_AFFECT,
+    remark=_EMOCA,
 )
 LM_LISTENER_WEIGHTS = PublishedTable(
-    ("lm_listener",),
-    "sanjayss34/lm-listener, issue 14",
-    "L2L-trevor, the released weights as a user ran them",
-    _rows(
+    protocols=("lm_listener",),
+    source="sanjayss34/lm-listener, issue 14",
+    data="L2L-trevor, the released weights as a user ran them",
+    rows=_rows(
         FLAME_METRICS,
         {
             "GT": (None, None, 0.118, 2.73, None, None),
@@ -116,10 +116,10 @@ _DYNAMICS = (
 )
 _ON_UNILS_SCALE = "its text defines gdpo_paper, its numbers are on the scale of unils"
 SEAMLESS = PublishedTable(
-    ("unils", "gdpo_paper"),
-    f"{GDPO}, Table 1",
-    "Seamless Interaction",
-    _rows(
+    protocols=("unils", "gdpo_paper"),
+    source=f"{GDPO}, Table 1",
+    data="Seamless Interaction",
+    rows=_rows(
         _DYNAMICS,
         {
             "DiffPoseTalk": (9.48, 2.96, 32.66, 7.89, 1.40, None, None, None),
@@ -133,10 +133,10 @@ SEAMLESS = PublishedTable(
     remark=_ON_UNILS_SCALE,
 )
 SEAMLESS_ABLATION = PublishedTable(
-    ("unils", "gdpo_paper"),
-    f"{GDPO}, Table 4",
-    "Seamless Interaction, ablation",
-    _rows(
+    protocols=("unils", "gdpo_paper"),
+    source=f"{GDPO}, Table 4",
+    data="Seamless Interaction, ablation",
+    rows=_rows(
         _DYNAMICS,
         {
             "GDPO-Listener": (2.95, 1.06, 22.45, 2.71, 1.26, 18.85, 1.90, 0.87),
@@ -158,12 +158,15 @@ _DUALTALK_SCALE = {"MSE_exp": 10.0} | {
     for metric in ("FD", "P-FD", "MSE")
     for group, scale in (("jaw", 1000.0), ("neck", 100.0))
 }
-_SWAPPED = "SID there has its arguments swapped, as in `reference`, if it was computed with DualTalk's code"
+_SWAPPED = (
+    "SID there has its arguments swapped, as in `reference`, if it was computed with DualTalk's "
+    "code"
+)
 SEAMLESS_SPEAKING = PublishedTable(
-    ("dualtalk",),
-    f"{GDPO}, Table 6",
-    "Seamless Interaction, speaking",
-    _rows(
+    protocols=("dualtalk",),
+    source=f"{GDPO}, Table 6",
+    data="Seamless Interaction, speaking",
+    rows=_rows(
         _BY_GROUP,
         {
             "DualTalk": (
@@ -202,14 +205,14 @@ SEAMLESS_SPEAKING = PublishedTable(
             ),
         },
     ),
-    _DUALTALK_SCALE,
-    _SWAPPED,
+    scale=_DUALTALK_SCALE,
+    remark=_SWAPPED,
 )
 SEAMLESS_LISTENING = PublishedTable(
-    ("dualtalk",),
-    f"{GDPO}, Table 6",
-    "Seamless Interaction, listening",
-    _rows(
+    protocols=("dualtalk",),
+    source=f"{GDPO}, Table 6",
+    data="Seamless Interaction, listening",
+    rows=_rows(
         _BY_GROUP,
         {
             "DualTalk": (
@@ -248,15 +251,15 @@ SEAMLESS_LISTENING = PublishedTable(
             ),
         },
     ),
-    _DUALTALK_SCALE,
-    _SWAPPED,
+    scale=_DUALTALK_SCALE,
+    remark=_SWAPPED,
 )
 
 REACT_3DMM = PublishedTable(
-    ("reactface",),
-    "ReactFace, Table 2",
-    "REACT, 3DMM coefficients",
-    _rows(
+    protocols=("reactface",),
+    source="ReactFace, Table 2",
+    data="REACT, 3DMM coefficients",
+    rows=_rows(
         ("FRDvs", "FRVar", "FRDiv", "FRRea", "FRCorr", "FRSyn"),
         {
             "GT": (0.0374, 0.0120, None, 282.03, 9.480, 48.46),
@@ -274,10 +277,10 @@ REACT_3DMM = PublishedTable(
     remark="Mirror has a true lag of 0: its FRSyn shows the NaN of constant channels",
 )
 REACT_POSNET = PublishedTable(
-    ("react2023", "react2024"),
-    "PFLPosNet, Table 4",
-    "REACT 2024, 697 pairs",
-    _rows(
+    protocols=("react2023", "react2024"),
+    source="PFLPosNet, Table 4",
+    data="REACT 2024, 697 pairs",
+    rows=_rows(
         ("FRDvs", "FRVar", "FRDiv", "FRCorr", "FRSyn"),
         {
             "ReactFace": (0.0397, 0.0064, 0.0341, 0.1927, 46.29),
@@ -298,10 +301,10 @@ _VBENCH = (
     "dynamic_degree",
 )
 VBENCH = PublishedTable(
-    ("vbench",),
-    "PFLPosNet, Table 1",
-    "REACT 2024, fixed crop",
-    _rows(
+    protocols=("vbench",),
+    source="PFLPosNet, Table 1",
+    data="REACT 2024, fixed crop",
+    rows=_rows(
         _VBENCH,
         {
             "Trans-VAE": (97.3114, 96.5110, 99.0939, 50.7164, 98.6968, 95.3372),
@@ -314,8 +317,8 @@ VBENCH = PublishedTable(
             "PerFRDiff + PosNet": (97.4501, 97.0771, 99.5008, 52.5685, 99.3552, 6.0976),
         },
     ),
-    dict.fromkeys(_VBENCH, 100.0),
-    "the paper counts a low dynamic degree as good; a frozen face has 0",
+    scale=dict.fromkeys(_VBENCH, 100.0),
+    remark="the paper counts a low dynamic degree as good; a frozen face has 0",
 )
 
 TABLES = (

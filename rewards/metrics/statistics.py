@@ -73,7 +73,9 @@ def mean_interval(
     draws = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
     means = draws @ x / len(x)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(x.mean()), float(low), float(high), len(x), confidence)
+    return Interval(
+        mean=float(x.mean()), low=float(low), high=float(high), n=len(x), confidence=confidence
+    )
 
 
 def paired_interval(

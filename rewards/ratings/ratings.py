@@ -242,9 +242,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
-    columns, identity = COLUMNS, IDENTITY
+    columns: Sequence[str] = COLUMNS
+    identity: Sequence[str] = IDENTITY
     if "video" in names:
-        columns, identity = SHEET_COLUMNS, ("video", "rater")
+        columns = SHEET_COLUMNS
+        identity = ("video", "rater")
     unknown = [name for name in names if name not in columns]
     absent = [name for name in identity if name not in names]
     repeated = sorted({name for name in names if list(names).count(name) > 1})

@@ -24,17 +24,17 @@ Scores = dict[str, dict[str, float | None]]
 class ScoreConfig(Section):
     """How ratings become scores and pairs."""
 
-    empathy: float = Field(0.25, ge=0)
+    empathy: float = Field(default=0.25, ge=0)
     """w_E (Eq. 10)"""
-    appropriateness: float = Field(0.25, ge=0)
+    appropriateness: float = Field(default=0.25, ge=0)
     """w_A (Eq. 10)"""
-    engagement: float = Field(0.25, ge=0)
+    engagement: float = Field(default=0.25, ge=0)
     """w_En (Eq. 10)"""
-    naturalness: float = Field(0.25, ge=0)
+    naturalness: float = Field(default=0.25, ge=0)
     """w_N (Eq. 10); the four sum to 1"""
     rater_scales: bool = True
     """take out how lenient each person is and how much of the scale they use (people's ratings)"""
-    minimum_margin: float = Field(0.0, ge=0)
+    minimum_margin: float = Field(default=0.0, ge=0)
     """pairs whose scores (0 to 1) differ by less are dropped"""
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ class RaterTraits:
     """Who the raters are. Every field is (raters,), but `thresholds` is (raters, 4).
 
     Args:
-        face_weight: share of the speaker's face, against words, in what is made of the speaker.
+        face_weight: weight of the speaker's face, against words, in the affect that is perceived.
         gain: how much of the speaker's affect a listener should show.
         warmth: affect expected from a listener when nothing happens.
         patience: longest delay of a reaction that seems natural, seconds.
@@ -171,7 +171,8 @@ def impressions(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTrai
     In the order of `CRITERIA`; NaN = cannot be judged.
     """
     missing = np.full(len(raters.gain), np.nan)
-    empathies, fits = missing, missing
+    empathies = missing
+    fits = missing
     responsive = np.ones(len(raters.gain))
     if speaker.has_affect and listener.expression is not None:
         shown = displayed_valence(listener.expression)
@@ -190,9 +191,9 @@ def impressions(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTrai
 def perceived_valence(speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
     """The speaker's affect as each rater makes it out from face and words, (raters, time)."""
     if speaker.face is None or speaker.meaning is None:
-        told = speaker.face if speaker.meaning is None else speaker.meaning
-        assert told is not None, "a speaker without affect is not asked for it"
-        return np.repeat(told[None], len(raters.gain), axis=0)
+        only = speaker.face if speaker.meaning is None else speaker.meaning
+        assert only is not None, "impressions() asks only where there is a face or a meaning"
+        return np.repeat(only[None], len(raters.gain), axis=0)
     weight = raters.face_weight[:, None]
     # 1.3: face and words that agree convince more than either alone.
     both = 1.3 * (weight * speaker.face + (1 - weight) * speaker.meaning)

@@ -97,7 +97,7 @@ def read_speaker(
         speech_share = moving_mean(speaks.astype(np.float64), fps)
         liveliness = loudness_sum / np.maximum(speech_share, 1 / fps)
         pauses = ~speaks
-    return SpeakerRead(face, meaning, liveliness, pauses)
+    return SpeakerRead(face=face, meaning=meaning, liveliness=liveliness, pauses=pauses)
 
 
 def spoken_valence(

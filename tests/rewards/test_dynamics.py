@@ -1,4 +1,4 @@
-"""Dynamics rewards against values worked out by hand, and what each of them must and must not see."""
+"""Dynamics rewards against values worked out by hand, and what each must and must not see."""
 
 import math
 

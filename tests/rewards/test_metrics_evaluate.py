@@ -1,4 +1,4 @@
-"""The one entry: names, variants, published rows, and docs/metrics.md, which must not fall behind."""
+"""The one entry: names, variants, published rows, and docs/metrics.md, which must keep up."""
 
 import re
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapport.rewards.ratings.raters import (
@@ -54,6 +54,7 @@ def test_alpha_by_hand():
     assert ordinal_alpha([[1, 1], [1, 2], [2, 2]]) == pytest.approx(1 - 5 * 2 / 18)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=2, max_size=8),
     st.randoms(),

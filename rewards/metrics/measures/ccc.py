@@ -86,4 +86,5 @@ def _covariance(
             for t in range(ys.shape[1]):
                 for c in range(ys.shape[2]):
                     total[c] += (xs[s, t, c] - mean_x[s, c]) * centred[t, c]
-    return covariance / xs.shape[1]
+    averaged: np.ndarray = covariance / xs.shape[1]
+    return averaged

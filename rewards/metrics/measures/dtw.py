@@ -174,11 +174,19 @@ def _warp(x: np.ndarray, y: np.ndarray, tails: np.ndarray, limit: float) -> floa
             return np.inf
         before[0] = np.inf
         before, last, here = last, here, before
-    return last[n]
+    squared: float = last[n]
+    return squared
 
 
 @compiled
-def _cost(x: np.ndarray, y: np.ndarray, low: int, high: int, start: int, cost: np.ndarray) -> None:
+def _cost(
+    x: np.ndarray,
+    y: np.ndarray,
+    low: np.uint64,
+    high: np.uint64,
+    start: np.uint64,
+    cost: np.ndarray,
+) -> None:
     """Squared distances of frames low..high of x and start.. of y, into `cost`.
 
     Four channels at a time, or first two where the number asks for it.
@@ -205,7 +213,12 @@ def _cost(x: np.ndarray, y: np.ndarray, low: int, high: int, start: int, cost: n
 
 @compiled
 def _step(
-    last: np.ndarray, before: np.ndarray, cost: np.ndarray, here: np.ndarray, low: int, high: int
+    last: np.ndarray,
+    before: np.ndarray,
+    cost: np.ndarray,
+    here: np.ndarray,
+    low: np.uint64,
+    high: np.uint64,
 ) -> None:
     """Least costs of the paths to one diagonal, into `here`.
 
@@ -220,7 +233,9 @@ def _step(
 
 
 @compiled
-def _within(paths: np.ndarray, tails: np.ndarray, low: int, high: int, limit: float) -> bool:
+def _within(
+    paths: np.ndarray, tails: np.ndarray, low: np.uint64, high: np.uint64, limit: float
+) -> np.bool_:
     """Whether some path of this diagonal may end within `limit`."""
     i = low
     while i < high and paths[i + N(1)] + tails[i // N(SEGMENT) + N(1)] > limit:

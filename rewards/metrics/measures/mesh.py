@@ -125,7 +125,7 @@ def face_pairs(
     for what, faces in (("pred", predicted), ("target", recorded)):
         if faces is None or not len(faces):
             raise ValueError(f"{what} has no clip")
-    same_count(predicted, recorded, "pred", "target")
+    same_count(predicted, recorded, what="pred", like_what="target")
     for index, (x, y) in enumerate(zip(predicted, recorded, strict=True)):
         for what, face in (("pred", x), ("target", y)):
             if not isinstance(face, Face):
@@ -157,7 +157,7 @@ def with_masks(
     """
     masks = mask_list(speech_mask, 1 if isinstance(pred, Face) else len(pred or ()), people)
     for index, x, y in face_pairs(pred, target):
-        yield x, y, as_mask(masks[index], len(x), people, index)
+        yield x, y, as_mask(masks[index], frames=len(x), people=people, clip=index)
 
 
 def vertex_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -209,8 +209,8 @@ def fdd_of_sums(x: np.ndarray, y: np.ndarray) -> float:
     A vertex that moves along (1, -1, 0) does not move for it. Arrays: (time, upper vertices, 3) in
     metres.
     """
-    sums_x: np.ndarray = MM_PER_M * np.sum(x, axis=-1, dtype=np.float64)
-    sums_y: np.ndarray = MM_PER_M * np.sum(y, axis=-1, dtype=np.float64)
+    sums_x = np.asarray(MM_PER_M * np.sum(x, axis=-1, dtype=np.float64))
+    sums_y = np.asarray(MM_PER_M * np.sum(y, axis=-1, dtype=np.float64))
     return deviation(sums_x, sums_y)
 
 

@@ -84,7 +84,7 @@ def _clips_by_role(inputs: Inputs) -> list[list[dict[str, np.ndarray]]]:
             continue
         others = as_list(data, what)
         clips_by_role.append(_pose_and_expression(others, what))
-        same_count(others, predicted, what, "pred")
+        same_count(others, predicted, what=what, like_what="pred")
         for index, (a, b) in enumerate(zip(predicted, others, strict=True)):
             require_same_face(a, b, f"pred against {what} of clip {index}")
             shapes = _shapes(clips_by_role[0][index])

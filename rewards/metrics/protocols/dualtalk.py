@@ -66,7 +66,7 @@ def _roles(inputs: Inputs) -> list[list[Groups]]:
             continue
         clips = as_list(data, what)
         roles.append(grouped(clips, what, TRUTH))
-        same_count(clips, predicted, what, "pred")
+        same_count(clips, predicted, what=what, like_what="pred")
         for index, (a, b) in enumerate(zip(predicted, clips, strict=True)):
             require_same_face(a, b, f"pred against {what} of clip {index}")
     return roles

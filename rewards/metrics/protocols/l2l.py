@@ -1,6 +1,7 @@
 """Protocol `l2l`: the one number that Learning2Listen's released code prints.
 
-Source: Ng et al. 2022. Its FD, SI and diversity code was never released, so they are not here: see `dim` and `lm_listener`.
+Source: Ng et al. 2022. Its FD, SI and diversity code was never released, so they
+are not here: see `dim` and `lm_listener`.
 """
 
 from __future__ import annotations

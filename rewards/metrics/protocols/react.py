@@ -109,7 +109,7 @@ def fr_corr(
     """
     lists = neighbour_lists(neighbours, len(pred), len(target))
     agreement = [
-        _best_concordance(x, target[indices], epsilon, equal_constants)
+        _best_concordance(x, target[indices], epsilon=epsilon, equal_constants=equal_constants)
         for x, indices in zip(pred, lists, strict=True)
     ]
     return float(np.mean(agreement))
@@ -196,7 +196,12 @@ def prepare(
     if neighbours is not None:
         lists = neighbour_lists(neighbours, speakers, speakers)
     frames = {name: array[..., :MAX_FRAMES, :] for name, array in arrays.items()}
-    return Clips(frames["pred"], frames["target"], frames.get("partner"), lists)
+    return Clips(
+        pred=frames["pred"],
+        target=frames["target"],
+        partner=frames.get("partner"),
+        neighbours=lists,
+    )
 
 
 def neighbour_lists(neighbours: Any, speakers: int, targets: int) -> list[np.ndarray]:
@@ -257,7 +262,9 @@ def score_speakers(
             score["FRSyn"] = _lags(x, clips.partner[k], variant)
         if clips.neighbours is not None:
             appropriate = clips.target[clips.neighbours[k]]
-            score["FRCorr"] = _best_concordance(x, appropriate, epsilon, equal_constants)
+            score["FRCorr"] = _best_concordance(
+                x, appropriate, epsilon=epsilon, equal_constants=equal_constants
+            )
             score["FRDist"] = nearest_dtw(x, appropriate, setting.groups)
         scores.append(score)
     return scores
@@ -307,8 +314,8 @@ def score(setting: Setting, inputs: Inputs) -> dict[str, float]:
         partner=inputs.partner,
         neighbours=inputs.neighbours,
     )
-    scores = score_speakers(setting, clips, range(len(clips.pred)), inputs.variant)
-    return summarise(setting, clips, scores, inputs.variant)
+    scores = score_speakers(setting, clips, speakers=range(len(clips.pred)), variant=inputs.variant)
+    return summarise(setting, clips, scores=scores, variant=inputs.variant)
 
 
 CORRECTIONS = {

@@ -44,7 +44,7 @@ def score(inputs: Inputs) -> dict[str, float]:
         for part, frames in (("speak", speaks), ("listen", ~speaks)):
             if frames.sum() < 2:
                 continue
-            scores = {}
+            scores: dict[str, float] = {}
             if part == "speak":
                 scores |= _distances(x, y, frames, corrected=inputs.is_corrected)
             scores |= _deviations(x, y, frames, corrected=inputs.is_corrected)

@@ -1,0 +1,79 @@
+"""Voice activity: two uses of one detector, each as its own textbook version has it."""
+
+import numpy as np
+import pytest
+
+from rapport.policies.clip import AUDIO_RATE
+from rapport.rewards.ratings.voice import (
+    CLIP,
+    RECORDING,
+    frame_levels,
+    step_levels,
+    voice_activity,
+)
+
+
+def clip_by_the_book(levels):
+    """Speech grows by 3 frames and shrinks by 3; beyond the ends the last frame repeats."""
+    threshold = max(-50.0, float(np.quantile(levels, 0.95)) - 25.0)
+    speech = (levels > threshold).astype(float)
+    window = np.ones(7)
+    grown = np.convolve(np.pad(speech, 3, mode="edge"), window, mode="valid") > 0
+    return np.convolve(np.pad(~grown, 3, mode="edge"), window, mode="valid") == 0
+
+
+def runs(mask):
+    edges = np.flatnonzero(np.diff(mask)) + 1
+    return np.split(np.arange(len(mask)), edges)
+
+
+def recording_by_the_book(levels):
+    """Gaps of up to 20 steps between speech are filled, then bursts of under 5 steps dropped."""
+    loud = levels[levels > -60]
+    if not len(loud):
+        return np.zeros(len(levels), bool)
+    speech = levels > max(np.percentile(loud, 95) - 30, -60)
+    for run in runs(speech):
+        is_inside = run[0] > 0 and run[-1] < len(speech) - 1
+        if not speech[run[0]] and is_inside and len(run) <= 20:
+            speech[run] = True
+    for run in runs(speech):
+        if speech[run[0]] and len(run) < 5:
+            speech[run] = False
+    return speech
+
+
+def sound(seed):
+    """Seconds of noise that comes and goes, of some loudness, over some hiss."""
+    rng = np.random.default_rng(seed)
+    samples = int(rng.uniform(0.05, 6) * AUDIO_RATE)
+    stretch = int(rng.integers(100, 6000))
+    is_loud = np.repeat(rng.random(samples // stretch + 1) > rng.random(), stretch)[:samples]
+    loudness = rng.choice([0.5, 0.02, 1e-3, 1e-5])
+    hiss = rng.choice([0, 1e-4, 1e-6])
+    audio = rng.normal(size=samples) * is_loud * loudness + rng.normal(size=samples) * hiss
+    return audio.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_both_uses_agree_with_their_textbook(seed):
+    audio = sound(seed)
+    steps = step_levels(audio)
+    assert np.array_equal(voice_activity(steps, RECORDING), recording_by_the_book(steps))
+    frames = frame_levels(audio, AUDIO_RATE, frames=len(audio) * 25 // AUDIO_RATE + 4, fps=25.0)
+    assert np.array_equal(voice_activity(frames, CLIP), clip_by_the_book(frames))
+
+
+def test_a_short_gap_at_the_end_is_speech_in_a_clip_and_silence_in_a_recording():
+    levels = np.full(60, -20.0)
+    levels[:3] = -90
+    assert voice_activity(levels, CLIP).all()
+    assert voice_activity(levels, RECORDING).tolist() == [False] * 3 + [True] * 57
+    levels[:4] = -90
+    assert voice_activity(levels, CLIP).tolist() == [False] * 4 + [True] * 56
+
+
+def test_silence_and_nothing_have_no_speech():
+    assert not voice_activity(step_levels(np.zeros(AUDIO_RATE)), RECORDING).any()
+    assert voice_activity(step_levels(np.zeros(10)), RECORDING).shape == (0,)
+    assert not voice_activity(np.full(100, -90.0), CLIP).any()
