@@ -25,7 +25,7 @@ from rapport.policies.vla.loading import (
     save_checkpoint,
     serving_state_dict,
 )
-from rapport.policies.vla.lora import add_lora
+from rapport.policies.vla.lora import add_lora, merge_lora
 from rapport.policies.vla.model import FaceVLA, action_log_probs
 from rapport.policies.vla.pretrained import freeze_language_model, freeze_streams
 from rapport.policies.vla.prompt import build_prompt, select_frames
@@ -38,6 +38,8 @@ from rapport.policies.vla.training import (
     policy_state,
 )
 from rapport.policies.vla.vla_prompt import VlaPrompt
+
+LORA_SCALING = 2.0  # alpha / rank of adapters
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class VlaPolicy(Policy):
             part: "inputs" = vision, projector and embeddings only; "all".
         """
         if config.lora_rank:
-            add_lora(self.model, config.lora_rank, alpha=2.0 * config.lora_rank)
+            add_lora(self.model, config.lora_rank, alpha=LORA_SCALING * config.lora_rank)
         if config.freeze_vision:
             freeze_streams(self.model)
         if part == "inputs":
@@ -238,7 +240,10 @@ class VlaPolicy(Policy):
 
     def weights(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """As vLLM takes them: adapters merged, names those of a plain `FaceVLA`."""
-        return serving_state_dict(self.model, None if state is None else policy_state(dict(state)))
+        if state is None:
+            return serving_state_dict(self.model)
+        # By names alone: the learner that `state` comes from may have adapters where this has none.
+        return merge_lora(policy_state(dict(state)), LORA_SCALING)
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Take over served weights."""

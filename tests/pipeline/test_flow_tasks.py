@@ -287,7 +287,7 @@ def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path)
 
 
 def test_flow_dpo_is_its_formula(policy, tmp_path):
-    """-log sigmoid(-beta / 2 [(e_w - e_w,ref) - (e_l - e_l,ref)]), with errors computed one by one."""
+    """-log sigmoid(-beta / 2 [(e_w - e_w,ref) - (e_l - e_l,ref)]), errors computed one by one."""
     task = flow_dpo_task(policy, tmp_path, beta=50.0)
     module, other = task.module(), initialised(SIZES, seed=9)
     module.flow.load_state_dict(other.state_dict())
@@ -373,7 +373,7 @@ def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
     ):
         for row, other in zip(rows, same, strict=True):
             assert all(torch.equal(row[name], other[name]) for name in row)
-    assert all(metrics[name] == others[name] for name in metrics if name)
+    assert all(metrics[name] == others[name] for name in metrics)
     refreshed(again, step=0)
     assert not torch.equal(
         again.batch(0, 0, 1)["prompts_of_step"][0]["actions"], batches[0][0]["actions"]

@@ -1,4 +1,4 @@
-"""The learning tasks without Ray: batches, losses and reference log-probs are what the paper says."""
+"""The learning tasks without Ray: batches, losses and reference log-probs are as in the paper."""
 
 from pathlib import Path
 
