@@ -39,6 +39,7 @@ from rapport.pipeline.steps.protocols import (
     with_head_as,
 )
 from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.metrics import evaluate
 from rapport.settings import ConfigError
 
 LAYOUT = Layout((("expr", 3), ("rot", 3), ("jaw", 3)), 25, "builtin")
@@ -205,7 +206,7 @@ def test_a_protocol_that_refuses_its_input_is_named(ranked):
 def test_reactface_is_that_of_the_papers_on_other_coefficients():
     protocol = on_motion(LAYOUT)
     pred = np.random.default_rng(0).normal(size=(2, 3, 60, 9))
-    scores = protocol.score(pred, pred[:, 0], neighbours=np.eye(2, dtype=int))
+    scores = evaluate(protocol, pred, pred[:, 0], neighbours=np.eye(2, dtype=int))
     assert scores["FRCorr"] == pytest.approx(
         10, abs=2
     )  # 10 times the sum over 3 samples, of which one is perfect
