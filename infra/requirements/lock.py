@@ -76,7 +76,9 @@ def main(locks: list[str]) -> None:
         lines = list(comment)
         for pin in sorted(hashes, key=lambda pin: pin.lower().split("==")):
             digests = sorted(set(hashes[pin]))
-            lines.append(" \\\n".join([pin, *(f"    --hash=sha256:{digest}" for digest in digests)]))
+            lines.append(
+                " \\\n".join([pin, *(f"    --hash=sha256:{digest}" for digest in digests)])
+            )
         lock.write_text("\n".join(lines) + "\n")
         print(f"{lock}: {len(hashes)} pins")
 
