@@ -35,14 +35,13 @@ test: lint
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 
-lint: $(READY) types docs
+lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 # The folders as they are inside the wheel: mypy does not follow the path that rapport/__init__.py extends.
 types: $(READY)
-	rm -rf .types && mkdir -p .types/rapport
-	ln -s $(addprefix ../../,pipeline actors policies rewards $(wildcard rapport/*.py)) .types/rapport/
+	$(PY) infra/tree.py
 	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache
 
 docs: $(READY)
