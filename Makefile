@@ -41,8 +41,7 @@ lint: $(READY)
 
 # The folders as they are inside the wheel: mypy does not follow the path that rapport/__init__.py extends.
 types: $(READY)
-	rm -rf .types && mkdir -p .types/rapport
-	ln -s $(addprefix ../../,pipeline actors policies rewards $(wildcard rapport/*.py)) .types/rapport/
+	$(PY) infra/tree.py
 	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache
 
 docs: $(READY)

@@ -1,9 +1,9 @@
 """Write the hashes of every pinned file into the locks: `make lock` after a pin was changed.
 
-A lock is the list of its pins, `name==version`, under a comment that says what it is for. The versions
-are chosen by hand; this asks the package index (through `uv`) which wheels each of them has for Linux
-on x86_64 and the Pythons we run on, and writes their SHA-256 under the pin. An archive of sources is
-listed only where there is no wheel.
+A lock is the list of its pins, `name==version`, under a comment that says what it is for. The
+versions are chosen by hand; this asks the package index (through `uv`) which wheels each of them
+has for Linux on x86_64 and the Pythons we run on, and writes their SHA-256 under the pin. An
+archive of sources is listed only where there is no wheel.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read(lock: Path) -> tuple[list[str], dict[str, list[str]]]:
 def main(locks: list[str]) -> None:
     for lock in map(Path, locks):
         comment, hashes = read(lock)
-        # A local version such as torch's +cpu is on its project's own index only: its hashes are kept.
+        # A local version, torch's +cpu, is on its project's own index only: its hashes are kept.
         pins = [pin for pin in hashes if "+" not in pin]
         for pin in pins:
             hashes[pin] = []

@@ -1,0 +1,52 @@
+"""The documentation builds without a warning and names what is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "infra" / "README.md"]
+CODE = re.compile(r"`((?:actors|configs|infra|pipeline|policies|rewards|tests)/[\w./]+)`")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "WARNING" not in ended.stderr, ended.stderr
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    assert (site / "index.html").is_file()
+
+
+def test_the_api_pages_come_from_docstrings(site):
+    page = (site / "api" / "policies.html").read_text()
+    assert "What an algorithm may ask of a policy" in page
+    assert 'id="rapport.policies.policy.load_policy"' in page
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    loaded = re.compile(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:|//)")
+    pages = sorted(site.rglob("*.html"))
+    assert [page for page in pages if loaded.search(page.read_text())] == []
+
+
+def test_every_page_stands_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    names = [str(page.relative_to(ROOT / "docs")) for page in PAGES]
+    assert [name for name in names if f": {name}\n" not in navigation] == []
+
+
+# NAME stands for a name of the reader's.
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_text_names_are_there(text):
+    names = {name for name in CODE.findall(text.read_text()) if "NAME" not in name}
+    assert sorted(name for name in names if not (ROOT / name).exists()) == []
