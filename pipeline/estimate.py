@@ -98,7 +98,7 @@ def object_store_bytes(
 
 
 def disk_bytes(size: ModelSize, dtype: str, corpus_bytes: int, policies: int) -> dict[str, int]:
-    """What a run directory grows to, bytes; it holds checkpoints of one learning phase at a time."""
+    """What a run directory grows to, bytes; it holds one learning phase's checkpoints at a time."""
     weights = size.parameters * DTYPE_BYTES[dtype]
     return {
         "policies": policies * weights,

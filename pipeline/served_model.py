@@ -11,9 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
-from mlflow.models import ModelSignature
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel, save_model
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
@@ -33,7 +33,7 @@ OUTPUTS = Schema(
 )
 
 
-class ServedPolicy(mlflow.pyfunc.PythonModel):
+class ServedPolicy(PythonModel):
     """Answers each row of a table with one sampled reaction."""
 
     def load_context(self, context: Any) -> None:
@@ -79,7 +79,7 @@ def save(checkpoint: Path, folder: Path) -> None:
     with warnings.catch_warnings():
         # An input example would have to name a corpus that is there wherever the model is served.
         warnings.filterwarnings("ignore", message=".*input example")
-        mlflow.pyfunc.save_model(
+        save_model(
             folder,
             python_model=__file__,
             artifacts={POLICY: str(checkpoint)},
@@ -88,4 +88,4 @@ def save(checkpoint: Path, folder: Path) -> None:
         )
 
 
-mlflow.models.set_model(ServedPolicy())
+set_model(ServedPolicy())

@@ -317,7 +317,7 @@ class Tracker(TrackedRun):
         try:
             client = MlflowClient(uri)
             if client.get_experiment_by_name(experiment) is None:
-                # Absolute, because Ray workers run in other folders. A server has a place of its own.
+                # Absolute, because Ray workers run in other folders; a server has its own place.
                 local = (directory.parent / "mlartifacts").as_uri()
                 location = local if uri.startswith("sqlite") else None
                 client.create_experiment(experiment, artifact_location=location)

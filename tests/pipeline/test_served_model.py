@@ -1,4 +1,4 @@
-"""A registered policy is an MLflow model: whoever has MLflow and the package can load and ask it."""
+"""A registered policy is an MLflow model, which MLflow and the package can load and ask."""
 
 import sys
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class StandInCorpus:
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """In the place of policies and corpora, so that this tests what lies between them and MLflow."""
+    """Stand for policies and corpora: this tests what lies between them and MLflow."""
     module = ModuleType("rapport.policies.policy")
     module.load_policy = lambda path: StandInPolicy(float((Path(path) / "mean").read_text()))
     monkeypatch.setitem(sys.modules, "rapport.policies.policy", module)
