@@ -1,0 +1,80 @@
+"""Which corpus a recipe works on, and how it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rapport.log import logger
+from rapport.pipeline.data.readers.dualtalk import import_dualtalk
+from rapport.pipeline.data.readers.lm_listener import import_lm_listener
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
+from rapport.pipeline.data.synthetic.generate import Video, generate
+from rapport.settings import Section
+
+
+class CorpusConfig(Section):
+    """A corpus: one of the four kinds, and how long its clips are."""
+
+    kind: Literal["synthetic", "dualtalk", "lm_listener", "parquet"] = "synthetic"
+    """synthetic dyads, DualTalk's or lm-listener's published files, or a corpus `prepare` wrote"""
+    root: Path | None = None
+    """folder of the files (dualtalk, lm_listener, parquet); not used by synthetic"""
+    seconds: float = Field(4.0, gt=0)
+    """length of a clip, seconds"""
+    stride: float = Field(1.0, gt=0)
+    """seconds between starts of clips cut from a recording (dualtalk, lm_listener)"""
+    train_clips: int = Field(1024, ge=1)
+    """training clips to generate (synthetic)"""
+    test_clips: int = Field(96, ge=1)
+    """held-out clips to generate (synthetic)"""
+    image_size: int = Field(56, ge=14)
+    """speaker frames: height and width, pixels"""
+    frames: int = Field(4, ge=0)
+    """speaker frames per clip, evenly spaced; 0 = none"""
+    seed: int = 0
+    """seed of the generator (synthetic)"""
+
+
+def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
+    """Open the corpus that `config` names; it has clips to train on and held-out ones.
+
+    Args:
+        config: which corpus.
+        folder: where one that is generated or imported is written; it must not exist. Not used by
+            `parquet`, which is opened where it lies.
+
+    Raises:
+        CorpusError: there are no such files, they are damaged, or they give no clip of one of the
+            two splits; names the file and the way out.
+    """
+    corpus = _open(config, folder)
+    for split in SPLITS:
+        if split not in corpus.splits:
+            raise CorpusError(
+                f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. "
+                "Recordings, or what of a single one is held out, are shorter: lower corpus.seconds"
+            )
+    return corpus
+
+
+def _open(config: CorpusConfig, folder: Path) -> Corpus:
+    if config.kind == "synthetic":
+        logger.info("generating the synthetic corpus")
+        return generate(
+            folder,
+            n_train=config.train_clips,
+            n_test=config.test_clips,
+            seconds=config.seconds,
+            seed=config.seed,
+            video=Video(frames=config.frames, size=config.image_size),
+        )
+    if config.root is None:
+        raise CorpusError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")
+    if config.kind == "dualtalk":
+        return import_dualtalk(config.root, folder, seconds=config.seconds, stride=config.stride)
+    if config.kind == "lm_listener":
+        return import_lm_listener(config.root, folder, seconds=config.seconds, stride=config.stride)
+    return Corpus(config.root)
