@@ -91,7 +91,8 @@ Please judge the listener only.
    name, as long as it is always the same.
 3. Watch each video with sound and to its end, as often as you like. Videos whose names begin with
    the same number show the same speaker. Watch all of them before you rate the first.
-4. Give each criterion a whole number from {LOWEST} to {HIGHEST}. If you cannot tell, leave the cell empty.
+4. Give each criterion a whole number from {LOWEST} to {HIGHEST}.
+   If you cannot tell, leave the cell empty.
 5. Use the whole scale. There are no right answers, and any number of videos may be good. Some of
    the videos may be recordings of real people.
 

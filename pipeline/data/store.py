@@ -287,7 +287,7 @@ class Corpus:
     @cached_property
     def _places(self) -> dict[str, _Place]:
         """Where each clip lies, in order."""
-        places = {}
+        places: dict[str, _Place] = {}
         for split in self.splits:
             for group in self._split(split):
                 ids = self._read(group, ["clip_id"])["clip_id"].to_pylist()
@@ -305,13 +305,14 @@ class Corpus:
         for name in self.manifest["files"]:
             if name.startswith(f"{split}-"):
                 footer = self._file(name).metadata
-                for index in range(footer.num_row_groups):
-                    groups.append(_RowGroup(name, index, footer.row_group(index).num_rows))
+                for number in range(footer.num_row_groups):
+                    rows = footer.row_group(number).num_rows
+                    groups.append(_RowGroup(name, number, rows))
         return groups
 
     def _read(self, group: _RowGroup, columns: list[str] | None = None) -> pa.RecordBatch:
         with _naming_file(self.path / group.file):
-            table = self._file(group.file).read_row_group(group.index, columns)
+            table = self._file(group.file).read_row_group(group.number, columns)
         return table.combine_chunks().to_batches()[0]
 
     def _file(self, name: str) -> pq.ParquetFile:
@@ -338,7 +339,7 @@ class _RowGroup(NamedTuple):
     """Rows of a shard that are read together."""
 
     file: str
-    index: int  # within the file
+    number: int  # within the file
     rows: int
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.pipeline.config import CorpusConfig
+from rapport.pipeline.data.corpora import CorpusConfig, open_corpus
 from rapport.pipeline.data.readers.lm_listener import (
     LAYOUT,
     ReadCounts,
@@ -19,7 +19,6 @@ from rapport.pipeline.data.readers.lm_listener import (
     read_segments,
 )
 from rapport.pipeline.data.store import CorpusError, CorpusWriter
-from rapport.pipeline.recipes.prepare import _open
 
 TREVOR = "trevor_videos/done_trevor_videos1/025YouTube/025YouTube.mp4"
 TREVOR_ID = "trevor_videos_done_trevor_videos1_025YouTube_025YouTube.mp4"
@@ -381,7 +380,13 @@ def test_ids_are_safe_names_of_files(tmp_path):
     }
 
 
+def test_clips_and_strides_under_a_frame_are_refused(trevor):
+    for seconds, stride in ((0.0, 1.0), (4.0, 0.01)):
+        with pytest.raises(ValueError, match="under a frame at 30 fps"):
+            list(read_lm_listener(trevor, seconds, stride))
+
+
 def test_prepare_opens_it(trevor, tmp_path):
     config = CorpusConfig(kind="lm_listener", root=trevor, seconds=4, stride=4)
-    phase = type("Phase", (), {"directory": tmp_path})
-    assert _open(config, phase).manifest["source"]["kind"] == "lm_listener"
+    corpus = open_corpus(config, tmp_path / "corpus")
+    assert corpus.manifest["source"]["kind"] == "lm_listener"

@@ -75,7 +75,8 @@ def together(pred: Any, other: Any, what: str, partner: bool = False) -> Any:
         pred: what `read_clips` gave for the predictions.
         other: what it gave for the recordings or the partners.
         what: `other` in words, for the error.
-        partner: take the other person: of DualTalk's `x_speaker1` that is `x_speaker2`, and the other way round.
+        partner: take the other person, which of DualTalk's `x_speaker1` is `x_speaker2`, and the
+            other way round.
 
     Raises:
         CorpusError: `other` lacks a name of `pred`.
@@ -191,7 +192,7 @@ def _npz(path: Path) -> Any:
     if {"vertices", "rot", "jaw", "lip", "upper"} <= arrays.keys():
         try:
             regions = Regions(arrays["lip"], arrays["upper"])
-            return Face(arrays["vertices"], arrays["rot"], arrays["jaw"], regions)
+            return Face(arrays["vertices"], arrays["rot"], arrays["jaw"], regions=regions)
         except ValueError as error:
             raise CorpusError(f"{path}: {error}") from error
     if not arrays:
