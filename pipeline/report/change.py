@@ -22,9 +22,7 @@ def in_short(facts: Facts) -> dict[str, object] | None:
     if summary.compared is None or not summary.change:
         return None
     changes = {metric: summary.change.get(f"{metric}_change") for metric in METRICS}
-    sentences = [
-        _sentence(summary, metric, change) for metric, change in changes.items() if change
-    ]
+    sentences = [_sentence(summary, metric, change) for metric, change in changes.items() if change]
     distances = [
         f"{name} {summary.change[f'{metric}_change_percent']:+.1f}{PERCENT}"
         for metric, name in DISTANCES.items()

@@ -88,7 +88,9 @@ def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]]) 
     marks = ticks(min(low for *_, low, _ in rows), max(high for *_, high in rows))
     axis = Scale(marks[0], marks[-1], NAMES, WIDE - 20)
     bottom = TOP + ROW * len(rows)
-    in_words = [f"{name} {mean:.2f}, from {low:.2f} to {high:.2f}" for name, mean, low, high in rows]
+    in_words = [
+        f"{name} {mean:.2f}, from {low:.2f} to {high:.2f}" for name, mean, low, high in rows
+    ]
 
     picture = Picture(WIDE, bottom + 24, f"{title}: {'; '.join(in_words)}")
     for mark in marks:

@@ -7,7 +7,9 @@ from rapport.pipeline.report.summary import Summary
 from rapport.pipeline.report.tables import Table, number
 
 PROTOCOLS = ("unils", "gdpo_paper")
-DEVIATIONS = [f"listen/{protocol}/{name}" for protocol in PROTOCOLS for name in ("FDD", "PDD", "JDD")]
+DEVIATIONS = [
+    f"listen/{protocol}/{name}" for protocol in PROTOCOLS for name in ("FDD", "PDD", "JDD")
+]
 # Column -> metric that every FLAME group has.
 BY_GROUP = {"variance ratio": "variance_ratio", "jerk ratio": "jerk_ratio", "MSE": "MSE"}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+NAMESPACE = "http://www.w3.org/2000/svg"
 Point = tuple[float, float]
 
 
@@ -19,11 +21,16 @@ class Picture:
 
     Args:
         description: what a screen reader says in place of the picture.
+        style: a style sheet, for a picture that is a file of its own.
     """
 
-    def __init__(self, width: float, height: float, description: str, **attributes: object):
-        fixed = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria_label": description}
-        self._svg = ElementTree.Element("svg", _written(attributes | fixed))
+    def __init__(self, width: float, height: float, description: str, style: str = ""):
+        attributes = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria_label": description}
+        if style:
+            attributes |= {"xmlns": NAMESPACE, "width": str(width), "height": str(height)}
+        self._svg = ElementTree.Element("svg", _written(attributes))
+        if style:
+            self.add("style", style)
 
     def add(self, name: str, text: str | None = None, **attributes: object) -> ElementTree.Element:
         """An element with this text inside."""
@@ -36,10 +43,16 @@ class Picture:
         (x1, y1), (x2, y2) = start, stop
         self.add("line", class_=kind, x1=x1, x2=x2, y1=y1, y2=y2)
 
-    def polyline(self, kind: str, points: list[Point], stroke: str | None = None) -> None:
+    def polyline(self, kind: str, points: Sequence[Point], stroke: str | None = None) -> None:
         """A line with corners."""
         corners = " ".join(f"{x},{y}" for x, y in points)
         self.add("polyline", points=corners, class_=kind, stroke=stroke)
+
+    def circle(self, kind: str, centre: Point, radius: float, title: str | None = None) -> None:
+        """A dot; `title` is shown when the mouse rests on it."""
+        circle = self.add("circle", class_=kind, cx=centre[0], cy=centre[1], r=radius)
+        if title is not None:
+            ElementTree.SubElement(circle, "title").text = title
 
     def text(self, text: str, x: float, y: float, **attributes: object) -> None:
         """Text to the right of `x`, unless `text_anchor` is middle or end; `y` is its base line."""
@@ -82,7 +95,7 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
     return [round(k * step, 12) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
-def _written(attributes: dict[str, object]) -> dict[str, str]:
+def _written(attributes: Mapping[str, object]) -> dict[str, str]:
     return {
         name.rstrip("_").replace("_", "-"): str(value)
         for name, value in attributes.items()
