@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -224,7 +224,7 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
     videos = []
     for clip_id, file, kind in kinds:
         motions = {name: by_clip[clip_id][0] for name, by_clip in answers.items()}
-        videos.append(compared(_as_long_as(jury, clip_id, motions), file, kind, motions))
+        videos.append(compared(jury.imitated.corpus.clip(clip_id), file, kind, motions))
     if pairs is not None:
         scores = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score"]
         table = read_table(pairs).select_columns(scores)
@@ -235,27 +235,17 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
     return render_shown(jury.config.render, videos, renderers, step)
 
 
-def _as_long_as(jury: Jury, clip_id: str, motions: Mapping[str, Motion]) -> Any:
-    """The clip, cut to what was answered."""
-    clip = jury.imitated.corpus.clip(clip_id)
-    frames = len(next(iter(motions.values())))
-    speaker = clip.speaker
-    return replace(
-        clip,
-        listener=clip.listener.window(0, frames),
-        speaker=None if speaker is None else speaker.window(0, frames),
-    )
-
-
 def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
     """A row of the training table: speaker, chosen, rejected."""
     clip = imitated.corpus.clip(row["prompt_id"])
-    panels = [speaker_panel(clip)]
+    motions = {}
     scores = {}
     for name in ("chosen", "rejected"):
         actions = np.array(row[name])
-        panels.append(Panel(name, imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))))
+        motions[name] = imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))
         scores[name] = row[f"{name}_score"]
+    panels = [speaker_panel(clip, len(motions["chosen"]))]
+    panels += [Panel(name, motion) for name, motion in motions.items()]
     captions = [panel.caption for panel in panels]
     shown = Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores)
     return Video(shown, tuple(panels), clip.speaker_audio)

@@ -303,8 +303,9 @@ def whole_groups(groups: Groups, videos: int) -> Groups:
 def video_of(candidate: Candidate, path: Path, imitated: Imitated) -> VideoJob:
     """Speaker and listener side by side."""
     clip = imitated.corpus.clip(candidate.prompt_id)
-    listener = Panel("listener", imitated.policy.to_motion(candidate.reaction))
-    return VideoJob(path, (speaker_panel(clip), listener), clip.speaker_audio)
+    motion = imitated.policy.to_motion(candidate.reaction)
+    panels = (speaker_panel(clip, len(motion)), Panel("listener", motion))
+    return VideoJob(path, panels, clip.speaker_audio)
 
 
 # -- Earlier runs --

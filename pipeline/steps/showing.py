@@ -65,9 +65,15 @@ def render_shown(
     return result
 
 
-def speaker_panel(clip: Clip) -> Panel:
-    """The speaker of a clip, or that there is no video of them."""
-    return Panel("speaker", clip.speaker, clip.speaker_shape)
+def speaker_panel(clip: Clip, frames: int) -> Panel:
+    """The speaker of a clip, or that there is no video of them.
+
+    Args:
+        clip: the clip.
+        frames: of the reaction beside it, which may be shorter than the clip.
+    """
+    speaker = None if clip.speaker is None else clip.speaker.window(0, frames)
+    return Panel("speaker", speaker, clip.speaker_shape)
 
 
 def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> Video:
@@ -79,9 +85,10 @@ def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) ->
         kind: of video, see `Shown`.
         answers: of one layout, by method.
     """
-    layout = next(iter(answers.values())).layout
-    listeners = {"ground truth": clip.listener.subset(layout)} | dict(answers)
-    panels = [speaker_panel(clip)]
+    answer = next(iter(answers.values()))
+    recorded = clip.listener.subset(answer.layout).window(0, len(answer))
+    listeners = {"ground truth": recorded} | dict(answers)
+    panels = [speaker_panel(clip, len(answer))]
     panels += [Panel(caption, motion) for caption, motion in listeners.items()]
     captions = [panel.caption for panel in panels]
     shown = Shown(kind, file, clip.clip_id, clip.text, captions)

@@ -20,8 +20,8 @@ from rapport.pipeline.data.readers.dualtalk import (
 )
 from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.recipes.prepare import prepare
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.clip import AUDIO_RATE
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"
@@ -185,10 +185,10 @@ def test_a_recording_too_short_for_held_out_clips_is_named_with_what_to_lower(tm
     put(tmp_path / "flat", "x", 1, None, 20.0)
     put(tmp_path / "flat", "x", 2, 500, 20.0)
     run = SimpleNamespace(
-        once=lambda name, work: work(SimpleNamespace(directory=tmp_path, say=print))
+        once=lambda name, work, round_index=1: work(SimpleNamespace(directory=tmp_path, say=print))
     )
     with pytest.raises(RunError, match=r"flat: no test clip of 8 s.*lower corpus\.seconds"):
-        prepare(CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8), run)
+        prepare(run, CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real dyad is not beside this checkout")
