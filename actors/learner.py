@@ -181,7 +181,11 @@ class Learners:
         deadline = time.monotonic() + self.config.timeout_s
         while not outcome.done():
             for request in ray.get(self._mailbox.take.remote(0.5)):
-                yield Iteration(request.step, request.index, ray.get(request.weights[0]))
+                try:
+                    weights = ray.get(request.weights[0])
+                except ray.exceptions.ObjectLostError:
+                    continue  # the learner died with its weights; the restarted one asks again
+                yield Iteration(request.step, request.index, weights)
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"learning in {self.directory} took longer than "

@@ -1,10 +1,7 @@
-"""GDPO on real learners with a rollout fleet of their own: iterations, and that a killed learner
-changes nothing.
-"""
+"""GDPO on real learners and a rollout fleet: iterations; a killed learner changes nothing."""
 
 import os
 import signal
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,25 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rapport.actors.engines import InProcess
-from rapport.actors.fleet import Fleet
-from rapport.actors.learner import Learners
 from rapport.actors.settings import FleetConfig, LearnerConfig
 from rapport.pipeline.data.flow import WINDOW_SCHEMA
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.objectives.settings import FlowGdpoConfig
-from rapport.pipeline.steps.alignment import sampled_by
-from rapport.pipeline.steps.rewarding import Scenes, experience
+from rapport.pipeline.recipes import gdpo as recipe
+from rapport.pipeline.settings import GdpoOfFlow
+from rapport.pipeline.steps import alignment
+from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.sampling import rollout_sampler, start_fleet
 from rapport.policies.flow import config
 from rapport.policies.flow.model import initialised
-from rapport.policies.flow.policy import FlowPolicy, Sampler
+from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout
-from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
-from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
 
 pytestmark = pytest.mark.engine
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
@@ -47,19 +42,23 @@ SIZES = config.FlowSizes(
     window=3,
 )
 SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "actor_audio": (12, 6)}
-OPTIONS = LearnerConfig(
-    world_size=2,
-    cpus=0.4,
-    gpus=0,
-    threads=1,
-    zero_stage=2,
-    gradient_clipping=1.0,
-    max_failures=1,
-    checkpoint_every=2,
-    timeout_s=300,
-)
-GDPO = FlowGdpoConfig(
-    iterations=3, sync_every=2, batch_size=2, group_size=2, steps=2, learning_rate=1e-3
+CONFIG = GdpoOfFlow(
+    seed=3,
+    gdpo=FlowGdpoConfig(
+        iterations=3, sync_every=2, batch_size=2, group_size=2, steps=2, learning_rate=1e-3
+    ),
+    learner=LearnerConfig(
+        world_size=2,
+        cpus=0.4,
+        gpus=0,
+        threads=1,
+        zero_stage=2,
+        gradient_clipping=1.0,
+        max_failures=1,
+        checkpoint_every=2,
+        timeout_s=300,
+    ),
+    rollout=FleetConfig(workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60),
 )
 
 
@@ -80,16 +79,15 @@ def files(tmp_path_factory):
         | {name: to_bytes(rng.normal(size=shape)) for name, shape in SHAPES.items()}
         for i in range(5)
     )
-    write_table(folder / "windows.arrow", rows, WINDOW_SCHEMA)
+    (folder / "windows").mkdir()
+    write_table(folder / "windows" / "train.arrow", rows, WINDOW_SCHEMA)
     return folder
 
 
-SAMPLER = Sampler(steps=2, sigma=0.5, corrected=True, shared_start=True, chunk=100)
+def killed_once(marker: Path) -> type[Gdpo]:
+    """GDPO, but the learner that asks for rollouts is killed in the second iteration, once.
 
-
-def killed_once(objective: Gdpo, marker: Path) -> Gdpo:
-    """The objective, but the learner that asks for rollouts is killed in the second iteration,
-    once. Travels by value.
+    Local, so that it travels by value.
     """
 
     class Killed(Gdpo):
@@ -99,43 +97,38 @@ def killed_once(objective: Gdpo, marker: Path) -> Gdpo:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().batch(step, rank, world_size)
 
-    killed = Killed.__new__(Killed)
-    killed.__dict__ |= objective.__dict__
-    return killed
+    return Killed
 
 
-def post_train(objective, files, folder, log):
-    """The loop of `recipes/gdpo.py`."""
-    scenes = Scenes(
-        files / "windows.arrow", load_policy(files / "flow"), files / "flow", GDPO, seed=3
+def post_train(files, directory):
+    """The recipe's own loop; returns the phase's result and what was logged."""
+    imitated = Imitated(corpus=None, policy_path=files / "flow", windows=files / "windows")
+    logged = []
+    step = SimpleNamespace(
+        name="gdpo",
+        directory=directory,
+        say=print,
+        logger=SimpleNamespace(log=lambda values, step: logged.append((step, values))),
     )
-    recipe = SimpleNamespace(gdpo=GDPO, reward=RewardConfig(), groups=GroupWeightsConfig())
-    fleet_config = FleetConfig(workers=1, batch_prompts=2, timeout_s=60)
-    start = partial(InProcess, str(files / "flow"), SAMPLER)
-    with Fleet(start, fleet_config, losses=0) as fleet:
-        roll_out = sampled_by(fleet, scenes, recipe)
-        learners = Learners(objective, OPTIONS, folder, log=log, say=print)
-        for iteration in learners.iterations():
-            groups = roll_out(iteration.weights, iteration.index)
-            batch = scenes.of_iteration(iteration.index)
-            learners.learn(experience(scenes, batch, groups, recipe))
-    return learners.result
+    run = SimpleNamespace(once=lambda name, work, round_index: work(step), summary={"metrics": {}})
+    sampler = rollout_sampler(CONFIG, imitated.policy)
+    with start_fleet(CONFIG.rollout, 0, imitated, sampler) as fleet:
+        fleet.ready()
+        return recipe.post_train(run, CONFIG, imitated, fleet), logged
 
 
-def test_iterations_with_a_killed_learner_are_those_that_went_through(local_ray, files, tmp_path):
-    objective = Gdpo(files / "flow", files / "windows.arrow", GDPO, 3, SAMPLER)
+def test_iterations_with_a_killed_learner_are_those_that_went_through(
+    local_ray, files, tmp_path, monkeypatch
+):
     logged, weights = {}, {}
-    runs = {"whole": objective, "killed": killed_once(objective, tmp_path / "marker")}
-    for name, running in runs.items():
-        lines = logged[name] = []
-
-        def log(values, step, to=lines):
-            to.append((step, values))
-
-        result = post_train(running, files, tmp_path / name, log)
-        weights[name] = load_file(tmp_path / name / "policy" / "model.safetensors")
-        assert result["steps"] == 6
-    assert (tmp_path / "marker").exists()
+    marker = tmp_path / "marker"
+    for name, objective in (("whole", Gdpo), ("killed", killed_once(marker))):
+        monkeypatch.setattr(alignment, "Gdpo", objective)
+        (tmp_path / name).mkdir()
+        result, logged[name] = post_train(files, tmp_path / name)
+        weights[name] = load_file(result.artifacts["gdpo_policy"] / "model.safetensors")
+        assert result.counts["gdpo_steps"] == 6
+    assert marker.exists()
     whole, killed = logged["whole"], logged["killed"]
     assert [step for step, _ in whole] == list(range(1, 7))
     assert dict(killed) == dict(whole), "the same rewards, ratios and gradients"
