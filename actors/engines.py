@@ -80,16 +80,21 @@ class TokenEngine:
     """
 
     def __init__(self, checkpoint: str, config: EngineConfig) -> None:
+        engine: Any
         if config.engine == "vllm":
-            from rapport.policies.vla.vllm_engine import VllmEngine as Kind
+            from rapport.policies.vla.vllm_engine import VllmEngine
+
+            engine = VllmEngine
         else:
-            from rapport.policies.vla.hf_engine import HfEngine as Kind
-        self.engine = Kind(
+            from rapport.policies.vla.hf_engine import HfEngine
+
+            engine = HfEngine
+        self.engine = engine(
             Path(checkpoint),
-            config.dtype,
-            config.temperature,
-            config.kv_cache_gib,
-            config.tensor_parallel,
+            dtype=config.dtype,
+            temperature=config.temperature,
+            kv_cache_gib=config.kv_cache_gib,
+            tensor_parallel=config.tensor_parallel,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -117,6 +122,11 @@ class TokenEngine:
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """Load them into the engine."""
         self.engine.update(dict(weights))
+
+
+def canary_tolerance(config: EngineConfig) -> float:
+    """Largest log-prob gap that is no mistake, nats; half precision alone makes a larger one."""
+    return config.canary_tolerance if config.dtype == "float32" else 0.1
 
 
 def engine_environment(config: EngineConfig) -> dict[str, str]:

@@ -19,9 +19,8 @@ from rapport.actors.pool import Pool
 from rapport.actors.settings import FleetConfig
 from rapport.policies.policy import Prompt, Reaction, weight_digest
 
-CANARY_TOKENS = (
-    128  # every weight but those of later slots has a say in them; the digest covers all
-)
+# Every weight but those of later slots has a say in as many tokens; the digest covers all.
+CANARY_TOKENS = 128
 
 StartEngine = Callable[[], Engine]
 
@@ -33,8 +32,8 @@ class StaleWeightsError(RuntimeError):
 class Checked(Protocol):
     """A policy that can tell how far an engine's log-probs are from its own."""
 
-    def log_prob_gap(self, prompt: Prompt, reaction: Reaction) -> float:
-        """Largest difference, nats."""
+    def log_prob_gap(self, prompt: Any, reaction: Reaction) -> float:
+        """Largest difference, nats; `prompt` is of the policy's own kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +166,10 @@ class Fleet(Pool):
         }
         places = dict(enumerate(self._groups))
 
+        worker: Any = RolloutWorker  # Ray's decorator adds `options`, of which types know nothing
+
         def start_actor(index: int) -> Any:
+            place: Any
             if index in places:
                 place = PlacementGroupSchedulingStrategy(places.pop(index))
             else:
@@ -175,16 +177,16 @@ class Fleet(Pool):
                 # Not in the placement group of whoever asks: it has no room for an engine.
                 place = "DEFAULT"
             options = actor | {"scheduling_strategy": place}
-            return RolloutWorker.options(**options).remote(start, config.threads)
+            return worker.options(**options).remote(start, config.threads)
 
         super().__init__(
-            "rollout fleet",
-            "engine",
-            start_actor,
-            config.workers,
-            config.in_flight,
-            config.timeout_s,
-            losses,
+            name="rollout fleet",
+            kind="engine",
+            start=start_actor,
+            workers=config.workers,
+            in_flight=config.in_flight,
+            timeout_s=config.timeout_s,
+            losses=losses,
         )
 
     def __exit__(self, *error: object) -> None:
@@ -274,7 +276,13 @@ class Fleet(Pool):
     def _question(self) -> Request | None:
         if self._canary is None:
             return None
-        return Request(0, [self._canary.prompt], [0], samples=1, actions=self._canary.actions)
+        return Request(
+            number=0,
+            prompts=[self._canary.prompt],
+            seeds=[0],
+            samples=1,
+            actions=self._canary.actions,
+        )
 
     def _check_canary(self) -> float:
         answers = self.each("sample", self._question)
@@ -287,6 +295,8 @@ class Fleet(Pool):
             )
 
     def _check_gap(self, reaction: Reaction) -> float:
+        if self._canary is None or self._policy is None:
+            raise ValueError("a canary is checked against the policy whose weights engines hold")
         gap = self._policy.log_prob_gap(self._canary.prompt, reaction)
         telemetry.record(telemetry.LOG_PROB_GAP, gap, pool=self.name)
         tolerance = self._canary.tolerance

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,40 @@ import torch.distributed as dist
 
 from rapport.actors.learner import start_engine, train_step
 from rapport.actors.settings import LearnerConfig
-from rapport.pipeline.bench.workload import process, random_policy, random_prompts, spread
-from rapport.pipeline.objectives.dpo import Dpo, pair_schema
+from rapport.log import logger
+from rapport.pipeline.bench.workload import (
+    BINS,
+    action_space,
+    median_and_range,
+    process,
+    random_policy,
+    random_prompts,
+)
+from rapport.pipeline.bench_settings import DpoBench, DpoWorkload
+from rapport.pipeline.objectives.dpo import NAMES, Dpo, pair_schema
 from rapport.pipeline.objectives.settings import VlaDpoConfig
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.settings import BenchConfig
-from rapport.policies.motion import Layout
 from rapport.policies.tables import write_table
-from rapport.policies.vla.actions import ActionSpace
+from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.settings import VlaConfig
 
 DIMS = 32  # action dimensions: any that divide the response
+BETA = 0.1
+LEARNING_RATE = 1e-4
+IMAGE_SIZE = 56
+PATCHES = (IMAGE_SIZE // 14) ** 2
+
+Row = dict[str, Any]
 
 
 @ray.remote
 class OurLearner:
     """One ZeRO learner, as the pipeline trains."""
 
-    def __init__(self, checkpoint: str, table: str, dpo: VlaDpoConfig, learner: LearnerConfig):
-        torch.set_num_threads(learner.threads)
+    def __init__(self, checkpoint: Path, table: Path, dpo: VlaDpoConfig, threads: int) -> None:
+        torch.set_num_threads(threads)
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
@@ -50,14 +63,22 @@ class OurLearner:
             "LOCAL_RANK": "0",
         }
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        reference = str(Path(table).with_name("reference.parquet"))
-        self.task = Dpo(checkpoint, checkpoint, table, dpo, 0, reference, VlaConfig())
-        self.engine = start_engine(self.task, learner)
-        self.task.prepare(self.engine.__call__, 0, 1)
+        self.objective = Dpo(
+            initial=checkpoint,
+            reference=checkpoint,
+            table=table,
+            config=dpo,
+            seed=0,
+            reference_file=table.with_name("reference.parquet"),
+            policy_config=VlaConfig(),
+        )
+        self.engine = start_engine(self.objective, LearnerConfig(world_size=1, threads=threads))
+        self.objective.prepare(self.engine.__call__, rank=0, world_size=1)
         self.step = 0
 
     def train(self) -> None:
-        train_step(self.engine, self.task, self.step, 0, 1)
+        """One step."""
+        train_step(self.engine, self.objective, self.step, rank=0, world_size=1)
         self.step += 1
 
 
@@ -66,59 +87,38 @@ class TrlLearner:
     """TRL's trainer on the LLaMA inside the same checkpoint."""
 
     def __init__(
-        self,
-        checkpoint: str,
-        rows: list[dict[str, list[int]]],
-        directory: str,
-        batch: int,
-        threads: int,
-    ):
+        self, checkpoint: Path, rows: Sequence[Row], folder: str, batch_size: int, threads: int
+    ) -> None:
         from datasets import Dataset
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast, TrainerCallback
         from trl import DPOConfig, DPOTrainer
 
         torch.set_num_threads(threads)
-        model = load_checkpoint(Path(checkpoint)).model.language_model
-        words = Tokenizer(
-            models.WordLevel(
-                {_word(i): i for i in range(model.config.vocab_size)}, unk_token=_word(0)
-            )
-        )
+        model = load_checkpoint(checkpoint).model.language_model
+        vocabulary = {_word(token): token for token in range(model.config.vocab_size)}
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token=_word(0)))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=words, eos_token=_word(1), pad_token=_word(2), padding_side="left"
         )
-
-        def text(ids: list[int]) -> str:
-            return " ".join(map(_word, ids))
-
-        # It appends an end token of its own, so the responses are given one token short.
-        dataset = Dataset.from_list(
-            [
-                {
-                    "prompt": text(r["prompt"]) + " ",
-                    "chosen": text(r["chosen"][:-1]) + " ",
-                    "rejected": text(r["rejected"][:-1]) + " ",
-                }
-                for r in rows
-            ]
-        )
-        stamps = self.stamps = []
+        dataset = Dataset.from_list([_as_text(row) for row in rows])
+        stamps: list[float] = []
+        self.stamps = stamps
 
         class Clock(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 stamps.append(time.perf_counter())
 
         arguments = DPOConfig(
-            output_dir=directory,
-            per_device_train_batch_size=batch,
+            output_dir=folder,
+            per_device_train_batch_size=batch_size,
             max_length=None,
-            beta=0.1,
-            learning_rate=1e-4,
+            beta=BETA,
+            learning_rate=LEARNING_RATE,
             weight_decay=0.0,
             precompute_ref_log_probs=True,
-            precompute_ref_batch_size=batch,
+            precompute_ref_batch_size=batch_size,
             num_train_epochs=1,
             report_to="none",
             save_strategy="no",
@@ -145,12 +145,27 @@ class TrlLearner:
         return self.lengths, np.diff(self.stamps).tolist()
 
 
+def _as_text(row: Row) -> dict[str, str]:
+    # TRL appends an end token of its own, so the responses are given one token short.
+    tokens = {
+        "prompt": row["prompt"],
+        "chosen": row["chosen"][:-1],
+        "rejected": row["rejected"][:-1],
+    }
+    return {name: " ".join(map(_word, ids)) + " " for name, ids in tokens.items()}
+
+
 def _word(token: int) -> str:
     """None is part of another, so that end and pad are not found within words."""
     return f"w{token}."
 
 
-def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(config: DpoBench) -> dict[str, Any]:
+    """Both on the same pairs.
+
+    Raises:
+        RunError: TRL is not installed.
+    """
     try:
         import trl
     except ImportError:
@@ -158,78 +173,90 @@ def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
             "bench dpo compares with TRL, which only it needs: pip install --no-deps -r "
             "infra/requirements/bench.lock"
         ) from None
-    b, rng = config.bench, np.random.default_rng(config.seed)
-    steps = b.repeats + 1  # the first warms up
+    workload = config.bench
+    space = action_space(DIMS - 6, rate=1, seconds=workload.response_tokens // DIMS)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint, table = f"{scratch}/policy", Path(scratch) / "pairs.arrow"
-        layout = Layout((("expr", DIMS - 6), ("rot", 3), ("jaw", 3)), 25.0, "builtin")
-        space = ActionSpace(layout, rate=1, seconds=b.response_tokens // DIMS)
-        patches = (56 // 14) ** 2
-        policy = random_policy(
-            config,
-            Path(checkpoint),
-            space=space,
-            vocabulary=b.vocabulary,
+        checkpoint = Path(scratch) / "policy"
+        table = Path(scratch) / "pairs.arrow"
+        sizes = random_policy(
+            checkpoint,
+            config.vla,
+            space,
+            vocabulary=workload.vocabulary,
+            seed=config.seed,
             frames=1,
-            image_size=56,
-            text_tokens=b.prompt_tokens - patches - 2,
+            image_size=IMAGE_SIZE,
+            text_tokens=workload.prompt_tokens - PATCHES - 2,
         )
-        start = policy.action_token_start
-        prompts = random_prompts(policy, steps * b.batch_size, config.seed, has_frames=False)
-        rows = [
-            {
-                "prompt_id": p.prompt_id,
-                "prompt": p.ids.tolist(),
-                "frames": None,
-                "chosen_score": 1.0,
-                "rejected_score": 0.0,
-            }
-            | {
-                name: rng.integers(start, start + 256, space.tokens).tolist()
-                for name in ("chosen", "rejected")
-            }
-            for p in prompts
-        ]
+        rows = list(_pairs(sizes, space.tokens, workload, config.seed))
         write_table(table, rows, pair_schema(VlaPolicy))
-        dpo = VlaDpoConfig(
-            train="all",
-            first_steps=None,
-            batch_size=b.batch_size,
-            epochs=1,
-            beta=0.1,
-            learning_rate=1e-4,
-        )
-        learner = LearnerConfig(world_size=1, threads=b.threads)
-        with process(OurLearner, b.threads, checkpoint, str(table), dpo, learner) as call:
-            call("train")
-            ours = []
-            for _ in range(b.repeats):
-                started = time.perf_counter()
-                call("train")
-                ours.append(b.batch_size / (time.perf_counter() - started))
-        say(f"ours {spread(ours)['median']:.2f} pairs/s")
+        ours = _ours(checkpoint, table, workload)
+        logger.info(f"[dpo] ours {ours['median']:.2f} pairs/s")
         with process(
-            TrlLearner, b.threads, checkpoint, rows, f"{scratch}/trl", b.batch_size, b.threads
+            TrlLearner,
+            checkpoint,
+            rows,
+            f"{scratch}/trl",
+            workload.batch_size,
+            workload.threads,
+            threads=workload.threads,
         ) as call:
             lengths, taken = call("train")
-        if lengths != [policy.prompt_length, space.tokens, space.tokens]:
-            raise AssertionError(
-                f"TRL trains on {lengths} tokens, ours on {policy.prompt_length} and {space.tokens}"
-            )
-        theirs = [b.batch_size / s for s in taken]
-    ratio = spread(ours)["median"] / spread(theirs)["median"]
-    say(f"TRL {trl.__version__} {spread(theirs)['median']:.2f} pairs/s; {ratio:.2f} times")
+    if lengths != [sizes.prompt_length, space.tokens, space.tokens]:
+        raise AssertionError(
+            f"TRL trains on {lengths} tokens, ours on {sizes.prompt_length} and {space.tokens}"
+        )
+    theirs = median_and_range([workload.batch_size / duration for duration in taken])
+    ratio = ours["median"] / theirs["median"]
+    logger.info(f"[dpo] TRL {trl.__version__} {theirs['median']:.2f} pairs/s; {ratio:.2f} times")
     return {
         "workload": {
-            "vocabulary": b.vocabulary,
-            "prompt_tokens": policy.prompt_length,
-            "batch_size": b.batch_size,
+            "vocabulary": workload.vocabulary,
+            "prompt_tokens": sizes.prompt_length,
+            "batch_size": workload.batch_size,
             "response_tokens": space.tokens,
             "hidden": config.vla.hidden,
             "layers": config.vla.layers,
-            "threads": b.threads,
+            "threads": workload.threads,
         },
-        "ours": {"pairs_per_s": spread(ours)},
-        "trl": {"version": trl.__version__, "pairs_per_s": spread(theirs)},
+        "ours": {"pairs_per_s": ours},
+        "trl": {"version": trl.__version__, "pairs_per_s": theirs},
         "ratio": ratio,
     }
+
+
+def _pairs(sizes: FaceVLAConfig, tokens: int, workload: DpoWorkload, seed: int) -> Iterator[Row]:
+    """One batch to warm up, and one for each measurement."""
+    rng = np.random.default_rng(seed)
+    count = (workload.repeats + 1) * workload.batch_size
+    start = sizes.action_token_start
+    for prompt in random_prompts(sizes, count, seed=seed, filmed=False):
+        reactions = {name: rng.integers(start, start + BINS, tokens).tolist() for name in NAMES}
+        yield {
+            "prompt_id": prompt.prompt_id,
+            "prompt": prompt.ids.tolist(),
+            "frames": None,
+            "chosen_score": 1.0,
+            "rejected_score": 0.0,
+        } | reactions
+
+
+def _ours(checkpoint: Path, table: Path, workload: DpoWorkload) -> dict[str, float]:
+    dpo = VlaDpoConfig(
+        train="all",
+        first_steps=None,
+        batch_size=workload.batch_size,
+        epochs=1,
+        beta=BETA,
+        learning_rate=LEARNING_RATE,
+    )
+    rates = []
+    with process(
+        OurLearner, checkpoint, table, dpo, workload.threads, threads=workload.threads
+    ) as call:
+        call("train")  # warm
+        for _ in range(workload.repeats):
+            started = time.perf_counter()
+            call("train")
+            rates.append(workload.batch_size / (time.perf_counter() - started))
+    return median_and_range(rates)

@@ -1,22 +1,25 @@
-"""AR-Flow at paper size on one core: frames a second, cached against uncached, what a group of
-rollouts costs, and how much memory learning from one takes.
+"""AR-Flow at paper size on one core: speed, what a group of rollouts costs, memory of learning.
 
-A window of 200 frames with all four conditions, weights and features at random: speed does not
-depend on them.
+Frames a second are measured cached and uncached, memory is what learning from a group of rollouts
+takes. A window of 200 frames with all four conditions, weights and features at random: speed does
+not depend on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
 
-from rapport.pipeline.bench.workload import seconds, spread
-from rapport.pipeline.settings import BenchConfig
+from rapport.log import logger
+from rapport.pipeline.bench.workload import FPS, median_and_range, seconds
+from rapport.pipeline.bench_settings import FlowBench
 from rapport.policies.flow.conditions import Conditions
 from rapport.policies.flow.config import PAPER_GROUPS, flow_config, vae_config
 from rapport.policies.flow.model import ARFlow, initialised
@@ -24,104 +27,146 @@ from rapport.policies.flow.sampling import draw_noise, generate
 from rapport.policies.flow.sde import replay_velocities, rollout
 from rapport.policies.motion import Layout
 
-STEPS, ROLLOUT_STEPS, SIGMA = 10, 4, 0.5  # GDPO-Listener, section 4.1
+# GDPO-Listener, section 4.1.
+STEPS = 10
+ROLLOUT_STEPS = 4
+SIGMA = 0.5
 GROUP_SIZES = (1, 2, 4, 8, 16)
-# Of a replay: latents, denoise steps of each, chunk (None = all at once; the paper's is 50).
-REPLAYS = ((25, 4, None), (25, 16, None), (25, 4, 50), (25, 16, 50), (25, 64, 50), (100, 4, 50))
 REPLAYED = 4  # rollouts, the paper's G
-T5_XXL, WAV2VEC2_LARGE = 4096, 1024  # widths
+T5_XXL = 4096  # wide
+WAV2VEC2_LARGE = 1024  # wide
 
 
-def measure(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    torch.set_num_threads(config.bench.threads)
+@dataclass(frozen=True)
+class Replay:
+    """How much of a rollout is learnt from at once.
+
+    Args:
+        latents: of the window.
+        steps: denoise steps of each.
+        chunk: steps replayed at once; None = all of them. The paper's is 50.
+    """
+
+    latents: int
+    steps: int
+    chunk: int | None
+
+    def __str__(self) -> str:
+        at_once = "all at once" if self.chunk is None else f"{self.chunk} at a time"
+        return f"{self.latents} latents, {self.steps} steps, {at_once}"
+
+
+REPLAYS = (
+    Replay(25, 4, None),
+    Replay(25, 16, None),
+    Replay(25, 4, 50),
+    Replay(25, 16, 50),
+    Replay(25, 64, 50),
+    Replay(100, 4, 50),
+)
+
+
+def measure(config: FlowBench) -> dict[str, Any]:
+    """Frames a second, groups of rollouts, memory of replays."""
+    threads = config.bench.threads
+    torch.set_num_threads(threads)
     model, conditions = paper_size(config.seed)
+    result: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "threads": threads,
+    }
+    result |= _generation(config, model, conditions)
+    result |= _groups(config, model, conditions)
+    replays = {str(replay): replay_memory(replay, config.seed, threads) for replay in REPLAYS}
+    shown = "; ".join(f"{name} {mib:.0f}" for name, mib in replays.items())
+    logger.info(f"[flow] memory of the replay of {REPLAYED} rollouts, MiB: {shown}")
+    return result | {"replay_mib": replays}
+
+
+def _generation(config: FlowBench, model: ARFlow, conditions: Conditions) -> dict[str, Any]:
+    """By the ODE, as it is done and with nothing kept."""
     sizes = model.config
-
-    def repeated(work: Callable[[], Any]) -> dict[str, float]:
-        work()
-        return spread([seconds(work) for _ in range(config.bench.repeats)])
-
-    start = draw_noise([config.seed], 1, sizes.window, sizes.latent_dim)
-    guided = torch.full((1, sizes.window), 2.0)
-    ways = {"offline": {}, "streaming": {"streaming": True}, "guided": {"omega": guided}}
-    cached = {
-        name: repeated(lambda way=way: generate(model, conditions, start, STEPS, **way))
-        for name, way in ways.items()
+    noise = draw_noise([config.seed], 1, sizes.window, sizes.latent_dim)
+    ways: dict[str, dict[str, Any]] = {
+        "offline": {},
+        "streaming": {"streaming": True},
+        "guided": {"omega": torch.full((1, sizes.window), 2.0)},
     }
+    cached = {}
+    for name, way in ways.items():
+        work = partial(generate, model, conditions, noise, STEPS, **way)
+        cached[name] = _repeated(work, config.bench.repeats)
+    step = _repeated(partial(_uncached_step, model, conditions, noise), config.bench.repeats)
+    uncached = sizes.window * STEPS * step["median"]
     frames_per_second = {name: sizes.frames / time["median"] for name, time in cached.items()}
-    uncached = (
-        sizes.window * STEPS * repeated(lambda: _uncached_step(model, conditions, start))["median"]
-    )
     speed_up = uncached / cached["offline"]["median"]
-    say(
-        f"{STEPS} steps: "
-        + ", ".join(f"{fps:.0f} frames/s {name}" for name, fps in frames_per_second.items())
-        + f"; keeping prefix and history is {speed_up:.1f} times as fast"
-    )
-
-    groups = {}
-    for size in GROUP_SIZES:
-        drawn = draw_noise([config.seed], size, sizes.window, ROLLOUT_STEPS + 1, sizes.latent_dim)
-        groups[str(size)] = repeated(lambda drawn=drawn: rollout(model, conditions, drawn, SIGMA))
-    relative = {size: time["median"] / groups["1"]["median"] for size, time in groups.items()}
-    say(
-        "a group of rollouts against a single one: "
-        + ", ".join(f"G={g} {r:.2f}x" for g, r in relative.items())
-    )
-    replays = {
-        f"{latents} latents, {steps} steps, {f'{chunk} at a time' if chunk else 'all at once'}": replay_memory(
-            latents, steps, chunk, config.seed, config.bench.threads
-        )
-        for latents, steps, chunk in REPLAYS
-    }
-    say(
-        f"memory of the replay of {REPLAYED} rollouts, MiB: "
-        + "; ".join(f"{k} {v:.0f}" for k, v in replays.items())
+    shown = ", ".join(f"{fps:.0f} frames/s {name}" for name, fps in frames_per_second.items())
+    logger.info(
+        f"[flow] {STEPS} steps: {shown}; keeping prefix and history is {speed_up:.1f} times as fast"
     )
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "threads": config.bench.threads,
         "generate_s": cached,
         "frames_per_second": frames_per_second,
         "uncached_s": uncached,
         "speed_up": speed_up,
-        "rollout_s": groups,
-        "rollout_relative": relative,
-        "replay_mib": replays,
     }
 
 
+def _groups(config: FlowBench, model: ARFlow, conditions: Conditions) -> dict[str, Any]:
+    """By the SDE, for groups of several sizes."""
+    sizes = model.config
+    groups = {}
+    for size in GROUP_SIZES:
+        noise = draw_noise([config.seed], size, sizes.window, ROLLOUT_STEPS + 1, sizes.latent_dim)
+        work = partial(rollout, model, conditions, noise, SIGMA)
+        groups[str(size)] = _repeated(work, config.bench.repeats)
+    relative = {size: time["median"] / groups["1"]["median"] for size, time in groups.items()}
+    shown = ", ".join(f"G={size} {ratio:.2f}x" for size, ratio in relative.items())
+    logger.info(f"[flow] a group of rollouts against a single one: {shown}")
+    return {"rollout_s": groups, "rollout_relative": relative}
+
+
+def _repeated(work: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Seconds, after a warm-up."""
+    work()
+    return median_and_range([seconds(work) for _ in range(repeats)])
+
+
 def paper_size(seed: int, window: int = 25) -> tuple[ARFlow, Conditions]:
-    vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
+    """AR-Flow of 19.3 M parameters, and conditions of a window of as many latents."""
+    vae = vae_config("paper", Layout(PAPER_GROUPS, FPS, "flame2020"))
     model = initialised(flow_config("paper", vae, T5_XXL, WAV2VEC2_LARGE, window), seed).eval()
     audio = torch.randn(1, model.config.frames, WAV2VEC2_LARGE)
-    return model, Conditions(
-        torch.randn(1, T5_XXL), audio, torch.randn(1, window, vae.latent_dim), audio
-    )
+    text = torch.randn(1, T5_XXL)
+    motion = torch.randn(1, window, vae.latent_dim)
+    return model, Conditions(text, audio, motion, audio)
 
 
-def replay_memory(latents: int, steps: int, chunk: int | None, seed: int, threads: int) -> float:
-    """MiB by which a fresh process grows in forward and backward pass of a replay; weights,
-    gradients apart.
+def replay_memory(replay: Replay, seed: int, threads: int) -> float:
+    """MiB by which forward and backward pass of a replay make a fresh process grow.
+
+    Weights and gradients are there before.
     """
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_replay, latents, steps, chunk, seed, threads).result()
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        return executor.submit(_growth, replay, seed, threads).result()
 
 
-def _replay(latents: int, steps: int, chunk: int | None, seed: int, threads: int) -> float:
+def _growth(replay: Replay, seed: int, threads: int) -> float:
     torch.set_num_threads(threads)
-    model, conditions = paper_size(seed, latents)
-    states = torch.randn(1, REPLAYED, latents, steps + 1, model.config.latent_dim)
+    model, conditions = paper_size(seed, replay.latents)
+    shape = (1, REPLAYED, replay.latents, replay.steps + 1, model.config.latent_dim)
+    states = torch.randn(shape)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = getrusage(RUSAGE_SELF).ru_maxrss  # KiB
-    replay_velocities(model, conditions, states, chunk=chunk).square().mean().backward()
+    velocities = replay_velocities(model, conditions, states, chunk=replay.chunk)
+    velocities.square().mean().backward()
     return (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 @torch.no_grad()
 def _uncached_step(model: ARFlow, conditions: Conditions, start: torch.Tensor) -> None:
-    """One denoise step of the latent in the middle of the window, prefix and history computed anew."""
+    """One denoise step of the middle latent of a window, prefix and history computed anew."""
     middle = model.config.window // 2
     model(
         model.encode_prefix(conditions),

@@ -18,8 +18,8 @@ def ccc(x: np.ndarray, y: np.ndarray) -> float:
     for a, b in zip(x.T, y.T, strict=True):
         with np.errstate(invalid="ignore", divide="ignore"):
             rho = np.nan_to_num(np.corrcoef(a, b)[0, 1])
-        spread = np.var(a) + np.var(b) + (np.mean(a) - np.mean(b)) ** 2
-        values.append(2 * rho * np.std(a) * np.std(b) / (spread + 1e-8))
+        apart = np.var(a) + np.var(b) + (np.mean(a) - np.mean(b)) ** 2
+        values.append(2 * rho * np.std(a) * np.std(b) / (apart + 1e-8))
     return float(np.mean(values))
 
 
@@ -28,22 +28,28 @@ def lag(x: np.ndarray, y: np.ndarray) -> int:
     means = []
     with np.errstate(invalid="ignore", divide="ignore"):
         for shift in range(-49, 50):
-            a, b = (x[shift:], y[: len(y) - shift]) if shift >= 0 else (x[:shift], y[-shift:])
-            means.append(
-                np.mean(
-                    np.float32([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(x.shape[1])])
-                )
-            )
+            if shift >= 0:
+                a = x[shift:]
+                b = y[: len(y) - shift]
+            else:
+                a = x[:shift]
+                b = y[-shift:]
+            channels = range(x.shape[1])
+            correlations = [np.corrcoef(a[:, c], b[:, c])[0, 1] for c in channels]
+            means.append(np.mean(np.array(correlations, np.float32)))
     return abs(49 - int(np.argmax(means)))
 
 
 def weighted_dtw(x: np.ndarray, y: np.ndarray) -> float:
     """Three DTW distances of (time, 25) arrays, weighted."""
-    x, y = x.astype(np.float64), y.astype(np.float64)  # as tslearn does
-    groups = ((0, 15, 1 / 15), (15, 17, 1.0), (17, 25, 1 / 8))
-    return float(
-        sum(w * np.sqrt(_accumulated(x[:, a:b].copy(), y[:, a:b].copy())) for a, b, w in groups)
-    )
+    # As tslearn does.
+    x = x.astype(np.float64)
+    y = y.astype(np.float64)
+    distance = 0.0
+    for first, last, weight in ((0, 15, 1 / 15), (15, 17, 1.0), (17, 25, 1 / 8)):
+        squared = _accumulated(x[:, first:last].copy(), y[:, first:last].copy())
+        distance += weight * np.sqrt(squared)
+    return float(distance)
 
 
 @numba.njit(cache=CACHE)

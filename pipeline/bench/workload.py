@@ -1,11 +1,9 @@
-"""What benchmarks run on: policies of a given size with weights and prompts at random, and actors
-of their own.
-"""
+"""What benches run on: random policies and prompts of a given size, and processes of their own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import ray
 
 from rapport.actors.cluster import worker_environment
-from rapport.pipeline.settings import BenchConfig
+from rapport.pipeline.bench_settings import NetworkConfig, RolloutBench, SyncBench
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
@@ -23,73 +21,127 @@ from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
+FPS = 25.0
+BINS = 256  # of an action
 
-def random_policy(config: BenchConfig, directory: Path, **changes: Any) -> FaceVLAConfig:
-    """Save a policy of the configured size; `changes` as in `tiny_config`, and `space`,
-    `vocabulary`.
+
+def action_space(expr_dims: int, rate: float, seconds: float) -> ActionSpace:
+    """Actions of expression, head rotation and jaw."""
+    layout = Layout((("expr", expr_dims), ("rot", 3), ("jaw", 3)), FPS, "builtin")
+    return ActionSpace(layout, rate, seconds)
+
+
+def sampled_policy(
+    config: RolloutBench | SyncBench, folder: Path, *, slot_embeddings: bool = True
+) -> FaceVLAConfig:
+    """Save the policy that is sampled from.
+
+    Args:
+        config: of the bench.
+        folder: to save it in.
+        slot_embeddings: as in `TinySizes`.
     """
-    policy = config.vla
-    space = changes.pop("space", None)
-    if space is None:
-        layout = Layout(
-            (("expr", policy.action.expr_dims), ("rot", 3), ("jaw", 3)), 25.0, "builtin"
-        )
-        space = ActionSpace(layout, policy.action.rate, config.corpus.seconds)
-    vocabulary = changes.pop("vocabulary", policy.vocabulary)
-    tokenizer = build_text_tokenizer(["hello there"], text_vocabulary=vocabulary - 256)
-    sizes = {
-        "frames": config.corpus.frames,
-        "image_size": config.corpus.image_size,
-        "text_tokens": policy.text_tokens,
-        "hidden": policy.hidden,
-        "layers": policy.layers,
-        "heads": policy.heads,
-        "kv_heads": policy.kv_heads,
-        "tower_hidden": policy.vision_hidden,
-        "tower_layers": policy.vision_layers,
-    }
-    model = build_tiny(tiny_config(tokenizer, space, **sizes | changes), seed=config.seed)
-    low, high = -np.ones(space.dims, np.float32), np.ones(space.dims, np.float32)
-    actions = ActionTokenizer(space, low, high, model.config.action_token_start)
-    save_checkpoint(model, tokenizer, actions, directory)
+    action = config.vla.action
+    return random_policy(
+        folder,
+        config.vla,
+        action_space(action.expr_dims, action.rate, config.corpus.seconds),
+        vocabulary=config.vla.vocabulary,
+        seed=config.seed,
+        frames=config.corpus.frames,
+        image_size=config.corpus.image_size,
+        text_tokens=config.vla.text_tokens,
+        slot_embeddings=slot_embeddings,
+    )
+
+
+def random_policy(
+    folder: Path,
+    network: NetworkConfig,
+    space: ActionSpace,
+    *,
+    vocabulary: int,
+    seed: int,
+    **sizes: Any,
+) -> FaceVLAConfig:
+    """Save a policy with random weights.
+
+    Args:
+        folder: to save it in.
+        network: its sizes.
+        space: of its actions, each between -1 and 1.
+        vocabulary: action ids included.
+        seed: of the weights.
+        sizes: of its prompts, as in `TinySizes`.
+    """
+    tokenizer = build_text_tokenizer(["hello there"], text_vocabulary=vocabulary - BINS)
+    tiny = tiny_config(
+        tokenizer,
+        space,
+        hidden=network.hidden,
+        layers=network.layers,
+        heads=network.heads,
+        kv_heads=network.kv_heads,
+        tower_hidden=network.vision_hidden,
+        tower_layers=network.vision_layers,
+        **sizes,
+    )
+    model = build_tiny(tiny, seed=seed)
+    high = np.ones(space.dims, np.float32)
+    actions = ActionTokenizer(space, -high, high, model.config.action_token_start)
+    save_checkpoint(model, tokenizer, actions, folder)
     return model.config
 
 
 def random_prompts(
-    config: FaceVLAConfig, count: int, seed: int, has_frames: bool = True
+    config: FaceVLAConfig, count: int, seed: int, *, filmed: bool = True
 ) -> list[VlaPrompt]:
-    """Prompts full of text; ids beyond the special tokens and the bytes."""
+    """Prompts full of text; ids beyond the special tokens and the bytes.
+
+    Args:
+        config: of the policy.
+        count: how many.
+        seed: of text and frames.
+        filmed: whether they have frames.
+    """
     rng = np.random.default_rng(seed)
     shape = (config.frames, config.image_size, config.image_size, 3)
     prompts = []
-    for i in range(count):
+    for number in range(count):
         text = rng.integers(6, 262, config.text_tokens).tolist()
-        frames = rng.integers(0, 256, shape, dtype=np.uint8) if has_frames else None
-        prompts.append(VlaPrompt(f"p{i:04d}", build_prompt(config, text, has_frames), frames))
+        frames = rng.integers(0, 256, shape, dtype=np.uint8) if filmed else None
+        prompts.append(VlaPrompt(f"p{number:04d}", build_prompt(config, text, filmed), frames))
     return prompts
 
 
 @contextmanager
 def process(
-    actor: Any, threads: int, *arguments: Any, **environment: str
+    actor: Any, *arguments: Any, threads: int = 1, environment: Mapping[str, str] | None = None
 ) -> Iterator[Callable[..., Any]]:
-    """An actor in a process of its own with `threads` CPU threads; yields `call(method,
-    *arguments)`.
+    """An actor in a process of its own; yields `call(method, *arguments)`.
+
+    Args:
+        actor: class of a Ray actor.
+        arguments: of its constructor.
+        threads: CPU threads that it has.
+        environment: variables of the process besides.
     """
-    env = worker_environment(threads) | environment
-    handle = actor.options(num_cpus=threads, runtime_env={"env_vars": env}).remote(*arguments)
+    variables = worker_environment(threads) | dict(environment or {})
+    options = {"num_cpus": threads, "runtime_env": {"env_vars": variables}}
+    handle = actor.options(**options).remote(*arguments)
     try:
-        yield lambda method, *args: ray.get(getattr(handle, method).remote(*args))
+        yield lambda method, *inputs: ray.get(getattr(handle, method).remote(*inputs))
     finally:
         ray.kill(handle)
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """What a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def median_and_range(values: Sequence[float]) -> dict[str, float]:
     """Median, least and greatest of repeated measurements."""
     return {"median": float(np.median(values)), "min": min(values), "max": max(values)}

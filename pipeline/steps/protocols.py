@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Self, get_args
 
 import numpy as np
 
 from rapport.pipeline.data.flow import windows
 from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.report.ranking import GROUND_TRUTH
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.steps.movement import PROTOCOLS, Faces
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.affect import AffectEstimator
@@ -21,61 +23,79 @@ from rapport.rewards.metrics.protocols.protocol import Protocol, Variant
 
 Reactions = Sequence[Sequence[Motion]]  # some to each clip
 Scores = dict[str, float]
-Scorer = Callable[["HeldOut", Reactions, Variant], Scores]
+Scorer = Callable[["RankedClips", Reactions, Variant], Scores]
+# Part of the clips ("all", "first half", "second half") -> variant -> method -> scores.
+ScoresByPart = dict[str, dict[str, dict[str, Scores]]]
 
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 FILE_FRAMES = 750  # of DualTalk's files, about
 HEAD = ("rot", "neck")
 NEVER = {
-    "react2023, react2024": "they take 25 emotion channels (AUs, valence, arousal, expression probabilities) of a "
-    "recogniser; the corpora here have motion. The same metrics, on motion, are those of reactface",
-    "vbench": "it judges rendered video; here all methods drive the same head, so it would judge the renderer",
+    "react2023, react2024": (
+        "they take 25 emotion channels (AUs, valence, arousal, expression probabilities) of a "
+        "recogniser; the corpora here have motion. The same metrics, on motion, are those of "
+        "reactface"
+    ),
+    "vbench": (
+        "it judges rendered video; here all methods drive the same head, so it would judge the "
+        "renderer"
+    ),
 }
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Held-out clips, item by item.
+class RankedClips:
+    """Held-out clips that every method answers.
 
     Args:
-        target: the recorded listener, (frames, dim).
-        partner: the speaker in the listener's layout, None where the corpus lacks them.
-        speech: (2, frames) bool: where the listener and where the speaker speaks.
+        ids: of the clips.
+        recorded: the listener of each, (frames, dim).
+        speakers: each speaker in the listener's layout, None where the corpus lacks them.
+        speech: (2, frames) bool for each: where the listener and where the speaker speaks.
     """
 
     ids: Sequence[str]
-    target: Sequence[Motion]
-    partner: Sequence[Motion | None]
+    recorded: Sequence[Motion]
+    speakers: Sequence[Motion | None]
     speech: Sequence[np.ndarray]
 
     @classmethod
-    def of(cls, corpus: Corpus, ids: Sequence[str], layout: Layout, frames: int) -> HeldOut:
-        """The first `frames` of clips, the groups of `layout`."""
-        target, partner, speech = [], [], []
+    def from_corpus(cls, corpus: Corpus, ids: Sequence[str], layout: Layout, frames: int) -> Self:
+        """The first `frames` of some clips, the groups of `layout`."""
+        recorded = []
+        speakers = []
+        speech = []
         for clip_id in ids:
             clip = corpus.clip(clip_id)
+            speaker = clip.speaker
             window = next(windows(clip, downsample=1, both=False))
-            target.append(clip.listener.subset(layout).window(0, frames))
-            partner.append(
-                None if clip.speaker is None else clip.speaker.subset(layout).window(0, frames)
-            )
-            speech.append(np.stack([window.actor_speaks, window.partner_speaks])[:, :frames])
-        return cls(ids, target, partner, speech)
+            masks = np.stack([window.actor_speaks, window.partner_speaks])
+            recorded.append(clip.listener.subset(layout).window(0, frames))
+            speakers.append(None if speaker is None else speaker.subset(layout).window(0, frames))
+            speech.append(masks[:, :frames])
+        return cls(ids, recorded, speakers, speech)
 
     @property
     def layout(self) -> Layout:
-        return self.target[0].layout
+        """Groups that are compared."""
+        return self.recorded[0].layout
 
     @property
     def frames(self) -> int:
-        return len(self.target[0])
+        """Of every clip."""
+        return len(self.recorded[0])
 
     @property
-    def partners(self) -> Sequence[Motion] | None:
-        """Everybody's partner, or None where one lacks."""
-        return None if any(s is None for s in self.partner) else self.partner
+    def partners(self) -> list[Motion] | None:
+        """Everybody's speaker, or None where one lacks."""
+        present = [speaker for speaker in self.speakers if speaker is not None]
+        return present if len(present) == len(self.speakers) else None
 
-    def part(self, clips: slice) -> HeldOut:
-        return HeldOut(self.ids[clips], self.target[clips], self.partner[clips], self.speech[clips])
+    def part(self, clips: slice) -> RankedClips:
+        """Some of the clips."""
+        return RankedClips(
+            self.ids[clips], self.recorded[clips], self.speakers[clips], self.speech[clips]
+        )
 
 
 def common_frames(answers: Mapping[str, np.ndarray]) -> int:
@@ -88,44 +108,105 @@ def cut(reactions: np.ndarray, layout: Layout, frames: int) -> Reactions:
     return [[Motion(values[:frames], layout) for values in samples] for samples in reactions]
 
 
+def score(
+    run: Run,
+    protocol: str,
+    scorer: Scorer,
+    clips: RankedClips,
+    reactions: Mapping[str, Reactions],
+) -> ScoresByPart:
+    """Every method by one protocol: a phase of the run.
+
+    Args:
+        run: the recipe's.
+        protocol: its name.
+        scorer: of `scorers`.
+        clips: that are answered.
+        reactions: method -> its own.
+
+    Raises:
+        RunError: the protocol refuses its input.
+    """
+
+    @phase(protocol)
+    def scored(step: Phase) -> PhaseResult:
+        try:
+            scores = scores_by_part(scorer, clips, reactions)
+        except ValueError as error:
+            raise RunError(f"protocol {protocol}: {error}") from error
+        step.say(f"{len(scores['all']['corrected'][GROUND_TRUTH])} metrics, both variants")
+        return PhaseResult(value=scores)
+
+    by_part: ScoresByPart = scored(run).value
+    return by_part
+
+
+def scores_by_part(
+    scorer: Scorer, clips: RankedClips, reactions: Mapping[str, Reactions]
+) -> ScoresByPart:
+    """Scores of all clips, and of either half by itself.
+
+    Args:
+        scorer: of a protocol.
+        clips: that are answered.
+        reactions: method -> its own.
+    """
+    middle = len(clips.ids) // 2
+    parts = {"all": slice(None), "first half": slice(middle), "second half": slice(middle, None)}
+    scores: ScoresByPart = {}
+    for name, part in parts.items():
+        scores[name] = {}
+        for variant in VARIANTS:
+            scores[name][variant] = {
+                method: scorer(clips.part(part), answers[part], variant)
+                for method, answers in reactions.items()
+            }
+    return scores
+
+
 def scorers(
-    held_out: HeldOut, train: Sequence[Motion], affect: AffectEstimator | None, faces: Faces | None
+    clips: RankedClips,
+    train: Sequence[Motion],
+    affect: AffectEstimator | None,
+    faces: Faces | None,
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """The protocols that apply to these clips, by name, and why the others are left out.
 
     Protocols that score one reaction a clip take the first.
 
     Args:
+        clips: that are answered.
         train: training listeners in the same layout, for the z-scores of `l2l`.
         affect: reads valence off motion, for L2 Affect.
         faces: turns motion into vertices, for `unils` and `gdpo_paper`.
     """
-    found: dict[str, Scorer] = {"lm_listener": partial(_by_clip, lm_listener.with_affect(affect))}
+    applied: dict[str, Scorer] = {"lm_listener": partial(_by_clip, lm_listener.with_affect(affect))}
     left_out = dict(NEVER)
-    if held_out.frames > l2l.CONTEXT:
-        found["l2l"] = partial(_by_clip, l2l.with_training(train))
+    if clips.frames > l2l.CONTEXT:
+        applied["l2l"] = partial(_by_clip, l2l.with_training(train))
     else:
         left_out["l2l"] = (
-            f"clips of {held_out.frames} frames: it judges those after the first {l2l.CONTEXT}"
+            f"clips of {clips.frames} frames: it judges those after the first {l2l.CONTEXT}"
         )
-    found["dim"] = _dim
-    if held_out.frames * (len(held_out.ids) // 2) > dualtalk.PAIRS:
-        found["dualtalk"] = _dualtalk
+    applied["dim"] = _dim
+    if clips.frames * (len(clips.ids) // 2) > dualtalk.PAIRS:
+        applied["dualtalk"] = _dualtalk
     else:
         left_out["dualtalk"] = f"its Diversity needs files of more than {dualtalk.PAIRS} frames"
     if faces is not None:
-        of_clip = cache(partial(_faces_of_clip, faces))
-        found |= {name: partial(_on_vertices, of_clip, name) for name in PROTOCOLS}
+        of_clip = cache(partial(_scores_of_faces, faces))
+        for name in PROTOCOLS:
+            applied[name] = partial(_on_vertices, of_clip, name)
     else:
         left_out[", ".join(PROTOCOLS)] = "no head for this corpus: give head.path"
-    if held_out.layout.fps == react.FPS and held_out.frames >= MAX_LAG + 2:
-        found["reactface"] = partial(_reactface, on_motion(held_out.layout))
+    if clips.layout.fps == react.FPS and clips.frames >= MAX_LAG + 2:
+        applied["reactface"] = partial(_reactface, on_motion(clips.layout))
     else:
         left_out["reactface"] = (
             f"it takes {MAX_LAG + 2} frames or more at {react.FPS} fps, clips have "
-            f"{held_out.frames} at {held_out.layout.fps:g}"
+            f"{clips.frames} at {clips.layout.fps:g}"
         )
-    return found, left_out
+    return applied, left_out
 
 
 def on_motion(layout: Layout) -> Protocol:
@@ -135,8 +216,9 @@ def on_motion(layout: Layout) -> Protocol:
 
 
 def with_head_as(name: str, motion: Motion) -> Motion:
-    """The head's rotation under the name that a protocol has for it: corpora carry it in `rot` or
-    in `neck`.
+    """The head's rotation under the name that a protocol has for it.
+
+    Corpora carry it in `rot` or in `neck`.
     """
     groups = tuple(
         (name if group in HEAD else group, width) for group, width in motion.layout.groups
@@ -146,27 +228,36 @@ def with_head_as(name: str, motion: Motion) -> Motion:
     return Motion(motion.values, replace(motion.layout, groups=groups))
 
 
-def _by_clip(protocol: Protocol, clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
-    partner = clips.partner if protocol.name == "lm_listener" else None
-    return evaluate(
-        protocol, [samples[0] for samples in answers], clips.target, partner, variant=variant
-    )
+def _first(reactions: Reactions) -> list[Motion]:
+    return [samples[0] for samples in reactions]
 
 
-def _dim(clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
-    return evaluate("dim", *_roles("rot", clips, answers), variant=variant)
+def _by_clip(
+    protocol: Protocol, clips: RankedClips, reactions: Reactions, variant: Variant
+) -> Scores:
+    partner = clips.speakers if protocol.name == "lm_listener" else None
+    return evaluate(protocol, _first(reactions), clips.recorded, partner, variant=variant)
 
 
-def _dualtalk(clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
+def _dim(clips: RankedClips, reactions: Reactions, variant: Variant) -> Scores:
+    roles = _roles("rot", clips, reactions)
+    return evaluate("dim", *roles, variant=variant)
+
+
+def _dualtalk(clips: RankedClips, reactions: Reactions, variant: Variant) -> Scores:
     """On files as long as DualTalk's, each of some clips in a row."""
-    roles = [role and list(_files(role)) for role in _roles("neck", clips, answers)]
-    return evaluate("dualtalk", *roles, variant=variant)
+    roles = _roles("neck", clips, reactions)
+    files = [None if motions is None else list(_files(motions)) for motions in roles]
+    return evaluate("dualtalk", *files, variant=variant)
 
 
-def _roles(head: str, clips: HeldOut, answers: Reactions) -> list[list[Motion] | None]:
-    """Prediction, target and partner of each clip."""
-    roles = ([samples[0] for samples in answers], clips.target, clips.partners)
-    return [role and [with_head_as(head, motion) for motion in role] for role in roles]
+def _roles(head: str, clips: RankedClips, reactions: Reactions) -> list[list[Motion] | None]:
+    """Reaction, recorded listener and speaker of each clip; None where there are no speakers."""
+    roles = (_first(reactions), clips.recorded, clips.partners)
+    return [
+        None if motions is None else [with_head_as(head, motion) for motion in motions]
+        for motions in roles
+    ]
 
 
 def _files(clips: Sequence[Motion]) -> Iterator[Motion]:
@@ -178,39 +269,50 @@ def _files(clips: Sequence[Motion]) -> Iterator[Motion]:
 def _on_vertices(
     of_clip: Callable[..., dict[tuple[str, str], Scores]],
     protocol: str,
-    clips: HeldOut,
-    answers: Reactions,
+    clips: RankedClips,
+    reactions: Reactions,
     variant: Variant,
 ) -> Scores:
-    """Means over clips, as `score` of these protocols takes them; one clip's vertices in memory at
-    a time.
+    """Means over clips, as `score` of these protocols takes them.
+
+    The vertices of one clip are in memory at a time.
     """
-    found: dict[str, list[float]] = {}
-    for samples, target, speech in zip(answers, clips.target, clips.speech, strict=True):
-        for name, value in of_clip(samples[0], target, speech.tobytes())[protocol, variant].items():
-            found.setdefault(name, []).append(value)
-    return {name: float(np.mean(given)) for name, given in found.items()}
+    values: dict[str, list[float]] = {}
+    for samples, recorded, speech in zip(reactions, clips.recorded, clips.speech, strict=True):
+        scores = of_clip(samples[0], recorded, speech.tobytes())[protocol, variant]
+        for name, value in scores.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(by_clip)) for name, by_clip in values.items()}
 
 
-def _faces_of_clip(
-    faces: Faces, pred: Motion, target: Motion, speech: bytes
+def _scores_of_faces(
+    faces: Faces, reaction: Motion, recorded: Motion, speech: bytes
 ) -> dict[tuple[str, str], Scores]:
     """Both protocols on vertices, in both variants: making the vertices takes the time."""
     masks = np.frombuffer(speech, bool).reshape(2, -1)
-    whole = bool(masks[0].any())  # only then distances over the whole head are asked for
-    x, y = faces(pred, whole), faces(target, whole)
-    return {
-        (name, variant): evaluate(
-            name, x, y, speech_mask=masks if people == 2 else masks[0], variant=variant
-        )
-        for name, people in PROTOCOLS.items()
-        for variant in ("reference", "corrected")
-    }
+    # Only where somebody speaks are distances over the whole head asked for.
+    whole = bool(masks[0].any())
+    predicted_face = faces(reaction, whole)
+    recorded_face = faces(recorded, whole)
+    scores = {}
+    for name, people in PROTOCOLS.items():
+        mask = masks if people == 2 else masks[0]
+        for variant in VARIANTS:
+            scores[name, str(variant)] = evaluate(
+                name, predicted_face, recorded_face, speech_mask=mask, variant=variant
+            )
+    return scores
 
 
-def _reactface(protocol: Protocol, clips: HeldOut, answers: Reactions, variant: Variant) -> Scores:
+def _reactface(
+    protocol: Protocol, clips: RankedClips, reactions: Reactions, variant: Variant
+) -> Scores:
     """All reactions to a clip; the only one known to be appropriate is the recorded one."""
-    neighbours: Any = np.eye(len(clips.ids), dtype=int)
     return evaluate(
-        protocol, answers, clips.target, clips.partners, neighbours=neighbours, variant=variant
+        protocol,
+        reactions,
+        clips.recorded,
+        clips.partners,
+        neighbours=np.eye(len(clips.ids), dtype=int),
+        variant=variant,
     )

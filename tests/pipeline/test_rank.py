@@ -12,14 +12,6 @@ from rapport.pipeline.config import load_config
 from rapport.pipeline.data.regression import RegressionListener, targets
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.synthetic.generate import generate
-from rapport.pipeline.recipes.rank import (
-    answered,
-    artifacts,
-    baselines,
-    by_part,
-    common_corpus,
-    scored,
-)
 from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
     Ranking,
@@ -30,12 +22,15 @@ from rapport.pipeline.report.ranking import (
 )
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.steps.methods import TrainedRun, answered, baselines, common_corpus
 from rapport.pipeline.steps.protocols import (
-    HeldOut,
+    RankedClips,
     common_frames,
     cut,
     on_motion,
+    score,
     scorers,
+    scores_by_part,
     with_head_as,
 )
 from rapport.policies.motion import Layout, LayoutError, Motion
@@ -64,16 +59,16 @@ def run_in(directory):
 
 def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tmp_path):
     with pytest.raises(RunError, match=r"rank.dpo=.*nowhere: no summary.json"):
-        artifacts("dpo", tmp_path / "nowhere")
+        TrainedRun.of_folder("dpo", tmp_path / "nowhere")
     with pytest.raises(RunError, match="a failed `dpo` run, not a finished `dpo` run"):
-        artifacts("dpo", finished(tmp_path / "failed", status="failed"))
+        TrainedRun.of_folder("dpo", finished(tmp_path / "failed", status="failed"))
     with pytest.raises(RunError, match="a finished `sft` run, not a finished `gdpo` run"):
-        artifacts("gdpo", finished(tmp_path / "sft", "sft"))
+        TrainedRun.of_folder("gdpo", finished(tmp_path / "sft", "sft"))
     gone = {"corpus": str(tmp_path), "sft_policy": str(tmp_path / "gone")}
     with pytest.raises(RunError, match="its sft_policy, dpo_policy is no longer where"):
-        artifacts("dpo", finished(tmp_path / "moved", **gone))
+        TrainedRun.of_folder("dpo", finished(tmp_path / "moved", **gone))
     here = dict.fromkeys(("corpus", "sft_policy", "dpo_policy"), str(tmp_path))
-    assert artifacts("dpo", finished(tmp_path / "good", **here))["dpo_policy"] == tmp_path
+    assert TrainedRun.of_folder("dpo", finished(tmp_path / "good", **here))["dpo_policy"] == tmp_path
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
@@ -153,7 +148,7 @@ def ranked(tmp_path_factory):
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})
     config = load_config(RankConfig, None, ["rank.samples=2"])
     ids = corpus.clip_ids("test")
-    held_out = HeldOut.of(corpus, ids, layout, 96)
+    held_out = RankedClips.from_corpus(corpus, ids, layout, 96)
     protocols, left_out = scorers(
         held_out, [motion.subset(layout) for _, motion in corpus.listeners("train")], None, None
     )
@@ -162,7 +157,7 @@ def ranked(tmp_path_factory):
         for method, found in baselines(config, corpus, ids, layout).items()
     }
     values = {
-        name: by_part(protocols[name], held_out, reactions)
+        name: scores_by_part(protocols[name], held_out, reactions)
         for name in ("lm_listener", "l2l", "reactface")
     }
     return held_out, protocols, left_out, values
@@ -182,10 +177,10 @@ def test_baselines_and_protocols_of_a_corpus(ranked):
 
 def test_what_does_not_apply_is_left_out_with_the_reason(ranked):
     held_out, *_ = ranked
-    short = HeldOut(
-        held_out.ids, [m.window(0, 20) for m in held_out.target], held_out.partner, held_out.speech
+    short = RankedClips(
+        held_out.ids, [m.window(0, 20) for m in held_out.recorded], held_out.speakers, held_out.speech
     )
-    protocols, left_out = scorers(short, held_out.target, None, None)
+    protocols, left_out = scorers(short, held_out.recorded, None, None)
     assert set(protocols) == {"lm_listener", "dim"} and {"l2l", "dualtalk", "reactface"} <= set(
         left_out
     )
@@ -200,7 +195,7 @@ def test_a_protocol_that_refuses_its_input_is_named(ranked):
 
     run = run_in(None)
     with pytest.raises(RunError, match="protocol dim: too short"):
-        scored(run, "dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.target]})
+        scored(run, "dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.recorded]})
 
 
 def test_reactface_is_that_of_the_papers_on_other_coefficients():

@@ -1,0 +1,345 @@
+"""The methods that `rank` ranks: baselines, and the policies of finished `dpo` and `gdpo` runs.
+
+All of them answer the same held-out clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapport.actors.cluster import cluster
+from rapport.log import logger
+from rapport.pipeline.config import read_yaml
+from rapport.pipeline.data.regression import RegressionListener
+from rapport.pipeline.data.store import Corpus, CorpusError
+from rapport.pipeline.report.ranking import GROUND_TRUTH
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, still_there
+from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.steps.corpus import choose
+from rapport.pipeline.steps.flow_studies import sampler_of
+from rapport.pipeline.steps.imitation import Imitated, action_layout
+from rapport.pipeline.steps.sampling import Prompts, fleet_of
+from rapport.pipeline.steps.settings import MovementConfig
+from rapport.pipeline.tracking import metric_key
+from rapport.policies.clip import Clip
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.policy import Policy, load_policy
+from rapport.policies.vla.policy import TokenSampler, VlaPolicy
+from rapport.policies.vla.settings import ActionConfig
+from rapport.rewards.metrics.baselines import (
+    NearestNeighbour,
+    SpeakerInput,
+    mirror,
+    random_listener,
+)
+
+ALGORITHMS = ("dpo", "gdpo")
+IMITATORS = {"vla": "sft_policy", "flow": "flow_policy"}  # others: imitate_policy
+# Names in the two usual cases; see `TrainedRun.methods` for the others.
+METHODS = {
+    ("dpo", "vla"): ("SFT", "SFT + DPO"),
+    ("gdpo", "flow"): ("AR-Flow", "GDPO"),
+}
+Answers = dict[str, list[Motion]]  # clip id -> reactions
+
+
+# -- Runs --
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A finished run whose policies are ranked.
+
+    Args:
+        algorithm: `dpo` or `gdpo`.
+        kind: of policy.
+        imitated: corpus and imitating policy.
+        aligned: folder of the aligned policy.
+        judge: how the run judged AR-Flow; None for other policies.
+    """
+
+    algorithm: str
+    kind: str
+    imitated: Imitated
+    aligned: Path
+    judge: MovementConfig | None = None
+
+    @classmethod
+    def of_folder(cls, algorithm: str, folder: Path) -> TrainedRun:
+        """The run that `rank.ALGORITHM` names.
+
+        Raises:
+            RunError: it is none, it is of another version, or something of it is gone.
+        """
+        summary = _finished(algorithm, folder)
+        where = f"rank.{algorithm}={folder}"
+        try:
+            settings = read_yaml(folder / "config.yaml")
+            kind = str(settings["policy"])
+            judge = MovementConfig(**settings["judge"]) if kind == "flow" else None
+        except (KeyError, ValueError) as error:
+            raise RunError(
+                f"{where}: its config.yaml is of another version ({error}); run `{algorithm}` again"
+            ) from error
+        # A run on earlier candidates says sft_policy whatever the policy, and has no tables.
+        imitator = IMITATORS.get(kind, "imitate_policy")
+        if imitator not in summary["artifacts"]:
+            imitator = "sft_policy"
+        aligned = f"{algorithm}_policy"
+        names = ["corpus", imitator, aligned]
+        if "encode_tables" in summary["artifacts"]:
+            names.append("encode_tables")
+        artifacts, gone = still_there(summary, names)
+        if gone:
+            raise RunError(
+                f"{where}: its {', '.join(gone)} is no longer where its summary.json says; run "
+                f"`{algorithm}` again"
+            )
+        imitated = Imitated(
+            Corpus(artifacts["corpus"]), artifacts[imitator], artifacts.get("encode_tables")
+        )
+        return cls(algorithm, kind, imitated, artifacts[aligned], judge)
+
+    @property
+    def methods(self) -> tuple[str, str]:
+        """Names of both policies in the ranking, other than those of any other run."""
+        usual = METHODS.get((self.algorithm, self.kind))
+        if usual is not None:
+            return usual
+        policy = self.imitated.policy
+        kind = self.kind.rpartition(":")[2]  # a class of one's own without its module
+        return (
+            f"{policy.supervised} ({self.algorithm}, {kind})",
+            f"{policy.aligned[self.algorithm]} ({self.algorithm}, {kind})",
+        )
+
+
+def _finished(algorithm: str, folder: Path) -> dict[str, Any]:
+    """The summary of a finished run of an algorithm."""
+    where = f"rank.{algorithm}={folder}"
+    file = folder / "summary.json"
+    if not file.is_file():
+        raise RunError(
+            f"{where}: no summary.json there; it must be the folder of a finished `{algorithm}` run"
+        )
+    summary: dict[str, Any] = json.loads(file.read_text())
+    if (summary["recipe"], summary["status"]) != (algorithm, "finished"):
+        raise RunError(
+            f"{where}: a {summary['status']} `{summary['recipe']}` run, not a finished "
+            f"`{algorithm}` run"
+        )
+    return summary
+
+
+def common_corpus(corpora: Mapping[str, Corpus]) -> Corpus | None:
+    """The corpus of all runs, None without a run.
+
+    Raises:
+        CorpusError: they were trained on unlike ones.
+    """
+    digests = {corpus.digest for corpus in corpora.values()}
+    if len(digests) > 1:
+        lines = [
+            f"\n  rank.{algorithm}: {corpus.path}, digest {corpus.digest[:12]}"
+            for algorithm, corpus in corpora.items()
+        ]
+        raise CorpusError(
+            f"the runs to be ranked have unlike corpora:{''.join(lines)}\nTrain one of them again "
+            "on the other's: corpus.kind=parquet corpus.root=THAT_FOLDER"
+        )
+    return next(iter(corpora.values()), None)
+
+
+def compared_layout(runs: Sequence[TrainedRun], corpus: Corpus) -> Layout:
+    """A VLA's own groups; without a VLA, those that it has by default."""
+    for run in runs:
+        if isinstance(run.imitated.policy, VlaPolicy):
+            return run.imitated.policy.layout
+    return action_layout(ActionConfig(), corpus.layout)
+
+
+# -- Their answers --
+
+
+def answered(
+    run: Run,
+    name: str,
+    ids: Sequence[str],
+    layout: Layout,
+    answer: Callable[[], Mapping[str, Answers]],
+) -> dict[str, np.ndarray]:
+    """Method -> its reactions (clips, samples, time, dim) in `layout`.
+
+    They are kept as npy files, which `evaluate` takes.
+
+    Args:
+        run: the recipe's.
+        name: of the phase.
+        ids: of the clips.
+        layout: groups that are compared.
+        answer: asks the methods; not called again where a resumed run has their answers.
+    """
+
+    @phase(f"answers-{name}")
+    def answers(step: Phase) -> PhaseResult:
+        files = {}
+        for method, by_clip in answer().items():
+            files[method] = str(step.directory / f"{metric_key(method)}.npy")
+            values = [[motion.subset(layout).values for motion in by_clip[i]] for i in ids]
+            np.save(files[method], values)
+        step.say(f"{', '.join(files)}: {len(ids)} clips")
+        return PhaseResult(value=files)
+
+    return {method: np.load(file) for method, file in answers(run).value.items()}
+
+
+def answers_of(
+    run: Run, config: RankConfig, trained: TrainedRun, ids: Sequence[str]
+) -> dict[str, Answers]:
+    """Those of both policies of a run, before and after alignment."""
+    before = trained.imitated.policy
+    after = load_policy(trained.aligned)
+    if isinstance(before, VlaPolicy) and isinstance(after, VlaPolicy):
+        answers = by_fleet(run, config, trained.imitated, (before, after))
+    else:
+        answers = [in_process(config, trained, policy, ids) for policy in (before, after)]
+    return dict(zip(trained.methods, answers, strict=True))
+
+
+def by_fleet(
+    run: Run, config: RankConfig, imitated: Imitated, policies: Sequence[VlaPolicy]
+) -> list[Answers]:
+    """Sampled by engines that take the weights of one VLA after the other.
+
+    Args:
+        run: the recipe's.
+        config: of the recipe.
+        imitated: corpus and first policy.
+        policies: who answers; engines hold the first one when they start.
+    """
+    prompts = Prompts(imitated, "test")
+    asked = choose(imitated.corpus, "test", config.rank.prompts, config.seed)
+    answers = []
+    with cluster(config.cluster.address, config.cluster.cpus) as where:
+        logger.info(f"  {where}")
+        sampler = TokenSampler(config.rollout.temperature)
+        with fleet_of(run, config, imitated, sampler) as fleet:
+            for policy in policies:
+                if policy is not policies[0]:
+                    fleet.update(policy.weights(), policy)
+                seeds = policy.seeds("held out", config.seed, 0, asked)
+                groups = fleet.groups([prompts[i] for i in asked], config.rank.samples, seeds)
+                by_clip: Answers = {}
+                for clip_id, group in zip(asked, groups, strict=True):
+                    by_clip[clip_id] = [policy.to_motion(reaction) for reaction in group]
+                answers.append(by_clip)
+    return answers
+
+
+def in_process(
+    config: RankConfig, trained: TrainedRun, policy: Policy, ids: Sequence[str]
+) -> Answers:
+    """Sampled by the policy itself; AR-Flow by the ODE that its run judged it by.
+
+    AR-Flow has no text prompt: those describe the recorded face, which no other method is told of.
+
+    Args:
+        config: of the recipe.
+        trained: the policy's run.
+        policy: who answers.
+        ids: of the clips.
+    """
+    samples = config.rank.samples
+    seeds = [policy.seeds("held out", config.seed, 0, ids)]
+    if isinstance(policy, FlowPolicy):
+        assert trained.judge is not None
+        policy = policy.with_sampler(sampler_of(trained.judge), without_text=True)
+        # Every sample of a clip has noise of its own, as if it alone were asked for.
+        count = samples * len(ids)
+        seeds = (config.seed + 1 + np.arange(count)).reshape(-1, len(ids)).tolist()
+        samples = 1
+    prompts = Prompts(trained.imitated, "test")
+    listeners = [prompts[clip_id] for clip_id in ids]
+    answers: Answers = {clip_id: [] for clip_id in ids}
+    for seeds_of_pass in seeds:
+        groups = policy.sample(listeners, samples, seeds_of_pass)
+        for clip_id, group in zip(ids, groups, strict=True):
+            answers[clip_id] += [policy.to_motion(reaction) for reaction in group]
+    return answers
+
+
+# -- Baselines --
+
+
+def baselines(
+    config: RankConfig, corpus: Corpus, ids: Sequence[str], layout: Layout
+) -> dict[str, Answers]:
+    """Ground truth, Random, Mirror, both Nearest Neighbours, regression.
+
+    One that the corpus cannot give is left out. All but Random are deterministic: their samples are
+    one reaction, again and again.
+
+    Args:
+        config: of the recipe.
+        corpus: whose training clips are learnt from.
+        ids: of the clips to answer.
+        layout: groups that are compared.
+    """
+    train = list(corpus.clips("train"))
+    clips = [corpus.clip(clip_id) for clip_id in ids]
+    samples = config.rank.samples
+    listeners = [clip.listener.subset(layout) for clip in train]
+
+    def every(react: Callable[[Clip], Motion]) -> Answers:
+        return {clip.clip_id: [react(clip)] * samples for clip in clips}
+
+    rng = np.random.default_rng(config.seed)
+    drawn: Answers = {}
+    for clip in clips:
+        frames = len(clip.listener)
+        drawn[clip.clip_id] = [random_listener(listeners, frames, rng) for _ in range(samples)]
+    answers = {GROUND_TRUTH: every(lambda clip: clip.listener.subset(layout)), "Random": drawn}
+    present = _present([*train, *clips])
+    if "motion" in present:
+        answers["Mirror"] = every(lambda clip: _mirrored(clip, layout))
+    for modality in present:
+        nearest = NearestNeighbour([_only(clip, modality) for clip in train], listeners)
+        answers[f"NN {modality}"] = every(partial(_nearest, nearest, modality))
+    if present:
+        answers["Regression"] = every(RegressionListener.fit(train, layout))
+    return answers
+
+
+def _present(clips: Sequence[Clip]) -> list[str]:
+    """What every clip has of its speaker."""
+    modalities = ("motion", "audio")
+    return [
+        name
+        for name in modalities
+        if all(getattr(_only(clip, name), name) is not None for clip in clips)
+    ]
+
+
+def _only(clip: Clip, modality: str) -> SpeakerInput:
+    """A clip's speaker by one modality."""
+    if modality == "motion":
+        return SpeakerInput(motion=clip.speaker)
+    return SpeakerInput(audio=clip.speaker_audio)
+
+
+def _nearest(nearest: NearestNeighbour, modality: str, clip: Clip) -> Motion:
+    return nearest(_only(clip, modality), len(clip.listener))
+
+
+def _mirrored(clip: Clip, layout: Layout) -> Motion:
+    motion = mirror(clip.speaker, layout)
+    assert motion is not None, "asked for only where every clip has it"
+    return motion
