@@ -33,7 +33,11 @@ FILES = {f"kuberay/{job}.yaml": "rayjob" for job in JOBS} | {
     "grafana/datasource.yaml": "datasource",
     "grafana/provider.yaml": "provider",
 }
-TEXTS = sorted(path for path in INFRA.rglob("*") if path.is_file() and path.suffix != ".lock")
+TEXTS = sorted(
+    path
+    for path in INFRA.rglob("*")
+    if path.is_file() and path.suffix != ".lock" and path.parent.name != "__pycache__"
+)
 
 
 def read(name: str) -> dict:

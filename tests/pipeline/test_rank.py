@@ -57,7 +57,7 @@ def run_in(directory):
     )
 
 
-def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tmp_path):
+def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tiny_corpus, tmp_path):
     with pytest.raises(RunError, match=r"rank.dpo=.*nowhere: no summary.json"):
         TrainedRun.of_folder("dpo", tmp_path / "nowhere")
     with pytest.raises(RunError, match="a failed `dpo` run, not a finished `dpo` run"):
@@ -67,8 +67,11 @@ def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tmp_path):
     gone = {"corpus": str(tmp_path), "sft_policy": str(tmp_path / "gone")}
     with pytest.raises(RunError, match="its sft_policy, dpo_policy is no longer where"):
         TrainedRun.of_folder("dpo", finished(tmp_path / "moved", **gone))
-    here = dict.fromkeys(("corpus", "sft_policy", "dpo_policy"), str(tmp_path))
-    assert TrainedRun.of_folder("dpo", finished(tmp_path / "good", **here))["dpo_policy"] == tmp_path
+    here = dict.fromkeys(("sft_policy", "dpo_policy"), str(tmp_path))
+    found = TrainedRun.of_folder(
+        "dpo", finished(tmp_path / "good", corpus=str(tiny_corpus.path), **here)
+    )
+    assert found.aligned == tmp_path
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
@@ -178,7 +181,10 @@ def test_baselines_and_protocols_of_a_corpus(ranked):
 def test_what_does_not_apply_is_left_out_with_the_reason(ranked):
     held_out, *_ = ranked
     short = RankedClips(
-        held_out.ids, [m.window(0, 20) for m in held_out.recorded], held_out.speakers, held_out.speech
+        held_out.ids,
+        [m.window(0, 20) for m in held_out.recorded],
+        held_out.speakers,
+        held_out.speech,
     )
     protocols, left_out = scorers(short, held_out.recorded, None, None)
     assert set(protocols) == {"lm_listener", "dim"} and {"l2l", "dualtalk", "reactface"} <= set(
@@ -195,7 +201,7 @@ def test_a_protocol_that_refuses_its_input_is_named(ranked):
 
     run = run_in(None)
     with pytest.raises(RunError, match="protocol dim: too short"):
-        scored(run, "dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.recorded]})
+        score(run, "dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.recorded]})
 
 
 def test_reactface_is_that_of_the_papers_on_other_coefficients():
