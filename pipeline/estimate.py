@@ -37,7 +37,6 @@ class ModelSize:
 
     @property
     def tokens(self) -> int:
-        """Length of a sequence."""
         return self.prompt_tokens + self.action_tokens
 
 
@@ -99,7 +98,7 @@ def object_store_bytes(
 
 
 def disk_bytes(size: ModelSize, dtype: str, corpus_bytes: int, policies: int) -> dict[str, int]:
-    """What a run directory grows to, bytes; checkpoints are of one learning phase at a time."""
+    """What a run directory grows to, bytes; it holds one learning phase's checkpoints at a time."""
     weights = size.parameters * DTYPE_BYTES[dtype]
     return {
         "policies": policies * weights,

@@ -1,8 +1,8 @@
-"""MLflow: one parent run per recipe, a nested run per phase, metrics from whichever process
-measures them.
+"""MLflow: one parent run for a recipe, a nested run for each phase.
 
-A server that goes away in mid-run does not end the run: what it could not take is kept in the run
-directory and delivered when it is back, at the end of the run or by `--resume`.
+Metrics come from whichever process measures them. A server that goes away in mid-run does not end
+the run: calls that it could not take are kept in the run directory, in an outbox, and made when it
+is back, at the end of the run or by `--resume`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests import RequestException
 
+from rapport.files import write_atomic
+from rapport.log import logger
+
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 OUTBOX = "mlflow_outbox.jsonl"
 PAUSE_S = 30.0  # between attempts at a server that does not answer
 LATER = "later-"  # prefix of the id of a run that the server could not create yet
+CANDIDATE = "candidate"  # alias of a model's newest version; people choose the champion
+# Codes of answers that refuse a call. They are our mistakes and raise; anything else is taken for a
+# server that is away.
 REFUSALS = {
     "INVALID_PARAMETER_VALUE",
     "RESOURCE_DOES_NOT_EXIST",
@@ -37,7 +45,8 @@ REFUSALS = {
     "BAD_REQUEST",
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
-}  # answers, not silence: ours to mend
+}
+_FAILURES = (MlflowException, RequestException, OSError)
 _silent_until: dict[str, float] = {}
 
 
@@ -47,47 +56,54 @@ class TrackingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outbox:
-    """Calls that MLflow could not take, one JSON a line, in order. Picklable; any process may add
-    to it.
+    """Calls that MLflow could not take, one JSON a line, in order.
+
+    It can be pickled, and any process may add to it.
+
+    Args:
+        uri: of MLflow.
+        path: of the file; there is none while nothing is kept.
     """
 
     uri: str
     path: Path
 
     def call(self, what: str, run_id: str, **arguments: Any) -> None:
-        """Make the call, or keep it. Raises `MlflowException` when the server answers that the call
-        is wrong.
+        """Make a call about a run, or keep it.
+
+        Args:
+            what: a key of `_CALLS`.
+            run_id: of the run, also one that the server has not created yet.
+            **arguments: of that call, as JSON.
+
+        Raises:
+            MlflowException: the server answers that the call is wrong.
         """
-        if not run_id.startswith(LATER) and time.monotonic() >= _silent_until.get(self.uri, 0.0):
+        if self._may_answer(run_id):
             try:
                 _CALLS[what](MlflowClient(self.uri), run_id, **arguments)
                 return
-            except (MlflowException, RequestException, OSError) as error:
+            except _FAILURES as error:
                 self._note(error)
-        with self.path.open("a") as lines:
-            lines.write(json.dumps({"what": what, "run_id": run_id} | arguments) + "\n")
+        self._keep({"what": what, "run_id": run_id} | arguments)
 
     def create(self, experiment_id: str, name: str, parent: str) -> str:
         """A nested run's id; one to be replaced later where the server cannot create it now."""
-        if not parent.startswith(LATER) and time.monotonic() >= _silent_until.get(self.uri, 0.0):
+        if self._may_answer(parent):
             try:
                 return _create(MlflowClient(self.uri), parent, experiment_id, name)
-            except (MlflowException, RequestException, OSError) as error:
+            except _FAILURES as error:
                 self._note(error)
         placeholder = LATER + uuid.uuid4().hex
-        with self.path.open("a") as lines:
-            lines.write(
-                json.dumps(
-                    {
-                        "what": "create",
-                        "run_id": parent,
-                        "experiment_id": experiment_id,
-                        "name": name,
-                        "placeholder": placeholder,
-                    }
-                )
-                + "\n"
-            )
+        self._keep(
+            {
+                "what": "create",
+                "run_id": parent,
+                "experiment_id": experiment_id,
+                "name": name,
+                "placeholder": placeholder,
+            }
+        )
         return placeholder
 
     def deliver(self) -> int:
@@ -95,44 +111,56 @@ class Outbox:
         if not self.path.is_file():
             return 0
         calls = [json.loads(line) for line in self.path.read_text().splitlines()]
-        client, real, done = MlflowClient(self.uri), {}, 0
+        client = MlflowClient(self.uri)
+        created: dict[str, str] = {}  # placeholder -> id of the run
+        done = 0
         try:
             for call in calls:
-                what, run_id = call.pop("what"), call.pop("run_id")
-                placeholder, run_id = call.pop("placeholder", None), real.get(run_id, run_id)
+                what = call.pop("what")
+                run_id = call.pop("run_id")
+                run_id = created.get(run_id, run_id)
                 if what == "create":
-                    real[placeholder] = _create(client, run_id, **call)
+                    placeholder = call.pop("placeholder")
+                    created[placeholder] = _create(client, run_id, **call)
                 else:
                     _CALLS[what](client, run_id, **call)
                 done += 1
-        except (MlflowException, RequestException, OSError) as error:
+        except _FAILURES as error:
             self._note(error)
+        # Read again, as another process may have added calls meanwhile.
         kept = self.path.read_text().splitlines()[done:]
-        for placeholder, run_id in real.items():
+        for placeholder, run_id in created.items():
             kept = [line.replace(placeholder, run_id) for line in kept]
-        partial = self.path.with_name(self.path.name + ".tmp")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, self.path)
-        if not kept:
+        if kept:
+            write_atomic(self.path, "".join(line + "\n" for line in kept))
+        else:
             self.path.unlink()
         return len(kept)
 
+    def _may_answer(self, run_id: str) -> bool:
+        """Whether to try: the server knows the run, and was not found silent a moment ago."""
+        silent = time.monotonic() < _silent_until.get(self.uri, 0.0)
+        return not run_id.startswith(LATER) and not silent
+
+    def _keep(self, call: dict[str, Any]) -> None:
+        with self.path.open("a") as lines:
+            lines.write(json.dumps(call) + "\n")
+
     def _note(self, error: Exception) -> None:
+        """Leave a silent server alone for a while. Raises the error where it is a refusal."""
         if getattr(error, "error_code", None) in REFUSALS:
             raise error
         if self.uri not in _silent_until:
-            print(
+            logger.warning(
                 f"[mlflow] {self.uri} does not answer; the run goes on, {self.path} keeps what "
-                "is to be sent",
-                flush=True,
+                "is to be sent"
             )
         _silent_until[self.uri] = time.monotonic() + PAUSE_S
 
 
 def _create(client: MlflowClient, parent: str, experiment_id: str, name: str) -> str:
-    return client.create_run(
-        experiment_id, run_name=name, tags={MLFLOW_PARENT_RUN_ID: parent}
-    ).info.run_id
+    tags = {MLFLOW_PARENT_RUN_ID: parent}
+    return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
 
 
 def _log_metrics(client: MlflowClient, run_id: str, metrics: list[list[Any]]) -> None:
@@ -152,26 +180,39 @@ def _log_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> No
         client.log_batch(run_id, params=entries[start : start + 100])
 
 
-def _register(client: MlflowClient, run_id: str, model: str, path: str) -> None:
-    """`path`, a checkpoint folder, becomes an artefact of the run and the model's next version."""
-    client.log_artifacts(run_id, path, "policy")
+def _register(
+    client: MlflowClient, run_id: str, model: str, path: str, alias: str = CANDIDATE
+) -> None:
+    """Log a policy folder with the run as an MLflow model: the registered model's next version."""
+    from rapport.pipeline import served_model  # imports pandas: not at the start of every command
+
+    # Beside the checkpoint, as the system's folder for temporary files may not hold a large one.
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=Path(path).parent) as scratch:
+        served_model.save(Path(path), Path(scratch) / "model")
+        client.log_artifacts(run_id, str(Path(scratch) / "model"), "policy")
     with contextlib.suppress(MlflowException):  # it has earlier versions
         client.create_registered_model(model)
-    client.create_model_version(model, f"{client.get_run(run_id).info.artifact_uri}/policy", run_id)
+    source = f"{client.get_run(run_id).info.artifact_uri}/policy"
+    version = client.create_model_version(model, source, run_id)
+    client.set_registered_model_alias(model, alias, version.version)
 
 
-_CALLS = {
+def _end(client: MlflowClient, run_id: str, status: str) -> None:
+    client.set_terminated(run_id, status)
+
+
+_CALLS: dict[str, Callable[..., None]] = {
     "metrics": _log_metrics,
     "params": _log_params,
     "register": _register,
     "artifact": _log_artifact,
-    "end": lambda client, run_id, status: client.set_terminated(run_id, status),
+    "end": _end,
 }
 
 
 @dataclass(frozen=True)
 class MetricLogger:
-    """Logs to one MLflow run from any process; picklable, holds no connection.
+    """Logs to one MLflow run from any process; it can be pickled and holds no connection.
 
     MLflow's `start_run(run_id=...)` would mark the shared run finished when a worker leaves it,
     so workers write through the client only.
@@ -180,11 +221,11 @@ class MetricLogger:
     outbox: Outbox
     run_id: str
 
-    def log(self, metrics: dict[str, float], step: int = 0) -> None:
-        now = int(time.time() * 1000)
-        batch = [
-            [key, float(value), now, step] for key, value in metrics.items() if value is not None
-        ]
+    def log(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
+        """Log values of one step; those that are None are missing and not logged."""
+        now_ms = int(time.time() * 1000)
+        present = {key: value for key, value in metrics.items() if value is not None}
+        batch = [[key, float(value), now_ms, step] for key, value in present.items()]
         self.outbox.call("metrics", self.run_id, metrics=batch)
 
 
@@ -192,21 +233,25 @@ class TrackedRun:
     """An MLflow run that others can be nested in: a recipe's, or that of a part of it."""
 
     def __init__(self, outbox: Outbox, experiment_id: str, run_id: str):
-        self.outbox, self.experiment_id, self.run_id = outbox, experiment_id, run_id
+        self.outbox = outbox
+        self.experiment_id = experiment_id
+        self.run_id = run_id
 
     @property
     def uri(self) -> str:
         return self.outbox.uri
 
-    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+    def log(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
+        """See `MetricLogger.log`."""
         MetricLogger(self.outbox, self.run_id).log(metrics, step)
 
-    def log_params(self, params: dict[str, Any]) -> None:
-        self.outbox.call(
-            "params", self.run_id, params={key: str(value)[:500] for key, value in params.items()}
-        )
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters as texts, which MLflow limits to 500 characters."""
+        texts = {key: str(value)[:500] for key, value in params.items()}
+        self.outbox.call("params", self.run_id, params=texts)
 
     def start_phase(self, name: str) -> MetricLogger:
+        """The logger of a new run that is nested in this one."""
         return MetricLogger(self.outbox, self.outbox.create(self.experiment_id, name, self.run_id))
 
     def end_phase(self, phase: MetricLogger, failed: bool) -> None:
@@ -221,11 +266,21 @@ class TrackedRun:
     def end(self, failed: bool) -> None:
         self.outbox.call("end", self.run_id, status=_status(failed))
 
-    def register(self, model: str, checkpoint: Path) -> None:
-        """Keep a checkpoint folder with this run, as the next version of a registered model."""
-        self.outbox.call("register", self.run_id, model=model, path=str(checkpoint))
+    def register(self, model: str, checkpoint: Path, alias: str = CANDIDATE) -> None:
+        """Make a policy the next version of a registered model.
+
+        It is logged with this run as an MLflow model (`rapport.pipeline.served_model`), which
+        `mlflow.pyfunc.load_model("models:/MODEL@ALIAS")` loads.
+
+        Args:
+            model: name in the registry.
+            checkpoint: policy folder.
+            alias: is moved to this version.
+        """
+        self.outbox.call("register", self.run_id, model=model, path=str(checkpoint), alias=alias)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file or a folder to the run's artefacts."""
         self.outbox.call("artifact", self.run_id, path=str(path), folder=folder)
 
 
@@ -234,8 +289,13 @@ class Tracker(TrackedRun):
 
     Args:
         uri: any MLflow URI, or None for SQLite in `directory.parent`.
+        experiment: its name; it is created where there is none.
         directory: the run directory (absolute); its name becomes the run name.
         run_id: an earlier run to continue, or None.
+        system_metrics: whether MLflow measures CPU, memory and disk.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
     """
 
     def __init__(
@@ -249,21 +309,17 @@ class Tracker(TrackedRun):
         uri = uri or f"sqlite:///{directory.parent / 'mlflow.db'}"
         os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
         os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-        os.environ.setdefault(
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"
-        )  # the default waits for minutes
+        # By default a call waits for minutes; the outbox keeps it instead.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(uri)
         try:
             client = MlflowClient(uri)
             if client.get_experiment_by_name(experiment) is None:
-                # Absolute, because Ray workers run elsewhere; a server keeps artefacts where it was
-                # told to.
-                location = (
-                    (directory.parent / "mlartifacts").as_uri()
-                    if uri.startswith("sqlite")
-                    else None
-                )
+                # Absolute, because Ray workers run in other folders; a server has its own place.
+                local = (directory.parent / "mlartifacts").as_uri()
+                location = local if uri.startswith("sqlite") else None
                 client.create_experiment(experiment, artifact_location=location)
             mlflow.set_experiment(experiment)
             run = mlflow.start_run(
@@ -281,6 +337,7 @@ class Tracker(TrackedRun):
         self.outbox.deliver()
 
     def close(self, failed: bool) -> None:
+        """End the run, once more trying to make the calls that are kept."""
         left = self.outbox.deliver()
         try:
             mlflow.end_run(_status(failed))
@@ -288,11 +345,9 @@ class Tracker(TrackedRun):
             self.end(failed)
             left += 1
         if left:
-            print(
+            logger.warning(
                 f"[mlflow] {self.uri} lacks the last {left} entries of this run, they are in "
-                f"{self.outbox.path}; "
-                "--resume delivers them",
-                flush=True,
+                f"{self.outbox.path}; --resume delivers them"
             )
 
 
@@ -301,5 +356,5 @@ def _status(failed: bool) -> str:
 
 
 def metric_key(name: str) -> str:
-    """A method's name as MLflow takes it within the name of a metric."""
+    """A method's name as MLflow accepts it within the name of a metric."""
     return name.replace(" + ", "_").replace(" ", "_").lower()

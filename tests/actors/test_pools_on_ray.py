@@ -236,7 +236,7 @@ def shape_of(path: Path) -> tuple[int, int, int, int]:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert np.stack(frames).std() > 5, "a face is seen"
     with av.open(str(path)) as container:
-        sounds = [b for b in container.decode(audio=0)] if container.streams.audio else []
+        sounds = list(container.decode(audio=0)) if container.streams.audio else []
         assert all(np.abs(b.to_ndarray()).max() > 0.1 for b in sounds[2:-2])
     return len(frames), *frames[0].shape[:2], int(bool(sounds))
 

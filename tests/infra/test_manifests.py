@@ -1,6 +1,4 @@
-"""infra/ without a cluster: known fields, commands that our command line takes, images, sizes,
-metrics that agree.
-"""
+"""infra/ without a cluster: known fields, valid commands, images, sizes, metrics that agree."""
 
 import contextlib
 import io
@@ -79,7 +77,7 @@ def test_ray_takes_the_cluster_file():
 
 
 def commands(text: str) -> list[str]:
-    """Every `python -m pipeline.run ...` of a file, to the end of its line or of its folded block."""
+    """Every `python -m pipeline.run ...` of a file, to the end of its line or folded block."""
     folded = re.sub(
         r"(?<=>-)\n((?: {4,}.*\n)+)", lambda block: " " + " ".join(block[1].split()) + "\n", text
     )
@@ -110,7 +108,10 @@ def test_every_command_names_a_recipe_and_valid_keys(command):
 
 
 def test_the_walk_finds_commands_in_comments_and_folded_blocks():
-    text = "# x: python -m pipeline.run sft seed=1\na: >-\n    python -m pipeline.run\n    dpo seed=2\nb: 1\n"
+    text = (
+        "# x: python -m pipeline.run sft seed=1\n"
+        "a: >-\n    python -m pipeline.run\n    dpo seed=2\nb: 1\n"
+    )
     found = commands(text)
     assert found == ["python -m pipeline.run sft seed=1", "python -m pipeline.run dpo seed=2"]
     assert {"dpo.yaml:0", "gdpo.yaml:0", "tune.yaml:0", "compose.yaml:0", "cluster.yaml:0"} <= set(

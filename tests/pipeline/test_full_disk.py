@@ -1,5 +1,4 @@
-"""A disk that is full: what was there stays, nothing half written takes its place, and the error
-says so.
+"""A disk that is full: old files stay, nothing half written takes their place, an error says so.
 
 The limit on file sizes stands for the disk: past it, the kernel refuses to write, as it does when
 no space is left."""
@@ -13,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rapport.files import write_atomic
 from rapport.pipeline.data.candidates import Candidate, write_candidates
 from rapport.pipeline.objectives.dpo import write_reference
-from rapport.pipeline.rundir import write_atomic
 from rapport.policies.head.video import write_mp4
 from rapport.policies.tables import write_table
 from rapport.policies.vla.loading import load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""The plan of an imaginary cluster: placement, rates and times against numbers worked out by hand."""
+"""The plan of an imaginary cluster: placement, rates and times against numbers by hand."""
 
 import json
 from collections import Counter

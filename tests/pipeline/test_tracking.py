@@ -15,6 +15,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from rapport.log import show
 from rapport.pipeline import tracking
 from rapport.pipeline.config import TrackingConfig
 from rapport.pipeline.rundir import Run
@@ -195,7 +196,8 @@ def server(tmp_path):
 
 @pytest.mark.engine
 def test_a_server_that_goes_away_loses_nothing(server, tmp_path, monkeypatch, capsys):
-    """The run goes on without it and says so; what it missed is delivered when the run is resumed."""
+    """The run goes on without it and says so; resuming the run delivers what it missed."""
+    show()  # the logger's lines on the terminal
     monkeypatch.setattr(tracking, "_silent_until", {})
     (tmp_path / "run").mkdir()
     (tmp_path / "summary.json").write_text("{}")
