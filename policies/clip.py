@@ -24,6 +24,9 @@ class Word:
 class Clip:
     """A window of a dyad. A modality the corpus lacks is None: absent, never zeros.
 
+    Motion, sound, words and frames cover the same stretch of time. A policy learns the
+    listener's motion; the speaker is the person whom the listener sees and hears.
+
     Args:
         clip_id: unique in its corpus.
         dyad_id: clips of one dyad or recording share it; splits never cut through it unless
@@ -32,9 +35,10 @@ class Clip:
         listener: the listener's motion, (time, dim).
         speaker: the speaker's motion at the same frame rate, or None.
         speaker_frames: (frames, height, width, 3) uint8, evenly spaced over the clip, or None.
-        speaker_audio: (samples,) float32 at `AUDIO_RATE`, or None.
-        listener_audio: likewise.
-        words: what the speaker says, or None when there is no transcript (silence is `()`).
+        speaker_audio: (samples,) float32 in [-1, 1] at `AUDIO_RATE`, or None.
+        listener_audio: the same of the listener.
+        words: what the speaker says, in seconds from the start of the clip, or None when there is
+            no transcript (silence is `()`).
         speaker_shape: identity coefficients of the speaker's head, (n,), or None.
         manner: what the listener is told to be like, the text prompt of policies that take one.
     """
@@ -53,7 +57,7 @@ class Clip:
 
     @property
     def text(self) -> str | None:
-        """All that the speaker says, or None when there is no transcript."""
+        """What the speaker says, as one line; None when there is no transcript."""
         return None if self.words is None else " ".join(word.text for word in self.words)
 
     @property

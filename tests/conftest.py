@@ -27,15 +27,14 @@ os.environ.setdefault(
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """8 training and 4 held-out synthetic clips of 1 s with one 28-pixel frame each."""
-    from rapport.pipeline.data.synthetic.generate import generate
+    from rapport.pipeline.data.synthetic.generate import Video, generate
 
     return generate(
         tmp_path_factory.mktemp("corpus") / "tiny",
         8,
         4,
         seconds=1,
-        image_size=28,
-        frames=1,
+        video=Video(frames=1, size=28),
         workers=0,
     )
 

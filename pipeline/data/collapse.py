@@ -1,8 +1,8 @@
-"""Why imitation alone is not enough: a deterministic regression on one-to-many data collapses
-towards the mean.
+"""Why imitation alone is not enough: deterministic regression collapses towards the mean.
 
 When one speaker can be answered in many ways, the least-squares answer is the average of them,
-which moves less than any of them. `regression_collapse` measures it on a corpus, real or synthetic.
+which moves less than any of them. `regression_collapse` measures this on a corpus, real or
+synthetic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _REACTION_GROUPS = ("expr", "rot", "neck", "jaw")
 
 
 def regression_collapse(corpus: Corpus) -> dict[str, float]:
-    """How `RegressionListener` moves, judged on the test split in standardised blocks of 0.2 s.
+    """Measure how `RegressionListener` moves on the test split, in standardised blocks of 0.2 s.
 
     Returns:
         `variance_ratio`: variance of the prediction over clips and time / variance of the truth,
@@ -33,19 +33,21 @@ def regression_collapse(corpus: Corpus) -> dict[str, float]:
         name: corpus.layout.width(name) for name in _REACTION_GROUPS if name in corpus.layout.names
     }
     layout = corpus.layout.subset(groups)
-    fitted = RegressionListener.fit(corpus.clips("train"), layout)
-    both = [
-        (fitted.standardised(clip), (targets(clip.listener, layout) - fitted.mean) / fitted.scale)
-        for clip in corpus.clips("test")
-    ]
-    predicted, truth = (np.stack(side) for side in zip(*both, strict=True))
+    regression = RegressionListener.fit(corpus.clips("train"), layout)
+    predictions = []
+    truths = []
+    for clip in corpus.clips("test"):
+        predictions.append(regression.standardised(clip))
+        truths.append((targets(clip.listener, layout) - regression.mean) / regression.scale)
+    predicted = np.stack(predictions)
+    truth = np.stack(truths)
+    variance_ratios = predicted.var(axis=(0, 1)) / truth.var(axis=(0, 1))
+    variation_ratios = predicted.var(axis=1).mean(axis=0) / truth.var(axis=1).mean(axis=0)
     return {
-        "variance_ratio": float(np.mean(predicted.var(axis=(0, 1)) / truth.var(axis=(0, 1)))),
-        "variation_ratio": float(
-            np.mean(predicted.var(axis=1).mean(axis=0) / truth.var(axis=1).mean(axis=0))
-        ),
+        "variance_ratio": float(np.mean(variance_ratios)),
+        "variation_ratio": float(np.mean(variation_ratios)),
         "r2": float(1 - np.mean((predicted - truth) ** 2) / np.mean(truth**2)),
-        "ridge": fitted.ridge,
+        "ridge": regression.ridge,
         "train_clips": float(corpus.count("train")),
         "test_clips": float(corpus.count("test")),
     }

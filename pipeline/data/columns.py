@@ -1,8 +1,8 @@
-"""A clip as an Arrow row and back: fixed-shape columns that plain pyarrow, `datasets` and Ray Data
-all read.
+"""A clip as an Arrow row and back.
 
-Motion is `list<fixed_size_list<float>[dim]>`, the one column type that keeps its shape in all three
-readers. An absent modality is a null, never zeros.
+Columns have fixed shapes that plain pyarrow, `datasets` and Ray Data all read. Motion is
+`list<fixed_size_list<float>[dim]>`, the one column type that keeps its shape in all three. An
+absent modality is a null, never zeros.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from rapport.policies.motion import Layout, Motion
 
 SCHEMA_VERSION = "1"
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float32()), ("end", pa.float32())])
+_FULL_SCALE = 32767  # int16 value of a sample of 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What nothing may train on: the reaction that would have fitted, and how this listener was
-    drawn.
+    """Hidden truth of a clip, which nothing may train on.
 
     Args:
-        appropriate_affect: (time, 2) valence and arousal in [-1, 1].
+        appropriate_affect: (time, 2) valence and arousal in [-1, 1] of the reaction that would
+            have fitted.
         manner: how the recorded listener behaved in this clip.
         style: the listener's traits, name -> value.
     """
@@ -71,49 +72,51 @@ TRUTH_SCHEMA = pa.schema(
 
 
 def sequences_to_arrow(sequences: list[np.ndarray | None], dim: int) -> pa.Array:
-    """(time, dim) arrays of unequal length, or None, as one `list<fixed_size_list<float>[dim]>`
-    column.
-    """
-    lengths = [0 if s is None else len(s) for s in sequences]
-    present = [np.asarray(s, np.float32).reshape(-1) for s in sequences if s is not None]
+    """Put (time, dim) arrays of unequal length, or None, into one column of `sequence_type`."""
+    present = [
+        np.asarray(array, np.float32).reshape(-1) for array in sequences if array is not None
+    ]
     flat = pa.array(np.concatenate(present) if present else np.zeros(0, np.float32), pa.float32())
-    values = pa.FixedSizeListArray.from_arrays(flat, dim)
-    return _lists(lengths, values, [s is None for s in sequences])
+    return _lists(sequences, pa.FixedSizeListArray.from_arrays(flat, dim))
 
 
 def audio_to_arrow(signals: list[np.ndarray | None]) -> pa.Array:
     """(samples,) float32 in [-1, 1], or None, as `list<int16>`; louder samples are clipped."""
-    lengths = [0 if s is None else len(s) for s in signals]
     present = [
-        np.round(np.clip(s, -1.0, 1.0) * 32767).astype(np.int16) for s in signals if s is not None
+        np.round(np.clip(signal, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
+        for signal in signals
+        if signal is not None
     ]
     flat = pa.array(np.concatenate(present) if present else np.zeros(0, np.int16), pa.int16())
-    return _lists(lengths, flat, [s is None for s in signals])
+    return _lists(signals, flat)
 
 
-def _lists(lengths: list[int], values: pa.Array, absent: list[bool]) -> pa.Array:
+def _lists(arrays: list[np.ndarray | None], values: pa.Array) -> pa.Array:
+    """A list column with the lengths of `arrays` over their flattened `values`; None is a null."""
+    lengths = [0 if array is None else len(array) for array in arrays]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(absent, pa.bool_()))
+    absent = pa.array([array is None for array in arrays], pa.bool_())
+    return pa.ListArray.from_arrays(offsets, values, mask=absent)
 
 
 def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
     """Clips of one layout as a table of `clip_schema(layout)`."""
     schema = clip_schema(layout)
+    speakers = [None if clip.speaker is None else clip.speaker.values for clip in clips]
+    frames = [_frame_bytes(clip.speaker_frames) for clip in clips]
+    words = [_word_rows(clip.words) for clip in clips]
+    shapes = [clip.speaker_shape for clip in clips]
     arrays = [
-        pa.array([c.clip_id for c in clips], pa.string()),
-        pa.array([c.dyad_id for c in clips], pa.string()),
-        pa.array([c.split for c in clips], pa.string()),
-        sequences_to_arrow([c.listener.values for c in clips], layout.dim),
-        sequences_to_arrow(
-            [None if c.speaker is None else c.speaker.values for c in clips], layout.dim
-        ),
-        pa.array(
-            [_frame_bytes(c.speaker_frames) for c in clips], schema.field("speaker_frames").type
-        ),
-        audio_to_arrow([c.speaker_audio for c in clips]),
-        audio_to_arrow([c.listener_audio for c in clips]),
-        pa.array([_word_rows(c.words) for c in clips], schema.field("words").type),
-        pa.array([c.speaker_shape for c in clips], schema.field("speaker_shape").type),
+        pa.array([clip.clip_id for clip in clips], pa.string()),
+        pa.array([clip.dyad_id for clip in clips], pa.string()),
+        pa.array([clip.split for clip in clips], pa.string()),
+        sequences_to_arrow([clip.listener.values for clip in clips], layout.dim),
+        sequences_to_arrow(speakers, layout.dim),
+        pa.array(frames, schema.field("speaker_frames").type),
+        audio_to_arrow([clip.speaker_audio for clip in clips]),
+        audio_to_arrow([clip.listener_audio for clip in clips]),
+        pa.array(words, schema.field("words").type),
+        pa.array(shapes, schema.field("speaker_shape").type),
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -121,54 +124,59 @@ def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
 def row_to_clip(
     batch: pa.RecordBatch, row: int, layout: Layout, frame_size: tuple[int, int] | None
 ) -> Clip:
-    """Row `row` of a batch read from a clip shard. Raises `LayoutError` when its motion is not
-    finite.
+    """Read one row of a batch of a clip shard.
+
+    Args:
+        batch: rows with the columns of `clip_schema(layout)`.
+        row: which of them.
+        layout: of the motion.
+        frame_size: height and width of video frames; None where no clip has any.
+
+    Raises:
+        LayoutError: the motion is not finite.
     """
-    column = {name: batch.column(name)[row] for name in batch.schema.names}
+    cells = {name: batch.column(name)[row] for name in batch.schema.names}
+    speaker, words, shape = (cells[name] for name in ("speaker", "words", "speaker_shape"))
     return Clip(
-        clip_id=column["clip_id"].as_py(),
-        dyad_id=column["dyad_id"].as_py(),
-        split=column["split"].as_py(),
-        listener=Motion(array_of(column["listener"]), layout),
-        speaker=Motion(array_of(column["speaker"]), layout) if column["speaker"].is_valid else None,
-        speaker_frames=_frames(column["speaker_frames"], frame_size),
-        speaker_audio=_audio(column["speaker_audio"]),
-        listener_audio=_audio(column["listener_audio"]),
-        words=tuple(Word(**w) for w in column["words"].as_py())
-        if column["words"].is_valid
-        else None,
-        speaker_shape=np.array(column["speaker_shape"].values)
-        if column["speaker_shape"].is_valid
-        else None,
+        clip_id=cells["clip_id"].as_py(),
+        dyad_id=cells["dyad_id"].as_py(),
+        split=cells["split"].as_py(),
+        listener=Motion(array_of(cells["listener"]), layout),
+        speaker=Motion(array_of(speaker), layout) if speaker.is_valid else None,
+        speaker_frames=_frames(cells["speaker_frames"], frame_size),
+        speaker_audio=_audio(cells["speaker_audio"]),
+        listener_audio=_audio(cells["listener_audio"]),
+        words=tuple(Word(**word) for word in words.as_py()) if words.is_valid else None,
+        speaker_shape=np.array(shape.values) if shape.is_valid else None,
     )
 
 
-def array_of(scalar: pa.ListScalar) -> np.ndarray:
-    """The (time, dim) array of one cell of a sequence column, copied: Arrow's own memory is
-    read-only.
-    """
-    values = scalar.values
+def array_of(cell: pa.ListScalar) -> np.ndarray:
+    """The (time, dim) array of one cell of a sequence column."""
+    values = cell.values
+    # A copy, because Arrow's own memory is read-only.
     return np.array(values.flatten()).reshape(len(values), values.type.list_size)
 
 
 def _frame_bytes(frames: np.ndarray | None) -> list[bytes] | None:
-    return None if frames is None else [np.ascontiguousarray(frame).tobytes() for frame in frames]
-
-
-def _frames(scalar: pa.ListScalar, size: tuple[int, int] | None) -> np.ndarray | None:
-    if not scalar.is_valid:
+    if frames is None:
         return None
-    frames = [
-        np.frombuffer(frame.as_buffer(), np.uint8).reshape(*size, 3) for frame in scalar.values
-    ]
-    return np.stack(frames)
+    return [np.ascontiguousarray(frame).tobytes() for frame in frames]
 
 
-def _audio(scalar: pa.ListScalar) -> np.ndarray | None:
-    return scalar.values.to_numpy().astype(np.float32) / 32767 if scalar.is_valid else None
+def _frames(cell: pa.ListScalar, size: tuple[int, int] | None) -> np.ndarray | None:
+    if not cell.is_valid:
+        return None
+    assert size is not None, "the writer of a corpus with frames notes their size"
+    pixels = [np.frombuffer(frame.as_buffer(), np.uint8) for frame in cell.values]
+    return np.stack([frame.reshape(*size, 3) for frame in pixels])
+
+
+def _audio(cell: pa.ListScalar) -> np.ndarray | None:
+    return cell.values.to_numpy().astype(np.float32) / _FULL_SCALE if cell.is_valid else None
 
 
 def _word_rows(words: tuple[Word, ...] | None) -> list[dict] | None:
-    return (
-        None if words is None else [{"text": w.text, "start": w.start, "end": w.end} for w in words]
-    )
+    if words is None:
+        return None
+    return [{"text": word.text, "start": word.start, "end": word.end} for word in words]

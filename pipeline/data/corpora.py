@@ -1,32 +1,54 @@
-"""Opening a corpus, whichever kind it is."""
+"""Which corpus a recipe works on, and how it is opened."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from rapport.log import logger
 from rapport.pipeline.data.readers.dualtalk import import_dualtalk
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener
 from rapport.pipeline.data.settings import CorpusConfig
-from rapport.pipeline.data.store import Corpus, CorpusError
-from rapport.pipeline.data.synthetic.generate import generate
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
+from rapport.pipeline.data.synthetic.generate import Video, generate
 
 
 def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
-    """The corpus that `config` names; one that has to be made or read is written to `folder`."""
+    """Open the corpus that `config` names; it has clips to train on and held-out ones.
+
+    Args:
+        config: which corpus.
+        folder: where one that is generated or imported is written; it must not exist. Not used by
+            `parquet`, which is opened where it lies.
+
+    Raises:
+        CorpusError: there are no such files, they are damaged, or they give no clip of one of the
+            two splits; names the file and the way out.
+    """
+    corpus = _open(config, folder)
+    for split in SPLITS:
+        if split not in corpus.splits:
+            raise CorpusError(
+                f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. "
+                "Recordings, or what of a single one is held out, are shorter: lower corpus.seconds"
+            )
+    return corpus
+
+
+def _open(config: CorpusConfig, folder: Path) -> Corpus:
     if config.kind == "synthetic":
+        logger.info("generating the synthetic corpus")
         return generate(
             folder,
-            config.train_clips,
-            config.test_clips,
-            config.seconds,
-            config.seed,
-            config.image_size,
-            config.frames,
+            n_train=config.train_clips,
+            n_test=config.test_clips,
+            seconds=config.seconds,
+            seed=config.seed,
+            video=Video(frames=config.frames, size=config.image_size),
         )
     if config.root is None:
         raise CorpusError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")
     if config.kind == "dualtalk":
-        return import_dualtalk(config.root, folder, config.seconds, config.stride)
+        return import_dualtalk(config.root, folder, seconds=config.seconds, stride=config.stride)
     if config.kind == "lm_listener":
-        return import_lm_listener(config.root, folder, config.seconds, config.stride)
+        return import_lm_listener(config.root, folder, seconds=config.seconds, stride=config.stride)
     return Corpus(config.root)

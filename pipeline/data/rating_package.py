@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapport.pipeline.rundir import write_atomic
+from rapport.files import write_atomic
 from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, SHEET_COLUMNS, RatingError
 
 MANIFEST_COLUMNS = ("video", "prompt_id", "candidate_id")
@@ -21,8 +21,17 @@ HAND_OUT = "for_raters"
 
 
 def neutral_names(groups: Mapping[str, Iterable[str]], seed: int) -> dict[str, tuple[str, str]]:
-    """Video name -> prompt id, candidate id. The number is the group's, the letter says nothing:
-    both are shuffled.
+    """Give every candidate's video a name that tells raters nothing about it.
+
+    A name is a number for the group and a letter for the candidate, for example "0007-c". Both are
+    shuffled.
+
+    Args:
+        groups: prompt id -> candidate ids.
+        seed: of the shuffling.
+
+    Returns:
+        video name -> prompt id, candidate id.
     """
     rng = np.random.default_rng(seed)
     prompts = sorted(groups)
@@ -36,18 +45,26 @@ def neutral_names(groups: Mapping[str, Iterable[str]], seed: int) -> dict[str, t
 
 
 def write_package(folder: Path, names: Mapping[str, tuple[str, str]]) -> None:
-    """Everything but the videos, which belong into `for_raters/videos`."""
-    (folder / HAND_OUT).mkdir(exist_ok=True)
-    write_atomic(folder / HAND_OUT / "INSTRUCTIONS.md", instructions())
-    write_atomic(
-        folder / HAND_OUT / "sheet.csv", _table(SHEET_COLUMNS, ((name,) for name in names))
-    )
-    rows = ((name, prompt, candidate) for name, (prompt, candidate) in names.items())
-    write_atomic(folder / "manifest.csv", _table(MANIFEST_COLUMNS, rows))
+    """Write everything but the videos, which belong in `for_raters/videos`."""
+    hand_out = folder / HAND_OUT
+    hand_out.mkdir(exist_ok=True)
+    write_atomic(hand_out / "INSTRUCTIONS.md", instructions())
+    blank = "," * (len(SHEET_COLUMNS) - 1)
+    sheet = [",".join(SHEET_COLUMNS), *(name + blank for name in names)]
+    write_atomic(hand_out / "sheet.csv", "\n".join(sheet) + "\n")
+    manifest = io.StringIO()
+    writer = csv.writer(manifest, lineterminator="\n")
+    writer.writerow(MANIFEST_COLUMNS)
+    writer.writerows((name, prompt, candidate) for name, (prompt, candidate) in names.items())
+    write_atomic(folder / "manifest.csv", manifest.getvalue())
 
 
 def read_manifest(file: Path) -> dict[str, tuple[str, str]]:
-    """`neutral_names` of a package. Raises `RatingError` when it is not there or not one."""
+    """Read which candidate every video of a package shows, as `neutral_names` gave it.
+
+    Raises:
+        RatingError: the file does not exist or has other columns.
+    """
     if not file.is_file():
         raise RatingError(
             f"{file}: no manifest; a sheet of videos needs the one that was written with it"
@@ -66,25 +83,23 @@ def instructions() -> str:
     criteria = "\n".join(f"- **{name}**: {meaning}" for name, meaning in CRITERIA.items())
     return f"""# How to rate
 
-Each video shows a person who speaks (left) and a face that listens (right). Judge the listener.
+Each video shows a person who speaks on the left and a face that listens on the right.
+Please judge the listener only.
 
-1. Copy `sheet.csv` and open the copy in a spreadsheet. There is one row for each video in `videos/`.
-2. Write your name, or any name that is always the same, into the column `rater`.
-3. Watch a video with sound, to its end, as often as you like. Videos whose names begin with the same number have
-   the same speaker: watch them one after the other before you rate the first.
-4. Give each criterion a whole number from {LOWEST} to {HIGHEST}. Leave a cell empty when you cannot tell.
-5. Use the whole scale. There is no right answer and no number of good ones; some videos may be recordings of people.
+1. Copy `sheet.csv` and open the copy in a spreadsheet. It has one row for each video in `videos/`.
+2. Write your name into the column `rater`, in every row that you fill in. You may use any other
+   name, as long as it is always the same.
+3. Watch each video with sound and to its end, as often as you like. Videos whose names begin with
+   the same number show the same speaker. Watch all of them before you rate the first.
+4. Give each criterion a whole number from {LOWEST} to {HIGHEST}.
+   If you cannot tell, leave the cell empty.
+5. Use the whole scale. There are no right answers, and any number of videos may be good. Some of
+   the videos may be recordings of real people.
+
+The criteria are:
 
 {criteria}
 """
-
-
-def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows((*row, *[""] * (len(columns) - len(row))) for row in rows)
-    return text.getvalue()
 
 
 def _letters(place: int) -> str:

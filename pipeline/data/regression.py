@@ -1,5 +1,4 @@
-"""A listener by ridge regression: the one answer that is least wrong on average, for every speaker
-the same way.
+"""A listener by ridge regression: for every speaker the one answer that is least wrong on average.
 
 It stands where REACT's Trans-AE does among baselines: everything that the speaker does goes in, a
 deterministic least-squares answer comes out. It is linear and solved in closed form; a transformer
@@ -25,18 +24,18 @@ _FEWEST = 8  # clips to train on
 
 @dataclass(frozen=True, eq=False)
 class RegressionListener:
-    """Ridge regression from what the speaker does to how the listener moves, both over a whole
-    clip.
+    """Ridge regression from what the speaker does over a clip to how the listener moves over it.
 
-    Features: the speaker's motion and sound level in blocks of 1 s, as far as the clips have them,
-        standardised.
-    Targets: the listener's motion in blocks of 0.2 s, standardised.
+    Features are the speaker's motion and sound level in blocks of 1 s, as far as the clips have
+    them, standardised. Targets are the listener's motion in blocks of 0.2 s, standardised.
 
     Args:
         layout: of the answers.
         ridge: chosen on held-back training clips.
-        x_mean, x_scale: (features,) of the training clips.
-        mean, scale: (dim,) of the targets.
+        x_mean: (features,) mean over the training clips.
+        x_scale: (features,) standard deviation over the training clips.
+        mean: (dim,) mean of the targets.
+        scale: (dim,) standard deviation of the targets.
         weights: (features, blocks * dim).
         offset: (blocks * dim,) mean standardised target.
     """
@@ -55,78 +54,100 @@ class RegressionListener:
         """Fit to clips of one length.
 
         Args:
+            clips: training clips; neighbours share a dyad.
             layout: groups of the listener to answer with.
 
         Raises:
             ValueError: the clips have neither speaker motion nor sound, or there are fewer than 8.
         """
-        pairs = [(features(clip), targets(clip.listener, layout)) for clip in clips]
-        if len(pairs) < _FEWEST:
-            raise ValueError(f"{len(pairs)} training clips, a regression needs {_FEWEST} or more")
-        x, y = (np.stack(side) for side in zip(*pairs, strict=True))
-        mean, scale = y.mean(axis=(0, 1)), y.std(axis=(0, 1)) + 1e-8
-        flat = ((y - mean) / scale).reshape(len(y), -1)
-        x_mean, x_scale = x.mean(axis=0), x.std(axis=0) + 1e-8
+        inputs = []
+        answers = []
+        for clip in clips:
+            inputs.append(features(clip))
+            answers.append(targets(clip.listener, layout))
+        if len(inputs) < _FEWEST:
+            raise ValueError(f"{len(inputs)} training clips, a regression needs {_FEWEST} or more")
+        x = np.stack(inputs)
+        y = np.stack(answers)
+        x_mean = x.mean(axis=0)
+        x_scale = x.std(axis=0) + 1e-8
+        mean = y.mean(axis=(0, 1))
+        scale = y.std(axis=(0, 1)) + 1e-8
         x = (x - x_mean) / x_scale
-        held = (
-            np.arange(len(x)) >= len(x) * 3 // 4
-        )  # the last: neighbours share a dyad, do not part them
-        errors = []
-        for ridge in _RIDGES:
-            weights, offset = _solve(x[~held], flat[~held], ridge)
-            errors.append(np.mean((x[held] @ weights + offset - flat[held]) ** 2))
-        ridge = float(_RIDGES[int(np.argmin(errors))])
-        return cls(layout, ridge, x_mean, x_scale, mean, scale, *_solve(x, flat, ridge))
+        y = ((y - mean) / scale).reshape(len(y), -1)
+        ridge = _best_ridge(x, y)
+        weights, offset = _solve(x, y, ridge)
+        return cls(
+            layout=layout,
+            ridge=ridge,
+            x_mean=x_mean,
+            x_scale=x_scale,
+            mean=mean,
+            scale=scale,
+            weights=weights,
+            offset=offset,
+        )
 
     def standardised(self, clip: Clip) -> np.ndarray:
-        """(blocks, dim) the answer in standard deviations from the mean of the training listeners."""
+        """(blocks, dim) answer in standard deviations from the mean of the training listeners."""
         x = (features(clip) - self.x_mean) / self.x_scale
         return (x @ self.weights + self.offset).reshape(-1, self.layout.dim)
 
     def __call__(self, clip: Clip) -> Motion:
-        """The answer to a clip's speaker, splined through the blocks; frames after the last whole
-        block are left out.
+        """The answer to a clip's speaker, splined through the blocks.
+
+        Frames after the last whole block are left out.
         """
         blocks = self.standardised(clip) * self.scale + self.mean
-        frames = len(blocks) * _frames_of(_TARGETS_PER_SECOND, self.layout)
+        frames = len(blocks) * _block_frames(_TARGETS_PER_SECOND, self.layout)
         return Motion(spline_basis(frames, len(blocks)) @ blocks, self.layout)
 
 
 def features(clip: Clip) -> np.ndarray:
-    """(features,) float64 of the speaker. Raises `ValueError` where the clip has neither their
-    motion nor sound.
+    """(features,) float64 of the speaker.
+
+    Raises:
+        ValueError: the clip has neither motion nor sound of the speaker.
     """
-    heard = []
+    parts = []
     if clip.speaker is not None:
-        heard.append(
-            _block_means(
-                clip.speaker.values, _frames_of(_FEATURES_PER_SECOND, clip.speaker.layout)
-            ).ravel()
-        )
+        block = _block_frames(_FEATURES_PER_SECOND, clip.speaker.layout)
+        parts.append(_block_means(clip.speaker.values, block).ravel())
     if clip.speaker_audio is not None:
         power = _block_means(clip.speaker_audio[:, None] ** 2, AUDIO_RATE // _FEATURES_PER_SECOND)
-        heard.append(np.log10(power.ravel() + 1e-6))
-    if not heard:
+        parts.append(np.log10(power.ravel() + 1e-6))
+    if not parts:
         raise ValueError(
             f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on"
         )
-    return np.concatenate(heard).astype(np.float64)
+    return np.concatenate(parts).astype(np.float64)
 
 
 def targets(listener: Motion, layout: Layout) -> np.ndarray:
     """(blocks, dim) float64: means of the listener's groups in blocks of 0.2 s."""
-    return _block_means(
-        listener.subset(layout).values, _frames_of(_TARGETS_PER_SECOND, layout)
-    ).astype(np.float64)
+    block = _block_frames(_TARGETS_PER_SECOND, layout)
+    return _block_means(listener.subset(layout).values, block).astype(np.float64)
 
 
-def _frames_of(per_second: int, layout: Layout) -> int:
+def _block_frames(per_second: int, layout: Layout) -> int:
     return round(layout.fps / per_second)
 
 
+def _best_ridge(x: np.ndarray, y: np.ndarray) -> float:
+    """The ridge with the least error on the last quarter of the clips."""
+    # The last ones, not random ones: neighbours share a dyad, which must not be parted.
+    held_back = np.arange(len(x)) >= len(x) * 3 // 4
+    errors = []
+    for ridge in _RIDGES:
+        weights, offset = _solve(x[~held_back], y[~held_back], ridge)
+        errors.append(np.mean((x[held_back] @ weights + offset - y[held_back]) ** 2))
+    return float(_RIDGES[int(np.argmin(errors))])
+
+
 def _solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and intercept of ridge regression, in its dual form: clips may be fewer than
-    features.
+    """Weights and intercept of ridge regression in its dual form.
+
+    The dual form is the smaller system when there are fewer clips than features.
     """
     offset = y.mean(axis=0)
     dual = np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), y - offset)
@@ -134,8 +155,6 @@ def _solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.n
 
 
 def _block_means(values: np.ndarray, block: int) -> np.ndarray:
-    """Means of consecutive blocks of `block` rows of (time, dim); an incomplete last one is
-    dropped.
-    """
+    """Means of consecutive blocks of `block` rows of (time, dim); a short last one is dropped."""
     count = len(values) // block
     return values[: count * block].reshape(count, block, -1).mean(axis=1)

@@ -1,5 +1,6 @@
-"""Figures of a motion by which a corpus is compared with people: amplitudes, speeds, bandwidth,
-blinks, nods.
+"""Figures of a motion by which a corpus is compared with people.
+
+They are amplitudes, speeds, bandwidths, and rates of blinks and nods.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from rapport.policies.motion import Motion
 _CLOSED = 0.5  # lid closure that counts as a blink
 _NOD_BAND_HZ = (1.0, 4.0)
 _NOD_RAD = 0.015  # half a peak-to-peak swing of 1.7 degrees; smaller ones are not counted
+_FILTER_FRAMES = 15  # the band-pass needs more frames than this
 
 
 def motion_statistics(motion: Motion) -> dict[str, float]:
@@ -28,7 +30,8 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
         coefficients), `expr_speed_ratio` (mean over coefficients of std of velocity / std, 1/s),
         `{head,expr}_power_below_2.5hz` (share of variance), `blinks_per_min`.
     """
-    names, fps = motion.layout.names, motion.layout.fps
+    names = motion.layout.names
+    fps = motion.layout.fps
     figures: dict[str, float] = {}
     if (rotation := head_rotation(motion)) is not None:
         head = np.degrees(rotation)
@@ -39,14 +42,16 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
         figures["nods_per_min"] = count_nods(rotation[:, 0], fps) / motion.seconds * 60
     if "jaw" in names:
         jaw = np.degrees(motion.group("jaw")[:, 0].astype(np.float64))
-        figures["jaw_mean_deg"], figures["jaw_std_deg"] = jaw.mean(), jaw.std()
+        figures["jaw_mean_deg"] = jaw.mean()
+        figures["jaw_std_deg"] = jaw.std()
         figures["jaw_speed_deg_s"] = np.abs(np.diff(jaw)).mean() * fps
     if "expr" in names:
         expr = motion.group("expr").astype(np.float64)
-        spread = expr.std(axis=0)
+        deviation = expr.std(axis=0)
         speed = np.diff(expr, axis=0).std(axis=0) * fps
-        figures["expr_std"] = spread.mean()
-        figures["expr_speed_ratio"] = np.mean(speed[spread > 0] / spread[spread > 0])
+        moving = deviation > 0
+        figures["expr_std"] = deviation.mean()
+        figures["expr_speed_ratio"] = float(np.mean(speed[moving] / deviation[moving]))
         figures["expr_power_below_2.5hz"] = power_below(expr, 2.5, fps)
     if "eyelid" in names:
         figures["blinks_per_min"] = count_blinks(motion.group("eyelid")) / motion.seconds * 60
@@ -54,21 +59,28 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
 
 
 def head_rotation(motion: Motion) -> np.ndarray | None:
-    """(time, 3) float64 radians: `rot` and `neck`, added up, which is exact for small angles; None
-    without either.
+    """(time, 3) float64 radians: the sum of `rot` and `neck`, or None where there is neither.
+
+    The sum of two rotation vectors is exact for small angles.
     """
     rotations = [motion.group(name) for name in ("rot", "neck") if name in motion.layout.names]
-    return np.sum(rotations, axis=0, dtype=np.float64) if rotations else None
+    if not rotations:
+        return None
+    return np.asarray(np.sum(rotations, axis=0, dtype=np.float64))
 
 
 def power_below(values: np.ndarray, hz: float, fps: float) -> float:
-    """Share of the variance of (time, dim) up to `hz`, all moving columns weighing the same; NaN if
-    none moves.
+    """Share of the variance of (time, dim) at frequencies up to `hz`.
+
+    All columns that move weigh the same. NaN if none moves.
     """
     spectrum = np.abs(np.fft.rfft(values - values.mean(axis=0), axis=0)) ** 2
     total = spectrum.sum(axis=0)
     low = spectrum[np.fft.rfftfreq(len(values), 1 / fps) <= hz].sum(axis=0)
-    return float(np.mean(low[total > 0] / total[total > 0])) if (total > 0).any() else float("nan")
+    moving = total > 0
+    if not moving.any():
+        return float("nan")
+    return float(np.mean(low[moving] / total[moving]))
 
 
 def count_blinks(eyelids: np.ndarray) -> int:
@@ -78,12 +90,13 @@ def count_blinks(eyelids: np.ndarray) -> int:
 
 
 def count_nods(pitch: np.ndarray, fps: float) -> int:
-    """Nods in a pitch track (time,) in radians, down positive: groups of downward swings between 1
-    and 4 Hz.
+    """Count groups of downward swings between 1 and 4 Hz; those within a second are one nod.
 
-    Swings less than a second apart are one nod.
+    Args:
+        pitch: (time,) in radians, down is positive.
+        fps: frames per second.
     """
-    if len(pitch) <= 15:  # the filter needs some frames
+    if len(pitch) <= _FILTER_FRAMES:
         return 0
     band = butter(2, _NOD_BAND_HZ, "bandpass", fs=fps, output="sos")
     swings, _ = find_peaks(sosfiltfilt(band, pitch), height=_NOD_RAD)

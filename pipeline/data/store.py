@@ -1,31 +1,33 @@
-"""Corpora on disk: clips in Parquet shards, a manifest, and labels and hidden truth in files of
-their own.
+"""Corpora on disk: clips in Parquet shards, a manifest, and labels and hidden truth apart.
 
-    corpus/ corpus.json               what is here: layout, counts, digests; written last
-      train-00000.parquet ...   clips (columns.clip_schema) test-00000.parquet ... labels.parquet
-      the listener's expressed affect, as a labelled corpus gives it (may be absent) truth.parquet
-      hidden truth for judging; only `load_truth` reads it (may be absent)
+    corpus/
+      corpus.json               what is here: layout, counts, digests; written last
+      train-00000.parquet ...   clips (columns.clip_schema)
+      test-00000.parquet ...
+      labels.parquet            the listener's expressed affect, as a labelled corpus gives it
+                                (may be absent)
+      truth.parquet             hidden truth for judging; only `load_truth` reads it (may be absent)
 
-A corpus is built in a hidden sibling folder and renamed into place, so a half-written one is never
-taken for whole.
+A corpus is built beside its place and renamed into it, so that a half-written one is never taken
+for whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rapport.files import atomic
 from rapport.pipeline.data.columns import (
     LABEL_SCHEMA,
     SCHEMA_VERSION,
@@ -45,16 +47,19 @@ LABELS = "labels.parquet"
 TRUTH = "truth.parquet"
 ROW_GROUP = 4  # clips decoded at once, for one at random, too
 SHARD = 512  # clips in a file
+SPLITS = ("train", "test")
+_MODALITIES = ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words")
 
 
 class CorpusError(ValueError):
-    """A corpus is missing, incomplete, corrupt or mixed. The message names the file or clip and the
-    way out.
+    """A corpus is missing, incomplete, corrupt or mixed.
+
+    The message names the file or clip and the way out.
     """
 
 
 class CorpusWriter:
-    """Writes a corpus; use as a context manager, `add` clips, done on a clean exit.
+    """Writes a corpus; use as a context manager and `add` clips, it is there after a clean exit.
 
     Args:
         path: folder to create; it must not exist.
@@ -65,70 +70,85 @@ class CorpusWriter:
             unlike, or no clip was added.
     """
 
-    def __init__(self, path: str | Path, source: dict[str, object]) -> None:
+    def __init__(self, path: str | Path, source: dict[str, Any]) -> None:
         self.path = Path(path)
         self.source = source
-        if self.path.exists():
-            raise CorpusError(
-                f"{self.path} is already there: remove it or write the corpus elsewhere"
-            )
-        self._building = self.path.with_name(f".{self.path.name}.building-{os.getpid()}")
+        self._refuse_existing()
         self._layout: Layout | None = None
-        self._frame_size: tuple[int, int] | None = None
-        self._shards: dict[str, _Shards] = {}
-        self._labels: _Shards | None = None
-        self._truth: _Shards | None = None
+        self._frame_size: tuple[int, ...] | None = None
+        self._shards: dict[str, _Shards] = {}  # of clips, by split
+        self._side_files: dict[str, _Shards] = {}
         self._ids: set[str] = set()
         self._present: dict[str, int] = {}
 
     def __enter__(self) -> CorpusWriter:
-        shutil.rmtree(self._building, ignore_errors=True)
-        self._building.mkdir(parents=True)
-        return self
+        self._writing = self._write_whole()
+        return self._writing.__enter__()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            shutil.rmtree(self._building, ignore_errors=True)
+        self._writing.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _write_whole(self) -> Iterator[CorpusWriter]:
+        with atomic(self.path) as self._folder:
+            self._folder.mkdir()
+            yield self
+            self._finish()
+            self._refuse_existing()  # somebody else may have written it meanwhile
+
+    def _refuse_existing(self) -> None:
+        if self.path.exists():
+            raise CorpusError(
+                f"{self.path} is already there: remove it or write the corpus elsewhere"
+            )
 
     def add(
         self, clip: Clip, expressed_affect: np.ndarray | None = None, truth: Truth | None = None
     ) -> None:
-        """Append one clip, with its affect label (time, 2) and hidden truth where the source has
-        them.
+        """Append one clip.
+
+        Args:
+            clip: of the same layout and frame size as those before.
+            expressed_affect: (time, 2) affect label of the listener, where the source has one.
+            truth: hidden truth, where the source has it.
         """
-        self._check(clip)
-        for name in ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words"):
+        layout = self._checked_layout(clip)
+        for name in _MODALITIES:
             self._present[name] = self._present.get(name, 0) + (name not in clip.absent)
-        layout = self._layout
         if clip.split not in self._shards:
             self._shards[clip.split] = _Shards(
-                self._building,
-                f"{clip.split}-{{:05d}}.parquet",
-                clip_schema(layout),
-                lambda clips: clips_to_table(clips, layout),
+                self._folder / f"{clip.split}-{{:05d}}.parquet",
+                schema=clip_schema(layout),
+                to_table=partial(clips_to_table, layout=layout),
             )
         self._shards[clip.split].add(clip)
         if expressed_affect is not None:
-            self._labels = self._labels or _Shards(
-                self._building, LABELS, LABEL_SCHEMA, _label_table
+            self._side_file(LABELS, LABEL_SCHEMA, _label_table).add(
+                (clip.clip_id, expressed_affect)
             )
-            self._labels.add((clip.clip_id, expressed_affect))
         if truth is not None:
-            self._truth = self._truth or _Shards(self._building, TRUTH, TRUTH_SCHEMA, _truth_table)
-            self._truth.add((clip.clip_id, truth))
+            self._side_file(TRUTH, TRUTH_SCHEMA, _truth_table).add((clip.clip_id, truth))
 
-    def _check(self, clip: Clip) -> None:
+    def _side_file(
+        self, name: str, schema: pa.Schema, to_table: Callable[[list], pa.Table]
+    ) -> _Shards:
+        if name not in self._side_files:
+            self._side_files[name] = _Shards(self._folder / name, schema, to_table)
+        return self._side_files[name]
+
+    def _checked_layout(self, clip: Clip) -> Layout:
+        """The layout of the corpus, or an error that says why the clip does not belong in it."""
         if clip.clip_id in self._ids:
             raise CorpusError(
                 f"clip {clip.clip_id!r} was added twice: clip ids must be unique in a corpus"
             )
         self._ids.add(clip.clip_id)
-        if clip.split not in ("train", "test"):
+        if clip.split not in SPLITS:
             raise CorpusError(
                 f"clip {clip.clip_id!r}: split {clip.split!r} is neither 'train' nor 'test'"
             )
@@ -137,8 +157,7 @@ class CorpusWriter:
             if motion is not None and motion.layout != self._layout:
                 raise CorpusError(
                     f"clip {clip.clip_id!r} has motion in {motion.layout}, the corpus is in "
-                    f"{self._layout}: "
-                    "convert it with Motion.subset, or write two corpora"
+                    f"{self._layout}: convert it with Motion.subset, or write two corpora"
                 )
         if clip.speaker_frames is not None:
             size = clip.speaker_frames.shape[1:3]
@@ -147,37 +166,32 @@ class CorpusWriter:
                 raise CorpusError(
                     f"clip {clip.clip_id!r} has frames of {size}, the corpus of {self._frame_size}"
                 )
+        return self._layout
 
     def _finish(self) -> None:
         if self._layout is None:
             raise CorpusError(f"no clip was added to {self.path}: an empty corpus is not written")
+        rows_by_file: dict[str, int] = {}
+        for shards in (*self._shards.values(), *self._side_files.values()):
+            shards.close()
+            rows_by_file |= shards.rows
+        clips = {split: sum(shards.rows.values()) for split, shards in sorted(self._shards.items())}
         files = {}
-        for shards in [*self._shards.values(), self._labels, self._truth]:
-            if shards is not None:
-                shards.close()
-                files.update(shards.rows)
+        for name, rows in sorted(rows_by_file.items()):
+            file = self._folder / name
+            files[name] = {"rows": rows, "bytes": file.stat().st_size, "sha256": _sha256(file)}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "layout": json.loads(self._layout.to_json()),
             "fps": self._layout.fps,
             "audio_rate": AUDIO_RATE,
             "frame_size": self._frame_size,
-            "clips": {
-                split: sum(shards.rows.values()) for split, shards in sorted(self._shards.items())
-            },
+            "clips": clips,
             "present": self._present,
-            "files": {
-                name: {
-                    "rows": rows,
-                    "bytes": (self._building / name).stat().st_size,
-                    "sha256": _sha256(self._building / name),
-                }
-                for name, rows in sorted(files.items())
-            },
+            "files": files,
             "source": self.source,
         }
-        (self._building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        os.replace(self._building, self.path)
+        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 class Corpus:
@@ -205,47 +219,50 @@ class Corpus:
 
     @property
     def splits(self) -> list[str]:
+        """Names of the splits that have clips."""
         return list(self.manifest["clips"])
 
     @property
     def fps(self) -> float:
+        """Frames of motion per second."""
         return self.layout.fps
 
     @property
     def digest(self) -> str:
         """Digest of all clips, the same for equal corpora wherever they lie."""
         shards = {
-            n: f["sha256"] for n, f in self.manifest["files"].items() if n not in (LABELS, TRUTH)
+            name: entry["sha256"]
+            for name, entry in self.manifest["files"].items()
+            if name not in (LABELS, TRUTH)
         }
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     def count(self, split: str) -> int:
         """Clips in a split."""
-        return sum(rows for _, _, rows in self._split(split))
+        return sum(group.rows for group in self._split(split))
 
     def clips(self, split: str) -> Iterator[Clip]:
         """Clips of a split in the order they were written; one row group in memory at a time."""
-        for name, group, rows in self._split(split):
-            table = self._read_group(name, group)
-            yield from (self._clip(table, row, name) for row in range(rows))
+        for group in self._split(split):
+            table = self._read(group)
+            yield from (self._clip(table, row, group.file) for row in range(group.rows))
 
     def listeners(self, split: str) -> Iterator[tuple[str, Motion]]:
-        """Clip id and the listener's motion of every clip of a split, in order; nothing else is
-        read.
+        """Clip id and the listener's motion of every clip of a split, in order.
+
+        Nothing else is read from the files.
         """
-        for name, group, rows in self._split(split):
-            table = self._read_group(name, group, ["clip_id", "listener"])
-            for row in range(rows):
-                with self._naming(table, row, name):
-                    yield (
-                        table["clip_id"][row].as_py(),
-                        Motion(array_of(table["listener"][row]), self.layout),
-                    )
+        for group in self._split(split):
+            table = self._read(group, ["clip_id", "listener"])
+            for row in range(group.rows):
+                with self._naming_clip(table, row, group.file):
+                    motion = Motion(array_of(table["listener"][row]), self.layout)
+                    yield table["clip_id"][row].as_py(), motion
 
     def clip_ids(self, split: str) -> list[str]:
         """Ids of a split, in order."""
         self._split(split)
-        return [clip_id for clip_id, (where, *_) in self._places.items() if where == split]
+        return [clip_id for clip_id, place in self._places.items() if place.split == split]
 
     def at(self, split: str, index: int) -> Clip:
         """Clip number `index` of a split."""
@@ -255,83 +272,88 @@ class Corpus:
         return self.clip(ids[index])
 
     def clip(self, clip_id: str) -> Clip:
-        """The clip of this id. Raises `CorpusError` when there is none."""
+        """The clip of this id.
+
+        Raises:
+            CorpusError: there is none.
+        """
         if clip_id not in self._places:
             raise CorpusError(
                 f"{self.path} has no clip {clip_id!r}; Corpus.clip_ids(split) lists them"
             )
-        _, name, group, row = self._places[clip_id]
-        return self._clip(self._read_group(name, group), row, name)
-
-    def verify(self) -> None:
-        """Compare every file with its digest in the manifest. Raises `CorpusError` on the first
-        that differs.
-        """
-        for name, entry in self.manifest["files"].items():
-            if _sha256(self.path / name) != entry["sha256"]:
-                raise CorpusError(
-                    f"{self.path / name} is not the file that was written: restore or rebuild "
-                    "the corpus"
-                )
+        place = self._places[clip_id]
+        return self._clip(self._read(place.group), place.row, place.group.file)
 
     @cached_property
-    def _places(self) -> dict[str, tuple[str, str, int, int]]:
-        """Clip id -> (split, file, row group, row), in order."""
-        return {
-            clip_id: (split, name, group, row)
-            for split in self.splits
-            for name, group, _ in self._split(split)
-            for row, clip_id in enumerate(
-                self._read_group(name, group, ["clip_id"])["clip_id"].to_pylist()
-            )
-        }
+    def _places(self) -> dict[str, _Place]:
+        """Where each clip lies, in order."""
+        places: dict[str, _Place] = {}
+        for split in self.splits:
+            for group in self._split(split):
+                ids = self._read(group, ["clip_id"])["clip_id"].to_pylist()
+                places |= {clip_id: _Place(split, group, row) for row, clip_id in enumerate(ids)}
+        return places
 
-    def _split(self, split: str) -> list[tuple[str, int, int]]:
+    def _split(self, split: str) -> list[_RowGroup]:
         if split not in self._groups:
             raise CorpusError(f"{self.path} has no split {split!r}, only {self.splits}")
         return self._groups[split]
 
-    def _row_groups(self, split: str) -> list[tuple[str, int, int]]:
-        """(file, row group, rows) of a split, from the file footers."""
+    def _row_groups(self, split: str) -> list[_RowGroup]:
+        """Row groups of a split, from the footers of its files."""
         groups = []
         for name in self.manifest["files"]:
             if name.startswith(f"{split}-"):
                 footer = self._file(name).metadata
-                groups += [
-                    (name, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)
-                ]
+                for number in range(footer.num_row_groups):
+                    rows = footer.row_group(number).num_rows
+                    groups.append(_RowGroup(name, number, rows))
         return groups
 
-    def _read_group(
-        self, name: str, group: int, columns: list[str] | None = None
-    ) -> pa.RecordBatch:
-        with _naming_file(self.path / name):
-            table = self._file(name).read_row_group(group, columns)
+    def _read(self, group: _RowGroup, columns: list[str] | None = None) -> pa.RecordBatch:
+        with _naming_file(self.path / group.file):
+            table = self._file(group.file).read_row_group(group.number, columns)
         return table.combine_chunks().to_batches()[0]
 
     def _file(self, name: str) -> pq.ParquetFile:
-        """A shard, opened once: that takes as long as reading a row group."""
+        """A shard, opened once: opening takes as long as reading a row group."""
         if name not in self._files:
             self._files[name] = _open(self.path / name, clip_schema(self.layout))
         return self._files[name]
 
-    def _clip(self, table: pa.RecordBatch, row: int, name: str) -> Clip:
-        with self._naming(table, row, name):
-            return row_to_clip(table, row, self.layout, self.manifest["frame_size"])
+    def _clip(self, table: pa.RecordBatch, row: int, file: str) -> Clip:
+        with self._naming_clip(table, row, file):
+            return row_to_clip(table, row, self.layout, frame_size=self.manifest["frame_size"])
 
     @contextmanager
-    def _naming(self, table: pa.RecordBatch, row: int, name: str) -> Iterator[None]:
+    def _naming_clip(self, table: pa.RecordBatch, row: int, file: str) -> Iterator[None]:
         """Say which clip it is whose motion cannot be taken."""
         try:
             yield
         except LayoutError as error:
-            where = f"{self.path / name}, clip {table['clip_id'][row].as_py()!r}"
+            where = f"{self.path / file}, clip {table['clip_id'][row].as_py()!r}"
             raise CorpusError(f"{where}: {error}. Rebuild the corpus without it") from error
+
+
+class _RowGroup(NamedTuple):
+    """Rows of a shard that are read together."""
+
+    file: str
+    number: int  # within the file
+    rows: int
+
+
+class _Place(NamedTuple):
+    """Where a clip lies."""
+
+    split: str
+    group: _RowGroup
+    row: int  # within the group
 
 
 def load_labels(path: str | Path) -> dict[str, np.ndarray]:
     """The listener's expressed affect by clip id: (time, 2) valence and arousal in [-1, 1]."""
-    table = _read_side_file(Path(path), LABELS, LABEL_SCHEMA, "affect labels")
+    table = _read_side_file(Path(path), LABELS, LABEL_SCHEMA, what="affect labels")
     return {
         row.as_py(): array_of(cell)
         for row, cell in zip(table["clip_id"], table["expressed_affect"], strict=True)
@@ -340,28 +362,34 @@ def load_labels(path: str | Path) -> dict[str, np.ndarray]:
 
 def load_truth(path: str | Path) -> dict[str, Truth]:
     """Hidden truth by clip id, for judging only: training on it is cheating."""
-    table = _read_side_file(Path(path), TRUTH, TRUTH_SCHEMA, "hidden truth")
-    return {
-        clip_id.as_py(): Truth(
-            array_of(affect), manner.as_py(), {t["trait"]: t["value"] for t in style.as_py()}
-        )
-        for clip_id, affect, manner, style in zip(
-            *(table[name] for name in TRUTH_SCHEMA.names), strict=True
-        )
-    }
+    table = _read_side_file(Path(path), TRUTH, TRUTH_SCHEMA, what="hidden truth")
+    truths = {}
+    columns = [table[name] for name in TRUTH_SCHEMA.names]
+    for clip_id, affect, manner, style in zip(*columns, strict=True):
+        traits = {entry["trait"]: entry["value"] for entry in style.as_py()}
+        truths[clip_id.as_py()] = Truth(array_of(affect), manner.as_py(), traits)
+    return truths
 
 
 class _Shards:
-    """Rows buffered to row groups and written to one file, or to files of at most `SHARD` rows."""
+    """Rows gathered to row groups and written to files of at most `SHARD` rows.
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema, to_table) -> None:
-        self._folder, self._name, self._schema, self._to_table = folder, name, schema, to_table
+    Args:
+        path: of the files; its name may have a slot for the number of the file.
+        schema: their columns.
+        to_table: makes a table of a list of rows.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, to_table: Callable[[list], pa.Table]) -> None:
+        self._path = path
+        self._schema = schema
+        self._to_table = to_table
         self._buffer: list = []
         self._writer: pq.ParquetWriter | None = None
-        self.rows: dict[str, int] = {}
+        self.rows: dict[str, int] = {}  # by file name
 
-    def add(self, item) -> None:
-        self._buffer.append(item)
+    def add(self, row: Any) -> None:
+        self._buffer.append(row)
         if len(self._buffer) == ROW_GROUP:
             self._flush()
 
@@ -373,38 +401,45 @@ class _Shards:
     def _flush(self) -> None:
         if not self._buffer:
             return
-        name = self._name.format(sum(self.rows.values()) // SHARD)
-        if name not in self.rows:
-            if self._writer is not None:
-                self._writer.close()
-            self._writer = pq.ParquetWriter(
-                self._folder / name,
-                self._schema,
-                compression="zstd",
-                use_dictionary=False,
-                write_statistics=False,
-                write_page_checksum=True,  # zstd has none: a flipped byte would come back as other motion
-            )
-            self.rows[name] = 0
+        name = self._path.name.format(sum(self.rows.values()) // SHARD)
+        if self._writer is None or name not in self.rows:
+            self._writer = self._next_file(name)
         self._writer.write_table(self._to_table(self._buffer), row_group_size=ROW_GROUP)
         self.rows[name] += len(self._buffer)
         self._buffer = []
 
+    def _next_file(self, name: str) -> pq.ParquetWriter:
+        if self._writer is not None:
+            self._writer.close()
+        self.rows[name] = 0
+        return pq.ParquetWriter(
+            self._path.with_name(name),
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+            # zstd has no checksum: a flipped byte would come back as another motion.
+            write_page_checksum=True,
+        )
+
 
 def _label_table(rows: list[tuple[str, np.ndarray]]) -> pa.Table:
-    ids, affects = zip(*rows, strict=True)
+    ids = [clip_id for clip_id, _ in rows]
+    affects: list[np.ndarray | None] = [affect for _, affect in rows]
     return pa.Table.from_arrays(
-        [pa.array(ids), sequences_to_arrow(list(affects), 2)], schema=LABEL_SCHEMA
+        [pa.array(ids), sequences_to_arrow(affects, 2)], schema=LABEL_SCHEMA
     )
 
 
 def _truth_table(rows: list[tuple[str, Truth]]) -> pa.Table:
-    styles = [
-        [{"trait": t, "value": v} for t, v in sorted(truth.style.items())] for _, truth in rows
-    ]
+    affects: list[np.ndarray | None] = [truth.appropriate_affect for _, truth in rows]
+    styles = []
+    for _, truth in rows:
+        traits = sorted(truth.style.items())
+        styles.append([{"trait": name, "value": value} for name, value in traits])
     arrays = [
         pa.array([clip_id for clip_id, _ in rows]),
-        sequences_to_arrow([truth.appropriate_affect for _, truth in rows], 2),
+        sequences_to_arrow(affects, 2),
         pa.array([truth.manner for _, truth in rows]),
         pa.array(styles, TRUTH_SCHEMA.field("style").type),
     ]
@@ -463,13 +498,12 @@ def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     """A Parquet file of `schema`, or an error that says which file is not."""
     with _naming_file(path):
         file = pq.ParquetFile(path, page_checksum_verification=True)
-        found = file.schema_arrow
-    if not found.equals(schema) or found.metadata != schema.metadata:
+        columns = file.schema_arrow
+    if not columns.equals(schema) or columns.metadata != schema.metadata:
         file.close()
         raise CorpusError(
-            f"{path} has other columns or another layout than its corpus: restore it, or rebuild "
-            "the "
-            "corpus"
+            f"{path} has other columns or another layout than its corpus: restore it, or "
+            "rebuild the corpus"
         )
     return file
 

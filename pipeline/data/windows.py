@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +15,13 @@ def window_starts(frames: int, length: int, stride: int) -> range:
 
 
 def cut(recording: Clip, start: int, length: int, clip_id: str) -> Clip:
-    """Frames [start, start + length) of a recording with everything that belongs to them.
+    """Take frames [start, start + length) of a recording with everything that belongs to them.
 
     A word belongs to the window in which its middle lies; its times count from the window's start.
-    Video frames must not be there yet: they are drawn or decoded per clip.
+
+    Raises:
+        ValueError: the recording's sound ends before the window does, or it has video frames,
+            which are drawn or decoded for each clip after the cut.
     """
     if recording.speaker_frames is not None:
         raise ValueError(
@@ -27,8 +29,10 @@ def cut(recording: Clip, start: int, length: int, clip_id: str) -> Clip:
             "the clips"
         )
     fps = recording.listener.layout.fps
-    begin, end = start / fps, (start + length) / fps
-    first, samples = round(begin * AUDIO_RATE), round(length / fps * AUDIO_RATE)
+    begin = start / fps
+    end = (start + length) / fps
+    first = round(begin * AUDIO_RATE)
+    samples = round(length / fps * AUDIO_RATE)
     return replace(
         recording,
         clip_id=clip_id,
@@ -38,18 +42,6 @@ def cut(recording: Clip, start: int, length: int, clip_id: str) -> Clip:
         listener_audio=_samples(recording.listener_audio, first, samples),
         words=None if recording.words is None else _words(recording.words, begin, end),
     )
-
-
-def windows(recording: Clip, seconds: float, stride_seconds: float) -> Iterator[Clip]:
-    """Clips of `seconds`, one every `stride_seconds`, with ids `<recording>-<first frame>`."""
-    fps = recording.listener.layout.fps
-    length, stride = round(seconds * fps), round(stride_seconds * fps)
-    if length < 1 or stride < 1:
-        raise ValueError(
-            f"windows of {seconds} s every {stride_seconds} s are under a frame at {fps:g} fps"
-        )
-    for start in window_starts(len(recording.listener), length, stride):
-        yield cut(recording, start, length, f"{recording.clip_id}-{start:06d}")
 
 
 def _samples(audio: np.ndarray | None, first: int, samples: int) -> np.ndarray | None:
@@ -64,5 +56,8 @@ def _samples(audio: np.ndarray | None, first: int, samples: int) -> np.ndarray |
 
 
 def _words(words: tuple[Word, ...], begin: float, end: float) -> tuple[Word, ...]:
-    inside = [w for w in words if begin <= (w.start + w.end) / 2 < end]
-    return tuple(Word(w.text, max(w.start, begin) - begin, min(w.end, end) - begin) for w in inside)
+    inside = [word for word in words if begin <= (word.start + word.end) / 2 < end]
+    return tuple(
+        Word(word.text, max(word.start, begin) - begin, min(word.end, end) - begin)
+        for word in inside
+    )

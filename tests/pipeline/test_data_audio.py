@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from rapport.pipeline.data.audio import AudioError, read_wav, turn_statistics, voice_activity
+from rapport.pipeline.data.audio import AudioError, read_wav, voice_activity
 from rapport.policies.clip import AUDIO_RATE
 
 
@@ -69,13 +69,3 @@ def test_silence_has_no_speech_and_a_click_is_none():
     click = np.zeros(AUDIO_RATE)
     click[8000:8100] = 0.5
     assert not voice_activity(click).any()
-
-
-def test_turn_statistics_by_hand():
-    speaker = np.array([1, 1, 1, 0, 0, 1, 1, 0, 0, 0], bool)
-    listener = np.array([0, 0, 1, 1, 0, 0, 0, 0, 0, 0], bool)
-    figures = turn_statistics(speaker, listener)
-    assert figures["speaker"] == 0.5 and figures["listener"] == 0.2
-    assert figures["overlap"] == 0.1 and figures["silence"] == 0.4
-    assert figures["pause_median_s"] == 0.02  # the pause inside; what follows the last word is none
-    assert np.isnan(turn_statistics(np.ones(5, bool), np.zeros(5, bool))["pause_median_s"])

@@ -4,13 +4,12 @@ beside the project.
 
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from rapport.pipeline.config import CorpusConfig
+from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.readers.dualtalk import (
     LAYOUT,
     ReadCounts,
@@ -18,10 +17,9 @@ from rapport.pipeline.data.readers.dualtalk import (
     read_dualtalk,
     read_track,
 )
+from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.rundir import RunError
-from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.clip import AUDIO_RATE
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"
@@ -184,11 +182,9 @@ def test_a_recording_too_short_for_held_out_clips_is_named_with_what_to_lower(tm
     """30 % of 20 s are held out: of 8 s there is none."""
     put(tmp_path / "flat", "x", 1, None, 20.0)
     put(tmp_path / "flat", "x", 2, 500, 20.0)
-    run = SimpleNamespace(
-        once=lambda name, work, round_index=1: work(SimpleNamespace(directory=tmp_path, say=print))
-    )
-    with pytest.raises(RunError, match=r"flat: no test clip of 8 s.*lower corpus\.seconds"):
-        prepare(run, CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8))
+    config = CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8)
+    with pytest.raises(CorpusError, match=r"flat: no test clip of 8 s.*lower corpus\.seconds"):
+        open_corpus(config, tmp_path / "c")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real dyad is not beside this checkout")

@@ -381,6 +381,13 @@ def test_ids_are_safe_names_of_files(tmp_path):
     }
 
 
+def test_clips_and_strides_under_a_frame_are_refused(trevor):
+    for seconds, stride in ((0.0, 1.0), (4.0, 0.01)):
+        with pytest.raises(ValueError, match="under a frame at 30 fps"):
+            list(read_lm_listener(trevor, seconds, stride))
+
+
 def test_prepare_opens_it(trevor, tmp_path):
     config = CorpusConfig(kind="lm_listener", root=trevor, seconds=4, stride=4)
-    assert open_corpus(config, tmp_path / "corpus").manifest["source"]["kind"] == "lm_listener"
+    corpus = open_corpus(config, tmp_path / "corpus")
+    assert corpus.manifest["source"]["kind"] == "lm_listener"

@@ -3,17 +3,18 @@ collapses on it.
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.audio import turn_statistics, voice_activity
+from rapport.pipeline.data.audio import voice_activity
 from rapport.pipeline.data.collapse import regression_collapse
 from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import Corpus, CorpusError, load_labels, load_truth
 from rapport.pipeline.data.synthetic.affect import AFFECTS, CHANNELS, expression_of
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
-from rapport.pipeline.data.synthetic.generate import Conversation, generate, simulate
+from rapport.pipeline.data.synthetic.generate import Conversation, Video, generate, simulate
 from rapport.pipeline.data.synthetic.prosody import Episode, affect_at, plan_speech
 from rapport.pipeline.data.synthetic.signals import (
     BAND_HZ,
@@ -34,7 +35,7 @@ DYADS = 20
 def corpus(tmp_path_factory) -> Corpus:
     """Without video: 20 dyads to train on, 6 to test."""
     path = tmp_path_factory.mktemp("synthetic") / "c"
-    return generate(path, n_train=8 * DYADS, n_test=48, frames=0, workers=0)
+    return generate(path, n_train=8 * DYADS, n_test=48, video=Video(frames=0), workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,24 @@ def whole(clips, name: str) -> Motion:
     return Motion(np.concatenate([getattr(clip, name).values for clip in clips]), LAYOUT)
 
 
+def turn_statistics(speaker: np.ndarray, listener: np.ndarray) -> dict[str, float]:
+    """Shares of the time in which each, both or neither speaks, and the speaker's median pause.
+
+    Of masks every 10 ms; what comes before the first word and after the last one is no pause.
+    """
+    edges = np.flatnonzero(np.diff(speaker)) + 1
+    lengths = [end - start for start, end in pairwise(edges) if not speaker[start]]
+    return {
+        "speaker": float(speaker.mean()),
+        "listener": float(listener.mean()),
+        "overlap": float((speaker & listener).mean()),
+        "silence": float((~speaker & ~listener).mean()),
+        "pause_median_s": float(np.median(lengths) / 100) if lengths else float("nan"),
+    }
+
+
 def test_a_clip_has_every_modality(tmp_path):
-    corpus = generate(tmp_path / "c", n_train=2, n_test=1, image_size=32, frames=3, workers=0)
+    corpus = generate(tmp_path / "c", n_train=2, n_test=1, video=Video(3, 32), workers=0)
     assert corpus.manifest["clips"] == {"test": 1, "train": 2}
     clip = corpus.at("train", 1)
     assert clip.absent == [] and clip.listener.layout == LAYOUT and LAYOUT.dim == 67
@@ -66,7 +83,7 @@ def test_a_clip_has_every_modality(tmp_path):
 
 
 def test_same_seed_same_files_whatever_the_workers(tmp_path):
-    arguments = {"n_train": 9, "n_test": 1, "frames": 1, "image_size": 16}
+    arguments = {"n_train": 9, "n_test": 1, "video": Video(frames=1, size=16)}
     alone = generate(tmp_path / "a", **arguments, seed=3, workers=0)
     pool = generate(tmp_path / "b", **arguments, seed=3, workers=2)
     other = generate(tmp_path / "c", **arguments, seed=4, workers=0)
@@ -75,7 +92,9 @@ def test_same_seed_same_files_whatever_the_workers(tmp_path):
 
 
 def test_a_clip_does_not_depend_on_the_size_of_the_corpus(corpus):
-    alone = simulate(Conversation(0, "train", 1, clips=2, seconds=4.0, image_size=16, frames=0))
+    alone = simulate(
+        Conversation(0, "train", 1, clips=2, seconds=4.0, video=Video(frames=0, size=16))
+    )
     assert alone[1][0].clip_id == corpus.at("train", 9).clip_id
     assert np.array_equal(alone[1][0].listener.values, corpus.at("train", 9).listener.values)
 
@@ -115,6 +134,16 @@ def test_speakers_blink_more_and_move_their_jaw(dyads):
     assert np.mean([f["jaw_std_deg"] for f in speaker]) > 4 * np.mean(
         [f["jaw_std_deg"] for f in listener]
     )
+
+
+def test_turn_statistics_by_hand():
+    speaker = np.array([1, 1, 1, 0, 0, 1, 1, 0, 0, 0], bool)
+    listener = np.array([0, 0, 1, 1, 0, 0, 0, 0, 0, 0], bool)
+    figures = turn_statistics(speaker, listener)
+    assert figures["speaker"] == 0.5 and figures["listener"] == 0.2
+    assert figures["overlap"] == 0.1 and figures["silence"] == 0.4
+    assert figures["pause_median_s"] == 0.02  # the pause inside; what follows the last word is none
+    assert np.isnan(turn_statistics(np.ones(5, bool), np.zeros(5, bool))["pause_median_s"])
 
 
 def test_one_speaks_with_pauses_the_other_hardly(dyads):

@@ -11,7 +11,7 @@ import pytest
 from rapport.pipeline.config import load_config
 from rapport.pipeline.data.regression import RegressionListener, targets
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.data.synthetic.generate import generate
+from rapport.pipeline.data.synthetic.generate import Video, generate
 from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
     Ranking,
@@ -75,7 +75,7 @@ def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tiny_corpus, tmp_p
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
-    sizes = {"seconds": 1, "image_size": 28, "frames": 1, "workers": 0}
+    sizes = {"seconds": 1, "video": Video(frames=1, size=28), "workers": 0}
     other = generate(tmp_path / "other", 2, 2, seed=1, **sizes)
     with pytest.raises(
         CorpusError,
@@ -146,7 +146,7 @@ def ranked(tmp_path_factory):
     give.
     """
     corpus = generate(
-        tmp_path_factory.mktemp("rank") / "c", 8, 4, seconds=4, image_size=28, frames=1, workers=0
+        tmp_path_factory.mktemp("rank") / "c", 8, 4, video=Video(frames=1, size=28), workers=0
     )
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})
     config = load_config(RankConfig, None, ["rank.samples=2"])

@@ -1,5 +1,6 @@
-"""Reader of DualTalk's published files (Peng et al., CVPR 2025): FLAME tracks and sound of real
-dyads.
+"""Reader of DualTalk's published files: FLAME tracks and sound of real dyads.
+
+Peng et al., CVPR 2025.
 
     root/{train,test,ood}/<recording>_speaker{1,2}.{wav,npz}     as published
     root/<recording>_speaker{1,2}.{wav,npz}                      or flat, as its demo
@@ -15,7 +16,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,17 +40,34 @@ class ReadCounts:
     recordings: int = 0
     roles: int = 0  # listeners: both sides of a recording count when both have motion
     clips: int = 0
-    without_motion: list[str] = field(
-        default_factory=list
-    )  # recordings in which no side has an npz
-    too_short: list[str] = field(default_factory=list)  # roles shorter than a clip
+    # Recordings in which no side has an npz.
+    without_motion: list[str] = field(default_factory=list)
+    # Roles shorter than a clip.
+    too_short: list[str] = field(default_factory=list)
     truncated_frames: int = 0  # lost where motion and sound were not equally long
     across_split: int = 0  # windows of a single recording that lay on both sides of its split
     resampled: int = 0  # wav files that were not 16 kHz
 
 
+@dataclass(frozen=True)
+class _Recording:
+    """Files of one recording.
+
+    Args:
+        name: what its files have in common.
+        split: "train" or "test".
+        files: side, 1 or 2 -> kind, "npz" or "wav" -> file.
+    """
+
+    name: str
+    split: str
+    files: dict[int, dict[str, Path]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Side:
+    """What one person of a recording shows and says."""
+
     motion: Motion | None
     shape: np.ndarray | None
     audio: np.ndarray | None
@@ -59,7 +77,7 @@ def import_dualtalk(
     root: str | Path,
     path: str | Path,
     seconds: float = 4.0,
-    stride: float = 2.0,
+    stride: float = 1.0,
     held_out: Literal["test", "ood"] = "test",
     test_share: float = 0.3,
 ) -> Corpus:
@@ -79,7 +97,15 @@ def import_dualtalk(
     counts = ReadCounts()
     source = {"kind": "dualtalk", "seconds": seconds, "stride": stride, "held_out": held_out}
     with CorpusWriter(path, source) as writer:
-        for clip in read_dualtalk(root, seconds, stride, held_out, test_share, counts):
+        clips = read_dualtalk(
+            root,
+            seconds=seconds,
+            stride=stride,
+            held_out=held_out,
+            test_share=test_share,
+            counts=counts,
+        )
+        for clip in clips:
             writer.add(clip)
         if not counts.clips:
             raise CorpusError(
@@ -98,34 +124,43 @@ def read_dualtalk(
     test_share: float = 0.3,
     counts: ReadCounts | None = None,
 ) -> Iterator[Clip]:
-    """Clips of all recordings, one recording in memory at a time; `counts` is filled in as they
-    come.
+    """Clips of all recordings, one recording in memory at a time.
+
+    Args:
+        root: folder as published, or a flat one.
+        seconds: length of a clip.
+        stride: seconds from one clip to the next.
+        held_out: the published folder that becomes the split "test".
+        test_share: of a flat folder: the last recordings, or the last part of a single one.
+        counts: filled in as the clips come.
+
+    Raises:
+        CorpusError: no such files, or damaged ones; names the file.
+        ValueError: a length or share is out of range.
     """
     counts = ReadCounts() if counts is None else counts
-    length, step = round(seconds * FPS), round(stride * FPS)
+    length = round(seconds * FPS)
+    step = round(stride * FPS)
     if length < 1 or step < 1 or not 0 < test_share < 1:
         raise ValueError(
             f"seconds={seconds}, stride={stride}: a frame or more; test_share={test_share}: "
             "within (0, 1)"
         )
-    for files, split, border in _recordings(Path(root), held_out, test_share):
+    for recording, border in _recordings(Path(root), held_out, test_share):
         counts.recordings += 1
-        sides = {side: _read_side(paths, counts) for side, paths in files.items()}
-        name = _name(files)
+        sides = {number: _read_side(paths, counts) for number, paths in recording.files.items()}
         if all(side.motion is None for side in sides.values()):
-            counts.without_motion.append(name)
-        for number, side in sides.items():
-            if side.motion is not None:
-                recording = _role(name, number, side, sides.get(3 - number), split, counts)
-                yield from _cut(recording, length, step, border, counts)
+            counts.without_motion.append(recording.name)
+        for number in sides:
+            role = _role(recording, number, sides=sides, counts=counts)
+            if role is not None:
+                yield from _cut(role, length, step, border=border, counts=counts)
 
 
 def _recordings(
     root: Path, held_out: str, test_share: float
-) -> Iterator[tuple[dict[int, dict[str, Path]], str, float | None]]:
-    """(files by side and kind, split, None), or for a single flat recording the share of time where
-    "test" begins.
-    """
+) -> Iterator[tuple[_Recording, float | None]]:
+    """Recordings, and for a single flat one the share of its time at which "test" begins."""
     if not root.is_dir():
         raise CorpusError(f"no folder {root}: corpus.root must hold DualTalk's files")
     folders = {"train": "train", held_out: "test"}
@@ -136,36 +171,31 @@ def _recordings(
         )
     if not missing:
         for folder, split in folders.items():
-            for files in _scan(root / folder):
-                yield files, split, None
+            for recording in _scan(root / folder):
+                yield replace(recording, split=split), None
         return
     flat = _scan(root)
     if len(flat) == 1:
-        yield flat[0], "train", 1 - test_share
+        yield flat[0], 1 - test_share
         return
     tests = max(1, round(test_share * len(flat)))
-    for i, files in enumerate(flat):
-        yield files, "test" if i >= len(flat) - tests else "train", None
+    for index, recording in enumerate(flat):
+        yield replace(recording, split="test" if index >= len(flat) - tests else "train"), None
 
 
-def _scan(folder: Path) -> list[dict[int, dict[str, Path]]]:
-    """Recordings of a folder, sorted by name: side -> kind -> file."""
-    found: dict[str, dict[int, dict[str, Path]]] = {}
+def _scan(folder: Path) -> list[_Recording]:
+    """Recordings of a folder, sorted by the names of their files; all in "train"."""
+    files: dict[str, dict[int, dict[str, Path]]] = {}
     for path in sorted(folder.iterdir()):
         match = _FILE.fullmatch(path.name)
         if match:
-            sides = found.setdefault(match["recording"], {})
+            sides = files.setdefault(match["recording"], {})
             sides.setdefault(int(match["side"]), {})[match["kind"]] = path
-    if not found:
+    if not files:
         raise CorpusError(
             f"{folder} has no file <recording>_speaker1|2.wav|npz: is it DualTalk's folder?"
         )
-    return list(found.values())
-
-
-def _name(files: dict[int, dict[str, Path]]) -> str:
-    some = next(iter(next(iter(files.values())).values()))
-    return _FILE.fullmatch(some.name)["recording"]
+    return [_Recording(name, "train", sides) for name, sides in files.items()]
 
 
 def _read_side(paths: dict[str, Path], counts: ReadCounts) -> _Side:
@@ -179,7 +209,11 @@ def _read_side(paths: dict[str, Path], counts: ReadCounts) -> _Side:
 
 
 def read_track(path: Path) -> tuple[Motion, np.ndarray]:
-    """Motion in `LAYOUT` and the mean identity (100,) of one npz file."""
+    """Motion in `LAYOUT` and the mean identity (100,) of one npz file.
+
+    Raises:
+        CorpusError: the file is not a DualTalk track, or its motion is not finite.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("exp", "pose", "shape")}
@@ -187,43 +221,46 @@ def read_track(path: Path) -> tuple[Motion, np.ndarray]:
         raise CorpusError(
             f"{path} is no DualTalk track with exp, pose and shape: {error}"
         ) from error
-    expr, pose, shape = arrays["exp"], arrays["pose"], arrays["shape"]
-    time = len(expr)
-    if (
-        expr.shape != (time, 50)
-        or pose.shape != (time, 6)
-        or shape.shape != (time, 100)
-        or not time
-    ):
-        shapes = {key: array.shape for key, array in arrays.items()}
+    time = len(arrays["exp"])
+    shapes = {key: array.shape for key, array in arrays.items()}
+    if not time or shapes != {"exp": (time, 50), "pose": (time, 6), "shape": (time, 100)}:
         raise CorpusError(
             f"{path}: expected exp (T, 50), pose (T, 6), shape (T, 100), got {shapes}"
         )
+    # `pose` is neck, then jaw, which is the order of our layout.
+    values = np.concatenate([arrays["exp"], arrays["pose"]], axis=1)
     try:
-        motion = Motion(
-            np.concatenate([expr, pose], axis=1), LAYOUT
-        )  # pose is neck, then jaw: already our order
+        motion = Motion(values, LAYOUT)
     except LayoutError as error:
         raise CorpusError(f"{path}: {error}. Repair the track or take the recording out") from error
-    return motion, shape.mean(axis=0)
+    return motion, arrays["shape"].mean(axis=0)
 
 
 def _role(
-    name: str, number: int, listener: _Side, speaker: _Side | None, split: str, counts: ReadCounts
-) -> Clip:
-    """The whole recording with side `number` as the listener, cut to its shortest modality."""
-    partner = speaker or _Side(None, None, None)
-    motions = [m for m in (listener.motion, partner.motion) if m is not None]
-    audios = [a for a in (listener.audio, partner.audio) if a is not None]
-    lengths = [len(m) for m in motions] + [int(len(a) / AUDIO_RATE * FPS) for a in audios]
+    recording: _Recording, number: int, sides: dict[int, _Side], counts: ReadCounts
+) -> Clip | None:
+    """The whole recording with side `number` as the listener, cut to its shortest modality.
+
+    None where that side has no motion.
+    """
+    listener = sides[number]
+    if listener.motion is None:
+        return None
+    partner = sides.get(3 - number, _Side(motion=None, shape=None, audio=None))
+    lengths = [len(listener.motion)]
+    if partner.motion is not None:
+        lengths.append(len(partner.motion))
+    for audio in (listener.audio, partner.audio):
+        if audio is not None:
+            lengths.append(int(len(audio) / AUDIO_RATE * FPS))
     frames = min(lengths)
     counts.roles += 1
     counts.truncated_frames += max(lengths) - frames
     samples = round(frames / FPS * AUDIO_RATE)
     return Clip(
-        clip_id=f"{name}-listener{number}",
-        dyad_id=name,
-        split=split,
+        clip_id=f"{recording.name}-listener{number}",
+        dyad_id=recording.name,
+        split=recording.split,
         listener=listener.motion.window(0, frames),
         speaker=None if partner.motion is None else partner.motion.window(0, frames),
         speaker_audio=None if partner.audio is None else partner.audio[:samples],
@@ -233,27 +270,24 @@ def _role(
 
 
 def _cut(
-    recording: Clip, length: int, step: int, border: float | None, counts: ReadCounts
+    role: Clip, length: int, step: int, border: float | None, counts: ReadCounts
 ) -> Iterator[Clip]:
-    """Windows of a role. With a `border`, those before it are "train", those after it "test", those
-    across it lost.
+    """Windows of a role.
+
+    With a `border`, windows before it are "train" and those after it "test"; windows that lie
+    across it are left out and counted.
     """
-    frames = len(recording.listener)
+    frames = len(role.listener)
+    starts = window_starts(frames, length, step)
     first_test = frames if border is None else round(border * frames)
-    spans = [
-        (start, recording.split)
-        for start in window_starts(frames, length, step)
-        if start + length <= first_test
-    ]
+    spans = [(start, role.split) for start in starts if start + length <= first_test]
     if border is not None:
-        spans += [
-            (first_test + start, "test")
-            for start in window_starts(frames - first_test, length, step)
-        ]
-        counts.across_split += max(0, len(window_starts(frames, length, step)) - len(spans))
+        held_out = window_starts(frames - first_test, length, step)
+        spans += [(first_test + start, "test") for start in held_out]
+        counts.across_split += max(0, len(starts) - len(spans))
     if not spans:
-        counts.too_short.append(recording.clip_id)
+        counts.too_short.append(role.clip_id)
     for start, split in spans:
         counts.clips += 1
-        clip = cut(recording, start, length, f"{recording.clip_id}-{start:06d}")
-        yield Clip(**{**vars(clip), "split": split})
+        clip = cut(role, start, length, clip_id=f"{role.clip_id}-{start:06d}")
+        yield replace(clip, split=split)

@@ -1,15 +1,16 @@
-"""Reader of lm-listener's segments (Ng et al., ICCV 2023), which are Learning2Listen's people
-tracked by EMOCA.
+"""Reader of lm-listener's segments: Learning2Listen's people, tracked by EMOCA.
+
+Ng et al., ICCV 2023.
 
     root/segments_{train,val,test}.pth     one listener's folder as published, e.g. dataset/trevor
 
 A file is a torch list of dicts, one for each stretch in which p1 speaks and p0 listens:
 
-    fname                                  recording, a path of the authors' machine
-    split_start_frame, split_end_frame     its frames in the recording, end excluded; also as
-    ..._time in seconds p0_exp (T, 50), p0_pose (T, 6), p0_shape (T, 100), the same as p1_...
-    before_words, during_words             [{text, end, maybe start}], seconds from the start of the
-    recording
+    fname                       recording, a path of the authors' machine
+    split_start_frame,          its frames in the recording, end excluded;
+    split_end_frame             also as ..._time in seconds
+    p0_exp (T, 50), p0_pose (T, 6), p0_shape (T, 100), the same as p1_...
+    before_words, during_words  [{text, end, maybe start}], seconds from the start of the recording
 
 `pose` is head rotation, then jaw, in radians of EMOCA's face model, FLAME 2020: 56 dimensions as
 expression 50, rotation 3, jaw 3, at 30 fps, raw. `mean.npy` and `std.npy` beside the files are for
@@ -50,20 +51,18 @@ class ReadCounts:
     clips: int = 0
     too_short: int = 0  # segments shorter than a clip
     repeated: int = 0  # windows that another segment had already given
-    held_out_overlap: int = (
-        0  # training windows left out: the held-out segments have some of their frames
-    )
+    # Training windows left out, because the held-out segments have some of their frames.
+    held_out_overlap: int = 0
     shared_recordings: int = 0  # recordings in both splits, as published
-    truncated_frames: int = (
-        0  # lost where listener, speaker and frame numbers were not equally long
-    )
+    # Lost where listener, speaker and frame numbers were not equally long.
+    truncated_frames: int = 0
     without_speaker: int = 0  # segments without p1
     words: int = 0
     words_outside: int = 0  # `during_words` that are not within their segment
 
 
 def import_lm_listener(
-    root: str | Path, path: str | Path, seconds: float = 4.0, stride: float = 2.0, fps: float = FPS
+    root: str | Path, path: str | Path, seconds: float = 4.0, stride: float = 1.0, fps: float = FPS
 ) -> Corpus:
     """Read one listener's segments and write them as a corpus.
 
@@ -83,18 +82,17 @@ def import_lm_listener(
             frame rate, or nothing to learn from; names the file and the segment.
     """
     counts = ReadCounts()
-    with CorpusWriter(
-        path, {"kind": "lm_listener", "seconds": seconds, "stride": stride}
-    ) as writer:
-        for clip in read_lm_listener(root, seconds, stride, fps, counts):
+    source = {"kind": "lm_listener", "seconds": seconds, "stride": stride}
+    with CorpusWriter(path, source) as writer:
+        for clip in read_lm_listener(root, seconds, stride, fps=fps, counts=counts):
             writer.add(clip)
         if not counts.clips:
             raise CorpusError(f"{root} gave no clip of {seconds} s ({counts}): shorten the clips")
         if counts.words_outside > counts.words:
             raise CorpusError(
                 f"{root}: {counts.words_outside} of {counts.words + counts.words_outside} words "
-                "lie outside their "
-                "segments; their times must be seconds from the start of the recording"
+                "lie outside their segments; their times must be seconds from the start of the "
+                "recording"
             )
         writer.source |= {"held_out": _files(Path(root))["test"].name, "counts": asdict(counts)}
     return Corpus(path)
@@ -107,41 +105,58 @@ def read_lm_listener(
     fps: float = FPS,
     counts: ReadCounts | None = None,
 ) -> Iterator[Clip]:
-    """Clips of both splits, the held-out ones first; `counts` is filled in as they come."""
+    """Clips of both splits, the held-out ones first.
+
+    Args:
+        root: folder of the files.
+        seconds: length of a clip.
+        stride: seconds from one clip to the next.
+        fps: rate of the tracks.
+        counts: filled in as the clips come.
+
+    Raises:
+        CorpusError: as of `import_lm_listener`.
+        ValueError: a clip or a stride is shorter than a frame.
+    """
     counts = ReadCounts() if counts is None else counts
-    length, step = round(seconds * fps), round(stride * fps)
+    length = round(seconds * fps)
+    step = round(stride * fps)
     if length < 1 or step < 1:
         raise ValueError(f"clips of {seconds} s every {stride} s are under a frame at {fps:g} fps")
     files = _files(Path(root))
-    seen: set[str] = set()
-    held_out: dict[str, list[range]] = {}
-    train: set[str] = set()
-    for split in ("test", "train"):
-        for segment, begin in _whole_segments(files[split], split, fps, counts):
-            frames, recording = len(segment.listener), segment.dyad_id
+    written: set[str] = set()
+    held_out_frames: dict[str, list[range]] = {}
+    train_recordings: set[str] = set()
+    for split in ("test", "train"):  # held-out frames must be known before any are trained on
+        for segment, begin in _whole_segments(files[split], split, fps, counts=counts):
+            frames = len(segment.listener)
+            recording = segment.dyad_id
             if split == "test":
-                held_out.setdefault(recording, []).append(range(begin, begin + frames))
+                spans = held_out_frames.setdefault(recording, [])
+                spans.append(range(begin, begin + frames))
             else:
-                train.add(recording)
+                train_recordings.add(recording)
             starts = window_starts(frames, length, step)
             counts.too_short += not starts
             for start in starts:
                 first = begin + start
                 clip_id = f"{recording}-{first:06d}"
-                if split == "train" and _overlaps(first, length, held_out.get(recording, [])):
+                spans = held_out_frames.get(recording, [])
+                if split == "train" and _overlaps(first, length, spans):
                     counts.held_out_overlap += 1
-                elif clip_id in seen:
+                elif clip_id in written:
                     counts.repeated += 1
                 else:
-                    seen.add(clip_id)
+                    written.add(clip_id)
                     counts.clips += 1
-                    yield cut(segment, start, length, clip_id)
-    counts.shared_recordings = len(train & held_out.keys())
+                    yield cut(segment, start, length, clip_id=clip_id)
+    counts.shared_recordings = len(train_recordings & held_out_frames.keys())
 
 
 def read_segments(path: Path) -> list[dict[str, Any]]:
-    """The dicts of one file. Nothing in it is run: torch's restricted unpickler takes only plain
-    data and tensors.
+    """The dicts of one file.
+
+    Nothing in it is run: torch's restricted unpickler takes only plain data and tensors.
 
     Raises:
         CorpusError: the file is damaged, holds anything else, or is no list of dicts.
@@ -156,9 +171,8 @@ def read_segments(path: Path) -> list[dict[str, Any]]:
         if refused:
             raise CorpusError(
                 f"{path} is refused: it holds {refused[1]}, and loading that could run code. "
-                "Segments are lists, "
-                "dicts, text, numbers and torch tensors: get the published file, or save it "
-                "again with these only"
+                "Segments are lists, dicts, text, numbers and torch tensors: get the published "
+                "file, or save it again with these only"
             ) from None
         raise CorpusError(
             f"{path} cannot be read as torch segments ({type(error).__name__}): truncated? Get "
@@ -181,9 +195,9 @@ def _files(root: Path) -> dict[str, Path]:
         raise CorpusError(
             f"no folder {root}: corpus.root must hold lm-listener's segments_train.pth"
         )
-    found = {split: root / f"segments_{split}.pth" for split in ("train", "val", "test")}
-    found = {split: path for split, path in found.items() if path.is_file()}
-    if not found:
+    files = {split: root / f"segments_{split}.pth" for split in ("train", "val", "test")}
+    files = {split: path for split, path in files.items() if path.is_file()}
+    if not files:
         inner = sorted(path.parent.name for path in root.glob("*/segments_train.pth"))
         way_out = (
             f"corpus.root must be one of its folders {inner}"
@@ -191,13 +205,13 @@ def _files(root: Path) -> dict[str, Path]:
             else "is it one of lm-listener's folders?"
         )
         raise CorpusError(f"{root} has no segments_*.pth: {way_out}")
-    if "train" not in found or len(found) == 1:
-        there = [path.name for path in found.values()]
+    if "train" not in files or len(files) == 1:
+        names = [path.name for path in files.values()]
         raise CorpusError(
-            f"{root} has only {there}: segments_train.pth and segments_val.pth (or _test) are "
+            f"{root} has only {names}: segments_train.pth and segments_val.pth (or _test) are "
             "needed"
         )
-    return {"train": found["train"], "test": found.get("val", found.get("test"))}
+    return {"train": files["train"], "test": files["val"] if "val" in files else files["test"]}
 
 
 def _whole_segments(
@@ -206,73 +220,72 @@ def _whole_segments(
     """Each segment as one long clip, and its first frame in the recording."""
     segments = read_segments(path)
     _check_rate(path, segments, fps)
-    jaws = np.concatenate(
-        [_array(s, "p0_pose", 6, _where(path, i, s))[:, 3:] for i, s in enumerate(segments)]
-    )
-    if jaws.std(axis=0).min() > _JAW_LIMIT:
-        raise CorpusError(
-            f"{path} holds z-scores: the jaw deviates by {np.round(jaws.std(axis=0), 2)} rad. "
-            "Undo them with "
-            "x * std + mean, from the mean.npy and std.npy they were made with, and save the "
-            "segments again"
-        )
+    _check_raw(path, segments)
     layout = replace(LAYOUT, fps=fps)
     for index, segment in enumerate(segments):
         counts.segments += 1
-        yield _whole(segment, split, layout, _where(path, index, segment), counts)
+        where = _where(path, index, segment)
+        yield _whole(segment, split, layout, where=where, counts=counts)
 
 
 def _whole(
     segment: dict[str, Any], split: str, layout: Layout, where: str, counts: ReadCounts
 ) -> tuple[Clip, int]:
+    """A segment as one long clip, and its first frame in the recording."""
     try:
         name = re.sub(r"[^\w.-]+", "_", str(segment["fname"]))  # ids become names of files
-        start, end = int(segment["split_start_frame"]), int(segment["split_end_frame"])
+        start = int(segment["split_start_frame"])
+        end = int(segment["split_end_frame"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorpusError(
             f"{where}: fname, split_start_frame and split_end_frame are needed: {error!r}"
         ) from error
     if not 0 <= start < end:
         raise CorpusError(f"{where}: frames [{start}, {end}) are none. Take the segment out")
-    listener = segment_motion(segment, "p0", layout, where)
-    speaker = (
-        segment_motion(segment, "p1", layout, where)
-        if "p1_exp" in segment and "p1_pose" in segment
-        else None
-    )
+    listener = segment_motion(segment, "p0", layout, where=where)
+    lengths = [end - start, len(listener)]
+    speaker = None
+    if "p1_exp" in segment and "p1_pose" in segment:
+        speaker = segment_motion(segment, "p1", layout, where=where)
+        lengths.append(len(speaker))
     counts.without_speaker += speaker is None
-    lengths = [end - start, len(listener)] + ([] if speaker is None else [len(speaker)])
     frames = min(lengths)
     counts.truncated_frames += max(lengths) - frames
-    shape = _array(segment, "p1_shape", 100, where).mean(axis=0) if "p1_shape" in segment else None
+    shape = None
+    if "p1_shape" in segment:
+        shape = _array(segment, "p1_shape", 100, where=where).mean(axis=0)
+    words = _words(
+        segment, begin=start / layout.fps, seconds=frames / layout.fps, where=where, counts=counts
+    )
     clip = Clip(
         clip_id=f"{name}-{start:06d}",
         dyad_id=name,
         split=split,
         listener=listener.window(0, frames),
         speaker=None if speaker is None else speaker.window(0, frames),
-        words=_words(segment, start / layout.fps, frames / layout.fps, where, counts),
+        words=words,
         speaker_shape=shape,
     )
     return clip, start
 
 
 def segment_motion(segment: dict[str, Any], person: str, layout: Layout, where: str) -> Motion:
-    """The motion of `person`, "p0" (listener) or "p1" (speaker). Raises `CorpusError` naming
-    `where`.
+    """The motion of `person`, "p0" (listener) or "p1" (speaker).
+
+    Raises:
+        CorpusError: the person's arrays are not of the published shape, or not finite; names
+            `where`.
     """
-    expr, pose = (
-        _array(segment, f"{person}_exp", 50, where),
-        _array(segment, f"{person}_pose", 6, where),
-    )
+    expr = _array(segment, f"{person}_exp", 50, where=where)
+    pose = _array(segment, f"{person}_pose", 6, where=where)
     if len(expr) != len(pose):
         raise CorpusError(
             f"{where}: {person}_exp has {len(expr)} frames, {person}_pose {len(pose)}. Take it out"
         )
+    # `pose` is rotation, then jaw, which is the order of our layout.
+    values = np.concatenate([expr, pose], axis=1)
     try:
-        return Motion(
-            np.concatenate([expr, pose], axis=1), layout
-        )  # pose is rotation, then jaw: already our order
+        return Motion(values, layout)
     except LayoutError as error:
         raise CorpusError(
             f"{where}, {person}: {error}. Repair the track or take the segment out"
@@ -282,70 +295,86 @@ def segment_motion(segment: dict[str, Any], person: str, layout: Layout, where: 
 def _array(segment: dict[str, Any], key: str, width: int, where: str) -> np.ndarray:
     """A dense (T, width) tensor of any real dtype, as float32."""
     value = segment.get(key)
-    dense = (
-        isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()
-    )
+    if not isinstance(value, torch.Tensor):
+        raise _array_error(key, width, type(value).__name__, where=where)
+    dense = value.layout == torch.strided and not value.is_complex()
     if not dense or value.ndim != 2 or value.shape[1] != width or not len(value):
-        found = (
-            f"a tensor of {tuple(value.shape)}"
-            if isinstance(value, torch.Tensor)
-            else type(value).__name__
-        )
-        raise CorpusError(
-            f"{where}: {key} must be a dense tensor (T, {width}), not {found}. Repair it or take "
-            "it out"
-        )
+        raise _array_error(key, width, f"a tensor of {tuple(value.shape)}", where=where)
     return value.detach().float().numpy()
+
+
+def _array_error(key: str, width: int, kind: str, where: str) -> CorpusError:
+    return CorpusError(
+        f"{where}: {key} must be a dense tensor (T, {width}), not {kind}. Repair it or take it out"
+    )
 
 
 def _words(
     segment: dict[str, Any], begin: float, seconds: float, where: str, counts: ReadCounts
 ) -> tuple[Word, ...] | None:
-    """Words whose middle lies in the segment, in seconds from its start; None where there is no
-    transcript.
+    """Words whose middle lies in the segment, in seconds from its start.
+
+    None where there is no transcript.
     """
     if segment.get("during_words") is None:
         return None
-    try:  # a word without `start` counts where it ends, as in the reference code
-        words = [
-            Word(
-                str(w["text"]).strip(),
-                float(w.get("start", w["end"])) - begin,
-                float(w["end"]) - begin,
-            )
-            for w in segment["during_words"]
-        ]
+    words = []
+    try:
+        for word in segment["during_words"]:
+            text = str(word["text"]).strip()
+            end = float(word["end"])
+            # A word without `start` counts where it ends, as in the reference code.
+            start = float(word.get("start", end))
+            words.append(Word(text, start - begin, end - begin))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorpusError(
             f"{where}: during_words must be a list of dicts with text and end: {error!r}"
         ) from error
-    inside = tuple(w for w in words if 0 <= (w.start + w.end) / 2 < seconds)
+    inside = tuple(word for word in words if 0 <= (word.start + word.end) / 2 < seconds)
     counts.words += len(inside)
     counts.words_outside += len(words) - len(inside)
     return inside
 
 
+def _check_raw(path: Path, segments: list[dict[str, Any]]) -> None:
+    """Raise when the file holds z-scores: a jaw in radians cannot deviate that much."""
+    jaws = []
+    for index, segment in enumerate(segments):
+        jaws.append(_array(segment, "p0_pose", 6, where=_where(path, index, segment))[:, 3:])
+    deviation = np.concatenate(jaws).std(axis=0)
+    if deviation.min() > _JAW_LIMIT:
+        raise CorpusError(
+            f"{path} holds z-scores: the jaw deviates by {np.round(deviation, 2)} rad. Undo them "
+            "with x * std + mean, from the mean.npy and std.npy they were made with, and save the "
+            "segments again"
+        )
+
+
 def _check_rate(path: Path, segments: list[dict[str, Any]], fps: float) -> None:
-    """Raise when the file's own times say another frame rate than `fps`; files without times pass."""
-    rates = []
-    for segment in segments:
-        keys = ("split_start_frame", "split_end_frame", "split_start_time", "split_end_time")
-        first, last, begin, end = (segment.get(key) for key in keys)
-        if (
-            all(isinstance(value, (int, float)) for value in (first, last, begin, end))
-            and end > begin
-        ):
-            rates.append((last - first) / (end - begin))
+    """Raise when the file's own times say another frame rate than `fps`.
+
+    Files without times pass.
+    """
+    rates = [rate for rate in map(_own_rate, segments) if rate is not None]
     rate = float(np.median(rates)) if rates else fps
-    if (
-        10 < rate < 120 and abs(rate / fps - 1) > 0.05
-    ):  # beyond that the times are not in seconds and say nothing
+    # Beyond these rates the times are not in seconds and say nothing.
+    if 10 < rate < 120 and abs(rate / fps - 1) > 0.05:
         raise CorpusError(
             f"{path} has {rate:.4g} fps by its own times, not {fps:g}: call "
-            "import_lm_listener(root, path, "
-            f"fps={rate:.4g}) and use the corpus it writes with corpus.kind=parquet. Rates do "
-            "not mix in a corpus"
+            f"import_lm_listener(root, path, fps={rate:.4g}) and use the corpus it writes with "
+            "corpus.kind=parquet. Rates do not mix in a corpus"
         )
+
+
+def _own_rate(segment: dict[str, Any]) -> float | None:
+    """Frames per second by the segment's own times; None where it has none."""
+    keys = ("split_start_frame", "split_end_frame", "split_start_time", "split_end_time")
+    values = [segment.get(key) for key in keys]
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    if len(numbers) < len(keys):
+        return None
+    first, last, begin, end = numbers
+    return (last - first) / (end - begin) if end > begin else None
 
 
 def _overlaps(first: int, length: int, spans: list[range]) -> bool:
@@ -353,4 +382,6 @@ def _overlaps(first: int, length: int, spans: list[range]) -> bool:
 
 
 def _where(path: Path, index: int, segment: dict[str, Any]) -> str:
-    return f"{path}, segment {index} ({segment.get('fname')!r} from frame {segment.get('split_start_frame')})"
+    name = segment.get("fname")
+    first = segment.get("split_start_frame")
+    return f"{path}, segment {index} ({name!r} from frame {first})"

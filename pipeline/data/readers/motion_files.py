@@ -1,14 +1,16 @@
-"""Clips in files, as `evaluate` takes them: npy, npz, Parquet, and the layouts in which corpora are
-published.
+"""Clips in files, as `evaluate` takes them: npy, npz, Parquet, and published layouts.
 
     clip.npy             an array: (time, dim), (clips, time, dim), (N, M, time, dim) or video
-    (time, H, W, 3) clips.npz            one array; or several, a clip each, in the order of the
-    file track.npz            exp, pose and shape: a DualTalk track face.npz             vertices,
-    rot, jaw, lip, upper: a `rapport.rewards.metrics.measures.mesh.Face` clips.parquet
-    columns clip_id, listener, speaker, or clip_id, motion; layout in the metadata (may be absent)
-    segments_val.pth     lm-listener's segments; a clip is named <video>_<first frame> corpus/
-    a corpus that `prepare` wrote: its split "test" folder/              any of the first five, a
-    clip each, named by its file without `_pred`
+                         (time, H, W, 3)
+    clips.npz            one array; or several, a clip each, in the order of the file
+    track.npz            exp, pose and shape: a DualTalk track
+    face.npz             vertices, rot, jaw, lip, upper: a
+                         `rapport.rewards.metrics.measures.mesh.Face`
+    clips.parquet        columns clip_id, listener, speaker, or clip_id, motion; layout in the
+                         metadata (may be absent)
+    segments_val.pth     lm-listener's segments; a clip is named <video>_<first frame>
+    corpus/              a corpus that `prepare` wrote: its split "test"
+    folder/              any of the first five, a clip each, named by its file without `_pred`
 
 Named clips are brought together by name, the others by their order.
 """
@@ -38,12 +40,15 @@ _DUALTALK = re.compile(r"(.+_speaker)([12])")
 
 
 def read_clips(path: Path, side: Side = "listener", fps: float | None = None) -> Any:
-    """What a file or folder holds: name -> clip where it has names, else an array, a clip or a list
-    of them.
+    """Read what a file or folder holds.
 
     Args:
+        path: the file or folder.
         side: whose motion, where a file has that of both.
         fps: of files that do not say it (segments).
+
+    Returns:
+        name -> clip where there are names, else an array, a clip or a list of them.
 
     Raises:
         CorpusError: no such file, a damaged one or one of another kind; names it.
@@ -64,10 +69,14 @@ def read_clips(path: Path, side: Side = "listener", fps: float | None = None) ->
 
 
 def together(pred: Any, other: Any, what: str, partner: bool = False) -> Any:
-    """`other` in the order of `pred`: by name where both have names.
+    """Bring `other` into the order of `pred`, by name where both have names.
 
     Args:
-        partner: of DualTalk's `x_speaker1` that is `x_speaker2`, and the other way round.
+        pred: what `read_clips` gave for the predictions.
+        other: what it gave for the recordings or the partners.
+        what: `other` in words, for the error.
+        partner: take the other person, which of DualTalk's `x_speaker1` is `x_speaker2`, and the
+            other way round.
 
     Raises:
         CorpusError: `other` lacks a name of `pred`.
@@ -81,8 +90,7 @@ def together(pred: Any, other: Any, what: str, partner: bool = False) -> Any:
     if missing:
         raise CorpusError(
             f"{what} lacks {len(missing)} of {len(pred)} predicted clips, first {missing[0]!r}; "
-            "it has "
-            f"{', '.join(map(repr, list(other)[:3]))}, ..."
+            f"it has {', '.join(map(repr, list(other)[:3]))}, ..."
         )
     return [other[name] for name in names.values()]
 
@@ -100,12 +108,12 @@ def _folder(path: Path, side: Side) -> dict[str, Any]:
         )
     clips: dict[str, Any] = {}
     for file in files:
-        found = read_clips(file, side)
-        if isinstance(found, list):
-            raise CorpusError(f"{file} holds {len(found)} clips: in a folder a file is a clip")
-        for name, clip in (
-            found if isinstance(found, dict) else {file.stem.removesuffix("_pred"): found}
-        ).items():
+        content = read_clips(file, side)
+        if isinstance(content, list):
+            raise CorpusError(f"{file} holds {len(content)} clips: in a folder a file is a clip")
+        if not isinstance(content, dict):
+            content = {file.stem.removesuffix("_pred"): content}
+        for name, clip in content.items():
             if name in clips:
                 raise CorpusError(f"{path} has two clips {name!r}, the second in {file.name}")
             clips[name] = clip
@@ -121,6 +129,7 @@ def _corpus(path: Path, side: Side) -> dict[str, Motion]:
 
 def _segments(path: Path, side: Side, fps: float | None) -> dict[str, Motion]:
     layout = replace(lm_listener.LAYOUT, fps=fps or lm_listener.FPS)
+    person = "p0" if side == "listener" else "p1"
     clips = {}
     for index, segment in enumerate(lm_listener.read_segments(path)):
         where = f"{path}, segment {index}"
@@ -130,9 +139,7 @@ def _segments(path: Path, side: Side, fps: float | None) -> dict[str, Motion]:
             raise CorpusError(
                 f"{where}: fname and split_start_frame are needed: {error!r}"
             ) from error
-        clips[name] = lm_listener.segment_motion(
-            segment, "p0" if side == "listener" else "p1", layout, where
-        )
+        clips[name] = lm_listener.segment_motion(segment, person, layout, where=where)
     return clips
 
 
@@ -148,21 +155,23 @@ def _parquet(path: Path, side: Side) -> dict[str, Any]:
         )
     text = (table.schema.metadata or {}).get(b"layout")
     layout = None if text is None else Layout.from_json(text.decode())
-    return {
-        name.as_py(): _cell(cell, layout, f"{path}, clip {name.as_py()!r}")
-        for name, cell in zip(table["clip_id"], table[columns[0]], strict=True)
-    }
+    clips = {}
+    names = table["clip_id"].to_pylist()
+    for name, cell in zip(names, table[columns[0]], strict=True):
+        clips[name] = _cell(cell, layout, f"{path}, clip {name!r}")
+    return clips
 
 
 def _cell(cell: pa.Scalar, layout: Layout | None, where: str) -> np.ndarray | Motion | None:
+    """One clip of a Parquet file: motion where the file has a layout, else an array."""
     if not cell.is_valid:
         return None
     try:
         fixed = pa.types.is_list(cell.type) and pa.types.is_fixed_size_list(cell.type.value_type)
-        x = array_of(cell) if fixed else np.array(cell.as_py(), np.float64)
+        values = array_of(cell) if fixed else np.array(cell.as_py(), np.float64)
     except (TypeError, ValueError) as error:
         raise CorpusError(f"{where} is no array (time, dim): {error}") from error
-    return x if layout is None else Motion(x, layout)
+    return values if layout is None else Motion(values, layout)
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -182,14 +191,11 @@ def _npz(path: Path) -> Any:
         return dualtalk.read_track(path)[0]
     if {"vertices", "rot", "jaw", "lip", "upper"} <= arrays.keys():
         try:
-            return Face(
-                arrays["vertices"],
-                arrays["rot"],
-                arrays["jaw"],
-                Regions(arrays["lip"], arrays["upper"]),
-            )
+            regions = Regions(arrays["lip"], arrays["upper"])
+            return Face(arrays["vertices"], arrays["rot"], arrays["jaw"], regions=regions)
         except ValueError as error:
             raise CorpusError(f"{path}: {error}") from error
     if not arrays:
         raise CorpusError(f"{path} is empty")
-    return next(iter(arrays.values())) if len(arrays) == 1 else list(arrays.values())
+    clips = list(arrays.values())
+    return clips[0] if len(clips) == 1 else clips

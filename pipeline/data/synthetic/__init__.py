@@ -1,3 +1,4 @@
-"""The synthetic dyadic corpus, the built-in default: `generate.generate`. What it is:
-docs/corpus.md.
+"""The synthetic dyadic corpus, the built-in default: `generate.generate`.
+
+docs/corpus.md says what it is.
 """

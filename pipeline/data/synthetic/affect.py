@@ -1,6 +1,4 @@
-"""Affects: what a speaker feels, what fits as an answer, and how valence and arousal look on a
-face.
-"""
+"""Affects: what a speaker feels, what fits as an answer, and how both look on a face."""
 
 from __future__ import annotations
 
@@ -73,11 +71,14 @@ def expression_of(affect: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         ARKit weights (time, len(CHANNELS)) in [0, 1] and jaw opening (time,) in radians.
     """
-    valence, arousal = affect[:, 0], affect[:, 1]
-    glad, bad = np.maximum(valence, 0), np.maximum(-valence, 0)
-    tense, calm = np.clip(0.5 + arousal, 0, 1.3), np.clip(0.5 - arousal, 0, 1)
+    valence = affect[:, 0]
+    arousal = affect[:, 1]
+    glad = np.maximum(valence, 0)
+    bad = np.maximum(-valence, 0)
+    tense = np.clip(0.5 + arousal, 0, 1.3)
+    calm = np.clip(0.5 - arousal, 0, 1)
     excited = np.maximum(arousal, 0)
-    sides = {
+    paired = {
         "mouthSmile": 0.85 * glad,
         "cheekSquint": 0.45 * glad * tense,
         "mouthFrown": 0.9 * bad,
@@ -88,10 +89,10 @@ def expression_of(affect: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "mouthPress": 0.45 * bad * excited,
         "mouthUpperUp": 0.35 * glad * excited,
     }
-    weights = {
-        f"{name}{side}": value for name, value in sides.items() for side in ("Left", "Right")
-    }
-    weights["browInnerUp"] = 1.0 * bad * calm + 0.2 * excited * glad
-    return np.clip(
-        np.stack([weights[name] for name in CHANNELS], axis=1), 0, 1
-    ), _JAW_LAUGH * glad * excited
+    weights = {"browInnerUp": 1.0 * bad * calm + 0.2 * excited * glad}
+    for name, value in paired.items():
+        weights[f"{name}Left"] = value
+        weights[f"{name}Right"] = value
+    arkit = np.clip(np.stack([weights[name] for name in CHANNELS], axis=1), 0, 1)
+    jaw = _JAW_LAUGH * glad * excited
+    return arkit, jaw

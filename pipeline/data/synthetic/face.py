@@ -1,6 +1,4 @@
-"""From what a face does (ARKit weights) to coefficients of the built-in head, in a person's own
-way.
-"""
+"""From what a face does (ARKit weights) to coefficients of the head, in a person's own way."""
 
 from __future__ import annotations
 
@@ -15,22 +13,30 @@ from rapport.policies.head.asset import HeadAsset
 from rapport.policies.motion import Motion
 
 _EXPR = LAYOUT.width("expr")
+_SHAPE_DIMS = 20  # identity coefficients that differ between people
 
 
 @dataclass(frozen=True, eq=False)
 class FaceBasis:
-    """ARKit shapes as expression coefficients: `names` (shapes,), `coefficients` (shapes, 50)."""
+    """ARKit shapes as expression coefficients.
+
+    Args:
+        names: of the shapes.
+        coefficients: (shapes, 50).
+    """
 
     names: tuple[str, ...]
     coefficients: np.ndarray
 
     @classmethod
-    def of(cls, head: HeadAsset) -> FaceBasis:
+    def from_head(cls, head: HeadAsset) -> FaceBasis:
         """The first 50 coefficients of every ARKit shape of a head that has a table of them."""
         names = tuple(sorted(head.arkit))
-        return cls(names, np.stack([head.arkit[name][:_EXPR] for name in names]).astype(np.float64))
+        coefficients = np.stack([head.arkit[name][:_EXPR] for name in names])
+        return cls(names, coefficients.astype(np.float64))
 
     def rows(self, names: tuple[str, ...]) -> np.ndarray:
+        """(len(names), 50) coefficients of some of the shapes."""
         return self.coefficients[[self.names.index(name) for name in names]]
 
 
@@ -43,9 +49,10 @@ class Person:
     lopsided: float  # left side moves (1 + lopsided) as much, right side (1 - lopsided)
 
 
-def draw_person(rng: np.random.Generator, shape_dims: int = 20) -> Person:
+def draw_person(rng: np.random.Generator) -> Person:
+    """Draw a person at random."""
     # The first identity directions can square the skull: drawn at half strength.
-    shape = rng.normal(size=shape_dims) * np.where(np.arange(shape_dims) < 4, 0.5, 0.8)
+    shape = rng.normal(size=_SHAPE_DIMS) * np.where(np.arange(_SHAPE_DIMS) < 4, 0.5, 0.8)
     resting = FIGURES.resting_face * rng.normal(size=_EXPR)
     return Person(shape.astype(np.float32), resting, FIGURES.asymmetry * rng.normal())
 
@@ -57,21 +64,28 @@ def expression_coefficients(
     weights: np.ndarray,
     liveliness: float = 1.0,
 ) -> np.ndarray:
-    """Expression coefficients (time, 50) of ARKit weights (time, len(CHANNELS)) on this person's
-    face.
+    """Expression coefficients of ARKit weights on this person's face.
 
     Adds small stray movements of all shapes and of all coefficients, so that no direction stands
     still.
+
+    Args:
+        rng: of the stray movements.
+        basis: of the head.
+        person: whose face.
+        weights: (time, len(CHANNELS)) ARKit weights.
+        liveliness: scales the stray movements of the shapes.
+
+    Returns:
+        (time, 50).
     """
     frames = len(weights)
     side = np.array([name.endswith("Left") * 1.0 - name.endswith("Right") for name in CHANNELS])
     asymmetric = weights * (1 + person.lopsided * side)
-    stray = (
-        FIGURES.fidget
-        * liveliness
-        * smooth_noise(rng, frames, len(basis.names), FPS, corner_hz=1.0)
-    )
-    noise = FIGURES.coefficient_noise * smooth_noise(rng, frames, _EXPR, FPS, corner_hz=0.5)
+    fidgeting = smooth_noise(rng, frames, dims=len(basis.names), fps=FPS, corner_hz=1.0)
+    stray = FIGURES.fidget * liveliness * fidgeting
+    drift = smooth_noise(rng, frames, dims=_EXPR, fps=FPS, corner_hz=0.5)
+    noise = FIGURES.coefficient_noise * drift
     return asymmetric @ basis.rows(CHANNELS) + stray @ basis.coefficients + noise + person.resting
 
 
@@ -98,9 +112,6 @@ def assemble(
     neck = share * head + 0.01 * stray[:, 2:5]
     eyes = np.stack([gaze[:, 0], gaze[:, 1], np.zeros(len(gaze))], axis=1) + 0.004 * stray[:, :3]
     lid_pair = np.clip(np.stack([lids, lids], axis=1) + 0.02 + 0.02 * stray[:, 3:5], 0, 1)
-    return Motion(
-        np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, (1 - share) * head], axis=1).astype(
-            np.float32
-        ),
-        LAYOUT,
-    )
+    rot = (1 - share) * head
+    values = np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, rot], axis=1)
+    return Motion(values.astype(np.float32), LAYOUT)

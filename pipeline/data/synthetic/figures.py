@@ -20,33 +20,29 @@ LAYOUT = Layout(
 
 @dataclass(frozen=True)
 class Figures:
-    """How the two people behave. Rates per minute, times in seconds, angles in radians, frequencies
-    in Hz.
+    """How the two people behave.
+
+    Rates are per minute, times in seconds, angles in radians, frequencies in Hz.
     """
 
     # The conversation
     clips_per_dyad: int = 8  # a dyad of 32 s at 4 s a clip; ours
     episode_clips: tuple[int, ...] = (1, 1, 2)  # lengths of an affect episode in clips; ours
-    mid_clip_onset: float = (
-        0.15  # share of episodes that begin inside a clip, not near its start; ours
-    )
+    # Share of episodes that begin inside a clip, not near its start; ours.
+    mid_clip_onset: float = 0.15
 
     # Speech
     syllable_s: float = 0.19  # about 5 a second; ours
-    pause_median_s: float = (
-        0.5  # medium pauses last 0.2 to 1 s, Campione & Veronis 2002; the median is ours
-    )
+    # Medium pauses last 0.2 to 1 s, Campione & Veronis 2002; the median is ours.
+    pause_median_s: float = 0.5
     pause_log_std: float = 0.5
-    f0_hz: tuple[float, float] = (
-        105.0,
-        220.0,
-    )  # range of people's mean pitch; ours, low male to high female
+    # Range of people's mean pitch, low male to high female; ours.
+    f0_hz: tuple[float, float] = (105.0, 220.0)
     backchannel: float = 0.3  # share of nodded phrase ends that also get an audible "mhm"; ours
 
     # Eyes
-    blinks_listening: float = (
-        17.0  # at rest, Bentivoglio et al. 1997; listening alone does not raise it (Brych 2021)
-    )
+    # At rest, Bentivoglio et al. 1997; listening alone does not raise it (Brych 2021).
+    blinks_listening: float = 17.0
     blinks_speaking: float = 26.0  # in conversation, Bentivoglio et al. 1997
     blink_close_s: float = 0.10  # ours; a blink of about 0.3 s in all
     blink_open_s: float = 0.20
@@ -55,25 +51,18 @@ class Figures:
     gaze_away_rad: float = 0.22
 
     # Head
-    nod_hz: tuple[float, float] = (
-        1.3,
-        2.4,
-    )  # ours: slow end of nodding, so that a 5 Hz spline can carry it
+    # Ours: the slow end of nodding, so that a 5 Hz spline can carry it.
+    nod_hz: tuple[float, float] = (1.3, 2.4)
     nod_rad: tuple[float, float] = (0.03, 0.09)  # 2 to 5 degrees; ours
     nod_cycles: tuple[int, int] = (1, 3)
     nod_latency_s: tuple[float, float] = (0.1, 0.5)  # after the end of a phrase; ours
-    sway_rad: tuple[float, float, float] = (
-        0.05,
-        0.06,
-        0.03,
-    )  # pitch, yaw, roll; half of the real dyad's (test)
+    # Pitch, yaw, roll; half of the real dyad's (test).
+    sway_rad: tuple[float, float, float] = (0.05, 0.06, 0.03)
     neck_share: float = 0.25  # of the head's rotation, the rest is in `rot`; ours
 
     # Face
-    reaction_delay_s: tuple[float, float] = (
-        0.4,
-        1.2,
-    )  # mean latency < 0.9 s (Sato & Yoshikawa 2005; Riehle 2017)
+    # Mean latency is under 0.9 s (Sato & Yoshikawa 2005; Riehle 2017).
+    reaction_delay_s: tuple[float, float] = (0.4, 1.2)
     nominal_delay_s: float = 0.8
     reaction_rise_s: float = 0.3  # time constant of a facial reaction; ours
     asymmetry: float = 0.08  # std of the left-right difference of a person's expressions; ours

@@ -1,8 +1,8 @@
-"""Speech as time and sound: phrases, syllables and pauses, and a voice that carries arousal in
-pitch and loudness.
+"""Speech as time and sound: phrases, syllables, pauses, and a voice.
 
-The voice is a harmonic source with vowel formants and noisy consonants: nobody would take it for a
-person, but energy, pitch, rhythm and voice activity are where a voice has them.
+The voice carries arousal in pitch and loudness. It is a harmonic source with vowel formants and
+noisy consonants: nobody would take it for a person, but energy, pitch, rhythm and voice activity
+are where a voice has them.
 """
 
 from __future__ import annotations
@@ -55,18 +55,26 @@ class Speech:
 
     words: tuple[Word, ...]
     syllables: tuple[Syllable, ...]
-    phrases: tuple[tuple[float, float], ...]  # start and end of each phrase between pauses, seconds
+    phrases: tuple[tuple[float, float], ...]  # start and end of each, between pauses, seconds
+
+    def with_vowels(self, vowels: str) -> tuple[Syllable, ...]:
+        """Syllables with one of these vowels."""
+        return tuple(syllable for syllable in self.syllables if syllable.vowel in vowels)
 
 
 def affect_at(episodes: list[Episode], second: float) -> int:
     """Index into `AFFECTS` of the episode running at a time."""
-    return [e.affect for e in episodes if e.start <= second or e is episodes[0]][-1]
+    current = episodes[0]
+    for episode in episodes[1:]:
+        if episode.start <= second:
+            current = episode
+    return current.affect
 
 
 def plan_speech(
     rng: np.random.Generator, episodes: list[Episode], start: float, end: float
 ) -> Speech:
-    """Sentences that go with the affect of their first word, with log-normal pauses between them."""
+    """Sentences that go with the affect of their first word, with log-normal pauses between."""
     words: list[Word] = []
     spoken: list[Syllable] = []
     phrases = []
@@ -77,10 +85,10 @@ def plan_speech(
         phrase_start = now
         for text in say(rng, affect.name):
             word_start = now
-            for i, vowel in enumerate(syllables(text)):
+            for index, vowel in enumerate(syllables(text)):
                 length = pace * float(np.clip(rng.normal(1.0, 0.15), 0.6, 1.5))
-                stress = float(rng.uniform(0.8, 1.2)) * (1.0 if i == 0 else 0.8)
-                spoken.append(Syllable(now, now + length, vowel, stress))
+                stress = float(rng.uniform(0.8, 1.2)) * (1.0 if index == 0 else 0.8)
+                spoken.append(Syllable(now, now + length, vowel=vowel, stress=stress))
                 now += length
             words.append(Word(text, word_start, now))
         phrases.append((phrase_start, now))
@@ -89,7 +97,7 @@ def plan_speech(
 
 
 def loudness(syllables: tuple[Syllable, ...], clock: np.ndarray) -> np.ndarray:
-    """Syllable envelope (time,) at the times of `clock`: a raised cosine per syllable, 0 in pauses."""
+    """Syllable envelope (time,) at the times of `clock`: half a sine a syllable, 0 in pauses."""
     envelope = np.zeros(len(clock))
     for syllable in syllables:
         phase = (clock - syllable.start) / (syllable.end - syllable.start)
@@ -112,6 +120,9 @@ def voice(
     2003). Between syllables there is silence: exact zeros.
 
     Args:
+        rng: of the noise in consonants.
+        syllables: to speak.
+        phrases: start and end of each in seconds; pitch declines over a phrase.
         arousal: (steps,) in [-1, 1] every 10 ms, which also sets the length of the result.
         f0_hz: the person's mean pitch.
         level: amplitude at arousal 0.
@@ -123,9 +134,9 @@ def voice(
     clock = np.arange(steps) * HOP / AUDIO_RATE
     envelope = loudness(syllables, clock)
     pitch = np.zeros(steps)
-    for phrase_start, phrase_end in phrases:  # pitch declines over a phrase
-        inside = (clock >= phrase_start) & (clock < phrase_end)
-        pitch[inside] = 2.0 - 4.0 * (clock[inside] - phrase_start) / (phrase_end - phrase_start)
+    for start, end in phrases:
+        inside = (clock >= start) & (clock < end)
+        pitch[inside] = 2.0 - 4.0 * (clock[inside] - start) / (end - start)
     semitones = 4.0 * arousal + (1 + np.maximum(arousal, 0)) * (pitch + 1.5 * (envelope - 0.5))
     f0 = f0_hz * 2.0 ** (semitones / 12)
     formants = np.tile(np.array(_FORMANTS["e"], float), (steps, 1))
@@ -143,22 +154,24 @@ def voice(
 
 
 def _harmonics(f0: np.ndarray, formants: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Sum of harmonics weighted by formant resonances; control tracks (steps,), formants (steps,
-    3).
+    """Sum of harmonics weighted by formant resonances.
+
+    Args:
+        f0: (steps,) fundamental frequency, Hz.
+        formants: (steps, 3) Hz.
+        gain: (steps,) amplitude.
     """
     phase = 2 * np.pi * np.cumsum(np.repeat(f0, HOP)) / AUDIO_RATE
     cosine = np.cos(phase).astype(np.float32)
-    previous, current = np.zeros(len(phase), np.float32), np.sin(phase).astype(np.float32)
+    previous = np.zeros(len(phase), np.float32)
+    current = np.sin(phase).astype(np.float32)
     sound = np.zeros(len(phase), np.float32)
     for k in range(1, _HARMONICS + 1):
-        bands = np.exp(-0.5 * ((k * f0[:, None] - formants) / 180.0) ** 2) @ np.array(
-            [1.0, 0.6, 0.3]
-        )
+        resonance = np.exp(-0.5 * ((k * f0[:, None] - formants) / 180.0) ** 2)
+        bands = resonance @ np.array([1.0, 0.6, 0.3])
         sound += _upsample(gain * (0.15 + bands) / np.sqrt(k)) * current
-        previous, current = (
-            current,
-            2 * cosine * current - previous,
-        )  # sin((k + 1) x) by Chebyshev's recurrence
+        # sin((k + 1) x) by Chebyshev's recurrence, which is faster than the sine itself.
+        previous, current = current, 2 * cosine * current - previous
     return sound
 
 
@@ -166,6 +179,6 @@ def _upsample(track: np.ndarray) -> np.ndarray:
     """(steps,) to (steps * HOP,) by linear interpolation, the last step held."""
     following = np.append(track[1:], track[-1])
     ramp = np.arange(HOP, dtype=np.float32) / HOP
-    return (
-        track[:, None].astype(np.float32) + (following - track)[:, None].astype(np.float32) * ramp
-    ).reshape(-1)
+    start = track[:, None].astype(np.float32)
+    rise = (following - track)[:, None].astype(np.float32)
+    return (start + rise * ramp).reshape(-1)

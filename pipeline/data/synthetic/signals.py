@@ -1,5 +1,6 @@
-"""Small signals that bodies are made of here: smooth noise, lagged reactions, pulses. All (time,
-...) arrays.
+"""Small signals that motion is made of: smooth noise, lagged reactions, pulses.
+
+All are arrays (time, ...).
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ BAND_HZ = 4.5  # faces live below this; blinks and consonants are the exceptions
 def smooth_noise(
     rng: np.random.Generator, frames: int, dims: int, fps: float, corner_hz: float = 0.6
 ) -> np.ndarray:
-    """Stationary noise of unit variance whose power falls as 1 / (1 + (f / corner)^2)^1.5, none
-    above `BAND_HZ`.
+    """Stationary noise of unit variance, band-limited.
 
-    Returns (frames, dims). Made longer than needed and cut, so that its ends do not meet.
+    Args:
+        rng: of the noise.
+        frames: length.
+        dims: independent columns.
+        fps: frames per second.
+        corner_hz: power falls as 1 / (1 + (f / corner)^2)^1.5; there is none above `BAND_HZ`.
+
+    Returns:
+        (frames, dims).
     """
-    length = 2 * frames
+    length = 2 * frames  # longer than needed and cut, so that the ends do not meet
     frequency = np.fft.rfftfreq(length, 1 / fps)
     power = (1 + (frequency / corner_hz) ** 2) ** -1.5 * (frequency <= BAND_HZ)
     power[0] = 0
     amplitude = np.sqrt(power / (2 * power.sum()))
     phases = rng.normal(size=(len(frequency), dims)) + 1j * rng.normal(size=(len(frequency), dims))
-    return np.fft.irfft(amplitude[:, None] * phases * length / np.sqrt(2), n=length, axis=0)[
-        :frames
-    ]
+    spectrum = amplitude[:, None] * phases * length / np.sqrt(2)
+    return np.fft.irfft(spectrum, n=length, axis=0)[:frames]
 
 
 def lag(signal: np.ndarray, delay_s: float, rise_s: float, fps: float) -> np.ndarray:
-    """`signal` (time, dim) delayed and smoothed by two equal first-order filters of `rise_s` / 2
-    each.
+    """Delay and smooth `signal` (time, dim) by two equal first-order filters of `rise_s` / 2.
 
     Before its start the signal is taken as constant.
     """
@@ -51,10 +57,12 @@ def blur(signal: np.ndarray, width_s: float, fps: float) -> np.ndarray:
 
 
 def event_times(rng: np.random.Generator, seconds: float, per_minute: float) -> list[float]:
-    """Times of events whose intervals are gamma distributed with shape 2: irregular, seldom in
-    bursts.
+    """Times of events that are irregular, but seldom in bursts.
+
+    Their intervals are gamma distributed with shape 2.
     """
-    times, now = [], float(rng.gamma(2.0, 30.0 / per_minute)) * rng.random()
+    times = []
+    now = float(rng.gamma(2.0, 30.0 / per_minute)) * rng.random()
     while now < seconds:
         times.append(now)
         now += float(rng.gamma(2.0, 30.0 / per_minute))

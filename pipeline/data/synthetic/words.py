@@ -1,6 +1,4 @@
-"""What the speaker says: plain sentences by affect, and a lexicon of valence for those who read
-them.
-"""
+"""What the speaker says: plain sentences by affect, and a lexicon of their words' valence."""
 
 from __future__ import annotations
 
@@ -129,19 +127,24 @@ LEXICON: dict[str, float] = {
 def say(rng: np.random.Generator, affect: str) -> list[str]:
     """The words of one sentence that goes with an affect."""
     template = SENTENCES[affect][rng.integers(len(SENTENCES[affect]))]
-    pieces = []
+    sentence = ""
     for piece in template.replace("}", "{").split("{"):
         choices = piece.split("|")
-        pieces.append(choices[rng.integers(len(choices))] if len(choices) > 1 else piece)
-    return "".join(pieces).split()
+        sentence += choices[rng.integers(len(choices))] if len(choices) > 1 else piece
+    return sentence.split()
 
 
 def syllables(word: str) -> str:
-    """The vowel of each syllable, counted by vowel groups without a final silent e: "table" -> "a"."""
-    vowels, previous = "", False
-    for letter in word[:-1] if word.endswith("e") and len(word) > 3 else word:
-        vowel = letter in "aeiouy"
-        if vowel and not previous:
+    """The vowel of each syllable, counted by vowel groups: "beautiful" -> "eiu".
+
+    A final e is silent: "table" -> "a".
+    """
+    spoken = word[:-1] if word.endswith("e") and len(word) > 3 else word
+    vowels = ""
+    after_vowel = False
+    for letter in spoken:
+        is_vowel = letter in "aeiouy"
+        if is_vowel and not after_vowel:
             vowels += letter
-        previous = vowel
+        after_vowel = is_vowel
     return vowels or "e"

@@ -1,0 +1,65 @@
+"""The corpus section: what each kind opens, and what it says when it cannot."""
+
+import inspect
+
+import pytest
+
+from rapport.pipeline.data.corpora import open_corpus
+from rapport.pipeline.data.readers.dualtalk import import_dualtalk
+from rapport.pipeline.data.readers.lm_listener import import_lm_listener
+from rapport.pipeline.data.settings import CorpusConfig
+from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.data.synthetic.generate import VIDEO, generate
+
+SMALL = {"train_clips": 8, "test_clips": 4, "seconds": 1, "image_size": 16, "frames": 1}
+
+
+def test_every_key_says_what_it_is():
+    for name, field in CorpusConfig.model_fields.items():
+        assert field.description, name
+
+
+def test_the_library_has_the_defaults_of_the_section():
+    config = CorpusConfig()
+    defaults = {
+        function: {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        for function in (generate, import_dualtalk, import_lm_listener)
+    }
+    assert defaults[generate]["n_train"] == config.train_clips
+    assert defaults[generate]["n_test"] == config.test_clips
+    assert defaults[generate]["seed"] == config.seed
+    assert (VIDEO.frames, VIDEO.size) == (config.frames, config.image_size)
+    for parameters in defaults.values():
+        assert parameters["seconds"] == config.seconds
+    for importer in (import_dualtalk, import_lm_listener):
+        assert defaults[importer]["stride"] == config.stride
+
+
+def test_a_synthetic_corpus_is_generated_and_opened_again_where_it_lies(tmp_path):
+    config = CorpusConfig(**SMALL, seed=3)
+    corpus = open_corpus(config, tmp_path / "corpus")
+    assert corpus.path == tmp_path / "corpus"
+    assert corpus.manifest["clips"] == {"test": 4, "train": 8}
+    source = corpus.manifest["source"]
+    assert (source["seed"], source["seconds"], source["image_size"], source["frames"]) == (
+        3,
+        1,
+        16,
+        1,
+    )
+    again = open_corpus(CorpusConfig(kind="parquet", root=corpus.path), tmp_path / "unused")
+    assert again.digest == corpus.digest and not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
+def test_files_need_a_folder(kind, tmp_path):
+    message = f"corpus.kind={kind} needs corpus.root=FOLDER"
+    with pytest.raises(CorpusError, match=message):
+        open_corpus(CorpusConfig(kind=kind), tmp_path / "corpus")
+
+
+def test_a_corpus_without_held_out_clips_is_refused(tmp_path, monkeypatch):
+    corpus = open_corpus(CorpusConfig(**SMALL), tmp_path / "corpus")
+    monkeypatch.setattr("rapport.pipeline.data.store.Corpus.splits", ["train"])
+    with pytest.raises(CorpusError, match=r"corpus: no test clip of 4 s.*lower corpus\.seconds"):
+        open_corpus(CorpusConfig(kind="parquet", root=corpus.path), tmp_path / "unused")
