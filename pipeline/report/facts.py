@@ -68,7 +68,7 @@ def read_facts(directory: Path, summary: Mapping[str, Any], config: RecipeConfig
 def changed_keys(config: RecipeConfig) -> dict[str, Any]:
     """Keys whose value is not the default."""
     values = flatten(config.model_dump(mode="json"))
-    defaults = flatten(type(config)().model_dump(mode="json"))
+    defaults = flatten(type(config).model_validate({}).model_dump(mode="json"))
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 
@@ -97,7 +97,7 @@ def _surveys(directory: Path, summary: Mapping[str, Any]) -> dict[str, Mapping[s
     """How far raters agree, by round. People's ratings were surveyed when they were read."""
     if "survey" in summary:
         return {"rate": summary["survey"]}
-    surveys = {}
+    surveys: dict[str, Mapping[str, Any]] = {}
     for label in _labels(directory, "ratings.parquet"):
         ratings = read_ratings(directory / label / "ratings.parquet")
         # Simulated raters rate every candidate there is.

@@ -74,6 +74,7 @@ def metric_rankings(protocol: str, parts: Mapping[str, Values]) -> Iterator[Metr
     """The ranking by each metric of a protocol.
 
     Args:
+        protocol: its name.
         parts: part of the clips -> values; "all" is the one whose ranks count.
     """
     every = parts["all"]
@@ -225,12 +226,9 @@ def _ranks(metric: str, best: Best, values: Values) -> dict[str, dict[str, int]]
     """Variant -> method -> rank."""
     by_variant = {}
     for variant, scores_by_method in values.items():
-        scores = {
-            method: scores.get(metric)
-            for method, scores in scores_by_method.items()
-            if method != GROUND_TRUTH
-        }
-        by_variant[variant] = ranks(scores, best, scores_by_method[GROUND_TRUTH].get(metric))
+        by_method = {method: scores.get(metric) for method, scores in scores_by_method.items()}
+        truth = by_method.pop(GROUND_TRUTH)
+        by_variant[variant] = ranks(by_method, best, truth)
     return by_variant
 
 

@@ -120,7 +120,8 @@ def response_chart(
             at = x.place(trial.values[key])
             low, high = _bounds(trial, metric)
             picture.line("bar", (at, y.place(low)), (at, y.place(high)))
-            _dot(picture, trial, best, (at, y.place(trial.metrics[metric])))
+            centre = (at, y.place(trial.metrics[metric]))
+            _dot(picture, trial, centre, is_best=trial is best)
     for at, label in x.marks:
         picture.text(label, x=at, y=height - 30, text_anchor="middle")
     picture.text(key, x=(left + width) / 2, y=height - 8, text_anchor="middle")
@@ -195,17 +196,17 @@ def pareto_chart(
 
     picture.polyline("front", [place(t.metrics) for t in front])
     for trial in measured:
-        at = place(trial.metrics)
+        centre = place(trial.metrics)
         low, high = _bounds(trial, metric)
-        picture.line("bar", (at[0], y.place(low)), (at[0], y.place(high)))
+        picture.line("bar", (centre[0], y.place(low)), (centre[0], y.place(high)))
         low, high = _bounds(trial, cost)
-        picture.line("bar", (x.place(low), at[1]), (x.place(high), at[1]))
-        _dot(picture, trial, best, at)
-        picture.text(str(trial.number), x=at[0] + 7, y=at[1] - 6)
+        picture.line("bar", (x.place(low), centre[1]), (x.place(high), centre[1]))
+        _dot(picture, trial, centre, is_best=trial is best)
+        picture.text(str(trial.number), x=centre[0] + 7, y=centre[1] - 6)
     if start:
-        at = place(start)
-        picture.circle("reference", at, radius=6)
-        picture.text("start", x=at[0] - 9, y=at[1] + 4, text_anchor="end")
+        centre = place(start)
+        picture.circle("reference", centre, radius=6)
+        picture.text("start", x=centre[0] - 9, y=centre[1] + 4, text_anchor="end")
     return picture.markup()
 
 
@@ -255,9 +256,9 @@ def _vertical(
     return axis
 
 
-def _dot(picture: Picture, trial: Outcome, best: Outcome, at: Point) -> None:
-    kind, radius = ("best", 6) if trial is best else ("dot", 4)
-    picture.circle(kind, at, radius, title=trial.name)
+def _dot(picture: Picture, trial: Outcome, centre: Point, is_best: bool) -> None:
+    kind, radius = ("best", 6) if is_best else ("dot", 4)
+    picture.circle(kind, centre, radius, title=trial.name)
 
 
 def _in_words(trials: Sequence[Outcome], keys: Sequence[str], metrics: Sequence[str]) -> str:
