@@ -132,6 +132,7 @@ def write_ranking(ranking: Ranking, run: Run) -> None:
                 f"{by_metric.protocol}/{by_metric.metric}/{variant}/{metric_key(method)}": value
                 for variant, by_method in by_metric.values.items()
                 for method, value in by_method.items()
+                if value is not None
             }
         )
 
