@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rapport.pipeline.report.ranking import Ranking, report
+from rapport.pipeline.report.ranking import Ranking, write_ranking
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.corpus import choose, prepare
@@ -72,4 +72,4 @@ def run(config: RankConfig, run: Run) -> None:
         left_out=left_out,
         absent=absent,
     )
-    report(ranking, run)
+    write_ranking(ranking, run)

@@ -94,7 +94,7 @@ def _before_after(facts: Facts, measure: Measure, prompt: str) -> list[str | Non
     """A prompt's value before and after alignment, and the change."""
     before, after = (
         facts.prompts.get(method, {}).get(measure.key, {}).get(prompt)
-        for method in facts.summary.compared or (None, None)
+        for method in facts.summary.compared or ("", "")
     )
     change = None if before is None or after is None else after - before
     return [

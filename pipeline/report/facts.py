@@ -70,7 +70,7 @@ def changed_keys(config: RecipeConfig) -> dict[str, Any]:
     values = flatten(config.model_dump(mode="json"))
     fields = type(config).model_fields.items()
     required = {name: getattr(config, name) for name, field in fields if field.is_required()}
-    defaults = flatten(type(config)(**required).model_dump(mode="json"))
+    defaults = flatten(type(config).model_validate(required).model_dump(mode="json"))
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 
@@ -99,7 +99,7 @@ def _surveys(directory: Path, summary: Mapping[str, Any]) -> dict[str, Mapping[s
     """How far raters agree, by round. People's ratings were surveyed when they were read."""
     if "survey" in summary:
         return {"rate": summary["survey"]}
-    surveys = {}
+    surveys: dict[str, Mapping[str, Any]] = {}
     for label in _labels(directory, "ratings.parquet"):
         ratings = read_ratings(directory / label / "ratings.parquet")
         # Simulated raters rate every candidate there is.

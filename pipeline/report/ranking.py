@@ -1,6 +1,4 @@
-"""What `rank` found, on the terminal, as rank.json and rank.md, in MLflow: ranks, where they
-change, values.
-"""
+"""The ranking of `rank`: on the terminal, as rank.md and rank.json, in MLflow."""
 
 from __future__ import annotations
 
@@ -12,19 +10,14 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from rapport.pipeline.rundir import Run, write_atomic
+from rapport.files import write_atomic
+from rapport.pipeline.report.templates import render
+from rapport.pipeline.rundir import Run
 from rapport.pipeline.tracking import metric_key
 from rapport.rewards.metrics.ranking import Best, best_of, ranks, swaps
 
 GROUND_TRUTH = "ground truth"
 SIGN: dict[Best, str] = {"lowest": "↓", "highest": "↑", "nearest": "≈"}
-LEGEND = (
-    "Cells are ranks by the metric as published, and by its corrected variant where that "
-    "differs. Best is the "
-    "lowest value (↓), the highest (↑), or the one nearest to the ground truth's (≈); equal "
-    "values share a rank. "
-    "The ground truth has none."
-)
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # variant -> method -> metric -> value
 
 
@@ -52,14 +45,14 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Methods by one metric.
+class MetricRanking:
+    """Methods as one metric ranks them.
 
     Args:
         values: variant -> method -> value, with the ground truth; None where there is none.
         ranks: variant -> method -> rank, without it.
         swaps: (a, b): a is ranked before b by the reference and behind b by the corrected metric.
-        steady: those of them that either half of the clips shows by itself; the others may be
+        steady: those of `swaps` that either half of the clips shows by itself; the others may be
             chance.
     """
 
@@ -77,177 +70,181 @@ class Line:
         return self.ranks["reference"] != self.ranks["corrected"]
 
 
-def lines(protocol: str, parts: Mapping[str, Values]) -> Iterator[Line]:
-    """A line for each metric of a protocol."""
-    methods = list(parts["all"]["reference"])
-    metrics = dict.fromkeys(
-        metric for by_method in parts["all"].values() for metric in by_method[GROUND_TRUTH]
-    )
+def metric_rankings(protocol: str, parts: Mapping[str, Values]) -> Iterator[MetricRanking]:
+    """The ranking by each metric of a protocol.
+
+    Args:
+        protocol: its name.
+        parts: part of the clips -> values; "all" is the one whose ranks count.
+    """
+    every = parts["all"]
+    metrics = dict.fromkeys(metric for scores in every.values() for metric in scores[GROUND_TRUTH])
     for metric in metrics:
         best = best_of(metric)
-        by_part = {part: _ranks(metric, best, values) for part, values in parts.items()}
-        found = {part: swaps(r["reference"], r["corrected"]) for part, r in by_part.items()}
-        steady = [pair for pair in found["all"] if all(pair in pairs for pairs in found.values())]
-        values = {
-            variant: {method: _number(by_method[method].get(metric)) for method in methods}
-            for variant, by_method in parts["all"].items()
+        ranks_by_part = {part: _ranks(metric, best, values) for part, values in parts.items()}
+        swaps_by_part = {
+            part: swaps(by_variant["reference"], by_variant["corrected"])
+            for part, by_variant in ranks_by_part.items()
         }
-        yield Line(protocol, metric, best, values, by_part["all"], found["all"], steady)
-
-
-def report(ranking: Ranking, run: Run) -> None:
-    """Ranks on the terminal; everything in the run folder; values in MLflow."""
-    found = [line for protocol, parts in ranking.values.items() for line in lines(protocol, parts)]
-    methods = [method for method in found[0].values["reference"] if method != GROUND_TRUTH]
-    table = Table(title=f"ranks on {ranking.clips} held-out clips: as published → corrected")
-    for column in ("metric", "", *methods):
-        table.add_column(column, justify="left" if column in ("metric", "") else "right")
-    for line in found:
-        table.add_row(
-            f"{line.protocol} {line.metric}",
-            SIGN[line.best],
-            *(rank_cell(line, m) for m in methods),
+        yield MetricRanking(
+            protocol=protocol,
+            metric=metric,
+            best=best,
+            values={variant: _values(metric, scores) for variant, scores in every.items()},
+            ranks=ranks_by_part["all"],
+            swaps=swaps_by_part["all"],
+            steady=[
+                pair
+                for pair in swaps_by_part["all"]
+                if all(pair in pairs for pairs in swaps_by_part.values())
+            ],
         )
-    Console(width=150).print(table)
-    for text in (*ranking.absent, headline(found)):
-        print(f"[rank] {text}", flush=True)
-    write_atomic(run.directory / "rank.md", markdown(ranking, found, methods))
+
+
+def write_ranking(ranking: Ranking, run: Run) -> None:
+    """Ranks on the terminal; everything in the run folder; values in MLflow."""
+    rankings = [
+        by_metric
+        for protocol, parts in ranking.values.items()
+        for by_metric in metric_rankings(protocol, parts)
+    ]
+    methods = [method for method in rankings[0].values["reference"] if method != GROUND_TRUTH]
+    _print(ranking, rankings, methods)
+    write_atomic(run.directory / "rank.md", markdown(ranking, rankings, methods))
     about = {name: value for name, value in vars(ranking).items() if name != "values"}
-    facts = about | {"metrics": [asdict(line) for line in found]}
-    write_atomic(run.directory / "rank.json", json.dumps(facts, indent=2) + "\n")
+    values = about | {"metrics": [asdict(by_metric) for by_metric in rankings]}
+    write_atomic(run.directory / "rank.json", json.dumps(values, indent=2) + "\n")
     for kind in ("md", "json"):
-        run.summary["artifacts"][f"rank_{kind}"] = str(run.directory / f"rank.{kind}")
-        run.tracker.log_artifact(run.directory / f"rank.{kind}")
+        file = run.directory / f"rank.{kind}"
+        run.summary["artifacts"][f"rank_{kind}"] = str(file)
+        run.tracker.log_artifact(file)
     run.summary["metrics"] = {
-        "ranked_by": len(found),
-        "ranking_changes": sum(line.changed for line in found),
-        "order_changes": sum(bool(line.swaps) for line in found),
-        "steady_order_changes": sum(bool(line.steady) for line in found),
+        "ranked_by": len(rankings),
+        "ranking_changes": sum(by_metric.changed for by_metric in rankings),
+        "order_changes": sum(bool(by_metric.swaps) for by_metric in rankings),
+        "steady_order_changes": sum(bool(by_metric.steady) for by_metric in rankings),
     }
     run.summary["counts"] |= {"methods": len(methods), "clips": ranking.clips}
     run.tracker.log(run.summary["metrics"])
-    for line in found:
+    for by_metric in rankings:
         run.tracker.log(
             {
-                f"{line.protocol}/{line.metric}/{variant}/{metric_key(method)}": value
-                for variant, by_method in line.values.items()
+                f"{by_metric.protocol}/{by_metric.metric}/{variant}/{metric_key(method)}": value
+                for variant, by_method in by_metric.values.items()
                 for method, value in by_method.items()
+                if value is not None
             }
         )
 
 
-def headline(found: Sequence[Line]) -> str:
-    changed, swapped, steady = (
-        sum(bool(getattr(line, name)) for line in found) for name in ("changed", "swaps", "steady")
-    )
+def headline(rankings: Sequence[MetricRanking]) -> str:
+    """How much the corrections change, in one sentence."""
+    changed = sum(by_metric.changed for by_metric in rankings)
+    swapped = sum(bool(by_metric.swaps) for by_metric in rankings)
+    steady = sum(bool(by_metric.steady) for by_metric in rankings)
     return (
-        f"{len(found)} metrics: the corrections change ranks in {changed}, swap methods in "
-        f"{swapped}, in {steady} "
-        "so that either half of the clips shows a swap by itself"
+        f"{len(rankings)} metrics: the corrections change ranks in {changed}, swap methods in "
+        f"{swapped}, in {steady} so that either half of the clips shows a swap by itself"
     )
 
 
-def markdown(ranking: Ranking, found: Sequence[Line], methods: Sequence[str]) -> str:
+def markdown(ranking: Ranking, rankings: Sequence[MetricRanking], methods: Sequence[str]) -> str:
     """Ranks, changes, values, and what is left out."""
-    facts = (
-        f"Corpus `{ranking.corpus[:12]}`: {ranking.clips} held-out clips, {ranking.frames} "
-        "frames of each, "
-        f"{ranking.layout}; {ranking.samples} reactions of each method to each. {headline(found)}."
+    values: dict[str, list[list[str]]] = {protocol: [] for protocol in ranking.values}
+    for by_metric in rankings:
+        values[by_metric.protocol] += value_rows(by_metric, methods)
+    return render(
+        "rank.md.j2",
+        ranking=ranking,
+        headline=headline(rankings),
+        methods=list(methods),
+        ranks=[rank_row(by_metric, methods, mark="**") for by_metric in rankings],
+        changes=[change(by_metric) for by_metric in rankings if by_metric.changed],
+        values=values,
+        ground_truth=GROUND_TRUTH,
+        left_out=[*ranking.absent, *(f"{name}: {why}" for name, why in ranking.left_out.items())],
     )
-    blocks = [
-        facts,
-        "## Ranks",
-        LEGEND,
-        _table(
-            ["metric", "", *methods],
-            (
-                [
-                    f"{line.protocol} {line.metric}",
-                    SIGN[line.best],
-                    *(rank_cell(line, m, "**") for m in methods),
-                ]
-                for line in found
-            ),
-        ),
-    ]
-    blocks += [
-        "## Where the ranking changes",
-        "\n".join(change(line) for line in found if line.changed) or "Nowhere.",
-    ]
-    blocks.append("## Values")
-    for protocol in ranking.values:
-        rows = (
-            row for line in found if line.protocol == protocol for row in value_rows(line, methods)
-        )
-        blocks += [f"### {protocol}", _table(["metric", "variant", *methods, GROUND_TRUTH], rows)]
-    left_out = [*ranking.absent, *(f"{name}: {why}" for name, why in ranking.left_out.items())]
-    blocks += ["## Left out", "\n".join(f"- {text}" for text in left_out)]
-    return "\n\n".join(blocks) + "\n"
 
 
-def rank_cell(line: Line, method: str, mark: str = "") -> str:
-    before, after = (
-        str(line.ranks[variant].get(method, "-")) for variant in ("reference", "corrected")
-    )
-    return before if before == after else f"{mark}{before} → {after}{mark}"
+def rank_row(by_metric: MetricRanking, methods: Sequence[str], mark: str = "") -> list[str]:
+    """A row of the table of ranks; ranks that change stand between two `mark`."""
+    row = [f"{by_metric.protocol} {by_metric.metric}", SIGN[by_metric.best]]
+    for method in methods:
+        before = by_metric.ranks["reference"].get(method, "-")
+        after = by_metric.ranks["corrected"].get(method, "-")
+        row.append(str(before) if before == after else f"{mark}{before} → {after}{mark}")
+    return row
 
 
-def change(line: Line) -> str:
+def change(by_metric: MetricRanking) -> str:
     """One metric: who moves, and who passes whom whatever half of the clips one looks at."""
-    before, after = line.ranks["reference"], line.ranks["corrected"]
+    before = by_metric.ranks["reference"]
+    after = by_metric.ranks["corrected"]
     moves = ", ".join(
         f"{method} {before.get(method, '-')} → {after.get(method, '-')}"
-        for method in sorted(before | after, key=lambda m: after.get(m, math.inf))
+        for method in sorted(before | after, key=lambda method: after.get(method, math.inf))
         if before.get(method) != after.get(method)
     )
-    text = f"- {line.protocol} {line.metric}: {moves}."
-    if not line.swaps:
+    text = f"- {by_metric.protocol} {by_metric.metric}: {moves}."
+    if not by_metric.swaps:
         return f"{text} No swap: ties are made or broken, or a variant has no value."
-    passing: dict[str, list[str]] = {}
-    for passed, by in line.steady:
-        passing.setdefault(by, []).append(passed)
-    who = "; ".join(f"{by} passes {', '.join(passed)}" for by, passed in passing.items())
-    return f"{text} Swaps: {len(line.swaps)}, in either half of the clips {len(line.steady)}{who and ': '}{who}."
+    passed_by: dict[str, list[str]] = {}
+    for passed, method in by_metric.steady:
+        passed_by.setdefault(method, []).append(passed)
+    text += f" Swaps: {len(by_metric.swaps)}, in either half of the clips {len(by_metric.steady)}"
+    passing = [f"{method} passes {', '.join(passed)}" for method, passed in passed_by.items()]
+    return f"{text}: {'; '.join(passing)}." if passing else f"{text}."
 
 
-def value_rows(line: Line, methods: Sequence[str]) -> Iterator[list[str]]:
+def value_rows(by_metric: MetricRanking, methods: Sequence[str]) -> list[list[str]]:
     """A row for each variant, or one for both where the corrections change nothing."""
-    name = f"{line.metric} {SIGN[line.best]}"
+    name = f"{by_metric.metric} {SIGN[by_metric.best]}"
     cells = {
-        variant: [_cell(by_method[m]) for m in (*methods, GROUND_TRUTH)]
-        for variant, by_method in line.values.items()
+        variant: [_cell(by_method[method]) for method in (*methods, GROUND_TRUTH)]
+        for variant, by_method in by_metric.values.items()
     }
     if cells["reference"] == cells["corrected"]:
-        yield [name, "both", *cells["reference"]]
-    else:
-        for variant, row in cells.items():
-            yield [name, variant, *row]
+        return [[name, "both", *cells["reference"]]]
+    return [[name, variant, *row] for variant, row in cells.items()]
+
+
+def _print(ranking: Ranking, rankings: Sequence[MetricRanking], methods: Sequence[str]) -> None:
+    """Ranks, who is absent, and the headline, on the terminal."""
+    table = Table(title=f"ranks on {ranking.clips} held-out clips: as published → corrected")
+    for column in ("metric", ""):
+        table.add_column(column)
+    for column in methods:
+        table.add_column(column, justify="right")
+    for by_metric in rankings:
+        table.add_row(*rank_row(by_metric, methods))
+    console = Console(width=150)
+    console.print(table)
+    for text in (*ranking.absent, headline(rankings)):
+        console.print(f"[rank] {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _ranks(metric: str, best: Best, values: Values) -> dict[str, dict[str, int]]:
-    return {
-        variant: ranks(
-            {
-                method: scores.get(metric)
-                for method, scores in by_method.items()
-                if method != GROUND_TRUTH
-            },
-            best,
-            by_method[GROUND_TRUTH].get(metric),
-        )
-        for variant, by_method in values.items()
-    }
+    """Variant -> method -> rank."""
+    by_variant = {}
+    for variant, scores_by_method in values.items():
+        by_method = {method: scores.get(metric) for method, scores in scores_by_method.items()}
+        truth = by_method.pop(GROUND_TRUTH)
+        by_variant[variant] = ranks(by_method, best, truth)
+    return by_variant
 
 
-def _table(heading: Sequence[str], rows: Iterator[list[str]]) -> str:
-    return "\n".join(
-        "| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows]
-    )
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def _values(
+    metric: str, scores_by_method: Mapping[str, Mapping[str, float]]
+) -> dict[str, float | None]:
+    """Method -> value; None where there is none, also where it is not a number."""
+    values = {method: scores.get(metric) for method, scores in scores_by_method.items()}
+    return {m: None if v is None or math.isnan(v) else v for m, v in values.items()}
 
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+# Until their callers use the new names.
+report = write_ranking
+lines = metric_rankings

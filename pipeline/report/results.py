@@ -74,9 +74,9 @@ def _rating_chart(summary: Summary) -> Chart | None:
 
 def _directions(summary: Summary) -> Table | None:
     """How far alignment moved each metric, here and in the paper."""
-    before, after = _before_and_after(summary)
-    if before is None or after is None:
+    if summary.compared is None or not set(summary.compared) <= summary.evaluation.keys():
         return None
+    before, after = (summary.evaluation[method] for method in summary.compared)
     rows = []
     for column, metric in enumerate(METRICS):
         papers = [
@@ -102,10 +102,15 @@ def _criteria(summary: Summary) -> Table:
 
 def _ablation(summary: Summary) -> Table:
     """The two of Table IV's four rows that every run has."""
-    before, after = _before_and_after(summary)
-    by_row = {FULL: after, "Random-Prefer": None, "SFT-Preferred": None, "SFT-Only": before}
+    before, after = (summary.evaluation.get(m, {}) for m in summary.compared or ("", ""))
+    by_row: dict[str, Row] = {
+        FULL: after,
+        "Random-Prefer": {},
+        "SFT-Preferred": {},
+        "SFT-Only": before,
+    }
     rows = [
-        [name, *(number((row or {}).get(column)) for column in ABLATION.columns)]
+        [name, *(number(row.get(column)) for column in ABLATION.columns)]
         for name, row in by_row.items()
     ]
     return Table(
@@ -119,13 +124,6 @@ def _ablation(summary: Summary) -> Table:
 def _paper_table(paper: PaperTable, form: str = ".4f", marked: str = AFTER) -> Table:
     rows = [[name, *(number(v, form) for v in values)] for name, values in paper.rows.items()]
     return Table(paper.caption, ("method", *map(_name, paper.columns)), rows, marked=marked)
-
-
-def _before_and_after(summary: Summary) -> tuple[Row | None, Row | None]:
-    if summary.compared is None:
-        return None, None
-    before, after = summary.compared
-    return summary.evaluation.get(before), summary.evaluation.get(after)
 
 
 def _aligned(summary: Summary) -> str | None:

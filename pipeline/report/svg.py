@@ -82,6 +82,8 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
     """Round numbers of which the first is <= low and the last >= high.
 
     Args:
+        low: smallest value that the ticks must hold.
+        high: largest value.
         most: at most so many steps of 1, 2 or 5 times a power of ten.
         whole: steps are whole numbers.
     """

@@ -105,6 +105,7 @@ def response_chart(
         top = 44 + panel * number
         measured = [t for t in trials if metric in t.metrics]
         y = _vertical(picture, metric, measured, baseline, (top + panel - 50, top), (left, right))
+        picture.text(NAMES.get(metric, metric), x=left, y=top - 10, class_="title")
         if metric in baseline:
             start = y.place(baseline[metric])
             picture.line("reference", (left, start), (right, start))
@@ -119,7 +120,8 @@ def response_chart(
             at = x.place(trial.values[key])
             low, high = _bounds(trial, metric)
             picture.line("bar", (at, y.place(low)), (at, y.place(high)))
-            _dot(picture, trial, best, (at, y.place(trial.metrics[metric])))
+            centre = (at, y.place(trial.metrics[metric]))
+            _dot(picture, trial, centre, is_best=trial is best)
     for at, label in x.marks:
         picture.text(label, x=at, y=height - 30, text_anchor="middle")
     picture.text(key, x=(left + width) / 2, y=height - 8, text_anchor="middle")
@@ -182,6 +184,7 @@ def pareto_chart(
     description = f"{metric} against {cost}; no trial beats {names} in both"
     picture = Picture(width, height, description, STYLE)
     y = _vertical(picture, metric, measured, start, (bottom, top), (left, right))
+    picture.text(NAMES.get(metric, metric), x=left, y=24, class_="title")
     x = _linear(_reached(measured, cost, start), left, right)
     for at, label in x.marks:
         picture.text(label, x=at, y=bottom + 18, text_anchor="middle")
@@ -193,17 +196,17 @@ def pareto_chart(
 
     picture.polyline("front", [place(t.metrics) for t in front])
     for trial in measured:
-        at = place(trial.metrics)
+        centre = place(trial.metrics)
         low, high = _bounds(trial, metric)
-        picture.line("bar", (at[0], y.place(low)), (at[0], y.place(high)))
+        picture.line("bar", (centre[0], y.place(low)), (centre[0], y.place(high)))
         low, high = _bounds(trial, cost)
-        picture.line("bar", (x.place(low), at[1]), (x.place(high), at[1]))
-        _dot(picture, trial, best, at)
-        picture.text(str(trial.number), x=at[0] + 7, y=at[1] - 6)
+        picture.line("bar", (x.place(low), centre[1]), (x.place(high), centre[1]))
+        _dot(picture, trial, centre, is_best=trial is best)
+        picture.text(str(trial.number), x=centre[0] + 7, y=centre[1] - 6)
     if start:
-        at = place(start)
-        picture.circle("reference", at, radius=6)
-        picture.text("start", x=at[0] - 9, y=at[1] + 4, text_anchor="end")
+        centre = place(start)
+        picture.circle("reference", centre, radius=6)
+        picture.text("start", x=centre[0] - 9, y=centre[1] + 4, text_anchor="end")
     return picture.markup()
 
 
@@ -244,19 +247,18 @@ def _vertical(
     rows: tuple[float, float],
     columns: tuple[float, float],
 ) -> Axis:
-    """Draw a metric's axis, with its grid and title; `rows` are bottom and top of the plot."""
+    """Draw a metric's axis with its grid; `rows` are bottom and top of the plot."""
     axis = _linear(_reached(trials, metric, baseline), *rows)
     left, right = columns
     for at, label in axis.marks:
         picture.line("grid", (left, at), (right, at))
         picture.text(label, x=left - 8, y=at + 4, text_anchor="end")
-    picture.text(NAMES.get(metric, metric), x=left, y=rows[1] - 10, class_="title")
     return axis
 
 
-def _dot(picture: Picture, trial: Outcome, best: Outcome, at: Point) -> None:
-    kind, radius = ("best", 6) if trial is best else ("dot", 4)
-    picture.circle(kind, at, radius, title=trial.name)
+def _dot(picture: Picture, trial: Outcome, centre: Point, is_best: bool) -> None:
+    kind, radius = ("best", 6) if is_best else ("dot", 4)
+    picture.circle(kind, centre, radius, title=trial.name)
 
 
 def _in_words(trials: Sequence[Outcome], keys: Sequence[str], metrics: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def fallen(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` items at even distances, the first and the last among them; all if there are fewer."""
+    """`count` items at even distances, the first and the last among them (or all there are)."""
     if count >= len(items):
         return list(items)
     return [items[round(k * (len(items) - 1) / max(1, count - 1))] for k in range(count)]

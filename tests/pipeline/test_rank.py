@@ -16,9 +16,9 @@ from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
     Ranking,
     headline,
-    lines,
     markdown,
-    report,
+    metric_rankings,
+    write_ranking,
 )
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import RankConfig
@@ -237,7 +237,7 @@ def test_a_changed_rank_is_found_and_one_that_a_half_contradicts_is_not_steady()
         truth | {"Mirror": 40.0, "SFT": 30.0, "Random": 35.0},
         truth | {"Mirror": 0.0, "SFT": (25.0, 18.0), "Random": (24.0, 19.0)},
     )
-    (line,) = lines("reactface", parts)
+    (line,) = metric_rankings("reactface", parts)
     assert line.ranks == {
         "reference": {"SFT": 1, "Random": 2, "Mirror": 3},
         "corrected": {"Mirror": 1, "Random": 2, "SFT": 3},
@@ -255,7 +255,7 @@ def test_a_value_that_is_missing_or_nan_is_a_dash_and_no_rank():
     parts = table(
         truth | {"Mirror": float("nan"), "SFT": 30.0}, truth | {"Mirror": 1.0, "SFT": 2.0}
     )
-    (line,) = lines("reactface", parts)
+    (line,) = metric_rankings("reactface", parts)
     assert line.values["reference"]["Mirror"] is None and line.ranks["reference"] == {"SFT": 1}
     assert not line.swaps and line.changed
 
@@ -278,7 +278,7 @@ def test_the_report_says_where_ranks_change_and_what_is_left_out(tmp_path, capsy
     run = SimpleNamespace(
         directory=tmp_path, tracker=tracker, summary={"artifacts": {}, "metrics": {}, "counts": {}}
     )
-    report(ranking, run)
+    write_ranking(ranking, run)
     assert "AR-Flow and GDPO are left out" in capsys.readouterr().out
     text = (tmp_path / "rank.md").read_text()
     assert "| reactface FRSyn | ↓ | **2 → 1** | **1 → 2** |" in text

@@ -1,4 +1,4 @@
-"""The report: what it says of made-up runs, where its curves run, and that a real browser shows it."""
+"""The report: what it says of made-up runs, where its curves run, that a real browser shows it."""
 
 import html
 import json
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from markupsafe import escape
 
 from rapport.pipeline.data.candidates import Candidate
@@ -19,7 +20,9 @@ from rapport.pipeline.report.charts import Line, interval_chart, line_chart, thi
 from rapport.pipeline.report.facts import Facts, changed_keys, read_facts
 from rapport.pipeline.report.page import POLICY, page, write_report
 from rapport.pipeline.report.summary import read_summary
-from rapport.pipeline.report.svg import Scale, ticks
+from rapport.pipeline.report.svg import Picture, Scale, ticks
+from rapport.pipeline.report.tables import Table
+from rapport.pipeline.report.templates import ENVIRONMENT, render
 from rapport.pipeline.report.videos import (
     HELD_OUT,
     PAIR,
@@ -106,6 +109,7 @@ def summary_of(recipe="dpo", **metrics):
 
 
 def facts(**changes):
+    """Facts of a made-up run of `dpo`; `summary` is what a recipe writes."""
     steps = {
         "sft": [{"step": s, "loss": 10.0 - s} for s in range(1, 5)],
         "dpo": [
@@ -147,7 +151,7 @@ def facts(**changes):
     return Facts(
         **{
             "name": "first",
-            "summary": summary_of(),
+            "summary": read_summary(changes.pop("summary", summary_of())),
             "config": "seed: 7",
             "changed": {"seed": 7},
             "steps": steps,
@@ -156,7 +160,6 @@ def facts(**changes):
             "videos": videos,
         }
         | changes
-        | {"summary": read_summary(changes.get("summary", summary_of()))}
     )
 
 
@@ -192,10 +195,20 @@ def read(text):
 
 
 def test_whatever_is_no_markup_is_escaped():
-    page_of = facts(name=EVIL, changed={EVIL: EVIL})
-    text = page(page_of)
-    assert html.escape(EVIL, quote=False).replace('"', "&#34;") in text and EVIL not in text
-    assert "<script" not in text
+    macros = ENVIRONMENT.get_template("macros.html.j2").module
+    assert f"<strong>Left out: </strong>{escape(EVIL)}</p>" in macros.missing(EVIL)
+    evil = macros.table(Table(EVIL, (EVIL,), [[EVIL, EVIL]], EVIL))
+    assert "<script" not in evil and evil.count(str(escape(EVIL))) == 5
+    assert 'class="marked"' in macros.table(Table("", "ab", [["x"]], "x"))
+    assert 'class="marked"' not in macros.table(Table("", "ab", [["x"]], "y"))
+    assert 'aria-label="missing"' in macros.table(Table("", "ab", [["x", None]]))
+    picture = Picture(1, 1, EVIL)
+    picture.circle(EVIL, (0, 0), 1, title=EVIL)
+    picture.text(EVIL, x=1, y=2, text_anchor="end", stroke=None)
+    assert "<script" not in picture.markup() and "stroke" not in picture.markup()
+    assert 'x="1" y="2" text-anchor="end"' in picture.markup()
+    with pytest.raises(UndefinedError, match="sections"):
+        render("report.html.j2", summary=facts().summary, name="", policy="", style="")
 
 
 def test_nothing_from_data_becomes_markup():
@@ -261,6 +274,70 @@ def test_how_listeners_move_before_and_after():
     assert "moves" not in read(page(facts())).sections
 
 
+def flow_summary():
+    """As `dpo policy=flow` writes it: ratings of both policies, how listeners move, no L2 or FD."""
+    ratings = {
+        "supervised": {"mean": 3.0, "low": 2.8, "high": 3.2, "n": 8},
+        "Flow-DPO": {"mean": 3.5, "low": 3.3, "high": 3.7, "n": 8},
+    }
+    metrics = {
+        "compared": ["supervised", "Flow-DPO"],
+        "evaluation": {name: {"simulated_rating": rating} for name, rating in ratings.items()},
+        "change": {"simulated_rating_change": {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 8}},
+        "judgement": {
+            "supervised": {"listen/unils/FDD": 60.0, "listen/variance_ratio/expr": 0.5},
+            "Flow-DPO": {"listen/unils/FDD": 45.0, "listen/variance_ratio/expr": 0.9},
+        },
+        "change_percent": {"listen/unils/FDD": -25.0},
+    }
+    return summary_of() | {"metrics": metrics}
+
+
+def test_any_policys_report_has_the_rating_before_and_after_and_its_change():
+    prompts = {
+        "supervised": {"scores": {"a": 4.0, "b": 2.0}},
+        "Flow-DPO": {"scores": {"a": 3.0, "b": 4.0}},
+    }
+    text = page(facts(summary=flow_summary(), prompts=prompts, videos=[]))
+    sections = read(text).sections
+    assert "From supervised to Flow-DPO, on held-out prompts" in sections["short"]
+    assert "3.000 to 3.500, by +0.500 [+0.250, +0.750]" in sections["short"]
+    assert "Distance" not in sections["short"] and "Left out" not in sections["short"]
+    assert "3.50 [3.30, 3.70]" in sections["tables"]
+    assert "Flow-DPO 3.50, from 3.30 to 3.70" in text, "the chart, in words"
+    assert "paper" not in sections["tables"] and "Left out" not in sections["tables"]
+    assert "expr" in sections["moves"] and "-25 %" in sections["moves"]
+    assert "From supervised to Flow-DPO the SIMULATED rating" in sections["worse"]
+    assert "fell on 1 of 2" in sections["worse"] and "-1.00" in sections["worse"]
+    assert "SFT" not in text
+    assert set(sections) == set(read(page(facts())).sections) - {"rounds"} | {"moves"}
+
+
+def test_each_section_appears_when_its_data_is_there():
+    summary = flow_summary()
+    del summary["metrics"]["evaluation"], summary["metrics"]["change"]
+    sections = read(page(facts(summary=summary))).sections
+    assert "moves" in sections and not {"short", "tables", "worse"} & set(sections)
+    summary = flow_summary()
+    del summary["metrics"]["judgement"]
+    summary["metrics"]["evaluation"]["others"] = row(None, 0.25)
+    sections = read(page(facts(summary=summary))).sections
+    assert "moves" not in sections and "0.0200" in sections["tables"]
+    assert "From supervised to the aligned policy" in sections["tables"]
+
+
+def test_methods_are_compared_by_their_names_in_the_summary():
+    metrics = {"compared": ["a", "b"], "evaluation": {"a": row(3.0, 0.5), "b": row(4.0, 0.5)}}
+    tags = read(page(facts(summary=summary_of(**metrics)))).tags
+    # The method after alignment stands out in the table of results and in that of criteria; in the
+    # others it is a row of the paper's.
+    assert [a.get("class") for tag, a in tags if tag == "tr"].count("marked") == 7
+    sections = read(page(facts(summary=summary_of(**metrics)))).sections
+    assert "From a to b" in sections["short"] and "round 0 is a." in sections["rounds"]
+    assert read_summary(summary_of()).compared == ("SFT", "SFT + DPO"), "of an old summary"
+    assert read_summary(summary_of(evaluation={"policy": {}})).compared is None
+
+
 def test_where_it_got_worse_the_largest_fall_comes_first():
     text = read(page(facts())).sections["worse"]
     assert "fell on 2 of 3" in text and "rose on 1 " in text
@@ -320,15 +397,14 @@ def test_videos_and_charts_say_what_they_show_and_nothing_is_fetched():
 def test_chart_coordinates_by_hand():
     """View box 320 x 200, plot from x 52 to 310 and from y 164 (bottom) up to 10."""
     figure = line_chart("loss", "step", [Line("loss", [(0, 0.0), (5, 10.0), (10, 5.0)])])
-    assert 'points="52.0,164.0 181.0,10.0 310.0,87.0"' in figure.picture
+    assert 'points="52.0,164.0 181.0,10.0 310.0,87.0"' in figure.picture and not figure.keys
     two = line_chart(
         "reward", "step", [Line("up", [(1, 0), (2, 1)]), Line("down", [(1, 0), (2, -1)])]
     )
     assert 'points="52.0,87.0 310.0,10.0"' in two.picture
     assert 'points="52.0,87.0 310.0,164.0"' in two.picture
-    assert list(two.keys) == ["up", "down"]
-    named = page(facts())
-    assert "chosen_reward</span>" in named or "chosen reward</span>" in named
+    text = ENVIRONMENT.get_template("macros.html.j2").module.chart(two)
+    assert "up</span>" in text and "down</span>" in text and two.picture in text
     assert line_chart("loss", "step", [Line("loss", [(1, 1.0)])]) is None
     bars = interval_chart("rating", [("SFT", 3.0, 2.0, 4.0)])  # 140 to 440 units for 2 to 4
     assert 'x1="140.0" x2="440.0"' in bars.picture and 'cx="290.0"' in bars.picture
@@ -354,16 +430,14 @@ def test_ticks_are_round_and_hold_the_range():
 def test_long_curves_are_thinned_to_means():
     assert thin([(0, 1.0), (1, 3.0), (2, 5.0)], most=2) == ([(0.5, 2.0), (2.0, 5.0)], 2)
     assert thin([(0, 1.0)], most=2) == ([(0, 1.0)], 1)
-    long = line_chart("loss", "step", [Line("loss", [(s, s) for s in range(280)])])
-    assert "mean of 3 steps" in long.note
+    thinned = line_chart("loss", "step", [Line("loss", [(s, s) for s in range(280)])])
+    assert "mean of 3 steps" in ENVIRONMENT.get_template("macros.html.j2").module.chart(thinned)
 
 
 def test_pairs_shown_are_spread_over_the_margins():
-    assert (
-        evenly_spaced(range(9), 3) == [0, 4, 8]
-        and evenly_spaced(range(2), 3) == [0, 1]
-        and evenly_spaced(range(9), 1) == [0]
-    )
+    assert evenly_spaced(range(9), 3) == [0, 4, 8]
+    assert evenly_spaced(range(2), 3) == [0, 1]
+    assert evenly_spaced(range(9), 1) == [0]
     assert evenly_spaced(range(9), 0) == [] == evenly_spaced([], 3)
 
 
@@ -478,9 +552,11 @@ addEventListener("securitypolicyviolation", e => errors.push(e.violatedDirective
 addEventListener("load", () => setInterval(() => {
   const videos = [...document.querySelectorAll("video")];
   document.title = JSON.stringify({
-    widths: videos.map(v => v.videoWidth), seconds: videos.map(v => v.duration), errors: window.errors,
-    failed: videos.map(v => v.error && v.error.message), overflow: document.documentElement.scrollWidth - innerWidth,
-    fetched: performance.getEntriesByType("resource").map(e => e.name.slice(0, 20)).filter(n => !n.startsWith("data:")),
+    widths: videos.map(v => v.videoWidth), seconds: videos.map(v => v.duration),
+    errors: window.errors, failed: videos.map(v => v.error && v.error.message),
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    fetched: performance.getEntriesByType("resource").map(e => e.name.slice(0, 20))
+      .filter(n => !n.startsWith("data:")),
   });
 }, 100));
 </script>"""
