@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import torch
@@ -17,7 +17,7 @@ from rapport.actors.cluster import on_nodes, reserve, worker_environment
 from rapport.actors.engines import Engine
 from rapport.actors.pool import Pool
 from rapport.actors.settings import FleetConfig
-from rapport.policies.policy import Prompt, Reaction, weight_digest
+from rapport.policies.policy import Policy, Prompt, Reaction, weight_digest
 
 # Every weight but those of later slots has a say in as many tokens; the digest covers all.
 CANARY_TOKENS = 128
@@ -27,13 +27,6 @@ StartEngine = Callable[[], Engine]
 
 class StaleWeightsError(RuntimeError):
     """An engine does not hold the weights it was given; nothing it samples can be trusted."""
-
-
-class Checked(Protocol):
-    """A policy that can tell how far an engine's log-probs are from its own."""
-
-    def log_prob_gap(self, prompt: Any, reaction: Reaction) -> float:
-        """Largest difference, nats; `prompt` is of the policy's own kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +65,6 @@ class Request:
     actions: int | None = None
 
 
-@ray.remote
 class RolloutWorker(timeline.Worker):
     """Holds an engine; every reaction carries the version of the weights in it."""
 
@@ -141,7 +133,7 @@ class Fleet(Pool):
         *,
         losses: int,
         environment: Mapping[str, str] | None = None,
-        policy: Checked | None = None,
+        policy: Policy | None = None,
         canary: Canary | None = None,
     ) -> None:
         self.config = config
@@ -166,7 +158,7 @@ class Fleet(Pool):
         }
         places = dict(enumerate(self._groups))
 
-        worker: Any = RolloutWorker  # Ray's decorator adds `options`, of which types know nothing
+        worker = ray.remote(RolloutWorker)
 
         def start_actor(index: int) -> Any:
             place: Any
@@ -239,7 +231,7 @@ class Fleet(Pool):
                 )
             yield request.number, groups
 
-    def update(self, weights: Mapping[str, Tensor], policy: Checked | None = None) -> float:
+    def update(self, weights: Mapping[str, Tensor], policy: Policy | None = None) -> float:
         """Give every engine these weights, check digest and canary; returns the log-prob gap.
 
         Args:

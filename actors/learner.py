@@ -33,7 +33,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import ClusterError, on_nodes, worker_environment
-from rapport.actors.mailbox import Mailbox
+from rapport.actors.mailbox import open_mailbox
 from rapport.actors.settings import LearnerConfig
 
 CHECKPOINT_TAG = "zero"
@@ -46,11 +46,21 @@ class Objective(Protocol):
     makes of an experience is the one thing that it remembers.
     """
 
-    steps: int
-    learning_rate: float
-    weight_decay: float
-    refresh_every: int | None
-    """Steps after which an experience is asked for; None = it never needs one."""
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+
+    @property
+    def learning_rate(self) -> float:
+        """At its peak."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Of AdamW."""
+
+    @property
+    def refresh_every(self) -> int | None:
+        """Steps after which an experience is asked for; None = it never needs one."""
 
     def module(self) -> torch.nn.Module:
         """The trainable module with its initial weights, the same on every rank."""
@@ -166,7 +176,7 @@ class Learners:
                 f"checkpoint_every={config.checkpoint_every} must be a multiple of the {every} "
                 "steps after which data is made anew: a learner cannot restart in between"
             )
-        self._mailbox = Mailbox.remote()
+        self._mailbox = open_mailbox()
 
     def iterations(self) -> Iterator[Iteration]:
         """Whenever the learners want to be given an experience; ends when they have learnt.
@@ -198,8 +208,7 @@ class Learners:
             self.result = outcome.result()
         except Exception as error:
             raise _first_cause(error) from None
-        for step in self._stops:  # written after the last look
-            self.milestones.reached(_milestone(self.directory, step))
+        self._pass_on_milestones()  # what was written after the last look
         timeline.note(timeline.START, asked_at, self.result["began"])
         timeline.note("learner", self.result["began"], self.result["ended"])
 
@@ -212,8 +221,10 @@ class Learners:
         resources = {"CPU": config.cpus} | on_nodes(config.nodes)
         if config.gpus:
             resources["GPU"] = config.gpus
-        trainer = TorchTrainer(
-            _train,
+        # Types are those of the older Ray Train, which is not the one that runs.
+        train: Any = _train
+        trainer: Any = TorchTrainer(
+            train,
             train_loop_config={
                 # As bytes: the controller would import everything only to hand it on.
                 "objective": cloudpickle.dumps(self.objective),
@@ -228,11 +239,11 @@ class Learners:
                 use_gpu=config.gpus > 0,
                 resources_per_worker=resources,
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]
                 name="learner",
                 storage_path=str(self.directory),
                 worker_runtime_env={"env_vars": worker_environment(config.threads)},
-                failure_config=FailureConfig(
+                failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=config.max_failures, controller_failure_limit=2
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -256,6 +267,8 @@ class Learners:
             self.say(f"step {self._logged_step}/{self.objective.steps}  {numbers}")
 
     def _pass_on_milestones(self) -> None:
+        if self.milestones is None:
+            return
         while self._stops and _milestone(self.directory, self._stops[0]).is_dir():
             self.milestones.reached(_milestone(self.directory, self._stops.pop(0)))
 
@@ -372,7 +385,7 @@ def without(module: str) -> Iterator[None]:
     """
     loaded = module in sys.modules
     if not loaded:
-        sys.modules[module] = None
+        sys.modules[module] = None  # type: ignore[assignment]  # an import of it then fails
     try:
         yield
     finally:

@@ -12,7 +12,11 @@ from typing import Any
 import ray
 
 
-@ray.remote(num_cpus=0)
+def open_mailbox() -> Any:
+    """A mailbox in a process of its own; its calls are asked as `mailbox.ask.remote(...)`."""
+    return ray.remote(num_cpus=0)(Mailbox).remote()
+
+
 class Mailbox:
     """Requests, which the driver takes one at a time, and its replies."""
 

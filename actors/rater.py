@@ -54,7 +54,6 @@ class Viewer:
         return VisibleMotion(motion.layout.fps, motion.group(turning), expression=None)
 
 
-@ray.remote
 class RewardWorker(Worker):
     """Simulated panels that watch the candidates of one group at a time."""
 
@@ -90,7 +89,7 @@ class RewardPool(Pool):
         *,
         losses: int,
     ) -> None:
-        worker = RewardWorker.options(
+        worker = ray.remote(RewardWorker).options(
             num_cpus=config.cpus,
             resources=on_nodes(config.nodes),
             runtime_env={"env_vars": worker_environment(1)},

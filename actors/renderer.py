@@ -63,7 +63,6 @@ def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
     return Motion(np.concatenate([resting, posed.values], axis=1), layout), False
 
 
-@ray.remote
 class RenderWorker(Worker):
     """Draws and encodes on one core."""
 
@@ -100,7 +99,7 @@ class RenderPool(Pool):
     """Workers that draw and encode."""
 
     def __init__(self, config: RenderConfig, head: HeadConfig, *, losses: int) -> None:
-        worker = RenderWorker.options(
+        worker = ray.remote(RenderWorker).options(
             num_cpus=config.cpus,
             resources=on_nodes(config.nodes),
             runtime_env={"env_vars": worker_environment(1)},

@@ -99,15 +99,6 @@ class EngineConfig(FleetConfig):
         return self.gpus * self.tensor_parallel
 
 
-class CandidateEngineConfig(EngineConfig):
-    """The same, with the candidates that are asked of it."""
-
-    prompts: int = Field(192, ge=1)
-    """training prompts to roll out"""
-    samples: int = Field(4, ge=1)
-    """candidates per prompt (K)"""
-
-
 class CandidateFleetConfig(FleetConfig):
     """A fleet of policies in their actors' processes, with the candidates asked of it."""
 
@@ -115,6 +106,13 @@ class CandidateFleetConfig(FleetConfig):
     """training listeners to answer for (fewer if the corpus has fewer)"""
     samples: int = Field(4, ge=1)
     """candidates per prompt (K), beside the recorded listener"""
+
+
+class CandidateEngineConfig(EngineConfig, CandidateFleetConfig):
+    """The same of the VLA."""
+
+    prompts: int = Field(192, ge=1)
+    """training prompts to roll out (fewer if the corpus has fewer)"""
 
 
 class CandidateFlowConfig(CandidateFleetConfig):

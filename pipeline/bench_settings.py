@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rapport.actors.settings import CandidateEngineConfig, ClusterConfig, EngineConfig, RenderConfig
-from rapport.pipeline.config import StorageConfig, TrackingConfig
+from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.vla.settings import ActionConfig, VlaConfig
@@ -32,13 +32,11 @@ class MachineConfig(Section):
     """logical CPUs of a local cluster; empty = the machine's"""
 
 
-class Measured(Section):
+class Measured(RecipeConfig):
     """What every subject takes."""
 
     seed: int = 0
     """seeds weights, prompts and data, all of them at random"""
-    tracking: TrackingConfig = TrackingConfig()
-    storage: StorageConfig = StorageConfig()
     cluster: MachineConfig = MachineConfig()
 
 
@@ -237,8 +235,8 @@ class FlowBench(Measured):
     bench: ThreadedConfig = ThreadedConfig()
 
 
-# Subject -> its config. There is no choice of a policy; `run.TUNED` has the same shape.
-BENCHED: dict[str, dict[str, type]] = {
+# Subject -> its config. There is no choice of a policy; `TUNED` of a sweep has the same shape.
+BENCHED: dict[str, dict[str, type[RecipeConfig]]] = {
     "rollout": {"": RolloutBench},
     "dpo": {"": DpoBench},
     "sync": {"": SyncBench},

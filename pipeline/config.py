@@ -15,7 +15,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rapport.pipeline.data.settings import CorpusConfig
 from rapport.settings import ConfigError, Section
 
 MAPPING = "mapping"  # type of a key that has keys of the user's own below it
@@ -43,7 +42,6 @@ class RecipeConfig(Section):
 
     seed: int = 0
     """seeds data order, initial weights, sampling and simulated raters"""
-    corpus: CorpusConfig = CorpusConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
 

@@ -100,7 +100,7 @@ def with_bench(costs: UnitCosts, file: Path, dtype: str) -> UnitCosts:
             "`bench rollout`, `bench dpo` or `bench render` of this version"
         ) from None
     sources = {**costs.sources, name: f"measured: {file}"}
-    return replace(costs, **{name: value}, sources=sources)  # type: ignore[arg-type]
+    return replace(costs, **{name: value}, sources=sources)
 
 
 def _measured(bench: Mapping[str, Any], dtype: str) -> tuple[str, float]:

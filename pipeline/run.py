@@ -7,19 +7,21 @@ import errno
 import importlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from rapport import log
 from rapport.pipeline import config as cfg
 from rapport.pipeline import settings
+from rapport.pipeline.bench_settings import BENCHED
 from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.storage import Mirror, StorageError
-from rapport.pipeline.tune_settings import TUNED, TuneDpoOfVla
+from rapport.pipeline.tune_settings import TUNED
 from rapport.settings import ConfigError
 
 OTHER = "module:Class"  # stands for any policy of one's own
+Configs = dict[str, type[RecipeConfig]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class Recipe:
     Args:
         summary: what it does, in a line.
         configs: what it takes, by kind of policy, its own first; "" where there is no choice.
-        subjects: what it may be about, where it has a subject.
+        subjects: the same for each subject that it may be about, where it has one.
     """
 
     summary: str
-    configs: dict[str, type[RecipeConfig]]
-    subjects: tuple[str, ...] = ()
+    configs: Configs = field(default_factory=dict)
+    subjects: dict[str, Configs] = field(default_factory=dict)
+
+    def configs_of(self, subject: str | None) -> Configs:
+        """What it takes about a subject; None where it has none."""
+        return self.configs if subject is None else self.subjects[subject]
 
 
 RECIPES = {
@@ -66,9 +72,8 @@ RECIPES = {
         {"vla": settings.AblateOfVla, "flow": settings.AblateOfFlow},
     ),
     "tune": Recipe(
-        "sweep keys of dpo or gdpo (`tune gdpo` takes the keys of gdpo in place of dpo's)",
-        {"": TuneDpoOfVla},
-        subjects=tuple(TUNED),
+        "sweep keys of dpo or gdpo",
+        subjects=TUNED,
     ),
     "preflight": Recipe(
         "check whether the main job would get through on this cluster, or plan one",
@@ -88,8 +93,7 @@ RECIPES = {
     ),
     "bench": Recipe(
         "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow",
-        {"": settings.BenchConfig},
-        subjects=("rollout", "dpo", "sync", "render", "metrics", "flow"),
+        subjects=BENCHED,
     ),
 }
 # Options that stand for a key, by recipe.
@@ -182,7 +186,7 @@ def config_of(
     Raises:
         ConfigError: the recipe does not take this policy.
     """
-    configs = TUNED[subject] if recipe == "tune" else RECIPES[recipe].configs
+    configs = RECIPES[recipe].configs_of(subject)
     if "" in configs:
         return configs[""]
     name = cfg.chosen_policy(file, overrides) or next(iter(configs))
@@ -271,14 +275,18 @@ def _plan_key(text: str) -> str:
 
 
 def _keys(name: str, recipe: Recipe) -> str:
-    """The keys of a recipe; with another policy, those that differ."""
-    configs = TUNED["dpo"] if name == "tune" else recipe.configs
-    first, *others = configs.items()
-    text = "keys:\n" + _key_table(cfg.describe(first[1]))
-    known = {row[0]: row for row in cfg.describe(first[1])}
-    for policy, config_type in others:
-        rows = [row for row in cfg.describe(config_type) if known.get(row[0]) != row]
-        text += f"\n\nkeys that policy={policy} has besides, or with another default:\n"
+    """The keys of a recipe; with another subject or policy, those that differ."""
+    kinds = {
+        " ".join([name, *filter(None, [subject, policy and f"policy={policy}"])]): config
+        for subject, configs in (recipe.subjects or {"": recipe.configs}).items()
+        for policy, config in configs.items()
+    }
+    (first, config), *others = kinds.items()
+    known = cfg.describe(config)
+    text = f"keys of {first}:\n{_key_table(known)}"
+    for command, other in others:
+        rows = [row for row in cfg.describe(other) if row not in known]
+        text += f"\n\nkeys that {command} has besides, or with another default:\n"
         text += _key_table(rows)
     return text
 

@@ -66,11 +66,26 @@ def require_equal_shares(config: Learning, *sections: str) -> None:
             )
 
 
-class Learning(RecipeConfig):
+class PrepareConfig(RecipeConfig):
+    """`prepare`, and what all recipes take that read a corpus."""
+
+    corpus: CorpusConfig = CorpusConfig()
+
+
+class Learning(PrepareConfig):
     """What recipes take that train something."""
 
+    policy: str
+    """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
     cluster: ClusterConfig = ClusterConfig()
     learner: LearnerConfig = LearnerConfig()
+
+
+class Sampling(PrepareConfig):
+    """What recipes take that sample reactions."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    rollout: FleetConfig = FleetConfig()
 
 
 # -- Policies --
@@ -140,13 +155,14 @@ class OfOther(Learning):
 # -- What is done with them --
 
 
-class Judged(Learning):
+class Judged(Learning, Sampling):
     """What recipes take that end in a table of held-out reactions."""
 
     head: HeadConfig = HeadConfig()
     render: RenderConfig = RenderConfig()
     score: ScoreConfig = ScoreConfig()
     raters: RatersConfig = RatersConfig()
+    evaluation: BootstrapConfig = BootstrapConfig()
 
 
 class JudgedOfVla(OfVla, Judged):
@@ -159,47 +175,40 @@ class JudgedOfVla(OfVla, Judged):
 class JudgedOfFlow(OfFlow, Judged):
     """How an AR-Flow is judged."""
 
-    rollout: FleetConfig = FleetConfig()
-    evaluation: BootstrapConfig = BootstrapConfig()
     judge: MovementConfig = MovementConfig()
 
 
 class JudgedOfOther(OfOther, Judged):
     """How a policy of your own is judged."""
 
-    rollout: FleetConfig = FleetConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-class PrepareConfig(RecipeConfig):
-    """`prepare`."""
-
-
-class RolloutOfVla(OfVla):
-    """`rollout`."""
-
-    head: HeadConfig = HeadConfig()
-    render: CandidateRenderConfig = CandidateRenderConfig()
-    rollout: CandidateEngineConfig = CandidateEngineConfig()
-
-
-class RolloutOfFlow(OfFlow):
-    """`rollout policy=flow`."""
-
-    head: HeadConfig = HeadConfig()
-    render: CandidateRenderConfig = CandidateRenderConfig()
-    rollout: CandidateFlowConfig = CandidateFlowConfig()
-
-
-class RolloutOfOther(OfOther):
-    """`rollout policy=module:Class`."""
+class Rated(Learning, Sampling):
+    """What recipes take that offer candidates to be watched and rated."""
 
     head: HeadConfig = HeadConfig()
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFleetConfig = CandidateFleetConfig()
 
 
-class Preferences(Judged):
+class RolloutOfVla(OfVla, Rated):
+    """`rollout`."""
+
+    rollout: CandidateEngineConfig = CandidateEngineConfig()
+
+
+class RolloutOfFlow(OfFlow, Rated):
+    """`rollout policy=flow`."""
+
+    rollout: CandidateFlowConfig = CandidateFlowConfig()
+
+
+class RolloutOfOther(OfOther, Rated):
+    """`rollout policy=module:Class`."""
+
+
+class Preferences(Judged, Rated):
     """What recipes take that align a policy with preferences."""
 
     ratings: Path | None = None
@@ -207,6 +216,7 @@ class Preferences(Judged):
     candidates: Path | None = None
     """folder of a `rollout` run whose candidates (and policy) are used; needed with `ratings`"""
     render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateFleetConfig = CandidateFleetConfig()
     dpo: DpoConfig = DpoConfig()
 
     @model_validator(mode="after")
@@ -419,7 +429,8 @@ class Ablated(Preferences):
 class AblateOfVla(DpoOfVla, Ablated):
     """`ablate`."""
 
-    evaluation: ComparisonConfig = ComparisonConfig()  # it shows no clips
+    # It shows no clips, so it does not take their number.
+    evaluation: ComparisonConfig = ComparisonConfig()  # type: ignore[assignment]
 
 
 class AblateOfFlow(DpoOfFlow, Ablated):
@@ -438,10 +449,9 @@ class RankSettings(HeldOutConfig):
     """folder of a finished `gdpo` run: AR-Flow, GDPO; empty = left out"""
 
 
-class RankConfig(RecipeConfig):
+class RankConfig(Sampling):
     """`rank`."""
 
-    cluster: ClusterConfig = ClusterConfig()
     head: HeadConfig = HeadConfig()
     rollout: EngineConfig = EngineConfig()
     rank: RankSettings = RankSettings()
@@ -454,32 +464,3 @@ class RankConfig(RecipeConfig):
                 "corpus.* out, it is for ranking without a run"
             )
         return self
-
-
-class BenchSettings(Section):
-    repeats: int = Field(3, ge=1)
-    """measurements after a warm-up; the median counts"""
-    threads: int = Field(1, ge=1)
-    """CPU threads of each engine and learner (rollout, dpo)"""
-    prompts: int = Field(16, ge=1)
-    """prompts sampled at once, rollout.samples each (rollout)"""
-    batch_sizes: list[int] = [16, 32, 64]
-    """of transformers' generate; its best counts (rollout)"""
-    prompt_tokens: int = Field(512, ge=32)
-    """tokens of a prompt (dpo)"""
-    response_tokens: int = Field(256, ge=32, multiple_of=32)
-    """tokens of a response (dpo)"""
-    vocabulary: int = Field(32000, ge=600)
-    """vocabulary of the LLaMA (dpo)"""
-    batch_size: int = Field(4, ge=1)
-    """pairs per step (dpo)"""
-    speakers: int = Field(0, ge=0)
-    """speakers of a REACT split that is really scored; its test split has 1612 (metrics)"""
-
-
-class BenchConfig(RolloutOfVla):
-    """`bench`."""
-
-    subject: Literal["rollout", "dpo", "sync", "render", "metrics", "flow"] = "rollout"
-    """what is measured"""
-    bench: BenchSettings = BenchSettings()

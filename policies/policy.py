@@ -39,7 +39,11 @@ class CheckpointError(RuntimeError):
 
 
 class Prompt(Protocol):
-    """What a policy is shown of a clip, ready to be answered; each policy has its own kind."""
+    """What a policy is shown of a clip, ready to be answered.
+
+    Each policy has its own kind, and is only asked about prompts that it made itself: where the
+    types below say `Any`, that kind is meant.
+    """
 
     @property
     def prompt_id(self) -> str:
@@ -100,6 +104,7 @@ class Policy(ABC):
     seed_per_prompt: ClassVar[bool] = True  # whether one prompt, asked twice, is answered alike
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
+    draw_count: int = 1  # draws of `log_likelihood` for each reaction, where it is of drawn noise
 
     # -- Reacting --
 
@@ -109,7 +114,7 @@ class Policy(ABC):
 
     @abstractmethod
     def sample(
-        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int]
+        self, prompts: Sequence[Any], samples: int, seeds: Sequence[int]
     ) -> list[list[Reaction]]:
         """`samples` reactions to each prompt; a prompt's depend on its seed, not on the batch."""
 
@@ -142,6 +147,13 @@ class Policy(ABC):
         """The same for the recorded listener."""
         return neutral_id(prompt_id, "ground_truth")
 
+    def log_prob_gap(self, prompt: Any, reaction: Reaction) -> float:
+        """Largest difference, nats, of an engine's log-probs from those of these weights.
+
+        Only asked where the fleet's engine is another program than the policy's own `sample`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is sampled by its own code only")
+
     # -- Learning --
 
     @abstractmethod
@@ -158,7 +170,7 @@ class Policy(ABC):
         self.module().train()
 
     @abstractmethod
-    def prompt_row(self, prompt: Prompt) -> dict[str, Any]:
+    def prompt_row(self, prompt: Any) -> dict[str, Any]:
         """The prompt as `prompt_columns` of a training table."""
 
     @abstractmethod
@@ -288,7 +300,7 @@ def weight_digest(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -300,7 +312,7 @@ def policy_class(kind: str) -> type[Policy]:
             f"policy={kind} is none of {', '.join(BUILT_IN)}, nor module:Class of your own"
         )
     try:
-        found = getattr(importlib.import_module(module), name)
+        found: type[Policy] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"policy={kind} cannot be imported: {error}") from error
     return found

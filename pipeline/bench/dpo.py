@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import torch.distributed as dist
 
@@ -49,7 +48,6 @@ PATCHES = (IMAGE_SIZE // 14) ** 2
 Row = dict[str, Any]
 
 
-@ray.remote
 class OurLearner:
     """One ZeRO learner, as the pipeline trains."""
 
@@ -82,7 +80,6 @@ class OurLearner:
         self.step += 1
 
 
-@ray.remote
 class TrlLearner:
     """TRL's trainer on the LLaMA inside the same checkpoint."""
 

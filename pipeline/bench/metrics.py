@@ -59,7 +59,6 @@ def random_walks(rng: np.random.Generator, clips: int) -> np.ndarray:
     return np.cumsum(0.05 * rng.normal(size=(clips, FRAMES, CHANNELS)), axis=1).astype(np.float32)
 
 
-@ray.remote
 class OneCore:
     """A process with one thread."""
 

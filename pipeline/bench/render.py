@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from rapport.actors.renderer import Panel, RenderWorker, VideoJob
 from rapport.actors.settings import RenderConfig
@@ -28,7 +27,6 @@ from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
 
 
-@ray.remote
 class OurRasterizer:
     """That of the render pool."""
 
@@ -42,7 +40,6 @@ class OurRasterizer:
         return seconds(lambda: self.rasterizer.render(self.vertices))
 
 
-@ray.remote
 class VtkRasterizer:
     """VTK's, drawn off screen."""
 

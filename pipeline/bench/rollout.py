@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -49,7 +48,6 @@ class _OnlyActions(LogitsProcessor):
         return scores + self.mask.to(scores)
 
 
-@ray.remote
 class Bare:
     """vLLM that does no more than `generate`: no log-probs, one stream of random numbers."""
 
@@ -75,7 +73,6 @@ class Bare:
         return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
 
-@ray.remote
 class TransformersGenerate:
     """The same policy under `generate`; frames are encoded once a prompt."""
 

@@ -121,14 +121,14 @@ def process(
     """An actor in a process of its own; yields `call(method, *arguments)`.
 
     Args:
-        actor: class of a Ray actor.
+        actor: class whose instance lives there.
         arguments: of its constructor.
         threads: CPU threads that it has.
         environment: variables of the process besides.
     """
     variables = worker_environment(threads) | dict(environment or {})
     options = {"num_cpus": threads, "runtime_env": {"env_vars": variables}}
-    handle = actor.options(**options).remote(*arguments)
+    handle = ray.remote(actor).options(**options).remote(*arguments)
     try:
         yield lambda method, *inputs: ray.get(getattr(handle, method).remote(*inputs))
     finally:

@@ -83,8 +83,7 @@ class Dpo(PolicyObjective):
         """The policy that learns."""
         policy = load_policy(self.initial)
         policy.prepare_training(self.policy_config, self.part)
-        if policy.likelihood_draws:
-            policy.draw_count = self.config.draws
+        policy.draw_count = self.config.likelihood_draws
         return policy
 
     @cached_property
@@ -136,7 +135,7 @@ class Dpo(PolicyObjective):
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Pairs, with their margins, and the reference's log-likelihoods or the noise to meet."""
         order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
-        share = rank_share(order, rank, world_size)
+        share = rank_share(order, rank, world_size).tolist()
         batch = self._collate(share)
         if self.reference_log_likelihoods is not None:
             return batch | {"reference": self.reference_log_likelihoods[share]}

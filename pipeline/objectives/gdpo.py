@@ -74,7 +74,7 @@ class Gdpo(PolicyObjective):
         return self.config.updates
 
     @property
-    def refresh_every(self) -> int:
+    def refresh_every(self) -> int | None:
         """Steps on rollouts of one behaviour policy."""
         return self.config.sync_every
 
@@ -142,8 +142,8 @@ class Gdpo(PolicyObjective):
                 held = torch.where(speaking, kl, 0.0).sum() / speaking.sum().clamp(min=1)
                 loss = loss + config.speaking_weight * held
                 parts["kl_speaking"] = held.detach()
-            if weights is not None:
-                parts |= self._mismatch(row, weights)
+            if weights is not None and config.largest_weight is not None:
+                parts |= self._mismatch(row, weights, config.largest_weight)
             parts["kl/reference"] = parts.pop("kl")
             losses.append(loss)
             metrics.append(parts)
@@ -152,9 +152,11 @@ class Gdpo(PolicyObjective):
         }
         return torch.stack(losses).mean(), means
 
-    def _mismatch(self, row: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    def _mismatch(
+        self, row: Mapping[str, Tensor], weights: Tensor, largest: float
+    ) -> dict[str, Tensor]:
         gap = (row["old"] - row["engine"]).abs()
-        truncated = weights >= self.config.largest_weight
+        truncated = weights >= largest
         return {
             "mismatch": gap.mean(),
             "mismatch_max": gap.max(),
@@ -168,7 +170,7 @@ class Gdpo(PolicyObjective):
         actions = policy.collate_group(rollouts.reactions)
         batch = to_device(policy.collate([scene]) | {"actions": actions}, self._device)
         reference = self.reference.likelihood(self.reference.module(), batch).density
-        engine = torch.from_numpy(np.stack([r.log_probs for r in rollouts.reactions]))
+        engine = torch.from_numpy(np.stack([log_probs_of(r) for r in rollouts.reactions]))
         old = engine
         if not self.config.asynchronous or self.config.largest_weight is not None:
             old = policy.likelihood(forward, batch).log_probs
@@ -185,3 +187,14 @@ class Gdpo(PolicyObjective):
     @property
     def _device(self) -> torch.device:
         return next(self.module().parameters()).device
+
+
+def log_probs_of(reaction: Reaction) -> np.ndarray:
+    """Those of the weights that sampled it.
+
+    Raises:
+        ValueError: its sampler did not keep them, so it cannot be learnt from.
+    """
+    if reaction.log_probs is None:
+        raise ValueError(f"the reaction to {reaction.prompt_id} has no log-probs")
+    return reaction.log_probs

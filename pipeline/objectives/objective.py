@@ -27,8 +27,6 @@ class TableObjective:
         seed: of batches and draws.
     """
 
-    refresh_every: int | None = None
-
     def __init__(self, table: Path, config: Any, seed: int) -> None:
         self.table = str(table)
         self.config = config
@@ -48,6 +46,11 @@ class TableObjective:
     def weight_decay(self) -> float:
         """Of AdamW."""
         return self.config.weight_decay
+
+    @property
+    def refresh_every(self) -> int | None:
+        """A table does not change: no experience is asked for."""
+        return None
 
     @cached_property
     def rows(self) -> Dataset:

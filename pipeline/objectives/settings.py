@@ -113,6 +113,11 @@ class DpoConfig(Section):
         """Which weights learn, a word that the policy knows."""
         return "all"
 
+    @property
+    def likelihood_draws(self) -> int:
+        """Draws of a likelihood for each reaction, where it is of drawn noise."""
+        return 1
+
 
 class VlaDpoConfig(DpoConfig):
     """DPO of the VLA."""
@@ -150,6 +155,11 @@ class FlowDpoConfig(DpoConfig):
     """noise and flow times drawn per latent, the same for chosen and rejected"""
     learning_rate: float = Field(3e-5, gt=0)
     """peak; same schedule as SFT. Ten times as much, and jaws tremble whatever beta is"""
+
+    @property
+    def likelihood_draws(self) -> int:
+        """See `draws`."""
+        return self.draws
 
 
 class GdpoConfig(Section):

@@ -58,7 +58,11 @@ class MotionCode(TableObjective):
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Reconstruction, velocities, and the KL to N(0, I)."""
         coded = forward(batch["frames"], batch["noise"])
-        loss, parts = vae_loss(*coded, self.config.velocity_weight, self.config.kl_weight)
+        loss, parts = vae_loss(
+            *coded,
+            velocity_weight=self.config.velocity_weight,
+            kl_weight=self.config.kl_weight,
+        )
         parts["kl/prior"] = parts.pop("kl")
         return loss, parts
 

@@ -73,7 +73,8 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
                 policy = load_policy(path)
                 fleet.update(policy.weights(), policy)
                 rows[name] = judged(jury, policy, fleet)
-    return tabulate({name: rows[name] for name in VARIANTS}, part)
+    table = {name: rows[name] for name in VARIANTS}
+    return tabulate(table, part, bootstrap=config.evaluation.bootstrap)
 
 
 def judged(jury: Jury, policy: Policy, fleet: Fleet) -> Row:

@@ -31,11 +31,13 @@ def describe(step: Phase, corpus: Corpus) -> PhaseResult:
         recordings.setdefault(clip.dyad_id, []).append(clip)
     listeners = ([clip.listener for clip in clips] for clips in recordings.values())
     metrics: dict[str, Any] = {"listener": mean_statistics(listeners)}
-    speakers = [
-        [clip.speaker for clip in clips]
+    spoken = [
+        [clip.speaker for clip in clips if clip.speaker is not None]
         for clips in recordings.values()
-        if all(clip.speaker is not None for clip in clips)
     ]
+    # A recording in which one clip lacks the speaker cannot be put together again.
+    whole = zip(spoken, recordings.values(), strict=True)
+    speakers = [motions for motions, clips in whole if len(motions) == len(clips)]
     if speakers:
         metrics["speaker"] = mean_statistics(speakers)
     collapse = regression_collapse(corpus)

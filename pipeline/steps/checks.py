@@ -18,7 +18,7 @@ from rich.table import Table
 from rapport.actors import timeline
 from rapport.actors.cluster import ClusterError
 from rapport.actors.probe import Node, all_reduce, probe_nodes
-from rapport.actors.settings import EngineConfig, FleetConfig, LearnerConfig
+from rapport.actors.settings import EngineConfig, LearnerConfig
 from rapport.pipeline.estimate import (
     GIB,
     ModelSize,
@@ -79,7 +79,7 @@ def look_at_cluster(run: Workspace, config: Judged) -> None:
     started = time.time()
     nodes = probe_nodes(run.directory, PACKAGES + VLLM_NAMES, PROBE_TIMEOUT_S)
     checks = [
-        *version_checks(nodes, vllm=isinstance(fleet_config(config), EngineConfig)),
+        *version_checks(nodes, vllm=isinstance(config.rollout, EngineConfig)),
         *place_checks(config, nodes),
         *storage_checks(nodes),
         bytecode_check(nodes),
@@ -149,19 +149,13 @@ def version_checks(nodes: list[Node], *, vllm: bool = True) -> Iterator[Check]:
         yield Check("versions", "ok", f"{len(nodes)} nodes alike: {', '.join(names)}")
 
 
-def fleet_config(config: Judged) -> FleetConfig:
-    """How the rollout fleet is set up; each policy has its own kind of section."""
-    fleet: FleetConfig = config.rollout  # type: ignore[attr-defined]
-    return fleet
-
-
 def demand(config: Judged) -> dict[str, list[Piece]]:
     """Phase -> every process that stands at once; all but learners stay all the time.
 
     Args:
         config: of a recipe that aligns.
     """
-    fleet = fleet_config(config)
+    fleet = config.rollout
     learner = config.learner
     raters = config.raters
     render = config.render

@@ -8,10 +8,10 @@ from rapport.actors import timeline
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError
-from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 
 
-def prepare(run: Run, config: CorpusConfig) -> Corpus:
+def prepare(run: Workspace, config: CorpusConfig) -> Corpus:
     """The corpus that `config` names, as a Parquet folder."""
     return Corpus(_prepared(run, config).artifacts["corpus"])
 

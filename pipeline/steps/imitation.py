@@ -36,7 +36,7 @@ from rapport.pipeline.objectives.flow import RectifiedFlow
 from rapport.pipeline.objectives.imitation import Imitation
 from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.objectives.vae import MotionCode
-from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, still_there
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase, still_there
 from rapport.pipeline.settings import STAGE_ONE, Learning, OfFlow, OfOther, OfVla
 from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.flow import checkpoint
@@ -54,7 +54,7 @@ from rapport.policies.vla.loading import build_tiny, tiny_config
 from rapport.policies.vla.openvla import load_openvla, read_weights
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.pretrained import PublishedParts, load_pretrained
-from rapport.policies.vla.settings import ActionConfig
+from rapport.policies.vla.settings import ActionConfig, VlaConfig
 from rapport.policies.vla.text import build_text_tokenizer
 from rapport.policies.vla.training import SFT_SCHEMA
 
@@ -86,18 +86,19 @@ class Imitated:
         return None if self.windows is None else read_table(self.windows / f"{split}.arrow")
 
 
-def imitate(run: Run, config: Learning) -> Imitated:
+def imitate(run: Workspace, config: Learning) -> Imitated:
     """Train a policy to imitate, or take the one that the config names."""
     if isinstance(config, OfFlow):
         return _imitate_by_flow(run, config)
     corpus = prepare(run, config.corpus)
     if isinstance(config, OfVla):
         return Imitated(corpus, _vla(run, config, corpus))
-    result = _other(run, config, corpus)
-    return Imitated(corpus, result.artifacts["imitate_policy"])
+    if isinstance(config, OfOther):
+        return Imitated(corpus, _other(run, config, corpus).artifacts["imitate_policy"])
+    raise TypeError(f"{type(config).__name__} does not say how its policy imitates")
 
 
-def of_checkpoint(run: Run, config: Learning, path: Path) -> Imitated:
+def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
     """A policy that is there already, on the corpus of the config.
 
     Raises:
@@ -148,7 +149,7 @@ def learnt(result: dict[str, Any], step: Phase, **counts: int) -> PhaseResult:
 # -- VLA --
 
 
-def _vla(run: Run, config: OfVla, corpus: Corpus) -> Path:
+def _vla(run: Workspace, config: OfVla, corpus: Corpus) -> Path:
     checkpoint_path = config.sft.checkpoint
     if checkpoint_path is None:
         return _sft(run, config, corpus).artifacts["sft_policy"]
@@ -188,7 +189,7 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
     dtype = getattr(torch, vla.dtype)
     if vla.size == "pretrained":
         model, tokenizer = load_pretrained(
-            PublishedParts(vla.llama, vla.dino, vla.siglip),
+            published_parts(vla),
             space,
             dtype=dtype,
             text_tokens=vla.text_tokens,
@@ -221,6 +222,13 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
     return VlaPolicy(model, tokenizer, actions)
 
 
+def published_parts(config: VlaConfig) -> PublishedParts:
+    """The checkpoints that a pretrained VLA is put together from."""
+    if config.llama is None or config.dino is None or config.siglip is None:
+        raise ValueError("vla.size=pretrained needs vla.llama, vla.dino and vla.siglip")
+    return PublishedParts(config.llama, config.dino, config.siglip)
+
+
 def action_layout(config: ActionConfig, corpus: Layout) -> Layout:
     """The groups of an action: expression, head rotation, jaw (paper III-A)."""
     head = config.head
@@ -250,7 +258,7 @@ def as_trained(config: Config) -> Config:
     return config.model_copy(update={name: getattr(trained, name) for name in STAGE_ONE})
 
 
-def _imitate_by_flow(run: Run, config: OfFlow) -> Imitated:
+def _imitate_by_flow(run: Workspace, config: OfFlow) -> Imitated:
     if config.imitation is not None:
         return earlier_flow(config.imitation, run)
     corpus = prepare(run, config.corpus)
@@ -261,7 +269,7 @@ def _imitate_by_flow(run: Run, config: OfFlow) -> Imitated:
     return Imitated(corpus, trained.artifacts["flow_policy"], tables)
 
 
-def earlier_flow(directory: Path, run: Run) -> Imitated:
+def earlier_flow(directory: Path, run: Workspace) -> Imitated:
     """What stage 1 of an earlier run left."""
     file = directory / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}

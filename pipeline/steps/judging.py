@@ -20,7 +20,7 @@ from rapport.log import logger
 from rapport.pipeline.data.columns import Truth
 from rapport.pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
 from rapport.pipeline.report.paper import METRICS
-from rapport.pipeline.rundir import Run, Workspace
+from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged
 from rapport.pipeline.steps.preferences import simulated_ratings, watched
 from rapport.pipeline.tracking import metric_key
@@ -193,7 +193,7 @@ class Judge:
         """Root mean square distance over time of the affect shown to the one that had fitted."""
         if self.affect is None or self.truth is None:
             return []
-        errors = []
+        errors: list[tuple[str, float | None]] = []
         for clip_id, motion in reactions:
             shown = self.affect(motion)[:, 0]
             fitting = self.truth[clip_id].appropriate_affect[: len(shown), 0]
@@ -215,12 +215,11 @@ def fit_affect(corpus: Corpus, layout: Layout) -> RidgeAffectEstimator | None:
     )
 
 
-def tabulate(rows: Mapping[str, Row], run: Workspace) -> dict[str, Any]:
+def tabulate(rows: Mapping[str, Row], run: Workspace, *, bootstrap: int) -> dict[str, Any]:
     """Table on the terminal, JSON in the run directory (by clip, too), numbers in MLflow.
 
     Returns what `evaluation.json` holds.
     """
-    bootstrap = run.config.evaluation.bootstrap
     values = {name: row.summary(bootstrap) for name, row in rows.items()}
     columns = (*METRICS, "truth_affect_error", "simulated_rating")
     table = Table(title="held-out clips (lm-listener protocol; simulated raters, 1 to 5)")
@@ -245,10 +244,19 @@ def tabulate(rows: Mapping[str, Row], run: Workspace) -> dict[str, Any]:
     return values
 
 
-def compare(rows: Mapping[str, Row], before: str, after: str, run: Run) -> None:
-    """The table, and what alignment changed on held-out clips."""
-    values = tabulate(rows, run)
-    bootstrap = run.config.evaluation.bootstrap
+def compare(
+    rows: Mapping[str, Row], run: Workspace, *, before: str, after: str, bootstrap: int
+) -> None:
+    """The table, and what alignment changed on held-out clips.
+
+    Args:
+        rows: by method.
+        run: takes the table and the change.
+        before: method that is aligned.
+        after: what has become of it.
+        bootstrap: resamples of the intervals.
+    """
+    values = tabulate(rows, run, bootstrap=bootstrap)
     first = rows[before]
     last = rows[after]
     changes: dict[str, Any] = {}
@@ -275,7 +283,7 @@ def compare(rows: Mapping[str, Row], before: str, after: str, run: Run) -> None:
         )
 
 
-def track_round(row: Row, round_index: int, run: Run) -> None:
+def track_round(row: Row, round_index: int, run: Workspace) -> None:
     """What the policy has come to on held-out clips, as a curve over rounds; 0 = before."""
     means = {"simulated_rating": row.scores, "truth_affect_error": row.truth_errors}
     values = row.metrics | {name: mean_of(each.values()) for name, each in means.items()}

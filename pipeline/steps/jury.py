@@ -32,6 +32,7 @@ from rapport.pipeline.steps.movement import (
     faces_of,
     tabulate_movement,
 )
+from rapport.pipeline.steps.settings import EvaluationConfig
 from rapport.pipeline.steps.showing import Video, compared, render_shown, speaker_panel
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
@@ -102,7 +103,7 @@ class Jury:
         """
         name = name or self.name_of(policy, round_index)
         asked: Policy | Fleet = fleet
-        if isinstance(self.config, JudgedOfFlow):
+        if isinstance(self.config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
             policy = policy.with_sampler(flow_studies.judged_sampler(self.config))
             asked = policy
         answers = self.held_out.answers(policy, asked)
@@ -132,9 +133,10 @@ class Jury:
     def conclude(self) -> None:
         """Both tables: how reactions were judged, and how they move."""
         before, after = self.compared
-        compare(self.rows, before, after, self.run)
+        bootstrap = self.config.evaluation.bootstrap
+        compare(self.rows, self.run, before=before, after=after, bootstrap=bootstrap)
         movement = _movement(self.run, self)
-        tabulate_movement(movement.value, before, after, self.run)
+        tabulate_movement(movement.value, self.run, before=before, after=after)
 
     def show(self, renderers: RenderPool, pairs: Path | None = None) -> None:
         """Videos: held-out clips, those that got worse, and pairs that were learnt from.
@@ -151,11 +153,12 @@ class Jury:
         """How many videos of each kind."""
         if isinstance(self.config, JudgedOfFlow):
             return self.config.judge.clips
+        assert isinstance(self.config.evaluation, EvaluationConfig)  # of all but AR-Flow
         return self.config.evaluation.clips
 
     def tabulate(self) -> dict[str, Any]:
         """The table of judged reactions only."""
-        return tabulate(self.rows, self.run)
+        return tabulate(self.rows, self.run, bootstrap=self.config.evaluation.bootstrap)
 
 
 def compared_layout(policy: Policy, corpus: Layout) -> Layout:
@@ -175,7 +178,11 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
     if not isinstance(config, JudgedOfFlow):
         judge = MovementJudge(held_out.repeated, held_out.both_roles)
         return PhaseResult(value=judge.score(chosen))
-    policies = {name: jury.policies[name] for name in (before, after)}
+    policies = {
+        name: policy
+        for name, policy in jury.policies.items()
+        if name in (before, after) and isinstance(policy, FlowPolicy)
+    }
     topology = jury.imitated.corpus.layout.topology
     judge = MovementJudge(held_out.windows, held_out.both_roles, faces_of(config.head, topology))
     answers = {"VAE": flow_studies.coded(held_out, policies[before]), "others": judge.others()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -17,16 +17,17 @@ from rapport.files import write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.flow import Window, windows
 from rapport.pipeline.report.videos import spread as evenly_spaced
-from rapport.pipeline.rundir import Run
+from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.imitation import Imitated, people
+from rapport.pipeline.steps.settings import ComparisonConfig
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.landmarks import face_regions
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
-from rapport.policies.policy import Policy, Prompt, Reaction
+from rapport.policies.policy import Policy, Reaction
 from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.measures import flame_groups
 from rapport.rewards.metrics.measures.mesh import Face, Regions
@@ -58,7 +59,7 @@ class HeldOut:
     """
 
     windows: Sequence[Window]
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Any]
     seeds: Sequence[int]
     samples: int = 1
     both_roles: bool = False
@@ -68,6 +69,7 @@ class HeldOut:
         """The held-out prompts that the config names."""
         if isinstance(config, JudgedOfFlow):
             return cls._of_windows(config, imitated)
+        assert isinstance(config.evaluation, ComparisonConfig)  # of all but AR-Flow
         policy = imitated.policy
         clip_ids = choose(imitated.corpus, "test", config.evaluation.prompts, config.seed)
         clips = [imitated.corpus.clip(clip_id) for clip_id in clip_ids]
@@ -83,6 +85,7 @@ class HeldOut:
     def _of_windows(cls, config: JudgedOfFlow, imitated: Imitated) -> Self:
         everybody = list(people(config, imitated.corpus, "test"))
         table = imitated.encoded("test")
+        assert table is not None  # AR-Flow has prompts made in advance
         count = min(config.judge.windows, len(everybody))
         places = np.linspace(0, len(everybody) - 1, count).astype(int).tolist()
         prompts = [imitated.policy.prompt_of(table[place]) for place in places]
@@ -224,14 +227,17 @@ class MovementJudge:
         Method -> `PART/PROTOCOL/NAME` -> window -> value. Window by window, so that the recorded
         face is made once, whatever the number of methods.
         """
+        faces = self.faces
+        if faces is None:
+            raise ValueError("motion of this topology has no vertices: `faces` is needed")
         values: dict[str, dict[str, dict[str, float]]] = {method: {} for method in answers}
         for place, window in enumerate(self.windows):
             # Only where somebody speaks are distances over the whole head asked for.
             whole = bool(window.actor_speaks.any())
-            recorded = self.faces(window.motion, whole)
+            recorded = faces(window.motion, whole)
             speech = np.stack([window.actor_speaks, window.partner_speaks])
             for method, motions in answers.items():
-                face = self.faces(motions[place], whole)
+                face = faces(motions[place], whole)
                 for protocol, who in PROTOCOLS.items():
                     mask = speech if who == 2 else speech[0]
                     for name, value in evaluate(protocol, face, recorded, speech_mask=mask).items():
@@ -283,19 +289,20 @@ def faces_of(config: HeadConfig, topology: str) -> Faces | None:
         return None
     regions = face_regions(asset)
     used = np.unique(np.concatenate(list(regions.values())))
-    return Faces(FlameHead(asset), Regions(**regions), used)
+    lip, upper = (tuple(regions[name].tolist()) for name in ("lip", "upper"))
+    return Faces(FlameHead(asset), Regions(lip, upper), used)
 
 
 def tabulate_movement(
-    rows: Mapping[str, Mapping[str, float]], before: str, after: str, run: Run
+    rows: Mapping[str, Mapping[str, float]], run: Workspace, *, before: str, after: str
 ) -> None:
     """What matters most on the terminal, all of it as a table and as JSON, numbers in MLflow.
 
     Args:
         rows: method -> metric -> value; the terminal shows those up to `after`.
+        run: takes the summary.
         before: method to compare with.
         after: method that is compared.
-        run: takes the summary.
     """
     first = rows[before]
     last = rows[after]

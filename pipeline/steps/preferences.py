@@ -123,6 +123,8 @@ def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion
 
 def peoples_ratings(config: Preferences, groups: Groups) -> tuple[list[Rating], Survey]:
     """The filled sheets, without the raters' names, and how far they can be trusted."""
+    if config.candidates is None or config.ratings is None:
+        raise ValueError("ratings=FILE needs candidates=RUN_DIR")
     manifest = artifacts_of(config.candidates).get("manifest")
     videos = None if manifest is None else read_manifest(Path(manifest))
     ratings = anonymous(read_ratings(config.ratings, videos))

@@ -113,12 +113,12 @@ class Scenes:
         count = self.config.sync_every * self.config.batch_size
         places = batch_rows(index, count, len(self.prompts), self.seed).tolist()
         asked = sorted(set(places)) if self.policy.seed_per_prompt else places
-        order = range(len(places))
+        order = list(range(len(places)))
         if self.policy.seed_per_prompt:
             order = [asked.index(place) for place in places]
         return Batch(
             rows=[self.prompts[place] for place in places],
-            order=list(order),
+            order=order,
             prompts=[self.policy.prompt_of(self.rows[self.prompts[place]]) for place in asked],
             seeds=self.policy.seeds("iteration", self.seed, index, [str(i) for i in asked]),
         )

@@ -15,7 +15,7 @@ import numpy as np
 from rapport.actors.engines import InProcess, TokenEngine, engine_environment
 from rapport.actors.fleet import CANARY_TOKENS, Canary, Fleet
 from rapport.actors.renderer import Panel, RenderPool, VideoJob
-from rapport.actors.settings import EngineConfig, FleetConfig
+from rapport.actors.settings import CandidateFlowConfig, EngineConfig, FleetConfig
 from rapport.log import logger
 from rapport.pipeline.data.candidates import (
     Candidate,
@@ -27,12 +27,19 @@ from rapport.pipeline.data.candidates import (
 from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
-from rapport.pipeline.settings import JudgedOfFlow, Learning, Preferences
+from rapport.pipeline.settings import (
+    GdpoOfFlow,
+    Judged,
+    JudgedOfFlow,
+    Preferences,
+    Rated,
+    Sampling,
+)
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.corpus import chosen
 from rapport.pipeline.steps.imitation import Imitated, imitate
 from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
-from rapport.policies.flow.policy import FlowPolicy, Sampler
+from rapport.policies.flow.policy import Sampler
 from rapport.policies.policy import Policy, Prompt
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy
 
@@ -40,12 +47,12 @@ Groups = dict[str, list[Candidate]]
 
 
 @contextmanager
-def fleet_of(run: Workspace, config: Learning, imitated: Imitated, sampler: Any) -> Iterator[Fleet]:
+def fleet_of(run: Workspace, config: Sampling, imitated: Imitated, sampler: Any) -> Iterator[Fleet]:
     """Engines that hold the imitating policy, checked against a plain forward pass.
 
     Args:
         run: its summary says what runs.
-        config: with `rollout` and `cluster`.
+        config: of the recipe.
         imitated: the policy and its corpus.
         sampler: how it samples, see `candidate_sampler` and `rollout_sampler`.
     """
@@ -69,7 +76,7 @@ def start_fleet(config: FleetConfig, losses: int, imitated: Imitated, sampler: A
     """The fleet of a policy: vLLM or transformers for the VLA, others in their actors' processes."""
     policy = imitated.policy
     checkpoint = str(imitated.policy_path)
-    if not isinstance(config, EngineConfig):
+    if not isinstance(config, EngineConfig) or not isinstance(policy, VlaPolicy):
         start = partial(InProcess, checkpoint, sampler, config.gpus)
         return Fleet(start, config, losses=losses)
     canary = Canary(
@@ -87,19 +94,19 @@ def start_fleet(config: FleetConfig, losses: int, imitated: Imitated, sampler: A
     )
 
 
-def candidate_sampler(config: Learning, policy: Policy) -> Any:
+def candidate_sampler(config: Rated, policy: Policy) -> Any:
     """How candidates are sampled that raters watch."""
-    if isinstance(policy, FlowPolicy):
+    if isinstance(config.rollout, CandidateFlowConfig):
         # The SDE's path without its noise: the ODE.
         return Sampler(steps=config.rollout.steps, sigma=0.0)
     return rollout_sampler(config, policy)
 
 
-def rollout_sampler(config: Learning, policy: Policy) -> Any:
+def rollout_sampler(config: Sampling, policy: Policy) -> Any:
     """How reactions are sampled that are rewarded, so that every action has a probability."""
-    if isinstance(policy, VlaPolicy):
+    if isinstance(config.rollout, EngineConfig):
         return TokenSampler(temperature=config.rollout.temperature)
-    if not isinstance(policy, FlowPolicy):
+    if not isinstance(config, GdpoOfFlow):
         return policy.sampler
     gdpo = config.gdpo
     return Sampler(
@@ -112,7 +119,7 @@ def rollout_sampler(config: Learning, policy: Policy) -> Any:
     )
 
 
-def judged_sampler(config: Learning, policy: Policy) -> Any:
+def judged_sampler(config: Judged, policy: Policy) -> Any:
     """How held-out reactions are sampled."""
     if isinstance(config, JudgedOfFlow):
         return flow_studies.judged_sampler(config)
@@ -180,7 +187,7 @@ def candidates(
 
 
 def roll_out(
-    run: Workspace, config: Learning, imitated: Imitated, fleet: Fleet, *, round_index: int = 1
+    run: Workspace, config: Rated, imitated: Imitated, fleet: Fleet, *, round_index: int = 1
 ) -> Groups:
     """K samples of the policy and the recorded listener for each of `rollout.prompts` prompts.
 
@@ -193,7 +200,7 @@ def roll_out(
 
 @phase("rollout")
 def _rollout(
-    step: Phase, config: Learning, imitated: Imitated, fleet: Fleet, *, round_index: int
+    step: Phase, config: Rated, imitated: Imitated, fleet: Fleet, *, round_index: int
 ) -> PhaseResult:
     policy = imitated.policy
     samples = config.rollout.samples
@@ -230,7 +237,7 @@ def _rollout(
 
 
 def prompts_of_round(
-    config: Learning, policy: Policy, clip_ids: list[str], round_index: int
+    config: Rated, policy: Policy, clip_ids: list[str], round_index: int
 ) -> list[str]:
     """The clips whose prompts are answered."""
     count = config.rollout.prompts
@@ -248,7 +255,7 @@ def prompts_of_round(
 @phase("render")
 def render_candidates(
     step: Phase,
-    config: Learning,
+    config: Rated,
     imitated: Imitated,
     groups: Groups,
     renderers: RenderPool,
@@ -264,7 +271,7 @@ def render_candidates(
 
 
 @phase("package")
-def package(step: Phase, config: Learning, imitated: Imitated, groups: Groups) -> PhaseResult:
+def package(step: Phase, config: Rated, imitated: Imitated, groups: Groups) -> PhaseResult:
     """What people are given to rate: whole groups under neutral names."""
     whole = whole_groups(groups, config.render.videos)
     members = {i: [candidate.candidate_id for candidate in group] for i, group in whole.items()}

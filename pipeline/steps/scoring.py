@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rapport.actors.cluster import cluster
-from rapport.actors.metrics import evaluate_react
+from rapport.actors.metrics import MetricWorkers, evaluate_react
 from rapport.files import write_atomic
+from rapport.log import logger
 from rapport.pipeline.data.readers.motion_files import read_clips, together
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import Evaluated, FilesConfig
@@ -34,7 +35,7 @@ def score_files(config: Evaluated, run: Run) -> None:
             protocol = lm_listener.with_affect(RidgeAffectEstimator.load(files.affect))
         except (OSError, ValueError) as error:
             raise RunError(f"files.affect={files.affect}: {error}") from error
-    print(f"[evaluate] {protocol.name}, {files.variant}: {protocol.source}", flush=True)
+    logger.info(f"[evaluate] {protocol.name}, {files.variant}: {protocol.source}")
     inputs = read_inputs(files)
     try:
         if protocol.name in SETTINGS:
@@ -58,16 +59,22 @@ def on_many_processes(config: Evaluated, inputs: dict[str, Any]) -> dict[str, fl
             config.files.protocol,
             **inputs,
             variant=config.files.variant,
-            workers=max(1, int(ray.cluster_resources().get("CPU", 1))),
-            losses=config.cluster.lost_workers,
-            say=lambda text: print(f"[evaluate] {text}", flush=True),
+            workers=MetricWorkers(
+                count=max(1, int(ray.cluster_resources().get("CPU", 1))),
+                losses=config.cluster.lost_workers,
+                report=lambda text: logger.info(f"[evaluate] {text}"),
+            ),
         )
 
 
 def read_inputs(files: FilesConfig) -> dict[str, Any]:
-    """What `evaluate` takes, brought into the order of the predictions. Raises `CorpusError` naming
-    the file.
+    """What `evaluate` takes, in the order of the predictions.
+
+    Raises:
+        CorpusError: names the file that cannot be read, or does not fit the predictions.
     """
+    if files.pred is None:
+        raise ValueError("files.pred says what is scored")
     pred = read_clips(files.pred, "listener", files.fps)
     inputs: dict[str, Any] = {
         "pred": list(pred.values()) if isinstance(pred, Mapping) else pred,
@@ -103,7 +110,7 @@ def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run
         title = f"{protocol.name} ({files.variant}) beside {table.source}: {table.data}"
         console.print(_table(title, scores, table.rows, table.scale))
         if table.remark:
-            print(f"  {table.remark}", flush=True)
+            logger.info(f"  {table.remark}")
     found = {
         name: value if math.isfinite(value) else None for name, value in scores.items()
     }  # NaN is no JSON
@@ -124,7 +131,7 @@ def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run
     for path in [run.directory / "metrics.json"] + ([] if files.out is None else [files.out]):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(result, indent=2) + "\n")
-        print(f"[evaluate] {path}", flush=True)
+        logger.info(f"[evaluate] {path}")
     run.summary["metrics"][protocol.name] = found
     run.summary["artifacts"]["metrics"] = str(run.directory / "metrics.json")
     run.tracker.log({name: value for name, value in found.items() if value is not None})

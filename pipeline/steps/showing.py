@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from rapport.actors.renderer import Panel, RenderPool, VideoJob
 from rapport.actors.settings import RenderConfig
 from rapport.pipeline.report.videos import Shown, write_shown
 from rapport.pipeline.rundir import Phase, PhaseResult
+from rapport.pipeline.settings import Judged, Rated
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 
@@ -26,7 +26,7 @@ class Video:
     audio: np.ndarray | None
 
 
-def render_pool(config: Any) -> RenderPool:
+def render_pool(config: Judged | Rated) -> RenderPool:
     """Renderers of a recipe (`render`, `head`, `cluster`)."""
     return RenderPool(config.render, config.head, losses=config.cluster.lost_workers)
 

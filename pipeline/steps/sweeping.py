@@ -25,7 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from rapport import log
 from rapport.actors.cluster import ClusterError
 from rapport.actors.learner import Milestones
-from rapport.actors.mailbox import Mailbox
+from rapport.actors.mailbox import open_mailbox
 from rapport.files import write_atomic
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, Workspace, phase
 from rapport.pipeline.search_space import grid_points, rounded, trial_name
@@ -81,7 +81,7 @@ def trial_count(config: TuneConfig) -> int:
 
 def search(run: Run, config: Sweep, trials: Trials, verdict: JudgePolicy) -> list[tune.Result]:
     """Run all trials, or those that an earlier run of this sweep left undone."""
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    mailbox = open_mailbox()
     root = trials_workspace(run)
     context = TrialContext(config, trials, root=root, mailbox=mailbox)
 

@@ -24,7 +24,6 @@ from rapport.pipeline.steps.imitation import Imitated
 from rapport.pipeline.steps.judging import Judge, mean_of
 from rapport.pipeline.steps.jury import compared_layout
 from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of
-from rapport.pipeline.steps.settings import BootstrapConfig
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
@@ -170,9 +169,7 @@ class Verdict:
         return self._with_interval("kl", by_prompt)
 
     def _with_interval(self, name: str, by_prompt: Mapping[str, float]) -> dict[str, float]:
-        # Each policy has its own kind of section.
-        evaluation: BootstrapConfig = self.config.evaluation  # type: ignore[attr-defined]
-        return with_interval(name, by_prompt, evaluation.bootstrap)
+        return with_interval(name, by_prompt, self.config.evaluation.bootstrap)
 
 
 def with_interval(name: str, by_prompt: Mapping[str, float], bootstrap: int) -> dict[str, float]:

@@ -36,7 +36,6 @@ from rapport.policies.policy import (
     Forward,
     Likelihood,
     Policy,
-    Prompt,
     Reaction,
     Row,
     Stage,
@@ -116,7 +115,6 @@ class FlowPolicy(Policy):
         self.encoders = encoders
         self.layout = vae.config.layout
         self.sampler = Sampler()
-        self.draw_count = 1  # noise and flow times of `log_likelihood`, per latent
         self._module = FlowModule(flow)
 
     @cached_property
@@ -151,7 +149,7 @@ class FlowPolicy(Policy):
         return FlowPrompt(clip.clip_id, {"prompt_id": clip.clip_id} | row)
 
     def sample(
-        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int]
+        self, prompts: Sequence[FlowPrompt], samples: int, seeds: Sequence[int]
     ) -> list[list[Reaction]]:
         """By the ODE or the SDE of `sampler`; the prefix of a prompt is computed once."""
         groups: list[list[Reaction]] = []
@@ -219,7 +217,7 @@ class FlowPolicy(Policy):
         log_probs = path.log_probs.cpu().numpy()
         with torch.no_grad():
             decoded = self.vae.decode(states[..., -1, :].flatten(0, 1))
-        frames = decoded.unflatten(0, states.shape[:2]).cpu().numpy()
+        frames = decoded.reshape(*states.shape[:2], *decoded.shape[1:]).cpu().numpy()
         actions = states.nan_to_num().cpu().numpy()
         if not sampler.sigma:  # no step has a density: only where the path ended matters
             actions = actions[..., -1, :]
@@ -268,7 +266,8 @@ class FlowPolicy(Policy):
             return list(range(seed + 1, seed + 1 + count))
         root = count if stage == "candidates" else index
         entropy = [seed, root] if stage == "iteration" or not index else [seed, root, index]
-        return np.random.SeedSequence(entropy).generate_state(count).tolist()
+        states = np.random.SeedSequence(entropy).generate_state(count)
+        return [int(state) for state in states]
 
     def candidate_id(self, reaction: Reaction) -> str:
         """Its number: rating packages show neutral names anyway."""
@@ -319,7 +318,7 @@ class FlowPolicy(Policy):
         """
         actions = batch["actions"]
         reactions = actions.shape[1]
-        errors = forward(
+        errors: Tensor = forward(
             "errors",
             _conditions(batch),
             torch.zeros(len(actions), dtype=torch.bool, device=actions.device),

@@ -63,7 +63,8 @@ def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) ->
 
 def of_latents(frames: np.ndarray, downsample: int) -> np.ndarray:
     """(frames,) bool -> (frames / r,) bool, by the majority of the frames of a latent."""
-    return np.asarray(frames).reshape(-1, downsample).mean(1) >= 0.5
+    majority: np.ndarray = np.asarray(frames).reshape(-1, downsample).mean(1) >= 0.5
+    return majority
 
 
 def fit_features(flow: ARFlow, table: Dataset) -> None:

@@ -220,6 +220,7 @@ def vae_loss(
     target: Tensor,
     mean: Tensor,
     log_variance: Tensor,
+    *,
     velocity_weight: float,
     kl_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
-from rapport.policies.policy import Forward, Likelihood, Policy, Prompt, Reaction, Row, Stage
+from rapport.policies.policy import Forward, Likelihood, Policy, Reaction, Row, Stage
 from rapport.policies.vla.actions import ActionTokenizer
 from rapport.policies.vla.divergence import sequence_kl
 from rapport.policies.vla.loading import (
@@ -93,7 +93,7 @@ class VlaPolicy(Policy):
         return VlaPrompt(clip.clip_id, ids, frames)
 
     def sample(
-        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int]
+        self, prompts: Sequence[VlaPrompt], samples: int, seeds: Sequence[int]
     ) -> list[list[Reaction]]:
         """With plain transformers, one prompt at a time; fleets sample with vLLM."""
         groups = []

@@ -4,7 +4,7 @@ trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
-def collate_prompts(rows: Sequence[dict[str, Any]], config: FaceVLAConfig) -> tuple[Tensor, Tensor]:
+def collate_prompts(
+    rows: Sequence[Mapping[str, Any]], config: FaceVLAConfig
+) -> tuple[Tensor, Tensor]:
     """Prompt ids (batch, prompt_length) and frames (batch, frames, size, size, 3) uint8.
 
     A row without video gets blank pixels here, which the model never looks at: its prompt says

@@ -217,9 +217,10 @@ def requested(command: str) -> list[tuple[Piece, str | None]]:
     """Every process of a command at its height, and the mark of its nodes."""
     from rapport.pipeline.steps.checks import demand
 
-    config = next(iter(RECIPES[command.split()[3]].configs.values())).model_validate(
-        config_of(command)
-    )
+    words = command.split()
+    recipe = RECIPES[words[3]]
+    configs = recipe.configs_of(words[4] if recipe.subjects else None)
+    config = next(iter(configs.values())).model_validate(config_of(command))
     sections = {"engine": "rollout", "learner": "learner", "renderer": "render", "rater": "raters"}
     height = max(demand(config).values(), key=len)
     return [(piece, getattr(config, sections[piece[0]]).nodes) for piece in height]

@@ -10,7 +10,6 @@ from rapport.pipeline import settings
 from rapport.pipeline.config import describe, load_config
 from rapport.pipeline.run import OTHER, RECIPES, main
 from rapport.pipeline.settings import DpoOfVla, GdpoOfFlow, PrepareConfig
-from rapport.pipeline.tune_settings import TUNED
 from rapport.rewards.dynamics import GroupWeightsConfig
 from rapport.settings import ConfigError
 
@@ -20,16 +19,18 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 def all_configs():
     """Command -> config of every recipe, subject and built-in policy."""
     for name, recipe in RECIPES.items():
-        for policy, config_type in recipe.configs.items():
-            if policy != OTHER and name != "tune":
-                yield " ".join([name, *([f"policy={policy}"] if policy else [])]), config_type
-    for subject, configs in TUNED.items():
-        for policy, config_type in configs.items():
-            yield f"tune {subject} policy={policy}", config_type
+        for subject, configs in (recipe.subjects or {"": recipe.configs}).items():
+            for policy, config_type in configs.items():
+                if policy != OTHER:
+                    chosen = f"policy={policy}" if policy else ""
+                    yield " ".join(filter(None, [name, subject, chosen])), config_type
 
 
 TYPES = [config_type for _, config_type in all_configs()]
-FIRST = {name: next(iter(recipe.configs.values())) for name, recipe in RECIPES.items()}
+FIRST = {
+    name: next(iter(recipe.configs_of(next(iter(recipe.subjects), None)).values()))
+    for name, recipe in RECIPES.items()
+}
 
 
 def load(*overrides, recipe=DpoOfVla, file=None):
@@ -39,7 +40,7 @@ def load(*overrides, recipe=DpoOfVla, file=None):
 @pytest.mark.parametrize("recipe", TYPES)
 def test_every_key_has_a_type_and_a_meaning(recipe):
     rows = describe(recipe)
-    assert len(rows) == len({key for key, *_ in rows}) and len(rows) > 10
+    assert len(rows) == len({key for key, *_ in rows}) and len(rows) >= 9
     assert all(kind and meaning for _, kind, _, meaning in rows), [
         r for r in rows if not (r[1] and r[3])
     ]

@@ -180,7 +180,7 @@ def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
         "SFT": Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}),
         "Nearest Neighbour": Row(METRICS, {}, {}),
     }
-    values = tabulate(rows, run)
+    values = tabulate(rows, run, bootstrap=100)
     shown = capsys.readouterr().out
     assert "Nearest Neighbour" in shown and "2.0000" in shown and "-" in shown
     assert (

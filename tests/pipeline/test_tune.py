@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from rapport import log
 from rapport.actors.learner import Milestones
-from rapport.actors.mailbox import Mailbox
+from rapport.actors.mailbox import open_mailbox
 from rapport.pipeline.config import load_config
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
 from rapport.pipeline.recipes.gdpo import post_train
@@ -349,7 +349,7 @@ def test_a_judge_that_fails_fails_the_trial_only(local_ray):
             raise ValueError("no such policy")
         return {"score": 1.0}
 
-    mailbox = Mailbox.remote()
+    mailbox = open_mailbox()
     first, second, third = served(fit, mailbox, judge)
     assert (
         first == third == {"score": 1.0} and "ValueError in judging bad: no such policy" in second
