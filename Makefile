@@ -35,7 +35,7 @@ test: lint
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 
-lint: $(READY)
+lint: $(READY) types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 

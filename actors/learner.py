@@ -294,8 +294,10 @@ def fit(
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """What the learner of rank 0 puts into the mailbox; weights are a reference in a list, so that
-    they stay in the object store until somebody looks.
+    """What the learner of rank 0 puts into the mailbox.
+
+    The weights are a reference in a list, so that they stay in the object store until somebody
+    looks.
     """
 
     step: int
@@ -378,10 +380,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without(module: str) -> Iterator[None]:
-    """Imports find no `module` that is not there yet: of use where a library imports it for what
-    nobody calls.
+    """For a while, imports find no `module`, unless it is there already.
 
-    Each such import is two seconds of every learner's start.
+    It saves two seconds of every learner's start where a library imports it for what nobody calls.
     """
     loaded = module in sys.modules
     if not loaded:
@@ -415,7 +416,8 @@ def start_engine(objective: Objective, config: LearnerConfig) -> Any:
             model=module,
             optimizer=optimizer,
             config={
-                "train_micro_batch_size_per_gpu": 1,  # batches come ready-made; only their ratio to itself is used
+                # Batches come ready-made; only the ratio of this number to itself is used.
+                "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": config.gradient_clipping,
                 "zero_optimization": {"stage": config.zero_stage},
@@ -455,9 +457,7 @@ def train_step(
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) -> float:
-    """Linear warm-up over `warmup` of the steps, then cosine down to `floor`; a factor of the peak
-    rate.
-    """
+    """A factor of the peak rate: linear warm-up, then cosine down to `floor`."""
     warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm
@@ -466,7 +466,8 @@ def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) ->
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """The whole module's weights on the CPU of rank 0 (empty elsewhere), at any ZeRO stage.
+    """The whole module's weights on the CPU of rank 0, at any ZeRO stage; empty elsewhere.
+
     Collective.
     """
     import deepspeed
@@ -529,8 +530,9 @@ def _publish(engine: Any, objective: Objective, folder: Path, rank: int) -> None
 
 
 def _truncate(file: Path, step: int) -> None:
-    """Drop lines of steps that a resumed learner will do again, and one that a killed learner left
-    unfinished.
+    """Drop lines of steps that a resumed learner will do again, and an unfinished one.
+
+    A learner that is killed while it writes leaves that.
     """
     if file.is_file():
         kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]

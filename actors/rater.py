@@ -25,8 +25,9 @@ from rapport.rewards.ratings.visible import VisibleMotion, watch
 
 @dataclass(frozen=True, eq=False)
 class RatedPrompt:
-    """A prompt with its candidate reactions, and what raters see and hear of the speaker; None =
-    absent.
+    """A prompt with its candidate reactions, and what raters see and hear of the speaker.
+
+    What is absent is None.
     """
 
     prompt_id: str
@@ -38,8 +39,9 @@ class RatedPrompt:
 
 
 class Viewer:
-    """Looks at motion on one head: landmarks of the rendered face, or only the head's pose where it
-    does not fit.
+    """Looks at motion on one head: landmarks of the face, or only the head's pose.
+
+    The pose is all there is to see where the motion is of another topology than the head.
     """
 
     def __init__(self, head: HeadConfig) -> None:

@@ -305,7 +305,11 @@ def weight_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def policy_class(kind: str) -> type[Policy]:
-    """The class of "vla", "flow" or "module:Class". Raises `CheckpointError` where there is none."""
+    """The class of "vla", "flow" or "module:Class".
+
+    Raises:
+        CheckpointError: there is none.
+    """
     module, colon, name = BUILT_IN.get(kind, kind).partition(":")
     if not colon:
         raise CheckpointError(

@@ -13,7 +13,10 @@ import pyarrow as pa
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
-    """Stream rows into an Arrow file that `read_table` maps into memory; returns how many. Atomic."""
+    """Stream rows into an Arrow file that `read_table` maps into memory; returns how many.
+
+    The file appears whole or not at all.
+    """
     partial = path.with_name(path.name + ".tmp")
     count = 0
     with pa.ipc.new_stream(partial, schema) as stream:
@@ -30,8 +33,9 @@ def read_table(path: Path) -> datasets.Dataset:
 
 
 def batch_rows(step: int, batch_size: int, size: int, seed: int) -> np.ndarray:
-    """Row numbers (batch_size,) of the global batch of `step`: every row once per epoch, reshuffled
-    each epoch.
+    """Row numbers (batch_size,) of the global batch of `step`.
+
+    Every row comes once in an epoch, in another order in each.
 
     A function of its arguments alone, so a resumed run reads on where it stopped.
     """

@@ -54,6 +54,6 @@ def test_rate_and_align(tmp_path, tiny_checkpoint):
     assert (tmp_path / "aligned" / "model.safetensors").is_file()
 
 
-def test_listen(tmp_path, tiny_checkpoint):
-    run("listen.py", tiny_checkpoint, tmp_path / "listener.mp4")
+def test_listen(tmp_path, tiny_checkpoint, tiny_corpus):
+    run("listen.py", tiny_checkpoint, tiny_corpus.path, tmp_path / "listener.mp4")
     assert frames_of(tmp_path / "listener.mp4") == 25

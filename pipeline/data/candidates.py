@@ -1,6 +1,4 @@
-"""Candidate reactions on disk: what was sampled for each prompt, and the recorded listener among
-them.
-"""
+"""Candidate reactions on disk: what was sampled for each prompt, and the recorded listener."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Clips as AR-Flow takes them: one person of a clip (the actor), what they react to, and who speaks
-when.
+"""Clips as AR-Flow takes them: one person of a clip, what they react to, and who speaks when.
 
 Names are those of GDPO-Listener: the actor is who is generated, the partner the other one.
 """
@@ -15,7 +14,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rapport.pipeline.data.audio import voice_activity
 from rapport.pipeline.data.statistics import count_nods, head_rotation
 from rapport.policies.clip import Clip
 from rapport.policies.flow.features import Features, Role
@@ -23,6 +21,7 @@ from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import LayoutError, Motion
 from rapport.rewards.dynamics import listening_frames
+from rapport.rewards.ratings.voice import RECORDING, step_levels, voice_activity
 
 # What rewards compare with, and where they count.
 SCENE_COLUMNS = {
@@ -82,10 +81,12 @@ class Window:
 
 
 def whole_latents(frames: int, downsample: int) -> int:
-    """Frames of the longest window of whole latents in a clip: 96 of 100 with r = 8. The rest of
-    the clip is left out.
+    """Frames of the longest window of whole latents in a clip: 96 of 100 with r = 8.
 
-    Raises `LayoutError` when there is none: padding would teach the policy to stand still.
+    The rest of the clip is left out.
+
+    Raises:
+        LayoutError: there is none. Padding would teach the policy to stand still.
     """
     if frames < downsample:
         raise LayoutError(
@@ -95,12 +96,18 @@ def whole_latents(frames: int, downsample: int) -> int:
 
 
 def windows(
-    clip: Clip, downsample: int, both: bool = True, affect: Mapping[str, np.ndarray] | None = None
+    clip: Clip,
+    downsample: int,
+    *,
+    both: bool = True,
+    affect: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Window]:
-    """The listener of a clip as the actor, then, with `both`, the speaker where the clip has their
-    motion.
+    """The listener of a clip as the actor, then the speaker where the clip has their motion.
 
     Args:
+        clip: the clip.
+        downsample: frames of a latent.
+        both: whether the speaker is wanted.
         affect: clip id -> (time, 2) valence and arousal that the listener shows, where the corpus
             has labels.
     """
@@ -145,6 +152,7 @@ def describe_face(motion: Motion, affect: np.ndarray | None = None) -> str | Non
     where there is neither a label nor a head that turns.
 
     Args:
+        motion: of the actor.
         affect: (time, 2) valence and arousal that the actor shows, where the corpus has labels.
     """
     words = []
@@ -220,7 +228,7 @@ def _speaks(audio: np.ndarray | None, frames: int, fps: float, otherwise: bool) 
     """(frames,) bool: in which frames more than half of the time is speech."""
     if audio is None:
         return np.full(frames, otherwise)
-    activity = voice_activity(audio)
+    activity = voice_activity(step_levels(audio), RECORDING)
     edges = np.round(np.arange(frames + 1) * 100 / fps).astype(int).clip(max=len(activity))
     heard = np.concatenate([[0], np.cumsum(activity)])
     length = np.diff(edges)

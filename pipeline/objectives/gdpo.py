@@ -1,4 +1,4 @@
-"""GDPO, the learner's side: rollouts replayed under the clipped objective (GDPO-Listener, Eq. 10)."""
+"""GDPO, the learner's side: rollouts replayed under the clipped objective (Eq. 10)."""
 
 from __future__ import annotations
 

@@ -211,8 +211,9 @@ class GdpoConfig(Section):
 
     @property
     def largest_weight(self) -> float | None:
-        """Where importance weights are cut that correct for other numbers of the engines; None =
-        engines are the learners' own code.
+        """Where importance weights are cut that correct for other numbers of the engines.
+
+        None = engines are the learners' own code, so there is nothing to correct.
         """
         return None
 

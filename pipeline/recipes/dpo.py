@@ -1,4 +1,4 @@
-"""`dpo`: the main job. Imitate, roll out, rate, pair, align with DPO, judge (paper III-D, Eq. 10-11).
+"""`dpo`: imitate, roll out, rate, pair, align with DPO, judge (VLA + DPO, III-D, Eq. 10-11).
 
 Any policy: `dpo`, `dpo policy=flow`, `dpo policy=module:Class`.
 """

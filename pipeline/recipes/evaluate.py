@@ -1,4 +1,4 @@
-"""`evaluate`: judge a policy and the baselines on held-out clips (paper IV, lm-listener's protocol).
+"""`evaluate`: judge a policy and the baselines on held-out clips (VLA + DPO, section IV).
 
 With `--pred` it scores files by any protocol instead, see `steps.scoring`.
 """

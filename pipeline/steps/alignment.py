@@ -35,8 +35,6 @@ def align(
     pairs: Path,
     *,
     round_index: int = 1,
-    reference_file: Path | None = None,
-    milestones: Milestones | None = None,
 ) -> PhaseResult:
     """DPO from the policy in `initial` against the frozen one in `reference`.
 
@@ -47,18 +45,48 @@ def align(
         reference: folder of the frozen one.
         pairs: table of pairs.
         round_index: of the loop.
-        reference_file: of the reference's log-likelihoods, where several runs share them.
-        milestones: policies to write on the way.
     """
-    objective = Dpo(
+    file = step.directory / "reference.parquet"
+    objective = dpo_objective(
+        config, initial, reference, pairs, reference_file=file, round_index=round_index
+    )
+    return learn_pairs(step, config, objective)
+
+
+def dpo_objective(
+    config: Preferences,
+    initial: Path,
+    reference: Path,
+    pairs: Path,
+    *,
+    reference_file: Path,
+    round_index: int = 1,
+) -> Dpo:
+    """What the learners of DPO optimise; see `align`.
+
+    Args:
+        config: of the recipe.
+        initial: folder of the policy that learns.
+        reference: folder of the frozen one.
+        pairs: table of pairs.
+        reference_file: of the reference's log-likelihoods; computed where it is not there.
+        round_index: of the loop.
+    """
+    return Dpo(
         initial,
         reference,
         pairs,
         config.dpo,
         config.seed + round_index - 1,
-        reference_file or step.directory / "reference.parquet",
+        reference_file,
         policy_config(config),
     )
+
+
+def learn_pairs(
+    step: Phase, config: Preferences, objective: Dpo, milestones: Milestones | None = None
+) -> PhaseResult:
+    """Train on pairs; returns the phase's result."""
     step.say(
         f"{len(objective.rows)} pairs, {objective.steps} steps, beta {config.dpo.beta:g}, "
         f"{config.dpo.loss}"

@@ -291,7 +291,7 @@ def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
     affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
     downsample = vae_config(config.vae.size, corpus.layout).downsample
     for clip in corpus.clips(split):
-        yield from windows(clip, downsample, config.roles == "both", affect)
+        yield from windows(clip, downsample, both=config.roles == "both", affect=affect)
 
 
 @phase("vae")

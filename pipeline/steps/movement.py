@@ -1,4 +1,4 @@
-"""How held-out people move: by FLAME group, listening and speaking apart (supplement, section 1)."""
+"""How held-out people move, by FLAME group, listening and speaking apart (supplement, 1)."""
 
 from __future__ import annotations
 

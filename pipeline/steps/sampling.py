@@ -73,7 +73,7 @@ def fleet_of(run: Workspace, config: Sampling, imitated: Imitated, sampler: Any)
 
 
 def start_fleet(config: FleetConfig, losses: int, imitated: Imitated, sampler: Any) -> Fleet:
-    """The fleet of a policy: vLLM or transformers for the VLA, others in their actors' processes."""
+    """The fleet of a policy: vLLM or transformers for the VLA, others run in their actors."""
     policy = imitated.policy
     checkpoint = str(imitated.policy_path)
     if not isinstance(config, EngineConfig) or not isinstance(policy, VlaPolicy):

@@ -1,4 +1,4 @@
-"""`evaluate --pred`: score files by a published protocol, and show what papers printed beside it."""
+"""`evaluate --pred`: score files by a published protocol, beside what papers printed."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def score_files(config: Evaluated, run: Run) -> None:
 
 
 def on_many_processes(config: Evaluated, inputs: dict[str, Any]) -> dict[str, float]:
-    """The REACT protocols compare every prediction with many targets: one process a CPU of the
-    cluster.
+    """The REACT protocols, on one process for each CPU of the cluster.
+
+    They compare every prediction with many targets.
     """
     require_fps(SETTINGS[config.files.protocol], config.files.fps)
     with cluster(config.cluster.address, config.cluster.cpus):
@@ -143,9 +144,7 @@ def _table(
     rows: Mapping[str, Mapping[str, float]],
     scale: Mapping[str, float],
 ) -> Table:
-    """Metrics down, this run and the published methods across; this run's numbers in the paper's
-    unit.
-    """
+    """Metrics down, this run and the published methods across, all in the paper's unit."""
     table = Table(title=title)
     for column in ("metric", "this run", *rows):
         table.add_column(column, justify="left" if column == "metric" else "right")

@@ -17,9 +17,9 @@ from rapport.actors.learner import Milestones
 from rapport.pipeline.data.candidates import read_candidates
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.plan import Piece
-from rapport.pipeline.rundir import PhaseResult, Run, Workspace
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
 from rapport.pipeline.settings import JudgedOfFlow, Preferences, Rewarded
-from rapport.pipeline.steps.alignment import align
+from rapport.pipeline.steps.alignment import dpo_objective, learn_pairs
 from rapport.pipeline.steps.checks import demand, preflight
 from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
@@ -87,23 +87,24 @@ class DpoTrials:
 
     def learn(self, config: Preferences, part: Workspace, milestones: Milestones) -> Path:
         """Align on the shared pairs."""
-        steps = config.dpo.counted_steps
-        counted = "all" if steps is None else f"first-{steps}"
-        aligned = align(
-            part,
-            config,
-            initial=self.start,
-            reference=self.start,
-            pairs=self.pairs,
-            round_index=1,
-            reference_file=self.folder / f"reference-{counted}-steps.parquet",
-            milestones=milestones,
-        )
-        return aligned.artifacts["dpo_policy"]
+        return _align(part, config, self, milestones).artifacts["dpo_policy"]
 
     def demand(self, config: Preferences) -> dict[str, float]:
         """The fleet that all are judged with stands anyway; learners are a trial's own."""
         return _resources(piece for piece in demand(config)["dpo"] if piece.what == "learner")
+
+
+@phase("dpo")
+def _align(
+    step: Phase, config: Preferences, trials: DpoTrials, milestones: Milestones
+) -> PhaseResult:
+    """As `align`, with what trials share."""
+    steps = config.dpo.counted_steps
+    counted = "all" if steps is None else f"first-{steps}"
+    file = trials.folder / f"reference-{counted}-steps.parquet"
+    start = trials.start
+    objective = dpo_objective(config, start, start, trials.pairs, reference_file=file)
+    return learn_pairs(step, config, objective, milestones)
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""What learners of VAE and AR-Flow share: tables of clips and trajectories, batches of them, the
-trained modules.
-"""
+"""What learners of VAE and AR-Flow share: tables, batches of their rows, trained modules."""
 
 from __future__ import annotations
 
@@ -35,8 +33,9 @@ def from_bytes(values: bytes, *shape: int) -> Tensor:
 
 
 def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) -> dict[str, Tensor]:
-    """The fields of `Conditions` for rows of one window each. Zeros stand where a clip lacks a
-    modality.
+    """The fields of `Conditions` for rows of one window each.
+
+    Zeros stand where a clip lacks a modality.
 
     Every modality is there, so that every rank trains the same parameters in the same order.
     """
@@ -81,16 +80,14 @@ def fit_features(flow: ARFlow, table: Dataset) -> None:
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
-    """What is drawn in a step is a function of seed and step alone, so that a resumed run draws the
-    same.
-    """
+    """Draws of a step: a function of seed and step alone, so that a resumed run draws the same."""
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     )
 
 
 class FlowModule(nn.Module):
-    """AR-Flow with what learners ask of it as its forward pass, which sharded training hooks into."""
+    """AR-Flow whose forward pass is what learners ask of it: sharded training hooks into that."""
 
     def __init__(self, flow: ARFlow) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""What learners of the VLA policy share: columns of their tables, batches, the module that is
-trained.
-"""
+"""What learners of the VLA share: columns of their tables, batches, the trained module."""
 
 from __future__ import annotations
 
@@ -48,8 +46,9 @@ def collate_prompts(
 
 
 class ActionLogits(nn.Module):
-    """The policy with `action_logits`, or `window_logits`, as its forward pass, which sharded
-    training hooks into.
+    """The network whose forward pass is `action_logits`, or `window_logits`.
+
+    Sharded training hooks into the forward pass.
     """
 
     def __init__(self, policy: FaceVLA):

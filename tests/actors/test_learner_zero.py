@@ -1,4 +1,4 @@
-"""ZeRO 1, 2, 3 on two learners and one learner alone train the same policy, also across a restart."""
+"""ZeRO 1, 2, 3 on two learners and one alone train the same policy, also across a restart."""
 
 import os
 import signal
@@ -158,7 +158,7 @@ def test_sharded_sft_is_sft_on_one_learner(train):
 
 
 def test_training_whose_learner_was_killed_is_training_that_went_through(train):
-    """In every number: data order, random draws, optimiser, schedule, reference. (SFT: test_e2e.)"""
+    """In every number: data order, random draws, optimiser, schedule, reference."""
     killed = train("dpo", zero_stage=2, kill=True, max_failures=1, checkpoint_every=2)
     whole = train("dpo", zero_stage=2)
     assert (killed[3] / "killed").exists() and killed[2]["engine"]["zero_stage"] == 2

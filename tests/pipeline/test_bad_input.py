@@ -261,7 +261,8 @@ def test_a_corpus_outside_the_policys_action_space_names_the_clip(tiny_corpus, t
     unlike = replace(known, listener=Motion(known.listener.values, other))
     short = replace(known, listener=known.listener.window(0, 10))
     for bad, why in ((unlike, "frame rate or topology differ"), (short, "this motion has 10")):
-        message = f"clip '{known.clip_id}' is not in the policy's action space.*{why}.*Take a policy of this corpus"
+        where = f"clip '{known.clip_id}' is not in the policy's action space"
+        message = f"{where}.*{why}.*Take a policy of this corpus"
         with pytest.raises(LayoutError, match=message):
             list(examples([bad], policy))
 

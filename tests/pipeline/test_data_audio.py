@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from rapport.pipeline.data.audio import AudioError, read_wav, voice_activity
+from rapport.pipeline.data.audio import AudioError, read_wav
 from rapport.policies.clip import AUDIO_RATE
 
 
@@ -45,27 +45,3 @@ def test_bad_files_are_named(tmp_path):
     wavfile.write(tmp_path / "nan.wav", AUDIO_RATE, np.full(10, np.nan, np.float32))
     with pytest.raises(AudioError, match="nan.wav"):
         read_wav(tmp_path / "nan.wav")
-
-
-def test_voice_activity_finds_the_burst():
-    noise = 1e-4 * np.random.default_rng(0).normal(size=AUDIO_RATE)
-    audio = np.concatenate([noise, tone(1.0), noise])
-    mask = voice_activity(audio)
-    assert len(mask) == 300 and not mask[:95].any() and mask[105:195].all() and not mask[205:].any()
-
-
-def test_short_gaps_are_bridged_long_ones_not():
-    def with_gap(gap):
-        return voice_activity(
-            np.concatenate([tone(1.0), np.zeros(round(gap * AUDIO_RATE)), tone(1.0)])
-        )
-
-    assert with_gap(0.1).all()
-    assert not with_gap(0.5)[110:140].any()
-
-
-def test_silence_has_no_speech_and_a_click_is_none():
-    assert not voice_activity(np.zeros(AUDIO_RATE)).any()
-    click = np.zeros(AUDIO_RATE)
-    click[8000:8100] = 0.5
-    assert not voice_activity(click).any()

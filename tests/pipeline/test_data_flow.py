@@ -1,4 +1,4 @@
-"""Windows of a clip: who is the actor, what is absent, who speaks when, and what the table holds."""
+"""Windows of a clip: the actor, what is absent, who speaks when, what the table holds."""
 
 from dataclasses import replace
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.audio import voice_activity
 from rapport.pipeline.data.collapse import regression_collapse
 from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import Corpus, CorpusError, load_labels, load_truth
@@ -27,6 +26,7 @@ from rapport.pipeline.data.synthetic.signals import (
 from rapport.pipeline.data.synthetic.words import LEXICON, SENTENCES, say, syllables
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.voice import RECORDING, step_levels, voice_activity
 
 DYADS = 20
 
@@ -148,7 +148,8 @@ def test_turn_statistics_by_hand():
 
 def test_one_speaks_with_pauses_the_other_hardly(dyads):
     def speaking(clips, name):
-        return voice_activity(np.concatenate([getattr(clip, name) for clip in clips]))
+        audio = np.concatenate([getattr(clip, name) for clip in clips])
+        return voice_activity(step_levels(audio), RECORDING)
 
     shares = [
         turn_statistics(speaking(clips, "speaker_audio"), speaking(clips, "listener_audio"))
@@ -163,7 +164,7 @@ def test_one_speaks_with_pauses_the_other_hardly(dyads):
 def test_voice_is_where_the_words_are(dyads):
     clips = dyads[0]
     for clip in clips[:3]:
-        speaking = voice_activity(clip.speaker_audio)
+        speaking = voice_activity(step_levels(clip.speaker_audio), RECORDING)
         spoken = np.zeros(len(speaking), bool)
         for word in clip.words:
             spoken[round(word.start * 100) : round(word.end * 100)] = True

@@ -193,9 +193,9 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
             "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0},
             "GDPO streaming": {"listen/unils/FDD": 5.0},
         },
-        "supervised",
-        "GDPO",
         run,
+        before="supervised",
+        after="GDPO",
     )
     shown = capsys.readouterr().out
     assert "listen/unils/FDD" in shown and "-25 %" in shown

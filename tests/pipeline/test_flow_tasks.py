@@ -54,7 +54,6 @@ from rapport.rewards.advantage import decoupled_advantages
 from rapport.rewards.dynamics import (
     COMPONENTS,
     GroupWeightsConfig,
-    RewardConfig,
     missing_penalties,
 )
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
@@ -147,7 +146,7 @@ def gdpo_task(policy, tmp_path, prompts=4, **keys):
     table = tmp_path / "windows.arrow"
     write_table(table, rows, WINDOW_SCHEMA)
     settings = FlowGdpoConfig(**SETTINGS | keys)
-    recipe = SimpleNamespace(gdpo=settings, reward=RewardConfig(), groups=GroupWeightsConfig())
+    recipe = GdpoOfFlow.model_construct(gdpo=settings)
     sampler = rollout_sampler(recipe, load_policy(policy))
     task = Gdpo(policy, table, settings, 3, sampler)
     task.recipe = recipe

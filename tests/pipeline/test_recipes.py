@@ -1,4 +1,4 @@
-"""What of the recipes needs no Ray: choices, layouts, rows of the table, the judge's bookkeeping."""
+"""What of the recipes needs no Ray: choices, layouts, rows of the table, the judge's books."""
 
 import json
 from dataclasses import replace

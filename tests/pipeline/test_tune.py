@@ -96,7 +96,7 @@ def test_parallel_coordinates_have_a_line_for_each_trial():
     root = ElementTree.fromstring(
         parallel_chart(["dpo.beta", "dpo.loss"], TRIALS, ["kl", "simulated_rating"], TRIALS[1])
     )
-    lines = [e for e in root.iter(f"{SVG}polyline")]
+    lines = list(root.iter(f"{SVG}polyline"))
     assert [len(e.get("points").split()) for e in lines] == [4] * 3
     assert [e.get("class") for e in lines] == ["trial", "trial best", "trial"]
 

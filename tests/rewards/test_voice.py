@@ -77,3 +77,38 @@ def test_silence_and_nothing_have_no_speech():
     assert not voice_activity(step_levels(np.zeros(AUDIO_RATE)), RECORDING).any()
     assert voice_activity(step_levels(np.zeros(10)), RECORDING).shape == (0,)
     assert not voice_activity(np.full(100, -90.0), CLIP).any()
+
+
+# A recording, in steps of 10 ms
+
+
+def speaks(audio):
+    return voice_activity(step_levels(audio), RECORDING)
+
+
+def tone(
+    seconds: float, rate: int = AUDIO_RATE, hz: float = 200.0, level: float = 0.5
+) -> np.ndarray:
+    return level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+
+
+def test_voice_activity_finds_the_burst():
+    noise = 1e-4 * np.random.default_rng(0).normal(size=AUDIO_RATE)
+    audio = np.concatenate([noise, tone(1.0), noise])
+    mask = speaks(audio)
+    assert len(mask) == 300 and not mask[:95].any() and mask[105:195].all() and not mask[205:].any()
+
+
+def test_short_gaps_are_bridged_long_ones_not():
+    def with_gap(gap):
+        return speaks(np.concatenate([tone(1.0), np.zeros(round(gap * AUDIO_RATE)), tone(1.0)]))
+
+    assert with_gap(0.1).all()
+    assert not with_gap(0.5)[110:140].any()
+
+
+def test_silence_has_no_speech_and_a_click_is_none():
+    assert not speaks(np.zeros(AUDIO_RATE)).any()
+    click = np.zeros(AUDIO_RATE)
+    click[8000:8100] = 0.5
+    assert not speaks(click).any()
