@@ -36,6 +36,7 @@ from ray.util.placement_group import (  # noqa: E402
 )
 
 from rapport.actors import timeline  # noqa: E402
+from rapport.log import logger  # noqa: E402
 
 
 class ClusterError(RuntimeError):
@@ -66,7 +67,7 @@ def on_nodes(mark: str | None) -> dict[str, float]:
 def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
     """Join the cluster at `address` or that of this Ray job, else start a local one until the end.
 
-    Yields a line that says which.
+    Yields, and logs, a line that says which.
     """
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
     address = address or os.environ.get("RAY_ADDRESS")
@@ -84,6 +85,7 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
         )
         name = f"ray {ray.__version__}, local cluster of {cpus} CPUs"
     timeline.note(timeline.START, began, time.time())
+    logger.info(f"  {name}")
     try:
         yield name
     finally:

@@ -46,7 +46,7 @@ class Gdpo(PolicyObjective):
 
     Args:
         initial: folder of the policy.
-        table: scenes, see `steps.scenes`.
+        table: scenes, see `steps.rewarding.Scenes`.
         config: the loop and its objective.
         seed: of the choice of prompts.
         sampler: how the rollouts were sampled.

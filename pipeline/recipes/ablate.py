@@ -11,7 +11,6 @@ from typing import Any
 
 from rapport.actors.cluster import cluster
 from rapport.actors.fleet import Fleet
-from rapport.log import logger
 from rapport.pipeline.rundir import Run, Workspace
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
 from rapport.pipeline.steps.ablation import LEARNT, VARIANTS, compare, learn_variant
@@ -32,8 +31,7 @@ Config = AblateOfVla | AblateOfFlow
 def run(config: Config, run: Run) -> None:
     """All variants over several seeds."""
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         preflight(run, config)
         config = on_one_corpus(run, config)
         seeds = []

@@ -1,12 +1,8 @@
-"""`dpo`: imitate, roll out, rate, pair, align with DPO, judge (VLA + DPO, III-D, Eq. 10-11).
-
-Any policy: `dpo`, `dpo policy=flow`, `dpo policy=module:Class`.
-"""
+"""`dpo`: imitate, roll out, rate, pair, align with DPO, judge (VLA + DPO, III-D, Eq. 10-11)."""
 
 from __future__ import annotations
 
 from rapport.actors.cluster import cluster
-from rapport.log import logger
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import Preferences
@@ -26,10 +22,9 @@ from rapport.policies.policy import load_policy
 
 
 def run(config: Preferences, run: Run) -> None:
-    """Align with preferences; `dpo.rounds` repeats the loop with the aligned policy."""
+    """Align any policy with preferences; `dpo.rounds` repeats the loop with the aligned policy."""
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         preflight(run, config)
         imitated = starting_point(run, config)
         sampler = candidate_sampler(config, imitated.policy)

@@ -6,7 +6,6 @@ With `--pred` it scores files by any protocol instead, see `steps.scoring`.
 from __future__ import annotations
 
 from rapport.actors.cluster import cluster
-from rapport.log import logger
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import EvaluateOfFlow, EvaluateOfOther, EvaluateOfVla
@@ -24,8 +23,7 @@ def run(config: EvaluateOfVla | EvaluateOfFlow | EvaluateOfOther, run: Run) -> N
         score_files(config, run)
         return
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         if config.checkpoint is None:
             imitated = imitate(run, config)
         else:

@@ -1,32 +1,27 @@
-"""`gdpo`: GDPO-Listener. Imitate, group reward-decoupled policy optimisation, judge (section 3.3).
-
-Any policy: `gdpo`, `gdpo policy=vla`, `gdpo policy=module:Class`.
-"""
+"""`gdpo`: imitate, group reward-decoupled policy optimisation, judge (GDPO-Listener, 3.3)."""
 
 from __future__ import annotations
 
 from rapport.actors.cluster import cluster
 from rapport.actors.fleet import Fleet
-from rapport.actors.learner import Learners, Milestones
-from rapport.log import logger
+from rapport.actors.learner import Experience, Milestones
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import Rewarded
-from rapport.pipeline.steps.alignment import gdpo_objective, sampled_by
+from rapport.pipeline.steps.alignment import gdpo_learners, sampled_by
 from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate, learnt
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import reward_pool
-from rapport.pipeline.steps.rewarding import experience, scenes_of
+from rapport.pipeline.steps.rewarding import advantages_of, rewards_of, rollouts_of, scenes_of
 from rapport.pipeline.steps.sampling import fleet_of, rollout_sampler
 from rapport.pipeline.steps.showing import render_pool
 from rapport.policies.policy import load_policy
 
 
 def run(config: Rewarded, run: Run) -> None:
-    """Align with automatic rewards."""
+    """Align any policy with automatic rewards."""
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         imitated = imitate(run, config)
         sampler = rollout_sampler(config, imitated.policy)
         with fleet_of(run, config, imitated, sampler) as fleet, reward_pool(config) as raters:
@@ -47,23 +42,18 @@ def post_train(
     config: Rewarded,
     imitated: Imitated,
     fleet: Fleet,
-    *,
     milestones: Milestones | None = None,
 ) -> PhaseResult:
-    """Sample groups, reward them, find advantages, learn; then again with the new weights."""
+    """Sync and sample, reward, find advantages, learn; then again with the new weights."""
     scenes = scenes_of(step, config, imitated)
-    objective = gdpo_objective(config, imitated, scenes)
-    roll_out = sampled_by(fleet, scenes, config)
-    learners = Learners(
-        objective,
-        config.learner,
-        step.directory,
-        log=step.logger.log,
-        say=step.say,
-        milestones=milestones,
-    )
+    sample = sampled_by(fleet, scenes, config)
+    learners = gdpo_learners(step, config, imitated, scenes, milestones=milestones)
     for iteration in learners.iterations():
-        prompts = scenes.of_iteration(iteration.index)
-        groups = roll_out(iteration.weights, iteration.index)
-        learners.learn(experience(scenes, prompts, groups, config))
+        batch = scenes.of_iteration(iteration.index)
+        groups = sample(iteration.weights, iteration.index)
+        measured = scenes.measured(batch, groups)
+        rewards = rewards_of(measured, config.reward)
+        advantages = advantages_of(rewards, config.groups, scenes.names, config.gdpo)
+        rollouts = rollouts_of(batch, groups, advantages)
+        learners.learn(Experience(rollouts, scenes.metrics(batch, measured, rewards)))
     return learnt(learners.result, step, rollouts=config.gdpo.answered * config.gdpo.group_size)

@@ -7,7 +7,6 @@ on it.
 from __future__ import annotations
 
 from rapport.actors.cluster import cluster
-from rapport.log import logger
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import PreflightConfig
 from rapport.pipeline.steps.checks import look_at_cluster
@@ -19,6 +18,5 @@ def run(config: PreflightConfig, run: Run) -> None:
     if config.plan.nodes is not None:
         plan(run, config)
         return
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         look_at_cluster(run, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rapport.actors.cluster import cluster
-from rapport.log import logger
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import RolloutOfFlow, RolloutOfOther, RolloutOfVla
 from rapport.pipeline.steps.imitation import imitate
@@ -12,8 +11,7 @@ from rapport.pipeline.steps.sampling import candidate_sampler, fleet_of, package
 
 def run(config: RolloutOfVla | RolloutOfFlow | RolloutOfOther, run: Run) -> None:
     """Imitate, sample, hand out."""
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         imitated = imitate(run, config)
         sampler = candidate_sampler(config, imitated.policy)
         with fleet_of(run, config, imitated, sampler) as fleet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rapport.actors.cluster import cluster
-from rapport.log import logger
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import Learning
 from rapport.pipeline.steps.imitation import imitate
@@ -11,6 +10,5 @@ from rapport.pipeline.steps.imitation import imitate
 
 def run(config: Learning, run: Run) -> None:
     """Imitate."""
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         imitate(run, config)

@@ -28,17 +28,18 @@ def run(config: Sweep, run: Run) -> None:
     # A trial of `gdpo` runs the loop of that recipe as it stands there.
     recipe = importlib.import_module(f"rapport.pipeline.recipes.{config.subject}")
     sweep = config.tune
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
-        with shared(run, config, recipe) as (trials, verdict):
-            baseline = judge_start(run, verdict, trials.start).value
-            require_metric(config, baseline)
-            require_room(config, trials.demand(config))
-            swept = ", ".join(f"{key}={form}" for key, form in sweep.space.items())
-            logger.info(
-                f"[tune] {trial_count(sweep)} trials by {sweep.search} search, "
-                f"{sweep.concurrent} at a time: {swept}"
-            )
-            results = search(run, config, trials, verdict=verdict)
+    with (
+        cluster(config.cluster.address, config.cluster.cpus),
+        shared(run, config, recipe) as (trials, verdict),
+    ):
+        baseline = judge_start(run, verdict, trials.start).value
+        require_metric(config, baseline)
+        require_room(config, trials.demand(config))
+        swept = ", ".join(f"{key}={form}" for key, form in sweep.space.items())
+        logger.info(
+            f"[tune] {trial_count(sweep)} trials by {sweep.search} search, "
+            f"{sweep.concurrent} at a time: {swept}"
+        )
+        results = search(run, config, trials, verdict=verdict)
     outcomes = sorted_outcomes([outcome_of(result, config) for result in results], config)
     report(run, config, outcomes, baseline=baseline)

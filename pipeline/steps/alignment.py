@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rapport.actors.fleet import Fleet
-from rapport.actors.learner import Milestones
+from rapport.actors.learner import Learners, Milestones
 from rapport.pipeline.objectives.dpo import Dpo
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.rundir import Phase, PhaseResult, phase
@@ -94,15 +94,38 @@ def learn_pairs(
     return learn(objective, config.learner, step, milestones)
 
 
-def gdpo_objective(config: Rewarded, imitated: Imitated, scenes: Scenes) -> Gdpo:
-    """What the learners of GDPO optimise."""
-    return Gdpo(
+def gdpo_learners(
+    step: Phase,
+    config: Rewarded,
+    imitated: Imitated,
+    scenes: Scenes,
+    *,
+    milestones: Milestones | None = None,
+) -> Learners:
+    """The learners of GDPO; they ask for an experience whenever they need one.
+
+    Args:
+        step: the phase.
+        config: of the recipe.
+        imitated: the policy that learns, also the reference.
+        scenes: training prompts.
+        milestones: policies to write on the way.
+    """
+    objective = Gdpo(
         imitated.policy_path,
         scenes.table,
         config.gdpo,
         config.seed,
         rollout_sampler(config, imitated.policy),
         policy_config(config),
+    )
+    return Learners(
+        objective,
+        config.learner,
+        step.directory,
+        log=step.logger.log,
+        say=step.say,
+        milestones=milestones,
     )
 
 
@@ -111,16 +134,18 @@ def sampled_by(
 ) -> Callable[[Any, int], list[list[Reaction]]]:
     """A function of the learners' weights and the iteration's number: groups of reactions.
 
+    It gives the fleet the weights, then asks it.
     With `gdpo.asynchronous`, those of the next iteration are sampled while this one is learnt.
     """
     behaviour = load_policy(scenes.initial)  # holds the weights that the fleet was given last
 
     def roll_out(weights: Any, index: int) -> list[list[Reaction]]:
-        prompts = scenes.of_iteration(index)
+        batch = scenes.of_iteration(index)
         served = scenes.policy.weights(weights)
         behaviour.load_weights(served)
         fleet.update(served, behaviour)
-        return fleet.groups(prompts.prompts, config.gdpo.group_size, prompts.seeds)
+        groups = fleet.groups(batch.prompts, config.gdpo.group_size, batch.seeds)
+        return [groups[place] for place in batch.order]
 
     return OneAhead(roll_out, config.gdpo.iterations) if config.gdpo.asynchronous else roll_out
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from rapport.actors.cluster import cluster
-from rapport.log import logger
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
 from rapport.pipeline.data.store import Corpus, CorpusError
@@ -228,8 +227,7 @@ def by_fleet(
     prompts = Prompts(imitated, "test")
     asked = choose(imitated.corpus, "test", config.rank.prompts, config.seed)
     answers = []
-    with cluster(config.cluster.address, config.cluster.cpus) as where:
-        logger.info(f"  {where}")
+    with cluster(config.cluster.address, config.cluster.cpus):
         sampler = TokenSampler(config.rollout.temperature)
         with fleet_of(run, config, imitated, sampler) as fleet:
             for policy in policies:

@@ -17,7 +17,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rapport.actors.learner import Experience
 from rapport.pipeline.data.flow import SCENE_COLUMNS, scene_row, windows
 from rapport.pipeline.objectives.gdpo import Rollouts
 from rapport.pipeline.objectives.settings import GdpoConfig
@@ -45,6 +44,9 @@ from rapport.rewards.dynamics import (
     motion_limits,
     penalties,
 )
+
+Groups = Sequence[Sequence[Reaction]]  # one for each prompt of an iteration
+Measured = Sequence[Sequence[Penalties]]  # the same, measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,11 @@ class Scenes:
     initial: Path
     config: GdpoConfig
     seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the FLAME groups that are rewarded."""
+        return self.policy.layout.names
 
     @cached_property
     def rows(self) -> Dataset:
@@ -123,6 +130,13 @@ class Scenes:
             seeds=self.policy.seeds("iteration", self.seed, index, [str(i) for i in asked]),
         )
 
+    def measured(self, batch: Batch, groups: Groups) -> Measured:
+        """`measure` of all reactions of an iteration."""
+        return [
+            [self.measure(row, reaction) for reaction in group]
+            for row, group in zip(batch.rows, groups, strict=True)
+        ]
+
     def measure(self, row: int, reaction: Reaction) -> Penalties:
         """How a reaction moves beside the recorded listener; missing where its sampler failed."""
         if reaction.failed:
@@ -134,6 +148,13 @@ class Scenes:
             np.array(scene["listening"]),
             self.limits,
         )
+
+    def metrics(self, batch: Batch, measured: Measured, rewards: Tensor) -> dict[str, float]:
+        """`reward_metrics` of the prompts in which somebody listens."""
+        seen = [place for place, row in enumerate(batch.rows) if self.listened[row]]
+        if not seen:
+            return {}
+        return reward_metrics([measured[place] for place in seen], rewards[seen], self.names)
 
     def _motion(self, values: bytes) -> Motion:
         layout = self.policy.layout
@@ -177,31 +198,8 @@ def scene_rows(imitated: Imitated) -> Iterator[dict[str, Any]]:
         yield policy.prompt_row(policy.encode(clip)) | scene
 
 
-def experience(
-    scenes: Scenes, batch: Batch, groups: Sequence[Sequence[Reaction]], config: Rewarded
-) -> Experience:
-    """What a learner is given of an iteration: rollouts with advantages, and metrics of rewards."""
-    asked = [groups[place] for place in batch.order]
-    measured = [
-        [scenes.measure(row, reaction) for reaction in group]
-        for row, group in zip(batch.rows, asked, strict=True)
-    ]
-    names = scenes.policy.layout.names
-    rewards = rewards_of(measured, config.reward)
-    advantages = advantages_of(rewards, config.groups, names, config.gdpo)
-    rollouts = [
-        Rollouts(row, group, own)
-        for row, group, own in zip(batch.rows, asked, advantages, strict=True)
-    ]
-    seen = [place for place, row in enumerate(batch.rows) if scenes.listened[row]]
-    metrics: dict[str, float] = {}
-    if seen:
-        metrics = reward_metrics([measured[place] for place in seen], rewards[seen], names)
-    return Experience(rollouts, metrics)
-
-
-def rewards_of(measured: Sequence[Sequence[Penalties]], config: RewardConfig) -> Tensor:
-    """(prompts, group_size, FLAME groups) float64, NaN where missing."""
+def rewards_of(measured: Measured, config: RewardConfig) -> Tensor:
+    """(prompts, group_size, FLAME groups) float64, NaN where missing (supplement, section 1)."""
     values = [
         [list(group_rewards(sample, config).values()) for sample in samples] for samples in measured
     ]
@@ -228,9 +226,15 @@ def advantages_of(
     return advantages
 
 
-def reward_metrics(
-    measured: Sequence[Sequence[Penalties]], rewards: Tensor, names: Sequence[str]
-) -> dict[str, float]:
+def rollouts_of(batch: Batch, groups: Groups, advantages: Tensor) -> list[Rollouts]:
+    """What learners replay of an iteration."""
+    return [
+        Rollouts(row, group, own)
+        for row, group, own in zip(batch.rows, groups, advantages, strict=True)
+    ]
+
+
+def reward_metrics(measured: Measured, rewards: Tensor, names: Sequence[str]) -> dict[str, float]:
     """Means over samples; a mean of nothing is left out.
 
     `reward/GROUP`, `penalty/COMPONENT/GROUP`; `zero_std/GROUP`, the share of prompts in which a

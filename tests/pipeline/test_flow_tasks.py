@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.actors.learner import Experience
 from rapport.pipeline.data.flow import WINDOW_SCHEMA
 from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.flow import RectifiedFlow
@@ -26,8 +27,8 @@ from rapport.pipeline.steps.imitation import Imitated
 from rapport.pipeline.steps.rewarding import (
     Scenes,
     advantages_of,
-    experience,
     rewards_of,
+    rollouts_of,
     scenes_of,
 )
 from rapport.pipeline.steps.sampling import rollout_sampler
@@ -170,13 +171,23 @@ class LocalFleet:
         return self.policy.sample(prompts, samples, seeds)
 
 
+def experience_of(task, groups, index):
+    """What the recipe gives learners of an iteration."""
+    batch = task.scenes.of_iteration(index)
+    measured = task.scenes.measured(batch, groups)
+    rewards = rewards_of(measured, task.recipe.reward)
+    advantages = advantages_of(rewards, task.recipe.groups, task.scenes.names, task.config)
+    metrics = task.scenes.metrics(batch, measured, rewards)
+    return Experience(rollouts_of(batch, groups, advantages), metrics)
+
+
 def refreshed(task, step=0):
     """The task's module, with the data of an iteration."""
     module = task.module()
     index = step // task.config.sync_every
     roll_out = sampled_by(LocalFleet(task), task.scenes, task.recipe)
     groups = roll_out(module.state_dict(), index)
-    given = experience(task.scenes, task.scenes.of_iteration(index), groups, task.recipe)
+    given = experience_of(task, groups, index)
     task.refresh(module, given.data, 0, 1)
     return module, given.metrics
 
@@ -397,7 +408,7 @@ def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy,
     def refresh(index):
         weights = {name: value.clone() for name, value in module.state_dict().items()}
         groups = roll_out(weights, index)
-        given = experience(task.scenes, task.scenes.of_iteration(index), groups, task.recipe)
+        given = experience_of(task, groups, index)
         task.refresh(module, given.data, 0, 1)
 
     refresh(0)

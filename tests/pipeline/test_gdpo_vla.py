@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.actors.learner import Experience
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.objectives.settings import VlaGdpoConfig
 from rapport.pipeline.steps.alignment import sampled_by
 from rapport.pipeline.steps.imitation import Imitated
-from rapport.pipeline.steps.rewarding import experience, scenes_of
+from rapport.pipeline.steps.rewarding import advantages_of, rewards_of, rollouts_of, scenes_of
 from rapport.policies.policy import Reaction, load_policy, weight_digest
 from rapport.policies.tables import read_table
 from rapport.policies.vla.hf_engine import HfEngine
@@ -63,11 +64,21 @@ def task(tiny_corpus, tiny_checkpoint, tmp_path):
     return make
 
 
+def experience_of(task, groups, index):
+    """What the recipe gives learners of an iteration."""
+    batch = task.scenes.of_iteration(index)
+    measured = task.scenes.measured(batch, groups)
+    rewards = rewards_of(measured, task.recipe.reward)
+    advantages = advantages_of(rewards, task.recipe.groups, task.scenes.names, task.config)
+    metrics = task.scenes.metrics(batch, measured, rewards)
+    return Experience(rollouts_of(batch, groups, advantages), metrics)
+
+
 def iteration(task, module, state, index):
     """Sample, reward and replay an iteration; its metrics."""
     roll_out = sampled_by(task.fleet, task.scenes, task.recipe)
     groups = roll_out(state, index)
-    given = experience(task.scenes, task.scenes.of_iteration(index), groups, task.recipe)
+    given = experience_of(task, groups, index)
     task.refresh(module, given.data, 0, 1)
     return given.metrics
 
