@@ -113,7 +113,7 @@ class TokenEngine:
         groups = []
         for prompt, seed, candidates in zip(prompts, seeds, sampled, strict=True):
             group = [
-                Reaction(prompt.prompt_id, k, tokens, log_probs, seed=seed)
+                Reaction(prompt.prompt_id, k, tokens, log_probs=log_probs, seed=seed)
                 for k, (tokens, log_probs) in enumerate(candidates)
             ]
             groups.append(group)

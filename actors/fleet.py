@@ -218,7 +218,7 @@ class Fleet(Pool):
     def _answers(
         self, prompts: Iterable[Prompt], samples: int, seeds: Iterable[int]
     ) -> Iterator[tuple[int, list[list[Reaction]]]]:
-        requests = _requests(prompts, samples, seeds, self.config.batch_prompts)
+        requests = _requests(prompts, samples, seeds, size=self.config.batch_prompts)
         for request, groups in self.stream("sample", requests):
             reactions = [reaction for group in groups for reaction in group]
             actions = sum(_count(reaction) for reaction in reactions)
@@ -311,12 +311,12 @@ def _requests(
         batch.append(prompt)
         batch_seeds.append(seed)
         if len(batch) == size:
-            yield Request(number, batch, batch_seeds, samples)
+            yield Request(number, batch, batch_seeds, samples=samples)
             number += 1
             batch = []
             batch_seeds = []
     if batch:
-        yield Request(number, batch, batch_seeds, samples)
+        yield Request(number, batch, batch_seeds, samples=samples)
 
 
 def _count(reaction: Reaction) -> int:

@@ -342,21 +342,21 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         if objective.refresh_every and step % objective.refresh_every == 0:
             asked = config | {"refresh_every": objective.refresh_every}
             state = full_state_dict(engine)
-            experience = _experience(config["mailbox"], state, step, asked, rank)
-            objective.refresh(forward, experience.data, rank, world_size)
+            experience = _experience(config["mailbox"], state, step, config=asked, rank=rank)
+            objective.refresh(forward, experience.data, rank, world_size=world_size)
             news = experience.metrics
         ready = time.monotonic()
-        metrics = train_step(engine, objective, step, rank, world_size)
+        metrics = train_step(engine, objective, step, rank=rank, world_size=world_size)
         if rank == 0:
             now = time.monotonic()
-            telemetry.record_step(directory.name, metrics, now - ready, now - last)
+            telemetry.record_step(directory.name, metrics, now - ready, since_last_s=now - last)
             last = now
             with steps_file.open("a") as lines:
                 lines.write(json.dumps({"step": step + 1} | news | metrics) + "\n")
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < objective.steps:
             _report(engine, step + 1, metrics)
         if step + 1 in config["milestones"]:
-            _publish(engine, objective, _milestone(directory, step + 1), rank)
+            _publish(engine, objective, _milestone(directory, step + 1), rank=rank)
     seconds_per_step = (time.monotonic() - began) / max(1, objective.steps - start)
     state = full_state_dict(engine)
     if rank == 0:

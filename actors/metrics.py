@@ -37,7 +37,7 @@ class MetricWorker(Worker):
         self.variant = variant
 
     def score(self, speakers: range) -> list[dict[str, np.ndarray]]:
-        return score_speakers(self.setting, self.clips, speakers, self.variant)
+        return score_speakers(self.setting, self.clips, speakers, variant=self.variant)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def evaluate_react(
         raise ValueError(f"{protocol!r} is not scored on many processes, only {sorted(SETTINGS)}")
     require_variant(variant)
     setting = SETTINGS[protocol]
-    clips = prepare(setting, pred, target, partner, neighbours)
+    clips = prepare(setting, pred, target, partner=partner, neighbours=neighbours)
     speakers = len(clips.pred)
     starts = range(0, speakers, workers.chunk)
     chunks = [range(start, min(start + workers.chunk, speakers)) for start in starts]
@@ -120,4 +120,4 @@ def evaluate_react(
                     f"{protocol}: {done} of {speakers} speakers, {elapsed:.0f} s, "
                     f"about {elapsed * (speakers - done) / done:.0f} s to go"
                 )
-    return summarise(setting, clips, scores, variant)
+    return summarise(setting, clips, scores, variant=variant)

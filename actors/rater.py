@@ -51,7 +51,7 @@ class Viewer:
 
     def __call__(self, motion: Motion, shape: np.ndarray | None = None) -> VisibleMotion:
         if self.landmarks is not None and motion.layout.topology == self.asset.topology:
-            return watch(self.head, self.landmarks, motion, shape)
+            return watch(self.head, self.landmarks, motion, shape=shape)
         turning = "rot" if "rot" in motion.layout.names else "neck"
         return VisibleMotion(motion.layout.fps, motion.group(turning), expression=None)
 
@@ -100,10 +100,10 @@ class RewardPool(Pool):
             "reward pool",
             "reward",
             lambda _: worker.remote(config.count, lexicon, head),
-            config.workers,
-            2,
-            config.timeout_s,
-            losses,
+            workers=config.workers,
+            in_flight=2,
+            timeout_s=config.timeout_s,
+            losses=losses,
         )
 
     def rate(

@@ -81,7 +81,7 @@ class RenderWorker(Worker):
             job.path,
             picture,
             moving[0].layout.fps,
-            job.audio,
+            audio=job.audio,
             codec=self.config.codec,
             crf=self.config.crf,
         )
@@ -92,7 +92,7 @@ class RenderWorker(Worker):
             return panel.caption, None
         motion, whole = on_this_head(panel.motion, self.asset)
         caption = panel.caption if whole else f"{panel.caption} (pose only)"
-        return caption, render_motion(self.head, self.rasterizer, motion, panel.shape)
+        return caption, render_motion(self.head, self.rasterizer, motion, shape=panel.shape)
 
 
 class RenderPool(Pool):
@@ -108,10 +108,10 @@ class RenderPool(Pool):
             "render pool",
             "render",
             lambda _: worker.remote(config, head),
-            config.workers,
-            2,
-            config.timeout_s,
-            losses,
+            workers=config.workers,
+            in_flight=2,
+            timeout_s=config.timeout_s,
+            losses=losses,
         )
 
     def render(self, jobs: Iterable[VideoJob]) -> Iterator[tuple[Path, int]]:

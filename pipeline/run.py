@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.resume and not run_dir.exists():
             _fetch(run_dir.absolute(), overrides)
-        config_type = config_of(args.recipe, args.subject, file, overrides)
+        config_type = config_of(args.recipe, args.subject, file, overrides=overrides)
         config = cfg.load_config(config_type, file, overrides)
     except (ConfigError, StorageError) as error:
         return _refused(args.recipe, str(error))

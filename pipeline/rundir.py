@@ -237,7 +237,7 @@ class Workspace:
             finished = json.loads(marker.read_text())
             logger.info(f"[{self._prefix}{label}] done before")
         else:
-            finished = self._run_phase(name, label, work, marker)
+            finished = self._run_phase(name, label, work, marker=marker)
         result = finished["result"]
         self.summary["timings_s"][label] = finished["seconds"]
         counts = self.summary["counts"]

@@ -91,7 +91,7 @@ class Outbox:
         """A nested run's id; one to be replaced later where the server cannot create it now."""
         if self._may_answer(parent):
             try:
-                return _create(MlflowClient(self.uri), parent, experiment_id, name)
+                return _create(MlflowClient(self.uri), parent, experiment_id, name=name)
             except _FAILURES as error:
                 self._note(error)
         placeholder = LATER + uuid.uuid4().hex

@@ -185,7 +185,7 @@ def measure(config: DpoBench) -> dict[str, Any]:
             image_size=IMAGE_SIZE,
             text_tokens=workload.prompt_tokens - PATCHES - 2,
         )
-        rows = list(_pairs(sizes, space.tokens, workload, config.seed))
+        rows = list(_pairs(sizes, space.tokens, workload, seed=config.seed))
         write_table(table, rows, pair_schema(VlaPolicy))
         ours = _ours(checkpoint, table, workload)
         logger.info(f"[dpo] ours {ours['median']:.2f} pairs/s")

@@ -94,7 +94,7 @@ def _generation(config: FlowBench, model: ARFlow, conditions: Conditions) -> dic
     }
     cached = {}
     for name, way in ways.items():
-        work = partial(generate, model, conditions, noise, STEPS, **way)
+        work = partial(generate, model, conditions, noise, steps=STEPS, **way)
         cached[name] = _repeated(work, config.bench.repeats)
     step = _repeated(partial(_uncached_step, model, conditions, noise), config.bench.repeats)
     uncached = sizes.window * STEPS * step["median"]
@@ -118,7 +118,7 @@ def _groups(config: FlowBench, model: ARFlow, conditions: Conditions) -> dict[st
     groups = {}
     for size in GROUP_SIZES:
         noise = draw_noise([config.seed], size, sizes.window, ROLLOUT_STEPS + 1, sizes.latent_dim)
-        work = partial(rollout, model, conditions, noise, SIGMA)
+        work = partial(rollout, model, conditions, noise, sigma=SIGMA)
         groups[str(size)] = _repeated(work, config.bench.repeats)
     relative = {size: time["median"] / groups["1"]["median"] for size, time in groups.items()}
     shown = ", ".join(f"G={size} {ratio:.2f}x" for size, ratio in relative.items())
@@ -135,7 +135,9 @@ def _repeated(work: Callable[[], Any], repeats: int) -> dict[str, float]:
 def paper_size(seed: int, window: int = 25) -> tuple[ARFlow, Conditions]:
     """AR-Flow of 19.3 M parameters, and conditions of a window of as many latents."""
     vae = vae_config("paper", Layout(PAPER_GROUPS, FPS, "flame2020"))
-    model = initialised(flow_config("paper", vae, T5_XXL, WAV2VEC2_LARGE, window), seed).eval()
+    model = initialised(
+        flow_config("paper", vae, T5_XXL, audio_dim=WAV2VEC2_LARGE, window=window), seed
+    ).eval()
     audio = torch.randn(1, model.config.frames, WAV2VEC2_LARGE)
     text = torch.randn(1, T5_XXL)
     motion = torch.randn(1, window, vae.latent_dim)

@@ -129,7 +129,7 @@ def bench_split(speakers: int, workers: MetricWorkers, seed: int) -> dict[str, A
         "react2024",
         pred,
         target,
-        partner,
+        partner=partner,
         neighbours=near,
         variant="corrected",
         workers=workers,

@@ -146,7 +146,7 @@ def measure(config: RenderBench) -> dict[str, Any]:
         f"[render] VTK {vtkmodules.__version__} ({renderer}) {theirs['median']:.0f} frames/s; "
         f"{ratio:.2f} times"
     )
-    videos = _video_frames_per_s(render, head, motion, repeats)
+    videos = _video_frames_per_s(render, head, motion, repeats=repeats)
     logger.info(f"[render] whole videos {videos['median']:.0f} frames/s")
     return {
         "workload": {

@@ -137,10 +137,10 @@ def measure(config: RolloutBench) -> dict[str, Any]:
                 temperature=config.rollout.temperature,
             )
             vllm = {
-                "fleet": _fleet(config, scratch, engine, prompts),
-                "bare": {"tokens_per_s": _bare(config, scratch, engine, prompts)},
+                "fleet": _fleet(config, scratch, engine, prompts=prompts),
+                "bare": {"tokens_per_s": _bare(config, scratch, engine, prompts=prompts)},
             }
-            baseline = _transformers(config, scratch, engine, prompts)
+            baseline = _transformers(config, scratch, engine, prompts=prompts)
             theirs = baseline["tokens_per_s"]["median"]
             for name, ours in vllm.items():
                 rate = ours["tokens_per_s"]["median"]

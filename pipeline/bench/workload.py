@@ -88,8 +88,8 @@ def random_policy(
     )
     model = build_tiny(tiny, seed=seed)
     high = np.ones(space.dims, np.float32)
-    actions = ActionTokenizer(space, -high, high, model.config.action_token_start)
-    save_checkpoint(model, tokenizer, actions, folder)
+    actions = ActionTokenizer(space, -high, high, first_token=model.config.action_token_start)
+    save_checkpoint(model, tokenizer, actions, path=folder)
     return model.config
 
 

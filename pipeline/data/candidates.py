@@ -69,7 +69,7 @@ def sampled(reaction: Reaction, policy: Policy) -> Candidate:
         reaction.prompt_id,
         policy.candidate_id(reaction),
         POLICY,
-        reaction.actions,
+        actions=reaction.actions,
         log_probs=log_probs,
         weight_version=reaction.weight_version,
         seed=reaction.seed,
@@ -78,7 +78,7 @@ def sampled(reaction: Reaction, policy: Policy) -> Candidate:
 
 def recorded(prompt_id: str, actions: np.ndarray, policy: Policy) -> Candidate:
     """The ground truth, through the policy's own terms so that nothing else gives it away."""
-    return Candidate(prompt_id, policy.recorded_id(prompt_id), GROUND_TRUTH, actions)
+    return Candidate(prompt_id, policy.recorded_id(prompt_id), GROUND_TRUTH, actions=actions)
 
 
 def candidate_schema(policy: Policy) -> pa.Schema:

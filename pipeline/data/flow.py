@@ -123,24 +123,24 @@ def windows(
         clip.clip_id,
         "listener",
         motion,
-        other,
-        describe_face(motion, label),
-        clip.listener_audio,
-        clip.speaker_audio,
-        listener,
-        speaker,
+        partner=other,
+        text=describe_face(motion, label),
+        actor_audio=clip.listener_audio,
+        partner_audio=clip.speaker_audio,
+        actor_speaks=listener,
+        partner_speaks=speaker,
     )
     if both and other is not None:
         yield Window(
             clip.clip_id,
             "speaker",
             other,
-            motion,
-            describe_face(other),
-            clip.speaker_audio,
-            clip.listener_audio,
-            speaker,
-            listener,
+            partner=motion,
+            text=describe_face(other),
+            actor_audio=clip.speaker_audio,
+            partner_audio=clip.listener_audio,
+            actor_speaks=speaker,
+            partner_speaks=listener,
         )
 
 
@@ -198,8 +198,12 @@ def condition_row(window: Window, features: Features, vae: MotionVAE) -> dict[st
     frames = len(window.motion)
     fps = window.motion.layout.fps
     other: Role = "speaker" if window.role == "listener" else "listener"
-    partner_audio = features.of_voice(window.clip_id, other, window.partner_audio, frames, fps)
-    actor_audio = features.of_voice(window.clip_id, window.role, window.actor_audio, frames, fps)
+    partner_audio = features.of_voice(
+        window.clip_id, other, window.partner_audio, frames=frames, fps=fps
+    )
+    actor_audio = features.of_voice(
+        window.clip_id, window.role, window.actor_audio, frames=frames, fps=fps
+    )
     partner = None if window.partner is None else _latents(vae, window.partner)
     return {
         "prompt_id": window.window_id,

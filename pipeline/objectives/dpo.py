@@ -68,7 +68,9 @@ class Dpo(PolicyObjective):
         reference_file: Path,
         policy_config: Any = None,
     ) -> None:
-        super().__init__(initial, table, config, seed, policy_config, config.trained_part)
+        super().__init__(
+            initial, table, config, seed=seed, policy_config=policy_config, part=config.trained_part
+        )
         self.reference = str(reference)
         self.reference_file = str(reference_file)
         self.reference_log_likelihoods: Tensor | None = None  # (pairs, 2), set by `prepare`
@@ -134,7 +136,7 @@ class Dpo(PolicyObjective):
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Pairs, with their margins, and the reference's log-likelihoods or the noise to meet."""
-        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        order = batch_rows(step, self.config.batch_size, len(self.rows), seed=self.seed)
         share = rank_share(order, rank, world_size).tolist()
         batch = self._collate(share)
         if self.reference_log_likelihoods is not None:

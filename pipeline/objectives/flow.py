@@ -28,13 +28,13 @@ class RectifiedFlow(PolicyObjective):
         """
         config = self.config
         sizes = self.policy.flow.config
-        order = batch_rows(step, config.batch_size, len(self.rows), self.seed)
+        order = batch_rows(step, config.batch_size, len(self.rows), seed=self.seed)
         generator = generator_of(self.seed, step)
         shape = (len(order), 1, sizes.window, config.draws)
         noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
         time = torch.rand(shape, generator=generator)
         streaming = torch.rand(len(order), generator=generator) < config.streaming_share
-        kept = dropout_mask(len(order), config.drop_each, config.drop_all, generator)
+        kept = dropout_mask(len(order), config.drop_each, config.drop_all, generator=generator)
         rows = [self.rows[int(index)] for index in rank_share(order, rank, world_size)]
         share = slice(rank, None, world_size)
         conditions = self.policy.collate(rows)

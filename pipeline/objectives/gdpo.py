@@ -64,7 +64,7 @@ class Gdpo(PolicyObjective):
         sampler: Any,
         policy_config: Any = None,
     ) -> None:
-        super().__init__(initial, table, config, seed, policy_config)
+        super().__init__(initial, table, config, seed=seed, policy_config=policy_config)
         self.sampler = sampler
         self.replay: list[dict[str, Tensor]] = []  # this rank's prompts of the present iteration
 

@@ -18,7 +18,7 @@ class Imitation(PolicyObjective):
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Prompts and recorded reactions."""
-        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        order = batch_rows(step, self.config.batch_size, len(self.rows), seed=self.seed)
         share = rank_share(order, rank, world_size)
         rows = [self.rows[int(index)] for index in share]
         draws = self.policy.draws(len(order), generator_of(self.seed, step))

@@ -41,7 +41,7 @@ class Sft(PolicyObjective):
             whole = sizes.prompt_length + sizes.action_tokens
             short = sizes.prompt_length + steps * sizes.action_dims
             batch_size *= max(1, whole // short)
-        order = batch_rows(step, batch_size, len(self.rows), self.seed)
+        order = batch_rows(step, batch_size, len(self.rows), seed=self.seed)
         rows = [self.rows[int(index)] for index in rank_share(order, rank, world_size)]
         window = slice(first * sizes.action_dims, (first + steps) * sizes.action_dims)
         actions = torch.tensor([row["actions"][window] for row in rows])
@@ -54,7 +54,7 @@ class Sft(PolicyObjective):
             logits,
             batch["actions"],
             self.policy.actions,
-            self.config.lambda_exp,
-            self.config.lambda_pose,
-            self.config.lambda_reg,
+            lambda_exp=self.config.lambda_exp,
+            lambda_pose=self.config.lambda_pose,
+            lambda_reg=self.config.lambda_reg,
         )

@@ -46,7 +46,7 @@ class MotionCode(TableObjective):
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Frames (share, time, dim), and the noise of their latents."""
         sizes = self.vae.config
-        order = batch_rows(step, self.config.batch_size, len(self.rows), self.seed)
+        order = batch_rows(step, self.config.batch_size, len(self.rows), seed=self.seed)
         share = rank_share(order, rank, world_size)
         motions = [self.rows[int(index)]["frames"] for index in share]
         frames = torch.stack([from_bytes(motion, -1, sizes.layout.dim) for motion in motions])

@@ -29,7 +29,7 @@ def run(config: Preferences, run: Run) -> None:
         imitated = starting_point(run, config)
         sampler = candidate_sampler(config, imitated.policy)
         with (
-            fleet_of(run, config, imitated, sampler) as fleet,
+            fleet_of(run, config, imitated, sampler=sampler) as fleet,
             reward_pool(config) as raters,
             render_pool(config) as renderers,
         ):
@@ -37,11 +37,15 @@ def run(config: Preferences, run: Run) -> None:
             jury.hear(imitated.policy, fleet, round_index=0)
             current = imitated.policy_path
             for n in range(1, config.dpo.rounds + 1):
-                groups = candidates(run, config, imitated, fleet, renderers, round_index=n)
-                ratings = rate(run, config, imitated, groups, raters, round_index=n)
-                pairs = pair(run, config, imitated, groups, ratings, round_index=n)
+                groups = candidates(
+                    run, config, imitated, fleet=fleet, renderers=renderers, round_index=n
+                )
+                ratings = rate(run, config, imitated, groups=groups, raters=raters, round_index=n)
+                pairs = pair(run, config, imitated, groups=groups, ratings=ratings, round_index=n)
                 reference = imitated.policy_path if config.dpo.reference == "sft" else current
-                aligned = align(run, config, current, reference, pairs, round_index=n)
+                aligned = align(
+                    run, config, current, reference=reference, pairs=pairs, round_index=n
+                )
                 current = aligned.artifacts["dpo_policy"]
                 policy = load_policy(current)
                 fleet.update(policy.weights(), policy)

@@ -29,7 +29,10 @@ def run(config: EvaluateOfVla | EvaluateOfFlow | EvaluateOfOther, run: Run) -> N
         else:
             imitated = of_checkpoint(run, config, config.checkpoint)
         sampler = judged_sampler(config, imitated.policy)
-        with fleet_of(run, config, imitated, sampler) as fleet, reward_pool(config) as raters:
+        with (
+            fleet_of(run, config, imitated, sampler=sampler) as fleet,
+            reward_pool(config) as raters,
+        ):
             jury = Jury.of_run(run, config, imitated, raters)
             jury.hear(imitated.policy, fleet, name="policy")
             jury.tabulate()

@@ -24,10 +24,14 @@ def run(config: Rewarded, run: Run) -> None:
     with cluster(config.cluster.address, config.cluster.cpus):
         imitated = imitate(run, config)
         sampler = rollout_sampler(config, imitated.policy)
-        with fleet_of(run, config, imitated, sampler) as fleet, reward_pool(config) as raters:
+        with (
+            fleet_of(run, config, imitated, sampler=sampler) as fleet,
+            reward_pool(config) as raters,
+        ):
             jury = Jury.of_run(run, config, imitated, raters)
             jury.hear(imitated.policy, fleet, round_index=0)
-            aligned = load_policy(post_train(run, config, imitated, fleet).artifacts["gdpo_policy"])
+            trained = post_train(run, config, imitated, fleet=fleet)
+            aligned = load_policy(trained.artifacts["gdpo_policy"])
             fleet.update(aligned.weights(), aligned)
             jury.hear(aligned, fleet, round_index=1)
             jury.conclude()
@@ -47,13 +51,13 @@ def post_train(
     """Sync and sample, reward, find advantages, learn; then again with the new weights."""
     scenes = scenes_of(step, config, imitated)
     sample = sampled_by(fleet, scenes, config)
-    learners = gdpo_learners(step, config, imitated, scenes, milestones=milestones)
+    learners = gdpo_learners(step, config, imitated, scenes=scenes, milestones=milestones)
     for iteration in learners.iterations():
         batch = scenes.of_iteration(iteration.index)
         groups = sample(iteration.weights, iteration.index)
         measured = scenes.measured(batch, groups)
         rewards = rewards_of(measured, config.reward)
-        advantages = advantages_of(rewards, config.groups, scenes.names, config.gdpo)
+        advantages = advantages_of(rewards, config.groups, scenes.names, config=config.gdpo)
         rollouts = rollouts_of(batch, groups, advantages)
         learners.learn(Experience(rollouts, scenes.metrics(batch, measured, rewards)))
     return learnt(learners.result, step, rollouts=config.gdpo.answered * config.gdpo.group_size)

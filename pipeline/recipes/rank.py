@@ -39,28 +39,29 @@ def run(config: RankConfig, run: Run) -> None:
     corpus = common_corpus({trained.algorithm: trained.imitated.corpus for trained in runs})
     if corpus is None:
         corpus = prepare(run, config.corpus)
-    chosen = set(choose(corpus, "test", config.rank.prompts, config.seed))
+    chosen = set(choose(corpus, "test", config.rank.prompts, seed=config.seed))
     # In the order of the corpus, so that the clips of a dyad stand in a row.
     ids = [clip_id for clip_id in corpus.clip_ids("test") if clip_id in chosen]
     if len(ids) < 2:
         raise RunError(f"{corpus.path} has {len(ids)} held-out clips, a ranking needs 2 or more")
 
     layout = compared_layout(runs, corpus)
-    ask_baselines = partial(baselines, config, corpus, ids, layout)
-    answers = answered(run, "baselines", ids, layout, ask_baselines)
+    ask_baselines = partial(baselines, config, corpus, ids, layout=layout)
+    answers = answered(run, "baselines", ids, layout=layout, answer=ask_baselines)
     for trained in runs:
-        ask_policies = partial(answers_of, run, config, trained, ids)
-        answers |= answered(run, trained.algorithm, ids, layout, ask_policies)
+        ask_policies = partial(answers_of, run, config, trained, ids=ids)
+        answers |= answered(run, trained.algorithm, ids, layout=layout, answer=ask_policies)
 
     frames = common_frames(answers)
     clips = RankedClips.from_corpus(corpus, ids, layout, frames)
     listeners = [listener.subset(layout) for _, listener in corpus.listeners("train")]
     affect = fit_affect(corpus, layout)
     faces = faces_of(config.head, layout.topology)
-    protocols, left_out = scorers(clips, listeners, affect, faces)
+    protocols, left_out = scorers(clips, listeners, affect, faces=faces)
     reactions = {method: cut(motions, layout, frames) for method, motions in answers.items()}
     values = {
-        name: score(run, name, scorer, clips, reactions) for name, scorer in protocols.items()
+        name: score(run, name, scorer, clips=clips, reactions=reactions)
+        for name, scorer in protocols.items()
     }
     ranking = Ranking(
         corpus=corpus.digest,

@@ -14,6 +14,6 @@ def run(config: RolloutOfVla | RolloutOfFlow | RolloutOfOther, run: Run) -> None
     with cluster(config.cluster.address, config.cluster.cpus):
         imitated = imitate(run, config)
         sampler = candidate_sampler(config, imitated.policy)
-        with fleet_of(run, config, imitated, sampler) as fleet:
-            groups = roll_out(run, config, imitated, fleet)
-        package(run, config, imitated, groups)
+        with fleet_of(run, config, imitated, sampler=sampler) as fleet:
+            groups = roll_out(run, config, imitated, fleet=fleet)
+        package(run, config, imitated, groups=groups)

@@ -179,7 +179,7 @@ def pareto_chart(
     width, height, left, right, top, bottom = 560, 380, 70, 540, 44, 330
     measured = [t for t in trials if cost in t.metrics]
     start = baseline if cost in baseline and metric in baseline else {}
-    front = sorted(pareto_front(measured, cost, metric, mode), key=lambda t: t.metrics[cost])
+    front = sorted(pareto_front(measured, cost, metric, mode=mode), key=lambda t: t.metrics[cost])
     names = ", ".join(t.name for t in front)
     description = f"{metric} against {cost}; no trial beats {names} in both"
     picture = Picture(width, height, description, STYLE)

@@ -48,7 +48,7 @@ def align(
     """
     file = step.directory / "reference.parquet"
     objective = dpo_objective(
-        config, initial, reference, pairs, reference_file=file, round_index=round_index
+        config, initial, reference, pairs=pairs, reference_file=file, round_index=round_index
     )
     return learn_pairs(step, config, objective)
 
@@ -76,10 +76,10 @@ def dpo_objective(
         initial,
         reference,
         pairs,
-        config.dpo,
-        config.seed + round_index - 1,
-        reference_file,
-        policy_config(config),
+        config=config.dpo,
+        seed=config.seed + round_index - 1,
+        reference_file=reference_file,
+        policy_config=policy_config(config),
     )
 
 
@@ -91,7 +91,7 @@ def learn_pairs(
         f"{len(objective.rows)} pairs, {objective.steps} steps, beta {config.dpo.beta:g}, "
         f"{config.dpo.loss}"
     )
-    return learn(objective, config.learner, step, milestones)
+    return learn(objective, config.learner, step, milestones=milestones)
 
 
 def gdpo_learners(
@@ -115,9 +115,9 @@ def gdpo_learners(
         imitated.policy_path,
         scenes.table,
         config.gdpo,
-        config.seed,
-        rollout_sampler(config, imitated.policy),
-        policy_config(config),
+        seed=config.seed,
+        sampler=rollout_sampler(config, imitated.policy),
+        policy_config=policy_config(config),
     )
     return Learners(
         objective,

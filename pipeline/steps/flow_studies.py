@@ -114,7 +114,7 @@ def _told(held_out: HeldOut, features: Tensor) -> HeldOut:
     """Everybody has the same prompt."""
     text = {"text": to_bytes(features)}
     prompts = [FlowPrompt(prompt.prompt_id, dict(prompt.row) | text) for prompt in held_out.prompts]
-    return HeldOut(held_out.windows, prompts, held_out.seeds, held_out.samples)
+    return HeldOut(held_out.windows, prompts, held_out.seeds, samples=held_out.samples)
 
 
 def _answer(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
@@ -138,7 +138,7 @@ def endless(listeners: HeldOut, policy: FlowPolicy, long_frames: int) -> dict[st
     noise = draw_noise(
         listeners.seeds[:1], LONG_SAMPLES, count * sizes.window, sizes.latent_dim
     ).to(parts["text"].device)
-    latents = generate_long(flow, conditions, noise, policy.sampler.steps)[0]
+    latents = generate_long(flow, conditions, noise, steps=policy.sampler.steps)[0]
     motions = [policy.vae.to_motion(sampled) for sampled in latents]
     first = [motion.window(0, sizes.frames) for motion in motions]
     last = [motion.window((count - 1) * sizes.frames, sizes.frames) for motion in motions]

@@ -116,7 +116,7 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
     if not isinstance(config, OfFlow):
         return Imitated(corpus, path)
     folder = run.directory / "features"
-    encoded = _encode(run, config, corpus, path / VAE_FOLDER, features=folder)
+    encoded = _encode(run, config, corpus, vae=path / VAE_FOLDER, features=folder)
     return Imitated(corpus, path, encoded.artifacts["encode_tables"])
 
 
@@ -124,7 +124,9 @@ def learn(
     objective: Objective, config: LearnerConfig, step: Phase, milestones: Milestones | None = None
 ) -> PhaseResult:
     """Train an objective on the learners; returns the phase's result."""
-    result = fit(objective, config, step.directory, step.logger.log, step.say, milestones)
+    result = fit(
+        objective, config, step.directory, log=step.logger.log, say=step.say, milestones=milestones
+    )
     return learnt(result, step)
 
 
@@ -166,7 +168,7 @@ def _sft(step: Phase, config: OfVla, corpus: Corpus) -> PhaseResult:
     policy = VlaPolicy.load(initial)
     table = step.directory / "examples.arrow"
     rows = write_table(table, examples(corpus.clips("train"), policy), SFT_SCHEMA)
-    objective = Sft(initial, table, config.sft, config.seed, config.vla)
+    objective = Sft(initial, table, config.sft, seed=config.seed, policy_config=config.vla)
     step.say(
         f"{rows} clips, {policy.actions.space.tokens} action tokens each, "
         f"{sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters, "
@@ -218,7 +220,9 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
             **frames,
         )
         model = build_tiny(sizes, seed=config.seed).to(dtype)
-    actions = ActionTokenizer(space, low, high, model.config.action_token_start, vla.action.bins)
+    actions = ActionTokenizer(
+        space, low, high, first_token=model.config.action_token_start, bins=vla.action.bins
+    )
     return VlaPolicy(model, tokenizer, actions)
 
 
@@ -263,9 +267,9 @@ def _imitate_by_flow(run: Workspace, config: OfFlow) -> Imitated:
         return earlier_flow(config.imitation, run)
     corpus = prepare(run, config.corpus)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
-    encoded = _encode(run, config, corpus, vae, features=run.directory / "features")
+    encoded = _encode(run, config, corpus, vae=vae, features=run.directory / "features")
     tables = encoded.artifacts["encode_tables"]
-    trained = _flow(run, config, corpus, vae, tables)
+    trained = _flow(run, config, corpus, vae=vae, tables=tables)
     return Imitated(corpus, trained.artifacts["flow_policy"], tables)
 
 
@@ -305,7 +309,7 @@ def _vae(step: Phase, config: OfFlow, corpus: Corpus) -> PhaseResult:
     vae.fit_channels(motions.values())
     checkpoint.save(vae, initial)
     step.say(f"{len(motions)} windows, {corpus.layout}, {config.vae.steps} steps")
-    result = learn(MotionCode(initial, table, config.vae, config.seed), config.learner, step)
+    result = learn(MotionCode(initial, table, config.vae, seed=config.seed), config.learner, step)
     trained = checkpoint.load_vae(result.artifacts["vae_policy"])
     trained.fit_latents(torch.from_numpy(motion.values)[None] for motion in motions.values())
     checkpoint.save(trained, result.artifacts["vae_policy"])
@@ -360,8 +364,8 @@ def _flow(step: Phase, config: OfFlow, corpus: Corpus, vae: Path, tables: Path) 
         config.flow.size,
         coder.config,
         encoders.text.dim,
-        encoders.audio.dim,
-        frames // coder.config.downsample,
+        audio_dim=encoders.audio.dim,
+        window=frames // coder.config.downsample,
     )
     flow = initialised(sizes, config.seed)
     fit_features(flow, read_table(table))
@@ -370,7 +374,7 @@ def _flow(step: Phase, config: OfFlow, corpus: Corpus, vae: Path, tables: Path) 
         f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of "
         f"{sizes.window} latents, {config.flow.steps} steps"
     )
-    return learn(RectifiedFlow(initial, table, config.flow, config.seed), config.learner, step)
+    return learn(RectifiedFlow(initial, table, config.flow, seed=config.seed), config.learner, step)
 
 
 # -- Any other --
@@ -386,7 +390,7 @@ def _other(step: Phase, config: OfOther, corpus: Corpus) -> PhaseResult:
     schema = pa.schema(dict(policy.prompt_columns) | {"actions": policy.action_type})
     rows = write_table(table, _recorded(policy, corpus), schema)
     step.say(f"{rows} clips, {config.imitate.steps} steps")
-    return learn(Imitation(initial, table, config.imitate, config.seed), config.learner, step)
+    return learn(Imitation(initial, table, config.imitate, seed=config.seed), config.learner, step)
 
 
 def _recorded(policy: Policy, corpus: Corpus) -> Iterator[dict[str, Any]]:

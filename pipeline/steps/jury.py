@@ -85,7 +85,7 @@ class Jury:
         clip_ids = [window.clip_id for window in held_out.windows if window.role == "listener"]
         layout = compared_layout(imitated.policy, imitated.corpus.layout)
         judge = Judge.from_corpus(run, config, imitated.corpus, layout, clip_ids, raters)
-        jury = cls(run, config, imitated, held_out, judge)
+        jury = cls(run, config, imitated, held_out=held_out, judge=judge)
         if baselines:
             jury.rows |= judge.baselines()
         return jury
@@ -146,7 +146,7 @@ class Jury:
             pairs: the training table of the last round, where there were pairs.
         """
         if self.shown_clips:
-            _clips(self.run, self, renderers, pairs)
+            _clips(self.run, self, renderers, pairs=pairs)
 
     @property
     def shown_clips(self) -> int:
@@ -197,7 +197,7 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
         texts = flow_studies.text_features(policies[before])
         for name, policy in policies.items():
             rows[name] |= flow_studies.controls(
-                listeners, policy, texts, affect, config.judge.omegas
+                listeners, policy, texts, affect=affect, omegas=config.judge.omegas
             )
             rows[name] |= flow_studies.endless(listeners, policy, config.judge.long_frames)
     else:
@@ -231,7 +231,7 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
     videos = []
     for clip_id, file, kind in kinds:
         motions = {name: by_clip[clip_id][0] for name, by_clip in answers.items()}
-        videos.append(compared(jury.imitated.corpus.clip(clip_id), file, kind, motions))
+        videos.append(compared(jury.imitated.corpus.clip(clip_id), file, kind, answers=motions))
     if pairs is not None:
         scores = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score"]
         table = read_table(pairs).select_columns(scores)
@@ -239,7 +239,7 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
             table, key=lambda row: (row["rejected_score"] - row["chosen_score"], row["prompt_id"])
         )
         videos += [_pair_video(jury.imitated, row) for row in evenly_spaced(by_margin, count)]
-    return render_shown(jury.config.render, videos, renderers, step)
+    return render_shown(jury.config.render, videos, renderers, step=step)
 
 
 def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
@@ -254,5 +254,12 @@ def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
     panels = [speaker_panel(clip, len(motions["chosen"]))]
     panels += [Panel(name, motion) for name, motion in motions.items()]
     captions = [panel.caption for panel in panels]
-    shown = Shown(PAIR, f"pairs/{clip.clip_id}.mp4", clip.clip_id, clip.text, captions, scores)
+    shown = Shown(
+        PAIR,
+        f"pairs/{clip.clip_id}.mp4",
+        clip.clip_id,
+        words=clip.text,
+        panels=captions,
+        scores=scores,
+    )
     return Video(shown, tuple(panels), clip.speaker_audio)

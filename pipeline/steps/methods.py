@@ -105,7 +105,7 @@ class TrainedRun:
         imitated = Imitated(
             Corpus(artifacts["corpus"]), artifacts[imitator], artifacts.get("encode_tables")
         )
-        return cls(algorithm, kind, imitated, artifacts[aligned], judge)
+        return cls(algorithm, kind, imitated, aligned=artifacts[aligned], judge=judge)
 
     @property
     def methods(self) -> tuple[str, str]:
@@ -207,9 +207,9 @@ def answers_of(
     before = trained.imitated.policy
     after = load_policy(trained.aligned)
     if isinstance(before, VlaPolicy) and isinstance(after, VlaPolicy):
-        answers = by_fleet(run, config, trained.imitated, (before, after))
+        answers = by_fleet(run, config, trained.imitated, policies=(before, after))
     else:
-        answers = [in_process(config, trained, policy, ids) for policy in (before, after)]
+        answers = [in_process(config, trained, policy, ids=ids) for policy in (before, after)]
     return dict(zip(trained.methods, answers, strict=True))
 
 
@@ -225,15 +225,15 @@ def by_fleet(
         policies: who answers; engines hold the first one when they start.
     """
     prompts = Prompts(imitated, "test")
-    asked = choose(imitated.corpus, "test", config.rank.prompts, config.seed)
+    asked = choose(imitated.corpus, "test", config.rank.prompts, seed=config.seed)
     answers = []
     with cluster(config.cluster.address, config.cluster.cpus):
         sampler = TokenSampler(config.rollout.temperature)
-        with fleet_of(run, config, imitated, sampler) as fleet:
+        with fleet_of(run, config, imitated, sampler=sampler) as fleet:
             for policy in policies:
                 if policy is not policies[0]:
                     fleet.update(policy.weights(), policy)
-                seeds = policy.seeds("held out", config.seed, 0, asked)
+                seeds = policy.seeds("held out", config.seed, 0, prompt_ids=asked)
                 groups = fleet.groups([prompts[i] for i in asked], config.rank.samples, seeds)
                 by_clip: Answers = {}
                 for clip_id, group in zip(asked, groups, strict=True):
@@ -256,7 +256,7 @@ def in_process(
         ids: of the clips.
     """
     samples = config.rank.samples
-    seeds = [policy.seeds("held out", config.seed, 0, ids)]
+    seeds = [policy.seeds("held out", config.seed, 0, prompt_ids=ids)]
     if isinstance(policy, FlowPolicy):
         assert trained.judge is not None
         policy = policy.with_sampler(sampler_of(trained.judge), without_text=True)

@@ -71,13 +71,13 @@ class HeldOut:
             return cls._of_windows(config, imitated)
         assert isinstance(config.evaluation, ComparisonConfig)  # of all but AR-Flow
         policy = imitated.policy
-        clip_ids = choose(imitated.corpus, "test", config.evaluation.prompts, config.seed)
+        clip_ids = choose(imitated.corpus, "test", config.evaluation.prompts, seed=config.seed)
         clips = [imitated.corpus.clip(clip_id) for clip_id in clip_ids]
         recorded = [next(windows(clip, 1, both=False)) for clip in clips]
         return cls(
             windows=[_in_layout(window, policy) for window in recorded],
             prompts=[policy.encode(clip) for clip in clips],
-            seeds=policy.seeds("held out", config.seed, 0, clip_ids),
+            seeds=policy.seeds("held out", config.seed, 0, prompt_ids=clip_ids),
             samples=config.evaluation.samples,
         )
 
@@ -93,7 +93,7 @@ class HeldOut:
         return cls(
             windows=[everybody[place] for place in places],
             prompts=prompts,
-            seeds=imitated.policy.seeds("held out", config.seed, 0, ids),
+            seeds=imitated.policy.seeds("held out", config.seed, 0, prompt_ids=ids),
             both_roles=True,
         )
 
@@ -215,7 +215,7 @@ class MovementJudge:
             parts["speak"] = [window.actor_speaks for window in self.windows]
         values = {}
         for part, masks in parts.items():
-            for name, value in flame_groups.score(motions, recorded, partners, masks).items():
+            for name, value in flame_groups.score(motions, recorded, partners, parts=masks).items():
                 values[f"{part}/{name}"] = value
         return values
 
@@ -275,7 +275,7 @@ class Faces:
         vertices = self.head.vertices_of(
             Motion(still, layout), vertices=None if whole else self.used
         )
-        return Face(vertices, motion.group(turning[0]), motion.group("jaw"), regions)
+        return Face(vertices, motion.group(turning[0]), motion.group("jaw"), regions=regions)
 
 
 def faces_of(config: HeadConfig, topology: str) -> Faces | None:

@@ -41,7 +41,12 @@ def watched(clip: Clip, candidates: Mapping[str, Motion]) -> RatedPrompt:
     if speaker is not None and candidates:
         speaker = speaker.window(0, len(next(iter(candidates.values()))))
     return RatedPrompt(
-        clip.clip_id, candidates, speaker, clip.speaker_shape, words, clip.speaker_audio
+        clip.clip_id,
+        candidates,
+        speaker,
+        speaker_shape=clip.speaker_shape,
+        words=words,
+        audio=clip.speaker_audio,
     )
 
 
@@ -62,7 +67,7 @@ def rate(
     round_index: int = 1,
 ) -> list[Rating]:
     """People's ratings from their sheets, or those of SIMULATED raters who watch everything."""
-    result = _rated(run, config, imitated, groups, raters, round_index=round_index)
+    result = _rated(run, config, imitated, groups=groups, raters=raters, round_index=round_index)
     if result.value is not None:
         run.summary["survey"] = result.value
     return read_ratings(result.artifacts["ratings"])
@@ -145,7 +150,7 @@ def pair(
     round_index: int = 1,
 ) -> Path:
     """Score every candidate (Eq. 10); best and worst of a group make a pair: the table of them."""
-    result = _paired(run, config, imitated, groups, ratings, round_index=round_index)
+    result = _paired(run, config, imitated, groups=groups, ratings=ratings, round_index=round_index)
     return result.artifacts["pairs"]
 
 
@@ -167,7 +172,7 @@ def _paired(
         step,
         ratings,
         _members(groups),
-        config.score,
+        config=config.score,
         batch_size=config.dpo.batch_size,
         recorded={key for key, candidate in by_id.items() if candidate.source == GROUND_TRUTH},
         scales=scales,
@@ -201,7 +206,7 @@ def pairs_of(
     Returns:
         the pairs, and counts of what was scored and paired.
     """
-    scores, scored = score_candidates(ratings, config.weights, members, scales)
+    scores, scored = score_candidates(ratings, config.weights, members, scales=scales)
     pairs, paired = make_pairs(scores, config.minimum_margin)
     if len(pairs) < batch_size:
         raise RunError(

@@ -73,7 +73,7 @@ class RankedClips:
             recorded.append(clip.listener.subset(layout).window(0, frames))
             speakers.append(None if speaker is None else speaker.subset(layout).window(0, frames))
             speech.append(masks[:, :frames])
-        return cls(ids, recorded, speakers, speech)
+        return cls(ids, recorded, speakers, speech=speech)
 
     @property
     def layout(self) -> Layout:
@@ -94,7 +94,7 @@ class RankedClips:
     def part(self, clips: slice) -> RankedClips:
         """Some of the clips."""
         return RankedClips(
-            self.ids[clips], self.recorded[clips], self.speakers[clips], self.speech[clips]
+            self.ids[clips], self.recorded[clips], self.speakers[clips], speech=self.speech[clips]
         )
 
 
@@ -236,7 +236,7 @@ def _by_clip(
     protocol: Protocol, clips: RankedClips, reactions: Reactions, variant: Variant
 ) -> Scores:
     partner = clips.speakers if protocol.name == "lm_listener" else None
-    return evaluate(protocol, _first(reactions), clips.recorded, partner, variant=variant)
+    return evaluate(protocol, _first(reactions), clips.recorded, partner=partner, variant=variant)
 
 
 def _dim(clips: RankedClips, reactions: Reactions, variant: Variant) -> Scores:
@@ -312,7 +312,7 @@ def _reactface(
         protocol,
         reactions,
         clips.recorded,
-        clips.partners,
+        partner=clips.partners,
         neighbours=np.eye(len(clips.ids), dtype=int),
         variant=variant,
     )

@@ -118,7 +118,7 @@ class Scenes:
     def of_iteration(self, index: int) -> Batch:
         """Whom iteration `index` asks: a function of the seed alone, so that it can be repeated."""
         count = self.config.sync_every * self.config.batch_size
-        places = batch_rows(index, count, len(self.prompts), self.seed).tolist()
+        places = batch_rows(index, count, len(self.prompts), seed=self.seed).tolist()
         asked = sorted(set(places)) if self.policy.seed_per_prompt else places
         order = list(range(len(places)))
         if self.policy.seed_per_prompt:
@@ -127,7 +127,9 @@ class Scenes:
             rows=[self.prompts[place] for place in places],
             order=order,
             prompts=[self.policy.prompt_of(self.rows[self.prompts[place]]) for place in asked],
-            seeds=self.policy.seeds("iteration", self.seed, index, [str(i) for i in asked]),
+            seeds=self.policy.seeds(
+                "iteration", self.seed, index, prompt_ids=[str(i) for i in asked]
+            ),
         )
 
     def measured(self, batch: Batch, groups: Groups) -> Measured:
@@ -146,7 +148,7 @@ class Scenes:
             self.policy.to_motion(reaction),
             self._motion(scene["recorded"]),
             np.array(scene["listening"]),
-            self.limits,
+            limits=self.limits,
         )
 
     def metrics(self, batch: Batch, measured: Measured, rewards: Tensor) -> dict[str, float]:
@@ -174,7 +176,7 @@ def scenes_of(step: Phase, config: Rewarded, imitated: Imitated) -> Scenes:
         table = step.directory / "scenes.arrow"
         schema = pa.schema(dict(policy.prompt_columns) | SCENE_COLUMNS)
         write_table(table, scene_rows(imitated), schema)
-    scenes = Scenes(table, policy, imitated.policy_path, config.gdpo, config.seed)
+    scenes = Scenes(table, policy, imitated.policy_path, config=config.gdpo, seed=config.seed)
     if not scenes.listened.any():
         raise RunError(
             f"nobody listens in {table}: GDPO rewards listening only, and there is no action of a "

@@ -59,7 +59,9 @@ def fleet_of(run: Workspace, config: Sampling, imitated: Imitated, sampler: Any)
     started = time.monotonic()
     policy = imitated.policy
     policy.sampler = sampler
-    with start_fleet(config.rollout, config.cluster.lost_workers, imitated, sampler) as fleet:
+    with start_fleet(
+        config.rollout, config.cluster.lost_workers, imitated, sampler=sampler
+    ) as fleet:
         engine = fleet.ready()
         seconds = time.monotonic() - started
         run.summary["engines"]["rollout"] = engine
@@ -181,8 +183,10 @@ def candidates(
     """Sampled here and rendered, or those of an earlier `rollout` run."""
     if config.candidates is not None:
         return read_candidates(earlier(config.candidates, "candidates"))
-    groups = roll_out(run, config, imitated, fleet, round_index=round_index)
-    render_candidates(run, config, imitated, groups, renderers, round_index=round_index)
+    groups = roll_out(run, config, imitated, fleet=fleet, round_index=round_index)
+    render_candidates(
+        run, config, imitated, groups=groups, renderers=renderers, round_index=round_index
+    )
     return groups
 
 
@@ -193,7 +197,7 @@ def roll_out(
 
     Every round takes other prompts, as long as there are any.
     """
-    result = _rollout(run, config, imitated, fleet, round_index=round_index)
+    result = _rollout(run, config, imitated, fleet=fleet, round_index=round_index)
     run.summary["metrics"]["rollout_tokens_per_s"] = result.value["tokens_per_s"]
     return read_candidates(result.artifacts["candidates"])
 
@@ -205,8 +209,8 @@ def _rollout(
     policy = imitated.policy
     samples = config.rollout.samples
     prompts = Prompts(imitated, "train")
-    ids = prompts_of_round(config, policy, prompts.clip_ids, round_index)
-    seeds = policy.seeds("candidates", config.seed, round_index - 1, ids)
+    ids = prompts_of_round(config, policy, prompts.clip_ids, round_index=round_index)
+    seeds = policy.seeds("candidates", config.seed, round_index - 1, prompt_ids=ids)
     started = time.monotonic()
     actions = 0
     found: list[Candidate] = []
@@ -267,7 +271,7 @@ def render_candidates(
     jobs = (
         video_of(c, step.directory / f"{c.prompt_id}_{c.candidate_id}.mp4", imitated) for c in first
     )
-    return render_videos(config.render, jobs, renderers, step)
+    return render_videos(config.render, jobs, renderers, step=step)
 
 
 @phase("package")
@@ -284,7 +288,7 @@ def package(step: Phase, config: Rated, imitated: Imitated, groups: Groups) -> P
         video_of(by_id[shown], videos / f"{name}.mp4", imitated) for name, shown in names.items()
     )
     with render_pool(config) as renderers:
-        result = render_videos(config.render, jobs, renderers, step)
+        result = render_videos(config.render, jobs, renderers, step=step)
     step.say(f"{len(whole)} groups; hand out {step.directory / HAND_OUT}, keep manifest.csv")
     manifest = {"manifest": step.directory / "manifest.csv"}
     return PhaseResult(

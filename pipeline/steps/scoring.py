@@ -46,7 +46,7 @@ def score_files(config: Evaluated, run: Run) -> None:
             )
     except ValueError as error:
         raise RunError(f"protocol {protocol.name}: {error}") from error
-    report(protocol, files, scores, run)
+    report(protocol, files, scores, run=run)
 
 
 def on_many_processes(config: Evaluated, inputs: dict[str, Any]) -> dict[str, float]:
@@ -104,12 +104,15 @@ def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run
     if not published:
         console.print(
             _table(
-                f"{protocol.name} ({files.variant}); no published rows are known", scores, {}, {}
+                f"{protocol.name} ({files.variant}); no published rows are known",
+                scores,
+                {},
+                scale={},
             )
         )
     for table in published:
         title = f"{protocol.name} ({files.variant}) beside {table.source}: {table.data}"
-        console.print(_table(title, scores, table.rows, table.scale))
+        console.print(_table(title, scores, table.rows, scale=table.scale))
         if table.remark:
             logger.info(f"  {table.remark}")
     found = {

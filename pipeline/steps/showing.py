@@ -60,7 +60,7 @@ def render_shown(
     ]
     for job in jobs:
         job.path.parent.mkdir(exist_ok=True)
-    result = render_videos(config, jobs, renderers, step)
+    result = render_videos(config, jobs, renderers, step=step)
     write_shown(step.directory, [video.shown for video in videos])
     return result
 
@@ -91,5 +91,5 @@ def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) ->
     panels = [speaker_panel(clip, len(answer))]
     panels += [Panel(caption, motion) for caption, motion in listeners.items()]
     captions = [panel.caption for panel in panels]
-    shown = Shown(kind, file, clip.clip_id, clip.text, captions)
+    shown = Shown(kind, file, clip.clip_id, words=clip.text, panels=captions)
     return Video(shown, tuple(panels), clip.speaker_audio)

@@ -87,7 +87,7 @@ class DpoTrials:
 
     def learn(self, config: Preferences, part: Workspace, milestones: Milestones) -> Path:
         """Align on the shared pairs."""
-        return _align(part, config, self, milestones).artifacts["dpo_policy"]
+        return _align(part, config, self, milestones=milestones).artifacts["dpo_policy"]
 
     def demand(self, config: Preferences) -> dict[str, float]:
         """The fleet that all are judged with stands anyway; learners are a trial's own."""
@@ -103,8 +103,8 @@ def _align(
     counted = "all" if steps is None else f"first-{steps}"
     file = trials.folder / f"reference-{counted}-steps.parquet"
     start = trials.start
-    objective = dpo_objective(config, start, start, trials.pairs, reference_file=file)
-    return learn_pairs(step, config, objective, milestones)
+    objective = dpo_objective(config, start, start, pairs=trials.pairs, reference_file=file)
+    return learn_pairs(step, config, objective, milestones=milestones)
 
 
 @contextmanager

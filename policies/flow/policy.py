@@ -173,9 +173,9 @@ class FlowPolicy(Policy):
             self.flow,
             Conditions(**conditions),
             noise.to(self._device),
-            sampler.steps,
-            self._guidance(prompts),
-            sampler.streaming,
+            steps=sampler.steps,
+            omega=self._guidance(prompts),
+            streaming=sampler.streaming,
         ).cpu()
         return [
             [
@@ -191,7 +191,10 @@ class FlowPolicy(Policy):
             return None
         speaking = torch.tensor([prompt.row["speaking"] for prompt in prompts])
         return guidance_scale(
-            speaking, sampler.omega_speak, sampler.omega_listen, self.flow.config.downsample
+            speaking,
+            sampler.omega_speak,
+            sampler.omega_listen,
+            downsample=self.flow.config.downsample,
         )
 
     def _by_sde(
@@ -209,8 +212,8 @@ class FlowPolicy(Policy):
             self.flow,
             Conditions(**conditions),
             noise,
-            sampler.sigma,
-            sampler.reduction,
+            sigma=sampler.sigma,
+            reduction=sampler.reduction,
             corrected=sampler.corrected,
         )
         states = path.states
@@ -228,7 +231,7 @@ class FlowPolicy(Policy):
                     prompt.prompt_id,
                     k,
                     actions[i, k],
-                    log_probs[i, k],
+                    log_probs=log_probs[i, k],
                     seed=seed,
                     **self._decoded(frames[i, k]),
                 )
@@ -334,7 +337,11 @@ class FlowPolicy(Policy):
         velocities = forward("velocities", _conditions(batch), states, self.sampler.chunk)
         sampler = self.sampler
         log_probs = step_log_probs(
-            states, velocities, sampler.sigma, sampler.reduction, sampler.corrected
+            states,
+            velocities,
+            sampler.sigma,
+            reduction=sampler.reduction,
+            corrected=sampler.corrected,
         )
         return Likelihood(log_probs[0], velocities)
 
@@ -342,7 +349,11 @@ class FlowPolicy(Policy):
         """Exact, step by step: both are Gaussians of one width."""
         sampler = self.sampler
         apart = step_kl(
-            policy.density, reference, sampler.sigma, sampler.reduction, sampler.corrected
+            policy.density,
+            reference,
+            sampler.sigma,
+            reduction=sampler.reduction,
+            corrected=sampler.corrected,
         )
         return apart[0]
 

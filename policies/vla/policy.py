@@ -84,7 +84,7 @@ class VlaPolicy(Policy):
         text_ids = None
         if clip.text is not None:
             text_ids = encode_text(
-                self.tokenizer, clip.text, config.action_token_start, config.action_bins
+                self.tokenizer, clip.text, config.action_token_start, action_bins=config.action_bins
             )
         frames = None
         if clip.speaker_frames is not None:
@@ -103,7 +103,7 @@ class VlaPolicy(Policy):
             )
             groups.append(
                 [
-                    Reaction(prompt.prompt_id, k, tokens[k], log_probs[k], seed=seed)
+                    Reaction(prompt.prompt_id, k, tokens[k], log_probs=log_probs[k], seed=seed)
                     for k in range(samples)
                 ]
             )
@@ -226,7 +226,7 @@ class VlaPolicy(Policy):
     def save(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """A folder that vLLM and `load` read; adapters are merged."""
         weights = None if state is None else policy_state(dict(state))
-        save_checkpoint(self.model, self.tokenizer, self.actions, path, weights)
+        save_checkpoint(self.model, self.tokenizer, self.actions, path=path, state_dict=weights)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -299,5 +299,7 @@ def sample_prompt(
     frames = None
     if prompt.frames is not None:
         frames = torch.as_tensor(prompt.frames, device=device).expand(samples, *prompt.frames.shape)
-    sampled, log_probs = model.sample_actions(ids, frames, temperature, generator, tokens)
+    sampled, log_probs = model.sample_actions(
+        ids, frames, temperature, generator=generator, tokens=tokens
+    )
     return sampled.cpu().numpy(), log_probs.float().cpu().numpy()
