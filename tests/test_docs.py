@@ -33,6 +33,13 @@ def test_the_api_pages_come_from_docstrings(site):
     assert 'id="rapport.policies.policy.load_policy"' in page
 
 
+def test_the_examples_stand_in_their_page(site):
+    text = re.sub(r"<[^>]+>", "", (site / "examples.html").read_text())
+    examples = sorted((ROOT / "docs" / "examples").glob("*.py"))
+    missing = [file.name for file in examples if f"python docs/examples/{file.name}" not in text]
+    assert examples and missing == []
+
+
 def test_pages_load_nothing_from_elsewhere(site):
     loaded = re.compile(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:|//)")
     pages = sorted(site.rglob("*.html"))

@@ -55,5 +55,16 @@ def test_rate_and_align(tmp_path, tiny_checkpoint):
 
 
 def test_listen(tmp_path, tiny_checkpoint, tiny_corpus):
-    run("listen.py", tiny_checkpoint, tiny_corpus.path, tmp_path / "listener.mp4")
-    assert frames_of(tmp_path / "listener.mp4") == 25
+    listener = tmp_path / "listener.mp4"
+    printed = run("listen.py", tiny_checkpoint, tiny_corpus.path, listener)
+    assert "nothing that was written down" not in printed
+    assert frames_of(listener) == 25
+
+
+def test_listen_to_a_video(tmp_path, tiny_checkpoint):
+    speaker = tmp_path / "speaker.mp4"
+    run("render_motion.py", speaker)
+    listener = tmp_path / "listener.mp4"
+    printed = run("listen.py", tiny_checkpoint, speaker, listener)
+    assert "nothing that was written down" in printed
+    assert frames_of(listener) == 25
