@@ -20,7 +20,7 @@ from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.judging import Row, tabulate
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
-from rapport.pipeline.steps.sampling import candidate_sampler, candidates, fleet_of
+from rapport.pipeline.steps.sampling import candidates, fleet_of
 from rapport.pipeline.steps.showing import render_pool
 from rapport.pipeline.steps.verdicts import motions_of, reactions_of
 from rapport.policies.policy import Policy, load_policy
@@ -54,9 +54,8 @@ def on_one_corpus(run: Run, config: Config) -> Config:
 def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
     """Variant -> its row of held-out metrics."""
     imitated = imitate(part, config)
-    sampler = candidate_sampler(config, imitated.policy)
     with (
-        fleet_of(part, config, imitated, sampler=sampler) as fleet,
+        fleet_of(part, config, imitated) as fleet,
         reward_pool(config) as raters,
         render_pool(config) as renderers,
     ):

@@ -12,7 +12,6 @@ from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import (
-    candidate_sampler,
     candidates,
     fleet_of,
     starting_point,
@@ -27,9 +26,8 @@ def run(config: Preferences, run: Run) -> None:
     with cluster(config.cluster.address, config.cluster.cpus):
         preflight(run, config)
         imitated = starting_point(run, config)
-        sampler = candidate_sampler(config, imitated.policy)
         with (
-            fleet_of(run, config, imitated, sampler=sampler) as fleet,
+            fleet_of(run, config, imitated) as fleet,
             reward_pool(config) as raters,
             render_pool(config) as renderers,
         ):

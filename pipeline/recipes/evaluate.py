@@ -12,7 +12,7 @@ from rapport.pipeline.settings import EvaluateOfFlow, EvaluateOfOther, EvaluateO
 from rapport.pipeline.steps.imitation import as_trained, imitate, of_checkpoint
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import reward_pool
-from rapport.pipeline.steps.sampling import fleet_of, judged_sampler
+from rapport.pipeline.steps.sampling import fleet_of
 from rapport.pipeline.steps.scoring import score_files
 from rapport.pipeline.steps.showing import render_pool
 
@@ -28,11 +28,7 @@ def run(config: EvaluateOfVla | EvaluateOfFlow | EvaluateOfOther, run: Run) -> N
             imitated = imitate(run, config)
         else:
             imitated = of_checkpoint(run, config, config.checkpoint)
-        sampler = judged_sampler(config, imitated.policy)
-        with (
-            fleet_of(run, config, imitated, sampler=sampler) as fleet,
-            reward_pool(config) as raters,
-        ):
+        with fleet_of(run, config, imitated) as fleet, reward_pool(config) as raters:
             jury = Jury.of_run(run, config, imitated, raters)
             jury.hear(imitated.policy, fleet, name="policy")
             jury.tabulate()

@@ -13,7 +13,7 @@ from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate, lear
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import reward_pool
 from rapport.pipeline.steps.rewarding import advantages_of, rewards_of, rollouts_of, scenes_of
-from rapport.pipeline.steps.sampling import fleet_of, rollout_sampler
+from rapport.pipeline.steps.sampling import fleet_of
 from rapport.pipeline.steps.showing import render_pool
 from rapport.policies.policy import load_policy
 
@@ -23,11 +23,7 @@ def run(config: Rewarded, run: Run) -> None:
     config = as_trained(config)
     with cluster(config.cluster.address, config.cluster.cpus):
         imitated = imitate(run, config)
-        sampler = rollout_sampler(config, imitated.policy)
-        with (
-            fleet_of(run, config, imitated, sampler=sampler) as fleet,
-            reward_pool(config) as raters,
-        ):
+        with fleet_of(run, config, imitated) as fleet, reward_pool(config) as raters:
             jury = Jury.of_run(run, config, imitated, raters)
             jury.hear(imitated.policy, fleet, round_index=0)
             trained = post_train(run, config, imitated, fleet=fleet)

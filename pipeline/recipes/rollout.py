@@ -6,14 +6,13 @@ from rapport.actors.cluster import cluster
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import RolloutOfFlow, RolloutOfOther, RolloutOfVla
 from rapport.pipeline.steps.imitation import imitate
-from rapport.pipeline.steps.sampling import candidate_sampler, fleet_of, package, roll_out
+from rapport.pipeline.steps.sampling import fleet_of, package, roll_out
 
 
 def run(config: RolloutOfVla | RolloutOfFlow | RolloutOfOther, run: Run) -> None:
     """Imitate, sample, hand out."""
     with cluster(config.cluster.address, config.cluster.cpus):
         imitated = imitate(run, config)
-        sampler = candidate_sampler(config, imitated.policy)
-        with fleet_of(run, config, imitated, sampler=sampler) as fleet:
+        with fleet_of(run, config, imitated) as fleet:
             groups = roll_out(run, config, imitated, fleet=fleet)
         package(run, config, imitated, groups=groups)

@@ -15,7 +15,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, phase
 from rapport.pipeline.settings import Learning, OfVla, Preferences, Rewarded
 from rapport.pipeline.steps.imitation import Imitated, learn
 from rapport.pipeline.steps.rewarding import Scenes
-from rapport.pipeline.steps.sampling import rollout_sampler
+from rapport.pipeline.steps.sampling import fleet_sampler
 from rapport.policies.policy import Reaction, load_policy
 
 Rolled = TypeVar("Rolled")
@@ -116,7 +116,7 @@ def gdpo_learners(
         scenes.table,
         config.gdpo,
         seed=config.seed,
-        sampler=rollout_sampler(config, imitated.policy),
+        sampler=fleet_sampler(config, imitated.policy),
         policy_config=policy_config(config),
     )
     return Learners(

@@ -31,7 +31,7 @@ from rapport.policies.clip import Clip
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, load_policy
-from rapport.policies.vla.policy import TokenSampler, VlaPolicy
+from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.settings import ActionConfig
 from rapport.rewards.metrics.baselines import (
     NearestNeighbour,
@@ -228,8 +228,7 @@ def by_fleet(
     asked = choose(imitated.corpus, "test", config.rank.prompts, seed=config.seed)
     answers = []
     with cluster(config.cluster.address, config.cluster.cpus):
-        sampler = TokenSampler(config.rollout.temperature)
-        with fleet_of(run, config, imitated, sampler=sampler) as fleet:
+        with fleet_of(run, config, imitated) as fleet:
             for policy in policies:
                 if policy is not policies[0]:
                     fleet.update(policy.weights(), policy)

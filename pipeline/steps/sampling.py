@@ -29,7 +29,6 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import (
     GdpoOfFlow,
-    Judged,
     JudgedOfFlow,
     Preferences,
     Rated,
@@ -47,14 +46,16 @@ Groups = dict[str, list[Candidate]]
 
 
 @contextmanager
-def fleet_of(run: Workspace, config: Sampling, imitated: Imitated, sampler: Any) -> Iterator[Fleet]:
+def fleet_of(
+    run: Workspace, config: Sampling, imitated: Imitated, *, sampler: Any = None
+) -> Iterator[Fleet]:
     """Engines that hold the imitating policy, checked against a plain forward pass.
 
     Args:
         run: its summary says what runs.
         config: of the recipe.
         imitated: the policy and its corpus.
-        sampler: how it samples, see `candidate_sampler` and `rollout_sampler`.
+        sampler: how it samples; None = as the recipe does, see `fleet_sampler`.
     """
     started = time.monotonic()
     policy = imitated.policy
@@ -96,36 +97,31 @@ def start_fleet(config: FleetConfig, losses: int, imitated: Imitated, sampler: A
     )
 
 
-def candidate_sampler(config: Rated, policy: Policy) -> Any:
-    """How candidates are sampled that raters watch."""
+def fleet_sampler(config: Sampling, policy: Policy) -> Any:
+    """How a recipe's fleet samples: candidates, rollouts to be rewarded, reactions to be judged."""
     if isinstance(config.rollout, CandidateFlowConfig):
-        # The SDE's path without its noise: the ODE.
+        # The path of the SDE without its noise: the ODE.
         return Sampler(steps=config.rollout.steps, sigma=0.0)
-    return rollout_sampler(config, policy)
+    if isinstance(config, GdpoOfFlow):
+        gdpo = config.gdpo
+        return Sampler(
+            steps=gdpo.steps,
+            sigma=gdpo.sigma,
+            corrected=gdpo.corrected,
+            shared_start=gdpo.shared_start,
+            reduction=gdpo.reduction,
+            chunk=gdpo.chunk,
+        )
+    return judged_sampler(config, policy)
 
 
-def rollout_sampler(config: Sampling, policy: Policy) -> Any:
-    """How reactions are sampled that are rewarded, so that every action has a probability."""
+def judged_sampler(config: Sampling, policy: Policy) -> Any:
+    """How held-out reactions are sampled."""
     if isinstance(config.rollout, EngineConfig):
         return TokenSampler(temperature=config.rollout.temperature)
-    if not isinstance(config, GdpoOfFlow):
-        return policy.sampler
-    gdpo = config.gdpo
-    return Sampler(
-        steps=gdpo.steps,
-        sigma=gdpo.sigma,
-        corrected=gdpo.corrected,
-        shared_start=gdpo.shared_start,
-        reduction=gdpo.reduction,
-        chunk=gdpo.chunk,
-    )
-
-
-def judged_sampler(config: Judged, policy: Policy) -> Any:
-    """How held-out reactions are sampled."""
     if isinstance(config, JudgedOfFlow):
         return flow_studies.judged_sampler(config)
-    return rollout_sampler(config, policy)
+    return policy.sampler
 
 
 class Prompts(Mapping[str, Prompt]):

@@ -24,12 +24,10 @@ from rapport.pipeline.steps.checks import demand, preflight
 from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import (
-    candidate_sampler,
     earlier,
     fleet_of,
     judged_sampler,
     roll_out,
-    rollout_sampler,
     starting_point,
 )
 from rapport.pipeline.steps.verdicts import Verdict
@@ -112,9 +110,8 @@ def _shared_pairs(run: Run, config: Any, recipe: ModuleType) -> Iterator[tuple[D
     """Corpus, imitating policy, candidates, ratings and pairs."""
     preflight(run, config)
     imitated = starting_point(run, config)
-    sampler = candidate_sampler(config, imitated.policy)
     with (
-        fleet_of(run, config, imitated, sampler=sampler) as fleet,
+        fleet_of(run, config, imitated) as fleet,
         reward_pool(config) as raters,
     ):
         if config.candidates is None:
@@ -149,8 +146,7 @@ class GdpoTrials:
     def learn(self, config: Rewarded, part: Workspace, milestones: Milestones) -> Path:
         """Run the recipe's loop, with a rollout fleet of the trial's own."""
         imitated = Imitated(Corpus(self.corpus), self.start, self.windows)
-        sampler = rollout_sampler(config, imitated.policy)
-        with fleet_of(part, config, imitated, sampler=sampler) as fleet:
+        with fleet_of(part, config, imitated) as fleet:
             aligned = self.post_train(part, config, imitated, fleet=fleet, milestones=milestones)
         return aligned.artifacts["gdpo_policy"]
 

@@ -18,7 +18,7 @@ from rapport.pipeline.recipes import gdpo as recipe
 from rapport.pipeline.settings import GdpoOfFlow
 from rapport.pipeline.steps import alignment
 from rapport.pipeline.steps.imitation import Imitated
-from rapport.pipeline.steps.sampling import rollout_sampler, start_fleet
+from rapport.pipeline.steps.sampling import fleet_sampler, start_fleet
 from rapport.policies.flow import config
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import FlowPolicy
@@ -111,7 +111,7 @@ def post_train(files, directory):
         logger=SimpleNamespace(log=lambda values, step: logged.append((step, values))),
     )
     run = SimpleNamespace(once=lambda name, work, round_index: work(step), summary={"metrics": {}})
-    sampler = rollout_sampler(CONFIG, imitated.policy)
+    sampler = fleet_sampler(CONFIG, imitated.policy)
     with start_fleet(CONFIG.rollout, 0, imitated, sampler) as fleet:
         fleet.ready()
         return recipe.post_train(run, CONFIG, imitated, fleet), logged

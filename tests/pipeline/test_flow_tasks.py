@@ -31,7 +31,7 @@ from rapport.pipeline.steps.rewarding import (
     rollouts_of,
     scenes_of,
 )
-from rapport.pipeline.steps.sampling import rollout_sampler
+from rapport.pipeline.steps.sampling import fleet_sampler
 from rapport.policies.flow import checkpoint, config
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.loss import flow_errors
@@ -148,7 +148,7 @@ def gdpo_task(policy, tmp_path, prompts=4, **keys):
     write_table(table, rows, WINDOW_SCHEMA)
     settings = FlowGdpoConfig(**SETTINGS | keys)
     recipe = GdpoOfFlow.model_construct(gdpo=settings)
-    sampler = rollout_sampler(recipe, load_policy(policy))
+    sampler = fleet_sampler(recipe, load_policy(policy))
     task = Gdpo(policy, table, settings, 3, sampler)
     task.recipe = recipe
     task.scenes = Scenes(table, load_policy(policy), policy, settings, 3)
