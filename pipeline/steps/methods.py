@@ -227,17 +227,19 @@ def by_fleet(
     prompts = Prompts(imitated, "test")
     asked = choose(imitated.corpus, "test", config.rank.prompts, seed=config.seed)
     answers = []
-    with cluster(config.cluster.address, config.cluster.cpus):
-        with fleet_of(run, config, imitated) as fleet:
-            for policy in policies:
-                if policy is not policies[0]:
-                    fleet.update(policy.weights(), policy)
-                seeds = policy.seeds("held out", config.seed, 0, prompt_ids=asked)
-                groups = fleet.groups([prompts[i] for i in asked], config.rank.samples, seeds)
-                by_clip: Answers = {}
-                for clip_id, group in zip(asked, groups, strict=True):
-                    by_clip[clip_id] = [policy.to_motion(reaction) for reaction in group]
-                answers.append(by_clip)
+    with (
+        cluster(config.cluster.address, config.cluster.cpus),
+        fleet_of(run, config, imitated) as fleet,
+    ):
+        for policy in policies:
+            if policy is not policies[0]:
+                fleet.update(policy.weights(), policy)
+            seeds = policy.seeds("held out", config.seed, 0, prompt_ids=asked)
+            groups = fleet.groups([prompts[i] for i in asked], config.rank.samples, seeds)
+            by_clip: Answers = {}
+            for clip_id, group in zip(asked, groups, strict=True):
+                by_clip[clip_id] = [policy.to_motion(reaction) for reaction in group]
+            answers.append(by_clip)
     return answers
 
 

@@ -244,8 +244,9 @@ def vae_loss(
         The loss and its parts, detached: `reconstruction`, `velocity`, `kl`.
     """
     error = decoded - target
+    change = error.diff(dim=1)
     reconstruction = _size_and_square(error)
-    velocity = _size_and_square(error.diff(dim=1))
+    velocity = _size_and_square(change)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
