@@ -66,6 +66,11 @@ def require_equal_shares(config: Learning, *sections: str) -> None:
             )
 
 
+def is_default(config: RecipeConfig, name: str) -> bool:
+    """Whether a section or key was left as it is."""
+    return bool(getattr(config, name) == type(config).model_fields[name].default)
+
+
 class PrepareConfig(RecipeConfig):
     """`prepare`, and what all recipes take that read a corpus."""
 
@@ -124,8 +129,7 @@ class OfFlow(Learning):
 
     @model_validator(mode="after")
     def _one_imitation(self) -> Self:
-        defaults = type(self).model_fields
-        given = [name for name in STAGE_ONE if getattr(self, name) != defaults[name].default]
+        given = [name for name in STAGE_ONE if not is_default(self, name)]
         if self.imitation is not None and given:
             raise ValueError(
                 f"imitation=RUN_DIR brings its own {', '.join(STAGE_ONE)}: "
@@ -260,6 +264,15 @@ class DpoOfFlow(JudgedOfFlow, Preferences):
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFlowConfig = CandidateFlowConfig()
     dpo: FlowDpoConfig = FlowDpoConfig()
+
+    @model_validator(mode="after")
+    def _candidates_bring_their_policy(self) -> Self:
+        given = [name for name in ("imitation", *STAGE_ONE) if not is_default(self, name)]
+        if self.candidates is not None and given:
+            raise ValueError(
+                f"candidates=RUN_DIR brings its own policy and corpus: leave {', '.join(given)} out"
+            )
+        return self
 
 
 class DpoOfOther(JudgedOfOther, Preferences):

@@ -96,7 +96,14 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
         and "ground truth, supervised, GDPO" in report
     )
     assert all(
-        title in report for title in ("How listeners move", "Held-out clips", "Training curves")
+        title in report
+        for title in (
+            "How listeners move",
+            "Held-out clips",
+            "Training curves",
+            "divergence from N(0, I)",
+            "divergence from the supervised policy",
+        )
     )
     lines = [
         json.loads(line) for line in (folder / "gdpo" / "steps.jsonl").read_text().splitlines()

@@ -37,7 +37,7 @@ from rapport.pipeline.objectives.imitation import Imitation
 from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase, still_there
-from rapport.pipeline.settings import STAGE_ONE, Learning, OfFlow, OfOther, OfVla
+from rapport.pipeline.settings import STAGE_ONE, Learning, OfFlow, OfOther, OfVla, Preferences
 from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.config import VAEConfig, flow_config, vae_config
@@ -245,21 +245,34 @@ def action_layout(config: ActionConfig, corpus: Layout) -> Layout:
 
 
 def as_trained(config: Config) -> Config:
-    """The config with the stage 1 of the run that `imitation` names, where it names one."""
-    if not isinstance(config, OfFlow) or config.imitation is None:
+    """The config with the stage 1 of the run whose AR-Flow is used, where it names one."""
+    if not isinstance(config, OfFlow):
         return config
-    file = config.imitation / "config.yaml"
+    if config.imitation is not None:
+        trained = _stage_one("imitation", config.imitation)
+    elif isinstance(config, Preferences) and config.candidates is not None:
+        trained = _stage_one("candidates", config.candidates)
+    else:
+        return config
+    return config.model_copy(update={name: getattr(trained, name) for name in STAGE_ONE})
+
+
+def _stage_one(key: str, folder: Path) -> OfFlow:
+    """How the AR-Flow of a run was trained, or of the run that it took it from."""
+    file = folder / "config.yaml"
     if not file.is_file():
         raise RunError(
-            f"imitation={config.imitation}: no config.yaml there; it must be the folder of a run "
-            "of `gdpo` or `dpo policy=flow`"
+            f"{key}={folder}: no config.yaml there; it must be the folder of a run of an AR-Flow, "
+            "e.g. of `gdpo` or `dpo policy=flow`"
         )
     try:
         values = read_yaml(file)
-        trained = OfFlow.model_validate({name: values[name] for name in STAGE_ONE})
+        earlier = values.get("imitation") or values.get("candidates")
+        if earlier is not None:
+            return _stage_one(key, Path(earlier))
+        return OfFlow.model_validate({name: values[name] for name in STAGE_ONE})
     except (KeyError, ValueError) as error:
         raise RunError(f"{file}: {error}\nThat run is of another recipe or version") from error
-    return config.model_copy(update={name: getattr(trained, name) for name in STAGE_ONE})
 
 
 def _imitate_by_flow(run: Workspace, config: OfFlow) -> Imitated:

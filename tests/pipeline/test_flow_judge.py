@@ -13,7 +13,7 @@ from rapport.pipeline.config import load_config, to_yaml
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
 from rapport.pipeline.objectives.settings import FlowTraining
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow
+from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow, RolloutOfFlow
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.imitation import Imitated, as_trained, earlier_flow
 from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of, tabulate_movement
@@ -243,3 +243,18 @@ def test_an_unfinished_imitation_is_named(tmp_path):
 def test_an_imitation_brings_its_own_settings():
     with pytest.raises(ConfigError, match="leave vae out"):
         load_config(GdpoOfFlow, None, ["imitation=somewhere", "vae.steps=3"])
+
+
+def test_candidates_bring_the_settings_of_their_run_or_of_the_one_it_took_its_policy_from(tmp_path):
+    trained = GdpoOfFlow(roles="listener", flow=FlowTraining(steps=3))
+    for name, config in {
+        "first": trained,
+        "rollout": RolloutOfFlow(imitation=tmp_path / "first"),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(to_yaml(config))
+    config = as_trained(DpoOfFlow(candidates=tmp_path / "rollout"))
+    assert config.roles == "listener" and config.flow.steps == 3
+    with pytest.raises(ConfigError, match="leave imitation, vae out"):
+        given = ["candidates=a", "imitation=b", "vae.steps=3"]
+        load_config(DpoOfFlow, None, given)
