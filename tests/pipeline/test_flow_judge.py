@@ -247,14 +247,12 @@ def test_an_imitation_brings_its_own_settings():
 
 def test_candidates_bring_the_settings_of_their_run_or_of_the_one_it_took_its_policy_from(tmp_path):
     trained = GdpoOfFlow(roles="listener", flow=FlowTraining(steps=3))
-    for name, config in {
-        "first": trained,
-        "rollout": RolloutOfFlow(imitation=tmp_path / "first"),
-    }.items():
+    taken = RolloutOfFlow(imitation=tmp_path / "first")
+    for name, of_run in {"first": trained, "rollout": taken}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(to_yaml(config))
+        (tmp_path / name / "config.yaml").write_text(to_yaml(of_run))
     config = as_trained(DpoOfFlow(candidates=tmp_path / "rollout"))
     assert config.roles == "listener" and config.flow.steps == 3
-    with pytest.raises(ConfigError, match="leave imitation, vae out"):
-        given = ["candidates=a", "imitation=b", "vae.steps=3"]
-        load_config(DpoOfFlow, None, given)
+    for key, section in (("imitation=b", "imitation"), ("vae.steps=3", "vae")):
+        with pytest.raises(ConfigError, match=f"leave {section} out"):
+            load_config(DpoOfFlow, None, ["candidates=a", key])

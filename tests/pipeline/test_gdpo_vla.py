@@ -18,7 +18,7 @@ from rapport.policies.tables import read_table
 from rapport.policies.vla.hf_engine import HfEngine
 from rapport.policies.vla.policy import TokenSampler
 from rapport.policies.vla.settings import VlaConfig
-from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
+from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig, motion_limits
 
 DIMS, STEPS = 9, 5  # of the tiny policy
 SETTINGS = {"iterations": 2, "sync_every": 2, "batch_size": 2, "group_size": 3}
@@ -209,3 +209,10 @@ def test_a_restart_samples_the_same_and_the_next_iteration_something_else(task, 
     assert not torch.equal(again.replay[0]["actions"], made.replay[0]["actions"])
     assert [len(made.batch(step, 0, 1)["prompts_of_step"]) for step in (2, 3)] == [2, 2]
     assert len(made.batch(2, 1, 2)["prompts_of_step"]) == 1
+
+
+def test_limits_are_those_of_all_training_listeners(tiny_corpus, task):
+    scenes = task().scenes
+    listeners = (motion for _, motion in tiny_corpus.listeners("train"))
+    limits = motion_limits(motion.subset(scenes.policy.layout) for motion in listeners)
+    assert np.array_equal(scenes.limits.values, limits.values)

@@ -14,7 +14,8 @@ from rapport.pipeline.objectives.dpo import (
     read_reference,
     write_reference,
 )
-from rapport.pipeline.objectives.settings import SftConfig, VlaDpoConfig
+from rapport.pipeline.objectives.imitation import Imitation
+from rapport.pipeline.objectives.settings import ImitationConfig, SftConfig, VlaDpoConfig
 from rapport.pipeline.objectives.sft import Sft
 from rapport.policies.tables import batch_rows, write_table
 from rapport.policies.vla.loading import load_checkpoint
@@ -310,3 +311,25 @@ def test_lora_trains_adapters_only_and_saves_a_plain_checkpoint(
     assert saved.keys() == plain.keys()
     for name in plain:  # fresh adapters change nothing
         torch.testing.assert_close(saved[name], plain[name])
+
+
+def test_imitation_by_likelihood_makes_the_recorded_likely(tiny_checkpoint, sft_table):
+    objective = Imitation(
+        tiny_checkpoint,
+        sft_table,
+        ImitationConfig(steps=10, batch_size=4),
+        seed=3,
+        policy_config=VlaConfig(),
+    )
+    module = objective.module()
+    whole = objective.batch(1, 0, 1)
+    shares = [objective.batch(1, rank, 2) for rank in range(2)]
+    rows = [objective.rows[int(row)] for row in batch_rows(1, 4, 8, seed=3)]
+    assert whole["actions"][:, 0].tolist() == [row["actions"] for row in rows]
+    for name in ("prompts", "actions"):
+        assert torch.equal(torch.stack([s[name] for s in shares], 1).flatten(0, 1), whole[name])
+    policy = load_checkpoint(tiny_checkpoint).model
+    with torch.no_grad():
+        wanted = policy.action_log_probs(whole["prompts"], whole["frames"], whole["actions"][:, 0])
+        loss, parts = objective.loss(module, whole)
+    assert loss.item() == pytest.approx(-wanted.sum(1).mean().item(), rel=1e-5) and not parts
