@@ -20,7 +20,7 @@ from rapport.log import logger
 from rapport.rewards.metrics.protocols.protocol import Variant, require_variant
 from rapport.rewards.metrics.protocols.react import (
     SETTINGS,
-    Clips,
+    ReactClips,
     Setting,
     prepare,
     score_speakers,
@@ -31,7 +31,7 @@ from rapport.rewards.metrics.protocols.react import (
 class MetricWorker(Worker):
     """Scores some speakers at a time; the clips are read where the object store keeps them."""
 
-    def __init__(self, setting: Setting, clips: Clips, variant: Variant):
+    def __init__(self, setting: Setting, clips: ReactClips, variant: Variant):
         self.setting = setting
         self.clips = clips
         self.variant = variant

@@ -32,7 +32,7 @@ class MachineConfig(Section):
     """logical CPUs of a local cluster; empty = the machine's"""
 
 
-class Measured(RecipeConfig):
+class BenchConfig(RecipeConfig):
     """What every subject takes."""
 
     seed: int = 0
@@ -140,7 +140,7 @@ class SampledEngineConfig(Section):
     """sampling temperature; there is no top-p or top-k"""
 
 
-class RolloutBench(Measured):
+class RolloutBench(BenchConfig):
     """`bench rollout`."""
 
     subject: Literal["rollout"] = "rollout"
@@ -162,7 +162,7 @@ class DpoWorkload(ThreadedConfig):
     """pairs per step"""
 
 
-class DpoBench(Measured):
+class DpoBench(BenchConfig):
     """`bench dpo`."""
 
     subject: Literal["dpo"] = "dpo"
@@ -178,7 +178,7 @@ class ReplacingMachineConfig(MachineConfig):
     """lost workers that the fleet replaces; one more ends the run"""
 
 
-class SyncBench(Measured):
+class SyncBench(BenchConfig):
     """`bench sync`."""
 
     subject: Literal["sync"] = "sync"
@@ -203,7 +203,7 @@ class DrawnConfig(Section):
     """constant rate factor: lower = larger and better"""
 
 
-class RenderBench(Measured):
+class RenderBench(BenchConfig):
     """`bench render`."""
 
     subject: Literal["render"] = "render"
@@ -219,7 +219,7 @@ class MetricsWorkload(Section):
     """speakers of a REACT split that is really scored; its test split has 1612"""
 
 
-class MetricsBench(Measured):
+class MetricsBench(BenchConfig):
     """`bench metrics`."""
 
     subject: Literal["metrics"] = "metrics"
@@ -227,7 +227,7 @@ class MetricsBench(Measured):
     bench: MetricsWorkload = MetricsWorkload()
 
 
-class FlowBench(Measured):
+class FlowBench(BenchConfig):
     """`bench flow`."""
 
     subject: Literal["flow"] = "flow"

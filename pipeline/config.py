@@ -46,10 +46,10 @@ class RecipeConfig(Section):
     storage: StorageConfig = StorageConfig()
 
 
-Recipe = TypeVar("Recipe", bound=RecipeConfig)
+ConfigType = TypeVar("ConfigType", bound=RecipeConfig)
 
 
-def load_config(recipe: type[Recipe], file: Path | None, overrides: list[str]) -> Recipe:
+def load_config(recipe: type[ConfigType], file: Path | None, overrides: list[str]) -> ConfigType:
     """Defaults, then `file`, then `key=value` overrides.
 
     Raises:

@@ -27,14 +27,14 @@ os.environ.setdefault(
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """8 training and 4 held-out synthetic clips of 1 s with one 28-pixel frame each."""
-    from rapport.pipeline.data.synthetic.generate import Video, generate
+    from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
 
-    return generate(
+    return generate_corpus(
         tmp_path_factory.mktemp("corpus") / "tiny",
         8,
         4,
         seconds=1,
-        video=Video(frames=1, size=28),
+        video=SpeakerVideo(frames=1, size=28),
         workers=0,
     )
 

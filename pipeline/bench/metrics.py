@@ -102,7 +102,7 @@ def bench_metrics(
     """
     data = {}
     for name, draw in (("emotions", emotions), ("random walks", random_walks)):
-        clips = Clips(draw, speakers, np.random.default_rng(seed))
+        clips = TimedClips(draw, speakers, np.random.default_rng(seed))
         require_agreement(name, clips)
         data[name] = _times(clips, textbook_pairs)
     return {"frames": FRAMES, "samples": SAMPLES, "neighbours": NEIGHBOURS, "data": data}
@@ -158,7 +158,7 @@ def print_bench(result: dict[str, Any], console: Console | None = None) -> None:
     (console or Console()).print(table)
 
 
-class Clips:
+class TimedClips:
     """What ours and the textbook's are timed on.
 
     Args:
@@ -180,7 +180,7 @@ class Clips:
         self.near = [np.arange(NEIGHBOURS)] * speakers
 
 
-def require_agreement(name: str, clips: Clips) -> None:
+def require_agreement(name: str, clips: TimedClips) -> None:
     """Ours and the textbook's must give the same for the first pairs.
 
     Raises:
@@ -198,7 +198,7 @@ def require_agreement(name: str, clips: Clips) -> None:
     _agree(f"{name}: FRSyn", ours, book=lag, tolerance=0)
 
 
-def _times(clips: Clips, textbook_pairs: int) -> dict[str, Any]:
+def _times(clips: TimedClips, textbook_pairs: int) -> dict[str, Any]:
     pred = clips.pred
     target = clips.target
     near = clips.near

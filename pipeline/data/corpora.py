@@ -9,7 +9,7 @@ from rapport.pipeline.data.readers.dualtalk import import_dualtalk
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
-from rapport.pipeline.data.synthetic.generate import Video, generate
+from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
 
 
 def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
@@ -37,13 +37,13 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
 def _open(config: CorpusConfig, folder: Path) -> Corpus:
     if config.kind == "synthetic":
         logger.info("generating the synthetic corpus")
-        return generate(
+        return generate_corpus(
             folder,
             n_train=config.train_clips,
             n_test=config.test_clips,
             seconds=config.seconds,
             seed=config.seed,
-            video=Video(frames=config.frames, size=config.image_size),
+            video=SpeakerVideo(frames=config.frames, size=config.image_size),
         )
     if config.root is None:
         raise CorpusError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")

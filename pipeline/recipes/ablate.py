@@ -13,11 +13,11 @@ from rapport.actors.cluster import cluster
 from rapport.actors.fleet import Fleet
 from rapport.pipeline.rundir import Run, Workspace
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
-from rapport.pipeline.steps.ablation import LEARNT, VARIANTS, compare, learn_variant
+from rapport.pipeline.steps.ablation import LEARNT, VARIANTS, compare_variants, learn_variant
 from rapport.pipeline.steps.checks import preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
-from rapport.pipeline.steps.judging import Row, tabulate
+from rapport.pipeline.steps.judging import MethodRow, tabulate
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import candidates, fleet_of
@@ -39,7 +39,7 @@ def run(config: Config, run: Run) -> None:
             seeded = config.model_copy(update={"seed": seed})
             with run.part(f"seed-{seed}", seeded) as part:
                 seeds.append(one_seed(part, seeded))
-    compare(run, seeds)
+    compare_variants(run, seeds)
 
 
 def on_one_corpus(run: Run, config: Config) -> Config:
@@ -74,7 +74,7 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
     return tabulate(table, part, bootstrap=config.evaluation.bootstrap)
 
 
-def judged(jury: Jury, policy: Policy, fleet: Fleet) -> Row:
+def judged(jury: Jury, policy: Policy, fleet: Fleet) -> MethodRow:
     """What held-out reactions of a policy come to; no table and no round is kept of it."""
     groups = reactions_of(policy, jury.held_out, jury.config, fleet=fleet)
     return jury.judge(jury.held_out.by_clip(motions_of(policy, groups)))

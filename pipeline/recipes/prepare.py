@@ -20,11 +20,11 @@ from rapport.policies.motion import Motion
 def run(config: PrepareConfig, run: Run) -> None:
     """Prepare the corpus and describe it."""
     corpus = prepare(run, config.corpus)
-    run.summary["metrics"] = describe(run, corpus).value
+    run.summary["metrics"] = describe_corpus(run, corpus).value
 
 
 @phase("describe")
-def describe(step: Phase, corpus: Corpus) -> PhaseResult:
+def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     """How the people of a corpus move, and how far a regression that imitates them collapses."""
     recordings: dict[str, list[Clip]] = {}
     for clip in corpus.clips("train"):

@@ -21,10 +21,16 @@ from rapport.pipeline.steps.methods import (
     answers_of,
     baselines,
     common_corpus,
-    compared_layout,
+    ranked_layout,
 )
 from rapport.pipeline.steps.movement import faces_of
-from rapport.pipeline.steps.protocols import RankedClips, common_frames, cut, score, scorers
+from rapport.pipeline.steps.protocols import (
+    RankedClips,
+    common_frames,
+    cut_reactions,
+    score,
+    scorers,
+)
 
 
 def run(config: RankConfig, run: Run) -> None:
@@ -45,7 +51,7 @@ def run(config: RankConfig, run: Run) -> None:
     if len(ids) < 2:
         raise RunError(f"{corpus.path} has {len(ids)} held-out clips, a ranking needs 2 or more")
 
-    layout = compared_layout(runs, corpus)
+    layout = ranked_layout(runs, corpus)
     ask_baselines = partial(baselines, config, corpus, ids, layout=layout)
     answers = answered(run, "baselines", ids, layout=layout, answer=ask_baselines)
     for trained in runs:
@@ -58,7 +64,9 @@ def run(config: RankConfig, run: Run) -> None:
     affect = fit_affect(corpus, layout)
     faces = faces_of(config.head, layout.topology)
     protocols, left_out = scorers(clips, listeners, affect, faces=faces)
-    reactions = {method: cut(motions, layout, frames) for method, motions in answers.items()}
+    reactions = {
+        method: cut_reactions(motions, layout, frames) for method, motions in answers.items()
+    }
     values = {
         name: score(run, name, scorer, clips=clips, reactions=reactions)
         for name, scorer in protocols.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rapport.pipeline.report.facts import Facts
-from rapport.pipeline.report.summary import Interval, Summary
+from rapport.pipeline.report.summary import IntervalValues, Summary
 from rapport.pipeline.report.tables import PERCENT, number
 
 # Metric with an interval of its change -> what it is called here.
@@ -39,7 +39,7 @@ def in_short(facts: Facts) -> dict[str, object] | None:
     }
 
 
-def _sentence(summary: Summary, metric: str, change: Interval) -> str:
+def _sentence(summary: Summary, metric: str, change: IntervalValues) -> str:
     before, after = (_value(summary, method, metric) for method in summary.compared or ())
     text = (
         f"{METRICS[metric]}: {number(before, '.3f')} to {number(after, '.3f')}, "

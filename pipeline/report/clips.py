@@ -33,7 +33,7 @@ TRUTH = Measure("truth_errors", "truth affect error", "truth affect error", ".3f
 
 
 @dataclass(frozen=True)
-class Video:
+class PageVideo:
     """A video of the page, with what can be seen and heard, and its numbers, as text.
 
     Args:
@@ -104,16 +104,16 @@ def _before_after(facts: Facts, measure: Measure, prompt: str) -> list[str | Non
     ]
 
 
-def _videos(facts: Facts, kind: str) -> list[Video]:
+def _videos(facts: Facts, kind: str) -> list[PageVideo]:
     return [_video(facts, shown, data) for shown, data in facts.videos if shown.kind == kind]
 
 
-def _video(facts: Facts, shown: Shown, data: bytes) -> Video:
+def _video(facts: Facts, shown: Shown, data: bytes) -> PageVideo:
     if shown.words:
         speaker = f"“{shown.words}”"
     else:
         speaker = "no transcript" if shown.words is None else "says nothing"
-    return Video(
+    return PageVideo(
         clip_id=shown.clip_id,
         panels=shown.panels,
         words=shown.words or "",

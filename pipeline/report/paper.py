@@ -16,7 +16,7 @@ BEFORE = published.SFT
 AFTER = published.SFT_RL
 FULL = "Full (Ours)"  # the aligned policy's row of Table IV
 
-Values = tuple[float | None, ...]
+PaperRow = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PaperTable:
 
     caption: str
     columns: tuple[str, ...]
-    rows: dict[str, Values]
+    rows: dict[str, PaperRow]
 
 
 # Key in a run's summary -> the papers' name, which `rapport.rewards.metrics` uses.

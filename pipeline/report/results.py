@@ -16,7 +16,7 @@ from rapport.pipeline.report.paper import (
     USER_STUDY,
     PaperTable,
 )
-from rapport.pipeline.report.summary import Row, Summary
+from rapport.pipeline.report.summary import MetricValues, Summary
 from rapport.pipeline.report.tables import Table, interval, number, percent
 
 NAMES = {"l2": "L2", "fd": "FD", "p_fd": "P-FD", "l2_affect": "L2 Affect"}
@@ -103,7 +103,7 @@ def _criteria(summary: Summary) -> Table:
 def _ablation(summary: Summary) -> Table:
     """The two of Table IV's four rows that every run has."""
     before, after = (summary.evaluation.get(m, {}) for m in summary.compared or ("", ""))
-    by_row: dict[str, Row] = {
+    by_row: dict[str, MetricValues] = {
         FULL: after,
         "Random-Prefer": {},
         "SFT-Preferred": {},

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Interval = Mapping[str, float]  # mean, low, high, n
-Row = Mapping[str, Any]  # metric -> value, or an `Interval`; None where it could not be computed
+IntervalValues = Mapping[str, float]  # mean, low, high, n
+# Metric -> value, or an `IntervalValues`; None where it could not be computed.
+MetricValues = Mapping[str, Any]
 # Methods that runs compared before their summaries said which.
 FORMERLY_COMPARED = ("SFT", "SFT + DPO")
 
@@ -32,11 +33,11 @@ class Summary:
     timings: Mapping[str, float]
     counts: Mapping[str, int]
     compared: tuple[str, str] | None = None
-    evaluation: Mapping[str, Row] = field(default_factory=dict)
+    evaluation: Mapping[str, MetricValues] = field(default_factory=dict)
     change: Mapping[str, Any] = field(default_factory=dict)
     judgement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     change_percent: Mapping[str, float] = field(default_factory=dict)
-    rounds: Sequence[Row] = ()
+    rounds: Sequence[MetricValues] = ()
 
 
 def read_summary(values: Mapping[str, Any]) -> Summary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapport.pipeline.report.summary import Interval
+from rapport.pipeline.report.summary import IntervalValues
 
 PERCENT = "\N{NO-BREAK SPACE}%"
 
@@ -31,7 +31,7 @@ def number(value: float | None, form: str = ".4f") -> str | None:
     return None if value is None else format(value, form)
 
 
-def interval(value: Interval | None) -> str | None:
+def interval(value: IntervalValues | None) -> str | None:
     """A mean and the bounds of its interval."""
     return None if value is None else "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**value)
 

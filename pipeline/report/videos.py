@@ -60,6 +60,3 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     if count >= len(items):
         return list(items)
     return [items[round(k * (len(items) - 1) / max(1, count - 1))] for k in range(count)]
-
-
-spread = evenly_spaced  # until its callers say `evenly_spaced`

@@ -122,7 +122,7 @@ def preferred_rows(
             yield prompt | {"latents": to_bytes(np.array(row["chosen"], np.float32))}
 
 
-def compare(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+def compare_variants(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
     """Mean and standard deviation over seeds of every variant.
 
     They go to the terminal, into the summary and to MLflow.
@@ -141,7 +141,7 @@ def compare(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
     by_variant = {}
     for variant in VARIANTS:
         metrics = {
-            column: mean_and_std([value(rows[variant], column) for rows in seeds])
+            column: over_seeds([value(rows[variant], column) for rows in seeds])
             for column in COLUMNS
         }
         by_variant[variant] = metrics
@@ -162,7 +162,7 @@ def value(row: Mapping[str, Any], column: str) -> float | None:
     return metric["mean"] if isinstance(metric, dict) else metric
 
 
-def mean_and_std(values: Iterable[float | None]) -> dict[str, float] | None:
+def over_seeds(values: Iterable[float | None]) -> dict[str, float] | None:
     """Mean and sample standard deviation (0 for one seed); None where a seed has no value."""
     present = []
     for each in values:

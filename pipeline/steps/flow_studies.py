@@ -37,7 +37,7 @@ PROMPTS = {
 }
 
 
-def judged_sampler(config: JudgedOfFlow) -> Sampler:
+def ode_sampler(config: JudgedOfFlow) -> Sampler:
     """The ODE that held-out windows are answered by."""
     return sampler_of(config.judge)
 

@@ -40,7 +40,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, pha
 from rapport.pipeline.settings import STAGE_ONE, Learning, OfFlow, OfOther, OfVla, Preferences
 from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.flow import checkpoint
-from rapport.policies.flow.config import VAEConfig, flow_config, vae_config
+from rapport.policies.flow.config import VaeSizes, flow_config, vae_config
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import VAE_FOLDER, FlowPolicy
@@ -329,7 +329,7 @@ def _vae(step: Phase, config: OfFlow, corpus: Corpus) -> PhaseResult:
     return result
 
 
-def untrained_vae(config: VAEConfig, seed: int) -> MotionVAE:
+def untrained_vae(config: VaeSizes, seed: int) -> MotionVAE:
     """The same weights for the same seed; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

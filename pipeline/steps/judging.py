@@ -49,7 +49,7 @@ JUDGES = 1000  # added to the seed of a panel: other people than those whose rat
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method's line in the table; None = could not be computed on this corpus, which is not 0.
 
     Args:
@@ -123,7 +123,7 @@ class Judge:
             truth=truth,
         )
 
-    def __call__(self, answers: Answers) -> Row:
+    def __call__(self, answers: Answers) -> MethodRow:
         """Metrics are averaged over all reactions; scores and errors over those of a clip."""
         reactions = [
             (clip_id, motion.subset(self.layout))
@@ -147,13 +147,13 @@ class Judge:
             for name in CRITERIA
         }
         overalls = ((rating.prompt_id, overall(rating, self.weights)) for rating in ratings)
-        return Row(
+        return MethodRow(
             metrics=values | counts | criteria,
             scores=prompt_means(overalls),
             truth_errors=prompt_means(self._truth_errors(reactions)),
         )
 
-    def baselines(self) -> dict[str, Row]:
+    def baselines(self) -> dict[str, MethodRow]:
         """Ground truth, Random, Nearest Neighbour, Mirror; those that the corpus can give."""
         train = list(self.corpus.clips("train"))
         listeners = [clip.listener.subset(self.layout) for clip in train]
@@ -215,7 +215,7 @@ def fit_affect(corpus: Corpus, layout: Layout) -> RidgeAffectEstimator | None:
     )
 
 
-def tabulate(rows: Mapping[str, Row], run: Workspace, *, bootstrap: int) -> dict[str, Any]:
+def tabulate(rows: Mapping[str, MethodRow], run: Workspace, *, bootstrap: int) -> dict[str, Any]:
     """Table on the terminal, JSON in the run directory (by clip, too), numbers in MLflow.
 
     Returns what `evaluation.json` holds.
@@ -245,7 +245,7 @@ def tabulate(rows: Mapping[str, Row], run: Workspace, *, bootstrap: int) -> dict
 
 
 def compare(
-    rows: Mapping[str, Row], run: Workspace, *, before: str, after: str, bootstrap: int
+    rows: Mapping[str, MethodRow], run: Workspace, *, before: str, after: str, bootstrap: int
 ) -> None:
     """The table, and what alignment changed on held-out clips.
 
@@ -283,7 +283,7 @@ def compare(
         )
 
 
-def track_round(row: Row, round_index: int, run: Workspace) -> None:
+def track_round(row: MethodRow, round_index: int, run: Workspace) -> None:
     """What the policy has come to on held-out clips, as a curve over rounds; 0 = before."""
     means = {"simulated_rating": row.scores, "truth_affect_error": row.truth_errors}
     values = row.metrics | {name: mean_of(each.values()) for name, each in means.items()}

@@ -12,15 +12,14 @@ import numpy as np
 from rapport.actors.fleet import Fleet
 from rapport.actors.rater import RewardPool
 from rapport.actors.renderer import Panel, RenderPool
-from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, fallen
-from rapport.pipeline.report.videos import spread as evenly_spaced
+from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, evenly_spaced, fallen
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.imitation import Imitated, action_layout
 from rapport.pipeline.steps.judging import (
     Judge,
-    Row,
+    MethodRow,
     compare,
     fit_affect,
     tabulate,
@@ -33,7 +32,7 @@ from rapport.pipeline.steps.movement import (
     tabulate_movement,
 )
 from rapport.pipeline.steps.settings import EvaluationConfig
-from rapport.pipeline.steps.showing import Video, compared, render_shown, speaker_panel
+from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, speaker_panel
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction
@@ -60,7 +59,7 @@ class Jury:
     judge: Judge
     answers: dict[str, list[list[Motion]]] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, MethodRow] = field(default_factory=dict)
 
     @classmethod
     def of_run(
@@ -92,7 +91,7 @@ class Jury:
 
     def hear(
         self, policy: Policy, fleet: Fleet, *, round_index: int = 0, name: str | None = None
-    ) -> Row:
+    ) -> MethodRow:
         """Ask a policy, and judge what it answers.
 
         Args:
@@ -104,7 +103,7 @@ class Jury:
         name = name or self.name_of(policy, round_index)
         asked: Policy | Fleet = fleet
         if isinstance(self.config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
-            policy = policy.with_sampler(flow_studies.judged_sampler(self.config))
+            policy = policy.with_sampler(flow_studies.ode_sampler(self.config))
             asked = policy
         answers = self.held_out.answers(policy, asked)
         self.answers[name] = answers
@@ -242,7 +241,7 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
     return render_shown(jury.config.render, videos, renderers, step=step)
 
 
-def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
+def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> ReportVideo:
     """A row of the training table: speaker, chosen, rejected."""
     clip = imitated.corpus.clip(row["prompt_id"])
     motions = {}
@@ -262,4 +261,4 @@ def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> Video:
         panels=captions,
         scores=scores,
     )
-    return Video(shown, tuple(panels), clip.speaker_audio)
+    return ReportVideo(shown, tuple(panels), clip.speaker_audio)

@@ -157,7 +157,7 @@ def common_corpus(corpora: Mapping[str, Corpus]) -> Corpus | None:
     return next(iter(corpora.values()), None)
 
 
-def compared_layout(runs: Sequence[TrainedRun], corpus: Corpus) -> Layout:
+def ranked_layout(runs: Sequence[TrainedRun], corpus: Corpus) -> Layout:
     """A VLA's own groups; without a VLA, those that it has by default."""
     for run in runs:
         if isinstance(run.imitated.policy, VlaPolicy):

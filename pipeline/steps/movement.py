@@ -16,7 +16,7 @@ from rapport.actors.fleet import Fleet
 from rapport.files import write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.flow import Window, windows
-from rapport.pipeline.report.videos import spread as evenly_spaced
+from rapport.pipeline.report.videos import evenly_spaced
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow
 from rapport.pipeline.steps.corpus import choose

@@ -17,7 +17,7 @@ from rapport.pipeline.objectives.dpo import pair_schema
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Judged, Preferences
 from rapport.pipeline.steps.imitation import Imitated
-from rapport.pipeline.steps.sampling import Groups, Prompts, artifacts_of
+from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
@@ -61,7 +61,7 @@ def rate(
     run: Workspace,
     config: Preferences,
     imitated: Imitated,
-    groups: Groups,
+    groups: CandidateGroups,
     raters: RewardPool,
     *,
     round_index: int = 1,
@@ -78,7 +78,7 @@ def _rated(
     step: Phase,
     config: Preferences,
     imitated: Imitated,
-    groups: Groups,
+    groups: CandidateGroups,
     raters: RewardPool,
     *,
     round_index: int,
@@ -126,7 +126,7 @@ def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion
     return {candidate.candidate_id: policy.to_motion(candidate.reaction) for candidate in group}
 
 
-def peoples_ratings(config: Preferences, groups: Groups) -> tuple[list[Rating], Survey]:
+def peoples_ratings(config: Preferences, groups: CandidateGroups) -> tuple[list[Rating], Survey]:
     """The filled sheets, without the raters' names, and how far they can be trusted."""
     if config.candidates is None or config.ratings is None:
         raise ValueError("ratings=FILE needs candidates=RUN_DIR")
@@ -136,7 +136,7 @@ def peoples_ratings(config: Preferences, groups: Groups) -> tuple[list[Rating], 
     return ratings, survey(ratings, _members(groups))
 
 
-def _members(groups: Groups) -> dict[str, list[str]]:
+def _members(groups: CandidateGroups) -> dict[str, list[str]]:
     return {i: [candidate.candidate_id for candidate in group] for i, group in groups.items()}
 
 
@@ -144,7 +144,7 @@ def pair(
     run: Workspace,
     config: Preferences,
     imitated: Imitated,
-    groups: Groups,
+    groups: CandidateGroups,
     ratings: list[Rating],
     *,
     round_index: int = 1,
@@ -159,7 +159,7 @@ def _paired(
     step: Phase,
     config: Preferences,
     imitated: Imitated,
-    groups: Groups,
+    groups: CandidateGroups,
     ratings: list[Rating],
     *,
     round_index: int,

@@ -22,10 +22,10 @@ from rapport.rewards.metrics.protocols import dualtalk, l2l, lm_listener, react
 from rapport.rewards.metrics.protocols.protocol import Protocol, Variant
 
 Reactions = Sequence[Sequence[Motion]]  # some to each clip
-Scores = dict[str, float]
-Scorer = Callable[["RankedClips", Reactions, Variant], Scores]
+MetricScores = dict[str, float]
+Scorer = Callable[["RankedClips", Reactions, Variant], MetricScores]
 # Part of the clips ("all", "first half", "second half") -> variant -> method -> scores.
-ScoresByPart = dict[str, dict[str, dict[str, Scores]]]
+ScoresByPart = dict[str, dict[str, dict[str, MetricScores]]]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 FILE_FRAMES = 750  # of DualTalk's files, about
@@ -103,7 +103,7 @@ def common_frames(answers: Mapping[str, np.ndarray]) -> int:
     return min(reactions.shape[2] for reactions in answers.values())
 
 
-def cut(reactions: np.ndarray, layout: Layout, frames: int) -> Reactions:
+def cut_reactions(reactions: np.ndarray, layout: Layout, frames: int) -> Reactions:
     """The first `frames` of (clips, samples, time, dim) as typed motion."""
     return [[Motion(values[:frames], layout) for values in samples] for samples in reactions]
 
@@ -234,17 +234,17 @@ def _first(reactions: Reactions) -> list[Motion]:
 
 def _by_clip(
     protocol: Protocol, clips: RankedClips, reactions: Reactions, variant: Variant
-) -> Scores:
+) -> MetricScores:
     partner = clips.speakers if protocol.name == "lm_listener" else None
     return evaluate(protocol, _first(reactions), clips.recorded, partner=partner, variant=variant)
 
 
-def _dim(clips: RankedClips, reactions: Reactions, variant: Variant) -> Scores:
+def _dim(clips: RankedClips, reactions: Reactions, variant: Variant) -> MetricScores:
     roles = _roles("rot", clips, reactions)
     return evaluate("dim", *roles, variant=variant)
 
 
-def _dualtalk(clips: RankedClips, reactions: Reactions, variant: Variant) -> Scores:
+def _dualtalk(clips: RankedClips, reactions: Reactions, variant: Variant) -> MetricScores:
     """On files as long as DualTalk's, each of some clips in a row."""
     roles = _roles("neck", clips, reactions)
     files = [None if motions is None else list(_files(motions)) for motions in roles]
@@ -267,12 +267,12 @@ def _files(clips: Sequence[Motion]) -> Iterator[Motion]:
 
 
 def _on_vertices(
-    of_clip: Callable[..., dict[tuple[str, str], Scores]],
+    of_clip: Callable[..., dict[tuple[str, str], MetricScores]],
     protocol: str,
     clips: RankedClips,
     reactions: Reactions,
     variant: Variant,
-) -> Scores:
+) -> MetricScores:
     """Means over clips, as `score` of these protocols takes them.
 
     The vertices of one clip are in memory at a time.
@@ -287,7 +287,7 @@ def _on_vertices(
 
 def _scores_of_faces(
     faces: Faces, reaction: Motion, recorded: Motion, speech: bytes
-) -> dict[tuple[str, str], Scores]:
+) -> dict[tuple[str, str], MetricScores]:
     """Both protocols on vertices, in both variants: making the vertices takes the time."""
     masks = np.frombuffer(speech, bool).reshape(2, -1)
     # Only where somebody speaks are distances over the whole head asked for.
@@ -306,7 +306,7 @@ def _scores_of_faces(
 
 def _reactface(
     protocol: Protocol, clips: RankedClips, reactions: Reactions, variant: Variant
-) -> Scores:
+) -> MetricScores:
     """All reactions to a clip; the only one known to be appropriate is the recorded one."""
     return evaluate(
         protocol,

@@ -45,8 +45,8 @@ from rapport.rewards.dynamics import (
     penalties,
 )
 
-Groups = Sequence[Sequence[Reaction]]  # one for each prompt of an iteration
-Measured = Sequence[Sequence[Penalties]]  # the same, measured
+RolloutGroups = Sequence[Sequence[Reaction]]  # one for each prompt of an iteration
+PenaltyGroups = Sequence[Sequence[Penalties]]  # the same, measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class Scenes:
             ),
         )
 
-    def measured(self, batch: Batch, groups: Groups) -> Measured:
+    def measured(self, batch: Batch, groups: RolloutGroups) -> PenaltyGroups:
         """`measure` of all reactions of an iteration."""
         return [
             [self.measure(row, reaction) for reaction in group]
@@ -151,7 +151,7 @@ class Scenes:
             limits=self.limits,
         )
 
-    def metrics(self, batch: Batch, measured: Measured, rewards: Tensor) -> dict[str, float]:
+    def metrics(self, batch: Batch, measured: PenaltyGroups, rewards: Tensor) -> dict[str, float]:
         """`reward_metrics` of the prompts in which somebody listens."""
         seen = [place for place, row in enumerate(batch.rows) if self.listened[row]]
         if not seen:
@@ -200,7 +200,7 @@ def scene_rows(imitated: Imitated) -> Iterator[dict[str, Any]]:
         yield policy.prompt_row(policy.encode(clip)) | scene
 
 
-def rewards_of(measured: Measured, config: RewardConfig) -> Tensor:
+def rewards_of(measured: PenaltyGroups, config: RewardConfig) -> Tensor:
     """(prompts, group_size, FLAME groups) float64, NaN where missing (supplement, section 1)."""
     values = [
         [list(group_rewards(sample, config).values()) for sample in samples] for samples in measured
@@ -228,7 +228,7 @@ def advantages_of(
     return advantages
 
 
-def rollouts_of(batch: Batch, groups: Groups, advantages: Tensor) -> list[Rollouts]:
+def rollouts_of(batch: Batch, groups: RolloutGroups, advantages: Tensor) -> list[Rollouts]:
     """What learners replay of an iteration."""
     return [
         Rollouts(row, group, own)
@@ -236,7 +236,9 @@ def rollouts_of(batch: Batch, groups: Groups, advantages: Tensor) -> list[Rollou
     ]
 
 
-def reward_metrics(measured: Measured, rewards: Tensor, names: Sequence[str]) -> dict[str, float]:
+def reward_metrics(
+    measured: PenaltyGroups, rewards: Tensor, names: Sequence[str]
+) -> dict[str, float]:
     """Means over samples; a mean of nothing is left out.
 
     `reward/GROUP`, `penalty/COMPONENT/GROUP`; `zero_std/GROUP`, the share of prompts in which a

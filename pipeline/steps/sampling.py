@@ -42,7 +42,7 @@ from rapport.policies.flow.policy import Sampler
 from rapport.policies.policy import Policy, Prompt
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy
 
-Groups = dict[str, list[Candidate]]
+CandidateGroups = dict[str, list[Candidate]]
 
 
 @contextmanager
@@ -59,10 +59,8 @@ def fleet_of(
     """
     started = time.monotonic()
     policy = imitated.policy
-    policy.sampler = sampler
-    with start_fleet(
-        config.rollout, config.cluster.lost_workers, imitated, sampler=sampler
-    ) as fleet:
+    policy.sampler = sampler or fleet_sampler(config, policy)
+    with start_fleet(config.rollout, config.cluster.lost_workers, imitated) as fleet:
         engine = fleet.ready()
         seconds = time.monotonic() - started
         run.summary["engines"]["rollout"] = engine
@@ -75,12 +73,15 @@ def fleet_of(
         yield fleet
 
 
-def start_fleet(config: FleetConfig, losses: int, imitated: Imitated, sampler: Any) -> Fleet:
-    """The fleet of a policy: vLLM or transformers for the VLA, others run in their actors."""
+def start_fleet(config: FleetConfig, losses: int, imitated: Imitated) -> Fleet:
+    """The fleet of a policy, which samples as `imitated.policy.sampler` says.
+
+    The VLA has engines, vLLM or transformers; others run in their actors.
+    """
     policy = imitated.policy
     checkpoint = str(imitated.policy_path)
     if not isinstance(config, EngineConfig) or not isinstance(policy, VlaPolicy):
-        start = partial(InProcess, checkpoint, sampler, config.gpus)
+        start = partial(InProcess, checkpoint, policy.sampler, config.gpus)
         return Fleet(start, config, losses=losses)
     canary = Canary(
         prompt=policy.encode(imitated.corpus.at("train", 0)),
@@ -120,7 +121,7 @@ def judged_sampler(config: Sampling, policy: Policy) -> Any:
     if isinstance(config.rollout, EngineConfig):
         return TokenSampler(temperature=config.rollout.temperature)
     if isinstance(config, JudgedOfFlow):
-        return flow_studies.judged_sampler(config)
+        return flow_studies.ode_sampler(config)
     return policy.sampler
 
 
@@ -175,7 +176,7 @@ def candidates(
     renderers: RenderPool,
     *,
     round_index: int = 1,
-) -> Groups:
+) -> CandidateGroups:
     """Sampled here and rendered, or those of an earlier `rollout` run."""
     if config.candidates is not None:
         return read_candidates(earlier(config.candidates, "candidates"))
@@ -188,7 +189,7 @@ def candidates(
 
 def roll_out(
     run: Workspace, config: Rated, imitated: Imitated, fleet: Fleet, *, round_index: int = 1
-) -> Groups:
+) -> CandidateGroups:
     """K samples of the policy and the recorded listener for each of `rollout.prompts` prompts.
 
     Every round takes other prompts, as long as there are any.
@@ -257,7 +258,7 @@ def render_candidates(
     step: Phase,
     config: Rated,
     imitated: Imitated,
-    groups: Groups,
+    groups: CandidateGroups,
     renderers: RenderPool,
     *,
     round_index: int,
@@ -271,7 +272,7 @@ def render_candidates(
 
 
 @phase("package")
-def package(step: Phase, config: Rated, imitated: Imitated, groups: Groups) -> PhaseResult:
+def package(step: Phase, config: Rated, imitated: Imitated, groups: CandidateGroups) -> PhaseResult:
     """What people are given to rate: whole groups under neutral names."""
     whole = whole_groups(groups, config.render.videos)
     members = {i: [candidate.candidate_id for candidate in group] for i, group in whole.items()}
@@ -292,9 +293,9 @@ def package(step: Phase, config: Rated, imitated: Imitated, groups: Groups) -> P
     )
 
 
-def whole_groups(groups: Groups, videos: int) -> Groups:
+def whole_groups(groups: CandidateGroups, videos: int) -> CandidateGroups:
     """The first groups that `videos` videos hold; a group is rated as a whole or not at all."""
-    whole: Groups = {}
+    whole: CandidateGroups = {}
     for prompt_id, group in groups.items():
         if sum(map(len, whole.values())) + len(group) > videos:
             break

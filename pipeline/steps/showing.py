@@ -18,7 +18,7 @@ from rapport.policies.motion import Motion
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
+class ReportVideo:
     """A video of the report: what it shows, its panels, and the speaker's voice."""
 
     shown: Shown
@@ -52,7 +52,7 @@ def render_videos(
 
 
 def render_shown(
-    config: RenderConfig, videos: Sequence[Video], renderers: RenderPool, step: Phase
+    config: RenderConfig, videos: Sequence[ReportVideo], renderers: RenderPool, step: Phase
 ) -> PhaseResult:
     """Videos for the report, with the speaker's voice; returns the phase's result."""
     jobs = [
@@ -76,7 +76,7 @@ def speaker_panel(clip: Clip, frames: int) -> Panel:
     return Panel("speaker", speaker, clip.speaker_shape)
 
 
-def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> Video:
+def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) -> ReportVideo:
     """A video of the speaker, the recorded listener, and what each method answers.
 
     Args:
@@ -92,4 +92,4 @@ def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) ->
     panels += [Panel(caption, motion) for caption, motion in listeners.items()]
     captions = [panel.caption for panel in panels]
     shown = Shown(kind, file, clip.clip_id, words=clip.text, panels=captions)
-    return Video(shown, tuple(panels), clip.speaker_audio)
+    return ReportVideo(shown, tuple(panels), clip.speaker_audio)

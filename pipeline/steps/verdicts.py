@@ -47,7 +47,7 @@ def reactions_of(
             in any case, whose judged answers come from the ODE and not from the engines' SDE.
     """
     if isinstance(config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
-        return held_out.ask(policy.with_sampler(flow_studies.judged_sampler(config)))
+        return held_out.ask(policy.with_sampler(flow_studies.ode_sampler(config)))
     return held_out.ask(policy if fleet is None else fleet)
 
 

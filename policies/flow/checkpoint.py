@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rapport.files import atomic
-from rapport.policies.flow.config import FlowConfig, VAEConfig
+from rapport.policies.flow.config import FlowSizes, VaeSizes
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.policy import CheckpointError
@@ -43,14 +43,14 @@ def write(
 
 def load_vae(path: Path) -> MotionVAE:
     """A frozen VAE, ready to encode and decode."""
-    vae = MotionVAE(VAEConfig.from_json(_config(path)))
+    vae = MotionVAE(VaeSizes.from_json(_config(path)))
     vae.load_state_dict(load_file(path / WEIGHTS_FILE))
     return vae.eval().requires_grad_(False)
 
 
 def load_flow(path: Path) -> ARFlow:
     """An AR-Flow, ready to train or to sample."""
-    flow = ARFlow(FlowConfig.from_json(_config(path)))
+    flow = ARFlow(FlowSizes.from_json(_config(path)))
     flow.load_state_dict(load_file(path / WEIGHTS_FILE))
     return flow
 

@@ -150,8 +150,3 @@ def _check_heads(hidden: int, heads: int) -> None:
             f"hidden {hidden} must be a multiple of twice heads {heads}: rotations turn pairs of "
             "channels"
         )
-
-
-# Names of before, until their last users are switched.
-FlowConfig = FlowSizes
-VAEConfig = VaeSizes

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from rapport.policies.flow.conditions import MODALITIES, Conditions
-from rapport.policies.flow.config import FlowConfig
+from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.sde import replay_velocities
@@ -32,7 +32,7 @@ def from_bytes(values: bytes, *shape: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(values, np.float32).copy()).reshape(shape)
 
 
-def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowConfig) -> dict[str, Tensor]:
+def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowSizes) -> dict[str, Tensor]:
     """The fields of `Conditions` for rows of one window each.
 
     Zeros stand where a clip lacks a modality.

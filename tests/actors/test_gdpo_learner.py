@@ -111,8 +111,8 @@ def post_train(files, directory):
         logger=SimpleNamespace(log=lambda values, step: logged.append((step, values))),
     )
     run = SimpleNamespace(once=lambda name, work, round_index: work(step), summary={"metrics": {}})
-    sampler = fleet_sampler(CONFIG, imitated.policy)
-    with start_fleet(CONFIG.rollout, 0, imitated, sampler) as fleet:
+    imitated.policy.sampler = fleet_sampler(CONFIG, imitated.policy)
+    with start_fleet(CONFIG.rollout, 0, imitated) as fleet:
         fleet.ready()
         return recipe.post_train(run, CONFIG, imitated, fleet), logged
 

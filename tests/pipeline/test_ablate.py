@@ -9,8 +9,8 @@ from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
 from rapport.pipeline.steps.ablation import (
     VARIANTS,
     coin_labels,
-    compare,
-    mean_and_std,
+    compare_variants,
+    over_seeds,
     preferred_rows,
 )
 from rapport.policies.flow.training import FLOW_SCHEMA, from_bytes
@@ -62,9 +62,9 @@ def test_ar_flow_imitates_the_chosen_latents():
 
 
 def test_mean_and_standard_deviation_by_hand():
-    assert mean_and_std([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
-    assert mean_and_std([1.0]) == {"mean": 1.0, "std": 0.0}
-    assert mean_and_std([1.0, None]) is None
+    assert over_seeds([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
+    assert over_seeds([1.0]) == {"mean": 1.0, "std": 0.0}
+    assert over_seeds([1.0, None]) is None
 
 
 def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
@@ -80,7 +80,7 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
     seeds = [{name: row(i + 0.1 * k) for k, name in enumerate(VARIANTS)} for i in (0, 1, 2)]
     logged = {}
     run = SimpleNamespace(summary={"metrics": {}}, tracker=SimpleNamespace(log=logged.update))
-    compare(run, seeds)
+    compare_variants(run, seeds)
     found = run.summary["metrics"]["ablation"]
     assert list(found) == list(VARIANTS)
     assert found["SFT-Preferred"]["l2"] == pytest.approx({"mean": 1.2, "std": 1.0})

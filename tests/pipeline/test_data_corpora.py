@@ -9,7 +9,7 @@ from rapport.pipeline.data.readers.dualtalk import import_dualtalk
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.data.synthetic.generate import VIDEO, generate
+from rapport.pipeline.data.synthetic.generate import VIDEO, generate_corpus
 
 SMALL = {"train_clips": 8, "test_clips": 4, "seconds": 1, "image_size": 16, "frames": 1}
 
@@ -23,11 +23,11 @@ def test_the_library_has_the_defaults_of_the_section():
     config = CorpusConfig()
     defaults = {
         function: {name: p.default for name, p in inspect.signature(function).parameters.items()}
-        for function in (generate, import_dualtalk, import_lm_listener)
+        for function in (generate_corpus, import_dualtalk, import_lm_listener)
     }
-    assert defaults[generate]["n_train"] == config.train_clips
-    assert defaults[generate]["n_test"] == config.test_clips
-    assert defaults[generate]["seed"] == config.seed
+    assert defaults[generate_corpus]["n_train"] == config.train_clips
+    assert defaults[generate_corpus]["n_test"] == config.test_clips
+    assert defaults[generate_corpus]["seed"] == config.seed
     assert (VIDEO.frames, VIDEO.size) == (config.frames, config.image_size)
     for parameters in defaults.values():
         assert parameters["seconds"] == config.seconds

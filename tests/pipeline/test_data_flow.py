@@ -17,7 +17,7 @@ from rapport.pipeline.data.flow import (
 )
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import MODALITIES
-from rapport.policies.flow.config import VAEConfig
+from rapport.policies.flow.config import VaeSizes
 from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.training import from_bytes
@@ -46,7 +46,7 @@ def features(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vae(tiny_corpus):
     torch.manual_seed(0)
-    return MotionVAE(VAEConfig(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
+    return MotionVAE(VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
 
 
 def test_a_window_is_whole_latents():

@@ -13,7 +13,12 @@ from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import Corpus, CorpusError, load_labels, load_truth
 from rapport.pipeline.data.synthetic.affect import AFFECTS, CHANNELS, expression_of
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
-from rapport.pipeline.data.synthetic.generate import Conversation, Video, generate, simulate
+from rapport.pipeline.data.synthetic.generate import (
+    Conversation,
+    SpeakerVideo,
+    generate_corpus,
+    simulate,
+)
 from rapport.pipeline.data.synthetic.prosody import Episode, affect_at, plan_speech
 from rapport.pipeline.data.synthetic.signals import (
     BAND_HZ,
@@ -35,7 +40,9 @@ DYADS = 20
 def corpus(tmp_path_factory) -> Corpus:
     """Without video: 20 dyads to train on, 6 to test."""
     path = tmp_path_factory.mktemp("synthetic") / "c"
-    return generate(path, n_train=8 * DYADS, n_test=48, video=Video(frames=0), workers=0)
+    return generate_corpus(
+        path, n_train=8 * DYADS, n_test=48, video=SpeakerVideo(frames=0), workers=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,9 @@ def turn_statistics(speaker: np.ndarray, listener: np.ndarray) -> dict[str, floa
 
 
 def test_a_clip_has_every_modality(tmp_path):
-    corpus = generate(tmp_path / "c", n_train=2, n_test=1, video=Video(3, 32), workers=0)
+    corpus = generate_corpus(
+        tmp_path / "c", n_train=2, n_test=1, video=SpeakerVideo(3, 32), workers=0
+    )
     assert corpus.manifest["clips"] == {"test": 1, "train": 2}
     clip = corpus.at("train", 1)
     assert clip.absent == [] and clip.listener.layout == LAYOUT and LAYOUT.dim == 67
@@ -83,17 +92,17 @@ def test_a_clip_has_every_modality(tmp_path):
 
 
 def test_same_seed_same_files_whatever_the_workers(tmp_path):
-    arguments = {"n_train": 9, "n_test": 1, "video": Video(frames=1, size=16)}
-    alone = generate(tmp_path / "a", **arguments, seed=3, workers=0)
-    pool = generate(tmp_path / "b", **arguments, seed=3, workers=2)
-    other = generate(tmp_path / "c", **arguments, seed=4, workers=0)
+    arguments = {"n_train": 9, "n_test": 1, "video": SpeakerVideo(frames=1, size=16)}
+    alone = generate_corpus(tmp_path / "a", **arguments, seed=3, workers=0)
+    pool = generate_corpus(tmp_path / "b", **arguments, seed=3, workers=2)
+    other = generate_corpus(tmp_path / "c", **arguments, seed=4, workers=0)
     assert alone.digest == pool.digest != other.digest
     assert alone.manifest == pool.manifest
 
 
 def test_a_clip_does_not_depend_on_the_size_of_the_corpus(corpus):
     alone = simulate(
-        Conversation(0, "train", 1, clips=2, seconds=4.0, video=Video(frames=0, size=16))
+        Conversation(0, "train", 1, clips=2, seconds=4.0, video=SpeakerVideo(frames=0, size=16))
     )
     assert alone[1][0].clip_id == corpus.at("train", 9).clip_id
     assert np.array_equal(alone[1][0].listener.values, corpus.at("train", 9).listener.values)
@@ -257,11 +266,11 @@ def test_regression_does_not_collapse_where_there_is_one_answer(corpus, monkeypa
 
 def test_bad_requests(tmp_path, corpus):
     with pytest.raises(ValueError, match="n_train=0"):
-        generate(tmp_path / "c", n_train=0)
+        generate_corpus(tmp_path / "c", n_train=0)
     with pytest.raises(ValueError, match="whole frames"):
-        generate(tmp_path / "c", seconds=3.99)
+        generate_corpus(tmp_path / "c", seconds=3.99)
     with pytest.raises(CorpusError, match="already there"):
-        generate(corpus.path, n_train=1, n_test=1)
+        generate_corpus(corpus.path, n_train=1, n_test=1)
 
 
 def test_affects_look_different():

@@ -56,7 +56,7 @@ def made(tiny_corpus, tmp_path_factory):
     recipe = GdpoOfFlow(judge=JUDGE)
     held_out = HeldOut.from_corpus(recipe, imitated)
     faces = faces_of(recipe.head, tiny_corpus.layout.topology)
-    policy = imitated.policy.with_sampler(flow_studies.judged_sampler(recipe))
+    policy = imitated.policy.with_sampler(flow_studies.ode_sampler(recipe))
     return held_out, MovementJudge(held_out.windows, held_out.both_roles, faces), policy
 
 

@@ -11,7 +11,7 @@ import pytest
 from rapport.pipeline.config import load_config
 from rapport.pipeline.data.regression import RegressionListener, targets
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.data.synthetic.generate import Video, generate
+from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
 from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
     Ranking,
@@ -26,7 +26,7 @@ from rapport.pipeline.steps.methods import TrainedRun, answered, baselines, comm
 from rapport.pipeline.steps.protocols import (
     RankedClips,
     common_frames,
-    cut,
+    cut_reactions,
     on_motion,
     score,
     scorers,
@@ -75,14 +75,14 @@ def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tiny_corpus, tmp_p
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
-    sizes = {"seconds": 1, "video": Video(frames=1, size=28), "workers": 0}
-    other = generate(tmp_path / "other", 2, 2, seed=1, **sizes)
+    sizes = {"seconds": 1, "video": SpeakerVideo(frames=1, size=28), "workers": 0}
+    other = generate_corpus(tmp_path / "other", 2, 2, seed=1, **sizes)
     with pytest.raises(
         CorpusError,
         match=f"unlike corpora:\n  rank.dpo: .*{tiny_corpus.digest[:12]}(.|\n)*root=THAT",
     ):
         common_corpus({"dpo": tiny_corpus, "gdpo": other})
-    again = generate(tmp_path / "again", 2, 2, seed=1, **sizes)
+    again = generate_corpus(tmp_path / "again", 2, 2, seed=1, **sizes)
     assert common_corpus({"dpo": other, "gdpo": again}).digest == other.digest
     assert common_corpus({}) is None
 
@@ -110,7 +110,7 @@ def test_methods_are_cut_to_the_frames_and_groups_that_all_have(tmp_path):
         "C": (2, 1, 10, 9),
     }
     assert common_frames(answers) == 8
-    (first,), _ = cut(answers["C"], LAYOUT, 8)
+    (first,), _ = cut_reactions(answers["C"], LAYOUT, 8)
     assert len(first) == 8 and first.layout == LAYOUT
     np.testing.assert_array_equal(first.group("rot"), long.group("rot")[:8])
 
@@ -145,8 +145,12 @@ def ranked(tmp_path_factory):
     """Baselines of a small corpus of clips long enough for every protocol, and what the protocols
     give.
     """
-    corpus = generate(
-        tmp_path_factory.mktemp("rank") / "c", 8, 4, video=Video(frames=1, size=28), workers=0
+    corpus = generate_corpus(
+        tmp_path_factory.mktemp("rank") / "c",
+        8,
+        4,
+        video=SpeakerVideo(frames=1, size=28),
+        workers=0,
     )
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})
     config = load_config(RankConfig, None, ["rank.samples=2"])

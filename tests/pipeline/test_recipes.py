@@ -15,7 +15,7 @@ from rapport.pipeline.settings import JudgedOfVla, OfVla
 from rapport.pipeline.steps import judging
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.imitation import Imitated, action_layout, untrained_vla
-from rapport.pipeline.steps.judging import Judge, Row, tabulate
+from rapport.pipeline.steps.judging import Judge, MethodRow, tabulate
 from rapport.pipeline.steps.preferences import pair_rows, watched
 from rapport.pipeline.steps.sampling import earlier
 from rapport.pipeline.steps.settings import EvaluationConfig
@@ -158,13 +158,13 @@ METRICS = {
 
 
 def test_a_row_says_missing_where_nothing_could_be_computed():
-    summary = Row(METRICS, {}, {}).summary(bootstrap=100)
+    summary = MethodRow(METRICS, {}, {}).summary(bootstrap=100)
     assert (
         summary["p_fd"] is None
         and summary["simulated_rating"] is None
         and summary["truth_affect_error"] is None
     )
-    summary = Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5, "b": 0.25}).summary(bootstrap=500)
+    summary = MethodRow(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5, "b": 0.25}).summary(bootstrap=500)
     assert summary["truth_affect_error"] == 0.375 and summary["l2"] == 2.0
     rating = summary["simulated_rating"]
     assert (
@@ -177,8 +177,8 @@ def test_a_row_says_missing_where_nothing_could_be_computed():
 def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
     run = FakeRun(tmp_path)
     rows = {
-        "SFT": Row(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}),
-        "Nearest Neighbour": Row(METRICS, {}, {}),
+        "SFT": MethodRow(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}),
+        "Nearest Neighbour": MethodRow(METRICS, {}, {}),
     }
     values = tabulate(rows, run, bootstrap=100)
     shown = capsys.readouterr().out

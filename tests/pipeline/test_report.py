@@ -35,7 +35,7 @@ from rapport.pipeline.report.videos import (
 )
 from rapport.pipeline.settings import DpoOfVla, EvaluateOfVla
 from rapport.pipeline.steps.imitation import Imitated
-from rapport.pipeline.steps.judging import Row
+from rapport.pipeline.steps.judging import MethodRow
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.movement import HeldOut
 from rapport.pipeline.steps.preferences import pair_rows
@@ -523,7 +523,7 @@ def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, 
     for name, scores in (("SFT", {held[3]: 4.0}), ("SFT + DPO", {held[3]: 3.0})):
         jury.answers[name] = motions
         jury.policies[name] = policy
-        jury.rows[name] = Row({}, scores, {})
+        jury.rows[name] = MethodRow({}, scores, {})
     jury.show(Renderers(), table)
     shown = read_shown(tmp_path)
     assert [(s.kind, s.clip_id) for s in shown] == [

@@ -30,7 +30,7 @@ Sample = tuple[Clip, np.ndarray, Truth]  # with the listener's expressed affect 
 
 
 @dataclass(frozen=True)
-class Video:
+class SpeakerVideo:
     """What is shown of the speaker.
 
     Args:
@@ -42,7 +42,7 @@ class Video:
     size: int = 56
 
 
-VIDEO = Video()
+VIDEO = SpeakerVideo()
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Conversation:
     number: int  # within its split
     clips: int
     seconds: float  # of a clip
-    video: Video
+    video: SpeakerVideo
 
     @property
     def dyad_id(self) -> str:
@@ -62,13 +62,13 @@ class Conversation:
         return f"{self.split}-{self.number:04d}"
 
 
-def generate(
+def generate_corpus(
     path: str | Path,
     n_train: int = 1024,
     n_test: int = 96,
     seconds: float = 4.0,
     seed: int = 0,
-    video: Video = VIDEO,
+    video: SpeakerVideo = VIDEO,
     workers: int = 2,
 ) -> Corpus:
     """Simulate conversations and write their clips, affect labels and hidden truth to a new folder.
@@ -163,7 +163,7 @@ def simulate(conversation: Conversation) -> list[Sample]:
     return samples
 
 
-def _with_frames(clips: list[Clip], speaker: Motion, video: Video) -> list[Clip]:
+def _with_frames(clips: list[Clip], speaker: Motion, video: SpeakerVideo) -> list[Clip]:
     """Render evenly spaced frames of each clip's speaker, all clips in one batch.
 
     Args:

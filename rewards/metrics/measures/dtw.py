@@ -14,7 +14,7 @@ import numpy as np
 
 from rapport.rewards.metrics.measures.jit import compiled
 
-Groups = Sequence[tuple[slice, float]]  # channels, and the weight of their distance
+ChannelGroups = Sequence[tuple[slice, float]]  # channels, and the weight of their distance
 
 SEGMENT = 10  # frames; the lower bound replaces as many by the box around them
 N = np.uint64  # unsigned indices need no test for "from the end", which would keep the loops scalar
@@ -25,7 +25,7 @@ def dtw(x: np.ndarray, y: np.ndarray) -> float:
     return float(nearest_dtw(x[None], y[None], [(slice(None), 1.0)])[0])
 
 
-def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: Groups) -> np.ndarray:
+def nearest_dtw(xs: np.ndarray, ys: np.ndarray, groups: ChannelGroups) -> np.ndarray:
     """Least distance of each x to any y, (samples,).
 
     The distance is the sum over groups g of weight_g * dtw(x[:, g], y[:, g]). The minimum is exact

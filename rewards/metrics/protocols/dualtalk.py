@@ -25,7 +25,7 @@ TRUTH = (("expr", 50), ("neck", 3), ("jaw", 3))
 CLUSTERS = {"expr": 40, "jaw": 10, "neck": 10}
 PAIRS = 100  # of frames, whose distances Diversity averages
 
-Groups = dict[str, np.ndarray]  # group -> (time, width)
+GroupValues = dict[str, np.ndarray]  # group -> (time, width)
 
 
 def score(inputs: Inputs) -> dict[str, float]:
@@ -57,7 +57,7 @@ def score(inputs: Inputs) -> dict[str, float]:
     return {name: float(np.mean([s[name] for s in scores])) for name in sorted(scores[0])}
 
 
-def _roles(inputs: Inputs) -> list[list[Groups]]:
+def _roles(inputs: Inputs) -> list[list[GroupValues]]:
     """Clips of prediction, target and, where there is one, partner."""
     predicted = as_list(inputs.pred, "pred")
     roles = [grouped(predicted, "pred", PREDICTION)]
@@ -72,7 +72,7 @@ def _roles(inputs: Inputs) -> list[list[Groups]]:
     return roles
 
 
-def _common_frames(roles: list[list[Groups]]) -> Iterator[list[Groups]]:
+def _common_frames(roles: list[list[GroupValues]]) -> Iterator[list[GroupValues]]:
     """Clip by clip the roles' groups, cut to the shortest of them."""
     for index, clip in enumerate(zip(*roles, strict=True)):
         frames = min(len(role["expr"]) for role in clip)
@@ -89,7 +89,7 @@ def _common_frames(roles: list[list[Groups]]) -> Iterator[list[Groups]]:
         yield [{group: role[group][:frames] for group in CLUSTERS} for role in clip]
 
 
-def _reference(clip: list[Groups], rng: np.random.RandomState) -> dict[str, float]:
+def _reference(clip: list[GroupValues], rng: np.random.RandomState) -> dict[str, float]:
     scores = _shared(clip)
     for group in CLUSTERS:
         scores[_key("Diversity", group)] = diversity(clip[0][group], PAIRS, rng)
@@ -106,7 +106,7 @@ def _reference(clip: list[Groups], rng: np.random.RandomState) -> dict[str, floa
     return scores
 
 
-def _corrected(clip: list[Groups], seed: int) -> dict[str, float]:
+def _corrected(clip: list[GroupValues], seed: int) -> dict[str, float]:
     scores = _shared(clip)
     for group in CLUSTERS:
         x = clip[0][group]
@@ -119,7 +119,7 @@ def _corrected(clip: list[Groups], seed: int) -> dict[str, float]:
     return scores
 
 
-def _shared(clip: list[Groups]) -> dict[str, float]:
+def _shared(clip: list[GroupValues]) -> dict[str, float]:
     scores = {}
     for group in CLUSTERS:
         roles = [role[group] for role in clip]

@@ -31,14 +31,14 @@ import numpy as np
 
 from rapport.policies.motion import Layout, Motion, require_same_layout
 from rapport.rewards.metrics.measures.ccc import concordance
-from rapport.rewards.metrics.measures.dtw import Groups, nearest_dtw
+from rapport.rewards.metrics.measures.dtw import ChannelGroups, nearest_dtw
 from rapport.rewards.metrics.measures.tlcc import lag_of_peak, lag_of_peak_as_published
 from rapport.rewards.metrics.protocols.protocol import Inputs, Protocol, Variant, require_variant
 
 FPS = 25
 MAX_FRAMES = 750
 # Occurrences of action units, valence and arousal, expression probabilities.
-EMOTION_GROUPS: Groups = (
+EMOTION_GROUPS: ChannelGroups = (
     (slice(0, 15), 1 / 15),
     (slice(15, 17), 1.0),
     (slice(17, 25), 1 / 8),
@@ -60,7 +60,7 @@ class Setting:
 
     name: str
     dim: int
-    groups: Groups
+    groups: ChannelGroups
     epsilon: float
     factor: float
 
@@ -72,7 +72,7 @@ SETTINGS = {setting.name: setting for setting in (REACT2023, REACT2024, REACTFAC
 
 
 @dataclass(frozen=True, eq=False)
-class Clips:
+class ReactClips:
     """What is scored, checked.
 
     Args:
@@ -116,7 +116,7 @@ def fr_corr(
 
 
 def fr_dist(
-    pred: np.ndarray, target: np.ndarray, neighbours: Any, groups: Groups = EMOTION_GROUPS
+    pred: np.ndarray, target: np.ndarray, neighbours: Any, groups: ChannelGroups = EMOTION_GROUPS
 ) -> float:
     """FRDist: DTW distance to the appropriate reaction where it is least, mean over N and M.
 
@@ -165,7 +165,7 @@ def fr_dvs(pred: np.ndarray) -> float:
 
 def prepare(
     setting: Setting, pred: Any, target: Any, partner: Any = None, neighbours: Any = None
-) -> Clips:
+) -> ReactClips:
     """Checked arrays of the first 750 frames, from arrays or nested lists of typed motion.
 
     Args:
@@ -196,7 +196,7 @@ def prepare(
     if neighbours is not None:
         lists = neighbour_lists(neighbours, speakers, speakers)
     frames = {name: array[..., :MAX_FRAMES, :] for name, array in arrays.items()}
-    return Clips(
+    return ReactClips(
         pred=frames["pred"],
         target=frames["target"],
         partner=frames.get("partner"),
@@ -242,7 +242,7 @@ def neighbour_lists(neighbours: Any, speakers: int, targets: int) -> list[np.nda
 
 
 def score_speakers(
-    setting: Setting, clips: Clips, speakers: Iterable[int], variant: Variant
+    setting: Setting, clips: ReactClips, speakers: Iterable[int], variant: Variant
 ) -> list[dict[str, np.ndarray]]:
     """For each of `speakers` the metrics of its samples; no speaker depends on another."""
     epsilon = setting.epsilon
@@ -271,7 +271,7 @@ def score_speakers(
 
 
 def summarise(
-    setting: Setting, clips: Clips, scores: Sequence[dict[str, np.ndarray]], variant: Variant
+    setting: Setting, clips: ReactClips, scores: Sequence[dict[str, np.ndarray]], variant: Variant
 ) -> dict[str, float]:
     """The protocol's numbers from those of all its speakers, in their order."""
     result = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
