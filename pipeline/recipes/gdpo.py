@@ -9,8 +9,9 @@ from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import Rewarded
 from rapport.pipeline.steps.alignment import gdpo_learners, sampled_by
-from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate, learnt
+from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.jury import Jury
+from rapport.pipeline.steps.learning import Imitated, learnt
 from rapport.pipeline.steps.preferences import reward_pool
 from rapport.pipeline.steps.rewarding import advantages_of, rewards_of, rollouts_of, scenes_of
 from rapport.pipeline.steps.sampling import fleet_of

@@ -17,7 +17,7 @@ from rapport.pipeline.report.paper import ABLATION
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
 from rapport.pipeline.steps.alignment import align
-from rapport.pipeline.steps.imitation import Imitated, learn
+from rapport.pipeline.steps.learning import Imitated, learn
 from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
 from rapport.policies.tables import read_table, write_table
 from rapport.policies.vla.training import SFT_SCHEMA

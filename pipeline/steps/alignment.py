@@ -13,7 +13,7 @@ from rapport.pipeline.objectives.dpo import Dpo
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.rundir import Phase, PhaseResult, phase
 from rapport.pipeline.settings import Learning, OfVla, Preferences, Rewarded
-from rapport.pipeline.steps.imitation import Imitated, learn
+from rapport.pipeline.steps.learning import Imitated, learn
 from rapport.pipeline.steps.rewarding import Scenes
 from rapport.pipeline.steps.sampling import fleet_sampler
 from rapport.policies.policy import Reaction, load_policy

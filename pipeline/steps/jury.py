@@ -16,7 +16,7 @@ from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, evenly_
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
 from rapport.pipeline.steps import flow_studies
-from rapport.pipeline.steps.imitation import Imitated, action_layout
+from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.judging import (
     Judge,
     MethodRow,
@@ -25,6 +25,7 @@ from rapport.pipeline.steps.judging import (
     tabulate,
     track_round,
 )
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.movement import (
     HeldOut,
     MovementJudge,

@@ -23,7 +23,8 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, st
 from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import sampler_of
-from rapport.pipeline.steps.imitation import Imitated, action_layout
+from rapport.pipeline.steps.imitation_vla import action_layout
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import Prompts, fleet_of
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.pipeline.tracking import metric_key

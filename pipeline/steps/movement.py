@@ -20,7 +20,8 @@ from rapport.pipeline.report.videos import evenly_spaced
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow
 from rapport.pipeline.steps.corpus import choose
-from rapport.pipeline.steps.imitation import Imitated, people
+from rapport.pipeline.steps.imitation_flow import people
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.settings import ComparisonConfig
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.flame import FlameHead

@@ -16,7 +16,7 @@ from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.objectives.dpo import pair_schema
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Judged, Preferences
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion

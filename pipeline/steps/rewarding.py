@@ -22,7 +22,7 @@ from rapport.pipeline.objectives.gdpo import Rollouts
 from rapport.pipeline.objectives.settings import GdpoConfig
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Rewarded
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.learning import Imitated
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Prompt, Reaction

@@ -36,7 +36,8 @@ from rapport.pipeline.settings import (
 )
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.corpus import chosen
-from rapport.pipeline.steps.imitation import Imitated, imitate
+from rapport.pipeline.steps.imitation import imitate
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
 from rapport.policies.flow.policy import Sampler
 from rapport.policies.policy import Policy, Prompt

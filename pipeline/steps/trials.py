@@ -21,7 +21,8 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
 from rapport.pipeline.settings import JudgedOfFlow, Preferences, Rewarded
 from rapport.pipeline.steps.alignment import dpo_objective, learn_pairs
 from rapport.pipeline.steps.checks import demand, preflight
-from rapport.pipeline.steps.imitation import Imitated, as_trained, imitate
+from rapport.pipeline.steps.imitation import as_trained, imitate
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import (
     earlier,

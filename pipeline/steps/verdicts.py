@@ -20,9 +20,9 @@ from rapport.actors.rater import RewardPool
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Rewarded
 from rapport.pipeline.steps import flow_studies
-from rapport.pipeline.steps.imitation import Imitated
 from rapport.pipeline.steps.judging import Judge, mean_of
 from rapport.pipeline.steps.jury import compared_layout
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Motion

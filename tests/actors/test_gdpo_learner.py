@@ -17,7 +17,7 @@ from rapport.pipeline.objectives.settings import FlowGdpoConfig
 from rapport.pipeline.recipes import gdpo as recipe
 from rapport.pipeline.settings import GdpoOfFlow
 from rapport.pipeline.steps import alignment
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import fleet_sampler, start_fleet
 from rapport.policies.flow import config
 from rapport.policies.flow.model import initialised

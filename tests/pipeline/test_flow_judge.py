@@ -15,7 +15,9 @@ from rapport.pipeline.objectives.settings import FlowTraining
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow, RolloutOfFlow
 from rapport.pipeline.steps import flow_studies
-from rapport.pipeline.steps.imitation import Imitated, as_trained, earlier_flow
+from rapport.pipeline.steps.imitation import as_trained
+from rapport.pipeline.steps.imitation_flow import earlier_flow
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of, tabulate_movement
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow import config

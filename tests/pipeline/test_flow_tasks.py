@@ -23,7 +23,7 @@ from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import GdpoOfFlow
 from rapport.pipeline.steps.alignment import sampled_by
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rewarding import (
     Scenes,
     advantages_of,

@@ -11,7 +11,7 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.objectives.settings import VlaGdpoConfig
 from rapport.pipeline.steps.alignment import sampled_by
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rewarding import advantages_of, rewards_of, rollouts_of, scenes_of
 from rapport.policies.policy import Reaction, load_policy, weight_digest
 from rapport.policies.tables import read_table

@@ -14,8 +14,9 @@ from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import JudgedOfVla, OfVla
 from rapport.pipeline.steps import judging
 from rapport.pipeline.steps.corpus import choose
-from rapport.pipeline.steps.imitation import Imitated, action_layout, untrained_vla
+from rapport.pipeline.steps.imitation_vla import action_layout, untrained_vla
 from rapport.pipeline.steps.judging import Judge, MethodRow, tabulate
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.preferences import pair_rows, watched
 from rapport.pipeline.steps.sampling import earlier
 from rapport.pipeline.steps.settings import EvaluationConfig

@@ -34,9 +34,9 @@ from rapport.pipeline.report.videos import (
     write_shown,
 )
 from rapport.pipeline.settings import DpoOfVla, EvaluateOfVla
-from rapport.pipeline.steps.imitation import Imitated
 from rapport.pipeline.steps.judging import MethodRow
 from rapport.pipeline.steps.jury import Jury
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.movement import HeldOut
 from rapport.pipeline.steps.preferences import pair_rows
 from rapport.pipeline.steps.settings import EvaluationConfig

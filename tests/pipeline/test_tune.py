@@ -30,7 +30,7 @@ from rapport.pipeline.report.sweep import (
 )
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import DpoOfVla
-from rapport.pipeline.steps.imitation import Imitated
+from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.outcomes import outcome_of, report, sorted_outcomes
 from rapport.pipeline.steps.sweeping import require_metric, require_room, search, served
 from rapport.pipeline.steps.trials import DpoTrials, GdpoTrials

@@ -1,0 +1,148 @@
+"""Stage 1 of AR-Flow: motion VAE, encoded windows, rectified flow (GDPO-Listener, 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rapport.pipeline.data.flow import (
+    WINDOW_SCHEMA,
+    Window,
+    motion_rows,
+    whole_latents,
+    window_rows,
+    windows,
+)
+from rapport.pipeline.data.store import LABELS, Corpus, load_labels
+from rapport.pipeline.objectives.flow import RectifiedFlow
+from rapport.pipeline.objectives.vae import MotionCode
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase, still_there
+from rapport.pipeline.settings import OfFlow
+from rapport.pipeline.steps.corpus import prepare
+from rapport.pipeline.steps.learning import Imitated, learn
+from rapport.policies.flow import checkpoint
+from rapport.policies.flow.config import VaeSizes, flow_config, vae_config
+from rapport.policies.flow.features import Features
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.training import MOTION_SCHEMA, fit_features
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.tables import read_table, write_table
+
+
+def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
+    if config.imitation is not None:
+        return earlier_flow(config.imitation, run)
+    corpus = prepare(run, config.corpus)
+    vae = _vae(run, config, corpus).artifacts["vae_policy"]
+    encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
+    tables = encoded.artifacts["encode_tables"]
+    trained = _flow(run, config, corpus, vae=vae, tables=tables)
+    return Imitated(corpus, trained.artifacts["flow_policy"], tables)
+
+
+def earlier_flow(directory: Path, run: Workspace) -> Imitated:
+    """What stage 1 of an earlier run left."""
+    file = directory / "summary.json"
+    summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}
+    names = ("corpus", "encode_tables", "flow_policy")
+    artifacts, gone = still_there(summary, names)
+    if gone:
+        raise RunError(
+            f"imitation={directory}: that run has no {', '.join(gone)}; it must be a finished one "
+            "of `gdpo` or `dpo policy=flow`"
+        )
+    run.summary["artifacts"] |= {name: str(path) for name, path in artifacts.items()}
+    return Imitated(
+        Corpus(artifacts["corpus"]), artifacts["flow_policy"], artifacts["encode_tables"]
+    )
+
+
+def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
+    """Everybody of a split whose motion is learnt, clip by clip."""
+    affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
+    downsample = vae_config(config.vae.size, corpus.layout).downsample
+    for clip in corpus.clips(split):
+        yield from windows(clip, downsample, both=config.roles == "both", affect=affect)
+
+
+@phase("vae")
+def _vae(step: Phase, config: OfFlow, corpus: Corpus) -> PhaseResult:
+    """The motion VAE of all training windows; its latents are then scaled to unit variance."""
+    initial = step.directory / "initial"
+    table = step.directory / "motion.arrow"
+    motions = {window.window_id: window.motion for window in people(config, corpus, "train")}
+    write_table(table, motion_rows(motions), MOTION_SCHEMA)
+    vae = untrained_vae(vae_config(config.vae.size, corpus.layout), config.seed)
+    vae.fit_channels(motions.values())
+    checkpoint.save(vae, initial)
+    step.say(f"{len(motions)} windows, {corpus.layout}, {config.vae.steps} steps")
+    result = learn(MotionCode(initial, table, config.vae, seed=config.seed), config.learner, step)
+    trained = checkpoint.load_vae(result.artifacts["vae_policy"])
+    trained.fit_latents(torch.from_numpy(motion.values)[None] for motion in motions.values())
+    checkpoint.save(trained, result.artifacts["vae_policy"])
+    return result
+
+
+def untrained_vae(config: VaeSizes, seed: int) -> MotionVAE:
+    """The same weights for the same seed; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MotionVAE(config)
+
+
+@phase("encode")
+def encode(
+    step: Phase, config: OfFlow, corpus: Corpus, vae: Path, *, features: Path
+) -> PhaseResult:
+    """Tables of windows, one a split: features (Eq. 1), latents, who listens when."""
+    encoders = Features.load(config.encoders, features)
+    coder = checkpoint.load_vae(vae)
+    counts = {}
+    for split in ("train", "test"):
+        rows = window_rows(people(config, corpus, split), encoders, coder)
+        table = step.directory / f"{split}.arrow"
+        counts[f"{split}_windows"] = write_table(table, rows, WINDOW_SCHEMA)
+    clip = corpus.at("train", 0)
+    kept = whole_latents(len(clip.listener), coder.config.downsample)
+    names = {"text": encoders.text.name, "audio": encoders.audio.name}
+    step.say(
+        f"{counts} of {kept} of {len(clip.listener)} frames; text by {names['text']}, audio by "
+        f"{names['audio']}"
+    )
+    if clip.listener_audio is None or clip.speaker_audio is None:
+        step.say(
+            "no sound of both people: who has none speaks as the corpus' roles say, the speaker "
+            "throughout"
+        )
+    return PhaseResult(
+        artifacts={"encode_tables": step.directory}, counts=counts, engines={"encoders": names}
+    )
+
+
+@phase("flow")
+def _flow(step: Phase, config: OfFlow, corpus: Corpus, vae: Path, tables: Path) -> PhaseResult:
+    """AR-Flow by the rectified-flow loss (Eq. 4)."""
+    initial = step.directory / "initial"
+    table = tables / "train.arrow"
+    coder = checkpoint.load_vae(vae)
+    encoders = Features.load(config.encoders, step.directory)
+    frames = whole_latents(len(corpus.at("train", 0).listener), coder.config.downsample)
+    sizes = flow_config(
+        config.flow.size,
+        coder.config,
+        encoders.text.dim,
+        audio_dim=encoders.audio.dim,
+        window=frames // coder.config.downsample,
+    )
+    flow = initialised(sizes, config.seed)
+    fit_features(flow, read_table(table))
+    FlowPolicy(flow, coder, config.encoders).save(initial)
+    step.say(
+        f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of "
+        f"{sizes.window} latents, {config.flow.steps} steps"
+    )
+    return learn(RectifiedFlow(initial, table, config.flow, seed=config.seed), config.learner, step)

@@ -1,0 +1,116 @@
+"""Imitation by the VLA: its network before training, and SFT (VLA + DPO, section III)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rapport.log import logger
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.vla import examples
+from rapport.pipeline.objectives.sft import Sft
+from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
+from rapport.pipeline.settings import OfVla
+from rapport.pipeline.steps.learning import learn
+from rapport.policies.motion import Layout
+from rapport.policies.policy import load_policy
+from rapport.policies.tables import write_table
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
+from rapport.policies.vla.loading import build_tiny, tiny_config
+from rapport.policies.vla.openvla import load_openvla, read_weights
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.pretrained import PublishedParts, load_pretrained
+from rapport.policies.vla.settings import ActionConfig, VlaConfig
+from rapport.policies.vla.text import build_text_tokenizer
+from rapport.policies.vla.training import SFT_SCHEMA
+
+
+def imitate_vla(run: Workspace, config: OfVla, corpus: Corpus) -> Path:
+    checkpoint_path = config.sft.checkpoint
+    if checkpoint_path is None:
+        return _sft(run, config, corpus).artifacts["sft_policy"]
+    checkpoint_path = checkpoint_path.absolute()
+    load_policy(checkpoint_path)  # complains now rather than after the rollout
+    run.summary["artifacts"]["sft_policy"] = str(checkpoint_path)
+    return checkpoint_path
+
+
+@phase("sft")
+def _sft(step: Phase, config: OfVla, corpus: Corpus) -> PhaseResult:
+    initial = step.directory / "initial"
+    untrained_vla(config, corpus).save(initial)
+    policy = VlaPolicy.load(initial)
+    table = step.directory / "examples.arrow"
+    rows = write_table(table, examples(corpus.clips("train"), policy), SFT_SCHEMA)
+    objective = Sft(initial, table, config.sft, seed=config.seed, policy_config=config.vla)
+    step.say(
+        f"{rows} clips, {policy.actions.space.tokens} action tokens each, "
+        f"{sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters, "
+        f"{objective.steps} steps"
+    )
+    return learn(objective, config.learner, step)
+
+
+def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
+    """A VLA before training: tiny random weights, or the pretrained parts the config names."""
+    vla = config.vla
+    layout = action_layout(vla.action, corpus.layout)
+    space = ActionSpace(layout, vla.action.rate, config.corpus.seconds)
+    knots = (space.to_knots(listener.subset(layout)) for _, listener in corpus.listeners("train"))
+    low, high = fit_bounds(knots, tail=100 * vla.action.truncation)
+    clip = corpus.at("train", 0)
+    frames = {}
+    if clip.speaker_frames is not None:
+        frames = {"frames": len(clip.speaker_frames), "image_size": clip.speaker_frames.shape[1]}
+    dtype = getattr(torch, vla.dtype)
+    if vla.size == "pretrained":
+        model, tokenizer = load_pretrained(
+            published_parts(vla),
+            space,
+            dtype=dtype,
+            text_tokens=vla.text_tokens,
+            frames=frames.get("frames", 1),
+        )
+        if vla.openvla is not None:
+            logger.info(f"[sft] {load_openvla(model, read_weights(Path(vla.openvla)))}")
+    else:
+        texts = (clip.text for clip in corpus.clips("train") if clip.text is not None)
+        tokenizer = build_text_tokenizer(
+            texts,
+            text_vocabulary=vla.vocabulary - vla.action.bins,
+            action_bins=vla.action.bins,
+        )
+        sizes = tiny_config(
+            tokenizer,
+            space,
+            text_tokens=vla.text_tokens,
+            hidden=vla.hidden,
+            layers=vla.layers,
+            heads=vla.heads,
+            kv_heads=vla.kv_heads,
+            tower_hidden=vla.vision_hidden,
+            tower_layers=vla.vision_layers,
+            action_bins=vla.action.bins,
+            **frames,
+        )
+        model = build_tiny(sizes, seed=config.seed).to(dtype)
+    actions = ActionTokenizer(
+        space, low, high, first_token=model.config.action_token_start, bins=vla.action.bins
+    )
+    return VlaPolicy(model, tokenizer, actions)
+
+
+def published_parts(config: VlaConfig) -> PublishedParts:
+    """The checkpoints that a pretrained VLA is put together from."""
+    if config.llama is None or config.dino is None or config.siglip is None:
+        raise ValueError("vla.size=pretrained needs vla.llama, vla.dino and vla.siglip")
+    return PublishedParts(config.llama, config.dino, config.siglip)
+
+
+def action_layout(config: ActionConfig, corpus: Layout) -> Layout:
+    """The groups of an action: expression, head rotation, jaw (paper III-A)."""
+    head = config.head
+    if head == "auto":
+        head = "rot" if "rot" in corpus.names else "neck"
+    return corpus.subset({"expr": config.expr_dims, head: 3, "jaw": 3})
