@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rapport.actors.metrics import MetricWorkers, evaluate_react
-from rapport.rewards.metrics.protocols.react import PROTOCOLS
+from rapport.rewards.metrics import evaluate
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("local_ray")]
 
@@ -17,7 +17,6 @@ def test_parallel_equals_serial(variant):
     )
     near = [[k, (k + 2) % 7] for k in range(7)]
     reports = []
-    score = next(protocol.score for protocol in PROTOCOLS if protocol.name == "react2024")
     parallel = evaluate_react(
         "react2024",
         pred,
@@ -27,7 +26,7 @@ def test_parallel_equals_serial(variant):
         variant=variant,
         workers=MetricWorkers(count=2, chunk=2, timeout_s=120, report=reports.append),
     )
-    serial = score(pred, target, partner, neighbours=near, variant=variant)
+    serial = evaluate("react2024", pred, target, partner, neighbours=near, variant=variant)
     assert parallel == pytest.approx(serial, rel=1e-12)
     assert reports and "7 of 7 speakers" in reports[-1]
 
