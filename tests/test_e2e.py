@@ -39,7 +39,7 @@ SMALL = [
 ]
 # Start-up is most of a small run.
 LEAN = ["rollout.workers=1", "raters.workers=1", "render.workers=1", "cluster.preflight=false"]
-PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "clips"]
+PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "judge", "clips"]
 
 
 def pipeline_run(*arguments) -> subprocess.CompletedProcess:
