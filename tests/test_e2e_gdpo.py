@@ -173,11 +173,11 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
         "supervised",
         "Flow-DPO",
     }
-    rating = summary["metrics"]["simulated_rating"]
     assert "supervised, Flow-DPO" in (tmp_path / "run" / "report.html").read_text()
-    assert rating["change"]["mean"] == pytest.approx(
-        rating["Flow-DPO"]["mean"] - rating["supervised"]["mean"]
-    )
+    rows = summary["metrics"]["evaluation"]
+    means = {name: row["simulated_rating"]["mean"] for name, row in rows.items()}
+    change = summary["metrics"]["change"]["simulated_rating_change"]
+    assert change["mean"] == pytest.approx(means["Flow-DPO"] - means["supervised"])
     first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
 

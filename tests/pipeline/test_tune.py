@@ -271,6 +271,7 @@ def sweep(directory, trials, *overrides, resume=False):
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone(
     local_ray, tmp_path, capsys
 ):
@@ -313,6 +314,7 @@ def test_a_failed_trial_is_reported_the_others_go_on_and_resume_repeats_it_alone
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_optuna_fills_its_trials_and_asha_ends_the_worst(local_ray, tmp_path):
     folder = tmp_path / "optuna"
     found = sweep(
