@@ -6,6 +6,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 LOCKS  := infra/requirements/$(EXTRA).lock infra/requirements/dev.lock
 READY  := $(VENV)/.ready-$(EXTRA)
+FAST   := -m "not engine and not e2e and not long"
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
 # Python writes the bytecode of what it imports, also where the shell forbids it: without, every one of a run's many
 # processes compiles all it imports anew.
@@ -20,16 +21,22 @@ export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip install --quiet --no-compile)
 
-.PHONY: dpo test test-long lint types docs ui install lock clean
+.PHONY: dpo test fast-pipeline fast-others test-long lint types docs ui install lock clean
 
 dpo: $(READY)
 	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR)
 
-# Fast tests first, then the real engines, then whole recipes.
-test: lint
-	$(PY) -m pytest -m "not engine and not e2e and not long"
+# Fast tests and lint first, side by side; then the real engines, then whole recipes.
+test: $(READY)
+	$(MAKE) --jobs=2 --output-sync=target lint fast-pipeline fast-others
 	$(PY) -m pytest -m "engine and not long" --durations=8
 	$(PY) -m pytest -m "e2e and not long" --durations=8
+
+fast-pipeline: $(READY)
+	$(PY) -m pytest $(FAST) tests/pipeline
+
+fast-others: $(READY)
+	$(PY) -m pytest $(FAST) --ignore=tests/pipeline
 
 # What CI has no time for: four nodes, whole runs that are killed, second rounds, sweeps, the real dyad.
 test-long: $(READY)

@@ -327,6 +327,7 @@ def test_a_job_can_be_left_alone_and_asked_about(ray_cluster):
     assert "train_clips: 1024" in ray_cluster.job("logs", "left-alone").stdout
 
 
+@pytest.mark.long
 def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, tmp_path):
     """Two raylets, an engine on each; one is killed, the other does its work."""
     folder, _, _ = dpo_run

@@ -137,6 +137,7 @@ def test_gdpo_runs_on_the_real_dyad(tmp_path):
     assert "<video" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     folder, _ = gdpo_run
     summary = finished(
@@ -182,6 +183,7 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
 
 
+@pytest.mark.long
 def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tmp_path):
     summary = finished(
         "gdpo",

@@ -157,6 +157,7 @@ def test_sharded_sft_is_sft_on_one_learner(train):
     assert_same_training(sharded, train("sft", world_size=1), steps=4)
 
 
+@pytest.mark.long
 def test_training_whose_learner_was_killed_is_training_that_went_through(train):
     """In every number: data order, random draws, optimiser, schedule, reference."""
     killed = train("dpo", zero_stage=2, kill=True, max_failures=1, checkpoint_every=2)
