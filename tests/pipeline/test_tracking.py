@@ -195,6 +195,7 @@ def server(tmp_path):
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_a_server_that_goes_away_loses_nothing(server, tmp_path, monkeypatch, capsys):
     """The run goes on without it and says so; resuming the run delivers what it missed."""
     show()  # the logger's lines on the terminal
