@@ -20,6 +20,7 @@ from rapport.policies.policy import weight_digest
 from rapport.policies.tables import read_table
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.rewards.ratings.ratings import CRITERIA
+from tests.runs import begun, finished, pipeline_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
@@ -40,26 +41,6 @@ SMALL = [
 # Start-up is most of a small run.
 LEAN = ["rollout.workers=1", "raters.workers=1", "render.workers=1", "cluster.preflight=false"]
 PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "judge", "clips"]
-
-
-def pipeline_run(*arguments) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.run", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=800,
-    )
-
-
-def finished(process: subprocess.CompletedProcess, run_dir: Path) -> dict:
-    """The summary of a run that ended well."""
-    assert process.returncode == 0, process.stdout[-6000:]
-    assert process.stdout.rstrip().endswith(f"summary: {run_dir / 'summary.json'}")
-    return json.loads((run_dir / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +393,7 @@ def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
     """`kill -9` of the whole recipe, then --resume; the main job's SFT went through."""
     whole, killed = dpo_run[0] / "sft", tmp_path / "killed" / "sft"
     corpus = [key for key in SMALL if key.startswith("corpus")]
-    arguments = [
+    process = begun(
         "sft",
         "corpus.train_clips=32",
         "corpus.test_clips=16",
@@ -420,16 +401,7 @@ def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
         "sft.steps=4",
         "learner.checkpoint_every=2",
         "--run-dir",
-        str(tmp_path / "killed"),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.run", *arguments],
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        tmp_path / "killed",
     )
     steps, deadline = killed / "steps.jsonl", time.monotonic() + 300
     while not (steps.is_file() and len(steps.read_text().splitlines()) >= 3):

@@ -1,13 +1,12 @@
 """`gdpo`, `dpo policy=flow` and `gdpo policy=vla` as a person starts them, very small."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.runs import finished_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
@@ -33,26 +32,10 @@ LEAN = [
 ]
 
 
-def finished(recipe, folder, *keys):
-    """The summary of a run that ended well."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.run(
-        [sys.executable, "-m", "pipeline.run", recipe, "--run-dir", str(folder), *map(str, keys)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=800,
-    )
-    assert process.returncode == 0, process.stdout[-6000:]
-    return json.loads((folder / "summary.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def gdpo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "gdpo"
-    return folder, finished("gdpo", folder, *LEAN)
+    return folder, finished_run("gdpo", folder, *LEAN)
 
 
 def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
@@ -119,7 +102,7 @@ def test_gdpo_runs_on_the_real_dyad(tmp_path):
     vertices.
     """
     keys = [key for key in LEAN if not key.startswith("corpus")]
-    summary = finished(
+    summary = finished_run(
         "gdpo",
         tmp_path / "run",
         "corpus.kind=dualtalk",
@@ -140,7 +123,7 @@ def test_gdpo_runs_on_the_real_dyad(tmp_path):
 @pytest.mark.long
 def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     folder, _ = gdpo_run
-    summary = finished(
+    summary = finished_run(
         "dpo",
         tmp_path / "run",
         "policy=flow",
@@ -185,7 +168,7 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
 
 @pytest.mark.long
 def test_gdpo_aligns_the_vla_with_its_own_fleet(tiny_corpus, tiny_checkpoint, tmp_path):
-    summary = finished(
+    summary = finished_run(
         "gdpo",
         tmp_path / "run",
         "policy=vla",

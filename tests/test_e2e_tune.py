@@ -5,8 +5,6 @@ best config taken.
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from rapport.pipeline.config import load_config
 from rapport.pipeline.settings import DpoOfVla
+from tests.runs import begun, finished, pipeline_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
@@ -39,16 +38,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(
 ):
     folder = tmp_path / "run"
     given = [f"corpus.root={tiny_corpus.path}", f"sft.checkpoint={tiny_checkpoint}"]
-    command = [sys.executable, "-m", "pipeline.run", "tune", "dpo", "--run-dir", str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [*command, *LEAN, *given],
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = begun("tune", "dpo", "--run-dir", folder, *LEAN, *given)
     first = folder / "trials" / "dpo.beta=0.1"
     deadline = time.monotonic() + 300
     while not (first / "phases" / "judge.json").is_file():
@@ -57,16 +47,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     written = [(first / "phases" / f"{name}.json").stat().st_mtime_ns for name in ("dpo", "judge")]
-    resumed = subprocess.run(
-        [*command, "--resume"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-    )
-    assert resumed.returncode == 0, resumed.stdout[-6000:]
+    finished(pipeline_run("tune", "dpo", "--run-dir", folder, "--resume", timeout=500), folder)
     assert written == [
         (first / "phases" / f"{name}.json").stat().st_mtime_ns for name in ("dpo", "judge")
     ]

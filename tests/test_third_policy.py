@@ -1,15 +1,12 @@
 """A policy that nothing here knows of, one file of a hundred lines, through both algorithms."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from rapport import load_policy
+from tests.runs import finished_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
@@ -32,22 +29,6 @@ KEYS = [
 ]
 
 
-def finished(recipe, folder, corpus, *keys):
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "pipeline.run", recipe, "--run-dir", str(folder)]
-    process = subprocess.run(
-        [*command, f"corpus.root={corpus.path}", *KEYS, *keys],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-    )
-    assert process.returncode == 0, process.stdout[-6000:]
-    return json.loads((folder / "summary.json").read_text())
-
-
 def test_it_fits_into_a_hundred_lines():
     assert len((ROOT / "tests" / "gaussian.py").read_text().splitlines()) <= 100
 
@@ -60,7 +41,8 @@ def test_it_fits_into_a_hundred_lines():
     ],
 )
 def test_a_third_policy_is_aligned_judged_and_reported(recipe, keys, tiny_corpus, tmp_path):
-    summary = finished(recipe, tmp_path / "run", tiny_corpus, *keys)
+    keys = [f"corpus.root={tiny_corpus.path}", *KEYS, *keys]
+    summary = finished_run(recipe, tmp_path / "run", *keys, timeout=500)
     metrics = summary["metrics"]
     before, after = metrics["compared"]
     assert (before, after) == ("SFT", {"dpo": "SFT + DPO", "gdpo": "GDPO"}[recipe])

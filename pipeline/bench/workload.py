@@ -16,7 +16,7 @@ from rapport.pipeline.bench_settings import NetworkConfig, RolloutBench, SyncBen
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.loading import build_tiny, save_checkpoint, tiny_config
+from rapport.policies.vla.loading import build_tiny, network_sizes, save_checkpoint, tiny_config
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
 from rapport.policies.vla.vla_prompt import VlaPrompt
@@ -78,12 +78,7 @@ def random_policy(
     tiny = tiny_config(
         tokenizer,
         space,
-        hidden=network.hidden,
-        layers=network.layers,
-        heads=network.heads,
-        kv_heads=network.kv_heads,
-        tower_hidden=network.vision_hidden,
-        tower_layers=network.vision_layers,
+        **network_sizes(network),
         **sizes,
     )
     model = build_tiny(tiny, seed=seed)

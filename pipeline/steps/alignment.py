@@ -134,8 +134,8 @@ def sampled_by(
 ) -> Callable[[Any, int], list[list[Reaction]]]:
     """A function of the learners' weights and the iteration's number: groups of reactions.
 
-    It gives the fleet the weights, then asks it.
-    With `gdpo.asynchronous`, those of the next iteration are sampled while this one is learnt.
+    It gives the fleet the weights, then asks it. With `gdpo.asynchronous`, reactions of the next
+    iteration are sampled while this one is learnt.
     """
     behaviour = load_policy(scenes.initial)  # holds the weights that the fleet was given last
 

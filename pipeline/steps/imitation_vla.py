@@ -17,7 +17,7 @@ from rapport.policies.motion import Layout
 from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
-from rapport.policies.vla.loading import build_tiny, tiny_config
+from rapport.policies.vla.loading import build_tiny, network_sizes, tiny_config
 from rapport.policies.vla.openvla import load_openvla, read_weights
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.pretrained import PublishedParts, load_pretrained
@@ -85,12 +85,7 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
             tokenizer,
             space,
             text_tokens=vla.text_tokens,
-            hidden=vla.hidden,
-            layers=vla.layers,
-            heads=vla.heads,
-            kv_heads=vla.kv_heads,
-            tower_hidden=vla.vision_hidden,
-            tower_layers=vla.vision_layers,
+            **network_sizes(vla),
             action_bins=vla.action.bins,
             **frames,
         )

@@ -29,7 +29,6 @@ from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.movement import (
     HeldOut,
     MovementJudge,
-    faces_of,
     tabulate_movement,
 )
 from rapport.pipeline.steps.settings import EvaluationConfig
@@ -82,9 +81,7 @@ class Jury:
             baselines: whether methods that learn nothing stand in the table.
         """
         held_out = HeldOut.from_corpus(config, imitated)
-        clip_ids = [window.clip_id for window in held_out.windows if window.role == "listener"]
-        layout = compared_layout(imitated.policy, imitated.corpus.layout)
-        judge = Judge.from_corpus(run, config, imitated.corpus, layout, clip_ids, raters)
+        judge = judge_of(run, config, imitated, held_out=held_out, raters=raters)
         jury = cls(run, config, imitated, held_out=held_out, judge=judge)
         if baselines:
             jury.rows |= judge.baselines()
@@ -161,6 +158,28 @@ class Jury:
         return tabulate(self.rows, self.run, bootstrap=self.config.evaluation.bootstrap)
 
 
+def judge_of(
+    run: Workspace, config: Judged, imitated: Imitated, *, held_out: HeldOut, raters: RewardPool
+) -> Judge:
+    """The judge of single reactions to held-out prompts.
+
+    Args:
+        run: the recipe's.
+        config: of the recipe.
+        imitated: corpus and imitating policy.
+        held_out: the prompts.
+        raters: SIMULATED ones.
+    """
+    return Judge.from_corpus(
+        run,
+        config,
+        imitated.corpus,
+        layout=compared_layout(imitated.policy, imitated.corpus.layout),
+        clip_ids=[window.clip_id for window in held_out.of_listeners().windows],
+        raters=raters,
+    )
+
+
 def compared_layout(policy: Policy, corpus: Layout) -> Layout:
     """The groups in which policies are compared: the VLA's own, and its default ones for others."""
     if isinstance(policy, FlowPolicy):
@@ -175,16 +194,14 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
     held_out = jury.held_out
     chosen = {name: held_out.flat(jury.answers[name]) for name in (before, after)}
     config = jury.config
+    judge = MovementJudge.of_run(config, jury.imitated, held_out)
     if not isinstance(config, JudgedOfFlow):
-        judge = MovementJudge(held_out.repeated, held_out.both_roles)
         return PhaseResult(value=judge.score(chosen))
     policies = {
         name: policy
         for name, policy in jury.policies.items()
         if name in (before, after) and isinstance(policy, FlowPolicy)
     }
-    topology = jury.imitated.corpus.layout.topology
-    judge = MovementJudge(held_out.windows, held_out.both_roles, faces_of(config.head, topology))
     answers = {"VAE": flow_studies.coded(held_out, policies[before]), "others": judge.others()}
     answers |= chosen
     if config.judge.ablations:

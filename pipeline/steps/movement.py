@@ -44,6 +44,11 @@ HEADLINES = (
     "listen/variance_ratio",
     "listen/jerk_ratio",
 )
+# Rows that say how much is much.
+STANDARDS = {
+    "VAE": "VAE = the recorded motion, coded and decoded",
+    "others": "others = somebody else's recorded motion",
+}
 PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
 
 
@@ -178,6 +183,20 @@ class MovementJudge:
     both_roles: bool
     faces: Faces | None = None
 
+    @classmethod
+    def of_run(cls, config: Judged, imitated: Imitated, held_out: HeldOut) -> Self:
+        """The judge of a recipe; it looks at a head where AR-Flow is judged.
+
+        Args:
+            config: of the recipe.
+            imitated: corpus and imitating policy.
+            held_out: the prompts; a window counts as often as it is answered.
+        """
+        faces = None
+        if isinstance(config, JudgedOfFlow):
+            faces = faces_of(config.head, imitated.corpus.layout.topology)
+        return cls(held_out.repeated, held_out.both_roles, faces)
+
     def others(self) -> list[Motion]:
         """For each window the recorded motion of somebody else in the same role.
 
@@ -311,10 +330,9 @@ def tabulate_movement(
         name: value for name, value in first.items() if value > 0 and not name.startswith("text")
     }
     change = {name: 100 * (last[name] / value - 1) for name, value in sizes.items() if name in last}
-    shown = Table(
-        title="how held-out people move; VAE = the recorded motion, coded and decoded; others = "
-        "somebody else's recorded motion"
-    )
+    title = ["how held-out people move"]
+    title += [meaning for name, meaning in STANDARDS.items() if name in rows]
+    shown = Table(title="; ".join(title))
     main = 2 + list(rows).index(after)
     heading = ["", *rows]
     heading.insert(main, "change")

@@ -12,7 +12,7 @@ from rapport.pipeline.settings import OfVla
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.loading import tiny_config
+from rapport.policies.vla.loading import network_sizes, tiny_config
 from rapport.policies.vla.lora import add_lora
 from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.pretrained import freeze_streams, pretrained_config
@@ -96,12 +96,7 @@ def _tiny(vla: VlaConfig, space: ActionSpace, *, frames: int, image_size: int) -
         frames=frames,
         image_size=image_size,
         text_tokens=vla.text_tokens,
-        hidden=vla.hidden,
-        layers=vla.layers,
-        heads=vla.heads,
-        kv_heads=vla.kv_heads,
-        tower_hidden=vla.vision_hidden,
-        tower_layers=vla.vision_layers,
+        **network_sizes(vla),
     )
     config.text_config.vocab_size = vla.vocabulary
     return config

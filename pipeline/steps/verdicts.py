@@ -21,9 +21,9 @@ from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Rewarded
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.judging import Judge, mean_of
-from rapport.pipeline.steps.jury import compared_layout
+from rapport.pipeline.steps.jury import judge_of
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of
+from rapport.pipeline.steps.movement import HeldOut, MovementJudge
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
@@ -101,22 +101,10 @@ class Verdict:
         held_out = HeldOut.from_corpus(config, imitated)
         judge = None
         if raters is not None:
-            clip_ids = [window.clip_id for window in held_out.windows if window.role == "listener"]
-            layout = compared_layout(imitated.policy, imitated.corpus.layout)
-            judge = Judge.from_corpus(
-                run,
-                config,
-                imitated.corpus,
-                layout=layout,
-                clip_ids=clip_ids,
-                raters=raters,
-            )
+            judge = judge_of(run, config, imitated, held_out=held_out, raters=raters)
         movement = None
-        if isinstance(config, JudgedOfFlow):
-            faces = faces_of(config.head, imitated.corpus.layout.topology)
-            movement = MovementJudge(held_out.windows, held_out.both_roles, faces)
-        elif isinstance(config, Rewarded):
-            movement = MovementJudge(held_out.repeated, held_out.both_roles)
+        if isinstance(config, JudgedOfFlow | Rewarded):
+            movement = MovementJudge.of_run(config, imitated, held_out)
         return cls(config, imitated, held_out, fleet=fleet, judge=judge, movement=movement)
 
     def __call__(self, path: Path) -> dict[str, float]:

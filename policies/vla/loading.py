@@ -30,6 +30,7 @@ from rapport.policies.vla.init import init_small
 from rapport.policies.vla.lora import merge_lora
 from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.text import special_ids
+from rapport.settings import Section
 
 WEIGHTS_FILE = "model.safetensors"
 # `load_pretrained` pads embeddings to a multiple of this, so fewer ids than this are spare.
@@ -68,6 +69,22 @@ class TinySizes:
     tower_layers: int = 2
     action_bins: int = 256
     slot_embeddings: bool = True
+
+
+# Key of a section of sizes -> field of `TinySizes`.
+_NETWORK = {
+    "hidden": "hidden",
+    "layers": "layers",
+    "heads": "heads",
+    "kv_heads": "kv_heads",
+    "vision_hidden": "tower_hidden",
+    "vision_layers": "tower_layers",
+}
+
+
+def network_sizes(config: Section) -> dict[str, int]:
+    """How wide and deep a section asks the networks to be, as fields of `TinySizes`."""
+    return {field: getattr(config, key) for key, field in _NETWORK.items()}
 
 
 def tiny_config(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.actors.learner import Experience
 from rapport.pipeline.data.flow import WINDOW_SCHEMA
 from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.flow import RectifiedFlow
@@ -28,7 +27,6 @@ from rapport.pipeline.steps.rewarding import (
     Scenes,
     advantages_of,
     rewards_of,
-    rollouts_of,
     scenes_of,
 )
 from rapport.pipeline.steps.sampling import fleet_sampler
@@ -58,6 +56,7 @@ from rapport.rewards.dynamics import (
     missing_penalties,
 )
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
+from tests.pipeline.iterations import experience_of
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 SIZES = config.FlowSizes(
@@ -169,16 +168,6 @@ class LocalFleet:
 
     def groups(self, prompts, samples, seeds):
         return self.policy.sample(prompts, samples, seeds)
-
-
-def experience_of(task, groups, index):
-    """What the recipe gives learners of an iteration."""
-    batch = task.scenes.of_iteration(index)
-    measured = task.scenes.measured(batch, groups)
-    rewards = rewards_of(measured, task.recipe.reward)
-    advantages = advantages_of(rewards, task.recipe.groups, task.scenes.names, task.config)
-    metrics = task.scenes.metrics(batch, measured, rewards)
-    return Experience(rollouts_of(batch, groups, advantages), metrics)
 
 
 def refreshed(task, step=0):

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.actors.learner import Experience
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.objectives.settings import VlaGdpoConfig
 from rapport.pipeline.steps.alignment import sampled_by
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.rewarding import advantages_of, rewards_of, rollouts_of, scenes_of
+from rapport.pipeline.steps.rewarding import scenes_of
 from rapport.policies.policy import Reaction, load_policy, weight_digest
 from rapport.policies.tables import read_table
 from rapport.policies.vla.hf_engine import HfEngine
 from rapport.policies.vla.policy import TokenSampler
 from rapport.policies.vla.settings import VlaConfig
 from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig, motion_limits
+from tests.pipeline.iterations import experience_of
 
 DIMS, STEPS = 9, 5  # of the tiny policy
 SETTINGS = {"iterations": 2, "sync_every": 2, "batch_size": 2, "group_size": 3}
@@ -62,16 +62,6 @@ def task(tiny_corpus, tiny_checkpoint, tmp_path):
         return objective
 
     return make
-
-
-def experience_of(task, groups, index):
-    """What the recipe gives learners of an iteration."""
-    batch = task.scenes.of_iteration(index)
-    measured = task.scenes.measured(batch, groups)
-    rewards = rewards_of(measured, task.recipe.reward)
-    advantages = advantages_of(rewards, task.recipe.groups, task.scenes.names, task.config)
-    metrics = task.scenes.metrics(batch, measured, rewards)
-    return Experience(rollouts_of(batch, groups, advantages), metrics)
 
 
 def iteration(task, module, state, index):

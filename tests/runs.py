@@ -1,0 +1,53 @@
+"""Recipes as a person starts them: in a process of their own, with nothing of another Ray."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "pipeline.run", *map(str, arguments)]
+
+
+def pipeline_run(*arguments, timeout=800) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def begun(*arguments) -> subprocess.Popen:
+    """A run in a process group of its own, to be killed."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def finished(process: subprocess.CompletedProcess, run_dir: Path) -> dict:
+    """The summary of a run that ended well."""
+    assert process.returncode == 0, process.stdout[-6000:]
+    assert process.stdout.rstrip().endswith(f"summary: {run_dir / 'summary.json'}")
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def finished_run(recipe: str, folder: Path, *keys, timeout=800) -> dict:
+    """Run a recipe to its end; its summary."""
+    return finished(pipeline_run(recipe, "--run-dir", folder, *keys, timeout=timeout), folder)
