@@ -37,15 +37,14 @@ class InProcess:
 
     Args:
         checkpoint: the policy's folder.
-        sampler: how it samples, where the policy has several ways; None = its own default.
+        sampler: how it samples; None where the policy has one way.
         gpus: share of a GPU that the actor has; 0 = it computes on the CPU.
     """
 
-    def __init__(self, checkpoint: str, sampler: Any = None, gpus: float = 0) -> None:
+    def __init__(self, checkpoint: str, sampler: Any, gpus: float = 0) -> None:
         self.device = "cuda" if gpus else "cpu"
         self.policy: Policy = load_policy(checkpoint).to(self.device)
-        if sampler is not None:
-            self.policy.sampler = sampler
+        self.policy.sampler = sampler
 
     def describe(self) -> dict[str, Any]:
         """The policy and its device."""

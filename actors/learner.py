@@ -190,9 +190,9 @@ class Learners:
         Thread(target=self._fit, args=(outcome,), daemon=True).start()
         deadline = time.monotonic() + self.config.timeout_s
         while not outcome.done():
-            for request in ray.get(self._mailbox.take.remote(0.5)):
+            for request in ray.get(self._mailbox.take.remote(0.5), timeout=self.config.timeout_s):
                 try:
-                    weights = ray.get(request.weights[0])
+                    weights = ray.get(request.weights[0], timeout=self.config.timeout_s)
                 except ray.exceptions.ObjectLostError:
                     continue  # the learner died with its weights; the restarted one asks again
                 yield Iteration(request.step, request.index, weights)
@@ -214,7 +214,7 @@ class Learners:
 
     def learn(self, experience: Experience) -> None:
         """Give the learners what they wait for."""
-        ray.get(self._mailbox.reply.remote(experience))
+        ray.get(self._mailbox.reply.remote(experience), timeout=self.config.timeout_s)
 
     def _fit(self, outcome: Future[dict[str, Any]]) -> None:
         config = self.config
@@ -306,14 +306,13 @@ class _Request:
 
 
 def _experience(
-    mailbox: Any, state: dict[str, torch.Tensor], step: int, config: dict[str, Any], rank: int
+    mailbox: Any, state: dict[str, torch.Tensor], *, step: int, index: int, timeout_s: float
 ) -> Experience:
     """What the driver makes of the present weights. Collective."""
     answer: list[Any] = [None]
-    if rank == 0:
-        index = step // config["refresh_every"]
+    if dist.get_rank() == 0:
         request = _Request(step, index, [ray.put(state)])
-        answer = [ray.get(mailbox.ask.remote(request), timeout=config["config"].timeout_s)]
+        answer = [ray.get(mailbox.ask.remote(request), timeout=timeout_s)]
     dist.broadcast_object_list(answer)
     return answer[0]
 
@@ -340,9 +339,13 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     for step in range(start, objective.steps):
         news: dict[str, float] = {}
         if objective.refresh_every and step % objective.refresh_every == 0:
-            asked = config | {"refresh_every": objective.refresh_every}
-            state = full_state_dict(engine)
-            experience = _experience(config["mailbox"], state, step, config=asked, rank=rank)
+            experience = _experience(
+                config["mailbox"],
+                full_state_dict(engine),
+                step=step,
+                index=step // objective.refresh_every,
+                timeout_s=settings.timeout_s,
+            )
             objective.refresh(forward, experience.data, rank, world_size=world_size)
             news = experience.metrics
         ready = time.monotonic()
@@ -535,7 +538,7 @@ def _truncate(file: Path, step: int) -> None:
     A learner that is killed while it writes leaves that.
     """
     if file.is_file():
-        kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
+        kept = [line for line in whole_lines(file) if json.loads(line)["step"] <= step]
         file.write_text("".join(line + "\n" for line in kept))
 
 
@@ -543,10 +546,12 @@ def _lines_after(file: Path, step: int) -> list[dict[str, float]]:
     """Whole lines of later steps; the last one may still be being written."""
     if not file.is_file():
         return []
-    return [line for line in map(json.loads, _whole_lines(file)) if line["step"] > step]
+    # Line i is step i + 1: those before need not be parsed again.
+    return [json.loads(line) for line in whole_lines(file)[step:]]
 
 
-def _whole_lines(file: Path) -> list[str]:
+def whole_lines(file: Path) -> list[str]:
+    """Without the last one where it is still being written."""
     return file.read_text().rpartition("\n")[0].splitlines()
 
 

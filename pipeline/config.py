@@ -8,6 +8,7 @@ no GPU. Sections stand beside their components; `pipeline/settings.py` puts them
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -55,17 +56,18 @@ def load_config(recipe: type[ConfigType], file: Path | None, overrides: list[str
     Raises:
         ConfigError: names the key and what would be valid.
     """
+    kinds = {key: kind for key, kind, *_ in describe(recipe)}
     values: dict[str, Any] = {}
     if file is not None:
         values = read_yaml(file)
         for key in flatten(values):
-            _require_known(recipe, key, f"in {file}")
+            _require_known(kinds, key, f"in {file}")
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r} is not key=value")
         key = present_name(key)
-        _require_known(recipe, key, "on the command line")
+        _require_known(kinds, key, "on the command line")
         set_key(values, key, _read_value(key, raw))
     try:
         return recipe.model_validate(values)
@@ -160,14 +162,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _require_known(recipe: type[RecipeConfig], key: str, where: str) -> None:
-    rows = describe(recipe)
+def _require_known(kinds: Mapping[str, str], key: str, where: str) -> None:
     if any(
         key == known or (kind == MAPPING and key.startswith(known + "."))
-        for known, kind, *_ in rows
+        for known, kind in kinds.items()
     ):
         return
-    raise ConfigError(f"unknown key {key!r} {where}; {near_keys(key, [row[0] for row in rows])}")
+    raise ConfigError(f"unknown key {key!r} {where}; {near_keys(key, list(kinds))}")
 
 
 def near_keys(key: str, known: list[str]) -> str:

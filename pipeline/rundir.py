@@ -14,7 +14,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
@@ -375,6 +375,7 @@ class Run(Workspace):
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-    versions |= {name: importlib.metadata.version(name) for name in VLLM_NAMES if name in installed}
+    for name in VLLM_NAMES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return versions

@@ -7,7 +7,6 @@ is back, at the end of the run or by `--resume`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -190,8 +189,11 @@ def _register(
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=Path(path).parent) as scratch:
         served_model.save(Path(path), Path(scratch) / "model")
         client.log_artifacts(run_id, str(Path(scratch) / "model"), "policy")
-    with contextlib.suppress(MlflowException):  # it has earlier versions
+    try:
         client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     source = f"{client.get_run(run_id).info.artifact_uri}/policy"
     version = client.create_model_version(model, source, run_id)
     client.set_registered_model_alias(model, alias, version.version)

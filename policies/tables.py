@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
+
+from rapport.files import atomic
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
@@ -17,13 +19,11 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -
 
     The file appears whole or not at all.
     """
-    partial = path.with_name(path.name + ".tmp")
     count = 0
-    with pa.ipc.new_stream(partial, schema) as stream:
+    with atomic(path) as partial, pa.ipc.new_stream(partial, schema) as stream:
         for row in rows:
             stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
             count += 1
-    os.replace(partial, path)
     return count
 
 
@@ -53,3 +53,10 @@ def rank_share(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
             f"a batch of {len(rows)} cannot be shared equally by {world_size} learners"
         )
     return rows[rank::world_size]
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """Draws of a step: a function of seed and step alone, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    )

@@ -266,10 +266,13 @@ class Corpus:
 
     def at(self, split: str, index: int) -> Clip:
         """Clip number `index` of a split."""
-        ids = self.clip_ids(split)
-        if not 0 <= index < len(ids):
-            raise IndexError(f"clip {index} of split {split!r}: {self.path} has {len(ids)}")
-        return self.clip(ids[index])
+        if 0 <= index < self.count(split):
+            left = index
+            for group in self._split(split):
+                if left < group.rows:
+                    return self._clip(self._read(group), left, group.file)
+                left -= group.rows
+        raise IndexError(f"clip {index} of split {split!r}: {self.path} has {self.count(split)}")
 
     def clip(self, clip_id: str) -> Clip:
         """The clip of this id.

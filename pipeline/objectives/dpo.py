@@ -20,9 +20,8 @@ from torch import Tensor
 from rapport.files import atomic
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective, to_device
 from rapport.pipeline.objectives.settings import DpoConfig
-from rapport.policies.flow.training import generator_of
 from rapport.policies.policy import Policy, load_policy, weight_digest
-from rapport.policies.tables import batch_rows, rank_share
+from rapport.policies.tables import generator_of
 from rapport.rewards.dpo_loss import PairLogProbs, dpo_loss
 
 NAMES = ("chosen", "rejected")
@@ -98,7 +97,7 @@ class Dpo(PolicyObjective):
         policy.module().requires_grad_(False)
         if not policy.likelihood_draws:
             policy.module().eval()
-        return policy.to(next(self.module().parameters()).device)
+        return policy.to(self.device)
 
     @cached_property
     def key(self) -> dict[str, str]:
@@ -136,12 +135,11 @@ class Dpo(PolicyObjective):
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Pairs, with their margins, and the reference's log-likelihoods or the noise to meet."""
-        order = batch_rows(step, self.config.batch_size, len(self.rows), seed=self.seed)
-        share = rank_share(order, rank, world_size).tolist()
+        share = self.share(step, rank, world_size)
         batch = self._collate(share)
         if self.reference_log_likelihoods is not None:
             return batch | {"reference": self.reference_log_likelihoods[share]}
-        draws = self.policy.draws(len(order), generator_of(self.seed, step))
+        draws = self.policy.draws(self.config.batch_size, generator_of(self.seed, step))
         return batch | {name: value[rank::world_size] for name, value in draws.items()}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
@@ -176,7 +174,7 @@ class Dpo(PolicyObjective):
         return result.losses.mean(), metrics
 
     def _reference_row(self, forward: Forward, index: int) -> list[float]:
-        device = next(self.module().parameters()).device
+        device = self.device
         batch = to_device(self._collate([index]), device)
         return self.policy.log_likelihood(forward, batch)[0].tolist()
 

@@ -11,8 +11,8 @@ from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import FlowTraining
 from rapport.policies.flow.conditions import MODALITIES, dropout_mask
 from rapport.policies.flow.policy import FlowPolicy
-from rapport.policies.flow.training import from_bytes, generator_of
-from rapport.policies.tables import batch_rows, rank_share
+from rapport.policies.flow.training import from_bytes
+from rapport.policies.tables import generator_of
 
 
 class RectifiedFlow(PolicyObjective):
@@ -28,14 +28,15 @@ class RectifiedFlow(PolicyObjective):
         """
         config = self.config
         sizes = self.policy.flow.config
-        order = batch_rows(step, config.batch_size, len(self.rows), seed=self.seed)
         generator = generator_of(self.seed, step)
-        shape = (len(order), 1, sizes.window, config.draws)
+        shape = (config.batch_size, 1, sizes.window, config.draws)
         noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
         time = torch.rand(shape, generator=generator)
-        streaming = torch.rand(len(order), generator=generator) < config.streaming_share
-        kept = dropout_mask(len(order), config.drop_each, config.drop_all, generator=generator)
-        rows = [self.rows[int(index)] for index in rank_share(order, rank, world_size)]
+        streaming = torch.rand(config.batch_size, generator=generator) < config.streaming_share
+        kept = dropout_mask(
+            config.batch_size, config.drop_each, config.drop_all, generator=generator
+        )
+        rows = [self.rows[index] for index in self.share(step, rank, world_size)]
         share = slice(rank, None, world_size)
         conditions = self.policy.collate(rows)
         latents = [from_bytes(row["latents"], 1, sizes.window, sizes.latent_dim) for row in rows]

@@ -92,7 +92,7 @@ class Gdpo(PolicyObjective):
         policy = load_policy(self.initial)
         policy.module().requires_grad_(False)
         policy.sampler = self.sampler
-        return policy.to(self._device)
+        return policy.to(self.device)
 
     def refresh(
         self, forward: Forward, experience: Sequence[Rollouts], rank: int, world_size: int
@@ -119,7 +119,7 @@ class Gdpo(PolicyObjective):
         losses = []
         metrics = []
         for stored in batch["prompts_of_step"]:
-            row = to_device(stored, self._device)
+            row = to_device(stored, self.device)
             current = self.policy.likelihood(forward, row)
             kl = self.policy.kl(current, row["reference"])
             listening = row["listening"].expand_as(current.log_probs)
@@ -168,7 +168,7 @@ class Gdpo(PolicyObjective):
         scene = self.rows[rollouts.row]
         policy = self.policy
         actions = policy.collate_group(rollouts.reactions)
-        batch = to_device(policy.collate([scene]) | {"actions": actions}, self._device)
+        batch = to_device(policy.collate([scene]) | {"actions": actions}, self.device)
         reference = self.reference.likelihood(self.reference.module(), batch).density
         engine = torch.from_numpy(np.stack([log_probs_of(r) for r in rollouts.reactions]))
         old = engine
@@ -183,10 +183,6 @@ class Gdpo(PolicyObjective):
             "speaking": policy.of_actions(np.array(scene["speaking"])),
         }
         return to_device(row, torch.device("cpu"))
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.module().parameters()).device
 
 
 def log_probs_of(reaction: Reaction) -> np.ndarray:

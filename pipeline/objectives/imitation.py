@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
-from rapport.policies.flow.training import generator_of
-from rapport.policies.tables import batch_rows, rank_share
+from rapport.policies.tables import generator_of
 
 
 class Imitation(PolicyObjective):
@@ -18,10 +17,8 @@ class Imitation(PolicyObjective):
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Prompts and recorded reactions."""
-        order = batch_rows(step, self.config.batch_size, len(self.rows), seed=self.seed)
-        share = rank_share(order, rank, world_size)
-        rows = [self.rows[int(index)] for index in share]
-        draws = self.policy.draws(len(order), generator_of(self.seed, step))
+        rows = [self.rows[index] for index in self.share(step, rank, world_size)]
+        draws = self.policy.draws(self.config.batch_size, generator_of(self.seed, step))
         shared = {name: value[rank::world_size] for name, value in draws.items()}
         actions = self.policy.collate_actions(rows, ["actions"])
         return self.policy.collate(rows) | shared | {"actions": actions}

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from rapport.policies.policy import Policy, load_policy
-from rapport.policies.tables import read_table
+from rapport.policies.tables import batch_rows, rank_share, read_table
 
 Forward = Callable[..., Any]
 Loss = tuple[Tensor, dict[str, Tensor]]  # mean over a share of the batch, and metrics of it
@@ -57,6 +57,23 @@ class TableObjective:
         """Read from the mapped file as they are asked for."""
         return read_table(Path(self.table))
 
+    def share(
+        self, step: int, rank: int, world_size: int, batch_size: int | None = None
+    ) -> list[int]:
+        """This rank's rows of a step.
+
+        Args:
+            step: of the optimiser.
+            rank: of this learner.
+            world_size: learners.
+            batch_size: over all learners; None = that of the config.
+        """
+        order = batch_rows(
+            step, batch_size or self.config.batch_size, len(self.rows), seed=self.seed
+        )
+        shared: list[int] = rank_share(order, rank, world_size).tolist()
+        return shared
+
     def prepare(self, forward: Forward, rank: int, world_size: int) -> None:
         """Nothing to compute before learning."""
 
@@ -100,6 +117,11 @@ class PolicyObjective(TableObjective):
     def module(self) -> nn.Module:
         """What is trained."""
         return self.policy.module()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.module().parameters()).device
 
     def save(self, state: Mapping[str, Tensor], directory: Path) -> None:
         """Write the policy with the weights `state`."""

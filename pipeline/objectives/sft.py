@@ -10,7 +10,6 @@ import torch
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import SftConfig
-from rapport.policies.tables import batch_rows, rank_share
 from rapport.policies.vla.loss import sft_loss
 from rapport.policies.vla.policy import VlaPolicy
 
@@ -41,8 +40,7 @@ class Sft(PolicyObjective):
             whole = sizes.prompt_length + sizes.action_tokens
             short = sizes.prompt_length + steps * sizes.action_dims
             batch_size *= max(1, whole // short)
-        order = batch_rows(step, batch_size, len(self.rows), seed=self.seed)
-        rows = [self.rows[int(index)] for index in rank_share(order, rank, world_size)]
+        rows = [self.rows[index] for index in self.share(step, rank, world_size, batch_size)]
         window = slice(first * sizes.action_dims, (first + steps) * sizes.action_dims)
         actions = torch.tensor([row["actions"][window] for row in rows])
         return self.policy.collate(rows) | {"window_at": window_at, "actions": actions}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from rapport.pipeline.objectives.objective import Forward, Loss, TableObjective
 from rapport.pipeline.objectives.settings import VaeTraining
 from rapport.policies.flow import checkpoint
-from rapport.policies.flow.training import from_bytes, generator_of
+from rapport.policies.flow.training import from_bytes
 from rapport.policies.flow.vae import MotionVAE, vae_loss
-from rapport.policies.tables import batch_rows, rank_share
+from rapport.policies.tables import generator_of
 
 
 class MotionCode(TableObjective):
@@ -46,13 +46,12 @@ class MotionCode(TableObjective):
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Frames (share, time, dim), and the noise of their latents."""
         sizes = self.vae.config
-        order = batch_rows(step, self.config.batch_size, len(self.rows), seed=self.seed)
-        share = rank_share(order, rank, world_size)
-        motions = [self.rows[int(index)]["frames"] for index in share]
+        batch_size = self.config.batch_size
+        motions = [self.rows[index]["frames"] for index in self.share(step, rank, world_size)]
         frames = torch.stack([from_bytes(motion, -1, sizes.layout.dim) for motion in motions])
         latents = frames.shape[1] // sizes.downsample
         generator = generator_of(self.seed, step)
-        noise = torch.randn(len(order), latents, sizes.latent_dim, generator=generator)
+        noise = torch.randn(batch_size, latents, sizes.latent_dim, generator=generator)
         return {"frames": frames, "noise": noise[rank::world_size]}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:

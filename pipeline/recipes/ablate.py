@@ -18,11 +18,11 @@ from rapport.pipeline.steps.checks import preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.judging import MethodRow, tabulate
-from rapport.pipeline.steps.jury import Jury
+from rapport.pipeline.steps.jury import Jury, as_judged
+from rapport.pipeline.steps.movement import motions_of
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import candidates, fleet_of
 from rapport.pipeline.steps.showing import render_pool
-from rapport.pipeline.steps.verdicts import motions_of, reactions_of
 from rapport.policies.policy import Policy, load_policy
 
 Config = AblateOfVla | AblateOfFlow
@@ -76,5 +76,6 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
 
 def judged(jury: Jury, policy: Policy, fleet: Fleet) -> MethodRow:
     """What held-out reactions of a policy come to; no table and no round is kept of it."""
-    groups = reactions_of(policy, jury.held_out, jury.config, fleet=fleet)
-    return jury.judge(jury.held_out.by_clip(motions_of(policy, groups)))
+    policy, asked = as_judged(policy, jury.config, fleet)
+    answers = motions_of(policy, jury.held_out.ask(asked))
+    return jury.judge(jury.held_out.by_clip(answers))

@@ -40,6 +40,7 @@ SCRATCH_GIB = 10
 # end-to-end tests; base = driver and Ray's own.
 PROCESS_GIB = {"engine": 1.1, "learner": 0.5, "worker": 0.3, "base": 1.3}
 AUDIO_BYTES_S = 2 * 4 * 16_000  # two voices, float32 at 16 kHz
+ENGINE_REMEDY = "rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib"
 MOTION_BYTES_FRAME = 2 * 70 * 4  # two faces, about 70 float32 each
 
 
@@ -276,23 +277,34 @@ def size_checks(config: DpoOfVla, nodes: list[Node], run: Workspace) -> list[Che
     return [*memory_checks(config, size, nodes), disk_check(config, size, run)]
 
 
-def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Iterator[Check]:
-    """Estimates of `rapport.pipeline.estimate` against what the nodes have."""
-    learner = config.learner
-    rollout = config.rollout
-    trained = learner_bytes(
+def learner_need(config: DpoOfVla, size: ModelSize, zero_stage: int) -> dict[str, int]:
+    """`learner_bytes` of a recipe at a stage of ZeRO."""
+    return learner_bytes(
         size,
         config.vla.dtype,
-        zero_stage=learner.zero_stage,
-        world_size=learner.world_size,
+        zero_stage=zero_stage,
+        world_size=config.learner.world_size,
         sequences=sequences_per_learner(config),
     )
-    served = engine_bytes(
+
+
+def engine_need(config: DpoOfVla, size: ModelSize) -> dict[str, int]:
+    """`engine_bytes` of a recipe."""
+    rollout = config.rollout
+    return engine_bytes(
         size,
         rollout.dtype,
         kv_cache_gib=rollout.kv_cache_gib,
         tensor_parallel=rollout.tensor_parallel,
     )
+
+
+def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Iterator[Check]:
+    """Estimates of `rapport.pipeline.estimate` against what the nodes have."""
+    learner = config.learner
+    rollout = config.rollout
+    trained = learner_need(config, size, learner.zero_stage)
+    served = engine_need(config, size)
     yield _fits(
         "learner",
         trained,
@@ -306,7 +318,7 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
         served,
         gpus=rollout.gpus,
         nodes=nodes,
-        remedy="rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib",
+        remedy=ENGINE_REMEDY,
     )
     groups = kv_sequences(
         size, rollout.dtype, kv_cache_gib=rollout.kv_cache_gib, samples=rollout.samples

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rapport.pipeline.settings import JudgedOfFlow
-from rapport.pipeline.steps.movement import HeldOut
+from rapport.pipeline.steps.movement import HeldOut, motions_of
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.policy import FlowPolicy, FlowPrompt, Sampler
@@ -37,13 +36,8 @@ PROMPTS = {
 }
 
 
-def ode_sampler(config: JudgedOfFlow) -> Sampler:
+def ode_sampler(judge: MovementConfig) -> Sampler:
     """The ODE that held-out windows are answered by."""
-    return sampler_of(config.judge)
-
-
-def sampler_of(judge: MovementConfig) -> Sampler:
-    """The same, of the section that says it."""
     return Sampler(
         steps=judge.steps, omega_speak=judge.omega_speak, omega_listen=judge.omega_listen
     )
@@ -118,7 +112,7 @@ def _told(held_out: HeldOut, features: Tensor) -> HeldOut:
 
 
 def _answer(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
-    return held_out.flat(held_out.answers(policy, policy))
+    return held_out.flat(motions_of(policy, held_out.ask(policy)))
 
 
 def endless(listeners: HeldOut, policy: FlowPolicy, long_frames: int) -> dict[str, float]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from rapport.actors.fleet import Fleet
 from rapport.actors.rater import RewardPool
-from rapport.actors.renderer import Panel, RenderPool
-from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, Shown, evenly_spaced, fallen
+from rapport.actors.renderer import RenderPool
+from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, evenly_spaced, fallen
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
 from rapport.pipeline.steps import flow_studies
@@ -29,10 +29,11 @@ from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.movement import (
     HeldOut,
     MovementJudge,
+    motions_of,
     tabulate_movement,
 )
 from rapport.pipeline.steps.settings import EvaluationConfig
-from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, speaker_panel
+from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction
@@ -99,11 +100,8 @@ class Jury:
             name: in the table; None = the policy's own word for this round.
         """
         name = name or self.name_of(policy, round_index)
-        asked: Policy | Fleet = fleet
-        if isinstance(self.config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
-            policy = policy.with_sampler(flow_studies.ode_sampler(self.config))
-            asked = policy
-        answers = self.held_out.answers(policy, asked)
+        policy, asked = as_judged(policy, self.config, fleet)
+        answers = motions_of(policy, self.held_out.ask(asked))
         self.answers[name] = answers
         self.policies[name] = policy
         row = self.judge(self.held_out.by_clip(answers))
@@ -156,6 +154,21 @@ class Jury:
     def tabulate(self) -> dict[str, Any]:
         """The table of judged reactions only."""
         return tabulate(self.rows, self.run, bootstrap=self.config.evaluation.bootstrap)
+
+
+def as_judged(policy: Policy, config: Judged, fleet: Fleet | None) -> tuple[Policy, Policy | Fleet]:
+    """A policy as held-out reactions are asked of it, and who samples them.
+
+    Args:
+        policy: who answers.
+        config: says how AR-Flow samples.
+        fleet: engines that hold its weights; None = it samples in this process, as AR-Flow does
+            in any case, whose judged answers come from the ODE and not from the engines' SDE.
+    """
+    if isinstance(config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
+        policy = policy.with_sampler(flow_studies.ode_sampler(config.judge))
+        return policy, policy
+    return policy, policy if fleet is None else fleet
 
 
 def judge_of(
@@ -268,15 +281,5 @@ def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> ReportVideo:
         actions = np.array(row[name])
         motions[name] = imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))
         scores[name] = row[f"{name}_score"]
-    panels = [speaker_panel(clip, len(motions["chosen"]))]
-    panels += [Panel(name, motion) for name, motion in motions.items()]
-    captions = [panel.caption for panel in panels]
-    shown = Shown(
-        PAIR,
-        f"pairs/{clip.clip_id}.mp4",
-        clip.clip_id,
-        words=clip.text,
-        panels=captions,
-        scores=scores,
-    )
-    return ReportVideo(shown, tuple(panels), clip.speaker_audio)
+    file = f"pairs/{clip.clip_id}.mp4"
+    return report_video(clip, file, PAIR, listeners=motions, scores=scores)

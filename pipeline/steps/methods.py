@@ -22,7 +22,7 @@ from rapport.pipeline.report.ranking import GROUND_TRUTH
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, still_there
 from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.corpus import choose
-from rapport.pipeline.steps.flow_studies import sampler_of
+from rapport.pipeline.steps.flow_studies import ode_sampler
 from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import Prompts, fleet_of
@@ -261,7 +261,7 @@ def in_process(
     seeds = [policy.seeds("held out", config.seed, 0, prompt_ids=ids)]
     if isinstance(policy, FlowPolicy):
         assert trained.judge is not None
-        policy = policy.with_sampler(sampler_of(trained.judge), without_text=True)
+        policy = policy.with_sampler(ode_sampler(trained.judge), without_text=True)
         # Every sample of a clip has noise of its own, as if it alone were asked for.
         count = samples * len(ids)
         seeds = (config.seed + 1 + np.arange(count)).reshape(-1, len(ids)).tolist()

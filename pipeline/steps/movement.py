@@ -109,15 +109,6 @@ class HeldOut:
             return policy.groups(self.prompts, self.samples, self.seeds)
         return policy.sample(self.prompts, self.samples, self.seeds)
 
-    def answers(self, policy: Policy, asked: Policy | Fleet) -> list[list[Motion]]:
-        """The same as motion.
-
-        Args:
-            policy: the one that answers.
-            asked: who samples: the policy itself, or a fleet that holds it.
-        """
-        return [[policy.to_motion(r) for r in reactions] for reactions in self.ask(asked)]
-
     def by_clip(self, answers: Sequence[list[Motion]]) -> dict[str, list[Motion]]:
         """Those of a clip's listener, whom raters can watch."""
         return {
@@ -158,6 +149,11 @@ class HeldOut:
             prompts=[self.prompts[i] for i in kept],
             seeds=[self.seeds[i] for i in kept],
         )
+
+
+def motions_of(policy: Policy, groups: Iterable[Sequence[Reaction]]) -> list[list[Motion]]:
+    """The motion of every reaction."""
+    return [[policy.to_motion(reaction) for reaction in group] for group in groups]
 
 
 def _in_layout(window: Window, policy: Policy) -> Window:

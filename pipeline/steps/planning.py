@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from rapport.pipeline.estimate import GIB, ModelSize, engine_bytes, learner_bytes
+from rapport.pipeline.estimate import GIB, ModelSize
 from rapport.pipeline.plan import (
     UnitCosts,
     default_costs,
@@ -16,7 +16,14 @@ from rapport.pipeline.plan import (
 )
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import PreflightConfig
-from rapport.pipeline.steps.checks import Check, conclude, demand, sequences_per_learner
+from rapport.pipeline.steps.checks import (
+    ENGINE_REMEDY,
+    Check,
+    conclude,
+    demand,
+    engine_need,
+    learner_need,
+)
 from rapport.pipeline.steps.sizing import PUBLISHED, model_size
 
 FASTER = {
@@ -95,16 +102,7 @@ def _learner_memory(config: PreflightConfig, size: ModelSize, share: float) -> C
         share: GiB of a node's memory for one process, where there are no GPUs.
     """
     learner = config.learner
-    parts = {
-        stage: learner_bytes(
-            size,
-            config.vla.dtype,
-            zero_stage=stage,
-            world_size=learner.world_size,
-            sequences=sequences_per_learner(config),
-        )
-        for stage in (1, 2, 3)
-    }
+    parts = {stage: learner_need(config, size, stage) for stage in (1, 2, 3)}
     need = {stage: sum(each.values()) / GIB for stage, each in parts.items()}
     room = config.plan.gpu_memory_gib * min(1, learner.gpus) if learner.gpus else share
     stages = ", ".join(f"{gib:.1f} GiB with ZeRO {stage}" for stage, gib in need.items())
@@ -121,19 +119,13 @@ def _learner_memory(config: PreflightConfig, size: ModelSize, share: float) -> C
 
 def _engine_memory(config: PreflightConfig, size: ModelSize, share: float) -> Check:
     rollout = config.rollout
-    parts = engine_bytes(
-        size,
-        rollout.dtype,
-        kv_cache_gib=rollout.kv_cache_gib,
-        tensor_parallel=rollout.tensor_parallel,
-    )
-    served = sum(parts.values()) / GIB
+    served = sum(engine_need(config, size).values()) / GIB
     room = config.plan.gpu_memory_gib * min(1, rollout.gpus) if rollout.gpus else share
     return Check(
         "engine memory",
         "ok" if served < 0.9 * room else "failed",
         f"{served:.1f} of {room:.0f} GiB a shard",
-        remedy="rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib",
+        remedy=ENGINE_REMEDY,
     )
 
 

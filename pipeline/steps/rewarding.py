@@ -95,6 +95,11 @@ class Scenes:
         return read_table(self.table)
 
     @cached_property
+    def recorded(self) -> Dataset:
+        """Of the table what rewards compare with: the prompts are large."""
+        return self.rows.select_columns(["recorded", "listening"])
+
+    @cached_property
     def listened(self) -> np.ndarray:
         """(rows,) bool: whether the actor listens in some action, so that there is a reward."""
         masks = (self.policy.of_actions(np.array(mask)) for mask in self.rows["listening"])
@@ -143,7 +148,7 @@ class Scenes:
         """How a reaction moves beside the recorded listener; missing where its sampler failed."""
         if reaction.failed:
             return missing_penalties(self.policy.layout)
-        scene = self.rows[row]
+        scene = self.recorded[row]
         return penalties(
             self.policy.to_motion(reaction),
             self._motion(scene["recorded"]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rapport.actors.engines import InProcess, TokenEngine, engine_environment
+from rapport.actors.engines import InProcess, TokenEngine, canary_tolerance, engine_environment
 from rapport.actors.fleet import CANARY_TOKENS, Canary, Fleet
 from rapport.actors.renderer import Panel, RenderPool, VideoJob
 from rapport.actors.settings import CandidateFlowConfig, EngineConfig, FleetConfig
@@ -86,7 +86,7 @@ def start_fleet(config: FleetConfig, losses: int, imitated: Imitated) -> Fleet:
         return Fleet(start, config, losses=losses)
     canary = Canary(
         prompt=policy.encode(imitated.corpus.at("train", 0)),
-        tolerance=config.canary_tolerance if config.dtype == "float32" else 0.1,
+        tolerance=canary_tolerance(config),
         actions=min(CANARY_TOKENS, policy.model.config.action_tokens),
     )
     return Fleet(
@@ -122,7 +122,7 @@ def judged_sampler(config: Sampling, policy: Policy) -> Any:
     if isinstance(config.rollout, EngineConfig):
         return TokenSampler(temperature=config.rollout.temperature)
     if isinstance(config, JudgedOfFlow):
-        return flow_studies.ode_sampler(config)
+        return flow_studies.ode_sampler(config.judge)
     return policy.sampler
 
 
@@ -174,17 +174,18 @@ def candidates(
     config: Preferences,
     imitated: Imitated,
     fleet: Fleet,
-    renderers: RenderPool,
+    renderers: RenderPool | None,
     *,
     round_index: int = 1,
 ) -> CandidateGroups:
-    """Sampled here and rendered, or those of an earlier `rollout` run."""
+    """Sampled here and rendered where there are renderers, or those of an earlier `rollout` run."""
     if config.candidates is not None:
         return read_candidates(earlier(config.candidates, "candidates"))
     groups = roll_out(run, config, imitated, fleet=fleet, round_index=round_index)
-    render_candidates(
-        run, config, imitated, groups=groups, renderers=renderers, round_index=round_index
-    )
+    if renderers is not None:
+        render_candidates(
+            run, config, imitated, groups=groups, renderers=renderers, round_index=round_index
+        )
     return groups
 
 

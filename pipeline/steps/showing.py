@@ -88,8 +88,35 @@ def compared(clip: Clip, file: str, kind: str, answers: Mapping[str, Motion]) ->
     answer = next(iter(answers.values()))
     recorded = clip.listener.subset(answer.layout).window(0, len(answer))
     listeners = {"ground truth": recorded} | dict(answers)
-    panels = [speaker_panel(clip, len(answer))]
+    return report_video(clip, file, kind, listeners=listeners)
+
+
+def report_video(
+    clip: Clip,
+    file: str,
+    kind: str,
+    *,
+    listeners: Mapping[str, Motion],
+    scores: Mapping[str, float] | None = None,
+) -> ReportVideo:
+    """A video of the speaker beside listeners.
+
+    Args:
+        clip: whose speaker is shown.
+        file: of the video, see `Shown`.
+        kind: of video, see `Shown`.
+        listeners: by caption, all of one length.
+        scores: by caption, where they were rated.
+    """
+    frames = len(next(iter(listeners.values())))
+    panels = [speaker_panel(clip, frames)]
     panels += [Panel(caption, motion) for caption, motion in listeners.items()]
-    captions = [panel.caption for panel in panels]
-    shown = Shown(kind, file, clip.clip_id, words=clip.text, panels=captions)
+    shown = Shown(
+        kind,
+        file,
+        clip.clip_id,
+        words=clip.text,
+        panels=[panel.caption for panel in panels],
+        scores=dict(scores or {}),
+    )
     return ReportVideo(shown, tuple(panels), clip.speaker_audio)

@@ -197,7 +197,7 @@ def served(fit: Callable[[], Any], mailbox: Any, verdict: JudgePolicy) -> Any:
 
     Thread(target=work, daemon=True).start()
     while not outcome.done():
-        for policy in ray.get(mailbox.take.remote(0.5)):
+        for policy in ray.get(mailbox.take.remote(0.5), timeout=60):
             try:
                 answer = verdict(Path(policy))
             except Exception as error:  # the trial's to report

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from rapport.actors.learner import Milestones
-from rapport.pipeline.data.candidates import read_candidates
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.plan import Piece
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
@@ -24,13 +23,7 @@ from rapport.pipeline.steps.checks import demand, preflight
 from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
-from rapport.pipeline.steps.sampling import (
-    earlier,
-    fleet_of,
-    judged_sampler,
-    roll_out,
-    starting_point,
-)
+from rapport.pipeline.steps.sampling import candidates, fleet_of, judged_sampler, starting_point
 from rapport.pipeline.steps.verdicts import Verdict
 from rapport.pipeline.tune_settings import Sweep, SweptPreferences
 
@@ -115,10 +108,7 @@ def _shared_pairs(run: Run, config: Any, recipe: ModuleType) -> Iterator[tuple[D
         fleet_of(run, config, imitated) as fleet,
         reward_pool(config) as raters,
     ):
-        if config.candidates is None:
-            groups = roll_out(run, config, imitated, fleet=fleet)
-        else:
-            groups = read_candidates(earlier(config.candidates, "candidates"))
+        groups = candidates(run, config, imitated, fleet=fleet, renderers=None)
         ratings = rate(run, config, imitated, groups=groups, raters=raters)
         pairs = pair(run, config, imitated, groups=groups, ratings=ratings)
         verdict = Verdict.of_run(run, config, imitated, fleet=fleet, raters=raters)

@@ -8,7 +8,7 @@ rewards of dynamics or AR-Flow's paper align (GDPO-Listener, supplement). So `dp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -16,15 +16,15 @@ from typing import Self, cast
 import numpy as np
 
 from rapport.actors.fleet import Fleet
+from rapport.actors.learner import whole_lines
 from rapport.actors.rater import RewardPool
+from rapport.actors.telemetry import KL_TO_REFERENCE
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Rewarded
-from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.judging import Judge, mean_of
-from rapport.pipeline.steps.jury import judge_of
+from rapport.pipeline.steps.jury import as_judged, judge_of
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.movement import HeldOut, MovementJudge
-from rapport.policies.flow.policy import FlowPolicy
+from rapport.pipeline.steps.movement import HeldOut, MovementJudge, motions_of
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.vla.policy import VlaPolicy
@@ -32,28 +32,6 @@ from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.rewards.metrics.measures.distance import mse
 from rapport.rewards.metrics.measures.flame_groups import FEWEST
 from rapport.rewards.metrics.statistics import mean_interval, prompt_means
-
-
-def reactions_of(
-    policy: Policy, held_out: HeldOut, config: Judged, *, fleet: Fleet | None
-) -> list[list[Reaction]]:
-    """What a policy answers to held-out prompts.
-
-    Args:
-        policy: who answers.
-        held_out: the prompts.
-        config: says how AR-Flow samples.
-        fleet: engines that hold its weights; None = it samples in this process, as AR-Flow does
-            in any case, whose judged answers come from the ODE and not from the engines' SDE.
-    """
-    if isinstance(config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
-        return held_out.ask(policy.with_sampler(flow_studies.ode_sampler(config)))
-    return held_out.ask(policy if fleet is None else fleet)
-
-
-def motions_of(policy: Policy, groups: Iterable[Sequence[Reaction]]) -> list[list[Motion]]:
-    """The motion of every reaction."""
-    return [[policy.to_motion(reaction) for reaction in group] for group in groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +90,8 @@ class Verdict:
         policy = load_policy(path)
         if self.fleet is not None:
             self.fleet.update(policy.weights(), policy)
-        groups = reactions_of(policy, self.held_out, self.config, fleet=self.fleet)
+        policy, asked = as_judged(policy, self.config, self.fleet)
+        groups = self.held_out.ask(asked)
         answers = motions_of(policy, groups)
         values: dict[str, float] = {}
         if self.judge is not None:
@@ -197,7 +176,6 @@ def training_kl(steps: Path) -> float:
     Args:
         steps: the learners' file of metrics; its last line may be half written.
     """
-    whole = steps.read_text().rpartition("\n")[0]
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rows = [json.loads(line) for line in whole_lines(steps)]
     last = rows[-max(1, len(rows) // 10) :]
-    return float(np.mean([row["kl/reference"] for row in last]))
+    return float(np.mean([row[KL_TO_REFERENCE] for row in last]))

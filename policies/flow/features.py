@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,4 +77,6 @@ class Features:
 
 def scratch_features(config: EncodersConfig) -> Features:
     """Encoders that keep nothing beyond this process."""
-    return Features.load(config, Path(tempfile.mkdtemp(prefix="rapport-features-")))
+    folder = tempfile.mkdtemp(prefix="rapport-features-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Features.load(config, Path(folder))

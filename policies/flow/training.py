@@ -79,13 +79,6 @@ def fit_features(flow: ARFlow, table: Dataset) -> None:
     )
 
 
-def generator_of(seed: int, step: int) -> torch.Generator:
-    """Draws of a step: a function of seed and step alone, so that a resumed run draws the same."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-    )
-
-
 class FlowModule(nn.Module):
     """AR-Flow whose forward pass is what learners ask of it: sharded training hooks into that."""
 

@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.policy import sample_prompt
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
@@ -61,17 +62,15 @@ class HfEngine:
         """
         reactions = []
         for prompt, seed in zip(prompts, seeds, strict=True):
-            generator = torch.Generator(self.device).manual_seed(seed)
-            ids = torch.as_tensor(prompt.ids, device=self.device).expand(samples, -1)
-            frames = None
-            if prompt.frames is not None:
-                frames = torch.as_tensor(prompt.frames, device=self.device)
-                frames = frames.expand(samples, *frames.shape)
-            action_ids, log_probs = self.model.sample_actions(
-                ids, frames, temperature=self.temperature, generator=generator, tokens=tokens
+            action_ids, log_probs = sample_prompt(
+                self.model,
+                prompt,
+                samples=samples,
+                seed=seed,
+                temperature=self.temperature,
+                tokens=tokens,
             )
-            pairs = zip(action_ids.cpu().numpy(), log_probs.float().cpu().numpy(), strict=True)
-            reactions.append(list(pairs))
+            reactions.append(list(zip(action_ids, log_probs, strict=True)))
         return reactions
 
     def update(self, state: dict[str, torch.Tensor]) -> None:

@@ -259,13 +259,12 @@ class VlaPolicy(Policy):
         frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
         tokens = torch.as_tensor(reaction.actions.astype(np.int64))
         with torch.inference_mode():
-            logits = self.model.action_logits(
-                torch.as_tensor(prompt.ids)[None], frames, tokens[None]
-            )
-        first_token = self.model.config.action_token_start
-        expected = action_log_probs(
-            logits[0], tokens, first_token, temperature=self.sampler.temperature
-        ).numpy()
+            expected = self.model.action_log_probs(
+                torch.as_tensor(prompt.ids)[None],
+                frames,
+                tokens[None],
+                temperature=self.sampler.temperature,
+            )[0].numpy()
         return float(np.abs(expected - reaction.log_probs).max())
 
 

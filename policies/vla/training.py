@@ -15,15 +15,6 @@ from rapport.policies.vla.model import FaceVLA
 
 PROMPT_COLUMNS = {"prompt_id": pa.string(), "prompt": pa.list_(pa.int32()), "frames": pa.binary()}
 SFT_SCHEMA = pa.schema(PROMPT_COLUMNS | {"actions": pa.list_(pa.int32())})
-PAIR_SCHEMA = pa.schema(
-    PROMPT_COLUMNS
-    | {
-        "chosen": pa.list_(pa.int32()),
-        "rejected": pa.list_(pa.int32()),
-        "chosen_score": pa.float64(),
-        "rejected_score": pa.float64(),
-    }
-)
 
 
 def collate_prompts(

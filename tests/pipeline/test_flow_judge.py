@@ -18,7 +18,13 @@ from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.imitation_flow import earlier_flow
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.movement import HeldOut, MovementJudge, faces_of, tabulate_movement
+from rapport.pipeline.steps.movement import (
+    HeldOut,
+    MovementJudge,
+    faces_of,
+    motions_of,
+    tabulate_movement,
+)
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow import config
 from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
@@ -58,13 +64,13 @@ def made(tiny_corpus, tmp_path_factory):
     recipe = GdpoOfFlow(judge=JUDGE)
     held_out = HeldOut.from_corpus(recipe, imitated)
     faces = faces_of(recipe.head, tiny_corpus.layout.topology)
-    policy = imitated.policy.with_sampler(flow_studies.ode_sampler(recipe))
+    policy = imitated.policy.with_sampler(flow_studies.ode_sampler(recipe.judge))
     return held_out, MovementJudge(held_out.windows, held_out.both_roles, faces), policy
 
 
 def generate(held_out, policy, **changes):
     changed = policy.with_sampler(**changes)
-    return held_out.flat(held_out.answers(changed, changed))
+    return held_out.flat(motions_of(changed, held_out.ask(changed)))
 
 
 def test_the_recorded_motion_is_perfect(made):

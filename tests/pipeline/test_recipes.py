@@ -1,5 +1,6 @@
 """What of the recipes needs no Ray: choices, layouts, rows of the table, the judge's books."""
 
+import contextlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,8 +12,15 @@ from rapport.pipeline.data.candidates import Candidate
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.store import CorpusError, load_truth
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.settings import JudgedOfVla, OfVla
-from rapport.pipeline.steps import judging
+from rapport.pipeline.settings import (
+    DpoOfFlow,
+    DpoOfVla,
+    EvaluateOfFlow,
+    GdpoOfFlow,
+    JudgedOfVla,
+    OfVla,
+)
+from rapport.pipeline.steps import judging, sampling
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.imitation_vla import action_layout, untrained_vla
 from rapport.pipeline.steps.judging import Judge, MethodRow, tabulate
@@ -276,3 +284,23 @@ def test_baselines_the_corpus_cannot_give_are_left_out(judge):
     silent = replace(judge, clips={i: replace(c, speaker=None) for i, c in judge.clips.items()})
     rows = silent.baselines()
     assert "Mirror" not in rows and rows["Random"].metrics["p_fd"] is None
+
+
+@pytest.mark.parametrize(
+    ("config", "sampler"),
+    [
+        (GdpoOfFlow(), {"sigma": 0.5, "steps": 4, "shared_start": True}),
+        (DpoOfFlow(), {"sigma": 0.0, "steps": 10}),
+        (EvaluateOfFlow(), {"sigma": None, "steps": 10}),
+        (DpoOfVla(), {"temperature": 1.0}),
+    ],
+)
+def test_a_fleet_samples_as_its_recipe_needs(monkeypatch, config, sampler):
+    """Rewards need a probability of every action, raters and judges a clean path."""
+    engine = {"name": "e", "version": "1", "workers": 1, "device": "cpu", "dtype": "float32"}
+    fleet = SimpleNamespace(ready=lambda: engine)
+    monkeypatch.setattr(sampling, "start_fleet", lambda *_: contextlib.nullcontext(fleet))
+    imitated = SimpleNamespace(policy=SimpleNamespace(sampler=None))
+    run = SimpleNamespace(summary={"engines": {}, "timings_s": {}})
+    with sampling.fleet_of(run, config, imitated):
+        assert sampler.items() <= vars(imitated.policy.sampler).items()
