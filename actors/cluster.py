@@ -35,6 +35,7 @@ from ray.util.placement_group import (  # noqa: E402
     remove_placement_group,
 )
 
+from rapport import interrupts  # noqa: E402
 from rapport.actors import timeline  # noqa: E402
 from rapport.log import logger  # noqa: E402
 
@@ -74,15 +75,17 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
     scratch = None
     began = time.time()
     if address:
-        ray.init(address=address, **common)
+        with interrupts.kept():
+            ray.init(address=address, **common)
         name = f"ray {ray.__version__} cluster at {ray.get_runtime_context().gcs_address}"
     else:
         # A short path, because Linux cuts the names of sockets at 107 characters.
         scratch = tempfile.mkdtemp(prefix="rapport-")
         cpus = cpus or max(2, os.cpu_count() or 2)
-        ray.init(
-            address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common
-        )
+        with interrupts.kept():
+            ray.init(
+                address="local", num_cpus=cpus, _temp_dir=scratch, include_dashboard=True, **common
+            )
         name = f"ray {ray.__version__}, local cluster of {cpus} CPUs"
     timeline.note(timeline.START, began, time.time())
     logger.info(f"  {name}")

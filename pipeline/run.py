@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # before the imports, which take a second that may be interrupted
+    from rapport.__main__ import main as rapport
+
+    sys.exit(rapport())
+
 import argparse
 import errno
 import importlib
+import itertools
 import json
-import sys
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from rapport import log
+from rapport import interrupts, log
 from rapport.pipeline import config as cfg
 from rapport.pipeline import settings
 from rapport.pipeline.bench_settings import BENCHED
@@ -115,13 +122,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown option {' '.join(unknown)}")
     if args.resume and args.run_dir is None:
         parser.error("--resume needs --run-dir")
-    run_dir = args.run_dir or Path("runs") / f"{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     overrides = [] if args.subject is None else [f"subject={args.subject}"]
     overrides += args.overrides + rest + _options(args) + args.plan
-    file = args.config or (run_dir / "config.yaml" if args.resume else None)
+    file = args.config or (args.run_dir / "config.yaml" if args.resume else None)
     try:
-        if args.resume and not run_dir.exists():
-            _fetch(run_dir.absolute(), overrides)
+        if args.resume and not args.run_dir.exists():
+            _fetch(args.run_dir.absolute(), overrides)
         config_type = config_of(args.recipe, args.subject, file, overrides=overrides)
         config = cfg.load_config(config_type, file, overrides)
     except (ConfigError, StorageError) as error:
@@ -130,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.print_config:
         print(cfg.commented_yaml(config), end="")
         return 0
-    return _run(args.recipe, config, run_dir, resume=args.resume)
+    return _run(args.recipe, config, args.run_dir, resume=args.resume)
 
 
 def _options(args: argparse.Namespace) -> list[str]:
@@ -139,28 +145,53 @@ def _options(args: argparse.Namespace) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key in keys if (value := getattr(args, key))]
 
 
-def _run(recipe: str, config: RecipeConfig, run_dir: Path, *, resume: bool) -> int:
+def _run(recipe: str, config: RecipeConfig, run_dir: Path | None, *, resume: bool) -> int:
     from rapport.pipeline.rundir import Run
+    from rapport.pipeline.steps.inputs import look_at_inputs
 
     module = importlib.import_module(f"rapport.pipeline.recipes.{recipe}")
     try:
+        if not resume:
+            look_at_inputs(config)
+        run_dir = run_dir or _new_directory(recipe)
         with Run(recipe, config, run_dir.absolute(), resume=resume) as run:
             module.run(config, run)
     except explained_errors() as error:
         return _refused(recipe, str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _refused(
-            recipe,
-            f"the disk is full ({error}); nothing is half written: free some space and continue "
-            f"with --resume --run-dir {run_dir}",
-        )
-    except KeyboardInterrupt:
-        _refused(recipe, f"interrupted; continue with --resume --run-dir {run_dir}")
-        return 130
+        return _refused(recipe, _of_system(error) + _way_on(run_dir))
+    except KeyboardInterrupt as error:
+        _refused(recipe, f"interrupted ({error or 'Ctrl-C'})" + _way_on(run_dir))
+        return interrupts.status(error)
     print(f"summary: {run.summary_path}")
     return 0
+
+
+def _new_directory(recipe: str) -> Path:
+    """runs/RECIPE-TIME, numbered where another run began in the same second."""
+    name = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    for directory in (Path("runs") / name for name in names):
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return directory
+    raise AssertionError("names do not end")
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, in a line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error}); nothing is half written: free some space"
+    return f"the system refused something: {error}"
+
+
+def _way_on(run_dir: Path | None) -> str:
+    """How to continue a run that has begun."""
+    if run_dir is None or not (run_dir / "config.yaml").is_file():
+        return ""
+    return f"; continue with --resume --run-dir {run_dir}"
 
 
 def _refused(recipe: str, why: str) -> int:
@@ -202,6 +233,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from rapport.pipeline.data.audio import AudioError
     from rapport.pipeline.data.candidates import CandidateError
     from rapport.pipeline.data.store import CorpusError
+    from rapport.pipeline.holding import HeldError
     from rapport.pipeline.rundir import RunError
     from rapport.pipeline.tracking import TrackingError
     from rapport.policies.head.asset import AssetError
@@ -211,6 +243,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
 
     return (
         RunError,
+        HeldError,
         StorageError,
         TrackingError,
         CorpusError,
@@ -297,7 +330,3 @@ def _key_table(rows: list[tuple[str, str, str, str]]) -> str:
         f"  {key:<{width}}  {kind}, default {default or 'empty'}\n  {'':<{width}}  {meaning}"
         for key, kind, default, meaning in rows
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
@@ -23,6 +23,7 @@ from rapport.actors import timeline
 from rapport.files import write_atomic
 from rapport.log import logger
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
+from rapport.pipeline.holding import held
 from rapport.pipeline.storage import Mirror
 from rapport.pipeline.tracking import MetricLogger, TrackedRun, Tracker
 
@@ -46,18 +47,34 @@ class RunError(RuntimeError):
 
 
 def still_there(
-    summary: Mapping[str, Any], names: Sequence[str]
+    directory: Path, summary: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Path], list[str]]:
     """Artefacts that an earlier run left, in the order of `names`, and the names of missing ones.
 
     Args:
+        directory: of the earlier run.
         summary: of the earlier run.
         names: of the artefacts that are wanted.
     """
-    artifacts = {name: Path(path) for name, path in summary["artifacts"].items()}
+    artifacts = {name: found(path, directory) for name, path in summary["artifacts"].items()}
     present = {name: artifacts[name] for name in names if name in artifacts}
     present = {name: path for name, path in present.items() if path.exists()}
     return present, [name for name in names if name not in present]
+
+
+def noted(path: str | Path, directory: Path) -> str:
+    """A path as a run directory's files hold it.
+
+    It is relative where it lies in the directory, so that the directory can be moved and copied.
+    """
+    whole = Path(path).absolute()
+    inside = whole.is_relative_to(directory)
+    return str(whole.relative_to(directory) if inside else whole)
+
+
+def found(text: str, directory: Path) -> Path:
+    """The path that `noted` wrote, wherever the directory lies now."""
+    return directory.absolute() / text
 
 
 @dataclass(frozen=True)
@@ -99,10 +116,10 @@ class PhaseResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     value: Any = None
 
-    def to_json(self) -> dict[str, Any]:
-        """As the marker of the finished phase holds it."""
+    def to_json(self, directory: Path) -> dict[str, Any]:
+        """As the marker of the finished phase in a run directory holds it."""
         fields = {
-            "artifacts": {name: str(path) for name, path in self.artifacts.items()},
+            "artifacts": {name: noted(path, directory) for name, path in self.artifacts.items()},
             "counts": dict(self.counts),
             "engines": dict(self.engines),
             "metrics": dict(self.metrics),
@@ -113,9 +130,9 @@ class PhaseResult:
         return json.loads(json.dumps(fields))
 
     @classmethod
-    def from_json(cls, result: Mapping[str, Any]) -> PhaseResult:
+    def from_json(cls, result: Mapping[str, Any], directory: Path) -> PhaseResult:
         """What `to_json` wrote."""
-        artifacts = {name: Path(path) for name, path in result["artifacts"].items()}
+        artifacts = {name: found(text, directory) for name, text in result["artifacts"].items()}
         return cls(**{**result, "artifacts": artifacts})
 
 
@@ -157,11 +174,11 @@ def phase(
             run: Workspace, /, *args: Parameters.args, **kwargs: Parameters.kwargs
         ) -> PhaseResult:
             def work(running: Phase) -> dict[str, Any]:
-                return body(running, *args, **kwargs).to_json()
+                return body(running, *args, **kwargs).to_json(run.root)
 
             round_index = kwargs.get("round_index", 1)
             assert isinstance(round_index, int)
-            result = PhaseResult.from_json(run.once(name, work, round_index))
+            result = PhaseResult.from_json(run.once(name, work, round_index), run.root)
             if result.metrics:
                 run.summary["metrics"][name] = result.metrics
             return result
@@ -179,14 +196,16 @@ class Workspace:
     Args:
         config: of the phases.
         directory: the folder.
+        root: the run directory, to which paths in files are relative.
         prefix: of the labels in messages, for parts.
     """
 
     tracker: TrackedRun
 
-    def __init__(self, config: RecipeConfig, directory: Path, prefix: str = ""):
+    def __init__(self, config: RecipeConfig, directory: Path, root: Path, prefix: str = ""):
         self.config = config
         self.directory = directory
+        self.root = root
         self.mirror: Mirror | None = None
         self.summary: dict[str, Any] = {
             "engines": {},
@@ -204,7 +223,7 @@ class Workspace:
 
         It has a folder below this one, a summary within `summary["parts"]` and a nested MLflow run.
         """
-        part = Workspace(config, self.directory / name, f"{self._prefix}{name}/")
+        part = Workspace(config, self.directory / name, self.root, f"{self._prefix}{name}/")
         part._done.mkdir(parents=True, exist_ok=True)
         part.mirror = self.mirror
         id_file = part.directory / "mlflow_run_id"
@@ -219,6 +238,11 @@ class Workspace:
             part.tracker.end(failed=True)
             raise
         part.tracker.end(failed=False)
+
+    def leave(self, artifacts: Mapping[str, Path]) -> None:
+        """Name files and folders in the summary, beside those of the phases."""
+        names = {name: noted(path, self.root) for name, path in artifacts.items()}
+        self.summary["artifacts"] |= names
 
     def once(
         self, name: str, work: Callable[[Phase], dict[str, Any]], round_index: int = 1
@@ -295,33 +319,17 @@ class Run(Workspace):
 
     Raises:
         RunError: the directory is in use, or has nothing to resume with this config.
+        HeldError: another process works in the directory.
         StorageError: the storage that the config names cannot be reached.
     """
 
     tracker: Tracker
 
     def __init__(self, recipe: str, config: RecipeConfig, directory: Path, resume: bool = False):
-        super().__init__(config, directory)
+        super().__init__(config, directory, directory)
         self.recipe = recipe
+        self.resume = resume
         self.summary_path = directory / "summary.json"
-        text = to_yaml(config)
-        stored = directory / "config.yaml"
-        if config.storage.uri is not None:
-            self.mirror = Mirror(config.storage.uri, directory)
-        if resume:
-            if not stored.is_file():
-                raise RunError(f"nothing to resume: {stored} does not exist")
-            if stored.read_text() != text:
-                raise RunError(
-                    f"--resume with another configuration than {stored}; start a new --run-dir "
-                    "instead"
-                )
-        elif directory.exists() and any(directory.iterdir()):
-            raise RunError(
-                f"{directory} is not empty; choose another --run-dir, or continue it with --resume"
-            )
-        self._done.mkdir(parents=True, exist_ok=True)
-        write_atomic(stored, text)
         about = {
             "recipe": recipe,
             "status": "running",
@@ -331,6 +339,36 @@ class Run(Workspace):
         self.summary = about | self.summary
 
     def __enter__(self) -> Self:
+        self._check()
+        if self.config.storage.uri is not None:
+            self.mirror = Mirror(self.config.storage.uri, self.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as entered:
+            entered.enter_context(held(self.directory))
+            self._check()  # somebody else may have been here meanwhile
+            self._begin()
+            self._held = entered.pop_all()
+        return self
+
+    def _check(self) -> None:
+        """Raise `RunError` unless this run may begin, or go on, in its directory."""
+        stored = self.directory / "config.yaml"
+        if self.resume:
+            if not stored.is_file():
+                raise RunError(f"nothing to resume: {stored} does not exist")
+            if stored.read_text() != to_yaml(self.config):
+                raise RunError(
+                    f"--resume with another configuration than {stored}; start a new --run-dir "
+                    "instead"
+                )
+        elif self.directory.exists() and not is_empty(self.directory):
+            raise RunError(
+                f"{self.directory} is not empty; choose another --run-dir, or continue it with "
+                "--resume"
+            )
+
+    def _begin(self) -> None:
+        """Write the config, and begin or continue the MLflow run."""
         self._started = time.monotonic()
         self._began = time.time()
         timeline.reset()
@@ -344,16 +382,22 @@ class Run(Workspace):
             run_id=earlier,
             system_metrics=tracking.system_metrics,
         )
+        self._done.mkdir(exist_ok=True)
         write_atomic(id_file, self.tracker.run_id)
+        write_atomic(self.directory / "config.yaml", to_yaml(self.config))
         self._push(self.directory / "config.yaml", id_file)
-        if earlier is None:
+        if self.tracker.run_id != earlier:
             self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
         logger.info(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
+        with self._held:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Write the summary, and end the MLflow run."""
         self.summary["status"] = "failed" if error else "finished"
         self.summary["timings_s"]["total"] = round(time.monotonic() - self._started, 1)
         self.summary["timeline"] = timeline.shares(self._began, time.time())
@@ -370,6 +414,11 @@ class Run(Workspace):
             if error is None:
                 raise
             logger.warning(f"  not copied to {self.config.storage.uri}: {lost}")
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether a folder has nothing in it but hidden files."""
+    return all(path.name.startswith(".") for path in directory.iterdir())
 
 
 def _versions() -> dict[str, str]:

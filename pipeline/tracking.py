@@ -14,11 +14,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -32,6 +34,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 OUTBOX = "mlflow_outbox.jsonl"
+SETUP_S = 120.0  # at most, for another process to set up a database
 PAUSE_S = 30.0  # between attempts at a server that does not answer
 LATER = "later-"  # prefix of the id of a run that the server could not create yet
 CANDIDATE = "candidate"  # alias of a model's newest version; people choose the champion
@@ -105,6 +108,15 @@ class Outbox:
         )
         return placeholder
 
+    def knows(self, run_id: str) -> bool:
+        """Whether a run of an earlier process can be continued."""
+        if run_id.startswith(LATER):
+            return False
+        try:
+            return _knows(MlflowClient(self.uri), run_id)
+        except _FAILURES:
+            return True  # it does not answer: what is said of the run is kept for it
+
     def deliver(self) -> int:
         """Make the calls that are kept, until one fails again; returns how many are left."""
         if not self.path.is_file():
@@ -136,6 +148,14 @@ class Outbox:
             self.path.unlink()
         return len(kept)
 
+    def forget(self) -> str:
+        """Drop what is kept of a run that MLflow has lost; says how much it was."""
+        if not self.path.is_file():
+            return ""
+        count = len(self.path.read_text().splitlines())
+        self.path.unlink()
+        return f"; {count} entries that were kept for the old one are dropped"
+
     def _may_answer(self, run_id: str) -> bool:
         """Whether to try: the server knows the run, and was not found silent a moment ago."""
         silent = time.monotonic() < _silent_until.get(self.uri, 0.0)
@@ -155,6 +175,41 @@ class Outbox:
                 "is to be sent"
             )
         _silent_until[self.uri] = time.monotonic() + PAUSE_S
+
+
+def _client(uri: str, experiment: str, folder: Path) -> MlflowClient:
+    """MLflow with the experiment in it.
+
+    A database is set up by one process at a time: several at once break it.
+
+    Args:
+        uri: of MLflow.
+        experiment: its name; it is created where there is none.
+        folder: of a local database's artefacts.
+    """
+    local = uri.startswith("sqlite")
+    alone = FileLock(folder / ".mlflow.lock", timeout=SETUP_S) if local else nullcontext()
+    with alone:
+        client = MlflowClient(uri)
+        if client.get_experiment_by_name(experiment) is None:
+            # Absolute, because Ray workers run in other folders; a server has its own place.
+            location = (folder / "mlartifacts").as_uri() if local else None
+            try:
+                client.create_experiment(experiment, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by somebody else, just now
+                    raise
+    return client
+
+
+def _knows(client: MlflowClient, run_id: str) -> bool:
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def _create(client: MlflowClient, parent: str, experiment_id: str, name: str) -> str:
@@ -261,7 +316,7 @@ class TrackedRun:
 
     def part(self, name: str, run_id: str | None) -> TrackedRun:
         """A run nested in this one, for phases of its own; `run_id` continues an earlier one."""
-        if run_id is None or run_id.startswith(LATER):
+        if run_id is None or not self.outbox.knows(run_id):
             run_id = self.outbox.create(self.experiment_id, name, self.run_id)
         return TrackedRun(self.outbox, self.experiment_id, run_id)
 
@@ -316,27 +371,42 @@ class Tracker(TrackedRun):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(uri)
+        outbox = Outbox(uri, directory / OUTBOX)
         try:
-            client = MlflowClient(uri)
-            if client.get_experiment_by_name(experiment) is None:
-                # Absolute, because Ray workers run in other folders; a server has its own place.
-                local = (directory.parent / "mlartifacts").as_uri()
-                location = local if uri.startswith("sqlite") else None
-                client.create_experiment(experiment, artifact_location=location)
+            self.client = _client(uri, experiment, directory.parent)
             mlflow.set_experiment(experiment)
+            if run_id is not None and not _knows(self.client, run_id):
+                logger.warning(
+                    f"[mlflow] {uri} knows no run {run_id}, in which this one began: it goes on in "
+                    f"a new one{outbox.forget()}"
+                )
+                run_id = None
             run = mlflow.start_run(
                 run_id=run_id,
                 run_name=None if run_id else directory.name,
                 log_system_metrics=system_metrics,
             )
-        except MlflowException as error:
+        except (MlflowException, Timeout) as error:
             raise TrackingError(
                 f"tracking.uri={uri}: {error}\n  Start that server, or leave tracking.uri empty "
                 "for SQLite."
             ) from error
-        super().__init__(Outbox(uri, directory / OUTBOX), run.info.experiment_id, run.info.run_id)
-        self.client = client
+        super().__init__(outbox, run.info.experiment_id, run.info.run_id)
+        if run_id is not None:
+            self._end_dead_phases()
         self.outbox.deliver()
+
+    def _end_dead_phases(self) -> None:
+        """Phases and parts that were running when an earlier process was killed."""
+        inside = [self.run_id]
+        for parent in inside:  # which grows
+            found = self.client.search_runs(
+                [self.experiment_id],
+                f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = 'RUNNING'",
+            )
+            for run in found:
+                inside.append(run.info.run_id)
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     def close(self, failed: bool) -> None:
         """End the run, once more trying to make the calls that are kept."""

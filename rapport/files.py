@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SCRATCH = ".*.tmp"  # what a writer that died leaves is called
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:

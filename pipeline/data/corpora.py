@@ -34,6 +34,20 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
     return corpus
 
 
+def look_at_corpus(config: CorpusConfig) -> None:
+    """Raise `CorpusError` unless the files that `config` names are there."""
+    if config.kind == "synthetic":
+        return
+    if config.root is None:
+        raise CorpusError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")
+    if config.kind == "parquet":
+        Corpus(config.root)
+    elif not config.root.is_dir():
+        raise CorpusError(
+            f"corpus.root={config.root}: no such folder; it must hold the files of {config.kind}"
+        )
+
+
 def _open(config: CorpusConfig, folder: Path) -> Corpus:
     if config.kind == "synthetic":
         logger.info("generating the synthetic corpus")
@@ -45,8 +59,8 @@ def _open(config: CorpusConfig, folder: Path) -> Corpus:
             seed=config.seed,
             video=SpeakerVideo(frames=config.frames, size=config.image_size),
         )
-    if config.root is None:
-        raise CorpusError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")
+    look_at_corpus(config)
+    assert config.root is not None
     if config.kind == "dualtalk":
         return import_dualtalk(config.root, folder, seconds=config.seconds, stride=config.stride)
     if config.kind == "lm_listener":

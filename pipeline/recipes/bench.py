@@ -26,7 +26,7 @@ def run(config: Any, run: Run) -> None:
     file = run.directory / "bench.json"
     write_atomic(file, json.dumps({"subject": config.subject} | result, indent=2) + "\n")
     run.summary["metrics"] = result
-    run.summary["artifacts"]["bench"] = str(file)
+    run.leave({"bench": file})
     numbers = {
         f"bench/{name}": value
         for name, value in flatten(result).items()

@@ -42,7 +42,7 @@ def write_report(run: Run) -> Path:
     """Write `report.html` of a run that has judged its policy, name it in the summary, log it."""
     path = run.directory / "report.html"
     write_atomic(path, page(read_facts(run.directory, run.summary, run.config)))
-    run.summary["artifacts"]["report"] = str(path)
+    run.leave({"report": path})
     run.tracker.log_artifact(path)
     logger.info(f"[report] {path}, {path.stat().st_size / 1e6:.1f} MB")
     return path

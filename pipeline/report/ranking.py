@@ -116,7 +116,7 @@ def write_ranking(ranking: Ranking, run: Run) -> None:
     write_atomic(run.directory / "rank.json", json.dumps(values, indent=2) + "\n")
     for kind in ("md", "json"):
         file = run.directory / f"rank.{kind}"
-        run.summary["artifacts"][f"rank_{kind}"] = str(file)
+        run.leave({f"rank_{kind}": file})
         run.tracker.log_artifact(file)
     run.summary["metrics"] = {
         "ranked_by": len(rankings),

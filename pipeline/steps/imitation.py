@@ -49,18 +49,29 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
         RunError: it is another kind of policy than the config is for.
     """
     path = path.absolute()
-    policy = load_policy(path)
-    if policy.kind != config.policy:
-        raise RunError(
-            f"checkpoint={path} holds a policy of kind {policy.kind}, this is policy="
-            f"{config.policy}: say policy={policy.kind}"
-        )
+    policy_at(path, config.policy)
     corpus = prepare(run, config.corpus)
     if not isinstance(config, OfFlow):
         return Imitated(corpus, path)
     folder = run.directory / "features"
     encoded = encode(run, config, corpus, vae=path / VAE_FOLDER, features=folder)
     return Imitated(corpus, path, encoded.artifacts["encode_tables"])
+
+
+def policy_at(checkpoint: Path, kind: str) -> Policy:
+    """The policy in a folder.
+
+    Raises:
+        CheckpointError: the folder holds none.
+        RunError: it is of another kind.
+    """
+    policy = load_policy(checkpoint)
+    if policy.kind != kind:
+        raise RunError(
+            f"checkpoint={checkpoint} holds a policy of kind {policy.kind}, this is policy={kind}: "
+            f"say policy={policy.kind}"
+        )
+    return policy
 
 
 def as_trained(config: Config) -> Config:

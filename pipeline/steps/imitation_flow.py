@@ -35,7 +35,8 @@ from rapport.policies.tables import read_table, write_table
 
 def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
     if config.imitation is not None:
-        return earlier_flow(config.imitation, run)
+        run.leave(_stage_one_of(config.imitation))
+        return earlier_flow(config.imitation)
     corpus = prepare(run, config.corpus)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
     encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
@@ -44,21 +45,25 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
     return Imitated(corpus, trained.artifacts["flow_policy"], tables)
 
 
-def earlier_flow(directory: Path, run: Workspace) -> Imitated:
+def earlier_flow(directory: Path) -> Imitated:
     """What stage 1 of an earlier run left."""
+    artifacts = _stage_one_of(directory)
+    return Imitated(
+        Corpus(artifacts["corpus"]), artifacts["flow_policy"], artifacts["encode_tables"]
+    )
+
+
+def _stage_one_of(directory: Path) -> dict[str, Path]:
     file = directory / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}
     names = ("corpus", "encode_tables", "flow_policy")
-    artifacts, gone = still_there(summary, names)
+    artifacts, gone = still_there(directory, summary, names)
     if gone:
         raise RunError(
             f"imitation={directory}: that run has no {', '.join(gone)}; it must be a finished one "
             "of `gdpo` or `dpo policy=flow`"
         )
-    run.summary["artifacts"] |= {name: str(path) for name, path in artifacts.items()}
-    return Imitated(
-        Corpus(artifacts["corpus"]), artifacts["flow_policy"], artifacts["encode_tables"]
-    )
+    return artifacts
 
 
 def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:

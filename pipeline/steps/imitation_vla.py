@@ -32,7 +32,7 @@ def imitate_vla(run: Workspace, config: OfVla, corpus: Corpus) -> Path:
         return _sft(run, config, corpus).artifacts["sft_policy"]
     checkpoint_path = checkpoint_path.absolute()
     load_policy(checkpoint_path)  # complains now rather than after the rollout
-    run.summary["artifacts"]["sft_policy"] = str(checkpoint_path)
+    run.leave({"sft_policy": checkpoint_path})
     return checkpoint_path
 
 

@@ -235,7 +235,7 @@ def tabulate(rows: Mapping[str, MethodRow], run: Workspace, *, bootstrap: int) -
     for name, content in {"evaluation": values, "evaluation_prompts": by_clip}.items():
         file = run.directory / f"{name}.json"
         write_atomic(file, json.dumps(content, indent=2))
-        run.summary["artifacts"][name] = str(file)
+        run.leave({name: file})
     run.summary["metrics"]["evaluation"] = values
     for name, row in values.items():
         flat = {key: v["mean"] if isinstance(v, dict) else v for key, v in row.items()}

@@ -19,7 +19,16 @@ from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
 from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.report.ranking import GROUND_TRUTH
-from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, still_there
+from rapport.pipeline.rundir import (
+    Phase,
+    PhaseResult,
+    Run,
+    RunError,
+    found,
+    noted,
+    phase,
+    still_there,
+)
 from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import ode_sampler
@@ -97,7 +106,7 @@ class TrainedRun:
         names = ["corpus", imitator, aligned]
         if "encode_tables" in summary["artifacts"]:
             names.append("encode_tables")
-        artifacts, gone = still_there(summary, names)
+        artifacts, gone = still_there(folder, summary, names)
         if gone:
             raise RunError(
                 f"{where}: its {', '.join(gone)} is no longer where its summary.json says; run "
@@ -192,13 +201,15 @@ def answered(
     def answers(step: Phase) -> PhaseResult:
         files = {}
         for method, by_clip in answer().items():
-            files[method] = str(step.directory / f"{metric_key(method)}.npy")
+            file = step.directory / f"{metric_key(method)}.npy"
+            files[method] = noted(file, run.root)
             values = [[motion.subset(layout).values for motion in by_clip[i]] for i in ids]
-            np.save(files[method], values)
+            np.save(file, values)
         step.say(f"{', '.join(files)}: {len(ids)} clips")
         return PhaseResult(value=files)
 
-    return {method: np.load(file) for method, file in answers(run).value.items()}
+    files = answers(run).value
+    return {method: np.load(found(file, run.root)) for method, file in files.items()}
 
 
 def answers_of(

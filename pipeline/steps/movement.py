@@ -349,7 +349,7 @@ def tabulate_movement(
     content = dict(rows) | {"change_percent": change}
     write_atomic(run.directory / "judgement.json", json.dumps(content, indent=2))
     for kind in ("md", "json"):
-        run.summary["artifacts"][f"judgement_{kind}"] = str(run.directory / f"judgement.{kind}")
+        run.leave({f"judgement_{kind}": run.directory / f"judgement.{kind}"})
     summary = run.summary["metrics"]
     summary |= {"judgement": rows, "compared": [before, after], "change_percent": change}
     summary["before"] = summary.get("before", {}) | dict(first)

@@ -23,7 +23,7 @@ from rapport.pipeline.report.sweep import (
     pareto_chart,
     response_chart,
 )
-from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, found, phase
 from rapport.pipeline.search_space import rounded, trial_name
 from rapport.pipeline.tracking import TrackedRun
 from rapport.pipeline.tune_settings import Sweep
@@ -90,9 +90,9 @@ def report(
         write_atomic(files["best"], to_yaml(config.of_trial(dict(best.values))))
         files |= write_charts(run, config, finished, baseline=baseline)
         run.summary["metrics"] |= {"baseline": dict(baseline), "best": dict(best.metrics)}
-        run.summary["artifacts"]["best_policy"] = best.policy
+        run.leave({"best_policy": found(best.policy, run.directory)})
         run.tracker.log({f"best/{name}": value for name, value in best.metrics.items()})
-    run.summary["artifacts"] |= {name: str(file) for name, file in files.items()}
+    run.leave(files)
     run.summary["counts"] |= {"trials": len(outcomes), "failed_trials": len(failed)}
     for file in files.values():
         run.tracker.log_artifact(file)
@@ -132,7 +132,7 @@ def _write_json(
 def register(run: Run, model: str, best: Outcome) -> None:
     """The best policy becomes the registered model's next version, from its trial's MLflow run."""
     trial = TrackedRun(run.tracker.outbox, run.tracker.experiment_id, _mlflow_run(run, best))
-    _registered(run, trial, model, policy=Path(best.policy))
+    _registered(run, trial, model, policy=found(best.policy, run.directory))
 
 
 @phase("register")

@@ -131,9 +131,15 @@ def peoples_ratings(config: Preferences, groups: CandidateGroups) -> tuple[list[
     if config.candidates is None or config.ratings is None:
         raise ValueError("ratings=FILE needs candidates=RUN_DIR")
     manifest = artifacts_of(config.candidates).get("manifest")
-    videos = None if manifest is None else read_manifest(Path(manifest))
+    videos = None if manifest is None else read_manifest(manifest)
     ratings = anonymous(read_ratings(config.ratings, videos))
     return ratings, survey(ratings, _members(groups))
+
+
+def check_ratings(config: Preferences) -> None:
+    """Read all sheets, as the phase `rate` will."""
+    if config.ratings is not None:
+        peoples_ratings(config, {})
 
 
 def _members(groups: CandidateGroups) -> dict[str, list[str]]:

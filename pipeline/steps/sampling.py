@@ -26,7 +26,7 @@ from rapport.pipeline.data.candidates import (
 )
 from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, found, phase
 from rapport.pipeline.settings import (
     GdpoOfFlow,
     JudgedOfFlow,
@@ -164,8 +164,7 @@ def starting_point(run: Workspace, config: Preferences) -> Imitated:
         imitated = imitate(run, config)
     else:
         imitated = earlier_imitation(config.candidates)
-    artifacts = {"corpus": imitated.corpus.path, "sft_policy": imitated.policy_path}
-    run.summary["artifacts"] |= {name: str(path) for name, path in artifacts.items()}
+    run.leave({"corpus": imitated.corpus.path, "sft_policy": imitated.policy_path})
     return imitated
 
 
@@ -321,7 +320,7 @@ def video_of(candidate: Candidate, path: Path, imitated: Imitated) -> VideoJob:
 # -- Earlier runs --
 
 
-def artifacts_of(directory: Path) -> dict[str, str]:
+def artifacts_of(directory: Path) -> dict[str, Path]:
     """What an earlier `rollout` run left, and where."""
     summary = directory / "summary.json"
     if not summary.is_file():
@@ -329,7 +328,8 @@ def artifacts_of(directory: Path) -> dict[str, str]:
             f"candidates={directory}: no summary.json there; it must be the folder of a "
             "`rollout` run"
         )
-    return json.loads(summary.read_text())["artifacts"]
+    artifacts = json.loads(summary.read_text())["artifacts"]
+    return {name: found(text, directory) for name, text in artifacts.items()}
 
 
 def earlier(directory: Path, artifact: str) -> Path:
@@ -339,16 +339,21 @@ def earlier(directory: Path, artifact: str) -> Path:
         raise RunError(
             f"candidates={directory}: that run left no {artifact!r}, only {sorted(artifacts)}"
         )
-    return Path(artifacts[artifact])
+    path = artifacts[artifact]
+    if not path.exists():
+        raise RunError(
+            f"candidates={directory}: its {artifact} is no longer at {path}; put it back there, or "
+            "run `rollout` again"
+        )
+    return path
 
 
 def earlier_imitation(directory: Path) -> Imitated:
     """Corpus and policy of an earlier `rollout` run."""
     artifacts = artifacts_of(directory)
-    tables = artifacts.get("encode_tables")
     names = [name for name in ("sft_policy", "flow_policy", "imitate_policy") if name in artifacts]
     return Imitated(
         Corpus(earlier(directory, "corpus")),
         earlier(directory, names[0] if names else "sft_policy"),
-        None if tables is None else Path(tables),
+        artifacts.get("encode_tables"),
     )

@@ -29,12 +29,7 @@ from rapport.rewards.metrics.published import PublishedTable, tables_of
 def score_files(config: Evaluated, run: Run) -> None:
     """Read, score, then report on the terminal, as JSON and to MLflow."""
     files = config.files
-    protocol = metrics.named(files.protocol)
-    if files.affect is not None:
-        try:
-            protocol = lm_listener.with_affect(RidgeAffectEstimator.load(files.affect))
-        except (OSError, ValueError) as error:
-            raise RunError(f"files.affect={files.affect}: {error}") from error
+    protocol = protocol_of(files)
     logger.info(f"[evaluate] {protocol.name}, {files.variant}: {protocol.source}")
     inputs = read_inputs(files)
     try:
@@ -47,6 +42,16 @@ def score_files(config: Evaluated, run: Run) -> None:
     except ValueError as error:
         raise RunError(f"protocol {protocol.name}: {error}") from error
     report(protocol, files, scores, run=run)
+
+
+def protocol_of(files: FilesConfig) -> Protocol:
+    """The protocol by its name, with the affect estimator that a file holds where there is one."""
+    if files.affect is None:
+        return metrics.named(files.protocol)
+    try:
+        return lm_listener.with_affect(RidgeAffectEstimator.load(files.affect))
+    except (OSError, ValueError) as error:
+        raise RunError(f"files.affect={files.affect}: {error}") from error
 
 
 def on_many_processes(config: Evaluated, inputs: dict[str, Any]) -> dict[str, float]:
@@ -137,7 +142,7 @@ def report(protocol: Protocol, files: FilesConfig, scores: dict[str, float], run
         write_atomic(path, json.dumps(result, indent=2) + "\n")
         logger.info(f"[evaluate] {path}")
     run.summary["metrics"][protocol.name] = found
-    run.summary["artifacts"]["metrics"] = str(run.directory / "metrics.json")
+    run.leave({"metrics": run.directory / "metrics.json"})
     run.tracker.log({name: value for name, value in found.items() if value is not None})
 
 

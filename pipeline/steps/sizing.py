@@ -8,6 +8,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, Dinov2Config, LlamaConfig, PretrainedConfig, SiglipVisionConfig
 
 from rapport.pipeline.estimate import ModelSize
+from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import OfVla
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
@@ -86,6 +87,19 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
 def _published(name: str) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(name)
     return getattr(config, "vision_config", config)  # SigLIP's is that of both towers
+
+
+def require_published(key: str, name: str | None) -> None:
+    """Raise `RunError` unless there is a model under a name that a key gives, or it gives none."""
+    if name is None:
+        return
+    try:
+        AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{key}={name} is no model: {str(error).splitlines()[0]}\n  It is a local folder with "
+            "a config.json, or a name on the hub"
+        ) from error
 
 
 def _tiny(vla: VlaConfig, space: ActionSpace, *, frames: int, image_size: int) -> FaceVLAConfig:

@@ -27,7 +27,7 @@ from rapport.actors.cluster import ClusterError
 from rapport.actors.learner import Milestones
 from rapport.actors.mailbox import open_mailbox
 from rapport.files import write_atomic
-from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, Workspace, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, Workspace, noted, phase
 from rapport.pipeline.search_space import grid_points, rounded, trial_name
 from rapport.pipeline.steps.trials import Trials
 from rapport.pipeline.tracking import TrackedRun
@@ -94,7 +94,7 @@ def search(run: Run, config: Sweep, trials: Trials, verdict: JudgePolicy) -> lis
 
 def trials_workspace(run: Run) -> Workspace:
     """Where trials run, in whichever process: their folders, within the sweep's MLflow run."""
-    root = Workspace(run.config, run.directory / "trials")
+    root = Workspace(run.config, run.directory / "trials", run.root)
     root.directory.mkdir(exist_ok=True)
     root.mirror = run.mirror
     root.tracker = TrackedRun(run.tracker.outbox, run.tracker.experiment_id, run.tracker.run_id)
@@ -141,7 +141,7 @@ def run_trial(values: Mapping[str, Any], context: TrialContext) -> None:
                     sweep.metric: judged.value[sweep.metric],
                     "judgement": number,
                     "verdict": judged.value,
-                    "policy": str(policy),
+                    "policy": noted(policy, part.root),
                     "seconds": sum(part.summary["timings_s"].values()),
                 }
             )

@@ -53,6 +53,12 @@ def start(path, resume=False, **keys):
     return Run("prepare", PrepareConfig(**keys), path, resume)
 
 
+def begin(path, resume=False, **keys):
+    """Enter a run and leave it again."""
+    with start(path, resume, **keys) as run:
+        return run
+
+
 def finish(path, count=1, resume=False):
     """A run of one phase; returns its summary and how often the phase worked."""
     calls = []
@@ -95,7 +101,7 @@ def test_a_run_leaves_config_summary_and_artefacts(tmp_path):
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty.*--resume"):
-        start(tmp_path)
+        begin(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -151,7 +157,7 @@ def test_a_marked_function_is_a_phase_whose_result_is_in_the_summary(tmp_path, c
     assert result.artifacts == {"policy": policy} and policy.is_dir()
     assert result.counts == {"steps": 4} and result.metrics == {"loss": 0.1 + 0.2}
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["artifacts"] == {"policy": str(policy)} and summary["counts"] == {"steps": 4}
+    assert summary["artifacts"] == {"policy": "learn/policy"} and summary["counts"] == {"steps": 4}
     assert summary["engines"] == {"learner": {"name": "test"}}
     assert summary["metrics"] == {"learn": {"loss": 0.1 + 0.2}} and "learn" in summary["timings_s"]
     assert "[learn] 4 steps\n" in capsys.readouterr().out
@@ -178,7 +184,7 @@ def test_the_marker_of_a_marked_phase_is_that_of_any_other(tmp_path):
     marker = json.loads((tmp_path / "run" / "phases" / "learn.json").read_text())
     assert set(marker) == {"seconds", "result"}
     assert marker["result"] == {
-        "artifacts": {"policy": str(tmp_path / "run" / "learn" / "policy")},
+        "artifacts": {"policy": "learn/policy"},
         "counts": {"steps": 4},
         "engines": {"learner": {"name": "test"}},
         "metrics": {"loss": 0.1 + 0.2},
@@ -247,12 +253,12 @@ def test_resume_repeats_a_phase_that_failed(tmp_path):
 def test_resume_with_another_configuration_is_refused(tmp_path):
     finish(tmp_path / "run")
     with pytest.raises(RunError, match="another configuration.*new --run-dir"):
-        start(tmp_path / "run", resume=True, seed=1)
+        begin(tmp_path / "run", resume=True, seed=1)
 
 
 def test_resume_of_nothing_is_refused(tmp_path):
     with pytest.raises(RunError, match="nothing to resume"):
-        start(tmp_path / "run", resume=True)
+        begin(tmp_path / "run", resume=True)
     assert main(["prepare", "--run-dir", str(tmp_path / "run"), "--resume"]) == 2
 
 

@@ -1,0 +1,150 @@
+"""Everything that a config names is looked at before a run directory is made and Ray starts.
+
+A name that is mistyped then costs seconds, and leaves nothing behind. What a resumed run needs it
+has in its directory: it does not look again.
+
+What reads an input is imported when there is one: `prepare` shall not wait for torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rapport.pipeline.config import RecipeConfig
+from rapport.pipeline.data.corpora import look_at_corpus
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import (
+    Evaluated,
+    FilesConfig,
+    Judged,
+    Learning,
+    OfFlow,
+    OfOther,
+    OfVla,
+    Preferences,
+    PreflightConfig,
+    PrepareConfig,
+    RankConfig,
+    Rated,
+)
+from rapport.policies.head.settings import HeadConfig
+
+Drawn = Judged | Rated | RankConfig
+
+
+def look_at_inputs(config: RecipeConfig) -> None:
+    """Read or open whatever a recipe will read.
+
+    Raises:
+        RunError: names the key, what is wrong with what it names, and the way out. So do the other
+            errors of the readers (`rapport.pipeline.run.explained_errors`).
+    """
+    if isinstance(config, Evaluated) and config.files.pred is not None:
+        _files(config.files)
+        return
+    if isinstance(config, PreflightConfig) and config.plan.nodes is not None:
+        _benches(config)
+        return
+    if isinstance(config, RankConfig):
+        _runs(config)
+    if isinstance(config, Drawn):
+        _head(config.head)
+    if isinstance(config, Preferences) and config.candidates is not None:
+        _candidates(config, config.candidates)
+    elif isinstance(config, OfFlow) and config.imitation is not None:
+        _imitation(config, config.imitation)
+    elif isinstance(config, PrepareConfig):
+        look_at_corpus(config.corpus)
+        if isinstance(config, Learning):
+            _policy(config)
+
+
+def _files(files: FilesConfig) -> None:
+    from rapport.pipeline.steps.scoring import protocol_of, read_inputs
+
+    protocol_of(files)
+    read_inputs(files)
+    if files.out is None:
+        return
+    folder = next(parent for parent in files.out.absolute().parents if parent.exists())
+    if files.out.is_dir():
+        raise RunError(f"files.out={files.out} (--json) is a folder: name a file")
+    if not os.access(folder, os.W_OK):
+        raise RunError(f"files.out={files.out} (--json): {folder} may not be written")
+
+
+def _benches(config: PreflightConfig) -> None:
+    from rapport.pipeline.plan import CPU, with_bench
+
+    for file in config.plan.bench:
+        with_bench(CPU, file, config.rollout.dtype)
+
+
+def _runs(config: RankConfig) -> None:
+    from rapport.pipeline.steps.methods import ALGORITHMS, TrainedRun, common_corpus
+
+    folders = {name: getattr(config.rank, name) for name in ALGORITHMS}
+    runs = {name: TrainedRun.of_folder(name, path) for name, path in folders.items() if path}
+    common_corpus({name: trained.imitated.corpus for name, trained in runs.items()})
+
+
+def _head(config: HeadConfig) -> None:
+    from rapport.policies.head.asset import load_head
+
+    if config.path is not None:
+        load_head(config.path, config.topology)
+
+
+def _candidates(config: Preferences, folder: Path) -> None:
+    from rapport.pipeline.data.candidates import read_candidates
+    from rapport.pipeline.steps.imitation import as_trained
+    from rapport.pipeline.steps.preferences import check_ratings
+    from rapport.pipeline.steps.sampling import earlier, earlier_imitation
+    from rapport.policies.policy import load_policy
+
+    as_trained(config)
+    load_policy(earlier_imitation(folder).policy_path)
+    read_candidates(earlier(folder, "candidates"))
+    check_ratings(config)
+
+
+def _imitation(config: OfFlow, folder: Path) -> None:
+    from rapport.pipeline.steps.imitation import as_trained
+    from rapport.pipeline.steps.imitation_flow import earlier_flow
+    from rapport.policies.policy import load_policy
+
+    as_trained(config)
+    load_policy(earlier_flow(folder).policy_path)
+
+
+def _policy(config: Learning) -> None:
+    """A policy that is there already, or what a new one is made of."""
+    from rapport.pipeline.steps.imitation import policy_at
+    from rapport.policies.policy import load_policy, policy_class
+
+    checkpoint = config.checkpoint if isinstance(config, Evaluated) else None
+    if checkpoint is not None:
+        policy_at(checkpoint, config.policy)
+    elif isinstance(config, OfVla) and config.sft.checkpoint is not None:
+        load_policy(config.sft.checkpoint)
+    elif isinstance(config, OfOther):
+        policy_class(config.policy)
+    else:
+        _published(config)
+
+
+def _published(config: Learning) -> None:
+    """Checkpoints of others, which a new policy is put together from."""
+    from rapport.pipeline.steps.sizing import require_published
+
+    if isinstance(config, OfFlow):
+        for key in ("text", "audio"):
+            require_published(f"encoders.{key}", getattr(config.encoders, key))
+    if isinstance(config, OfVla):
+        vla = config.vla
+        if vla.size == "pretrained":
+            for key in ("llama", "dino", "siglip"):
+                require_published(f"vla.{key}", getattr(vla, key))
+        if vla.openvla is not None and not Path(vla.openvla).is_dir():
+            raise RunError(f"vla.openvla={vla.openvla}: no such folder")
