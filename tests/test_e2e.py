@@ -48,7 +48,14 @@ def dpo_run(tmp_path_factory):
     """A small main job: its folder, summary and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "dpo"
     process = pipeline_run(
-        "dpo", "corpus.train_clips=32", "corpus.test_clips=16", *SMALL, "--run-dir", folder
+        "dpo",
+        "corpus.train_clips=32",
+        "corpus.test_clips=16",
+        *SMALL,
+        "raters.workers=1",
+        "render.workers=1",
+        "--run-dir",
+        folder,
     )
     return folder, finished(process, folder), process.stdout
 
@@ -133,7 +140,7 @@ def test_metrics_are_there_before_and_after(dpo_run):
 
 def test_artefacts_exist_and_can_be_used(dpo_run):
     folder, summary, _ = dpo_run
-    artifacts = {name: Path(path) for name, path in summary["artifacts"].items()}
+    artifacts = {name: folder / path for name, path in summary["artifacts"].items()}
     assert all(path.exists() and path.is_relative_to(folder) for path in artifacts.values())
     assert (
         load_checkpoint(artifacts["dpo_policy"]).actions.digest
@@ -233,6 +240,7 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(
                 *own_keys("rollout", "render"),
                 *on_policy_of(folder),
                 "rollout.workers=1",
+                "rollout.engine=hf",
                 "rollout.prompts=8",
                 "render.videos=24",
                 "--run-dir",

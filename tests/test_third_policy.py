@@ -37,7 +37,11 @@ def test_it_fits_into_a_hundred_lines():
     ("recipe", "keys"),
     [
         ("dpo", ["rollout.prompts=8", "rollout.samples=3", "dpo.batch_size=2", "render.videos=1"]),
-        ("gdpo", ["gdpo.iterations=2", "gdpo.batch_size=2", "gdpo.group_size=3"]),
+        pytest.param(
+            "gdpo",
+            ["gdpo.iterations=2", "gdpo.batch_size=2", "gdpo.group_size=3"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_third_policy_is_aligned_judged_and_reported(recipe, keys, tiny_corpus, tmp_path):

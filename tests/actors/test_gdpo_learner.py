@@ -117,6 +117,7 @@ def post_train(files, directory):
         return recipe.post_train(run, CONFIG, imitated, fleet), logged
 
 
+@pytest.mark.long
 def test_iterations_with_a_killed_learner_are_those_that_went_through(
     local_ray, files, tmp_path, monkeypatch
 ):

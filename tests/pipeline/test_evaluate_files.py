@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,23 +23,10 @@ from rapport.rewards.affect import RidgeAffectEstimator
 from rapport.rewards.metrics import PROTOCOLS, evaluate
 from rapport.rewards.metrics.measures.mesh import Face
 from rapport.settings import ConfigError
+from tests.pipeline.bare import bare_run
 
 RNG = np.random.default_rng(0)
 DEMO = Path(__file__).parents[2].parent / "shared" / "data" / "dualtalk_demo"
-
-
-class FakeRun(SimpleNamespace):
-    """A run directory without MLflow."""
-
-    def __init__(self, directory):
-        logged = []
-        super().__init__(
-            directory=directory,
-            summary={"metrics": {}, "artifacts": {}},
-            logged=logged,
-            config=SimpleNamespace(seed=0),
-            tracker=SimpleNamespace(log=logged.append),
-        )
 
 
 def config_of(files):
@@ -85,7 +71,7 @@ def test_dualtalk_as_published_with_predictions_as_its_code_writes_them(tmp_path
         protocol="dualtalk",
         out=tmp_path / "new" / "scores.json",
     )
-    run = FakeRun(tmp_path)
+    run = bare_run(tmp_path)
     score_files(config_of(files), run)
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert scores["metrics"]["MSE_neck"] == pytest.approx((1 + 4) / 2, rel=1e-5)
@@ -178,7 +164,7 @@ def test_l2_affect_with_an_estimator_of_an_earlier_run(tiny_corpus, tmp_path):
     RidgeAffectEstimator.fit([clip.listener for clip in clips], affects).save(
         tmp_path / "affect.npz"
     )
-    run = FakeRun(tmp_path)
+    run = bare_run(tmp_path)
     files = FilesConfig(
         pred=tiny_corpus.path, target=tiny_corpus.path, affect=tmp_path / "affect.npz"
     )
@@ -191,7 +177,7 @@ def test_what_is_not_a_number_is_null_and_not_logged(tmp_path):
     x[:, 50:53] = 0
     for name, values in (("x", x), ("y", y), ("s", s)):
         np.save(tmp_path / f"{name}.npy", values)
-    run = FakeRun(tmp_path)
+    run = bare_run(tmp_path)
     score_files(
         config_of(
             FilesConfig(
@@ -219,14 +205,14 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(
         CorpusError, match="other lacks 1 of 1 predicted clips, first 'a'; it has 'b'"
     ):
-        score_files(config_of(files), FakeRun(tmp_path))
+        score_files(config_of(files), bare_run(tmp_path))
     with pytest.raises(
         RunError,
         match=r"protocol lm_listener: clip 0: pred has shape \(110, 56\), target \(50, 56\)",
     ):
         score_files(
             config_of(files.model_copy(update={"target": tmp_path / "short.npy"})),
-            FakeRun(tmp_path),
+            bare_run(tmp_path),
         )
     np.savez(tmp_path / "pred" / "many.npz", x, y)
     with pytest.raises(CorpusError, match="many.npz holds 2 clips: in a folder a file is a clip"):

@@ -3,7 +3,6 @@ report.
 """
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +35,7 @@ from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.tables import write_table
 from rapport.settings import ConfigError
+from tests.pipeline.bare import bare_run
 
 JUDGE = MovementConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
 
@@ -188,12 +188,7 @@ def test_without_a_head_for_the_corpus_vertices_are_left_out_and_it_is_said(made
 
 
 def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, capsys):
-    logged = []
-    run = SimpleNamespace(
-        directory=tmp_path,
-        summary={"artifacts": {}, "metrics": {}},
-        tracker=SimpleNamespace(log=logged.append),
-    )
+    run = bare_run(tmp_path)
     tabulate_movement(
         {
             "VAE": {"listen/unils/FDD": 1.0},
@@ -215,7 +210,7 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
     assert "| speak/SID/jaw | - | 2 | 2 | +0 % | - |" in (tmp_path / "judgement.md").read_text()
     assert (
         run.summary["metrics"]["after"]["listen/unils/FDD"] == 3.0
-        and {"GDPO/speak/SID/jaw": 2.0}.items() <= logged[2].items()
+        and {"GDPO/speak/SID/jaw": 2.0}.items() <= run.logged[2].items()
     )
 
 
@@ -245,7 +240,7 @@ def test_a_folder_without_an_imitation_is_named(tmp_path, text, message):
 def test_an_unfinished_imitation_is_named(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"artifacts": {"corpus": str(tmp_path)}}))
     with pytest.raises(RunError, match="has no encode_tables, flow_policy"):
-        earlier_flow(tmp_path, SimpleNamespace(summary={"artifacts": {}}))
+        earlier_flow(tmp_path)
 
 
 def test_an_imitation_brings_its_own_settings():

@@ -36,6 +36,7 @@ from rapport.pipeline.steps.protocols import (
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.metrics import evaluate
 from rapport.settings import ConfigError
+from tests.pipeline.bare import bare_run
 
 LAYOUT = Layout((("expr", 3), ("rot", 3), ("jaw", 3)), 25, "builtin")
 
@@ -53,7 +54,9 @@ def run_in(directory):
     """A run that does every phase and keeps nothing."""
     step = SimpleNamespace(directory=directory, say=lambda text: None)
     return SimpleNamespace(
-        once=lambda name, work, round_index=1: work(step), summary={"metrics": {}}
+        once=lambda name, work, round_index=1: work(step),
+        summary={"metrics": {}},
+        root=directory,
     )
 
 
@@ -277,12 +280,9 @@ def test_the_report_says_where_ranks_change_and_what_is_left_out(tmp_path, capsy
         {"vbench": "it judges video"},
         ["rank.gdpo is empty: AR-Flow and GDPO are left out"],
     )
-    logged = {}
-    tracker = SimpleNamespace(log=logged.update, log_artifact=lambda path: None)
-    run = SimpleNamespace(
-        directory=tmp_path, tracker=tracker, summary={"artifacts": {}, "metrics": {}, "counts": {}}
-    )
+    run = bare_run(tmp_path)
     write_ranking(ranking, run)
+    logged = {name: value for values in run.logged for name, value in values.items()}
     assert "AR-Flow and GDPO are left out" in capsys.readouterr().out
     text = (tmp_path / "rank.md").read_text()
     assert "| reactface FRSyn | ↓ | **2 → 1** | **1 → 2** |" in text

@@ -34,20 +34,7 @@ from rapport.policies.vla.settings import ActionConfig, VlaConfig
 from rapport.rewards.ratings.pairs import Pair
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.scores import ScoreConfig
-
-
-class FakeRun(SimpleNamespace):
-    """A run directory without MLflow."""
-
-    def __init__(self, directory):
-        logged = []
-        super().__init__(
-            directory=directory,
-            summary={"metrics": {}, "artifacts": {}},
-            logged=logged,
-            config=SimpleNamespace(evaluation=EvaluationConfig(bootstrap=100)),
-            tracker=SimpleNamespace(log=logged.append),
-        )
+from tests.pipeline.bare import bare_run
 
 
 def test_choice_of_clips_follows_the_seed(tiny_corpus):
@@ -116,8 +103,12 @@ def test_a_corpus_without_a_root_is_refused(kind):
 def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
     with pytest.raises(RunError, match="no summary.json there"):
         earlier(tmp_path, "corpus")
-    (tmp_path / "summary.json").write_text(json.dumps({"artifacts": {"corpus": "/data/c"}}))
-    assert str(earlier(tmp_path, "corpus")) == "/data/c"
+    artifacts = {"corpus": "prepare/corpus", "sft_policy": str(tmp_path.parent / "gone")}
+    (tmp_path / "summary.json").write_text(json.dumps({"artifacts": artifacts}))
+    (tmp_path / "prepare" / "corpus").mkdir(parents=True)
+    assert earlier(tmp_path, "corpus") == tmp_path / "prepare" / "corpus"
+    with pytest.raises(RunError, match="sft_policy is no longer at .*gone"):
+        earlier(tmp_path, "sft_policy")
     with pytest.raises(RunError, match="no 'candidates'.*'corpus'"):
         earlier(tmp_path, "candidates")
 
@@ -184,7 +175,7 @@ def test_a_row_says_missing_where_nothing_could_be_computed():
 
 
 def test_the_report_goes_to_terminal_json_summary_and_mlflow(tmp_path, capsys):
-    run = FakeRun(tmp_path)
+    run = bare_run(tmp_path)
     rows = {
         "SFT": MethodRow(METRICS, {"a": 2.0, "b": 4.0}, {"a": 0.5}),
         "Nearest Neighbour": MethodRow(METRICS, {}, {}),

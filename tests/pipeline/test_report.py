@@ -44,6 +44,7 @@ from rapport.policies.head.video import write_mp4
 from rapport.policies.tables import write_table
 from rapport.rewards.ratings.pairs import Pair
 from rapport.rewards.ratings.ratings import CRITERIA, Rating, write_ratings
+from tests.pipeline.bare import bare_run
 
 EVIL = '<script>alert("x")</script>&'
 CHROMIUM = next(
@@ -468,16 +469,11 @@ def test_a_run_directory_is_read_round_by_round(tmp_path):
 
 
 def test_the_report_is_named_in_summary_and_mlflow(tmp_path):
-    logged = []
-    run = SimpleNamespace(
-        directory=tmp_path,
-        summary=summary_of(),
-        config=DpoOfVla(),
-        tracker=SimpleNamespace(log_artifact=logged.append),
-    )
+    run = bare_run(tmp_path, DpoOfVla())
+    run.summary = summary_of()
     path = write_report(run)
     assert path == tmp_path / "report.html" and path.read_text().startswith("<!DOCTYPE html>")
-    assert run.summary["artifacts"]["report"] == str(path) and logged == [path]
+    assert run.summary["artifacts"]["report"] == "report.html" and run.files == [path]
 
 
 def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, tmp_path):
@@ -515,6 +511,7 @@ def test_the_recipe_renders_three_kinds_of_videos(tiny_corpus, tiny_checkpoint, 
             SimpleNamespace(directory=tmp_path, name=name, say=print)
         ),
         summary={"metrics": {}},
+        root=tmp_path,
     )
     windows = [next(actor_windows(tiny_corpus.clip(i), 1, both=False)) for i in held]
     held_out = HeldOut(windows, [None] * len(held), [0] * len(held))
