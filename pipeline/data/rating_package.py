@@ -108,6 +108,7 @@ Please judge the listener only.
    If you cannot tell, leave the cell empty.
 5. Use the whole scale. There are no right answers, and any number of videos may be good. Some of
    the videos may be recordings of real people.
+6. Give the sheet a name of your own and return it as CSV or as an Excel workbook.
 
 The criteria are:
 

@@ -259,7 +259,7 @@ def number(cell: Cell) -> Cell:
     if isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+([.,]\d+)?\s*", cell):
         return float(cell.replace(",", "."))
     if isinstance(cell, int) and not isinstance(cell, bool):
-        return math.copysign(math.inf, cell) if abs(cell) > 2**53 else cell
+        return math.inf if abs(cell) > 2**53 else cell  # JSON's may be longer than any float
     return cell
 
 

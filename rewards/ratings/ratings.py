@@ -151,7 +151,7 @@ def read_ratings(
             try:
                 rating = _rating(row, spellings)
             except RatingError as error:
-                raise RatingError(f"{file}, {place}: {error}") from None
+                raise _refusal(file, place, error) from None
             key = (rating.prompt_id, rating.candidate_id, rating.rater)
             if key in ratings:
                 raise RatingError(
@@ -249,8 +249,14 @@ def _rows(
                 remarks["sheets without rows"].append(file.name)
             yield from form.rows
     except SheetError as error:
-        where = file if error.place is None else f"{file}, {error.place}"
-        raise RatingError(f"{where}: {error}") from None
+        raise _refusal(file, error.place, error) from None
+
+
+def _refusal(file: Path, place: str | None, error: Exception) -> RatingError:
+    """One line, however much of the file stands in the error."""
+    why = " ".join(str(error).split())
+    where = str(file) if place is None else f"{file}, {place}"
+    return RatingError(f"{where}: {why if len(why) <= 500 else why[:500] + ' ...'}")
 
 
 def _rating(row: Row, spellings: dict[str, dict[str, None]]) -> Rating:

@@ -163,6 +163,7 @@ _ODD = re.compile(
     r"[^\W\d_][^\w\s\x00-\x7f\u2019\u201d\u2013\u2014\u2026]"
     r"|[^\w\s\x00-\x7f\u2018\u2019\u201c\u2013\u2014\u2026](?=[^\W\d_])"
     r"|[a-z\u00df-\u00ff][\u00c0-\u00de\u0160\u0178\u017d]"
+    r"|[A-Z][\u00c0-\u00de\u0160\u0178\u017d](?=[a-z])"
 )
 
 
@@ -186,6 +187,14 @@ def _delimited(text: str) -> Sheet:
         if len(cells) < columns or (len(cells) > columns and not surplus):
             raise SheetError(
                 f"{len(cells)} cells, not the {columns} cells of the first line", place
+            )
+        # A quote too many, and one later on, make a comment of the lines between them.
+        inner = (line for cell in cells for line in cell.splitlines()[1:])
+        if columns > 2 and any(line.count(delimiter) == columns - 1 for line in inner):
+            raise SheetError(
+                "a cell in quotes holds what looks like another line of the sheet; see its quotes, "
+                "or write the cell on one line",
+                place,
             )
     return _sheet([(place, [_stripped(cell) for cell in cells]) for place, cells in lines])
 
