@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from random import Random
 
 import openpyxl
 import pyarrow as pa
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapport.rewards.ratings.ratings import CRITERIA, Rating, RatingError, read_ratings
-from rapport.rewards.ratings.sheets import SheetError, files_of, read_sheets
+from rapport.rewards.ratings.sheets import SheetError, files_of
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 VIDEOS = {f"000{n}-{letter}": (f"clip-{n}", letter) for n in (1, 2) for letter in "abc"}
@@ -140,7 +141,9 @@ def test_a_wrong_size_written_in_a_workbook_hides_no_row(tmp_path):
 
 
 def test_a_formula_is_not_computed_and_its_cell_is_named(tmp_path):
-    why = refusal(tmp_path, workbook_of({"s": [HEADER, *ROWS, ["0001-c", "Ann", "=1+1"]]}), "a.xlsx")
+    why = refusal(
+        tmp_path, workbook_of({"s": [HEADER, *ROWS, ["0001-c", "Ann", "=1+1"]]}), "a.xlsx"
+    )
     assert "cell C5: a formula without a value" in why
 
 
@@ -410,3 +413,181 @@ def test_the_sheets_that_were_handed_in_are_read(kind):
         assert len(ratings) == 24 * raters, folder
         assert len({rating.rater for rating in ratings}) == raters
         assert all(None not in grades(rating) for rating in ratings)
+
+
+NAMES = ["Ann", "Zoë", "Jürgen Weiß", "Müller, Eva", 'Dwayne "Rock" J', "5f0c1d2e3a4b5c6d7e8f9a0b"]
+GRADES = [None, 1, 2, 3, 4, 5, 1.5, 3.5, 4.25]
+
+
+def rated_by(random):
+    """Grades by video and rater; somebody rated something."""
+    keys = [(video, rater) for video in VIDEOS for rater in NAMES]
+    rated = {
+        key: [random.choice(GRADES) for _ in CRITERIA]
+        for key in random.sample(keys, random.randint(1, 8))
+    }
+    rated[next(iter(rated))][0] = 2
+    return rated
+
+
+def handed_in(seed, form, fault, case, saved):
+    """Ratings, a name and the content of a file that has them."""
+    random = Random(seed)
+    rated = rated_by(random)
+    if form is wide:  # who answers nothing about a video has not rated it
+        rated = {key: grades for key, grades in rated.items() if any(grades)}
+    rows = form(rated)
+    for name in random.sample(["comments", "Time taken", ""], random.randint(0, 2)):
+        rows = [[*rows[0], name], *[[*row, "nice, x"] for row in rows[1:]]]
+    order = random.sample(range(len(rows[0])), len(rows[0]))
+    rows = [[row[i] for i in order] for row in rows]
+    fault(rows)
+    rows[0] = [case(name) for name in rows[0]]
+    for _ in range(random.randint(0, 2)):
+        rows.insert(random.randint(1, len(rows)), [None] * len(rows[0]))
+    return rated, *saved(rows)
+
+
+def as_workbook(name):
+    return lambda rows: (name, workbook_of({"s": rows}))
+
+
+def as_jsonl(rows):
+    lines = [json.dumps(dict(zip(rows[0], row, strict=True))) + "\n" for row in rows[1:]]
+    return "r.jsonl", "".join(lines).encode()
+
+
+def as_parquet(rows):
+    columns = [
+        pa.array([None if cell is None else str(cell) for cell in column[1:]], pa.string())
+        for column in zip(*rows, strict=True)
+    ]
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns, names=rows[0]), file)
+    return "r.parquet", file.getvalue()
+
+
+def as_text(name, delimiter, decimal, newline, encoding, named):
+    def save(rows):
+        text = text_of(rows, delimiter=delimiter, decimal=decimal, newline=newline)
+        line = f"sep={delimiter}{newline}" if named else ""
+        return name, (line + text).encode(encoding)
+
+    return save
+
+
+TEXT = st.builds(
+    as_text,
+    name=st.sampled_from(["r.csv", "R.TXT"]),
+    delimiter=st.sampled_from(",;\t|"),
+    decimal=st.sampled_from(".,"),
+    newline=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(
+        ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "mac_roman"]
+    ),
+    named=st.booleans(),
+)
+OTHER = st.sampled_from([as_workbook("R.XLSX"), as_workbook("r.csv"), as_jsonl, as_parquet])
+
+
+def long_by_video(rated):
+    return [HEADER, *[[video, rater, *grades] for (video, rater), grades in rated.items()]]
+
+
+def long_by_id(rated):
+    header = ["prompt_id", "candidate_id", "rater", *CRITERIA]
+    return [header, *[[*VIDEOS[video], rater, *g] for (video, rater), g in rated.items()]]
+
+
+def wide(rated):
+    raters = list(dict.fromkeys(rater for _, rater in rated))
+    nothing = [None] * 4
+    answers = [[g for v in VIDEOS for g in rated.get((v, rater), nothing)] for rater in raters]
+    return [["rater", *QUESTIONS], *[[r, *a] for r, a in zip(raters, answers, strict=True)]]
+
+
+def about_a_criterion(rows):
+    return next(i for i, name in enumerate(rows[0]) if "empathy" in name)
+
+
+def out_of_range(rows):
+    rows[1][about_a_criterion(rows)] = 6
+
+
+def no_number(rows):
+    rows[1][about_a_criterion(rows)] = "good"
+
+
+def misspelt(rows):
+    i = about_a_criterion(rows)
+    rows[0][i] = rows[0][i].replace("empathy", "empathie")
+
+
+def no_rater(rows):
+    rows[1][rows[0].index("rater")] = None
+    rows[1][about_a_criterion(rows)] = 3
+
+
+def twice(rows):
+    rows[1][about_a_criterion(rows)] = 3
+    rows.append(list(rows[1]))
+
+
+def nothing_wrong(rows):
+    pass
+
+
+def sheets(*faults):
+    return st.builds(
+        handed_in,
+        seed=st.integers(0, 2**32),
+        form=st.sampled_from([long_by_video, long_by_id, wide]),
+        fault=st.sampled_from(faults),
+        case=st.sampled_from([str, str.title, str.upper, lambda name: f" {name} "]),
+        saved=st.one_of(TEXT, TEXT, TEXT, TEXT, OTHER),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sheets")
+
+
+def of(examples):
+    """A thousand in all, the same ones every time."""
+    return settings(deadline=None, max_examples=examples, derandomize=True, database=None)
+
+
+@of(600)
+@given(sheets(nothing_wrong))
+def test_every_variation_of_a_sheet_is_read_right(folder, sheet):
+    rated, name, data = sheet
+    (folder / name).write_bytes(data)
+    ratings, _ = read(folder / name)
+    expected = {Rating(*VIDEOS[v], rater, *grades) for (v, rater), grades in rated.items()}
+    assert set(ratings) == expected and len(ratings) == len(expected)
+
+
+@of(150)
+@given(sheets(out_of_range, no_number, misspelt, no_rater, twice))
+def test_every_variation_of_a_wrong_sheet_is_refused(folder, sheet):
+    _, name, data = sheet
+    (folder / name).write_bytes(data)
+    with pytest.raises(RatingError, match=name):
+        read(folder / name)
+
+
+@of(250)
+@given(sheets(nothing_wrong), st.integers(0, 10_000), st.binary(max_size=4), st.booleans())
+def test_a_damaged_sheet_is_read_or_refused(folder, sheet, place, noise, cut):
+    _, name, data = sheet
+    place %= len(data)
+    rest = b"" if cut else data[place + len(noise) :]
+    (folder / name).write_bytes(data[:place] + noise + rest)
+    try:
+        ratings, _ = read(folder / name)
+    except RatingError as error:
+        assert name in str(error) and "\n" not in str(error)
+    else:
+        # A sheet that ends too early between two rows cannot be told from a whole one.
+        assert ratings
