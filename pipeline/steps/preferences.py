@@ -23,7 +23,7 @@ from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
 from rapport.rewards.ratings.pairs import Pair, make_pairs
-from rapport.rewards.ratings.raters import RaterScales, Survey, anonymous, survey
+from rapport.rewards.ratings.raters import RaterScales, anonymous, survey
 from rapport.rewards.ratings.ratings import Rating, Remark, read_ratings, write_ratings
 from rapport.rewards.ratings.scores import ScoreConfig, score_candidates
 
@@ -93,18 +93,8 @@ def _rated(
         ratings = simulated_ratings(prompts, raters, config.seed)
         source = f"{config.raters.count} SIMULATED raters"
     else:
-        ratings, found, remarks = peoples_ratings(config, groups)
-        warnings = [remark.anonymous for remark in remarks] + found.warnings
-        source = f"{len(found.raters)} people ({config.ratings.name})"
-        step.say(
-            f"{len(found.raters)} people, {found.raters_per_candidate:.1f} for each of "
-            f"{found.rated} candidates; alpha {found.alpha}"
-        )
-        for warning in warnings:
-            step.say(f"WARNING: {warning}")
-        alphas = {f"alpha/{name}": value for name, value in found.alpha.items()}
-        step.logger.log({name: value for name, value in alphas.items() if value is not None})
-        described = asdict(found) | {"warnings": warnings}
+        ratings, described = peoples_ratings(step, config, _members(groups))
+        source = f"{len(described['raters'])} people ({config.ratings.name})"
     kept = keep_ratings(step, ratings, source)
     return replace(kept, value=described)
 
@@ -132,7 +122,7 @@ def check_ratings(config: Preferences) -> None:
     """Read people's sheets and compare them with the candidates, before anything is started.
 
     What was left out of the sheets is said here, with the names of files and raters; the phase
-    `rate` repeats it without.
+    `rate` repeats it without, since raters' names stay in their sheets.
 
     Raises:
         RatingError: of `read_ratings`; a rating of a candidate that does not exist.
@@ -142,21 +132,41 @@ def check_ratings(config: Preferences) -> None:
     if config.ratings is None or config.candidates is None:
         return
     ratings, remarks = _sheets(config.ratings, config.candidates)
-    for remark in remarks:
-        logger.warning(f"WARNING: {config.ratings}: {remark}")
     members = read_members(earlier(config.candidates, "candidates"))
     score_candidates(ratings, config.score.weights, members)
+    for remark in remarks:
+        logger.warning(f"WARNING: {config.ratings}: {remark}")
 
 
 def peoples_ratings(
-    config: Preferences, groups: CandidateGroups
-) -> tuple[list[Rating], Survey, list[Remark]]:
-    """The filled sheets without raters' names, how far they can be trusted, what was left out."""
+    step: Phase, config: Preferences, members: Mapping[str, list[str]]
+) -> tuple[list[Rating], dict[str, Any]]:
+    """The filled sheets.
+
+    Args:
+        step: the phase.
+        config: names sheets and candidates.
+        members: prompt id -> candidate ids.
+
+    Returns:
+        ratings without the raters' names; a `Survey` and its warnings, among them what was left out
+        of the sheets.
+    """
     if config.ratings is None or config.candidates is None:
         raise ValueError("ratings=FILE needs candidates=RUN_DIR")
-    ratings, remarks = _sheets(config.ratings, config.candidates)
-    nameless = anonymous(ratings)
-    return nameless, survey(nameless, _members(groups)), remarks
+    named, remarks = _sheets(config.ratings, config.candidates)
+    ratings = anonymous(named)
+    surveyed = survey(ratings, members)
+    step.say(
+        f"{len(surveyed.raters)} people, {surveyed.raters_per_candidate:.1f} for each of "
+        f"{surveyed.rated} candidates; alpha {surveyed.alpha}"
+    )
+    warnings = [remark.anonymous for remark in remarks] + surveyed.warnings
+    for warning in warnings:
+        step.say(f"WARNING: {warning}")
+    alphas = {f"alpha/{name}": value for name, value in surveyed.alpha.items()}
+    step.logger.log({name: value for name, value in alphas.items() if value is not None})
+    return ratings, asdict(surveyed) | {"warnings": warnings}
 
 
 def _sheets(sheets: Path, candidates: Path) -> tuple[list[Rating], list[Remark]]:
