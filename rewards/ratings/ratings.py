@@ -216,7 +216,7 @@ def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Ite
         if file.suffix.lower() in SUFFIXES:
             yield file
         elif not (file.name == INSTRUCTIONS or (file.suffix == ".mp4" and file.stem in videos)):
-            remarks["files that are no sheets and were not read"].append(
+            remarks["files without a sheet's suffix, which were not read"].append(
                 str(file.relative_to(path))
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -175,7 +176,7 @@ def _delimited(text: str) -> Sheet:
         text = text[named.end() :]
         delimiter = named[1]
     else:
-        delimiter = _delimiter(text[:20_000])
+        delimiter = _delimiter("".join(itertools.islice(io.StringIO(text, newline=""), 50)))
     lines = _csv(text, delimiter, first)
     if not lines:
         return _sheet([])
@@ -342,11 +343,10 @@ def _sheet(rows: Rows, name: str = "") -> Sheet:
     filled = [(place, cells) for place, cells in filled if any(cell is not None for cell in cells)]
     width = max((len(cells) for _, cells in filled), default=0)
     padded = [(place, cells + [None] * (width - len(cells))) for place, cells in filled]
-    used = [any(cells[i] is not None for _, cells in padded) for i in range(width)]
-    kept = [
-        (place, [cell for cell, is_used in zip(cells, used, strict=True) if is_used])
-        for place, cells in padded
-    ]
+    used = [i for i in range(width) if any(cells[i] is not None for _, cells in padded)]
+    kept = padded
+    if len(used) < width:
+        kept = [(place, [cells[i] for i in used]) for place, cells in padded]
     if not kept:
         return Sheet(name, [], [], [])
     columns = ["" if cell is None else str(cell).strip() for cell in kept[0][1]]

@@ -118,10 +118,10 @@ def test_what_was_left_out_stands_in_the_summary_without_names(rollout, phase, c
     assert {rating.rater for rating in ratings} == {"rater-1"}
     assert described["warnings"][:4] == [
         "criteria without a column: 3",
-        "files that are no sheets and were not read: 1",
+        "files without a sheet's suffix, which were not read: 1",
         "raters who wrote their name in several ways: 1",
         "2 of 4 candidates were rated by nobody",
     ]
     told = capsys.readouterr().out + json.dumps(described)
-    assert "WARNING: files that are no sheets" in told
+    assert "WARNING: files without a sheet's suffix" in told
     assert "nnaliese" not in told and "bert" not in told

@@ -167,7 +167,7 @@ def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path):
     (tmp_path / "Dan.docx").write_bytes(b"PK")
     ratings, said = read(tmp_path)
     assert {rating.rater for rating in ratings} == {"Ann", "Ben", "Cem"} and len(ratings) == 9
-    assert said == ["files that are no sheets and were not read: 1 (Dan.docx)"]
+    assert said == ["files without a sheet's suffix, which were not read: 1 (Dan.docx)"]
 
 
 @pytest.mark.parametrize("name", ["Ben.xls", "Ben.ods", "Ben.numbers", "Ben.XLSX", "Ben.csv"])
@@ -210,7 +210,10 @@ def test_the_files_of_the_package_itself_may_lie_beside(tmp_path):
         ["sheets with rows that nobody filled in: 1 (sheet.csv: 6 of 6)"],
     )
     (tmp_path / "videos" / "mine.mp4").write_bytes(b"")
-    assert "files that are no sheets and were not read: 1 (videos/mine.mp4)" in read(tmp_path)[1]
+    assert (
+        "files without a sheet's suffix, which were not read: 1 (videos/mine.mp4)"
+        in read(tmp_path)[1]
+    )
 
 
 def test_links_are_followed_and_may_lead_in_a_circle(tmp_path):
@@ -388,14 +391,18 @@ def test_remarks_can_be_told_without_names(tmp_path):
     (tmp_path / "bert.docx").write_bytes(b"PK")
     remarks = []
     read_ratings(tmp_path, VIDEOS, say=remarks.append)
-    assert [r.anonymous for r in remarks] == ["files that are no sheets and were not read: 1"]
+    assert [r.anonymous for r in remarks] == [
+        "files without a sheet's suffix, which were not read: 1"
+    ]
 
 
 def test_whoever_does_not_listen_is_told_by_the_log(tmp_path, capsys):
     (tmp_path / "Ann.csv").write_text(TEXTS["plain"])
     (tmp_path / "Ben.docx").write_bytes(b"PK")
     read_ratings(tmp_path, VIDEOS)
-    assert "WARNING: files that are no sheets and were not read: 1" in capsys.readouterr().out
+    assert (
+        "WARNING: files without a sheet's suffix, which were not read: 1" in capsys.readouterr().out
+    )
 
 
 # -- Real ones, and a thousand others --
