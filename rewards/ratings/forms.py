@@ -47,14 +47,14 @@ class Form:
 
 def is_form(sheet: Sheet, criteria: Sequence[str]) -> bool:
     """Whether any column or question names what is rated or a criterion."""
-    names = {plain(name) for name in sheet.columns}
+    names = {_plain(name) for name in sheet.columns}
     words = {word for label in sheet.labels for word in _words(label)}
     return bool(names & {"video", "promptid", "candidateid"} or words & set(criteria))
 
 
 def is_manifest(sheet: Sheet) -> bool:
     """Whether this is the list of what a package's videos show, which holds no ratings."""
-    return {plain(name) for name in sheet.columns} == {"video", "promptid", "candidateid"}
+    return {_plain(name) for name in sheet.columns} == {"video", "promptid", "candidateid"}
 
 
 def read_form(sheet: Sheet, criteria: Sequence[str], videos: Videos | None) -> Form:
@@ -70,14 +70,14 @@ def read_form(sheet: Sheet, criteria: Sequence[str], videos: Videos | None) -> F
     """
     if not sheet.columns:
         raise SheetError("empty, so there are no ratings in it")
-    names = [plain(name) for name in sheet.columns]
+    names = [_plain(name) for name in sheet.columns]
     rater = _rater_column(sheet, names)
     if "video" in names or {"promptid", "candidateid"} <= set(names):
         return _long(sheet, names, rater, criteria=criteria, videos=videos)
     return _wide(sheet, rater, criteria, videos or {})
 
 
-def plain(name: str) -> str:
+def _plain(name: str) -> str:
     """A column's name without case, blanks and signs."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
@@ -100,25 +100,29 @@ def _long(
     identity = [_only(sheet, names, name) for name in shown]
     grades = {name: _only(sheet, names, name) for name in criteria if name in names}
     other = [i for i in range(len(names)) if i not in (rater, *identity, *grades.values())]
+    by_name = {video.casefold(): ids for video, ids in (videos or {}).items()}
     for i in other:
         near = _nearest(sheet.columns[i], criteria)
-        if near is not None and near not in grades:
+        if near is None:
+            continue
+        numbered = "".join(_words(sheet.columns[i])) == near  # "empathy.1" beside "empathy"
+        of_a_video = any(_holds(sheet.labels[i].casefold(), video) for video in by_name)
+        if near not in grades or numbered or of_a_video:
             raise _misnamed(sheet.columns[i], near)
     if not grades:
         raise _refusal(sheet, f"no column of {', '.join(criteria)}")
 
-    by_name = {video.casefold(): ids for video, ids in (videos or {}).items()}
     rows: list[tuple[str, Row]] = []
     unfilled = 0
     for place, cells in sheet.rows:
-        row: Row = {name: number(cells[i]) for name, i in grades.items()}
+        row: Row = {name: _grade(cells[i]) for name, i in grades.items()}
         if cells[rater] is None and all(grade is None for grade in row.values()):
             unfilled += 1
             continue
-        ids = [text(cells[i]) for i in identity]
+        ids = [_identifier(cells[i]) for i in identity]
         if shown == ("video",):
             ids = list(_shown_by(str(ids[0]), by_name, place))
-        row |= {"prompt_id": ids[0], "candidate_id": ids[1], "rater": text(cells[rater])}
+        row |= {"prompt_id": ids[0], "candidate_id": ids[1], "rater": _identifier(cells[rater])}
         rows.append((place, row))
     return Form(
         rows,
@@ -161,13 +165,13 @@ def _wide(sheet: Sheet, rater: int, criteria: Sequence[str], videos: Videos) -> 
     for place, cells in sheet.rows:
         by_video: dict[str, Row] = {}
         for (video, criterion), i in questions.items():
-            grade = number(cells[i])
+            grade = _grade(cells[i])
             if grade is not None:
                 by_video.setdefault(video, {})[criterion] = grade
         unfilled += not by_video
         for video, row in by_video.items():
             ids = dict(zip(("prompt_id", "candidate_id"), videos[video], strict=True))
-            rows.append((f"{place}, {video}", row | ids | {"rater": text(cells[rater])}))
+            rows.append((f"{place}, {video}", row | ids | {"rater": _identifier(cells[rater])}))
     asked_for = {criterion for _, criterion in questions}
     absent = [name for name in criteria if name not in asked_for]
     return Form(rows, sheet.columns[rater], other=other, absent=absent, unfilled=unfilled)
@@ -220,7 +224,7 @@ def _nearest(name: str, criteria: Sequence[str]) -> str | None:
     for word in _words(name):
         if word in criteria:
             return word
-    near = difflib.get_close_matches(plain(name), criteria, n=1, cutoff=CLOSE)
+    near = difflib.get_close_matches(_plain(name), criteria, n=1, cutoff=CLOSE)
     return near[0] if near else None
 
 
@@ -244,7 +248,8 @@ def _refusal(sheet: Sheet, why: str) -> SheetError:
 
 def _shown_by(cell: str, by_name: Videos, place: str) -> tuple[str, str]:
     """What a video shows, by a name that may have a path, a suffix or Label Studio's prefix."""
-    name = cell.replace("\\", "/").rpartition("/")[2].casefold()
+    address = re.sub(r"[?#].*", "", cell)
+    name = address.replace("\\", "/").rpartition("/")[2].casefold()
     bare = re.sub(r"\.\w{2,4}$", "", name)
     for known in (name, bare, re.sub(r"^[0-9a-f]{4,}-", "", bare)):
         if known in by_name:
@@ -254,7 +259,7 @@ def _shown_by(cell: str, by_name: Videos, place: str) -> tuple[str, str]:
     )
 
 
-def number(cell: Cell) -> Cell:
+def _grade(cell: Cell) -> Cell:
     """A grade; what is no number stays what it is, and `Rating` refuses it."""
     if isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+([.,]\d+)?\s*", cell):
         return float(cell.replace(",", "."))
@@ -263,7 +268,7 @@ def number(cell: Cell) -> Cell:
     return cell
 
 
-def text(cell: Cell) -> Cell:
+def _identifier(cell: Cell) -> Cell:
     """An id; whole numbers, as JSON, Parquet and workbooks have them, are texts."""
     if cell is None:
         return ""

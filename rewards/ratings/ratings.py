@@ -236,7 +236,7 @@ def _rows(
                 continue
             form = read_form(sheet, tuple(CRITERIA), videos)
             for column in form.other:
-                remarks["columns without grades, which were not read"].append(column)
+                remarks["other columns, which were not read"].append(column)
             for name in form.absent:
                 remarks["criteria without a column"].append(f"{name} in {file.name}")
             if form.rater.strip().casefold() != "rater":

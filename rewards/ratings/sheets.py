@@ -87,7 +87,11 @@ def read_sheets(path: Path) -> list[Sheet]:
     text = _decoded(data)
     if re.search(r"[\x00-\x08\x0e-\x1f]", text):
         raise SheetError(f"not a table of text; {SAVE_AS}")
-    if text.lstrip().startswith("{") or path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+    if text.lstrip().startswith(("{", "[{")) or path.suffix.lower() in (
+        ".json",
+        ".jsonl",
+        ".ndjson",
+    ):
         return [_json_lines(text)]
     return [_delimited(text)]
 

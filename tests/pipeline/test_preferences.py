@@ -89,7 +89,7 @@ def test_sheets_are_checked_before_anything_starts(rollout, capsys):
     sheet(rollout, "annaliese.csv", "video;Rater;empathy;notes\n0001-a;Annaliese;4,5;nice\n")
     check_ratings(rollout)
     told = capsys.readouterr().out
-    assert "sheets: columns without grades, which were not read: 1 (notes)" in told
+    assert "sheets: other columns, which were not read: 1 (notes)" in told
     assert "criteria without a column: 3 (appropriateness in annaliese.csv, " in told
     sheet(rollout, "bert.csv", "video,rater,empathy\n0001-a,Bert,7\n")
     with pytest.raises(RatingError, match="bert.csv, line 2: empathy is 7, outside 1 to 5"):

@@ -86,6 +86,7 @@ TEXTS = {
     "empty lines and columns": text_of([[], [*HEADER, None], [], *[[*r, None] for r in ROWS], []]),
     "columns in another order": text_of([list(reversed(row)) for row in [HEADER, *ROWS]]),
     "paths": text_of([HEADER, *[[f"videos/{row[0]}.mp4", *row[1:]] for row in ROWS]]),
+    "addresses": text_of([HEADER, *[[f"http://x/{row[0]}.mp4?k=1", *row[1:]] for row in ROWS]]),
     "paths of Windows": text_of([HEADER, *[[f"C:\\v\\{row[0]}.MP4", *row[1:]] for row in ROWS]]),
     "names in capitals": text_of([HEADER, *[[row[0].upper(), *row[1:]] for row in ROWS]]),
     "three rows of names, as Qualtrics": text_of(
@@ -250,7 +251,7 @@ def test_columns_of_survey_tools_are_named_and_not_read(tmp_path):
     ratings, (said,) = read(tmp_path)
     assert ratings == RATINGS
     assert said == (
-        "columns without grades, which were not read: 6 ((no name), Participant id, Time taken, "
+        "other columns, which were not read: 6 ((no name), Participant id, Time taken, "
         "Completion code, Nationality, comments)"
     )
 
@@ -288,7 +289,7 @@ def test_a_form_of_google_is_a_row_a_rater_and_a_column_a_question(tmp_path):
     assert ratings[0] == Rating("clip-1", "a", "ann@example.org", None, 2, 3, 4)
     assert ratings[5] == Rating("clip-1", "a", "ben@example.org", 1, 2, 3, 4)
     assert said == [
-        "columns without grades, which were not read: 2 (Timestamp, Anything else?)",
+        "other columns, which were not read: 2 (Timestamp, Anything else?)",
         "columns taken as the rater: 1 (Email Address in form.csv)",
     ]
 
@@ -311,7 +312,7 @@ def test_a_table_of_candidates_may_say_its_videos(tmp_path):
     (tmp_path / "r.csv").write_text(text_of([header, ["any", "clip-1", "a", "Ann", 3]]))
     ratings, said = read(tmp_path, videos=None)
     assert ratings == [Rating("clip-1", "a", "Ann", 3)]
-    assert said[0] == "columns without grades, which were not read: 1 (video)"
+    assert said[0] == "other columns, which were not read: 1 (video)"
     assert said[1].startswith("criteria without a column: 3 (appropriateness in r.csv, ")
 
 
@@ -322,6 +323,8 @@ def test_a_table_of_candidates_may_say_its_videos(tmp_path):
         ("video,rater,empathy,natural", "unknown column 'natural'; if it holds naturalness"),
         ("video,rater,Empathy (1-5)", "unknown column 'Empathy (1-5)'; if it holds empathy"),
         ("video,rater,empathy,Empathy ", "repeated columns ['empathy', 'Empathy']"),
+        ("video,rater,empathy,empathy.1", "unknown column 'empathy.1'; if it holds empathy"),
+        ("video,rater,empathy,0001-b [empathy]", "unknown column '0001-b [empathy]'"),
         ("video,empathy", "absent: a column `rater`"),
         ("video,annotator,email,empathy", "columns ['annotator', 'email'] may all name the rater"),
         ("video,rater,charm", "no column of empathy, "),
@@ -354,6 +357,7 @@ def test_columns_that_may_mean_something_else_are_refused(tmp_path, header, mess
         ("video,rater,empathy\n0001-a,Ann,3\x00\n", "not a table of text"),
         ("video,rater,empathy\n0001-ab,Ann,3\n", "line 2: video '0001-ab' is not in"),
         ('{"video": "0001-a", "rater": ["Ann"], "empathy": 3}', "line 1: rater is ['Ann']"),
+        ('[{"video": "0001-a"}]', "line 1: expected an object, got list; save it as"),
         ("[" * 100_000, "the columns are ['[["),
         ('{"a":' * 100_000, "line 1: not JSON"),
         ('{"video": "0001-a", "rater": "Ann", "empathy": 1' + "0" * 400 + "}", "is inf, not a num"),
