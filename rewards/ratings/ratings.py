@@ -147,7 +147,8 @@ def read_ratings(
     places: dict[tuple[str, str, str], str] = {}
     spellings: dict[str, dict[str, None]] = defaultdict(dict)
     for file in _sheets_at(path, videos or {}, remarks):
-        for place, row in _rows(file, videos, remarks):
+        name = file.name if file == path else str(file.relative_to(path))
+        for place, row in _rows(file, name, videos, remarks):
             try:
                 rating = _rating(row, spellings)
             except RatingError as error:
@@ -157,10 +158,10 @@ def read_ratings(
                 raise RatingError(
                     f"{file}, {place}: rater {row['rater']!r} already rated candidate "
                     f"{rating.candidate_id!r} of prompt {rating.prompt_id!r} in {places[key]}; "
-                    f"keep one of the two, or tell apart two people of one name"
+                    "keep one of the two, or tell apart two people of one name"
                 )
             ratings[key] = rating
-            places[key] = f"{file.name}, {place}"
+            places[key] = f"{name}, {place}"
     if not ratings:
         raise RatingError(
             f"{path}: no ratings in it; expected rows with the columns {', '.join(COLUMNS)}"
@@ -222,9 +223,9 @@ def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Ite
 
 
 def _rows(
-    file: Path, videos: Videos | None, remarks: dict[str, list[str]]
+    file: Path, name: str, videos: Videos | None, remarks: dict[str, list[str]]
 ) -> Iterator[tuple[str, Row]]:
-    """Place and cells of every opinion in a file."""
+    """Place and cells of every opinion in a file, which remarks call by `name`."""
     try:
         sheets = read_sheets(file)
         forms = [sheet for sheet in sheets if is_form(sheet, tuple(CRITERIA))]
@@ -232,21 +233,21 @@ def _rows(
             if is_manifest(sheet):
                 continue  # a package's own, which holds no ratings
             if forms and sheet not in forms:
-                remarks["worksheets without ratings"].append(f"{sheet.name!r} of {file.name}")
+                remarks["worksheets without ratings"].append(f"{sheet.name!r} of {name}")
                 continue
             form = read_form(sheet, tuple(CRITERIA), videos)
             for column in form.other:
                 remarks["other columns, which were not read"].append(column)
-            for name in form.absent:
-                remarks["criteria without a column"].append(f"{name} in {file.name}")
+            for criterion in form.absent:
+                remarks["criteria without a column"].append(f"{criterion} in {name}")
             if form.rater.strip().casefold() != "rater":
-                remarks["columns taken as the rater"].append(f"{form.rater} in {file.name}")
+                remarks["columns taken as the rater"].append(f"{form.rater} in {name}")
             if form.unfilled:
                 remarks["sheets with rows that nobody filled in"].append(
-                    f"{file.name}: {form.unfilled} of {len(sheet.rows)}"
+                    f"{name}: {form.unfilled} of {len(sheet.rows)}"
                 )
             elif not form.rows:
-                remarks["sheets without rows"].append(file.name)
+                remarks["sheets without rows"].append(name)
             yield from form.rows
     except SheetError as error:
         raise _refusal(file, error.place, error) from None

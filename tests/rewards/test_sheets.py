@@ -188,6 +188,19 @@ def test_a_folder_of_no_sheets_says_what_it_holds(tmp_path):
         read(tmp_path)
 
 
+def test_sheets_of_one_name_in_several_folders_are_counted_and_told_apart(tmp_path):
+    for rater in ("Ann", "Ben", "Cem"):
+        (tmp_path / rater).mkdir()
+        rows = [HEADER, ["0001-a", rater, 3, 3, 3, 3], ["0001-b", *[None] * 5]]
+        (tmp_path / rater / "sheet.csv").write_text(text_of(rows))
+    ratings, said = read(tmp_path)
+    assert [rating.rater for rating in ratings] == ["Ann", "Ben", "Cem"]
+    assert said[0].startswith("sheets with rows that nobody filled in: 3 (Ann/sheet.csv: 1 of 2, ")
+    (tmp_path / "Cem" / "copy.csv").write_text((tmp_path / "Ann" / "sheet.csv").read_text())
+    with pytest.raises(RatingError, match="already rated .* in Ann/sheet.csv, line 2"):
+        read(tmp_path)
+
+
 def test_hidden_files_are_not_looked_at(tmp_path):
     (tmp_path / "Ann.csv").write_text(TEXTS["plain"])
     (tmp_path / "__MACOSX").mkdir()
