@@ -216,7 +216,7 @@ class Preferences(Judged, Rated):
     """What recipes take that align a policy with preferences."""
 
     ratings: Path | None = None
-    """people's ratings (CSV, JSONL or Parquet) of `candidates`; empty = simulated raters"""
+    """people's ratings of `candidates`, a sheet or a folder of them; empty = simulated raters"""
     candidates: Path | None = None
     """folder of a `rollout` run whose candidates (and policy) are used; needed with `ratings`"""
     render: CandidateRenderConfig = CandidateRenderConfig()

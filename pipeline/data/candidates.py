@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,18 +118,7 @@ def read_candidates(path: Path) -> dict[str, list[Candidate]]:
     Raises:
         CandidateError: the file is missing or holds something else.
     """
-    if not path.is_file():
-        raise CandidateError(
-            f"no candidates at {path}; is that the folder of a finished `rollout` run?"
-        )
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise CandidateError(f"{path} cannot be read as candidates: {error}") from error
-    if tuple(table.schema.names) != COLUMNS:
-        raise CandidateError(
-            f"{path} holds no candidates: its columns are {table.schema.names}, not {list(COLUMNS)}"
-        )
+    table = _table(path)
     dtype = np.int64 if _innermost(table.schema.field("actions").type) == pa.int32() else np.float32
     groups: dict[str, list[Candidate]] = {}
     for row in table.to_pylist():
@@ -138,6 +127,34 @@ def read_candidates(path: Path) -> dict[str, list[Candidate]]:
             row["log_probs"] = np.array(row["log_probs"], np.float32)
         groups.setdefault(row["prompt_id"], []).append(Candidate(**row))
     return groups
+
+
+def read_members(path: Path) -> dict[str, list[str]]:
+    """Ids of the candidates of every prompt, without what they are.
+
+    Raises:
+        CandidateError: the file is missing or holds something else.
+    """
+    members: dict[str, list[str]] = {}
+    for row in _table(path, ("prompt_id", "candidate_id")).to_pylist():
+        members.setdefault(row["prompt_id"], []).append(row["candidate_id"])
+    return members
+
+
+def _table(path: Path, columns: Sequence[str] = COLUMNS) -> pa.Table:
+    if not path.is_file():
+        raise CandidateError(
+            f"no candidates at {path}; is that the folder of a finished `rollout` run?"
+        )
+    try:
+        names = pq.read_schema(path).names
+        if tuple(names) == COLUMNS:
+            return pq.read_table(path, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise CandidateError(f"{path} cannot be read as candidates: {error}") from error
+    raise CandidateError(
+        f"{path} holds no candidates: its columns are {names}, not {list(COLUMNS)}"
+    )
 
 
 def _innermost(kind: pa.DataType) -> pa.DataType:

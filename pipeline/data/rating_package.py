@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from rapport.files import write_atomic
-from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, SHEET_COLUMNS, RatingError
+from rapport.rewards.ratings.ratings import (
+    CRITERIA,
+    HIGHEST,
+    INSTRUCTIONS,
+    LOWEST,
+    SHEET_COLUMNS,
+    RatingError,
+)
+from rapport.rewards.ratings.sheets import SheetError, read_sheets
 
 MANIFEST_COLUMNS = ("video", "prompt_id", "candidate_id")
 HAND_OUT = "for_raters"
@@ -48,7 +56,7 @@ def write_package(folder: Path, names: Mapping[str, tuple[str, str]]) -> None:
     """Write everything but the videos, which belong in `for_raters/videos`."""
     hand_out = folder / HAND_OUT
     hand_out.mkdir(exist_ok=True)
-    write_atomic(hand_out / "INSTRUCTIONS.md", instructions())
+    write_atomic(hand_out / INSTRUCTIONS, instructions())
     blank = "," * (len(SHEET_COLUMNS) - 1)
     sheet = [",".join(SHEET_COLUMNS), *(name + blank for name in names)]
     write_atomic(hand_out / "sheet.csv", "\n".join(sheet) + "\n")
@@ -63,19 +71,24 @@ def read_manifest(file: Path) -> dict[str, tuple[str, str]]:
     """Read which candidate every video of a package shows, as `neutral_names` gave it.
 
     Raises:
-        RatingError: the file does not exist or has other columns.
+        RatingError: the file does not exist, is damaged or has other columns.
     """
     if not file.is_file():
         raise RatingError(
             f"{file}: no manifest; a sheet of videos needs the one that was written with it"
         )
-    with file.open(newline="", encoding="utf-8") as text:
-        reader = csv.DictReader(text)
-        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
-            raise RatingError(
-                f"{file}: columns {reader.fieldnames}, expected {', '.join(MANIFEST_COLUMNS)}"
-            )
-        return {row["video"]: (row["prompt_id"], row["candidate_id"]) for row in reader}
+    try:
+        sheet = read_sheets(file)[0]
+    except SheetError as error:
+        raise RatingError(f"{file}: {error}") from None
+    if tuple(sheet.columns) != MANIFEST_COLUMNS:
+        raise RatingError(
+            f"{file}: columns {sheet.columns}, expected {', '.join(MANIFEST_COLUMNS)}"
+        )
+    for place, cells in sheet.rows:
+        if None in cells:
+            raise RatingError(f"{file}, {place}: an empty cell in {cells}")
+    return {video: (prompt, candidate) for _, (video, prompt, candidate) in sheet.rows}
 
 
 def instructions() -> str:
@@ -95,6 +108,7 @@ Please judge the listener only.
    If you cannot tell, leave the cell empty.
 5. Use the whole scale. There are no right answers, and any number of videos may be good. Some of
    the videos may be recordings of real people.
+6. Give the sheet a name of your own and return it as CSV or as an Excel workbook.
 
 The criteria are:
 

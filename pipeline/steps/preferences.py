@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from rapport.actors.rater import RatedPrompt, RewardPool
-from rapport.pipeline.data.candidates import GROUND_TRUTH, Candidate
+from rapport.log import logger
+from rapport.pipeline.data.candidates import GROUND_TRUTH, Candidate, read_members
 from rapport.pipeline.data.rating_package import read_manifest
 from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.objectives.dpo import pair_schema
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Judged, Preferences
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of
+from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of, earlier
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
 from rapport.rewards.ratings.pairs import Pair, make_pairs
-from rapport.rewards.ratings.raters import RaterScales, Survey, anonymous, survey
-from rapport.rewards.ratings.ratings import Rating, read_ratings, write_ratings
+from rapport.rewards.ratings.raters import RaterScales, anonymous, survey
+from rapport.rewards.ratings.ratings import Rating, Remark, read_ratings, write_ratings
 from rapport.rewards.ratings.scores import ScoreConfig, score_candidates
 
 
@@ -92,17 +93,8 @@ def _rated(
         ratings = simulated_ratings(prompts, raters, config.seed)
         source = f"{config.raters.count} SIMULATED raters"
     else:
-        ratings, found = peoples_ratings(config, groups)
-        source = f"{len(found.raters)} people ({config.ratings.name})"
-        step.say(
-            f"{len(found.raters)} people, {found.raters_per_candidate:.1f} for each of "
-            f"{found.rated} candidates; alpha {found.alpha}"
-        )
-        for warning in found.warnings:
-            step.say(f"WARNING: {warning}")
-        alphas = {f"alpha/{name}": value for name, value in found.alpha.items()}
-        step.logger.log({name: value for name, value in alphas.items() if value is not None})
-        described = asdict(found) | {"warnings": found.warnings}
+        ratings, described = peoples_ratings(step, config, _members(groups))
+        source = f"{len(described['raters'])} people ({config.ratings.name})"
     kept = keep_ratings(step, ratings, source)
     return replace(kept, value=described)
 
@@ -126,20 +118,63 @@ def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion
     return {candidate.candidate_id: policy.to_motion(candidate.reaction) for candidate in group}
 
 
-def peoples_ratings(config: Preferences, groups: CandidateGroups) -> tuple[list[Rating], Survey]:
-    """The filled sheets, without the raters' names, and how far they can be trusted."""
-    if config.candidates is None or config.ratings is None:
-        raise ValueError("ratings=FILE needs candidates=RUN_DIR")
-    manifest = artifacts_of(config.candidates).get("manifest")
-    videos = None if manifest is None else read_manifest(manifest)
-    ratings = anonymous(read_ratings(config.ratings, videos))
-    return ratings, survey(ratings, _members(groups))
-
-
 def check_ratings(config: Preferences) -> None:
-    """Read all sheets, as the phase `rate` will."""
-    if config.ratings is not None:
-        peoples_ratings(config, {})
+    """Read people's sheets and compare them with the candidates, before anything is started.
+
+    What was left out of the sheets is said here, with the names of files and raters; the phase
+    `rate` repeats it without, since raters' names stay in their sheets.
+
+    Raises:
+        RatingError: of `read_ratings`; a rating of a candidate that does not exist.
+        RunError: the folder of candidates is not that of a `rollout` run.
+        CandidateError: its candidates cannot be read.
+    """
+    if config.ratings is None or config.candidates is None:
+        return
+    ratings, remarks = _sheets(config.ratings, config.candidates)
+    members = read_members(earlier(config.candidates, "candidates"))
+    score_candidates(ratings, config.score.weights, members)
+    for remark in remarks:
+        logger.warning(f"WARNING: {config.ratings}: {remark}")
+
+
+def peoples_ratings(
+    step: Phase, config: Preferences, members: Mapping[str, list[str]]
+) -> tuple[list[Rating], dict[str, Any]]:
+    """The filled sheets.
+
+    Args:
+        step: the phase.
+        config: names sheets and candidates.
+        members: prompt id -> candidate ids.
+
+    Returns:
+        ratings without the raters' names; a `Survey` and its warnings, among them what was left out
+        of the sheets.
+    """
+    if config.ratings is None or config.candidates is None:
+        raise ValueError("ratings=FILE needs candidates=RUN_DIR")
+    named, remarks = _sheets(config.ratings, config.candidates)
+    ratings = anonymous(named)
+    surveyed = survey(ratings, members)
+    step.say(
+        f"{len(surveyed.raters)} people, {surveyed.raters_per_candidate:.1f} for each of "
+        f"{surveyed.rated} candidates; alpha {surveyed.alpha}"
+    )
+    warnings = [remark.anonymous for remark in remarks] + surveyed.warnings
+    for warning in warnings:
+        step.say(f"WARNING: {warning}")
+    alphas = {f"alpha/{name}": value for name, value in surveyed.alpha.items()}
+    step.logger.log({name: value for name, value in alphas.items() if value is not None})
+    return ratings, asdict(surveyed) | {"warnings": warnings}
+
+
+def _sheets(sheets: Path, candidates: Path) -> tuple[list[Rating], list[Remark]]:
+    """What people's sheets say about the candidates of a run, and what was left out of it."""
+    manifest = artifacts_of(candidates).get("manifest")
+    videos = None if manifest is None else read_manifest(manifest)
+    remarks: list[Remark] = []
+    return read_ratings(sheets, videos, say=remarks.append), remarks
 
 
 def _members(groups: CandidateGroups) -> dict[str, list[str]]:

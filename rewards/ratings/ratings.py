@@ -9,15 +9,20 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rapport.files import atomic
+from rapport.log import logger
+from rapport.rewards.ratings.forms import Row, Videos, is_form, is_manifest, read_form
+from rapport.rewards.ratings.sheets import SUFFIXES, SheetError, files_of, read_sheets
 
 # The texts double as the instructions that raters read.
 CRITERIA: dict[str, str] = {
@@ -44,9 +49,7 @@ IDENTITY = ("prompt_id", "candidate_id", "rater")
 COLUMNS = IDENTITY + tuple(CRITERIA)
 # What raters fill in; a manifest says which candidate a video shows.
 SHEET_COLUMNS = ("video", "rater", *CRITERIA)
-
-Videos = Mapping[str, tuple[str, str]]  # neutral name -> prompt id, candidate id
-Row = dict[str, Any]  # column -> cell
+INSTRUCTIONS = "INSTRUCTIONS.md"  # lies beside the sheet that raters are given
 
 
 class RatingError(ValueError):
@@ -92,52 +95,83 @@ class Rating:
                 raise RatingError(f"{name} is {value:g}, outside {LOWEST} to {HIGHEST}")
 
 
-def read_ratings(path: str | Path, videos: Videos | None = None) -> list[Rating]:
-    """Ratings of a `.csv`, `.jsonl` or `.parquet` file, in the file's order.
-
-    Columns: prompt_id, candidate_id (or, in a sheet of a rating package, video), rater, and the
-    criteria of `CRITERIA`; a criterion column may be left out when nobody rated it. Rows of a sheet
-    that nobody filled in are left out.
+@dataclass(frozen=True)
+class Remark:
+    """Something in the sheets that was not read, or not as it is written.
 
     Args:
-        path: a file, or a folder, whose files are all read.
+        what: is meant, without anybody's name: it may stand in a summary.
+        names: files, columns or raters that it is about.
+    """
+
+    what: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.names[:12])
+        return f"{self.anonymous} ({shown}{', ...' if len(self.names) > 12 else ''})"
+
+    @property
+    def anonymous(self) -> str:
+        """With a count for the names, which may be people's."""
+        return f"{self.what}: {len(self.names)}"
+
+
+def _warn(remark: Remark) -> None:
+    logger.warning(f"WARNING: {remark}")
+
+
+def read_ratings(
+    path: str | Path, videos: Videos | None = None, say: Callable[[Remark], None] = _warn
+) -> list[Rating]:
+    """The ratings of a sheet or of a folder of sheets, in the order of the files and their rows.
+
+    A file is a table of text (with commas, semicolons, tabs or bars; UTF-8, UTF-16, cp1252 or Mac
+    Roman), an Excel workbook, JSON lines or Parquet; see `rapport.rewards.ratings.forms` for its
+    columns. Of a folder, all files in it and its subfolders are read but hidden ones and those that
+    are no sheets. The same name in another case is the same rater.
+
+    Args:
+        path: a file, or a folder.
         videos: what the videos of a sheet show, from the package's manifest.
+        say: is told what was left out: files, columns, rows. None of it is a rating.
 
     Raises:
-        RatingError: unknown columns or videos, a value that is no number or is outside 1 to 5, a
-            rater who rated a candidate twice, a file without ratings. Names file and row.
+        RatingError: a file that cannot be read, columns or videos that are not known, a value that
+            is no number or is outside 1 to 5, a rater who rated a candidate twice, no ratings at
+            all. Names file and row.
     """
     path = Path(path)
-    files = sorted(f for f in path.iterdir() if f.suffix in _READERS) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise RatingError(f"{path}: no such ratings file, and no folder of them")
-    if path.suffix not in _READERS and not path.is_dir():
-        raise RatingError(f"{path}: expected one of {', '.join(_READERS)}")
-
-    ratings: list[Rating] = []
+    remarks: dict[str, list[str]] = defaultdict(list)
+    ratings: dict[tuple[str, str, str], Rating] = {}
     places: dict[tuple[str, str, str], str] = {}
-    for file in files:
-        for place, row in _READERS[file.suffix](file):
-            if _is_blank(row):
-                continue
+    spellings: dict[str, dict[str, None]] = defaultdict(dict)
+    for file in _sheets_at(path, videos or {}, remarks):
+        name = file.name if file == path else str(file.relative_to(path))
+        for place, row in _rows(file, name, videos, remarks):
             try:
-                rating = _to_rating(row, videos)
+                rating = _rating(row, spellings)
             except RatingError as error:
-                raise RatingError(f"{file}, {place}: {error}") from None
+                raise _refusal(file, place, error) from None
             key = (rating.prompt_id, rating.candidate_id, rating.rater)
-            if key in places:
+            if key in ratings:
                 raise RatingError(
-                    f"{file}, {place}: rater {rating.rater!r} already rated candidate "
+                    f"{file}, {place}: rater {row['rater']!r} already rated candidate "
                     f"{rating.candidate_id!r} of prompt {rating.prompt_id!r} in {places[key]}; "
-                    "keep one of the two"
+                    "keep one of the two, or tell apart two people of one name"
                 )
-            places[key] = f"{file.name}, {place}"
-            ratings.append(rating)
+            ratings[key] = rating
+            places[key] = f"{name}, {place}"
     if not ratings:
         raise RatingError(
             f"{path}: no ratings in it; expected rows with the columns {', '.join(COLUMNS)}"
         )
-    return ratings
+    for written in spellings.values():
+        if len(written) > 1:
+            remarks["raters who wrote their name in several ways"].append(" = ".join(written))
+    for what, names in remarks.items():
+        say(Remark(what, tuple(dict.fromkeys(names))))
+    return list(ratings.values())
 
 
 def write_ratings(path: str | Path, ratings: Iterable[Rating]) -> None:
@@ -147,7 +181,7 @@ def write_ratings(path: str | Path, ratings: Iterable[Rating]) -> None:
         RatingError: an unknown suffix.
     """
     path = Path(path)
-    if path.suffix not in _READERS:
+    if path.suffix not in (".csv", ".jsonl", ".parquet"):
         raise RatingError(f"{path}: expected .csv, .jsonl or .parquet")
     rows = [
         {field.name: getattr(rating, field.name) for field in fields(Rating)} for rating in ratings
@@ -167,108 +201,70 @@ def write_ratings(path: str | Path, ratings: Iterable[Rating]) -> None:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
 
 
-def _is_blank(row: Row) -> bool:
-    """Whether this is a row of a sheet as it was handed out."""
-    return (
-        "video" in row and not row.get("rater") and all(row.get(name) is None for name in CRITERIA)
-    )
-
-
-def _to_rating(row: Row, videos: Videos | None) -> Rating:
-    unknown = [name for name in row if name not in COLUMNS + SHEET_COLUMNS]
-    if unknown:
-        raise RatingError(f"unknown columns {unknown}, expected {', '.join(COLUMNS)}")
-    if "video" in row:
-        if videos is None:
-            raise RatingError(
-                "a sheet of videos needs the manifest of its rating package (candidates=RUN_DIR)"
+def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Iterator[Path]:
+    """The file, or the sheets of a folder."""
+    if os.path.isfile(path):
+        yield path
+        return
+    try:
+        files = list(files_of(path)) if os.path.isdir(path) else []
+    except SheetError as error:
+        raise RatingError(str(error)) from None
+    if not any(file.suffix.lower() in SUFFIXES for file in files):
+        found = f"; it holds {', '.join(file.name for file in files[:5])}" if files else ""
+        raise RatingError(f"{path}: no such ratings file, and no folder of them{found}")
+    for file in files:
+        if file.suffix.lower() in SUFFIXES:
+            yield file
+        elif not (file.name == INSTRUCTIONS or (file.suffix == ".mp4" and file.stem in videos)):
+            remarks["files without a sheet's suffix, which were not read"].append(
+                str(file.relative_to(path))
             )
-        video = str(row["video"]).removesuffix(".mp4")
-        if video not in videos:
-            raise RatingError(
-                f"video {video!r} is not in the package's manifest; is this the sheet of another "
-                "run?"
-            )
-        row = row | dict(zip(("prompt_id", "candidate_id"), videos[video], strict=True))
-    cells: Row = {name: _identifier(row.get(name)) for name in IDENTITY}
-    cells |= {name: row.get(name) for name in CRITERIA}
-    return Rating(**cells)
 
 
-def _identifier(value: Any) -> Any:
-    """An id as text where JSON or Parquet have it as a whole number; `Rating` checks the rest."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    # "utf-8-sig": spreadsheets put a byte-order mark in front.
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        _check_columns(path, columns)
-        for row in reader:
-            place = f"line {reader.line_num}"
-            if None in row or None in row.values():
-                raise RatingError(
-                    f"{path}, {place}: not the {len(columns)} cells of the first line"
-                )
-            yield place, {k: _cell(v) if k in CRITERIA else v.strip() for k, v in row.items()}
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+def _rows(
+    file: Path, name: str, videos: Videos | None, remarks: dict[str, list[str]]
+) -> Iterator[tuple[str, Row]]:
+    """Place and cells of every opinion in a file, which remarks call by `name`."""
+    try:
+        sheets = read_sheets(file)
+        forms = [sheet for sheet in sheets if is_form(sheet, tuple(CRITERIA))]
+        for sheet in sheets:
+            if is_manifest(sheet):
+                continue  # a package's own, which holds no ratings
+            if forms and sheet not in forms:
+                remarks["worksheets without ratings"].append(f"{sheet.name!r} of {name}")
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RatingError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise RatingError(
-                    f"{path}, line {number}: expected an object, got {type(row).__name__}"
+            form = read_form(sheet, tuple(CRITERIA), videos)
+            for column in form.other:
+                remarks["other columns, which were not read"].append(column)
+            for criterion in form.absent:
+                remarks["criteria without a column"].append(f"{criterion} in {name}")
+            if form.rater.strip().casefold() != "rater":
+                remarks["columns taken as the rater"].append(f"{form.rater} in {name}")
+            if form.unfilled:
+                remarks["sheets with rows that nobody filled in"].append(
+                    f"{name}: {form.unfilled} of {len(sheet.rows)}"
                 )
-            yield f"line {number}", row
+            elif not form.rows:
+                remarks["sheets without rows"].append(name)
+            yield from form.rows
+    except SheetError as error:
+        raise _refusal(file, error.place, error) from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise RatingError(f"{path}: not a Parquet file ({error})") from None
-    _check_columns(path, table.column_names)
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"row {number}", row
+def _refusal(file: Path, place: str | None, error: Exception) -> RatingError:
+    """One line, however much of the file stands in the error."""
+    why = " ".join(str(error).split())
+    where = str(file) if place is None else f"{file}, {place}"
+    return RatingError(f"{where}: {why if len(why) <= 500 else why[:500] + ' ...'}")
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    columns: Sequence[str] = COLUMNS
-    identity: Sequence[str] = IDENTITY
-    if "video" in names:
-        columns = SHEET_COLUMNS
-        identity = ("video", "rater")
-    unknown = [name for name in names if name not in columns]
-    absent = [name for name in identity if name not in names]
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
-    if unknown or absent or repeated:
-        raise RatingError(
-            f"{path}: columns {list(names)}; unknown {unknown}, absent {absent}, repeated "
-            f"{repeated}; expected {', '.join(columns)}"
-        )
-
-
-def _cell(text: str) -> float | str | None:
-    """A CSV cell; empty is missing, and what is no number stays text, which `Rating` refuses."""
-    if not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
-    ".csv": _csv_rows,
-    ".jsonl": _jsonl_rows,
-    ".parquet": _parquet_rows,
-}
+def _rating(row: Row, spellings: dict[str, dict[str, None]]) -> Rating:
+    """A row's rating, by the rater's name as it was written first."""
+    rating = Rating(**row)
+    written = " ".join(rating.rater.split())
+    names = spellings[unicodedata.normalize("NFC", written).casefold()]
+    names[written] = None
+    first = next(iter(names))
+    return rating if rating.rater == first else replace(rating, rater=first)

@@ -66,7 +66,7 @@ def test_numeric_ids_of_json_are_texts(tmp_path):
         ("p,c,ann,6,1,1,1", "line 3.*empathy is 6, outside 1 to 5"),
         ("p,c,ann,1,0,1,1", "line 3.*appropriateness is 0, outside"),
         ("p,c,ann,1,1,good,1", "line 3.*engagement is 'good', not a number"),
-        ("p,c,ann,1,1,1,nan", "line 3.*naturalness is nan, not a number"),
+        ("p,c,ann,1,1,1,nan", "line 3.*naturalness is 'nan', not a number"),
         ("p,c,,1,1,1,1", "line 3.*rater is ''"),
         ("p,c,ann,1,1,1", "line 3.*cells"),
         ("p,c,ann,1,1,1,1,1", "line 3.*cells"),
@@ -83,10 +83,10 @@ def test_bad_csv_rows_are_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("r.csv", "", "absent"),
+        ("r.csv", "", "no ratings"),
         ("r.csv", HEADER, "no ratings"),
         ("r.csv", "prompt_id,candidate_id,rater,empathie\np,c,r,1\n", "unknown .*empathie"),
-        ("r.csv", "prompt_id,rater\np,r\n", "absent .*candidate_id"),
+        ("r.csv", "prompt_id,rater\np,r\n", "absent: .*candidate_id"),
         (
             "r.csv",
             "prompt_id,candidate_id,rater,empathy,empathy\np,c,r,1,1\n",
@@ -97,7 +97,7 @@ def test_bad_csv_rows_are_named(tmp_path, line, message):
         (
             "r.jsonl",
             '{"prompt_id":"p","candidate_id":"c","rater":"r","score":1}\n',
-            "line 1.*unknown.*score",
+            "no column of empathy.*score",
         ),
         (
             "r.jsonl",
@@ -106,12 +106,13 @@ def test_bad_csv_rows_are_named(tmp_path, line, message):
         ),
         (
             "r.jsonl",
-            '{"prompt_id":"p","candidate_id":"c","rater":"r","empathy":"4"}\n',
-            "line 1.*not a number",
+            '{"prompt_id":"p","candidate_id":"c","rater":"r","empathy":"four"}\n',
+            "line 1.*'four', not a number",
         ),
         ("r.jsonl", "\n", "no ratings"),
-        ("r.parquet", "not parquet", "not a Parquet"),
-        ("r.xlsx", "", "expected one of"),
+        ("r.parquet", "PAR1 and no more", "not a Parquet"),
+        ("r.parquet", "not parquet", "the columns are .'not parquet'"),
+        ("r.xlsx", "", "no ratings"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, text, message):
