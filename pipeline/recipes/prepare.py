@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rapport.pipeline.data.collapse import regression_collapse
+from rapport.pipeline.data.regression import RegressionError
 from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
@@ -40,7 +41,12 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     speakers = [motions for motions, clips in whole if len(motions) == len(clips)]
     if speakers:
         metrics["speaker"] = mean_statistics(speakers)
-    collapse = regression_collapse(corpus)
+    try:
+        collapse = regression_collapse(corpus)
+    except RegressionError as error:
+        step.say(f"how far a regression collapses is not known: {error}")
+        metrics["regression_collapse"] = {"missing": str(error)}
+        return PhaseResult(value=metrics)
     metrics["regression_collapse"] = collapse
     step.say(
         f"a regression keeps {collapse['variance_ratio']:.3f} of the listeners' variance, "
@@ -50,9 +56,18 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
 
 
 def mean_statistics(recordings: Iterable[list[Motion]]) -> dict[str, float]:
-    """`motion_statistics`, averaged over recordings; the clips of one are put together again."""
+    """`motion_statistics`, averaged over the recordings that have them.
+
+    The clips of a recording are put together again.
+    """
     rows = []
     for clips in recordings:
         values = np.concatenate([clip.values for clip in clips])
         rows.append(motion_statistics(Motion(values, clips[0].layout)))
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {name: _mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are numbers; NaN where none is."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")

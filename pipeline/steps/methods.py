@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rapport.actors.cluster import cluster
+from rapport.arrays import load_array
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
 from rapport.pipeline.data.store import Corpus, CorpusError
@@ -198,7 +199,7 @@ def answered(
         step.say(f"{', '.join(files)}: {len(ids)} clips")
         return PhaseResult(value=files)
 
-    return {method: np.load(file) for method, file in answers(run).value.items()}
+    return {method: load_array(file) for method, file in answers(run).value.items()}
 
 
 def answers_of(

@@ -48,7 +48,7 @@ def config_of(files):
 
 
 def motions(frames=110, clips=2, dim=56):
-    return [RNG.normal(size=(frames, dim)).astype(np.float32) for _ in range(clips)]
+    return [RNG.normal(scale=0.2, size=(frames, dim)).astype(np.float32) for _ in range(clips)]
 
 
 def save_dualtalk(folder, recording, side, x):
