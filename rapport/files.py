@@ -53,7 +53,12 @@ def visible(folder: Path, pattern: str = "*") -> list[Path]:
     Args:
         folder: where to look.
         pattern: as of `Path.glob`; no part of a match below `folder` may be hidden.
+
+    Raises:
+        OSError: the folder may not be read.
     """
+    if folder.is_dir():
+        os.scandir(folder).close()  # raises where it may not be read, of which glob says nothing
     return sorted(
         path
         for path in folder.glob(pattern)

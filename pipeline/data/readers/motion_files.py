@@ -70,6 +70,13 @@ def read_clips(path: Path, side: Side = "listener", fps: float | None = None) ->
     Raises:
         CorpusError: no such file, a damaged one or one of another kind; names it.
     """
+    try:
+        return _read(path, side, fps)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from error
+
+
+def _read(path: Path, side: Side, fps: float | None) -> Any:
     if path.is_dir():
         return _corpus(path, side) if (path / MANIFEST).is_file() else _folder(path, side, fps)
     if not path.is_file():
@@ -144,14 +151,14 @@ def _require_alike(path: Path, clips: dict[str, Any]) -> None:
     """Raise unless all clips of a folder are of one kind: parts of a face are not clips of one."""
     kinds: dict[str, str] = {}
     for name, clip in clips.items():
-        kinds.setdefault(_kind(clip), name)
+        kinds.setdefault(kind_of(clip), name)
     kinds.pop("absent", None)
     if len(kinds) > 1:
         listed = ", ".join(f"{name!r} is {kind}" for kind, name in list(kinds.items())[:4])
         raise CorpusError(f"{path} holds clips of unlike kinds: {listed}. Take one kind at a time")
 
 
-def _kind(clip: Any) -> str:
+def kind_of(clip: Any) -> str:
     """What must be the same of all clips that are scored together."""
     if clip is None:
         return "absent"
@@ -203,6 +210,8 @@ def _parquet(path: Path, side: Side) -> dict[str, Any]:
     except LayoutError as error:
         raise CorpusError(f"{path}, metadata 'layout': {error}") from error
     names = table["clip_id"].to_pylist()
+    if not names:
+        raise CorpusError(f"{path} has no clip")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise CorpusError(f"{path} has clip {twice!r} twice: each clip needs an id of its own")
