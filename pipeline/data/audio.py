@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.io import wavfile
@@ -20,17 +21,31 @@ _MOST_CLIPPED = 0.01  # share of samples
 _LOUDEST = 4.0
 
 
+class Sound(NamedTuple):
+    """What a file holds.
+
+    Args:
+        samples: (samples,) float32 at `AUDIO_RATE`.
+        rate: the file's own, Hz.
+        fault: what is wrong with its level, to follow the file's name; None where nothing is.
+    """
+
+    samples: np.ndarray
+    rate: int
+    fault: str | None
+
+
 class AudioError(ValueError):
     """A sound file cannot be read; the message names it."""
 
 
-def read_wav(path: Path) -> tuple[np.ndarray, int]:
+def read_wav(path: Path) -> Sound:
     """Read a wav file of any sample format as mono at `AUDIO_RATE`.
 
     Channels are averaged; other rates are resampled by a polyphase filter.
 
     Returns:
-        (samples,) float32 and the file's own rate in Hz.
+        The sound; what is wrong with its level is judged before it is resampled.
 
     Raises:
         AudioError: the file is not a wav file, is empty, holds NaN or infinite samples, or its
@@ -63,19 +78,20 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
         )
     if not _SLOWEST <= rate <= _FASTEST:
         raise AudioError(f"{path} says {rate} samples per second, which no sound has")
+    fault = odd_level(signal)
     if rate != AUDIO_RATE:
         common = gcd(rate, AUDIO_RATE)
         signal = resample_poly(signal, AUDIO_RATE // common, rate // common).astype(np.float32)
-    return signal, rate
+    return Sound(signal, rate=rate, fault=fault)
 
 
 def odd_level(signal: np.ndarray) -> str | None:
     """What is wrong with the level of (samples,) in [-1, 1], to follow a file's name; else None."""
-    peak = float(np.abs(signal - signal.mean()).max())
-    if peak == 0:
+    swing = float(np.ptp(signal)) / 2
+    if swing == 0:
         return "is silent: all of its samples are the same"
-    if peak < _FAINT:
-        return f"is nearly silent: its loudest sample is {peak:.1e} of full scale"
+    if swing < _FAINT:
+        return f"is nearly silent: it swings by {swing:.1e} of full scale"
     clipped = float(np.mean(np.abs(signal) >= _FULL))
     if clipped > _MOST_CLIPPED:
         return f"is clipped: {clipped:.0%} of its samples are at full scale"

@@ -83,6 +83,8 @@ class RegressionListener:
             )
         x = np.stack(inputs)
         y = np.stack(answers)
+        if not x.size or not y.size:
+            raise RegressionError("clips are shorter than the second that a feature is a mean of")
         x_mean = x.mean(axis=0)
         x_scale, _ = _scale(x, axis=(0,))
         mean = y.mean(axis=(0, 1))
@@ -179,4 +181,4 @@ def _solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.n
 def _block_means(values: np.ndarray, block: int) -> np.ndarray:
     """Means of consecutive blocks of `block` rows of (time, dim); a short last one is dropped."""
     count = len(values) // block
-    return values[: count * block].reshape(count, block, -1).mean(axis=1)
+    return values[: count * block].reshape(count, block, values.shape[1]).mean(axis=1)

@@ -10,12 +10,14 @@ import numpy as np
 from rapport.pipeline.data.collapse import regression_collapse
 from rapport.pipeline.data.regression import RegressionError
 from rapport.pipeline.data.statistics import motion_statistics
-from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import PrepareConfig
 from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.clip import Clip
-from rapport.policies.motion import Motion
+from rapport.policies.motion import LayoutError, Motion, require_radians
+
+_FEWEST_FRAMES = 2  # of a recording that moves
 
 
 def run(config: PrepareConfig, run: Run) -> None:
@@ -29,6 +31,7 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     """How the people of a corpus move, and how far a regression that imitates them collapses."""
     recordings: dict[str, list[Clip]] = {}
     for clip in corpus.clips("train"):
+        _require_radians(clip)
         recordings.setdefault(clip.dyad_id, []).append(clip)
     listeners = ([clip.listener for clip in clips] for clips in recordings.values())
     metrics: dict[str, Any] = {"listener": mean_statistics(listeners)}
@@ -55,6 +58,16 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     return PhaseResult(value=metrics)
 
 
+def _require_radians(clip: Clip) -> None:
+    """A corpus that somebody else wrote is looked at here; readers look at their files."""
+    for motion in (clip.listener, clip.speaker):
+        try:
+            if motion is not None:
+                require_radians(motion)
+        except LayoutError as error:
+            raise CorpusError(f"clip {clip.clip_id!r}: {error}") from error
+
+
 def mean_statistics(recordings: Iterable[list[Motion]]) -> dict[str, float]:
     """`motion_statistics`, averaged over the recordings that have them.
 
@@ -63,8 +76,11 @@ def mean_statistics(recordings: Iterable[list[Motion]]) -> dict[str, float]:
     rows = []
     for clips in recordings:
         values = np.concatenate([clip.values for clip in clips])
+        if len(values) < _FEWEST_FRAMES:
+            continue
         rows.append(motion_statistics(Motion(values, clips[0].layout)))
-    return {name: _mean([row[name] for row in rows]) for name in rows[0]}
+    names = rows[0] if rows else ()
+    return {name: _mean([row[name] for row in rows]) for name in names}
 
 
 def _mean(values: list[float]) -> float:

@@ -355,7 +355,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise AssetError(f"{path} cannot be opened: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise AssetError(f"{path} cannot be read as a FLAME pickle: {error}") from error
+        why = " ".join(str(error).split())
+        raise AssetError(f"{path} cannot be read as a FLAME pickle: {why}") from error
     if not isinstance(data, dict):
         raise AssetError(
             f"{path} is not a FLAME model: a {type(data).__name__} instead of a dict of arrays"

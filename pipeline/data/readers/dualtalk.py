@@ -25,7 +25,7 @@ import numpy as np
 from rapport.arrays import ArrayFileError, described, load_named
 from rapport.files import visible
 from rapport.log import logger
-from rapport.pipeline.data.audio import odd_level, read_wav
+from rapport.pipeline.data.audio import read_wav
 from rapport.pipeline.data.lengths import Lengths, rate_of
 from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.windows import cut, window_starts
@@ -232,9 +232,9 @@ def _read_side(paths: dict[str, Path], counts: ReadCounts) -> _Side:
     if "npz" in paths:
         motion, shape = read_track(paths["npz"])
     if "wav" in paths:
-        audio, rate = read_wav(paths["wav"])
+        audio, rate, fault = read_wav(paths["wav"])
         counts.resampled += rate != AUDIO_RATE
-        if fault := odd_level(audio):
+        if fault is not None:
             logger.warning(f"  {paths['wav']} {fault}")
             counts.odd_sound.append(paths["wav"].name)
     return _Side(motion, shape, audio)
