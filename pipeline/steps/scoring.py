@@ -116,11 +116,14 @@ def facts_of(files: FilesConfig, inputs: Mapping[str, Any]) -> MotionFacts:
     first = clips[0] if clips else None
     layout = first.layout if isinstance(first, Motion) else None
     values = first.values if isinstance(first, Motion) else first
-    is_motion = isinstance(values, np.ndarray) and values.ndim == 2
-    frames = {len(clip) for clip in clips} if is_motion else set()
+    width = None
+    frames = set()
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        width = values.shape[1]
+        frames = {len(clip) for clip in clips}
     return MotionFacts(
         groups=None if layout is None else layout.groups,
-        width=values.shape[1] if is_motion else None,
+        width=width,
         fps=files.fps if layout is None else layout.fps,
         clips=len(clips),
         frames=frames.pop() if len(frames) == 1 else None,

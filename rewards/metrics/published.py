@@ -66,9 +66,9 @@ def _rows(
     return rows
 
 
-_EMOCA_56 = {"groups": (("expr", 50), ("rot", 3), ("jaw", 3)), "width": 56}
-_L2L = MotionFacts(**_EMOCA_56, fps=30, reader="lm_listener")
-_REALTALK = MotionFacts(**_EMOCA_56, fps=25, reader="realtalk")
+_EMOCA_GROUPS = (("expr", 50), ("rot", 3), ("jaw", 3))
+_L2L = MotionFacts(groups=_EMOCA_GROUPS, width=56, fps=30, reader="lm_listener")
+_REALTALK = MotionFacts(groups=_EMOCA_GROUPS, width=56, fps=25, reader="realtalk")
 _SEAMLESS = MotionFacts(fps=25, reader="seamless")
 VLA_DPO = (
     "Facial Expression Generation Aligned with Human Preference for Natural Dyadic Interaction"

@@ -161,13 +161,13 @@ def read_dualtalk(
         counts.recordings += 1
         sides = {number: _read_side(paths, counts) for number, paths in recording.files.items()}
         _require_rate(recording, sides)
-        seconds = _seconds(recording, sides)
+        lasting = _seconds(recording, sides)
         if all(side.motion is None for side in sides.values()):
             logger.warning(f"  {recording.name} has sound and no motion: it is left out")
             counts.without_motion.append(recording.name)
-            counts.lengths.lose(max(seconds.values()))
+            counts.lengths.lose(max(lasting.values()))
             continue
-        counts.lengths.add(seconds)
+        counts.lengths.add(lasting)
         for number in sides:
             role = _role(recording, number, sides=sides)
             if role is not None:

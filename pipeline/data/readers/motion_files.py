@@ -263,7 +263,7 @@ def _npz(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> Any:
         return trackers.read_track(tracker, clips, path, rate or fps)
     if {"vertices", "rot", "jaw", "lip", "upper"} <= clips.keys():
         try:
-            regions = Regions(arrays["lip"], arrays["upper"])
+            regions = Regions(tuple(arrays["lip"].tolist()), tuple(arrays["upper"].tolist()))
             return Face(arrays["vertices"], arrays["rot"], arrays["jaw"], regions=regions)
         except (ValueError, TypeError, IndexError) as error:
             raise CorpusError(f"{path}: {error}") from error
