@@ -190,7 +190,7 @@ def require_radians(motion: Motion) -> None:
             frame, column = np.unravel_index(int(size.argmax()), size.shape)
             raise LayoutError(
                 f"{name} turns by {size.max():.4g} at frame {frame}, column {column}: rotations "
-                "are radians, at most 3.14. Is it in degrees? Convert it with numpy.radians"
+                "are radians, at most 3.14. Are these degrees (numpy.radians) or z-scores?"
             )
 
 

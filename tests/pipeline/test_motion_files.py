@@ -155,6 +155,22 @@ def test_a_bundle_of_clips_keeps_their_names(tmp_path):
     np.testing.assert_array_equal(read["rec0_speaker1"], clips["rec0_speaker1"])
 
 
+def test_masks_and_videos_are_read_together_though_unlike_in_length(tmp_path):
+    """Masks of two persons are (2, time), and recordings are not equally long."""
+    masks = [np.tile([True, False], (2, n)) for n in (5, 9)]
+    videos = [np.zeros((n, 4, 4, 3), np.uint8) for n in (3, 6)]
+    of_one = [mask[0].astype(float) for mask in masks]
+    for name, arrays in (("two", masks), ("one", of_one), ("video", videos)):
+        np.savez(tmp_path / "x.npz", *arrays)
+        read = read_clips(tmp_path / "x.npz")
+        assert [array.shape for array in read] == [array.shape for array in arrays]
+        folder = tmp_path / name
+        folder.mkdir()
+        for index, array in enumerate(arrays):
+            np.save(folder / f"{index}.npy", array)
+        assert list(read_clips(folder)) == ["0", "1"]
+
+
 def test_a_folder_of_the_parts_of_one_track_is_refused(tmp_path):
     """As EMOCA's --save_codes leaves them."""
     for name, width in (("exp", 50), ("pose", 6), ("shape", 100)):

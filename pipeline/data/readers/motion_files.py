@@ -41,6 +41,7 @@ from rapport.rewards.metrics.measures.mesh import Face, Regions
 Side = Literal["listener", "speaker"]
 SUFFIXES = (".npy", ".npz", ".parquet")
 FRAME_RATE = "fps"  # a key of an npz that says frames per second and is no clip
+_BINARY = (0, 1)
 _DUALTALK = re.compile(r"(.+_speaker)([12])")
 _UNNAMED = re.compile(r"arr_\d+")  # numpy's names of arrays that got none
 # Words in the names of arrays that are parts of a track, and no clips.
@@ -166,6 +167,12 @@ def kind_of(clip: Any) -> str:
         return str(clip.layout)
     if isinstance(clip, Face):
         return "a mesh"
+    if not clip.ndim:
+        return "a single value"
+    # Masks of two persons are (2, time).
+    of_two = clip.ndim == 2 and len(clip) == len(_BINARY) and np.isin(clip, _BINARY).all()
+    if clip.ndim == 1 or of_two:
+        return "a mask"
     return f"an array (..., {', '.join(map(str, clip.shape[1:]))})"
 
 
@@ -296,9 +303,8 @@ def _rate(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> float
 
 def _bundle(path: Path, clips: dict[str, np.ndarray]) -> Any:
     """Several arrays, a clip each; with names, unless numpy gave them."""
-    shapes = {array.shape[1:] for array in clips.values()}
-    alike = len(shapes) == 1 and all(array.ndim == 2 for array in clips.values())
-    if not alike or any(map(_names_a_part, clips)):
+    kinds = {kind_of(array) for array in clips.values()}
+    if len(kinds) > 1 or any(map(_names_a_part, clips)):
         known = "; ".join(f"{tracker.name}: {tracker}" for tracker in trackers.TRACKERS)
         raise CorpusError(
             f"{path} is of no known kind: it has {described(clips)}. Known are DualTalk: exp (T, "
