@@ -150,6 +150,7 @@ def test_arrays_of_unlike_widths_are_no_clips(tmp_path):
 
 def test_a_bundle_of_clips_keeps_their_names(tmp_path):
     clips = {"rec0_speaker1": np.ones((9, 56)), "listener_003": np.zeros((7, 56))}
+    clips["录音"] = np.zeros((5, 56))
     read = read_clips(saved(tmp_path / "x.npz", **clips))
     assert list(read) == list(clips)
     np.testing.assert_array_equal(read["rec0_speaker1"], clips["rec0_speaker1"])

@@ -317,7 +317,7 @@ def _bundle(path: Path, clips: dict[str, np.ndarray]) -> Any:
 
 def _names_a_part(name: str) -> bool:
     """Whether a name is of a part of a track, or of one side of it, rather than of a clip."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
+    words = re.findall(r"[^\W_]+", name.lower())
     return any(map(_PARTS.fullmatch, words)) or all(map(_ROLES.fullmatch, words))
 
 
