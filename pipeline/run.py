@@ -230,6 +230,7 @@ def config_of(
 
 def explained_errors() -> tuple[type[Exception], ...]:
     """Those whose message says what is wrong and what to do; a traceback would only bury it."""
+    from rapport.arrays import ArrayFileError
     from rapport.pipeline.data.audio import AudioError
     from rapport.pipeline.data.candidates import CandidateError
     from rapport.pipeline.data.store import CorpusError
@@ -250,6 +251,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
         CheckpointError,
         LayoutError,
         AssetError,
+        ArrayFileError,
         AudioError,
         CandidateError,
         RatingError,

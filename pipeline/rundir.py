@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
 
 from rapport.actors import timeline
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
 from rapport.pipeline.holding import held
@@ -403,7 +403,7 @@ class Run(Workspace):
         self.summary["timeline"] = timeline.shares(self._began, time.time())
         if error is not None:
             self.summary["error"] = "".join(traceback.format_exception_only(error)).strip()
-        write_atomic(self.summary_path, json.dumps(self.summary, indent=2, default=str) + "\n")
+        write_atomic(self.summary_path, strict_json(self.summary, indent=2) + "\n")
         self.tracker.log_artifact(self.summary_path)
         self.tracker.log_artifact(self.directory / "config.yaml")
         self.tracker.close(failed=error is not None)

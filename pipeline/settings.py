@@ -6,6 +6,7 @@ comes to be; the recipe's own half says what is done with it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -336,6 +337,15 @@ class PreflightConfig(DpoOfVla):
     plan: PlanConfig = PlanConfig()
 
 
+def _require_place(file: Path) -> None:
+    """Raise `ValueError` unless a file can be written there, before hours are spent on it."""
+    if os.path.isdir(file):
+        raise ValueError(f"files.out={file} (--json) is a folder: name the file to write")
+    parent = next(folder for folder in file.absolute().parents if os.path.exists(folder))
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise ValueError(f"files.out={file} (--json): nothing may be written to {parent}")
+
+
 class FilesConfig(Section):
     pred: Path | None = None
     """predictions to score; empty = judge a policy. A file or a folder (docs/metrics.md)"""
@@ -388,6 +398,8 @@ class FilesConfig(Section):
             )
         if self.affect is not None and self.protocol != "lm_listener":
             raise ValueError(f"files.affect is for protocol lm_listener, not {self.protocol}")
+        if self.out is not None:
+            _require_place(self.out)
         return self
 
 

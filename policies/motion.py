@@ -19,6 +19,11 @@ Topology = Literal["flame2020", "flame2023", "builtin", "faceverse", "arkit"]
 GROUPS = ("expr", "jaw", "neck", "eyelid", "eyepose", "rot", "trans")
 
 
+# Groups in radians about each axis. No tracker turns further than half a turn.
+ROTATIONS = ("jaw", "neck", "eyepose", "rot")
+_HALF_TURN = 3.15
+
+
 class LayoutError(ValueError):
     """Motion of one layout was used where another is needed."""
 
@@ -102,7 +107,12 @@ class Layout:
     @classmethod
     def from_json(cls, text: str) -> Layout:
         """Read what `to_json` wrote. Raises `LayoutError` when it describes no layout."""
-        return cls(**json.loads(text))
+        try:
+            return cls(**json.loads(text))
+        except LayoutError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise LayoutError(f"{text[:80]!r} describes no layout: {error}") from error
 
     def __str__(self) -> str:
         groups = " + ".join(f"{name} {width}" for name, width in self.groups)
@@ -165,6 +175,23 @@ class Motion:
                 f"window [{start}, {start + length}) reaches outside a motion of {len(self)} frames"
             )
         return Motion(self.values[start : start + length], self.layout)
+
+
+def require_radians(motion: Motion) -> None:
+    """Raise `LayoutError` when a rotation turns further than half a turn about an axis.
+
+    It is in degrees then, or no rotation. The message names the group and its largest value.
+    """
+    for name in motion.layout.names:
+        if name not in ROTATIONS or not len(motion):
+            continue
+        size = np.abs(motion.group(name))
+        if size.max() > _HALF_TURN:
+            frame, column = np.unravel_index(int(size.argmax()), size.shape)
+            raise LayoutError(
+                f"{name} turns by {size.max():.4g} at frame {frame}, column {column}: rotations "
+                "are radians, at most 3.14. Are these degrees (numpy.radians) or z-scores?"
+            )
 
 
 def require_same_layout(a: Layout, b: Layout, what: str) -> None:

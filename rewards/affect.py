@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rapport.arrays import load_named
 from rapport.files import atomic
 from rapport.policies.motion import Layout, Motion
 from rapport.rewards.smoothing import moving_mean
@@ -123,11 +124,12 @@ class RidgeAffectEstimator:
         Raises:
             ValueError: the file holds something else.
         """
-        with np.load(path, allow_pickle=False) as file:
-            if "format" not in file or int(file["format"]) != FORMAT:
-                raise ValueError(f"{path} is no affect estimator of format {FORMAT}; fit it again")
-            arrays = {name: file[name] for name in ("mean", "scale", "weights", "bias")}
-            return cls(Layout.from_json(str(file["layout"])), **arrays)
+        file = load_named(path)
+        names = ("mean", "scale", "weights", "bias")
+        if not {"format", "layout", *names} <= file.keys() or file["format"].tolist() != FORMAT:
+            raise ValueError(f"{path} is no affect estimator of format {FORMAT}; fit it again")
+        arrays = {name: file[name] for name in names}
+        return cls(Layout.from_json(str(file["layout"])), **arrays)
 
 
 def affect_features(motion: Motion) -> np.ndarray:

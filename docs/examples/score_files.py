@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from rapport import evaluate
+from rapport.arrays import load_array
+from rapport.files import visible
 
 COLUMNS = 56  # lm-listener's: 50 of expression, 3 of head rotation, 3 of the jaw
 
@@ -32,7 +34,7 @@ def write_clips(folder: Path, seed: int = 0) -> None:
 
 
 def read_clips(folder: Path) -> list[np.ndarray]:
-    return [np.load(file) for file in sorted(folder.glob("*.npy"))]
+    return [load_array(file) for file in visible(folder, "*.npy")]
 
 
 def main(folder: Path) -> None:

@@ -24,7 +24,10 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
         CorpusError: there are no such files, they are damaged, or they give no clip of one of the
             two splits; names the file and the way out.
     """
-    corpus = _open(config, folder)
+    try:
+        corpus = _open(config, folder)
+    except PermissionError as error:
+        raise CorpusError(f"{error.filename or folder} may not be read or written") from error
     for split in SPLITS:
         if split not in corpus.splits:
             raise CorpusError(

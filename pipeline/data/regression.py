@@ -22,20 +22,30 @@ _RIDGES = 10.0 ** np.arange(-1, 7)  # tried on the last quarter of the training 
 _FEWEST = 8  # clips to train on
 
 
+# Below this deviation, relative to its size, a column is constant but for the rounding of float32.
+_CONSTANT = 1e-5
+
+
+class RegressionError(ValueError):
+    """There is nothing to regress on, or too little; the message says what is missing."""
+
+
 @dataclass(frozen=True, eq=False)
 class RegressionListener:
     """Ridge regression from what the speaker does over a clip to how the listener moves over it.
 
     Features are the speaker's motion and sound level in blocks of 1 s, as far as the clips have
-    them, standardised. Targets are the listener's motion in blocks of 0.2 s, standardised.
+    them, standardised. Targets are the listener's motion in blocks of 0.2 s, standardised. What is
+    constant in training is no feature, and is answered as it was.
 
     Args:
         layout: of the answers.
         ridge: chosen on held-back training clips.
         x_mean: (features,) mean over the training clips.
-        x_scale: (features,) standard deviation over the training clips.
+        x_scale: (features,) standard deviation over the training clips, 1 where constant.
         mean: (dim,) mean of the targets.
-        scale: (dim,) standard deviation of the targets.
+        scale: (dim,) standard deviation of the targets, 1 where constant.
+        moves: (dim,) whether the targets of a column vary.
         weights: (features, blocks * dim).
         offset: (blocks * dim,) mean standardised target.
     """
@@ -46,6 +56,7 @@ class RegressionListener:
     x_scale: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
+    moves: np.ndarray
     weights: np.ndarray
     offset: np.ndarray
 
@@ -58,7 +69,8 @@ class RegressionListener:
             layout: groups of the listener to answer with.
 
         Raises:
-            ValueError: the clips have neither speaker motion nor sound, or there are fewer than 8.
+            RegressionError: the clips have neither speaker motion nor sound, or there are fewer
+                than 8.
         """
         inputs = []
         answers = []
@@ -66,13 +78,17 @@ class RegressionListener:
             inputs.append(features(clip))
             answers.append(targets(clip.listener, layout))
         if len(inputs) < _FEWEST:
-            raise ValueError(f"{len(inputs)} training clips, a regression needs {_FEWEST} or more")
+            raise RegressionError(
+                f"{len(inputs)} training clips, a regression needs {_FEWEST} or more"
+            )
         x = np.stack(inputs)
         y = np.stack(answers)
+        if not x.size or not y.size:
+            raise RegressionError("clips are shorter than the second that a feature is a mean of")
         x_mean = x.mean(axis=0)
-        x_scale = x.std(axis=0) + 1e-8
+        x_scale, _ = _scale(x, axis=(0,))
         mean = y.mean(axis=(0, 1))
-        scale = y.std(axis=(0, 1)) + 1e-8
+        scale, moves = _scale(y, axis=(0, 1))
         x = (x - x_mean) / x_scale
         y = ((y - mean) / scale).reshape(len(y), -1)
         ridge = _best_ridge(x, y)
@@ -84,6 +100,7 @@ class RegressionListener:
             x_scale=x_scale,
             mean=mean,
             scale=scale,
+            moves=moves,
             weights=weights,
             offset=offset,
         )
@@ -107,7 +124,7 @@ def features(clip: Clip) -> np.ndarray:
     """(features,) float64 of the speaker.
 
     Raises:
-        ValueError: the clip has neither motion nor sound of the speaker.
+        RegressionError: the clip has neither motion nor sound of the speaker.
     """
     parts = []
     if clip.speaker is not None:
@@ -117,7 +134,7 @@ def features(clip: Clip) -> np.ndarray:
         power = _block_means(clip.speaker_audio[:, None] ** 2, AUDIO_RATE // _FEATURES_PER_SECOND)
         parts.append(np.log10(power.ravel() + 1e-6))
     if not parts:
-        raise ValueError(
+        raise RegressionError(
             f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on"
         )
     return np.concatenate(parts).astype(np.float64)
@@ -127,6 +144,13 @@ def targets(listener: Motion, layout: Layout) -> np.ndarray:
     """(blocks, dim) float64: means of the listener's groups in blocks of 0.2 s."""
     block = _block_frames(_TARGETS_PER_SECOND, layout)
     return _block_means(listener.subset(layout).values, block).astype(np.float64)
+
+
+def _scale(values: np.ndarray, axis: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviations of the last axis, 1 where a column is constant, and which vary."""
+    deviation = values.std(axis=axis)
+    varies = deviation > _CONSTANT * (1e-3 + np.abs(values).max(axis=axis))
+    return np.where(varies, deviation + 1e-8, 1.0), varies
 
 
 def _block_frames(per_second: int, layout: Layout) -> int:
@@ -157,4 +181,4 @@ def _solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.n
 def _block_means(values: np.ndarray, block: int) -> np.ndarray:
     """Means of consecutive blocks of `block` rows of (time, dim); a short last one is dropped."""
     count = len(values) // block
-    return values[: count * block].reshape(count, block, -1).mean(axis=1)
+    return values[: count * block].reshape(count, block, values.shape[1]).mean(axis=1)

@@ -19,10 +19,10 @@ _FILTER_FRAMES = 15  # the band-pass needs more frames than this
 def motion_statistics(motion: Motion) -> dict[str, float]:
     """Amplitude, speed and bandwidth of head, jaw and expression; rates of blinks and nods.
 
-    Statistics of groups that the layout lacks are left out, not zero.
+    Statistics of groups that the layout lacks are left out, not zero; NaN where nothing moves.
 
     Args:
-        motion: one recording; a few seconds at least, or rates mean little.
+        motion: one recording, two frames or more; a few seconds at least, or rates mean little.
 
     Returns:
         `head_{pitch,yaw,roll}_std_deg`, `head_speed_deg_s` (mean size of the velocity),
@@ -51,7 +51,8 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
         speed = np.diff(expr, axis=0).std(axis=0) * fps
         moving = deviation > 0
         figures["expr_std"] = deviation.mean()
-        figures["expr_speed_ratio"] = float(np.mean(speed[moving] / deviation[moving]))
+        ratios = speed[moving] / deviation[moving]
+        figures["expr_speed_ratio"] = ratios.mean() if moving.any() else np.nan
         figures["expr_power_below_2.5hz"] = power_below(expr, 2.5, fps)
     if "eyelid" in names:
         figures["blinks_per_min"] = count_blinks(motion.group("eyelid")) / motion.seconds * 60

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rapport.files import atomic
+from rapport.files import atomic, strict_json
 from rapport.pipeline.data.columns import (
     LABEL_SCHEMA,
     SCHEMA_VERSION,
@@ -191,7 +191,7 @@ class CorpusWriter:
             "files": files,
             "source": self.source,
         }
-        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (self._folder / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
 
 
 class Corpus:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 from types import ModuleType
 from typing import Any
 
 from rapport.actors.cluster import cluster
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.pipeline.config import flatten
 from rapport.pipeline.rundir import Run, RunError
 
@@ -24,7 +23,7 @@ def run(config: Any, run: Run) -> None:
     with cluster(config.cluster.address, config.cluster.cpus):
         result = bench.measure(config)
     file = run.directory / "bench.json"
-    write_atomic(file, json.dumps({"subject": config.subject} | result, indent=2) + "\n")
+    write_atomic(file, strict_json({"subject": config.subject} | result, indent=2) + "\n")
     run.summary["metrics"] = result
     run.leave({"bench": file})
     numbers = {

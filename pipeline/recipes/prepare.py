@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from rapport.pipeline.data.collapse import regression_collapse
+from rapport.pipeline.data.regression import RegressionError
 from rapport.pipeline.data.statistics import motion_statistics
-from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import PrepareConfig
 from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.clip import Clip
-from rapport.policies.motion import Motion
+from rapport.policies.motion import LayoutError, Motion, require_radians
+
+_FEWEST_FRAMES = 2  # of a recording that moves
 
 
 def run(config: PrepareConfig, run: Run) -> None:
@@ -28,6 +31,7 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     """How the people of a corpus move, and how far a regression that imitates them collapses."""
     recordings: dict[str, list[Clip]] = {}
     for clip in corpus.clips("train"):
+        _require_radians(clip)
         recordings.setdefault(clip.dyad_id, []).append(clip)
     listeners = ([clip.listener for clip in clips] for clips in recordings.values())
     metrics: dict[str, Any] = {"listener": mean_statistics(listeners)}
@@ -40,7 +44,12 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     speakers = [motions for motions, clips in whole if len(motions) == len(clips)]
     if speakers:
         metrics["speaker"] = mean_statistics(speakers)
-    collapse = regression_collapse(corpus)
+    try:
+        collapse = regression_collapse(corpus)
+    except RegressionError as error:
+        step.say(f"how far a regression collapses is not known: {error}")
+        metrics["regression_collapse"] = {"missing": str(error)}
+        return PhaseResult(value=metrics)
     metrics["regression_collapse"] = collapse
     step.say(
         f"a regression keeps {collapse['variance_ratio']:.3f} of the listeners' variance, "
@@ -49,10 +58,32 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     return PhaseResult(value=metrics)
 
 
+def _require_radians(clip: Clip) -> None:
+    """A corpus that somebody else wrote is looked at here; readers look at their files."""
+    for motion in (clip.listener, clip.speaker):
+        try:
+            if motion is not None:
+                require_radians(motion)
+        except LayoutError as error:
+            raise CorpusError(f"clip {clip.clip_id!r}: {error}") from error
+
+
 def mean_statistics(recordings: Iterable[list[Motion]]) -> dict[str, float]:
-    """`motion_statistics`, averaged over recordings; the clips of one are put together again."""
+    """`motion_statistics`, averaged over the recordings that have them.
+
+    The clips of a recording are put together again.
+    """
     rows = []
     for clips in recordings:
         values = np.concatenate([clip.values for clip in clips])
+        if len(values) < _FEWEST_FRAMES:
+            continue
         rows.append(motion_statistics(Motion(values, clips[0].layout)))
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    names = rows[0] if rows else ()
+    return {name: _mean([row[name] for row in rows]) for name in names}
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are numbers; NaN where none is."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rapport.files import visible
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
 from rapport.pipeline.report.summary import Summary, read_summary
 from rapport.pipeline.report.videos import Shown, read_shown
@@ -87,7 +88,7 @@ def _labels(directory: Path, file: str) -> list[str]:
         order = LEARNING.index(phase) if phase in LEARNING else len(LEARNING)
         return order, phase, int(round_index or 1)
 
-    names = [path.parent.name for path in directory.glob(f"*/{file}")]
+    names = [path.parent.name for path in visible(directory, f"*/{file}")]
     return sorted(filter(LABEL.fullmatch, names), key=place)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.pipeline.report.templates import render
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.tracking import metric_key
@@ -113,7 +112,7 @@ def write_ranking(ranking: Ranking, run: Run) -> None:
     write_atomic(run.directory / "rank.md", markdown(ranking, rankings, methods))
     about = {name: value for name, value in vars(ranking).items() if name != "values"}
     values = about | {"metrics": [asdict(by_metric) for by_metric in rankings]}
-    write_atomic(run.directory / "rank.json", json.dumps(values, indent=2) + "\n")
+    write_atomic(run.directory / "rank.json", strict_json(values, indent=2) + "\n")
     for kind in ("md", "json"):
         file = run.directory / f"rank.{kind}"
         run.leave({f"rank_{kind}": file})

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 
 HELD_OUT, WORSE, PAIR = "held-out", "worse", "pair"
 LIST = "shown.json"
@@ -37,7 +37,7 @@ class Shown:
 
 
 def write_shown(folder: Path, videos: Iterable[Shown]) -> None:
-    write_atomic(folder / LIST, json.dumps([asdict(video) for video in videos], indent=2))
+    write_atomic(folder / LIST, strict_json([asdict(video) for video in videos], indent=2))
 
 
 def read_shown(folder: Path) -> list[Shown]:

@@ -29,10 +29,23 @@ def _prepared(step: Phase, config: CorpusConfig) -> PhaseResult:
         f"{counts['train']} training and {counts['test']} held-out clips, {corpus.layout}"
         + (f"; absent: {', '.join(absent)}" if absent else "")
     )
+    read = counts_of_reader(corpus)
+    if read:
+        listed = (f"{name.replace('_', ' ')} {count:g}" for name, count in read.items() if count)
+        step.say(f"read: {', '.join(listed)}")
     return PhaseResult(
         artifacts={"corpus": corpus.path},
-        counts={f"{split}_clips": count for split, count in counts.items()},
+        counts={f"{split}_clips": count for split, count in counts.items()} | read,
     )
+
+
+def counts_of_reader(corpus: Corpus) -> dict[str, float]:
+    """What a reader of published files counted: what it read, left out and cut; {} elsewhere."""
+    counts = dict(corpus.manifest.get("source", {}).get("counts", {}))
+    counts |= counts.pop("lengths", {})
+    return {
+        name: len(value) if isinstance(value, list) else value for name, value in counts.items()
+    }
 
 
 def choose(corpus: Corpus, split: str, count: int, seed: int, skip: int = 0) -> list[str]:

@@ -8,7 +8,6 @@ What reads an input is imported when there is one: `prepare` shall not wait for 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rapport.pipeline.config import RecipeConfig
@@ -65,13 +64,6 @@ def _files(files: FilesConfig) -> None:
 
     protocol_of(files)
     read_inputs(files)
-    if files.out is None:
-        return
-    folder = next(parent for parent in files.out.absolute().parents if parent.exists())
-    if files.out.is_dir():
-        raise RunError(f"files.out={files.out} (--json) is a folder: name a file")
-    if not os.access(folder, os.W_OK):
-        raise RunError(f"files.out={files.out} (--json): {folder} may not be written")
 
 
 def _benches(config: PreflightConfig) -> None:

@@ -5,7 +5,6 @@ Written once for any policy; nothing here was trained on a held-out clip or on t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rapport.actors.rater import RewardPool
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.columns import Truth
 from rapport.pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
@@ -234,7 +233,7 @@ def tabulate(rows: Mapping[str, MethodRow], run: Workspace, *, bootstrap: int) -
     }
     for name, content in {"evaluation": values, "evaluation_prompts": by_clip}.items():
         file = run.directory / f"{name}.json"
-        write_atomic(file, json.dumps(content, indent=2))
+        write_atomic(file, strict_json(content, indent=2))
         run.leave({name: file})
     run.summary["metrics"]["evaluation"] = values
     for name, row in values.items():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rapport.actors.cluster import cluster
+from rapport.arrays import load_array
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
 from rapport.pipeline.data.store import Corpus, CorpusError
@@ -209,7 +210,7 @@ def answered(
         return PhaseResult(value=files)
 
     files = answers(run).value
-    return {method: np.load(found(file, run.root)) for method, file in files.items()}
+    return {method: load_array(found(file, run.root)) for method, file in files.items()}
 
 
 def answers_of(

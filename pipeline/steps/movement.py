@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from rapport.actors import timeline
 from rapport.actors.fleet import Fleet
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.flow import Window, windows
 from rapport.pipeline.report.videos import evenly_spaced
@@ -347,7 +346,7 @@ def tabulate_movement(
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
     write_atomic(run.directory / "judgement.md", text + "\n")
     content = dict(rows) | {"change_percent": change}
-    write_atomic(run.directory / "judgement.json", json.dumps(content, indent=2))
+    write_atomic(run.directory / "judgement.json", strict_json(content, indent=2))
     for kind in ("md", "json"):
         run.leave({f"judgement_{kind}": run.directory / f"judgement.{kind}"})
     summary = run.summary["metrics"]

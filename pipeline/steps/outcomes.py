@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from ray import tune
 from rich.console import Console
 from rich.table import Table
 
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.config import to_yaml
 from rapport.pipeline.report.sweep import (
@@ -125,7 +124,7 @@ def _write_json(
         "trials": [asdict(outcome) for outcome in outcomes],
     }
     file = run.directory / "tune.json"
-    write_atomic(file, json.dumps(content, indent=2))
+    write_atomic(file, strict_json(content, indent=2))
     return file
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from rapport import log
 from rapport.actors.cluster import ClusterError
 from rapport.actors.learner import Milestones
 from rapport.actors.mailbox import open_mailbox
-from rapport.files import write_atomic
+from rapport.files import strict_json, write_atomic
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, Workspace, noted, phase
 from rapport.pipeline.search_space import grid_points, rounded, trial_name
 from rapport.pipeline.steps.trials import Trials
@@ -149,7 +148,7 @@ def run_trial(values: Mapping[str, Any], context: TrialContext) -> None:
         milestones = Milestones(sweep.judgements, lambda policy: judge(policy, next(numbers)))
         policy = context.trials.learn(config, part, milestones)
         judge(policy, sweep.judgements)
-        write_atomic(part.directory / "summary.json", json.dumps(part.summary, indent=2))
+        write_atomic(part.directory / "summary.json", strict_json(part.summary, indent=2))
 
 
 @phase("judge")

@@ -28,6 +28,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from rapport.arrays import load_array
 from rapport.files import atomic
 
 AUDIO_RATE = 16_000  # Hz, of all published wav2vec2 checkpoints
@@ -188,7 +189,7 @@ class FeatureCache:
             features = compute().cpu().numpy()
             with atomic(file) as partial:
                 np.save(partial, features)
-        return torch.from_numpy(np.load(file))
+        return torch.from_numpy(load_array(file))
 
 
 def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from rapport.arrays import ArrayFileError, load_array, load_named
 from rapport.policies.motion import LayoutError, Topology
 
 BUILTIN_ASSET = Path(__file__).parent / "assets" / "builtin_head.npz"
@@ -175,7 +176,7 @@ def load_head(
         raise TopologyError(
             f"{path} is a FLAME file: topology must be flame2020 or flame2023, not {topology!r}"
         )
-    directions = None if eyelids is None else np.load(eyelids, allow_pickle=False)
+    directions = None if eyelids is None else _read_eyelids(Path(eyelids))
     return _from_flame(path, topology, directions)
 
 
@@ -219,15 +220,24 @@ def _from_flame(path: Path, topology: Topology, eyelids: np.ndarray | None) -> H
     keys = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "kintree_table", "weights")
     missing = [key for key in keys if key not in data]
     if missing:
-        raise AssetError(f"{path} is not a FLAME model: it lacks {missing}, it has {sorted(data)}")
+        has = sorted(map(str, data))
+        raise AssetError(f"{path} is not a FLAME model: it lacks {missing}, it has {has}")
+    try:
+        return _flame_asset(data, topology, eyelids)
+    except AssetError as error:
+        raise AssetError(f"{path}: {error}") from error
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise AssetError(f"{path} is not a FLAME model: {error}") from error
+
+
+def _flame_asset(data: dict[str, Any], topology: Topology, eyelids: np.ndarray | None) -> HeadAsset:
     parents = np.asarray(data["kintree_table"])[0, 1:].astype(np.int64).tolist()
     if parents != list(PARENTS[1:]):
-        raise AssetError(f"{path}: joint parents {parents} are not FLAME's {list(PARENTS[1:])}")
+        raise AssetError(f"joint parents {parents} are not FLAME's {list(PARENTS[1:])}")
     shapedirs = _array(data["shapedirs"])
     if shapedirs.ndim != 3 or shapedirs.shape[2] != N_SHAPE + N_EXPR:
         raise AssetError(
-            f"{path}: shapedirs of shape {shapedirs.shape}, expected (V, 3, 400): 300 shape + "
-            "100 expr"
+            f"shapedirs of shape {shapedirs.shape}, expected (V, 3, 400): 300 shape + 100 expr"
         )
     v_template = _array(data["v_template"])
     weights = _array(data["weights"])
@@ -266,8 +276,17 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        return dict(load_named(path))
+    except ArrayFileError as error:
+        raise AssetError(str(error)) from error
+
+
+def _read_eyelids(path: Path) -> np.ndarray:
+    try:
+        return load_array(path)
+    except ArrayFileError as error:
+        raise AssetError(f"head.eyelids: {error}") from error
 
 
 class _Chumpy:
@@ -330,11 +349,14 @@ class _FlameUnpickler(pickle.Unpickler):
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             data = _FlameUnpickler(file, fix_imports=False, encoding="latin1").load()
-        except (AssetError, pickle.UnpicklingError, EOFError) as error:
-            raise AssetError(f"{path} cannot be read as a FLAME pickle: {error}") from error
+    except OSError as error:
+        raise AssetError(f"{path} cannot be opened: {error.strerror}") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        why = " ".join(str(error).split())
+        raise AssetError(f"{path} cannot be read as a FLAME pickle: {why}") from error
     if not isinstance(data, dict):
         raise AssetError(
             f"{path} is not a FLAME model: a {type(data).__name__} instead of a dict of arrays"

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from rapport.files import visible
 from rapport.policies.vla.model import FaceVLA
 
 
@@ -108,7 +109,7 @@ class LoadReport:
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of all safetensors shards of a folder, one at a time."""
-    shards = sorted(Path(folder).glob("*.safetensors"))
+    shards = visible(Path(folder), "*.safetensors")
     if not shards:
         raise FileNotFoundError(
             f"no *.safetensors in {folder}; download the checkpoint there first"

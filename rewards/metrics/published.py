@@ -8,6 +8,28 @@ number to expect, and no more.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MotionFacts:
+    """What tells the motion of one corpus from that of another; None where it is not known.
+
+    Args:
+        groups: (name, width) of its columns, in any order.
+        width: columns.
+        fps: frames per second.
+        clips: that are scored.
+        frames: of every clip.
+        reader: `corpus.kind` of its files.
+    """
+
+    groups: tuple[tuple[str, int], ...] | None = None
+    width: int | None = None
+    fps: float | None = None
+    clips: int | None = None
+    frames: int | None = None
+    reader: str | None = None
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,7 @@ class PublishedTable:
         rows: method -> metric -> value as printed; what was not printed is absent.
         scale: metric -> printed value over the metric's own, where that is not 1.
         remark: what to know before comparing.
+        motion: of the data, as far as its publishers say it.
     """
 
     protocols: tuple[str, ...]
@@ -29,6 +52,7 @@ class PublishedTable:
     rows: dict[str, dict[str, float]]
     scale: dict[str, float] = field(default_factory=dict)
     remark: str = ""
+    motion: MotionFacts = field(default_factory=lambda: MotionFacts())
 
 
 def _rows(
@@ -42,6 +66,10 @@ def _rows(
     return rows
 
 
+_EMOCA_GROUPS = (("expr", 50), ("rot", 3), ("jaw", 3))
+_L2L = MotionFacts(groups=_EMOCA_GROUPS, width=56, fps=30, reader="lm_listener")
+_REALTALK = MotionFacts(groups=_EMOCA_GROUPS, width=56, fps=25, reader="realtalk")
+_SEAMLESS = MotionFacts(fps=25, reader="seamless")
 VLA_DPO = (
     "Facial Expression Generation Aligned with Human Preference for Natural Dyadic Interaction"
 )
@@ -57,6 +85,7 @@ L2L_TREVOR = PublishedTable(
     protocols=("lm_listener",),
     source=f"{VLA_DPO}, Table I",
     data="L2L-trevor",
+    motion=_L2L,
     rows=_rows(
         FLAME_METRICS,
         {
@@ -76,6 +105,7 @@ REALTALK = PublishedTable(
     protocols=("lm_listener",),
     source=f"{VLA_DPO}, Table II",
     data="RealTalk",
+    motion=_REALTALK,
     rows=_rows(
         FLAME_METRICS,
         {
@@ -95,6 +125,7 @@ LM_LISTENER_WEIGHTS = PublishedTable(
     protocols=("lm_listener",),
     source="sanjayss34/lm-listener, issue 14",
     data="L2L-trevor, the released weights as a user ran them",
+    motion=_L2L,
     rows=_rows(
         FLAME_METRICS,
         {
@@ -119,6 +150,7 @@ SEAMLESS = PublishedTable(
     protocols=("unils", "gdpo_paper"),
     source=f"{GDPO}, Table 1",
     data="Seamless Interaction",
+    motion=_SEAMLESS,
     rows=_rows(
         _DYNAMICS,
         {
@@ -136,6 +168,7 @@ SEAMLESS_ABLATION = PublishedTable(
     protocols=("unils", "gdpo_paper"),
     source=f"{GDPO}, Table 4",
     data="Seamless Interaction, ablation",
+    motion=_SEAMLESS,
     rows=_rows(
         _DYNAMICS,
         {
@@ -166,6 +199,7 @@ SEAMLESS_SPEAKING = PublishedTable(
     protocols=("dualtalk",),
     source=f"{GDPO}, Table 6",
     data="Seamless Interaction, speaking",
+    motion=_SEAMLESS,
     rows=_rows(
         _BY_GROUP,
         {
@@ -212,6 +246,7 @@ SEAMLESS_LISTENING = PublishedTable(
     protocols=("dualtalk",),
     source=f"{GDPO}, Table 6",
     data="Seamless Interaction, listening",
+    motion=_SEAMLESS,
     rows=_rows(
         _BY_GROUP,
         {
@@ -259,6 +294,7 @@ REACT_3DMM = PublishedTable(
     protocols=("reactface",),
     source="ReactFace, Table 2",
     data="REACT, 3DMM coefficients",
+    motion=MotionFacts(width=58, fps=25, frames=750, reader="react"),
     rows=_rows(
         ("FRDvs", "FRVar", "FRDiv", "FRRea", "FRCorr", "FRSyn"),
         {
@@ -280,6 +316,7 @@ REACT_POSNET = PublishedTable(
     protocols=("react2023", "react2024"),
     source="PFLPosNet, Table 4",
     data="REACT 2024, 697 pairs",
+    motion=MotionFacts(width=25, fps=25, clips=697, frames=750, reader="react"),
     rows=_rows(
         ("FRDvs", "FRVar", "FRDiv", "FRCorr", "FRSyn"),
         {
@@ -338,3 +375,48 @@ TABLES = (
 def tables_of(protocol: str) -> list[PublishedTable]:
     """The published tables with metrics of a protocol."""
     return [table for table in TABLES if protocol in table.protocols]
+
+
+def ordered(
+    tables: list[PublishedTable], data: MotionFacts
+) -> list[tuple[PublishedTable, list[str]]]:
+    """Tables with what speaks against the data being theirs, those first of which nothing does.
+
+    Among them the ones come first that share more of what is known.
+    """
+    judged = [(table, unlike(table.motion, data)) for table in tables]
+    return sorted(judged, key=lambda pair: (len(pair[1]) > 0, -_agreements(pair[0].motion, data)))
+
+
+def unlike(published: MotionFacts, data: MotionFacts) -> list[str]:
+    """Why motion cannot be that of a published corpus, in words; empty where it may be."""
+    reasons = []
+    for name, (theirs, ours) in _known_of_both(published, data).items():
+        if not _agree(name, theirs, ours):
+            reasons.append(f"{_in_words(name, ours)}, there {_in_words(name, theirs)}")
+    return reasons
+
+
+def _agreements(published: MotionFacts, data: MotionFacts) -> int:
+    known = _known_of_both(published, data)
+    return sum(_agree(name, theirs, ours) for name, (theirs, ours) in known.items())
+
+
+def _known_of_both(published: MotionFacts, data: MotionFacts) -> dict[str, tuple[Any, Any]]:
+    both = {name: (theirs, getattr(data, name)) for name, theirs in vars(published).items()}
+    known = {name: pair for name, pair in both.items() if None not in pair}
+    if "groups" in known:
+        known.pop("width", None)  # says no more
+    return known
+
+
+def _agree(name: str, theirs: Any, ours: Any) -> bool:
+    return set(theirs) == set(ours) if name == "groups" else bool(theirs == ours)
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name == "groups":
+        return " + ".join(f"{group} {width}" for group, width in value)
+    if name == "reader":
+        return f"{value} files"
+    return f"{value:g} {'columns' if name == 'width' else name}"

@@ -36,7 +36,8 @@ def track(frames: int, seed: int = 0) -> dict[str, np.ndarray]:
         "light": (9, 3),
     }
     return {
-        key: rng.normal(size=(frames, *shape)).astype(np.float32) for key, shape in shapes.items()
+        key: rng.normal(scale=0.3, size=(frames, *shape)).astype(np.float32)
+        for key, shape in shapes.items()
     }
 
 
@@ -137,13 +138,20 @@ def test_flat_folder_of_several_is_split_by_recording(tmp_path):
     assert clips[0].absent == ["speaker", "speaker_frames", "speaker_audio", "words"]
 
 
-def test_truncated_resampled_and_skipped_are_counted(published):
-    put(published / "train", "long", 1, 260, 9.0, rate=8000)  # 225 frames of sound
-    put(published / "train", "silent", 1, None, 5.0)
+def test_truncated_resampled_and_skipped_are_counted_and_said(published, caplog):
+    put(published / "train", "long", 1, 260, 9.8, rate=8000)  # 245 frames of sound
+    put(published / "train", "silent", 1, None, 1.0)
     put(published / "train", "short", 1, 30, None)
+    (published / "train" / "notes.txt").write_text("no recording")
     counts = ReadCounts()
-    clips = list(read_dualtalk(published, 4.0, 4.0, counts=counts))
-    assert counts.truncated_frames == 35 and counts.resampled == 1
+    with caplog.at_level("WARNING", logger="rapport"):
+        clips = list(read_dualtalk(published, 4.0, 4.0, counts=counts))
+    assert counts.resampled == 1 and counts.not_read == ["notes.txt"]
+    assert counts.lengths.lost_seconds == pytest.approx(0.6 + 1.0)
+    [line] = counts.lengths.cut
+    assert "long_speaker1.wav ends after 9.80 s, the recording after 10.40 s" in line
+    said = caplog.text
+    assert line in said and "silent has sound and no motion" in said and "notes.txt" in said
     assert counts.without_motion == ["silent"] and counts.too_short == ["short-listener1"]
     assert counts.clips == len(clips) and counts.recordings == 6
     assert not any(c.dyad_id in ("silent", "short") for c in clips)

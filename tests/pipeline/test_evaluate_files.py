@@ -34,7 +34,7 @@ def config_of(files):
 
 
 def motions(frames=110, clips=2, dim=56):
-    return [RNG.normal(size=(frames, dim)).astype(np.float32) for _ in range(clips)]
+    return [RNG.normal(scale=0.2, size=(frames, dim)).astype(np.float32) for _ in range(clips)]
 
 
 def save_dualtalk(folder, recording, side, x):
@@ -301,6 +301,54 @@ def test_options_stand_for_keys(tmp_path, capsys):
     assert "files.target needs files.pred" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["sft", "--pred", "x.npy"])
+
+
+def test_published_rows_say_whose_data_they_are(tmp_path, tiny_corpus, capsys):
+    """A corpus that `prepare` generated is nobody's published one."""
+    run = bare_run(tmp_path)
+    score_files(config_of(FilesConfig(pred=tiny_corpus.path, target=tiny_corpus.path)), run)
+    published = json.loads((tmp_path / "metrics.json").read_text())["published"]
+    assert published and all("synthetic files, there" in row["unlike"][-1] for row in published)
+    assert "other data:" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_was_read_is_said_and_degrees_in_plain_arrays_too(tmp_path, caplog):
+    x, y = motions()
+    np.save(tmp_path / "x.npy", x)
+    y[3, 54] = 40
+    np.save(tmp_path / "y.npy", y)
+    files = FilesConfig(pred=tmp_path / "x.npy", target=tmp_path / "y.npy")
+    with caplog.at_level("INFO", logger="rapport"):
+        score_files(config_of(files), bare_run(tmp_path))
+    assert "x.npy: 1 clips, an array (..., 56)" in caplog.text
+    [warning] = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "y.npy: columns 50 to 55 are rotations" in warning and "turns by 40" in warning
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="rapport"):  # z-scores are beyond pi as they should
+        score_files(config_of(files.model_copy(update={"protocol": "l2l"})), bare_run(tmp_path))
+    assert "turns by" not in caplog.text
+
+
+def test_unlike_formats_are_not_scored_against_each_other(tmp_path):
+    x = motions(60)[0]
+    np.savez(tmp_path / "emoca.npz", expcode=x[:, :50], posecode=x[:, 50:])
+    save_dualtalk(tmp_path / "d", "a", 1, x)
+    files = FilesConfig(
+        pred=tmp_path / "emoca.npz", target=tmp_path / "d" / "a_speaker1.npz", fps=25
+    )
+    with pytest.raises(RunError, match="unlike layouts"):
+        score_files(config_of(files), bare_run(tmp_path))
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out, message in (
+        (tmp_path, "is a folder: name the file to write"),
+        (tmp_path / "file" / "x.json", "nothing may be written to"),
+    ):
+        arguments = ["evaluate", "--pred", "x.npy", "--target", "y.npy", "--json", str(out)]
+        assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.e2e

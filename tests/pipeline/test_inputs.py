@@ -25,7 +25,7 @@ def alone(tmp_path, monkeypatch):
         (["evaluate", "--pred", "clips.npy", "--target", "nosuch.npy"], "nosuch.npy"),
         (
             ["evaluate", "--pred", "clips.npy", "--target", "clips.npy", "--json", "folder"],
-            "--json.*name a file",
+            "--json.*name the file",
         ),
         (
             ["evaluate", "--pred", "clips.npy", "--target", "clips.npy", "files.affect=no.npz"],

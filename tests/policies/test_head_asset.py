@@ -237,3 +237,48 @@ def test_arrays_that_do_not_fit_are_named(flame_arrays, tmp_path):
     )
     with pytest.raises(AssetError, match=r"weights has shape \(100, 5\)"):
         load_head(tmp_path / "flame2020.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pkl"])
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs", b"PK\x03\x04 cut", b"\x80\x04."]
+)
+def test_a_head_file_that_is_none_is_named_in_a_line(tmp_path, suffix, content):
+    path = tmp_path / f"FLAME2020.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(AssetError, match=path.name) as caught:
+        load_head(path)
+    assert "allow_pickle" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_objects_in_a_head_file_are_not_unpickled(tmp_path):
+    path = tmp_path / "FLAME2020.npz"
+    np.savez(path, v_template=np.array([None, {}]))
+    with pytest.raises(AssetError, match="FLAME2020.npz holds Python objects.*could run code"):
+        load_head(path)
+    with pytest.raises(AssetError, match="nowhere2020.npz"):
+        load_head(tmp_path / "nowhere2020.npz")
+    with pytest.raises(AssetError, match="nowhere2020.pkl cannot be opened"):
+        load_head(tmp_path / "nowhere2020.pkl")
+
+
+def test_arrays_of_another_form_are_no_head(tmp_path, flame_arrays):
+    path = tmp_path / "flame2020.npz"
+    for key, array in (
+        ("v_template", np.zeros(3)),
+        ("f", np.array(["a", "b"])),
+        ("kintree_table", np.zeros(5)),
+        ("posedirs", np.zeros((3, 3))),
+        ("f", np.zeros((0, 3))),
+    ):
+        np.savez(path, **{**flame_arrays, key: array})
+        with pytest.raises(AssetError, match="flame2020.npz"):
+            load_head(path)
+
+
+def test_eyelids_that_cannot_be_read_name_their_key(tmp_path, flame_arrays):
+    path = tmp_path / "flame2020.npz"
+    np.savez(path, **flame_arrays)
+    (tmp_path / "lids.npy").write_bytes(b"")
+    with pytest.raises(AssetError, match=r"head.eyelids: .*lids.npy is empty \(0 bytes\)"):
+        load_head(path, eyelids=tmp_path / "lids.npy")

@@ -1,13 +1,22 @@
 """The one entry: names, variants, published rows, and docs/metrics.md, which must keep up."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rapport.rewards.metrics import PROTOCOLS, evaluate
-from rapport.rewards.metrics.published import TABLES, tables_of
+from rapport.rewards.metrics.published import (
+    L2L_TREVOR,
+    REALTALK,
+    TABLES,
+    MotionFacts,
+    ordered,
+    tables_of,
+    unlike,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 RNG = np.random.default_rng(0)
@@ -105,3 +114,41 @@ def test_the_docs_have_every_protocol_and_correction():
         if re.match(rf"\| `({'|'.join(PROTOCOLS)})` \| `[a-z_]+` \|", line) and line not in lines
     ]
     assert not stale, "docs/metrics.md has lines that no protocol has:\n" + "\n".join(stale)
+
+
+def test_rows_of_the_datas_own_corpus_come_first_and_others_say_why_not():
+    tables = tables_of("lm_listener")
+    segments = MotionFacts(
+        groups=(("expr", 50), ("rot", 3), ("jaw", 3)), width=56, fps=25, clips=7, reader="realtalk"
+    )
+    (first, reasons), *others = ordered(tables, segments)
+    assert first is REALTALK and reasons == []
+    assert [reasons for _, reasons in others] == [
+        ["25 fps, there 30 fps", "realtalk files, there lm_listener files"]
+    ] * 2
+    published = replace(segments, fps=30, reader="lm_listener")
+    assert ordered(tables, published)[0] == (L2L_TREVOR, [])
+
+
+def test_what_is_not_known_speaks_against_nothing():
+    assert unlike(L2L_TREVOR.motion, MotionFacts()) == []
+    assert [table for table, _ in ordered(list(TABLES), MotionFacts())] == list(TABLES)
+    vhap = MotionFacts(groups=(("expr", 100), ("rot", 3)), width=103)
+    assert unlike(L2L_TREVOR.motion, vhap) == ["expr 100 + rot 3, there expr 50 + rot 3 + jaw 3"]
+    plain = MotionFacts(width=103, reader="synthetic")
+    assert unlike(L2L_TREVOR.motion, plain) == [
+        "103 columns, there 56 columns",
+        "synthetic files, there lm_listener files",
+    ]
+    # The same groups in another order are the same motion.
+    turned = MotionFacts(groups=(("rot", 3), ("jaw", 3), ("expr", 50)))
+    assert unlike(L2L_TREVOR.motion, turned) == []
+
+
+def test_another_number_or_length_of_clips_is_said():
+    [posnet] = tables_of("react2024")
+    ours = MotionFacts(width=25, clips=4, frames=100)
+    assert unlike(posnet.motion, ours) == [
+        "4 clips, there 697 clips",
+        "100 frames, there 750 frames",
+    ]

@@ -26,17 +26,19 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from rapport.files import visible
+from rapport.pipeline.data.lengths import Lengths
 from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.windows import cut, window_starts
 from rapport.policies.clip import Clip, Word
-from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.policies.motion import Layout, LayoutError, Motion, require_radians
 
 FPS = 30.0
 LAYOUT = Layout(groups=(("expr", 50), ("rot", 3), ("jaw", 3)), fps=FPS, topology="flame2020")
@@ -54,8 +56,9 @@ class ReadCounts:
     # Training windows left out, because the held-out segments have some of their frames.
     held_out_overlap: int = 0
     shared_recordings: int = 0  # recordings in both splits, as published
-    # Lost where listener, speaker and frame numbers were not equally long.
-    truncated_frames: int = 0
+    # Seconds of segments, and of what is lost where listener, speaker and frame numbers are not
+    # equally long.
+    lengths: Lengths = field(default_factory=Lengths)
     without_speaker: int = 0  # segments without p1
     words: int = 0
     words_outside: int = 0  # `during_words` that are not within their segment
@@ -151,6 +154,8 @@ def read_lm_listener(
                     counts.clips += 1
                     yield cut(segment, start, length, clip_id=clip_id)
     counts.shared_recordings = len(train_recordings & held_out_frames.keys())
+    # A published file cannot be mended segment by segment: only the whole must be whole.
+    counts.lengths.require_small_share(Path(root))
 
 
 def read_segments(path: Path) -> list[dict[str, Any]]:
@@ -198,7 +203,7 @@ def _files(root: Path) -> dict[str, Path]:
     files = {split: root / f"segments_{split}.pth" for split in ("train", "val", "test")}
     files = {split: path for split, path in files.items() if path.is_file()}
     if not files:
-        inner = sorted(path.parent.name for path in root.glob("*/segments_train.pth"))
+        inner = [path.parent.name for path in visible(root, "*/segments_train.pth")]
         way_out = (
             f"corpus.root must be one of its folders {inner}"
             if inner
@@ -243,14 +248,15 @@ def _whole(
     if not 0 <= start < end:
         raise CorpusError(f"{where}: frames [{start}, {end}) are none. Take the segment out")
     listener = segment_motion(segment, "p0", layout, where=where)
-    lengths = [end - start, len(listener)]
+    lengths = {"split_end_frame": end - start, "p0": len(listener)}
     speaker = None
     if "p1_exp" in segment and "p1_pose" in segment:
         speaker = segment_motion(segment, "p1", layout, where=where)
-        lengths.append(len(speaker))
+        lengths["p1"] = len(speaker)
     counts.without_speaker += speaker is None
-    frames = min(lengths)
-    counts.truncated_frames += max(lengths) - frames
+    frames = min(lengths.values())
+    parts = {f"{where}: {name}": length / layout.fps for name, length in lengths.items()}
+    counts.lengths.add(parts)
     shape = None
     if "p1_shape" in segment:
         shape = _array(segment, "p1_shape", 100, where=where).mean(axis=0)
@@ -285,11 +291,13 @@ def segment_motion(segment: dict[str, Any], person: str, layout: Layout, where: 
     # `pose` is rotation, then jaw, which is the order of our layout.
     values = np.concatenate([expr, pose], axis=1)
     try:
-        return Motion(values, layout)
+        motion = Motion(values, layout)
+        require_radians(motion)
     except LayoutError as error:
         raise CorpusError(
             f"{where}, {person}: {error}. Repair the track or take the segment out"
         ) from error
+    return motion
 
 
 def _array(segment: dict[str, Any], key: str, width: int, where: str) -> np.ndarray:

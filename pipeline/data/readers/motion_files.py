@@ -2,8 +2,8 @@
 
     clip.npy             an array: (time, dim), (clips, time, dim), (N, M, time, dim) or video
                          (time, H, W, 3)
-    clips.npz            one array; or several, a clip each, in the order of the file
-    track.npz            exp, pose and shape: a DualTalk track
+    clips.npz            one array; or several (time, dim) of one dim, a clip each
+    track.npz            exp, pose and shape: a DualTalk track; or that of a tracker in `trackers`
     face.npz             vertices, rot, jaw, lip, upper: a
                          `rapport.rewards.metrics.measures.mesh.Face`
     clips.parquet        columns clip_id, listener, speaker, or clip_id, motion; layout in the
@@ -12,13 +12,14 @@
     corpus/              a corpus that `prepare` wrote: its split "test"
     folder/              any of the first five, a clip each, named by its file without `_pred`
 
-Named clips are brought together by name, the others by their order.
+Named clips are brought together by name, the others by their order. Arrays in an npz are clips
+only if they look like clips: alike in width and named neither by a part of a face nor by a role.
+Whatever else is in a file is refused with the keys that it has. Hidden files are not looked at.
 """
 
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rapport.arrays import ArrayFileError, described, load_arrays
+from rapport.files import visible
+from rapport.log import logger
 from rapport.pipeline.data.columns import array_of
-from rapport.pipeline.data.readers import dualtalk, lm_listener
+from rapport.pipeline.data.readers import dualtalk, lm_listener, trackers
 from rapport.pipeline.data.store import MANIFEST, Corpus, CorpusError
-from rapport.policies.motion import Layout, Motion
+from rapport.policies.motion import Layout, LayoutError, Motion, require_radians
 from rapport.rewards.metrics.measures.mesh import Face, Regions
 
 Side = Literal["listener", "speaker"]
 SUFFIXES = (".npy", ".npz", ".parquet")
+FRAME_RATE = "fps"  # a key of an npz that says frames per second and is no clip
+_BINARY = (0, 1)
 _DUALTALK = re.compile(r"(.+_speaker)([12])")
+_UNNAMED = re.compile(r"arr_\d+")  # numpy's names of arrays that got none
+# Words in the names of arrays that are parts of a track, and no clips.
+_PARTS = re.compile(
+    r"expr?|expression|pose|rot|rotation|orient|jaw|neck|eyes?|eyelids?|gaze|trans|translation|"
+    r"shape|betas|tex|texture|light|cam|camera|detail|verts?|vertices|lmks?|landmarks|mask|audio|"
+    r"(exp|pose|shape|tex|light|detail)code"
+)
+# Words of which no clip's name consists altogether.
+_ROLES = re.compile(
+    r"(listener|speaker|partner|actor|person|p)\d?|pred|prediction|target|gt|truth|source|motion|"
+    r"coeffs?|params?|codes?|mean|std|valid|times?|timestamps?|frames?|head|global|blendshapes?"
+)
 
 
 def read_clips(path: Path, side: Side = "listener", fps: float | None = None) -> Any:
@@ -45,7 +63,7 @@ def read_clips(path: Path, side: Side = "listener", fps: float | None = None) ->
     Args:
         path: the file or folder.
         side: whose motion, where a file has that of both.
-        fps: of files that do not say it (segments).
+        fps: of files that do not say it (segments, trackers); one that does must agree.
 
     Returns:
         name -> clip where there are names, else an array, a clip or a list of them.
@@ -53,8 +71,15 @@ def read_clips(path: Path, side: Side = "listener", fps: float | None = None) ->
     Raises:
         CorpusError: no such file, a damaged one or one of another kind; names it.
     """
+    try:
+        return _read(path, side, fps)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from error
+
+
+def _read(path: Path, side: Side, fps: float | None) -> Any:
     if path.is_dir():
-        return _corpus(path, side) if (path / MANIFEST).is_file() else _folder(path, side)
+        return _corpus(path, side) if (path / MANIFEST).is_file() else _folder(path, side, fps)
     if not path.is_file():
         raise CorpusError(f"no file or folder {path}")
     if path.suffix == ".pth":
@@ -63,9 +88,7 @@ def read_clips(path: Path, side: Side = "listener", fps: float | None = None) ->
         raise CorpusError(
             f"{path}: expected a folder or a file ending in {', '.join(SUFFIXES)} or .pth"
         )
-    if path.suffix == ".parquet":
-        return _parquet(path, side)
-    return _npy(path) if path.suffix == ".npy" else _npz(path)
+    return _parquet(path, side) if path.suffix == ".parquet" else _numpy(path, fps)
 
 
 def together(pred: Any, other: Any, what: str, partner: bool = False) -> Any:
@@ -100,15 +123,19 @@ def _other_person(name: str) -> str:
     return match[1] + {"1": "2", "2": "1"}[match[2]] if match else name
 
 
-def _folder(path: Path, side: Side) -> dict[str, Any]:
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+def _folder(path: Path, side: Side, fps: float | None) -> dict[str, Any]:
+    entries = visible(path)
+    files = [file for file in entries if file.suffix in SUFFIXES and file.is_file()]
     if not files:
         raise CorpusError(
             f"{path} has no {' or '.join(SUFFIXES)} file, and no {MANIFEST} of a corpus"
         )
+    if others := [entry.name for entry in entries if entry not in files]:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        logger.warning(f"{path}: {len(others)} entries are no clips and are left out: {shown}")
     clips: dict[str, Any] = {}
     for file in files:
-        content = read_clips(file, side)
+        content = read_clips(file, side, fps)
         if isinstance(content, list):
             raise CorpusError(f"{file} holds {len(content)} clips: in a folder a file is a clip")
         if not isinstance(content, dict):
@@ -117,7 +144,36 @@ def _folder(path: Path, side: Side) -> dict[str, Any]:
             if name in clips:
                 raise CorpusError(f"{path} has two clips {name!r}, the second in {file.name}")
             clips[name] = clip
+    _require_alike(path, clips)
     return clips
+
+
+def _require_alike(path: Path, clips: dict[str, Any]) -> None:
+    """Raise unless all clips of a folder are of one kind: parts of a face are not clips of one."""
+    kinds: dict[str, str] = {}
+    for name, clip in clips.items():
+        kinds.setdefault(kind_of(clip), name)
+    kinds.pop("absent", None)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{name!r} is {kind}" for kind, name in list(kinds.items())[:4])
+        raise CorpusError(f"{path} holds clips of unlike kinds: {listed}. Take one kind at a time")
+
+
+def kind_of(clip: Any) -> str:
+    """What must be the same of all clips that are scored together."""
+    if clip is None:
+        return "absent"
+    if isinstance(clip, Motion):
+        return str(clip.layout)
+    if isinstance(clip, Face):
+        return "a mesh"
+    if not clip.ndim:
+        return "a single value"
+    # Masks of two persons are (2, time).
+    of_two = clip.ndim == 2 and len(clip) == len(_BINARY) and np.isin(clip, _BINARY).all()
+    if clip.ndim == 1 or of_two:
+        return "a mask"
+    return f"an array (..., {', '.join(map(str, clip.shape[1:]))})"
 
 
 def _corpus(path: Path, side: Side) -> dict[str, Motion]:
@@ -130,7 +186,7 @@ def _corpus(path: Path, side: Side) -> dict[str, Motion]:
 def _segments(path: Path, side: Side, fps: float | None) -> dict[str, Motion]:
     layout = replace(lm_listener.LAYOUT, fps=fps or lm_listener.FPS)
     person = "p0" if side == "listener" else "p1"
-    clips = {}
+    clips: dict[str, Motion] = {}
     for index, segment in enumerate(lm_listener.read_segments(path)):
         where = f"{path}, segment {index}"
         try:
@@ -139,6 +195,8 @@ def _segments(path: Path, side: Side, fps: float | None) -> dict[str, Motion]:
             raise CorpusError(
                 f"{where}: fname and split_start_frame are needed: {error!r}"
             ) from error
+        if name in clips:
+            raise CorpusError(f"{where} is a second {name!r}: names and first frames must differ")
         clips[name] = lm_listener.segment_motion(segment, person, layout, where=where)
     return clips
 
@@ -146,7 +204,7 @@ def _segments(path: Path, side: Side, fps: float | None) -> dict[str, Motion]:
 def _parquet(path: Path, side: Side) -> dict[str, Any]:
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} cannot be read as Parquet: {error}") from error
     columns = [name for name in (side, "motion") if name in table.schema.names]
     if "clip_id" not in table.schema.names or not columns:
@@ -154,9 +212,17 @@ def _parquet(path: Path, side: Side) -> dict[str, Any]:
             f"{path} has columns {table.schema.names}, expected clip_id and {side} or motion"
         )
     text = (table.schema.metadata or {}).get(b"layout")
-    layout = None if text is None else Layout.from_json(text.decode())
-    clips = {}
+    try:
+        layout = None if text is None else Layout.from_json(text.decode(errors="replace"))
+    except LayoutError as error:
+        raise CorpusError(f"{path}, metadata 'layout': {error}") from error
     names = table["clip_id"].to_pylist()
+    if not names:
+        raise CorpusError(f"{path} has no clip")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CorpusError(f"{path} has clip {twice!r} twice: each clip needs an id of its own")
+    clips = {}
     for name, cell in zip(names, table[columns[0]], strict=True):
         clips[name] = _cell(cell, layout, f"{path}, clip {name!r}")
     return clips
@@ -169,33 +235,103 @@ def _cell(cell: pa.Scalar, layout: Layout | None, where: str) -> np.ndarray | Mo
     try:
         fixed = pa.types.is_list(cell.type) and pa.types.is_fixed_size_list(cell.type.value_type)
         values = array_of(cell) if fixed else np.array(cell.as_py(), np.float64)
+        if layout is None:
+            return _numbers(values, where)
+        motion = Motion(values, layout)
+        require_radians(motion)
     except (TypeError, ValueError) as error:
-        raise CorpusError(f"{where} is no array (time, dim): {error}") from error
-    return values if layout is None else Motion(values, layout)
+        raise CorpusError(f"{where} is no motion (time, dim): {error}") from error
+    return motion
 
 
-def _npy(path: Path) -> np.ndarray:
+def _numpy(path: Path, fps: float | None) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CorpusError(f"{path} is no array: {error}") from error
+        content = load_arrays(path)
+    except ArrayFileError as error:
+        raise CorpusError(str(error)) from error
+    if isinstance(content, np.ndarray):
+        return _numbers(content, str(path))
+    return _npz(path, content, fps)
 
 
-def _npz(path: Path) -> Any:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CorpusError(f"{path} holds no arrays: {error}") from error
-    if {"exp", "pose"} <= arrays.keys():
-        return dualtalk.read_track(path)[0]
-    if {"vertices", "rot", "jaw", "lip", "upper"} <= arrays.keys():
+def _npz(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> Any:
+    """A track, a mesh, or clips, whichever the names and shapes of the arrays say."""
+    clips = {name: array for name, array in arrays.items() if name != FRAME_RATE}
+    rate = _rate(path, arrays, fps)
+    if {"exp", "pose"} <= clips.keys():
+        motion = dualtalk.track_of(clips, path)[0]
+        if rate is not None and rate != motion.layout.fps:
+            raise CorpusError(
+                f"{path} says {rate:g} fps, DualTalk's tracks have {motion.layout.fps:g}: resample "
+                "it"
+            )
+        return motion
+    if tracker := trackers.tracker_of(clips):
+        return trackers.read_track(tracker, clips, path, rate or fps)
+    if {"vertices", "rot", "jaw", "lip", "upper"} <= clips.keys():
         try:
-            regions = Regions(arrays["lip"], arrays["upper"])
+            regions = Regions(tuple(arrays["lip"].tolist()), tuple(arrays["upper"].tolist()))
             return Face(arrays["vertices"], arrays["rot"], arrays["jaw"], regions=regions)
-        except ValueError as error:
+        except (ValueError, TypeError, IndexError) as error:
             raise CorpusError(f"{path}: {error}") from error
-    if not arrays:
-        raise CorpusError(f"{path} is empty")
-    clips = list(arrays.values())
-    return clips[0] if len(clips) == 1 else clips
+    if rate is not None and fps is None:
+        # Plain arrays carry no rate, and a protocol would take its own.
+        raise CorpusError(f"{path} says {rate:g} fps: give --fps {rate:g} (files.fps), too")
+    if len(clips) > 1:
+        return _bundle(path, clips)
+    [clip] = clips.values() or [np.zeros(0)]
+    return _numbers(clip, str(path))
+
+
+def _rate(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> float | None:
+    """Frames per second that the file itself says.
+
+    Raises:
+        CorpusError: it is no rate, or another than `fps`.
+    """
+    if FRAME_RATE not in arrays:
+        return None
+    values = arrays[FRAME_RATE]
+    numbers = np.unique(values) if values.dtype.kind in "iuf" else np.zeros(0)
+    if len(numbers) != 1 or not 0 < numbers[0] < np.inf:
+        raise CorpusError(f"{path}: fps must be one number, it is {values.ravel()[:3].tolist()}")
+    rate = float(numbers[0])
+    if fps is not None and abs(rate / fps - 1) > 1e-3:
+        raise CorpusError(f"{path} says {rate:g} fps, files.fps (--fps) {fps:g}: resample one")
+    return rate
+
+
+def _bundle(path: Path, clips: dict[str, np.ndarray]) -> Any:
+    """Several arrays, a clip each; with names, unless numpy gave them."""
+    kinds = {kind_of(array) for array in clips.values()}
+    if len(kinds) > 1 or any(map(_names_a_part, clips)):
+        known = "; ".join(f"{tracker.name}: {tracker}" for tracker in trackers.TRACKERS)
+        raise CorpusError(
+            f"{path} is of no known kind: it has {described(clips)}. Known are DualTalk: exp (T, "
+            f"50), pose (T, 6), shape (T, 100); {known}; one array; or clips (T, D) of one width "
+            "under names of their own"
+        )
+    numbers = {name: _numbers(array, f"{path}, {name}") for name, array in clips.items()}
+    return list(numbers.values()) if all(map(_UNNAMED.fullmatch, clips)) else numbers
+
+
+def _names_a_part(name: str) -> bool:
+    """Whether a name is of a part of a track, or of one side of it, rather than of a clip."""
+    words = re.findall(r"[^\W_]+", name.lower())
+    return any(map(_PARTS.fullmatch, words)) or all(map(_ROLES.fullmatch, words))
+
+
+def _numbers(array: np.ndarray, where: str) -> np.ndarray:
+    """The array itself.
+
+    Raises:
+        CorpusError: it has no dimension, no value, or values that are no numbers.
+    """
+    if array.dtype.kind not in "biuf":
+        raise CorpusError(f"{where} holds {array.dtype}, no real numbers")
+    if not array.ndim or not array.size:
+        raise CorpusError(f"{where} has shape {array.shape}: no motion is in it")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+        raise CorpusError(f"{where} has NaN or infinity, first at {place}: repair the track")
+    return array
