@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
 
 from rapport.actors import timeline
-from rapport.files import strict_json, write_atomic
+from rapport.files import strict_json, visible, write_atomic
 from rapport.log import logger
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
 from rapport.pipeline.holding import held
@@ -361,7 +361,7 @@ class Run(Workspace):
                     f"--resume with another configuration than {stored}; start a new --run-dir "
                     "instead"
                 )
-        elif self.directory.exists() and not is_empty(self.directory):
+        elif self.directory.exists() and visible(self.directory):
             raise RunError(
                 f"{self.directory} is not empty; choose another --run-dir, or continue it with "
                 "--resume"
@@ -403,6 +403,9 @@ class Run(Workspace):
         self.summary["timeline"] = timeline.shares(self._began, time.time())
         if error is not None:
             self.summary["error"] = "".join(traceback.format_exception_only(error)).strip()
+            write_atomic(
+                self.directory / "traceback.txt", "".join(traceback.format_exception(error))
+            )
         write_atomic(self.summary_path, strict_json(self.summary, indent=2) + "\n")
         self.tracker.log_artifact(self.summary_path)
         self.tracker.log_artifact(self.directory / "config.yaml")
@@ -414,11 +417,6 @@ class Run(Workspace):
             if error is None:
                 raise
             logger.warning(f"  not copied to {self.config.storage.uri}: {lost}")
-
-
-def is_empty(directory: Path) -> bool:
-    """Whether a folder has nothing in it but hidden files."""
-    return all(path.name.startswith(".") for path in directory.iterdir())
 
 
 def _versions() -> dict[str, str]:
