@@ -10,11 +10,18 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from tests.runs import ROOT, begun, command, environment, finished, finished_run, pipeline_run
+from rapport.pipeline.run import main
+from tests.runs import ROOT, begun, command, environment, finished, pipeline_run
 
 pytestmark = pytest.mark.engine
 FEW = ["corpus.train_clips=16", "corpus.test_clips=4", "corpus.seconds=1", "corpus.image_size=28"]
 KEYS = [*FEW, "tracking.system_metrics=false"]
+
+
+def prepared(folder, *keys):
+    """The summary of `prepare`, run in this process."""
+    assert main(["prepare", "--run-dir", str(folder), *keys]) == 0
+    return json.loads((folder / "summary.json").read_text())
 
 
 def texts(folder):
@@ -27,10 +34,11 @@ def test_a_node_whose_disk_is_gone_goes_on_from_storage(tmp_path):
     node, bucket = tmp_path / "node", tmp_path / "bucket"
     bucket.mkdir()
     keys = [*KEYS, f"storage.uri={bucket}"]
-    first = finished_run("prepare", node / "run", *keys)
+    first = prepared(node / "run", *keys)
     digest = (node / "run" / "prepare" / "corpus" / "corpus.json").read_text()
     shutil.rmtree(node)  # the run, and the database of MLflow beside it
     (bucket / "run" / "phases" / "describe.json").unlink()  # it had not come so far
+    # Another process: in this one, MLflow still holds the file of the database that is gone.
     again = pipeline_run("prepare", "--run-dir", node / "run", "--resume", f"storage.uri={bucket}")
     summary = finished(again, node / "run")
     assert "knows no run" in again.stdout and "goes on in a new one" in again.stdout
@@ -43,21 +51,20 @@ def test_a_node_whose_disk_is_gone_goes_on_from_storage(tmp_path):
 
 
 def test_a_moved_run_goes_on_where_it_is_and_a_copy_reads_its_own_files(tmp_path):
-    first = finished_run("prepare", tmp_path / "a" / "run", *KEYS)
+    first = prepared(tmp_path / "a" / "run", *KEYS)
     assert first["artifacts"]["corpus"] == "prepare/corpus"
     shutil.copytree(tmp_path / "a" / "run", tmp_path / "copy")
     shutil.move(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "run" / "phases" / "describe.json").unlink()
-    again = pipeline_run("prepare", "--run-dir", tmp_path / "b" / "run", "--resume")
-    assert finished(again, tmp_path / "b" / "run")["metrics"] == first["metrics"]
+    assert prepared(tmp_path / "b" / "run", "--resume")["metrics"] == first["metrics"]
     shutil.rmtree(tmp_path / "b")
     (tmp_path / "copy" / "phases" / "describe.json").unlink()
-    copy = pipeline_run("prepare", "--run-dir", tmp_path / "copy", "--resume")
-    assert finished(copy, tmp_path / "copy")["metrics"] == first["metrics"]
+    assert prepared(tmp_path / "copy", "--resume")["metrics"] == first["metrics"]
     for path, text in texts(tmp_path / "copy").items():
         assert str(tmp_path / "a") not in text, f"{path} names the place where it was made"
 
 
+@pytest.mark.long
 def test_runs_that_start_together_in_an_empty_folder_all_end_well(tmp_path):
     runs = [
         subprocess.Popen(
@@ -110,7 +117,9 @@ def wait_for(condition, timeout_s=60):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)]
+)
 def test_a_signal_ends_a_run_with_a_word_and_leaves_nothing_half_written(generating, number):
     run, run_dir = generating
     refused = pipeline_run("prepare", "--run-dir", run_dir, "--resume")
@@ -129,6 +138,7 @@ def test_a_signal_ends_a_run_with_a_word_and_leaves_nothing_half_written(generat
     assert {found.info.status for found in client.search_runs(ids)} == {"FAILED"}
 
 
+@pytest.mark.long
 def test_what_a_killed_run_leaves_is_removed_and_its_phase_said_to_be_killed(tmp_path):
     run_dir = tmp_path / "run"
     run = begun("prepare", "--run-dir", run_dir, *KEYS)
