@@ -149,7 +149,7 @@ class Fleet(Pool):
         self._groups = reserve(
             [share | marked] * config.workers, "rollout fleet", config.start_timeout_s
         )
-        variables = worker_environment(config.threads) | dict(environment or {})
+        variables = worker_environment(config.threads, config.gpus) | dict(environment or {})
         actor = {
             "num_cpus": share["CPU"],
             "num_gpus": share.get("GPU", 0),

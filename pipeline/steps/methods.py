@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
 from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.report.ranking import GROUND_TRUTH
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase, still_there
 from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import ode_sampler
 from rapport.pipeline.steps.imitation_vla import action_layout
@@ -229,7 +229,7 @@ def by_fleet(
     asked = choose(imitated.corpus, "test", config.rank.prompts, seed=config.seed)
     answers = []
     with (
-        cluster(config.cluster.address, config.cluster.cpus),
+        cluster_of(config),
         fleet_of(run, config, imitated) as fleet,
     ):
         for policy in policies:
