@@ -143,6 +143,7 @@ def _run(recipe: str, config: RecipeConfig, run_dir: Path, *, resume: bool) -> i
     from rapport.pipeline.rundir import Run
 
     module = importlib.import_module(f"rapport.pipeline.recipes.{recipe}")
+    say_unheeded(config)
     try:
         with Run(recipe, config, run_dir.absolute(), resume=resume) as run:
             module.run(config, run)
@@ -161,6 +162,12 @@ def _run(recipe: str, config: RecipeConfig, run_dir: Path, *, resume: bool) -> i
         return 130
     print(f"summary: {run.summary_path}")
     return 0
+
+
+def say_unheeded(config: RecipeConfig) -> None:
+    """Name the keys of a file that this run will not read."""
+    for key, why in config.unheeded().items():
+        log.logger.warning(f"{key} is not heeded: {why}")
 
 
 def _refused(recipe: str, why: str) -> int:

@@ -32,7 +32,6 @@ from rapport.pipeline.steps.movement import (
     motions_of,
     tabulate_movement,
 )
-from rapport.pipeline.steps.settings import EvaluationConfig
 from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
@@ -140,16 +139,8 @@ class Jury:
             renderers: draw them.
             pairs: the training table of the last round, where there were pairs.
         """
-        if self.shown_clips:
+        if self.config.clips:
             _clips(self.run, self, renderers, pairs=pairs)
-
-    @property
-    def shown_clips(self) -> int:
-        """How many videos of each kind."""
-        if isinstance(self.config, JudgedOfFlow):
-            return self.config.judge.clips
-        assert isinstance(self.config.evaluation, EvaluationConfig)  # of all but AR-Flow
-        return self.config.evaluation.clips
 
     def tabulate(self) -> dict[str, Any]:
         """The table of judged reactions only."""
@@ -242,7 +233,7 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
 @phase("clips")
 def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -> PhaseResult:
     """`clips` videos of each kind."""
-    count = jury.shown_clips
+    count = jury.config.clips
     before, after = jury.compared
     held_out = jury.held_out.of_listeners()
     if isinstance(jury.config, JudgedOfFlow):
