@@ -295,6 +295,21 @@ def test_a_policy_of_ones_own_has_keys_too(capsys):
     assert "unknown key 'sft.steps'" in capsys.readouterr().err
 
 
+def prompts_at_once(config) -> int:
+    """How many engines are asked for before anything else happens, at least."""
+    if isinstance(config, settings.Rewarded):
+        return config.gdpo.sync_every * config.gdpo.batch_size
+    return min(config.rollout.prompts, config.evaluation.prompts)
+
+
+@pytest.mark.parametrize("name", ["dpo_paper", "gdpo_paper"])
+def test_the_sizes_of_the_papers_give_every_engine_work(name):
+    file = CONFIGS / f"{name}.yaml"
+    config = load_config(FIRST[name.partition("_")[0]], file, [])
+    batches = -(-prompts_at_once(config) // config.rollout.batch_prompts)
+    assert batches >= config.rollout.workers
+
+
 # -- Keys that a run does not heed --
 
 MOOT = {
