@@ -65,7 +65,7 @@ def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
     """Everybody of a split whose motion is learnt, clip by clip."""
     affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
     downsample = vae_config(config.vae.size, corpus.layout).downsample
-    for clip in corpus.clips(split):
+    for clip in corpus.clips(split, ("speaker", "speaker_audio", "listener_audio")):
         yield from windows(clip, downsample, both=config.roles == "both", affect=affect)
 
 

@@ -73,9 +73,9 @@ def kept_ratings(
     """
     answered = {}
     if file.is_file():
-        lines = whole_lines(file)  # a killed run leaves half a line
-        file.write_text("".join(f"{line}\n" for line in lines))
-        answered = dict(map(json.loads, lines))
+        kept = whole_lines(file)  # a killed run leaves half a line
+        file.write_text("".join(f"{line}\n" for line in kept))
+        answered = dict(map(json.loads, kept))
     left = (ask() for prompt_id, ask in prompts.items() if prompt_id not in answered)
     with file.open("a") as lines:
         for prompt, ratings in raters.rate(left, seed):
