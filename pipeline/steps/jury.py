@@ -25,7 +25,7 @@ from rapport.pipeline.steps.judging import (
     tabulate,
     track_round,
 )
-from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
     HeldOut,
     MovementJudge,
@@ -158,6 +158,7 @@ def as_judged(policy: Policy, config: Judged, fleet: Fleet | None) -> tuple[Poli
     """
     if isinstance(config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
         policy = policy.with_sampler(flow_studies.ode_sampler(config.judge))
+        policy.to(own_device(config.learner))
         return policy, policy
     return policy, policy if fleet is None else fleet
 
