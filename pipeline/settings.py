@@ -435,6 +435,12 @@ class FilesConfig(Section):
     out: Path | None = None
     """JSON to write; metrics.json in the run directory holds the same"""
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """A policy is judged by one protocol."""
+        if self.pred is not None:
+            return {}
+        return {"without files.pred (--pred) a policy is judged": ("protocol", "variant", "fps")}
+
     @model_validator(mode="after")
     def _go_together(self) -> FilesConfig:
         given = [

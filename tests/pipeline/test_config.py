@@ -329,6 +329,7 @@ MOOT = {
     "vae.steps=5": "evaluate policy=flow checkpoint=x",
     "learner.world_size=1": "evaluate checkpoint=x",
     "rollout.workers=3": "evaluate --pred a --target b",
+    "files.protocol=dim": "evaluate",
     "rollout.kv_cache_gib=1": "rollout rollout.engine=hf",
     "rollout.batch_prompts=2": "rank",
     "head.topology=flame2020": "dpo",
