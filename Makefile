@@ -8,6 +8,8 @@ LOCKS  := infra/requirements/$(EXTRA).lock infra/requirements/dev.lock
 READY  := $(VENV)/.ready-$(EXTRA)
 FAST   := -m "not engine and not e2e and not long"
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
+# Of one GPU; `make dpo EXTRA=cuda SHARES="learner.gpus=1 ..."` for more.
+SHARES ?= $(if $(filter cuda,$(EXTRA)),learner.world_size=1 learner.gpus=0.5 rollout.workers=1 rollout.gpus=0.5)
 # Python writes the bytecode of what it imports, also where the shell forbids it: without, every one of a run's many
 # processes compiles all it imports anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -24,7 +26,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip inst
 .PHONY: dpo test fast-pipeline fast-others test-long lint types docs ui install lock clean
 
 dpo: $(READY)
-	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR)
+	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR) $(SHARES)
 
 # Fast tests and lint first, side by side; then the real engines, then whole recipes.
 test: $(READY)

@@ -21,6 +21,8 @@ for _name, _value in {
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the numbers
     "RAY_AIR_NEW_OUTPUT": "0",  # no tables of Tune's: trials print their own progress
+    # Without a share of a GPU a process sees all, so that preflight can look at them. Those that
+    # compute get `worker_environment`.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -44,13 +46,24 @@ class ClusterError(RuntimeError):
     """The cluster lacks what was asked for; the message says what was wanted and what is there."""
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Environment of a worker that computes with `threads` CPU threads."""
-    return {
+def worker_environment(threads: int, gpus: float = 0) -> dict[str, str]:
+    """Environment of a worker that computes with `threads` CPU threads.
+
+    Without a share of a GPU it sees none, whatever the machine has: torch would take one that Ray
+    has given to somebody else, and DeepSpeed one that does not exist (learner 1 asks for cuda:1).
+
+    Args:
+        threads: of the CPU.
+        gpus: share that the worker asks Ray for.
+    """
+    environment = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "NUMBA_NUM_THREADS": str(threads),
     }
+    if not gpus:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return environment
 
 
 def on_nodes(mark: str | None) -> dict[str, float]:
@@ -64,13 +77,25 @@ def on_nodes(mark: str | None) -> dict[str, float]:
     return {} if mark is None else {mark: 0.001}
 
 
+def know_own_cluster() -> None:
+    """Tell a process of a run which cluster it is in; Ray calls this when the process starts.
+
+    Ray Train looks for the cluster in this variable, and else among all that run on the machine.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
 @contextmanager
 def cluster(address: str | None, cpus: int | None) -> Iterator[str]:
     """Join the cluster at `address` or that of this Ray job, else start a local one until the end.
 
     Yields, and logs, a line that says which.
     """
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    common: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": True,
+        "runtime_env": {"worker_process_setup_hook": know_own_cluster},
+    }
     address = address or os.environ.get("RAY_ADDRESS")
     scratch = None
     began = time.time()

@@ -149,7 +149,7 @@ class Fleet(Pool):
         self._groups = reserve(
             [share | marked] * config.workers, "rollout fleet", config.start_timeout_s
         )
-        variables = worker_environment(config.threads) | dict(environment or {})
+        variables = worker_environment(config.threads, config.gpus) | dict(environment or {})
         actor = {
             "num_cpus": share["CPU"],
             "num_gpus": share.get("GPU", 0),
@@ -219,6 +219,17 @@ class Fleet(Pool):
         self, prompts: Iterable[Prompt], samples: int, seeds: Iterable[int]
     ) -> Iterator[tuple[int, list[list[Reaction]]]]:
         requests = _requests(prompts, samples, seeds, size=self.config.batch_prompts)
+        for request, groups in self.answers(requests):
+            yield request.number, groups
+
+    def answers(
+        self, requests: Iterable[Request]
+    ) -> Iterator[tuple[Request, list[list[Reaction]]]]:
+        """Each request with a group for each of its prompts, in the order the engines finish.
+
+        Args:
+            requests: pulled only when an engine has room.
+        """
         for request, groups in self.stream("sample", requests):
             reactions = [reaction for group in groups for reaction in group]
             actions = sum(_count(reaction) for reaction in reactions)
@@ -229,7 +240,7 @@ class Fleet(Pool):
                     f"{len(stale)} reactions of another weight version than {self.version}, "
                     f"first of {stale[0]}"
                 )
-            yield request.number, groups
+            yield request, groups
 
     def update(self, weights: Mapping[str, Tensor], policy: Policy | None = None) -> float:
         """Give every engine these weights, check digest and canary; returns the log-prob gap.

@@ -242,7 +242,7 @@ class Learners:
             run_config=RunConfig(  # type: ignore[call-arg]
                 name="learner",
                 storage_path=str(self.directory),
-                worker_runtime_env={"env_vars": worker_environment(config.threads)},
+                worker_runtime_env={"env_vars": worker_environment(config.threads, config.gpus)},
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=config.max_failures, controller_failure_limit=2
                 ),

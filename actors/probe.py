@@ -175,7 +175,7 @@ def all_reduce(
             .options(
                 num_cpus=cpus,
                 num_gpus=gpus,
-                runtime_env={"env_vars": worker_environment(1)},
+                runtime_env={"env_vars": worker_environment(1, gpus)},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             )
             .remote()

@@ -93,6 +93,14 @@ class EngineConfig(FleetConfig):
     canary_tolerance: float = Field(1e-3, gt=0)
     """largest log-prob gap allowed after a weight update"""
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What belongs to vLLM."""
+        return (
+            {"rollout.engine=hf has no such cache": ("kv_cache_gib",)}
+            if self.engine == "hf"
+            else {}
+        )
+
     @property
     def gpus_per_actor(self) -> float:
         """GPUs that one actor asks Ray for: a share for each shard of its engine."""

@@ -8,7 +8,7 @@ no GPU. Sections stand beside their components; `pipeline/settings.py` puts them
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -46,6 +46,37 @@ class RecipeConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
 
+    def unheeded(self) -> dict[str, str]:
+        """Keys that were changed and that a run with this config does not read: key -> why."""
+        fields = type(self).model_fields
+        defaults = _flat({name: field.get_default() for name, field in fields.items()})
+        own = _flat({name: getattr(self, name) for name in fields})
+        changed = [key for key, value in own.items() if defaults.get(key) != value]
+        return {
+            key: why
+            for moot, why in _moot_keys(self)
+            for key in changed
+            if f"{key}.".startswith(f"{moot}.")
+        }
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {
+        name: value.model_dump() if isinstance(value, Section) else value
+        for name, value in values.items()
+    }
+    return flatten(plain)
+
+
+def _moot_keys(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """`moot` of a section and of those in it: dotted keys, with why."""
+    for why, keys in section.moot().items():
+        yield from ((prefix + key, why) for key in keys)
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _moot_keys(value, f"{prefix}{name}.")
+
 
 ConfigType = TypeVar("ConfigType", bound=RecipeConfig)
 
@@ -54,10 +85,12 @@ def load_config(recipe: type[ConfigType], file: Path | None, overrides: list[str
     """Defaults, then `file`, then `key=value` overrides.
 
     Raises:
-        ConfigError: names the key and what would be valid.
+        ConfigError: names the key and what would be valid, or why an override would do nothing. A
+            key of `file` may do nothing, as it may serve several runs; `unheeded` tells of it.
     """
     kinds = {key: kind for key, kind, *_ in describe(recipe)}
     values: dict[str, Any] = {}
+    given: list[str] = []
     if file is not None:
         values = read_yaml(file)
         for key in flatten(values):
@@ -69,11 +102,16 @@ def load_config(recipe: type[ConfigType], file: Path | None, overrides: list[str
         key = present_name(key)
         _require_known(kinds, key, "on the command line")
         set_key(values, key, _read_value(key, raw))
+        given.append(key)
     try:
-        return recipe.model_validate(values)
+        config = recipe.model_validate(values)
     except ValidationError as error:
         lines = [_problem(problem, recipe) for problem in error.errors()]
         raise ConfigError("invalid configuration:\n" + "\n".join(lines)) from None
+    for key, why in config.unheeded().items():
+        if key in given:
+            raise ConfigError(f"{key} would not be heeded: {why}. Leave it out")
+    return config
 
 
 def _problem(problem: Any, recipe: type[RecipeConfig]) -> str:

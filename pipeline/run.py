@@ -150,6 +150,7 @@ def _run(recipe: str, config: RecipeConfig, run_dir: Path | None, *, resume: boo
     from rapport.pipeline.steps.inputs import look_at_inputs
 
     module = importlib.import_module(f"rapport.pipeline.recipes.{recipe}")
+    say_unheeded(config)
     try:
         if not resume:
             look_at_inputs(config)
@@ -192,6 +193,12 @@ def _way_on(run_dir: Path | None) -> str:
     if run_dir is None or not (run_dir / "config.yaml").is_file():
         return ""
     return f"; continue with --resume --run-dir {run_dir}"
+
+
+def say_unheeded(config: RecipeConfig) -> None:
+    """Name the keys of a file that this run will not read."""
+    for key, why in config.unheeded().items():
+        log.logger.warning(f"{key} is not heeded: {why}")
 
 
 def _refused(recipe: str, why: str) -> int:

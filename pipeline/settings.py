@@ -53,6 +53,8 @@ from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
 from rapport.rewards.ratings.scores import ScoreConfig
 from rapport.settings import Section
 
+DRAWN = ("size", "supersample", "codec", "crf")  # how a video is drawn
+CONCLUDED = ("judge.ablations", "judge.omegas", "judge.long_frames")  # said of two policies
 STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # how AR-Flow is trained
 
 
@@ -76,6 +78,12 @@ class PrepareConfig(RecipeConfig):
     """`prepare`, and what all recipes take that read a corpus."""
 
     corpus: CorpusConfig = CorpusConfig()
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """`prepare` itself draws nothing."""
+        if type(self) is PrepareConfig:
+            return super().moot() | {"prepare draws nothing: corpus.seed": ("seed",)}
+        return super().moot()
 
 
 class Learning(PrepareConfig):
@@ -169,6 +177,25 @@ class Judged(Learning, Sampling):
     raters: RatersConfig = RatersConfig()
     evaluation: BootstrapConfig = BootstrapConfig()
 
+    @property
+    def clips(self) -> int:
+        """Held-out clips that videos are made of."""
+        return 0
+
+    @property
+    def videos(self) -> int:
+        """All that videos are made of."""
+        return self.clips
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """How videos are drawn, where none are; how pairs are made, where none are."""
+        keys = super().moot()
+        if not self.videos:
+            keys["no video is drawn"] = tuple(f"render.{name}" for name in DRAWN)
+        if not isinstance(self, Preferences):
+            keys["no pairs are made here"] = ("score.rater_scales", "score.minimum_margin")
+        return keys
+
 
 class JudgedOfVla(OfVla, Judged):
     """How a VLA is judged."""
@@ -176,17 +203,32 @@ class JudgedOfVla(OfVla, Judged):
     rollout: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def clips(self) -> int:
+        """Held-out clips that videos are made of."""
+        return self.evaluation.clips
+
 
 class JudgedOfFlow(OfFlow, Judged):
     """How an AR-Flow is judged."""
 
     judge: MovementConfig = MovementConfig()
 
+    @property
+    def clips(self) -> int:
+        """Held-out clips that videos are made of."""
+        return self.judge.clips
+
 
 class JudgedOfOther(OfOther, Judged):
     """How a policy of your own is judged."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def clips(self) -> int:
+        """Held-out clips that videos are made of."""
+        return self.evaluation.clips
 
 
 class Rated(Learning, Sampling):
@@ -223,6 +265,26 @@ class Preferences(Judged, Rated):
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFleetConfig = CandidateFleetConfig()
     dpo: DpoConfig = DpoConfig()
+
+    @property
+    def videos(self) -> int:
+        """All that videos are made of: held-out clips, and candidates."""
+        return self.clips + self.render.videos
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What candidates of an earlier run bring; what is asked of people, where nobody is."""
+        keys = super().moot()
+        if self.ratings is None:
+            keys["simulated raters have one scale"] = ("score.rater_scales",)
+        if self.candidates is not None:
+            # Adapters and frozen parts are of the training here.
+            here = ("lora_rank", "freeze_vision")
+            vla = tuple(f"vla.{name}" for name in VlaConfig.model_fields if name not in here)
+            brought = ("corpus", "sft", "imitate", *vla)
+            keys["candidates=RUN_DIR brings its own corpus and policy"] = brought
+            asked = ("rollout.prompts", "rollout.samples", "rollout.steps", "render.videos")
+            keys["candidates=RUN_DIR brings them"] = asked
+        return keys
 
     @model_validator(mode="after")
     def _ratings_need_candidates(self) -> Self:
@@ -336,6 +398,10 @@ class PreflightConfig(DpoOfVla):
 
     plan: PlanConfig = PlanConfig()
 
+    def unheeded(self) -> dict[str, str]:
+        """None: it is asked about other runs, and sizes them by all that it is told."""
+        return {}
+
 
 def _require_place(file: Path) -> None:
     """Raise `ValueError` unless a file can be written there, before hours are spent on it."""
@@ -379,6 +445,12 @@ class FilesConfig(Section):
     out: Path | None = None
     """JSON to write; metrics.json in the run directory holds the same"""
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """A policy is judged by one protocol."""
+        if self.pred is not None:
+            return {}
+        return {"without files.pred (--pred) a policy is judged": ("protocol", "variant", "fps")}
+
     @model_validator(mode="after")
     def _go_together(self) -> FilesConfig:
         given = [
@@ -410,6 +482,24 @@ class Evaluated(Judged):
     """policy checkpoint to judge; empty = train one and judge that"""
     files: FilesConfig = FilesConfig()
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Files need no policy; a checkpoint is not trained, and one policy not compared."""
+        keys = super().moot() | {"evaluate judges one policy": CONCLUDED}
+        if self.files.pred is not None:
+            read = {"files", "seed", "cluster", "tracking", "storage"}
+            others = tuple(name for name in type(self).model_fields if name not in read)
+            keys["files.pred (--pred) is scored, no policy"] = others
+        if self.checkpoint is not None:
+            # The corpus is encoded by a motion VAE of this size.
+            vae = tuple(f"vae.{name}" for name in VaeTraining.model_fields if name != "size")
+            # The judge computes where learners do.
+            learner = tuple(
+                f"learner.{name}" for name in LearnerConfig.model_fields if name != "gpus"
+            )
+            trained = ("vla", "sft", "imitate", "flow", *vae, *learner)
+            keys["checkpoint is trained already"] = trained
+        return keys
+
     @model_validator(mode="after")
     def _files_or_a_policy(self) -> Self:
         if self.files.pred is not None and self.checkpoint is not None:
@@ -440,6 +530,15 @@ class Ablated(Preferences):
     """What `ablate` takes beside a policy's own."""
 
     ablation: AblationConfig = AblationConfig()
+
+    @property
+    def videos(self) -> int:
+        """Of candidates alone."""
+        return self.render.videos
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What is said of two policies."""
+        return super().moot() | {"ablate compares numbers": (*CONCLUDED, "judge.clips")}
 
     @model_validator(mode="after")
     def _one_round_of_its_own(self) -> Self:
@@ -480,6 +579,12 @@ class RankConfig(Sampling):
     head: HeadConfig = HeadConfig()
     rollout: EngineConfig = EngineConfig()
     rank: RankSettings = RankSettings()
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Baselines are computed here."""
+        if self.rank.dpo or self.rank.gdpo:
+            return super().moot()
+        return super().moot() | {"without rank.dpo and rank.gdpo": ("rollout", "cluster")}
 
     @model_validator(mode="after")
     def _one_corpus(self) -> Self:

@@ -13,11 +13,14 @@ from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.objectives.settings import FlowGdpoConfig
 from rapport.pipeline.search_space import Domain, parse_domain
 from rapport.pipeline.settings import (
+    CONCLUDED,
+    DRAWN,
     STAGE_ONE,
     DpoOfFlow,
     DpoOfVla,
     GdpoOfFlow,
     GdpoOfVla,
+    JudgedOfFlow,
     Learning,
     Preferences,
 )
@@ -85,6 +88,12 @@ class TuneConfig(Section):
             )
         return self
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """A grid says itself how many trials it has."""
+        if self.search == "grid":
+            return {"tune.search=grid has a trial for every combination": ("trials",)}
+        return {}
+
     @property
     def domains(self) -> dict[str, Domain]:
         """Swept key -> the values it may take."""
@@ -104,6 +113,13 @@ class Sweep(Learning):
     subject: Literal["dpo", "gdpo"]
     """the recipe whose keys are swept"""
     tune: TuneConfig
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What a trial sets itself, and what a sweep does not show."""
+        keys = super().moot() | {f"tune.space.{key} sweeps it": (key,) for key in self.tune.space}
+        drawn = ("render.videos", *(f"render.{name}" for name in DRAWN))
+        shown = ("evaluation.clips", "judge.clips", *CONCLUDED)
+        return keys | {"a sweep draws no videos and compares numbers": (*drawn, *shown)}
 
     @model_validator(mode="after")
     def _every_value_gives_a_config(self) -> Self:
@@ -172,6 +188,12 @@ class SweptRewards(Sweep):
     GUARD_METRIC = "MSE"
     subject: Literal["gdpo"] = "gdpo"
     """the recipe whose keys are swept"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Nobody watches AR-Flow in a sweep of `gdpo`."""
+        if not isinstance(self, JudgedOfFlow):
+            return super().moot()
+        return super().moot() | {"judged by how it moves alone": ("raters", "score")}
 
 
 class TuneDpoOfVla(DpoOfVla, SweptPreferences):

@@ -16,6 +16,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Keys of this section that nothing reads as others are set: why -> which.
+
+        A key may be of a section in this one, or such a section as a whole.
+        """
+        return {}
+
     @model_validator(mode="before")
     @classmethod
     def _keep_own_defaults(cls, values: Any) -> Any:

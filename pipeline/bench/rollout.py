@@ -165,6 +165,7 @@ def _fleet(
         partial(TokenEngine, checkpoint, engine),
         engine.threads,
         threads=engine.threads,
+        gpus=engine.gpus,
         environment=engine_environment(engine),
     ) as call:
         described = call("describe")
@@ -196,7 +197,12 @@ def _bare(
 ) -> dict[str, float]:
     samples = config.rollout.samples
     with process(
-        Bare, checkpoint, engine, threads=engine.threads, environment=engine_environment(engine)
+        Bare,
+        checkpoint,
+        engine,
+        threads=engine.threads,
+        gpus=engine.gpus,
+        environment=engine_environment(engine),
     ) as call:
         call("generate", prompts[:1], 2)  # warm
         rates = [_rate(call, prompts, samples) for _ in range(config.bench.repeats)]
@@ -210,7 +216,9 @@ def _transformers(
     samples = config.rollout.samples
     sequences = len(prompts) * samples
     sizes = sorted({min(size, sequences) for size in config.bench.batch_sizes})
-    with process(TransformersGenerate, checkpoint, engine, threads=engine.threads) as call:
+    with process(
+        TransformersGenerate, checkpoint, engine, threads=engine.threads, gpus=engine.gpus
+    ) as call:
         call("generate", prompts[:1], 2, 2)  # warm
         rates = {size: _rate(call, prompts, samples, size) for size in sizes}
         best = max(rates, key=lambda size: rates[size])

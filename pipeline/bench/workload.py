@@ -111,7 +111,11 @@ def random_prompts(
 
 @contextmanager
 def process(
-    actor: Any, *arguments: Any, threads: int = 1, environment: Mapping[str, str] | None = None
+    actor: Any,
+    *arguments: Any,
+    threads: int = 1,
+    gpus: float = 0,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[..., Any]]:
     """An actor in a process of its own; yields `call(method, *arguments)`.
 
@@ -119,10 +123,11 @@ def process(
         actor: class whose instance lives there.
         arguments: of its constructor.
         threads: CPU threads that it has.
+        gpus: share of a GPU; 0 = it sees none.
         environment: variables of the process besides.
     """
-    variables = worker_environment(threads) | dict(environment or {})
-    options = {"num_cpus": threads, "runtime_env": {"env_vars": variables}}
+    variables = worker_environment(threads, gpus) | dict(environment or {})
+    options = {"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
     handle = ray.remote(actor).options(**options).remote(*arguments)
     try:
         yield lambda method, *inputs: ray.get(getattr(handle, method).remote(*inputs))

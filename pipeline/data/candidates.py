@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,62 @@ def _table(path: Path, columns: Sequence[str] = COLUMNS) -> pa.Table:
     raise CandidateError(
         f"{path} holds no candidates: its columns are {names}, not {list(COLUMNS)}"
     )
+
+
+class Answered:
+    """What engines have answered so far, a file for each batch of prompts.
+
+    Batches are those of a run that nobody interrupts, as numbers may differ in their last digits
+    with what stands beside a prompt.
+
+    Args:
+        folder: of the files.
+        prompt_ids: of all prompts, in their order.
+        size: prompts in a batch.
+    """
+
+    def __init__(self, folder: Path, prompt_ids: Sequence[str], size: int) -> None:
+        self.folder = folder
+        self.prompt_ids = prompt_ids
+        self.size = size
+
+    def __len__(self) -> int:
+        return -(-len(self.prompt_ids) // self.size)
+
+    def places(self, number: int) -> slice:
+        """Where the prompts of a batch stand."""
+        return slice(number * self.size, (number + 1) * self.size)
+
+    def file(self, number: int) -> Path:
+        """Of a batch."""
+        return self.folder / f"{number:06d}.parquet"
+
+    def left(self, samples: int) -> list[int]:
+        """Batches without an answer, or with one of other prompts or another number of samples."""
+        wanted = {
+            number: dict.fromkeys(self.prompt_ids[self.places(number)], samples)
+            for number in range(len(self))
+        }
+        return [number for number, counts in wanted.items() if self._counts(number) != counts]
+
+    def _counts(self, number: int) -> dict[str, int]:
+        if not self.file(number).is_file():
+            return {}
+        groups = read_candidates(self.file(number))
+        return {prompt_id: len(group) for prompt_id, group in groups.items()}
+
+    def candidates(self) -> list[Candidate]:
+        """All of them."""
+        return [
+            candidate
+            for number in range(len(self))
+            for group in read_candidates(self.file(number)).values()
+            for candidate in group
+        ]
+
+    def forget(self) -> None:
+        """They stand in one file now."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _innermost(kind: pa.DataType) -> pa.DataType:

@@ -127,7 +127,7 @@ def row_to_clip(
     """Read one row of a batch of a clip shard.
 
     Args:
-        batch: rows with the columns of `clip_schema(layout)`.
+        batch: rows with the columns of `clip_schema(layout)`; a modality may be left out.
         row: which of them.
         layout: of the motion.
         frame_size: height and width of video frames; None where no clip has any.
@@ -135,7 +135,8 @@ def row_to_clip(
     Raises:
         LayoutError: the motion is not finite.
     """
-    cells = {name: batch.column(name)[row] for name in batch.schema.names}
+    cells = dict.fromkeys(clip_schema(layout).names, pa.scalar(None))
+    cells |= {name: batch.column(name)[row] for name in batch.schema.names}
     speaker, words, shape = (cells[name] for name in ("speaker", "words", "speaker_shape"))
     return Clip(
         clip_id=cells["clip_id"].as_py(),

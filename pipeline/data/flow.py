@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from rapport.pipeline.data.statistics import count_nods, head_rotation
 from rapport.policies.clip import Clip
@@ -188,7 +186,7 @@ def window_rows(
     """Rows of WINDOW_SCHEMA."""
     for window in all_windows:
         yield condition_row(window, features, vae) | {
-            "latents": to_bytes(_latents(vae, window.motion)),
+            "latents": to_bytes(vae.latents_of(window.motion)),
             **scene_row(window),
         }
 
@@ -204,7 +202,7 @@ def condition_row(window: Window, features: Features, vae: MotionVAE) -> dict[st
     actor_audio = features.of_voice(
         window.clip_id, window.role, window.actor_audio, frames=frames, fps=fps
     )
-    partner = None if window.partner is None else _latents(vae, window.partner)
+    partner = None if window.partner is None else vae.latents_of(window.partner)
     return {
         "prompt_id": window.window_id,
         "text": to_bytes(features.of_text(window.text)),
@@ -221,11 +219,6 @@ def scene_row(window: Window) -> dict[str, Any]:
         "listening": window.listening.tolist(),
         "speaking": window.actor_speaks.tolist(),
     }
-
-
-def _latents(vae: MotionVAE, motion: Motion) -> Tensor:
-    with torch.no_grad():
-        return vae.encode(torch.from_numpy(motion.values)[None])[0]
 
 
 def _speaks(audio: np.ndarray | None, frames: int, fps: float, otherwise: bool) -> np.ndarray:

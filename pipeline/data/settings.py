@@ -29,3 +29,13 @@ class CorpusConfig(Section):
     """speaker frames per clip, evenly spaced; 0 = none"""
     seed: int = 0
     """seed of the generator (synthetic)"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What is generated is not cut, and the other way round."""
+        generated = ("train_clips", "test_clips", "image_size", "frames", "seed")
+        kind = f"corpus.kind={self.kind}"
+        if self.kind == "synthetic":
+            return {f"{kind} is generated, not read": ("root", "stride")}
+        if self.kind == "parquet":
+            return {f"{kind} takes the clips as they are there": ("stride", *generated)}
+        return {f"{kind} takes what the files have": generated}

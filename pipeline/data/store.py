@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ TRUTH = "truth.parquet"
 ROW_GROUP = 4  # clips decoded at once, for one at random, too
 SHARD = 512  # clips in a file
 SPLITS = ("train", "test")
-_MODALITIES = ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words")
+MODALITIES = ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words")
 
 
 class CorpusError(ValueError):
@@ -118,7 +118,7 @@ class CorpusWriter:
             truth: hidden truth, where the source has it.
         """
         layout = self._checked_layout(clip)
-        for name in _MODALITIES:
+        for name in MODALITIES:
             self._present[name] = self._present.get(name, 0) + (name not in clip.absent)
         if clip.split not in self._shards:
             self._shards[clip.split] = _Shards(
@@ -241,10 +241,16 @@ class Corpus:
         """Clips in a split."""
         return sum(group.rows for group in self._split(split))
 
-    def clips(self, split: str) -> Iterator[Clip]:
-        """Clips of a split in the order they were written; one row group in memory at a time."""
+    def clips(self, split: str, modalities: Collection[str] = MODALITIES) -> Iterator[Clip]:
+        """Clips of a split in the order they were written; one row group in memory at a time.
+
+        Args:
+            split: of the corpus.
+            modalities: what is read beside the listener's motion; the others are None.
+        """
+        columns = self._columns(modalities)
         for group in self._split(split):
-            table = self._read(group)
+            table = self._read(group, columns)
             yield from (self._clip(table, row, group.file) for row in range(group.rows))
 
     def listeners(self, split: str) -> Iterator[tuple[str, Motion]]:
@@ -264,18 +270,19 @@ class Corpus:
         self._split(split)
         return [clip_id for clip_id, place in self._places.items() if place.split == split]
 
-    def at(self, split: str, index: int) -> Clip:
-        """Clip number `index` of a split."""
+    def at(self, split: str, index: int, modalities: Collection[str] = MODALITIES) -> Clip:
+        """Clip number `index` of a split; `modalities` as of `clips`."""
         if 0 <= index < self.count(split):
             left = index
             for group in self._split(split):
                 if left < group.rows:
-                    return self._clip(self._read(group), left, group.file)
+                    table = self._read(group, self._columns(modalities))
+                    return self._clip(table, left, group.file)
                 left -= group.rows
         raise IndexError(f"clip {index} of split {split!r}: {self.path} has {self.count(split)}")
 
-    def clip(self, clip_id: str) -> Clip:
-        """The clip of this id.
+    def clip(self, clip_id: str, modalities: Collection[str] = MODALITIES) -> Clip:
+        """The clip of this id; `modalities` as of `clips`.
 
         Raises:
             CorpusError: there is none.
@@ -285,7 +292,15 @@ class Corpus:
                 f"{self.path} has no clip {clip_id!r}; Corpus.clip_ids(split) lists them"
             )
         place = self._places[clip_id]
-        return self._clip(self._read(place.group), place.row, place.group.file)
+        table = self._read(place.group, self._columns(modalities))
+        return self._clip(table, place.row, place.group.file)
+
+    def _columns(self, modalities: Collection[str]) -> list[str]:
+        return [
+            name
+            for name in clip_schema(self.layout).names
+            if name not in MODALITIES or name in modalities
+        ]
 
     @cached_property
     def _places(self) -> dict[str, _Place]:
@@ -336,6 +351,36 @@ class Corpus:
         except LayoutError as error:
             where = f"{self.path / file}, clip {table['clip_id'][row].as_py()!r}"
             raise CorpusError(f"{where}: {error}. Rebuild the corpus without it") from error
+
+
+class Listeners(Sequence[Motion]):
+    """The listeners of a split, each read when it is asked for.
+
+    Args:
+        corpus: whose they are.
+        split: of the corpus.
+        layout: in which they are wanted.
+    """
+
+    def __init__(self, corpus: Corpus, split: str, layout: Layout) -> None:
+        self.corpus = corpus
+        self.split = split
+        self.layout = layout
+        self.lengths = [len(motion) for _, motion in corpus.listeners(split)]  # frames of each
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Motion: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Motion]: ...
+
+    def __getitem__(self, index: int | slice) -> Motion | list[Motion]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return self.corpus.at(self.split, index, modalities=()).listener.subset(self.layout)
 
 
 class _RowGroup(NamedTuple):

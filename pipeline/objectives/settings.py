@@ -39,6 +39,13 @@ class SftConfig(ImitationConfig):
     lambda_reg: float = Field(0.1, ge=0)
     """weight of temporal coherence and identity (Eq. 8-9)"""
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Nothing is learnt where a checkpoint is there."""
+        if self.checkpoint is not None:
+            others = tuple(name for name in type(self).model_fields if name != "checkpoint")
+            return {"sft.checkpoint is there already": others}
+        return {} if self.window_share else {"sft.window_share=0": ("window_steps",)}
+
 
 class VaeTraining(ImitationConfig):
     """The motion VAE in front of AR-Flow."""
@@ -102,6 +109,15 @@ class DpoConfig(Section):
     """peak; same schedule as SFT"""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW weight decay"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What belongs to one loss, or to several rounds."""
+        keys: dict[str, tuple[str, ...]] = {}
+        if self.loss != "robust":
+            keys[f"dpo.loss={self.loss} assumes no flipped labels"] = ("label_smoothing",)
+        if self.rounds == 1:
+            keys["in the one round of dpo.rounds=1 both references are the same"] = ("reference",)
+        return keys
 
     @property
     def counted_steps(self) -> int | None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rapport.actors.cluster import cluster
 from rapport.actors.fleet import Fleet
 from rapport.pipeline.rundir import Run, Workspace
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
 from rapport.pipeline.steps.ablation import LEARNT, VARIANTS, compare_variants, learn_variant
-from rapport.pipeline.steps.checks import preflight
+from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.judging import MethodRow, tabulate
@@ -31,7 +30,7 @@ Config = AblateOfVla | AblateOfFlow
 def run(config: Config, run: Run) -> None:
     """All variants over several seeds."""
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         preflight(run, config)
         config = on_one_corpus(run, config)
         seeds = []

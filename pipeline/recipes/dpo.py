@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import Preferences
 from rapport.pipeline.steps.alignment import align
-from rapport.pipeline.steps.checks import preflight
+from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
@@ -23,7 +22,7 @@ from rapport.policies.policy import load_policy
 def run(config: Preferences, run: Run) -> None:
     """Align any policy with preferences; `dpo.rounds` repeats the loop with the aligned policy."""
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         preflight(run, config)
         imitated = starting_point(run, config)
         with (

@@ -5,10 +5,10 @@ With `--pred` it scores files by any protocol instead, see `steps.scoring`.
 
 from __future__ import annotations
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import EvaluateOfFlow, EvaluateOfOther, EvaluateOfVla
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import as_trained, imitate, of_checkpoint
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import reward_pool
@@ -23,7 +23,7 @@ def run(config: EvaluateOfVla | EvaluateOfFlow | EvaluateOfOther, run: Run) -> N
         score_files(config, run)
         return
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         if config.checkpoint is None:
             imitated = imitate(run, config)
         else:

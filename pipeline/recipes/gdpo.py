@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rapport.actors.cluster import cluster
 from rapport.actors.fleet import Fleet
 from rapport.actors.learner import Experience, Milestones
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import Rewarded
 from rapport.pipeline.steps.alignment import gdpo_learners, sampled_by
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.learning import Imitated, learnt
@@ -22,7 +22,7 @@ from rapport.policies.policy import load_policy
 def run(config: Rewarded, run: Run) -> None:
     """Align any policy with automatic rewards."""
     config = as_trained(config)
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         imitated = imitate(run, config)
         with fleet_of(run, config, imitated) as fleet, reward_pool(config) as raters:
             jury = Jury.of_run(run, config, imitated, raters)

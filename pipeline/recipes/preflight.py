@@ -6,10 +6,9 @@ on it.
 
 from __future__ import annotations
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import PreflightConfig
-from rapport.pipeline.steps.checks import look_at_cluster
+from rapport.pipeline.steps.checks import cluster_of, look_at_cluster
 from rapport.pipeline.steps.planning import plan
 
 
@@ -18,5 +17,5 @@ def run(config: PreflightConfig, run: Run) -> None:
     if config.plan.nodes is not None:
         plan(run, config)
         return
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         look_at_cluster(run, config)

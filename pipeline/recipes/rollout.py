@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import RolloutOfFlow, RolloutOfOther, RolloutOfVla
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import imitate
 from rapport.pipeline.steps.sampling import fleet_of, package, roll_out
 
 
 def run(config: RolloutOfVla | RolloutOfFlow | RolloutOfOther, run: Run) -> None:
     """Imitate, sample, hand out."""
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         imitated = imitate(run, config)
         with fleet_of(run, config, imitated) as fleet:
             groups = roll_out(run, config, imitated, fleet=fleet)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import Learning
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import imitate
 
 
 def run(config: Learning, run: Run) -> None:
     """Imitate."""
-    with cluster(config.cluster.address, config.cluster.cpus):
+    with cluster_of(config):
         imitate(run, config)

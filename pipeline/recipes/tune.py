@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 
-from rapport.actors.cluster import cluster
 from rapport.log import logger
 from rapport.pipeline.rundir import Run
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.outcomes import outcome_of, report, sorted_outcomes
 from rapport.pipeline.steps.sweeping import (
     judge_start,
@@ -29,7 +29,7 @@ def run(config: Sweep, run: Run) -> None:
     recipe = importlib.import_module(f"rapport.pipeline.recipes.{config.subject}")
     sweep = config.tune
     with (
-        cluster(config.cluster.address, config.cluster.cpus),
+        cluster_of(config),
         shared(run, config, recipe) as (trials, verdict),
     ):
         baseline = judge_start(run, verdict, trials.start).value

@@ -9,16 +9,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import ray
 from rich.console import Console
 from rich.table import Table
 
 from rapport.actors import timeline
-from rapport.actors.cluster import ClusterError
+from rapport.actors.cluster import ClusterError, cluster
 from rapport.actors.probe import Node, all_reduce, probe_nodes
 from rapport.actors.settings import EngineConfig, LearnerConfig
+from rapport.log import logger
 from rapport.pipeline.estimate import (
     GIB,
     ModelSize,
@@ -30,7 +33,7 @@ from rapport.pipeline.estimate import (
 )
 from rapport.pipeline.plan import FPS, Piece
 from rapport.pipeline.rundir import PACKAGES, VLLM_NAMES, RunError, Workspace
-from rapport.pipeline.settings import DpoOfVla, Judged, Rewarded
+from rapport.pipeline.settings import DpoOfVla, Judged, Learning, Rewarded, Sampling
 from rapport.pipeline.steps.sizing import model_size
 
 PROBE_TIMEOUT_S = 60.0
@@ -61,6 +64,39 @@ class Check:
     remedy: str = ""
 
 
+@contextmanager
+def cluster_of(config: Learning | Sampling) -> Iterator[None]:
+    """The cluster of a recipe; says so where it has GPUs of which the config asks for nothing."""
+    with cluster(config.cluster.address, config.cluster.cpus):
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpus and not any(piece_shares(config)):
+            logger.warning(
+                f"  {gpus} GPU{'s' if gpus > 1 else ''} here, and no share is asked for: all is "
+                f"computed on CPUs. For GPUs: {shares_of(gpus)}"
+            )
+        yield
+
+
+def piece_shares(config: Learning | Sampling) -> list[float]:
+    """GPUs that each learner and each engine asks for."""
+    shares = [config.learner.gpus] if isinstance(config, Learning) else []
+    return [*shares, config.rollout.gpus] if isinstance(config, Sampling) else shares
+
+
+def shares_of(gpus: int) -> str:
+    """Keys by which learners and engines use that many GPUs, side by side.
+
+    A learner has a whole one, as NCCL lets no two share one, and their number divides the batches.
+    """
+    if gpus < 2:
+        return "learner.world_size=1 learner.gpus=0.5 rollout.workers=1 rollout.gpus=0.5"
+    learners = min(8, 2 ** (gpus // 2).bit_length() // 2)
+    return (
+        f"learner.world_size={learners} learner.gpus=1 rollout.workers={gpus - learners} "
+        "rollout.gpus=1"
+    )
+
+
 def preflight(run: Workspace, config: Judged) -> None:
     """Look at the cluster before anything expensive starts, unless `cluster.preflight` is false.
 
@@ -81,6 +117,7 @@ def look_at_cluster(run: Workspace, config: Judged) -> None:
     nodes = probe_nodes(run.directory, PACKAGES + VLLM_NAMES, PROBE_TIMEOUT_S)
     checks = [
         *version_checks(nodes, vllm=isinstance(config.rollout, EngineConfig)),
+        *engine_checks(config, nodes),
         *place_checks(config, nodes),
         *storage_checks(nodes),
         bytecode_check(nodes),
@@ -148,6 +185,24 @@ def version_checks(nodes: list[Node], *, vllm: bool = True) -> Iterator[Check]:
     else:
         names = [f"{name} {first.versions[name]}" for name in ("ray", "torch")] + engines[:1]
         yield Check("versions", "ok", f"{len(nodes)} nodes alike: {', '.join(names)}")
+
+
+def engine_checks(config: Judged, nodes: list[Node]) -> Iterator[Check]:
+    """Whether engines compute on what they are given: vLLM is built for GPUs or for CPUs."""
+    version = nodes[0].versions["vllm"]
+    fleet = config.rollout
+    if not isinstance(fleet, EngineConfig) or fleet.engine != "vllm" or fleet.gpus:
+        return
+    if version is not None and "cpu" not in version:
+        gpus = int(sum(node.resources.get("GPU", 0) for node in nodes))
+        yield Check(
+            "engines",
+            "failed",
+            f"vllm {version} computes on GPUs, and rollout.gpus=0",
+            remedy=shares_of(gpus)
+            if gpus
+            else "install infra/requirements/cpu.lock, or rollout.engine=hf",
+        )
 
 
 def demand(config: Judged) -> dict[str, list[Piece]]:

@@ -22,7 +22,7 @@ from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase, still_there
 from rapport.pipeline.settings import OfFlow
 from rapport.pipeline.steps.corpus import prepare
-from rapport.pipeline.steps.learning import Imitated, learn
+from rapport.pipeline.steps.learning import Imitated, learn, own_device
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.config import VaeSizes, flow_config, vae_config
 from rapport.policies.flow.features import Features
@@ -40,9 +40,8 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
     corpus = prepare(run, config.corpus)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
     encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
-    tables = encoded.artifacts["encode_tables"]
-    trained = _flow(run, config, corpus, vae=vae, tables=tables)
-    return Imitated(corpus, trained.artifacts["flow_policy"], tables)
+    trained = _flow(run, config, corpus, vae=vae, encoded=encoded)
+    return Imitated(corpus, trained.artifacts["flow_policy"], encoded.artifacts["encode_tables"])
 
 
 def earlier_flow(directory: Path) -> Imitated:
@@ -70,7 +69,7 @@ def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
     """Everybody of a split whose motion is learnt, clip by clip."""
     affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
     downsample = vae_config(config.vae.size, corpus.layout).downsample
-    for clip in corpus.clips(split):
+    for clip in corpus.clips(split, ("speaker", "speaker_audio", "listener_audio")):
         yield from windows(clip, downsample, both=config.roles == "both", affect=affect)
 
 
@@ -104,8 +103,9 @@ def encode(
     step: Phase, config: OfFlow, corpus: Corpus, vae: Path, *, features: Path
 ) -> PhaseResult:
     """Tables of windows, one a split: features (Eq. 1), latents, who listens when."""
-    encoders = Features.load(config.encoders, features)
-    coder = checkpoint.load_vae(vae)
+    device = own_device(config.learner)
+    encoders = Features.load(config.encoders, features, device)
+    coder = checkpoint.load_vae(vae).to(device)
     counts = {}
     for split in ("train", "test"):
         rows = window_rows(people(config, corpus, split), encoders, coder)
@@ -116,7 +116,7 @@ def encode(
     names = {"text": encoders.text.name, "audio": encoders.audio.name}
     step.say(
         f"{counts} of {kept} of {len(clip.listener)} frames; text by {names['text']}, audio by "
-        f"{names['audio']}"
+        f"{names['audio']}, on {device}"
     )
     if clip.listener_audio is None or clip.speaker_audio is None:
         step.say(
@@ -124,23 +124,27 @@ def encode(
             "throughout"
         )
     return PhaseResult(
-        artifacts={"encode_tables": step.directory}, counts=counts, engines={"encoders": names}
+        artifacts={"encode_tables": step.directory},
+        counts=counts,
+        engines={"encoders": names},
+        value={"text_dim": encoders.text.dim, "audio_dim": encoders.audio.dim},
     )
 
 
 @phase("flow")
-def _flow(step: Phase, config: OfFlow, corpus: Corpus, vae: Path, tables: Path) -> PhaseResult:
+def _flow(
+    step: Phase, config: OfFlow, corpus: Corpus, vae: Path, encoded: PhaseResult
+) -> PhaseResult:
     """AR-Flow by the rectified-flow loss (Eq. 4)."""
     initial = step.directory / "initial"
-    table = tables / "train.arrow"
+    table = encoded.artifacts["encode_tables"] / "train.arrow"
     coder = checkpoint.load_vae(vae)
-    encoders = Features.load(config.encoders, step.directory)
     frames = whole_latents(len(corpus.at("train", 0).listener), coder.config.downsample)
     sizes = flow_config(
         config.flow.size,
         coder.config,
-        encoders.text.dim,
-        audio_dim=encoders.audio.dim,
+        encoded.value["text_dim"],
+        audio_dim=encoded.value["audio_dim"],
         window=frames // coder.config.downsample,
     )
     flow = initialised(sizes, config.seed)

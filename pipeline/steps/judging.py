@@ -5,6 +5,7 @@ Written once for any policy; nothing here was trained on a held-out clip or on t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,14 @@ from rapport.actors.rater import RewardPool
 from rapport.files import strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.columns import Truth
-from rapport.pipeline.data.store import LABELS, TRUTH, Corpus, load_labels, load_truth
+from rapport.pipeline.data.store import (
+    LABELS,
+    TRUTH,
+    Corpus,
+    Listeners,
+    load_labels,
+    load_truth,
+)
 from rapport.pipeline.report.paper import METRICS
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged
@@ -30,8 +38,8 @@ from rapport.rewards.affect import RidgeAffectEstimator
 from rapport.rewards.metrics.baselines import (
     NearestNeighbour,
     SpeakerInput,
+    draw_listener,
     mirror,
-    random_listener,
 )
 from rapport.rewards.metrics.protocols import lm_listener
 from rapport.rewards.metrics.statistics import (
@@ -44,6 +52,8 @@ from rapport.rewards.ratings.ratings import CRITERIA, Rating
 from rapport.rewards.ratings.scores import overall
 
 Answers = Mapping[str, list[Motion]]  # clip id -> reactions
+WATCHED = ("speaker", "speaker_audio", "words")  # what raters and baselines know of a clip
+AFFECT_CLIPS = 4096  # enough for the 60 or so weights of the estimator
 JUDGES = 1000  # added to the seed of a panel: other people than those whose ratings make pairs
 
 
@@ -117,7 +127,7 @@ class Judge:
             corpus=corpus,
             layout=layout,
             raters=raters,
-            clips={clip_id: corpus.clip(clip_id) for clip_id in clip_ids},
+            clips={clip_id: corpus.clip(clip_id, WATCHED) for clip_id in clip_ids},
             affect=affect,
             truth=truth,
         )
@@ -154,14 +164,18 @@ class Judge:
 
     def baselines(self) -> dict[str, MethodRow]:
         """Ground truth, Random, Nearest Neighbour, Mirror; those that the corpus can give."""
-        train = list(self.corpus.clips("train"))
-        listeners = [clip.listener.subset(self.layout) for clip in train]
+        listeners = Listeners(self.corpus, "train", self.layout)
         rng = np.random.default_rng(self.seed)
-        nearest = NearestNeighbour([_input(clip) for clip in train], listeners)
+        train = self.corpus.clips("train", WATCHED)
+        nearest = NearestNeighbour(map(_input, train), listeners)
         clips = self.clips.items()
         recorded = {i: [clip.listener.subset(self.layout)] for i, clip in clips}
         rows = {"ground truth": self(recorded)}
-        drawn = {i: [random_listener(listeners, len(c.listener), rng)] for i, c in clips}
+        drawn = {}
+        for clip_id, clip in clips:
+            frames = len(clip.listener)
+            motion = listeners[draw_listener(listeners.lengths, frames, rng)]
+            drawn[clip_id] = [motion.window(0, frames)]
         rows["Random"] = self(drawn)
         found = {i: [nearest(_input(clip), len(clip.listener))] for i, clip in clips}
         rows["Nearest Neighbour"] = self(found)
@@ -201,12 +215,17 @@ class Judge:
 
 
 def fit_affect(corpus: Corpus, layout: Layout) -> RidgeAffectEstimator | None:
-    """The built-in affect estimator, fitted on training labels; None where the corpus has none."""
+    """The built-in affect estimator, fitted on training labels; None where the corpus has none.
+
+    Of a larger corpus every n-th clip is taken, so that there are at most `AFFECT_CLIPS`.
+    """
     if not (corpus.path / LABELS).is_file():
         logger.info("[evaluate] the corpus has no affect labels: L2 Affect is missing")
         return None
     labels = load_labels(corpus.path)
-    listeners = [(listener.subset(layout), labels[i]) for i, listener in corpus.listeners("train")]
+    step = -(-corpus.count("train") // AFFECT_CLIPS)
+    some = itertools.islice(corpus.listeners("train"), 0, None, step)
+    listeners = [(listener.subset(layout), labels[i]) for i, listener in some]
     return RidgeAffectEstimator.fit(
         [motion for motion, _ in listeners],
         [affect for _, affect in listeners],

@@ -25,14 +25,13 @@ from rapport.pipeline.steps.judging import (
     tabulate,
     track_round,
 )
-from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
     HeldOut,
     MovementJudge,
     motions_of,
     tabulate_movement,
 )
-from rapport.pipeline.steps.settings import EvaluationConfig
 from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
@@ -140,16 +139,8 @@ class Jury:
             renderers: draw them.
             pairs: the training table of the last round, where there were pairs.
         """
-        if self.shown_clips:
+        if self.config.clips:
             _clips(self.run, self, renderers, pairs=pairs)
-
-    @property
-    def shown_clips(self) -> int:
-        """How many videos of each kind."""
-        if isinstance(self.config, JudgedOfFlow):
-            return self.config.judge.clips
-        assert isinstance(self.config.evaluation, EvaluationConfig)  # of all but AR-Flow
-        return self.config.evaluation.clips
 
     def tabulate(self) -> dict[str, Any]:
         """The table of judged reactions only."""
@@ -167,6 +158,7 @@ def as_judged(policy: Policy, config: Judged, fleet: Fleet | None) -> tuple[Poli
     """
     if isinstance(config, JudgedOfFlow) and isinstance(policy, FlowPolicy):
         policy = policy.with_sampler(flow_studies.ode_sampler(config.judge))
+        policy.to(own_device(config.learner))
         return policy, policy
     return policy, policy if fleet is None else fleet
 
@@ -242,7 +234,7 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
 @phase("clips")
 def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -> PhaseResult:
     """`clips` videos of each kind."""
-    count = jury.shown_clips
+    count = jury.config.clips
     before, after = jury.compared
     held_out = jury.held_out.of_listeners()
     if isinstance(jury.config, JudgedOfFlow):

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from rapport.actors.learner import Milestones, Objective, fit
@@ -40,6 +41,11 @@ class Imitated:
     def encoded(self, split: str) -> Dataset | None:
         """The encoded windows of a split, where there are any."""
         return None if self.windows is None else read_table(self.windows / f"{split}.arrow")
+
+
+def own_device(config: LearnerConfig) -> str:
+    """Where this process computes: on a GPU where learners do, and where it sees one."""
+    return "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
 
 
 def learn(

@@ -5,8 +5,9 @@ All of them answer the same held-out clips.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rapport.actors.cluster import cluster
 from rapport.arrays import load_array
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
-from rapport.pipeline.data.store import Corpus, CorpusError
+from rapport.pipeline.data.store import Corpus, CorpusError, Listeners
 from rapport.pipeline.report.ranking import GROUND_TRUTH
 from rapport.pipeline.rundir import (
     Phase,
@@ -31,6 +31,7 @@ from rapport.pipeline.rundir import (
     still_there,
 )
 from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import ode_sampler
 from rapport.pipeline.steps.imitation_vla import action_layout
@@ -47,8 +48,8 @@ from rapport.policies.vla.settings import ActionConfig
 from rapport.rewards.metrics.baselines import (
     NearestNeighbour,
     SpeakerInput,
+    draw_listener,
     mirror,
-    random_listener,
 )
 
 ALGORITHMS = ("dpo", "gdpo")
@@ -241,7 +242,7 @@ def by_fleet(
     asked = choose(imitated.corpus, "test", config.rank.prompts, seed=config.seed)
     answers = []
     with (
-        cluster(config.cluster.address, config.cluster.cpus),
+        cluster_of(config),
         fleet_of(run, config, imitated) as fleet,
     ):
         for policy in policies:
@@ -305,10 +306,10 @@ def baselines(
         ids: of the clips to answer.
         layout: groups that are compared.
     """
-    train = list(corpus.clips("train"))
-    clips = [corpus.clip(clip_id) for clip_id in ids]
+    heard = ("speaker", "speaker_audio")
+    clips = [corpus.clip(clip_id, heard) for clip_id in ids]
     samples = config.rank.samples
-    listeners = [clip.listener.subset(layout) for clip in train]
+    listeners = Listeners(corpus, "train", layout)
 
     def every(react: Callable[[Clip], Motion]) -> Answers:
         return {clip.clip_id: [react(clip)] * samples for clip in clips}
@@ -317,27 +318,27 @@ def baselines(
     drawn: Answers = {}
     for clip in clips:
         frames = len(clip.listener)
-        drawn[clip.clip_id] = [random_listener(listeners, frames, rng) for _ in range(samples)]
+        chosen = [draw_listener(listeners.lengths, frames, rng) for _ in range(samples)]
+        drawn[clip.clip_id] = [listeners[index].window(0, frames) for index in chosen]
     answers = {GROUND_TRUTH: every(lambda clip: clip.listener.subset(layout)), "Random": drawn}
-    present = _present([*train, *clips])
+    present = _present(itertools.chain(clips, corpus.clips("train", heard)))
     if "motion" in present:
         answers["Mirror"] = every(lambda clip: _mirrored(clip, layout))
     for modality in present:
-        nearest = NearestNeighbour([_only(clip, modality) for clip in train], listeners)
+        train = corpus.clips("train", heard)
+        nearest = NearestNeighbour((_only(clip, modality) for clip in train), listeners)
         answers[f"NN {modality}"] = every(partial(_nearest, nearest, modality))
     if present:
-        answers["Regression"] = every(RegressionListener.fit(train, layout))
+        answers["Regression"] = every(RegressionListener.fit(corpus.clips("train", heard), layout))
     return answers
 
 
-def _present(clips: Sequence[Clip]) -> list[str]:
+def _present(clips: Iterable[Clip]) -> list[str]:
     """What every clip has of its speaker."""
-    modalities = ("motion", "audio")
-    return [
-        name
-        for name in modalities
-        if all(getattr(_only(clip, name), name) is not None for clip in clips)
-    ]
+    present = ["motion", "audio"]
+    for clip in clips:
+        present = [name for name in present if getattr(_only(clip, name), name) is not None]
+    return present
 
 
 def _only(clip: Clip, modality: str) -> SpeakerInput:

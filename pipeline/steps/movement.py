@@ -77,26 +77,31 @@ class HeldOut:
         assert isinstance(config.evaluation, ComparisonConfig)  # of all but AR-Flow
         policy = imitated.policy
         clip_ids = choose(imitated.corpus, "test", config.evaluation.prompts, seed=config.seed)
-        clips = [imitated.corpus.clip(clip_id) for clip_id in clip_ids]
-        recorded = [next(windows(clip, 1, both=False)) for clip in clips]
+        recorded = []
+        prompts = []
+        for clip in map(imitated.corpus.clip, clip_ids):
+            recorded.append(_in_layout(next(windows(clip, 1, both=False)), policy))
+            prompts.append(policy.encode(clip))
         return cls(
-            windows=[_in_layout(window, policy) for window in recorded],
-            prompts=[policy.encode(clip) for clip in clips],
+            windows=recorded,
+            prompts=prompts,
             seeds=policy.seeds("held out", config.seed, 0, prompt_ids=clip_ids),
             samples=config.evaluation.samples,
         )
 
     @classmethod
     def _of_windows(cls, config: JudgedOfFlow, imitated: Imitated) -> Self:
-        everybody = list(people(config, imitated.corpus, "test"))
         table = imitated.encoded("test")
         assert table is not None  # AR-Flow has prompts made in advance
-        count = min(config.judge.windows, len(everybody))
-        places = np.linspace(0, len(everybody) - 1, count).astype(int).tolist()
+        count = min(config.judge.windows, len(table))
+        places = np.linspace(0, len(table) - 1, count).astype(int).tolist()
+        wanted = set(places)
+        everybody = enumerate(people(config, imitated.corpus, "test"))
+        judged = {place: window for place, window in everybody if place in wanted}
         prompts = [imitated.policy.prompt_of(table[place]) for place in places]
         ids = [prompt.prompt_id for prompt in prompts]
         return cls(
-            windows=[everybody[place] for place in places],
+            windows=[judged[place] for place in places],
             prompts=prompts,
             seeds=imitated.policy.seeds("held out", config.seed, 0, prompt_ids=ids),
             both_roles=True,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rapport.actors.learner import whole_lines
 from rapport.actors.rater import RatedPrompt, RewardPool
 from rapport.log import logger
 from rapport.pipeline.data.candidates import GROUND_TRUTH, Candidate, read_members
@@ -58,6 +61,31 @@ def simulated_ratings(
     return [rating for _, ratings in raters.rate(prompts, seed) for rating in ratings]
 
 
+def kept_ratings(
+    file: Path, prompts: Mapping[str, Callable[[], RatedPrompt]], raters: RewardPool, seed: int
+) -> list[Rating]:
+    """As `simulated_ratings`, but each answer is kept in `file`, and not asked for again.
+
+    Args:
+        file: a line for each prompt.
+        prompts: by id, made when they are asked about.
+        raters: who answer.
+        seed: says who they are.
+    """
+    answered = {}
+    if file.is_file():
+        kept = whole_lines(file)  # a killed run leaves half a line
+        file.write_text("".join(f"{line}\n" for line in kept))
+        answered = dict(map(json.loads, kept))
+    left = (ask() for prompt_id, ask in prompts.items() if prompt_id not in answered)
+    with file.open("a") as lines:
+        for prompt, ratings in raters.rate(left, seed):
+            answered[prompt.prompt_id] = [asdict(rating) for rating in ratings]
+            lines.write(json.dumps([prompt.prompt_id, answered[prompt.prompt_id]]) + "\n")
+            lines.flush()
+    return [Rating(**rating) for ratings in answered.values() for rating in ratings]
+
+
 def rate(
     run: Workspace,
     config: Preferences,
@@ -85,17 +113,19 @@ def _rated(
     round_index: int,
 ) -> PhaseResult:
     described = None
+    answered = step.directory / "answered.jsonl"
     if config.ratings is None:
-        prompts = (
-            watched(imitated.corpus.clip(clip_id), _motions(imitated, group))
+        prompts = {
+            clip_id: partial(_watched_group, imitated, clip_id, group)
             for clip_id, group in groups.items()
-        )
-        ratings = simulated_ratings(prompts, raters, config.seed)
+        }
+        ratings = kept_ratings(answered, prompts, raters, config.seed)
         source = f"{config.raters.count} SIMULATED raters"
     else:
         ratings, described = peoples_ratings(step, config, _members(groups))
         source = f"{len(described['raters'])} people ({config.ratings.name})"
     kept = keep_ratings(step, ratings, source)
+    answered.unlink(missing_ok=True)  # they stand in one file now
     return replace(kept, value=described)
 
 
@@ -111,6 +141,10 @@ def keep_ratings(step: Phase, ratings: list[Rating], source: str) -> PhaseResult
     write_ratings(file, sorted(ratings, key=lambda r: (r.prompt_id, r.candidate_id, r.rater)))
     step.say(f"{len(ratings)} ratings by {source}")
     return PhaseResult(artifacts={"ratings": file}, engines={"raters": source})
+
+
+def _watched_group(imitated: Imitated, clip_id: str, group: Iterable[Candidate]) -> RatedPrompt:
+    return watched(imitated.corpus.clip(clip_id), _motions(imitated, group))
 
 
 def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from rapport.actors.engines import InProcess, TokenEngine, canary_tolerance, engine_environment
-from rapport.actors.fleet import CANARY_TOKENS, Canary, Fleet
+from rapport.actors.fleet import CANARY_TOKENS, Canary, Fleet, Request
 from rapport.actors.renderer import Panel, RenderPool, VideoJob
 from rapport.actors.settings import CandidateFlowConfig, EngineConfig, FleetConfig
 from rapport.log import logger
 from rapport.pipeline.data.candidates import (
+    Answered,
     Candidate,
     read_candidates,
     recorded,
@@ -209,23 +210,43 @@ def _rollout(
     prompts = Prompts(imitated, "train")
     ids = prompts_of_round(config, policy, prompts.clip_ids, round_index=round_index)
     seeds = policy.seeds("candidates", config.seed, round_index - 1, prompt_ids=ids)
+    answered = Answered(step.directory / "answered", ids, size=config.rollout.batch_prompts)
+    left = answered.left(samples)
+    before = "" if len(left) == len(answered) else f", {len(left)} of {len(answered)} batches left"
+    step.say(f"started: {len(ids)} prompts x {samples} samples{before}")
+    requests = (
+        Request(
+            number,
+            prompts=[prompts[clip_id] for clip_id in ids[answered.places(number)]],
+            seeds=seeds[answered.places(number)],
+            samples=samples,
+        )
+        for number in left
+    )
     started = time.monotonic()
-    actions = 0
-    found: list[Candidate] = []
-    step.say(f"started: {len(ids)} prompts x {samples} samples")
-    for groups in fleet.sample((prompts[clip_id] for clip_id in ids), samples, seeds):
+    rate = 0.0
+    trajectories = actions = 0
+    for request, groups in fleet.answers(requests):
         reactions = [reaction for group in groups for reaction in group]
-        found += [sampled(reaction, policy) for reaction in reactions]
+        # Kept at once: a run that is killed here asks for the others only when it is resumed.
+        write_candidates(
+            answered.file(request.number),
+            [sampled(reaction, policy) for reaction in reactions],
+            policy,
+        )
+        trajectories += len(reactions)
         actions += sum(len(reaction.actions) for reaction in reactions)
-        seconds = time.monotonic() - started
-        step.logger.log({"trajectories": len(found), "tokens_per_s": actions / seconds}, len(found))
-    seconds = time.monotonic() - started
+        rate = actions / (time.monotonic() - started)
+        step.logger.log({"trajectories": trajectories, "tokens_per_s": rate}, trajectories)
+    found = answered.candidates()
+    actions = sum(len(candidate.actions) for candidate in found)
     for clip_id in ids:
         motion = imitated.corpus.clip(clip_id).listener.subset(policy.layout)
         found.append(recorded(clip_id, policy.actions_of(motion), policy))
     file = step.directory / "candidates.parquet"
     count = write_candidates(file, found, policy)
-    step.say(f"{actions} actions, {actions / seconds:.0f} a second")
+    answered.forget()
+    step.say(f"{actions} actions, {rate:.0f} a second")
     return PhaseResult(
         artifacts={"candidates": file},
         counts={
@@ -234,7 +255,7 @@ def _rollout(
             "action_tokens": actions,
             "candidates": count,
         },
-        value={"tokens_per_s": round(actions / seconds)},
+        value={"tokens_per_s": round(rate)},
     )
 
 

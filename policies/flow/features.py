@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rapport.policies.flow.encoders import AUDIO_RATE, AudioEncoder, FeatureCache, TextEncoder
 from rapport.policies.flow.settings import EncodersConfig
@@ -35,14 +36,22 @@ class Features:
     audio_cache: FeatureCache
 
     @classmethod
-    def load(cls, config: EncodersConfig, cache: Path) -> Self:
-        """The encoders that `config` names; tiny random ones where it names none."""
+    def load(cls, config: EncodersConfig, cache: Path, device: torch.device | str = "cpu") -> Self:
+        """The encoders that `config` names; tiny random ones where it names none.
+
+        Args:
+            config: which encoders.
+            cache: folder of their features, where the config names none.
+            device: where they compute; features are on the CPU once they are kept.
+        """
         text = TextEncoder.tiny()
         if config.text is not None:
             text = TextEncoder.from_pretrained(config.text)
         audio = AudioEncoder.tiny()
         if config.audio is not None:
             audio = AudioEncoder.from_pretrained(config.audio)
+        for encoder in (text, audio):
+            nn.Module.to(encoder.model, device)
         folder = cache if config.cache is None else config.cache
         return cls(
             text=text,
@@ -75,8 +84,8 @@ class Features:
         return self.audio_cache.get(f"{clip_id}/{role}", lambda: self.audio(heard, frames, fps))
 
 
-def scratch_features(config: EncodersConfig) -> Features:
+def scratch_features(config: EncodersConfig, device: torch.device | str = "cpu") -> Features:
     """Encoders that keep nothing beyond this process."""
     folder = tempfile.mkdtemp(prefix="rapport-features-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Features.load(config, Path(folder))
+    return Features.load(config, Path(folder), device)

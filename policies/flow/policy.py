@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rapport.policies.flow.features import Features
 
 BATCH = 32  # windows answered at once
+GPU_BATCH = 512  # where launching takes as long for one as for hundreds
 VAE_FOLDER = "vae"
 
 
@@ -123,7 +124,7 @@ class FlowPolicy(Policy):
         # Imported here: learners never encode, and transformers takes seconds.
         from rapport.policies.flow.features import scratch_features
 
-        return scratch_features(self.encoders)
+        return scratch_features(self.encoders, self._device)
 
     # -- Reacting --
 
@@ -153,8 +154,9 @@ class FlowPolicy(Policy):
     ) -> list[list[Reaction]]:
         """By the ODE or the SDE of `sampler`; the prefix of a prompt is computed once."""
         groups: list[list[Reaction]] = []
-        for first in range(0, len(prompts), BATCH):
-            batch = slice(first, first + BATCH)
+        size = GPU_BATCH if self._device.type == "cuda" else BATCH
+        for first in range(0, len(prompts), size):
+            batch = slice(first, first + size)
             by = self._by_ode if self.sampler.sigma is None else self._by_sde
             groups += by(prompts[batch], samples, seeds[batch])
         return groups
@@ -189,7 +191,7 @@ class FlowPolicy(Policy):
         sampler = self.sampler
         if sampler.omega_speak == sampler.omega_listen == 1:
             return None
-        speaking = torch.tensor([prompt.row["speaking"] for prompt in prompts])
+        speaking = torch.tensor([prompt.row["speaking"] for prompt in prompts]).to(self._device)
         return guidance_scale(
             speaking,
             sampler.omega_speak,
@@ -259,8 +261,7 @@ class FlowPolicy(Policy):
 
     def latents(self, motion: Motion) -> Tensor:
         """(time / r, latent_dim) of a motion of whole latents."""
-        with torch.no_grad():
-            return self.vae.encode(torch.from_numpy(motion.values)[None])[0]
+        return self.vae.latents_of(motion)
 
     def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
         """By place in the batch, or counted up for held-out prompts."""

@@ -24,6 +24,8 @@ FLOW_SCHEMA = pa.schema(CONDITION_COLUMNS | {"latents": pa.binary()})
 
 
 def to_bytes(values: Tensor | np.ndarray | None) -> bytes | None:
+    if isinstance(values, Tensor):
+        values = values.cpu()
     return None if values is None else np.ascontiguousarray(values, dtype=np.float32).tobytes()
 
 

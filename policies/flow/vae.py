@@ -124,6 +124,11 @@ class MotionVAE(nn.Module):
         amplitudes = self.cosines @ self.standardise(torch.cat(windows))
         self.spectrum.copy_(amplitudes.square().mean(0).sqrt())
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.channel_mean.device
+
     @torch.no_grad()
     def fit_latents(self, clips: Iterable[Tensor]) -> None:
         """Mean and standard deviation of every latent dimension over a corpus.
@@ -183,7 +188,13 @@ class MotionVAE(nn.Module):
     def to_motion(self, latents: Tensor) -> Motion:
         """Standardised latents (n, latent_dim) of one sequence -> typed motion of n r frames."""
         with torch.no_grad():
-            return Motion(self.decode(latents.unsqueeze(0))[0].cpu().numpy(), self.config.layout)
+            frames = self.decode(latents.to(self.device).unsqueeze(0))[0]
+        return Motion(frames.cpu().numpy(), self.config.layout)
+
+    @torch.no_grad()
+    def latents_of(self, motion: Motion) -> Tensor:
+        """Typed motion of whole latents -> standardised latents (time / r, latent_dim)."""
+        return self.encode(torch.from_numpy(motion.values)[None].to(self.device))[0]
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `vae_loss` takes.

@@ -57,6 +57,14 @@ class VlaConfig(Section):
     freeze_vision: bool = False
     """keep both vision towers fixed"""
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Published parts have their own sizes."""
+        parts = ("llama", "dino", "siglip", "openvla")
+        if self.size == "tiny":
+            return {"vla.size=tiny has random weights": parts}
+        sizes = ("hidden", "layers", "heads", "kv_heads", "vision_hidden", "vision_layers")
+        return {"vla.size=pretrained has the sizes of its parts": (*sizes, "vocabulary")}
+
     @model_validator(mode="after")
     def _heads_share_keys(self) -> Self:
         if self.heads % self.kv_heads:

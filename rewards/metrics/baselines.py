@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from rapport.policies.motion import Layout, LayoutError, Motion
 
 # A clip is described by that many stretches in a row, so that order in time counts.
 SEGMENTS = 8
+MODALITIES = ("motion", "audio", "text")  # by the first of which speakers are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +37,22 @@ def random_listener(train: Sequence[Motion], frames: int, rng: np.random.Generat
     Raises:
         ValueError: none is long enough.
     """
-    long_enough = [motion for motion in train if len(motion) >= frames]
-    if not long_enough:
+    lengths = [len(motion) for motion in train]
+    return train[draw_listener(lengths, frames, rng)].window(0, frames)
+
+
+def draw_listener(lengths: Sequence[int], frames: int, rng: np.random.Generator) -> int:
+    """Which one `random_listener` takes, by the frames that each has.
+
+    Raises:
+        ValueError: none is long enough.
+    """
+    long_enough = np.flatnonzero(np.asarray(lengths) >= frames)
+    if not len(long_enough):
         raise ValueError(
-            f"no training listener has {frames} frames, the longest of {len(train)} is shorter"
+            f"no training listener has {frames} frames, the longest of {len(lengths)} is shorter"
         )
-    return long_enough[rng.integers(len(long_enough))].window(0, frames)
+    return int(long_enough[rng.integers(len(long_enough))])
 
 
 def mirror(speaker: Motion | None, layout: Layout) -> Motion | None:
@@ -77,42 +89,52 @@ class NearestNeighbour:
     clips.
 
     Args:
-        speakers: of the training clips.
-        listeners: of the same clips.
+        speakers: of the training clips; of each only features are kept.
+        listeners: of the same clips; one is asked for when it is the nearest.
 
     Raises:
         ValueError: unlike numbers, or no clip.
         LayoutError: speakers of unlike layouts.
     """
 
-    def __init__(self, speakers: Sequence[SpeakerInput], listeners: Sequence[Motion]) -> None:
-        if not len(speakers) == len(listeners) > 0:
+    def __init__(self, speakers: Iterable[SpeakerInput], listeners: Sequence[Motion]) -> None:
+        self.listeners = listeners
+        self.layout: Layout | None = None
+        features: dict[str, dict[int, np.ndarray]] = {"motion": {}, "audio": {}}
+        self._texts: dict[int, str] = {}
+        count = 0
+        for count, speaker in enumerate(speakers, 1):
+            if speaker.motion is not None:
+                self._require_layout(speaker.motion.layout)
+                features["motion"][count - 1] = motion_features(speaker.motion)
+            if speaker.audio is not None:
+                features["audio"][count - 1] = audio_features(speaker.audio)
+            if speaker.text is not None:
+                self._texts[count - 1] = speaker.text
+        if not count == len(listeners) > 0:
             raise ValueError(
-                f"{len(speakers)} speakers for {len(listeners)} listeners; one each, and at "
-                "least one"
+                f"{count} speakers for {len(listeners)} listeners; one each, and at least one"
             )
-        self.listeners = list(listeners)
-        texts = [speaker.text for speaker in speakers if speaker.text is not None]
-        known_words = sorted({word for text in texts for word in words(text)})
+        known_words = sorted({word for text in self._texts.values() for word in words(text)})
         self.vocabulary = {word: column for column, word in enumerate(known_words)}
-        layouts = {s.motion.layout for s in speakers if s.motion is not None}
-        if len(layouts) > 1:
-            raise LayoutError(
-                "training speakers of unlike layouts: " + "; ".join(sorted(map(str, layouts)))
-            )
-        self.layout = next(iter(layouts), None)
-        features_by_clip = [self._features(speaker) for speaker in speakers]
-        self.indices: dict[str, _Index] = {}
-        for modality in ("motion", "audio", "text"):
-            clips = [i for i, features in enumerate(features_by_clip) if modality in features]
-            if clips:
-                x = np.stack([features_by_clip[i][modality] for i in clips])
-                mean = x.mean(axis=0)
-                scale = x.std(axis=0)
-                scale[scale < 1e-8] = 1.0
-                self.indices[modality] = _Index(
-                    clips=np.array(clips), features=(x - mean) / scale, mean=mean, scale=scale
-                )
+        self._indices = {name: _index(of_clips) for name, of_clips in features.items() if of_clips}
+
+    def _require_layout(self, layout: Layout) -> None:
+        if self.layout is not None and layout != self.layout:
+            raise LayoutError(f"training speakers of unlike layouts: {self.layout}; {layout}")
+        self.layout = layout
+
+    @cached_property
+    def _index_of_texts(self) -> _Index:
+        """Made when a speaker has nothing else: a column for every word takes room."""
+        return _index(
+            {clip: text_features(text, self.vocabulary) for clip, text in self._texts.items()}
+        )
+
+    def _index(self, modality: str) -> _Index | None:
+        if modality == "text":
+            return self._index_of_texts if self._texts else None
+        return self._indices.get(modality)
 
     def nearest(self, speaker: SpeakerInput) -> int:
         """Index of the nearest training clip; the first of equals.
@@ -122,14 +144,15 @@ class NearestNeighbour:
             LayoutError: motion of another layout than that of the training speakers.
         """
         features = self._features(speaker)
-        for modality, index in self.indices.items():
-            if modality in features:
+        for modality in MODALITIES:
+            if modality in features and (index := self._index(modality)) is not None:
                 x = (features[modality] - index.mean) / index.scale
                 distances = np.sum((index.features - x) ** 2, axis=1)
                 return int(index.clips[np.argmin(distances)])
+        known = sorted(name for name in MODALITIES if self._index(name) is not None)
         raise ValueError(
-            f"the speaker has {sorted(features) or 'nothing'}, the training clips "
-            f"{sorted(self.indices)}; nothing to compare them by"
+            f"the speaker has {sorted(features) or 'nothing'}, the training clips {known}; "
+            "nothing to compare them by"
         )
 
     def __call__(self, speaker: SpeakerInput, frames: int) -> Motion:
@@ -149,6 +172,16 @@ class NearestNeighbour:
         if speaker.text is not None:
             features["text"] = text_features(speaker.text, self.vocabulary)
         return features
+
+
+def _index(features: Mapping[int, np.ndarray]) -> _Index:
+    """Of the features by number of the clip."""
+    x = np.stack(list(features.values()))
+    mean = x.mean(axis=0)
+    scale = x.std(axis=0)
+    scale[scale < 1e-8] = 1.0
+    clips = np.array(list(features))
+    return _Index(clips, features=(x - mean) / scale, mean=mean, scale=scale)
 
 
 def motion_features(motion: Motion) -> np.ndarray:

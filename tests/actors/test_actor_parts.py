@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.actors.cluster import worker_environment
 from rapport.actors.fleet import _requests
 from rapport.actors.rater import Viewer
 from rapport.actors.renderer import on_this_head
@@ -105,3 +106,10 @@ def test_the_canarys_gap_is_the_largest_difference(
     assert policy.log_prob_gap(prompt, other) == pytest.approx(0.25, abs=1e-3)
     off[3] = np.nan
     assert np.isnan(policy.log_prob_gap(prompt, other))
+
+
+def test_without_a_share_of_a_gpu_a_process_sees_none():
+    hidden = worker_environment(2)
+    assert hidden["CUDA_VISIBLE_DEVICES"] == "" and hidden["DS_ACCELERATOR"] == "cpu"
+    shown = worker_environment(2, gpus=0.5)
+    assert not {"CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"} & shown.keys(), "Ray says which"

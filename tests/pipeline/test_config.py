@@ -8,12 +8,13 @@ import yaml
 from rapport.pipeline import config as cfg
 from rapport.pipeline import settings
 from rapport.pipeline.config import describe, load_config
-from rapport.pipeline.run import OTHER, RECIPES, main
+from rapport.pipeline.run import OTHER, RECIPES, config_of, main, say_unheeded
 from rapport.pipeline.settings import DpoOfVla, GdpoOfFlow, PrepareConfig
 from rapport.rewards.dynamics import GroupWeightsConfig
 from rapport.settings import ConfigError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def all_configs():
@@ -98,6 +99,7 @@ def test_a_recipe_keeps_its_own_defaults_for_the_rest_of_a_section(tmp_path):
 def test_values_are_read_as_yaml():
     config = load(
         "corpus.root=/data/x",
+        "corpus.kind=parquet",
         "learner.zero_stage=3",
         "sft.learning_rate=1e-4",
         "tracking.system_metrics=false",
@@ -170,7 +172,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_config_written_as_yaml_reads_back_the_same(tmp_path):
-    config = load("corpus.root=/data/a folder", "dpo.beta=0.3", "policy.action.expr_dims=7")
+    folder = ["corpus.kind=dualtalk", "corpus.root=/data/a folder"]
+    config = load(*folder, "dpo.beta=0.3", "policy.action.expr_dims=7")
     for text in (cfg.to_yaml(config), cfg.commented_yaml(config)):
         file = tmp_path / "c.yaml"
         file.write_text(text)
@@ -234,7 +237,7 @@ def test_bad_usage_ends_with_code_2(arguments, message, capsys):
 
 
 def test_keys_may_stand_before_and_after_options(capsys):
-    assert main(["prepare", "corpus.seed=4", "--print-config", "seed=5"]) == 0
+    assert main(["sft", "corpus.seed=4", "--print-config", "seed=5"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["seed"] == 5 and printed["corpus"]["seed"] == 4
 
@@ -290,3 +293,115 @@ def test_a_policy_of_ones_own_has_keys_too(capsys):
     assert printed["policy"] == "my.listeners:Quiet" and printed["imitate"]["steps"] == 240
     assert main(["dpo", "policy=my.listeners:Quiet", "sft.steps=1", "--print-config"]) == 2
     assert "unknown key 'sft.steps'" in capsys.readouterr().err
+
+
+def prompts_at_once(config) -> int:
+    """How many engines are asked for before anything else happens, at least."""
+    if isinstance(config, settings.Rewarded):
+        return config.gdpo.sync_every * config.gdpo.batch_size
+    return min(config.rollout.prompts, config.evaluation.prompts)
+
+
+@pytest.mark.parametrize("name", ["dpo_paper", "gdpo_paper"])
+def test_the_sizes_of_the_papers_give_every_engine_work(name):
+    file = CONFIGS / f"{name}.yaml"
+    config = load_config(FIRST[name.partition("_")[0]], file, [])
+    batches = -(-prompts_at_once(config) // config.rollout.batch_prompts)
+    assert batches >= config.rollout.workers
+
+
+# -- Keys that a run does not heed --
+
+MOOT = {
+    "corpus.stride=2": "dpo",
+    "corpus.root=there": "prepare",
+    "corpus.train_clips=5": "sft corpus.kind=dualtalk corpus.root=x",
+    "corpus.frames=2": "sft corpus.kind=lm_listener corpus.root=x",
+    "corpus.seed=2": "sft corpus.kind=parquet corpus.root=x",
+    "corpus.seconds=2": "dpo candidates=x",
+    "vla.hidden=64": "dpo candidates=x",
+    "sft.steps=5": "dpo candidates=x",
+    "rollout.samples=3": "dpo policy=flow candidates=x",
+    "seed=3": "prepare",
+    "vla.layers=2": "sft vla.size=pretrained vla.llama=a vla.dino=b vla.siglip=c",
+    "vla.llama=a": "sft",
+    "vla.action.rate=4": "evaluate checkpoint=x",
+    "vae.steps=5": "evaluate policy=flow checkpoint=x",
+    "learner.world_size=1": "evaluate checkpoint=x",
+    "rollout.workers=3": "evaluate --pred a --target b",
+    "files.protocol=dim": "evaluate",
+    "rollout.kv_cache_gib=1": "rollout rollout.engine=hf",
+    "rollout.batch_prompts=2": "rank",
+    "head.topology=flame2020": "dpo",
+    "sft.window_steps=5": "sft sft.window_share=0",
+    "sft.lambda_exp=2": "sft sft.checkpoint=x",
+    "dpo.label_smoothing=0.2": "dpo",
+    "dpo.reference=previous": "dpo policy=flow",
+    "score.rater_scales=false": "dpo",
+    "score.minimum_margin=0.1": "gdpo",
+    "render.crf=20": "dpo evaluation.clips=0 render.videos=0",
+    "render.size=128": "tune gdpo",
+    "judge.omegas=[2.0]": "evaluate policy=flow",
+    "judge.clips=2": "ablate policy=flow",
+    "tune.trials=2": "tune dpo",
+    "dpo.beta=4": "tune dpo",
+    "gdpo.sigma=0.4": "tune gdpo",
+    "raters.count=3": "tune gdpo",
+}
+
+
+@pytest.mark.parametrize("moot", MOOT)
+def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
+    command = MOOT[moot].split()
+    assert main([*command, "--print-config"]) == 0, "without it"
+    capsys.readouterr()
+    assert main([*command, moot, "--print-config"]) == 2
+    refused = capsys.readouterr().err
+    assert f"{moot.partition('=')[0]} would not be heeded: " in refused and refused.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "heeded",
+    [
+        "sft corpus.kind=dualtalk corpus.root=x corpus.stride=2",
+        "sft corpus.kind=parquet corpus.root=x corpus.seconds=2",
+        "dpo candidates=x vla.lora_rank=2 dpo.train=all",
+        "dpo candidates=x ratings=y score.rater_scales=false raters.count=3",
+        "dpo dpo.loss=robust dpo.label_smoothing=0.2",
+        "dpo dpo.rounds=2 dpo.reference=previous",
+        "dpo render.videos=0 render.crf=20",
+        "evaluate policy=flow checkpoint=x vae.size=paper learner.gpus=1",
+        "tune dpo tune.search=random tune.trials=2 tune.space.dpo.beta=uniform(1,2)",
+        "tune dpo dpo.learning_rate=1e-4",
+        "tune gdpo policy=vla raters.count=3",
+        "rank rank.dpo=x rollout.workers=1",
+        "preflight corpus.kind=dualtalk corpus.frames=2",
+    ],
+)
+def test_a_key_that_does_something_is_taken(heeded, capsys):
+    assert main([*heeded.split(), "--print-config"]) == 0
+
+
+def test_a_file_may_serve_several_runs_and_what_is_not_heeded_of_it_is_said(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text("corpus:\n  seconds: 2.0\n  train_clips: 1024\nsft:\n  steps: 5\n")
+    assert load(file=file).unheeded() == {}
+    config = load("candidates=x", file=file)
+    assert set(config.unheeded()) == {"corpus.seconds", "sft.steps"}, "train_clips has its default"
+    say_unheeded(config)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0].startswith("corpus.seconds is not heeded: candidates=RUN_DIR")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_files_that_come_with_the_project_are_heeded_as_a_whole(file):
+    config_type = config_of(file.stem.partition("_")[0], None, file, [])
+    assert load_config(config_type, file, []).unheeded() == {}
+
+
+@pytest.mark.parametrize("recipe", TYPES)
+def test_what_is_moot_names_keys(recipe):
+    """Of this recipe or of a sibling: what they share says so once for all of them."""
+    known = {key for kind in TYPES for key, *_ in describe(kind)} | {"imitate"}
+    for key, why in cfg._moot_keys(recipe()):
+        assert why and any(f"{name}.".startswith(f"{key}.") for name in known), key

@@ -10,10 +10,12 @@ import pytest
 
 from rapport.pipeline.data.columns import Truth
 from rapport.pipeline.data.store import (
+    MODALITIES,
     ROW_GROUP,
     Corpus,
     CorpusError,
     CorpusWriter,
+    Listeners,
     load_labels,
     load_truth,
 )
@@ -272,3 +274,39 @@ def test_nan_in_stored_motion_names_the_clip(tmp_path):
     corpus = write(tmp_path / "c", [bare_clip("good"), poisoned])
     with pytest.raises(CorpusError, match="clip 'bad'.*frame 3, column 1"):
         list(corpus.clips("train"))
+
+
+def test_a_clip_may_be_read_without_some_of_its_modalities(tiny_corpus, monkeypatch):
+    read = []
+    whole = Corpus._read
+
+    def watched(self, group, columns=None):
+        read.append(columns)
+        return whole(self, group, columns)
+
+    monkeypatch.setattr(Corpus, "_read", watched)
+    corpus = Corpus(tiny_corpus.path)
+    some = ("speaker", "words")
+    [first] = corpus.clip_ids("train")[:1]
+    own = tiny_corpus.at("train", 0)
+    read.clear()
+    for clip in (next(corpus.clips("train", some)), corpus.at("train", 0, some)):
+        assert clip.absent == ["speaker_frames", "speaker_audio", "listener_audio"]
+        np.testing.assert_array_equal(clip.speaker.values, own.speaker.values)
+        np.testing.assert_array_equal(clip.listener.values, own.listener.values)
+        assert (clip.clip_id, clip.text) == (first, own.text)
+    assert corpus.clip(first, ()).absent == list(MODALITIES)
+    assert not any({"speaker_frames", "speaker_audio"} & set(columns) for columns in read)
+
+
+def test_listeners_are_read_when_they_are_asked_for(tiny_corpus):
+    layout = tiny_corpus.layout.subset({"jaw": 3})
+    listeners = Listeners(tiny_corpus, "train", layout)
+    clips = list(tiny_corpus.clips("train"))
+    assert len(listeners) == 8 and listeners.lengths == [len(clip.listener) for clip in clips]
+    for motion, clip in zip(
+        [*listeners[:5], listeners[5], listeners[6], listeners[7]], clips, strict=True
+    ):
+        np.testing.assert_array_equal(motion.values, clip.listener.subset(layout).values)
+    with pytest.raises(IndexError):
+        listeners[8]

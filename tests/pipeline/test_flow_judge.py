@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.actors.settings import LearnerConfig
 from rapport.pipeline.config import load_config, to_yaml
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
 from rapport.pipeline.objectives.settings import FlowTraining
@@ -16,7 +17,7 @@ from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow, RolloutOfFlow
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.imitation_flow import earlier_flow
-from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
     HeldOut,
     MovementJudge,
@@ -29,7 +30,7 @@ from rapport.policies.flow import config
 from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
-from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.head.settings import HeadConfig
@@ -259,3 +260,31 @@ def test_candidates_bring_the_settings_of_their_run_or_of_the_one_it_took_its_po
     for key, section in (("imitation=b", "imitation"), ("vae.steps=3", "vae")):
         with pytest.raises(ConfigError, match=f"leave {section} out"):
             load_config(DpoOfFlow, None, ["candidates=a", key])
+
+
+def test_what_the_judge_computes_stays_on_the_device_of_the_policy(made):
+    """On `meta`, which has shapes and no numbers: mixing it with the CPU is an error."""
+    held_out, _, policy = made
+    window = held_out.windows[0]
+    sizes = policy.flow.config
+    moved = FlowPolicy(initialised(sizes, 0), MotionVAE(policy.vae.config), EncodersConfig()).to(
+        "meta"
+    )
+    assert moved.latents(window.motion).device.type == "meta"
+    assert moved.features.text.model.device.type == "meta"
+    assert moved.features.audio.model.device.type == "meta"
+    guided = moved.with_sampler(omega_listen=2.0)
+    row = dict(held_out.prompts[0].row) | {"speaking": window.actor_speaks.tolist()}
+    omega = guided._guidance([FlowPrompt("p", row)])
+    assert omega.device.type == "meta" and omega.shape == (1, sizes.window)
+
+
+def test_a_process_computes_on_a_gpu_where_learners_do_and_where_it_sees_one(monkeypatch):
+    shared = LearnerConfig(gpus=0.5)
+    for seen, learner, device in (
+        (True, shared, "cuda"),
+        (False, shared, "cpu"),
+        (True, LearnerConfig(), "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
+        assert own_device(learner) == device

