@@ -31,7 +31,10 @@ from rapport.pipeline.estimate import (
 from rapport.pipeline.plan import FPS, Piece
 from rapport.pipeline.rundir import PACKAGES, VLLM_NAMES, RunError, Workspace
 from rapport.pipeline.settings import DpoOfVla, Judged, Rewarded
+from rapport.pipeline.steps.imitation_vla import published_parts
 from rapport.pipeline.steps.sizing import model_size
+from rapport.policies.policy import CheckpointError
+from rapport.policies.vla.pretrained import check_parts
 
 PROBE_TIMEOUT_S = 60.0
 ALL_REDUCE_MIB = 16
@@ -264,8 +267,10 @@ def all_reduce_check(learner: LearnerConfig) -> Check:
 def size_checks(config: DpoOfVla, nodes: list[Node], run: Workspace) -> list[Check]:
     """Memory and disk, by the size of the policy that the config describes."""
     try:
+        if config.vla.size == "pretrained":
+            check_parts(published_parts(config.vla))
         size = model_size(config)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         return [
             Check(
                 "policy",

@@ -234,12 +234,21 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
         model = FaceVLA(config)
     _check_weights(path, model, weights)
     model.load_state_dict(weights, assign=True)
-    # The cast is for type checkers, which cannot read transformers' own `to` and `eval`.
-    module = cast(nn.Module, model)
     if dtype is not None:
-        module.to(dtype)
-    module.eval()
+        cast_weights(model, dtype)
+    # The cast is for type checkers, which cannot read transformers' own `eval`.
+    cast(nn.Module, model).eval()
     return Checkpoint(model, tokenizer, actions)
+
+
+def cast_weights(model: FaceVLA, dtype: torch.dtype) -> None:
+    """Give the weights another dtype, in place.
+
+    Buffers stay float32, unlike with `Module.to`: in bfloat16 the frequencies of rotary positions
+    are off by up to 0.4 %, which is radians at the thousandth token.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _check_actions(path: Path, config: FaceVLAConfig, actions: ActionTokenizer) -> None:
