@@ -79,22 +79,25 @@ class TokenEngine:
     """
 
     def __init__(self, checkpoint: str, config: EngineConfig) -> None:
-        engine: Any
+        self.engine: Any
         if config.engine == "vllm":
             from rapport.policies.vla.vllm_engine import VllmEngine
 
-            engine = VllmEngine
+            self.engine = VllmEngine(
+                Path(checkpoint),
+                dtype=config.dtype,
+                temperature=config.temperature,
+                kv_cache_gib=config.kv_cache_gib,
+                max_num_seqs=config.max_num_seqs,
+                tensor_parallel=config.tensor_parallel,
+                enforce_eager=config.enforce_eager,
+            )
         else:
             from rapport.policies.vla.hf_engine import HfEngine
 
-            engine = HfEngine
-        self.engine = engine(
-            Path(checkpoint),
-            dtype=config.dtype,
-            temperature=config.temperature,
-            kv_cache_gib=config.kv_cache_gib,
-            tensor_parallel=config.tensor_parallel,
-        )
+            self.engine = HfEngine(
+                Path(checkpoint), dtype=config.dtype, temperature=config.temperature
+            )
 
     def describe(self) -> dict[str, Any]:
         """The engine's own words."""
@@ -131,11 +134,10 @@ def canary_tolerance(config: EngineConfig) -> float:
 def engine_environment(config: EngineConfig) -> dict[str, str]:
     """Environment of an engine's process, beside its threads."""
     environment = {
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    if not config.gpus:
+    if not config.gpus and config.enforce_eager is not False:
         # 12 s of C++ compilation for one small function of the sampler.
         environment["TORCHDYNAMO_DISABLE"] = "1"
     return environment

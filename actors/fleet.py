@@ -16,6 +16,7 @@ from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import on_nodes, reserve, worker_environment
 from rapport.actors.engines import Engine
 from rapport.actors.pool import Pool
+from rapport.actors.precision import exact_float32
 from rapport.actors.settings import FleetConfig
 from rapport.policies.policy import Policy, Prompt, Reaction, weight_digest
 
@@ -70,6 +71,7 @@ class RolloutWorker(timeline.Worker):
 
     def __init__(self, start: StartEngine, threads: int) -> None:
         torch.set_num_threads(threads)
+        exact_float32()
         self.engine = start()
         self.version = 0
 

@@ -169,6 +169,13 @@ class Policy(ABC):
         """
         self.module().train()
 
+    def checkpoint_gradients(self) -> None:
+        """Have the module keep inputs of its blocks only, and compute the rest once more."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no blocks to compute twice; leave "
+            "learner.gradient_checkpointing=false"
+        )
+
     @abstractmethod
     def prompt_row(self, prompt: Any) -> dict[str, Any]:
         """The prompt as `prompt_columns` of a training table."""

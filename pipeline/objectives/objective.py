@@ -74,6 +74,13 @@ class TableObjective:
         shared: list[int] = rank_share(order, rank, world_size).tolist()
         return shared
 
+    def checkpoint_gradients(self) -> None:
+        """There are no blocks whose inputs could be kept alone."""
+        raise NotImplementedError(
+            f"{type(self).__name__} computes nothing twice; leave "
+            "learner.gradient_checkpointing=false"
+        )
+
     def prepare(self, forward: Forward, rank: int, world_size: int) -> None:
         """Nothing to compute before learning."""
 
@@ -117,6 +124,10 @@ class PolicyObjective(TableObjective):
     def module(self) -> nn.Module:
         """What is trained."""
         return self.policy.module()
+
+    def checkpoint_gradients(self) -> None:
+        """See the policy's."""
+        self.policy.checkpoint_gradients()
 
     @property
     def device(self) -> torch.device:

@@ -141,6 +141,10 @@ class VlaPolicy(Policy):
             freeze_language_model(self.model)
         self.model.train()
 
+    def checkpoint_gradients(self) -> None:
+        """Of LLaMA's blocks and of those towers that learn."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def module(self) -> nn.Module:
         """The network with its action logits as forward pass."""
         return self._module

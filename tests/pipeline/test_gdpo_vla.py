@@ -28,7 +28,7 @@ class LocalFleet:
     """Without Ray: its engine (transformers) lives in this process."""
 
     def __init__(self, checkpoint):
-        self.engine = HfEngine(checkpoint, "float32", 1.0, 0.5, 1)
+        self.engine = HfEngine(checkpoint, "float32", 1.0)
         self.began_with = weight_digest(self.engine.model.state_dict())
         self.behaviour = None
 
