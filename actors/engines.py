@@ -12,6 +12,10 @@ from torch import Tensor
 from rapport.actors.settings import EngineConfig
 from rapport.policies.policy import Policy, Prompt, Reaction, load_policy
 
+# By dtype of the engine. Half precision rounds each product: two torch paths of a small policy
+# already differ by 0.03 nats.
+CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
 
 class Engine(Protocol):
     """What a fleet asks of whatever samples."""
@@ -127,8 +131,9 @@ class TokenEngine:
 
 
 def canary_tolerance(config: EngineConfig) -> float:
-    """Largest log-prob gap that is no mistake, nats; half precision alone makes a larger one."""
-    return config.canary_tolerance if config.dtype == "float32" else 0.1
+    """Largest log-prob gap that is no mistake, nats."""
+    given = config.canary_tolerance
+    return CANARY_TOLERANCE[config.dtype] if given is None else given
 
 
 def engine_environment(config: EngineConfig) -> dict[str, str]:

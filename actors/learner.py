@@ -89,8 +89,11 @@ class Objective(Protocol):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean loss over the share, and metrics that may be averaged over ranks."""
 
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        """Write the full weights as a checkpoint that `load_policy` reads (rank 0 only)."""
+    def save(self, state: dict[str, torch.Tensor], directory: Path) -> dict[str, float]:
+        """Write the full weights as a checkpoint that `load_policy` reads (rank 0 only).
+
+        Returns what was lost on the way, as metrics.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,7 +382,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     seconds_per_step = (time.monotonic() - began) / max(1, objective.steps - start)
     state = full_state_dict(engine)
     if rank == 0:
-        objective.save(state, directory / "policy")
+        metrics |= objective.save(state, directory / "policy")
     dist.barrier()
     return {
         "final": metrics,

@@ -134,9 +134,10 @@ class PolicyObjective(TableObjective):
         """Where the module is."""
         return next(self.module().parameters()).device
 
-    def save(self, state: Mapping[str, Tensor], directory: Path) -> None:
-        """Write the policy with the weights `state`."""
+    def save(self, state: Mapping[str, Tensor], directory: Path) -> dict[str, float]:
+        """Write the policy with the weights `state`; returns what that loses, as metrics."""
         self.policy.save(directory, state)
+        return self.policy.rounding(state)
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -290,6 +290,7 @@ def learner_need(config: DpoOfVla, size: ModelSize, zero_stage: int) -> dict[str
         zero_stage=zero_stage,
         world_size=config.learner.world_size,
         sequences=sequences_per_learner(config),
+        checkpointing=config.learner.gradient_checkpointing,
     )
 
 
@@ -315,8 +316,8 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
         trained,
         gpus=learner.gpus,
         nodes=nodes,
-        remedy="a higher learner.zero_stage, more learners, vla.lora_rank, vla.dtype=bfloat16 or "
-        "smaller batches",
+        remedy="a higher learner.zero_stage, more learners, vla.lora_rank, vla.dtype=bfloat16, "
+        "learner.micro_batch or learner.gradient_checkpointing",
     )
     yield _fits(
         "engine",
@@ -384,8 +385,12 @@ def _host_memory(
 
 
 def sequences_per_learner(config: DpoOfVla) -> int:
-    """Of the larger of the batches of SFT and DPO."""
-    return max(config.sft.batch_size, 2 * config.dpo.batch_size) // config.learner.world_size
+    """That go through at once, of the larger of the batches of SFT and DPO."""
+    learner = config.learner
+    clips = config.sft.batch_size // learner.world_size
+    pairs = config.dpo.batch_size // learner.world_size
+    at_once = learner.micro_batch or max(clips, pairs)
+    return max(min(clips, at_once), 2 * min(pairs, at_once))
 
 
 def _fits(

@@ -181,7 +181,7 @@ def test_engines_are_given_weights_with_adapters_merged(task, tmp_path, alone):
     made.save(state, tmp_path / "saved")
     served = made.fleet.engine.model.state_dict()
     assert weight_digest(served) != made.fleet.began_with
-    assert weight_digest(served) == weight_digest(made.fleet.behaviour.model.state_dict())
+    assert weight_digest(served) == weight_digest(made.fleet.behaviour.weights())
     saved = load_policy(tmp_path / "saved").model.state_dict()
     assert saved.keys() == served.keys()
     assert all(torch.equal(served[name], value) for name, value in saved.items())
