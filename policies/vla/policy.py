@@ -300,7 +300,8 @@ class VlaPolicy(Policy):
                 tokens[None],
                 temperature=self.sampler.temperature,
             )[0]
-        return np.abs(expected.float().numpy() - reaction.log_probs)
+        gaps: np.ndarray = np.abs(expected.float().numpy() - reaction.log_probs)
+        return gaps
 
     def _as_learnt(self) -> FaceVLA:
         if self._folder is None:

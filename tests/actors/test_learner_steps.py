@@ -45,8 +45,10 @@ def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
-def trained(alone, tiny_checkpoint, tables, tmp_path):
+def trained(alone, tiny_checkpoint, tables, tmp_path, monkeypatch):
     """`trained("sft" | "dpo", stage, **learner keys)` -> metrics of two steps, weights after."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
 
     def run(kind, stage, **keys):
         if kind == "sft":
@@ -69,8 +71,11 @@ def trained(alone, tiny_checkpoint, tables, tmp_path):
 
 def assert_same(one, other):
     for metrics, expected in zip(one[0], other[0], strict=True):
-        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        # Rewards are differences of log-probs of some 250 nats, whose float32 grid is 1.5e-5.
+        assert metrics == pytest.approx(expected, rel=1e-5, abs=5e-5)
     for name, weight in one[1].items():
+        if name.endswith("k_proj.bias"):  # softmax is blind to it: its gradient is rounding noise
+            continue
         torch.testing.assert_close(weight, other[1][name], rtol=0, atol=2e-5, msg=name)
 
 
