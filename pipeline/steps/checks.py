@@ -270,12 +270,12 @@ def size_checks(config: DpoOfVla, nodes: list[Node], run: Workspace) -> list[Che
         if config.vla.size == "pretrained":
             check_parts(published_parts(config.vla))
         size = model_size(config)
-    except (OSError, CheckpointError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         return [
             Check(
                 "policy",
                 "failed",
-                f"its checkpoints cannot be read: {str(error).splitlines()[0]}",
+                f"its checkpoints cannot be used: {str(error).splitlines()[0]}",
                 remedy="vla.llama, vla.dino and vla.siglip are local folders or hub names",
             )
         ]

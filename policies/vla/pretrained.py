@@ -95,17 +95,22 @@ def load_pretrained(
         backbone.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
         dino_tower = _load("dino", parts.dino, AutoModel, dtype)
         siglip_tower = _load("siglip", parts.siglip, SiglipVisionModel, dtype)
-        config = pretrained_config(
-            llama=backbone.config,
-            dino=dino_tower.config,
-            siglip=siglip_tower.config,
-            space=space,
-            frames=frames,
-            text_tokens=text_tokens,
-            action_bins=action_bins,
-            action_token_start=start,
-            **special_ids(tokenizer),
-        )
+        try:
+            config = pretrained_config(
+                llama=backbone.config,
+                dino=dino_tower.config,
+                siglip=siglip_tower.config,
+                space=space,
+                frames=frames,
+                text_tokens=text_tokens,
+                action_bins=action_bins,
+                action_token_start=start,
+                **special_ids(tokenizer),
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"{parts.llama}, {parts.dino} and {parts.siglip} do not go together: {error}"
+            ) from error
         with init_empty_weights(include_buffers=False):
             model = FaceVLA(config)
         language = backbone.state_dict()

@@ -414,6 +414,10 @@ def broken(parts, what):
             config = json.loads((llama / "config.json").read_text())
             (llama / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
             return parts, f"vla.llama={llama} cannot be loaded"
+        case "too few positions":
+            config = json.loads((llama / "config.json").read_text())
+            (llama / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+            return parts, "do not go together: prompt (38) and actions (60) need 98 positions"
         case "a layer too few":
             config = json.loads((llama / "config.json").read_text())
             (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
@@ -435,6 +439,7 @@ def broken(parts, what):
         "swapped",
         "nowhere",
         "another size",
+        "too few positions",
         "a layer too few",
     ],
 )
