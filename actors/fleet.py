@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 import torch
 from ray.util.placement_group import remove_placement_group
@@ -16,6 +17,7 @@ from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import on_nodes, reserve, worker_environment
 from rapport.actors.engines import Engine
 from rapport.actors.pool import Pool
+from rapport.actors.precision import exact_float32
 from rapport.actors.settings import FleetConfig
 from rapport.policies.policy import Policy, Prompt, Reaction, weight_digest
 
@@ -46,6 +48,14 @@ class Canary:
     actions: int = CANARY_TOKENS
 
 
+class Gap(NamedTuple):
+    """How far an engine's log-probs are from the learner's, nats, over a canary's actions."""
+
+    largest: float
+    mean: float
+    p95: float
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """A batch of prompts for one engine.
@@ -70,6 +80,7 @@ class RolloutWorker(timeline.Worker):
 
     def __init__(self, start: StartEngine, threads: int) -> None:
         torch.set_num_threads(threads)
+        exact_float32()
         self.engine = start()
         self.version = 0
 
@@ -192,7 +203,12 @@ class Fleet(Pool):
             info = self.each("describe", timeout_s=self.config.start_timeout_s)
             described = info[0] | {"workers": self.config.workers}
             if self._canary is not None:
-                described["canary_gap"] = self._check_canary()
+                gap = self._check_canary()
+                described |= {
+                    "canary_gap": gap.largest,
+                    "canary_gap_mean": gap.mean,
+                    "canary_gap_p95": gap.p95,
+                }
             return described
 
     def sample(
@@ -257,7 +273,7 @@ class Fleet(Pool):
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 1, pool=self.name)
         for digest in self.each("update", self._weights, self.version):
             self._check_digest(digest)
-        gap = 0.0 if self._canary is None else self._check_canary()
+        gap = 0.0 if self._canary is None else self._check_canary().largest
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 0, pool=self.name)
         return gap
 
@@ -287,7 +303,8 @@ class Fleet(Pool):
             actions=self._canary.actions,
         )
 
-    def _check_canary(self) -> float:
+    def _check_canary(self) -> Gap:
+        """The worst engine's."""
         answers = self.each("sample", self._question)
         return max(self._check_gap(groups[0][0]) for groups in answers)
 
@@ -297,17 +314,19 @@ class Fleet(Pool):
                 f"weights changed on the way to an engine: digest {digest}, not {self._digest}"
             )
 
-    def _check_gap(self, reaction: Reaction) -> float:
+    def _check_gap(self, reaction: Reaction) -> Gap:
         if self._canary is None or self._policy is None:
             raise ValueError("a canary is checked against the policy whose weights engines hold")
-        gap = self._policy.log_prob_gap(self._canary.prompt, reaction)
-        telemetry.record(telemetry.LOG_PROB_GAP, gap, pool=self.name)
+        gaps = self._policy.log_prob_gaps(self._canary.prompt, reaction)
+        gap = Gap(float(gaps.max()), float(gaps.mean()), p95=float(np.quantile(gaps, 0.95)))
+        telemetry.record(telemetry.LOG_PROB_GAP, gap.largest, pool=self.name)
         tolerance = self._canary.tolerance
-        if not gap <= tolerance:
+        if not gap.largest <= tolerance:
             raise StaleWeightsError(
-                f"canary: engine and learner disagree by {gap:.3g} nats on a fixed prompt "
-                f"(rollout.canary_tolerance={tolerance:g}); the engines do not hold version "
-                f"{self.version}"
+                f"canary: engine and learner disagree by {gap.largest:.3g} nats on a fixed prompt "
+                f"(mean {gap.mean:.3g}, 95 % {gap.p95:.3g}; "
+                f"rollout.canary_tolerance={tolerance:g}); the engines do not hold version "
+                f"{self.version}, or their dtype rounds its log-probs so much"
             )
         return gap
 

@@ -34,6 +34,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import ClusterError, on_nodes, worker_environment
 from rapport.actors.mailbox import open_mailbox
+from rapport.actors.precision import exact_float32
 from rapport.actors.settings import LearnerConfig
 
 CHECKPOINT_TAG = "zero"
@@ -65,6 +66,13 @@ class Objective(Protocol):
     def module(self) -> torch.nn.Module:
         """The trainable module with its initial weights, the same on every rank."""
 
+    def checkpoint_gradients(self) -> None:
+        """Have the module keep inputs of its blocks only, and compute the rest once more.
+
+        Raises:
+            NotImplementedError: it has no such blocks.
+        """
+
     def prepare(self, forward: Callable[..., Any], rank: int, world_size: int) -> None:
         """Called once with the initial weights, before a checkpoint is loaded."""
 
@@ -81,8 +89,11 @@ class Objective(Protocol):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean loss over the share, and metrics that may be averaged over ranks."""
 
-    def save(self, state: dict[str, torch.Tensor], directory: Path) -> None:
-        """Write the full weights as a checkpoint that `load_policy` reads (rank 0 only)."""
+    def save(self, state: dict[str, torch.Tensor], directory: Path) -> dict[str, float]:
+        """Write the full weights as a checkpoint that `load_policy` reads (rank 0 only).
+
+        Returns what was lost on the way, as metrics.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,6 +337,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     rank = context.get_world_rank()
     world_size = context.get_world_size()
     torch.set_num_threads(settings.threads)
+    exact_float32()
     engine = start_engine(objective, settings)
     forward = engine.__call__
     started = time.time()
@@ -349,7 +361,14 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             objective.refresh(forward, experience.data, rank, world_size=world_size)
             news = experience.metrics
         ready = time.monotonic()
-        metrics = train_step(engine, objective, step, rank=rank, world_size=world_size)
+        metrics = train_step(
+            engine,
+            objective,
+            step,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=settings.micro_batch,
+        )
         if rank == 0:
             now = time.monotonic()
             telemetry.record_step(directory.name, metrics, now - ready, since_last_s=now - last)
@@ -363,7 +382,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     seconds_per_step = (time.monotonic() - began) / max(1, objective.steps - start)
     state = full_state_dict(engine)
     if rank == 0:
-        objective.save(state, directory / "policy")
+        metrics |= objective.save(state, directory / "policy")
     dist.barrier()
     return {
         "final": metrics,
@@ -408,6 +427,8 @@ def start_engine(objective: Objective, config: LearnerConfig) -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         module = objective.module()
+        if config.gradient_checkpointing:
+            objective.checkpoint_gradients()
         parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -434,29 +455,89 @@ def start_engine(objective: Objective, config: LearnerConfig) -> Any:
 
 
 def train_step(
-    engine: Any, objective: Objective, step: int, rank: int, world_size: int
+    engine: Any,
+    objective: Objective,
+    step: int,
+    *,
+    rank: int,
+    world_size: int,
+    micro_batch: int | None = None,
 ) -> dict[str, float]:
-    """One optimiser step; metrics averaged over the ranks. Collective."""
+    """One optimiser step; metrics averaged over the ranks. Collective.
+
+    Args:
+        engine: of `start_engine`.
+        objective: what is learnt.
+        step: its number.
+        rank: of this learner.
+        world_size: learners.
+        micro_batch: rows that go through at once, whose gradients are added up; None = all.
+
+    Raises:
+        FloatingPointError: the loss is no number.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = objective.learning_rate * schedule(step, objective.steps)
     batch = {
         name: value.to(engine.device) if isinstance(value, torch.Tensor) else value
         for name, value in objective.batch(step, rank, world_size).items()
     }
-    loss, metrics = objective.loss(engine.__call__, batch)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate"
-        )
-    engine.backward(loss)
+    total: dict[str, torch.Tensor] = {}
+    pieces = list(split_rows(batch, micro_batch))
+    for index, (piece, share) in enumerate(pieces):
+        engine.set_gradient_accumulation_boundary(index + 1 == len(pieces))
+        loss, metrics = objective.loss(engine.__call__, piece)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate"
+            )
+        engine.backward(share * loss)
+        for name, value in {"loss": loss, **metrics}.items():
+            total[name] = total.get(name, 0) + share * value.detach().float()
     engine.step()
-    names = ["loss", *metrics]
-    values = torch.stack([loss.detach().float(), *(m.detach().float() for m in metrics.values())])
+    values = torch.stack(list(total.values()))
     dist.all_reduce(values)
-    averaged = dict(zip(names, (values / world_size).tolist(), strict=True))
+    averaged = dict(zip(total, (values / world_size).tolist(), strict=True))
     averaged["learning_rate"] = objective.learning_rate * schedule(step, objective.steps)
     averaged["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
     return averaged
+
+
+def split_rows(batch: dict[str, Any], size: int | None) -> Iterator[tuple[dict[str, Any], float]]:
+    """A batch in pieces of at most `size` rows, each with its share of all rows.
+
+    Losses are means over rows, so that their sum by these shares is the loss of the batch.
+
+    Args:
+        batch: tensors, lists and dicts of them, whose first axis is that of rows; the rest (a
+            number, None) belongs to every piece.
+        size: None = one piece.
+    """
+    counts = set(_row_counts(batch))
+    if size is None:
+        yield batch, 1.0
+        return
+    if len(counts) != 1:
+        raise ValueError(f"learner.micro_batch: rows of a batch cannot be told, {counts}")
+    (rows,) = counts
+    for first in range(0, rows, size):
+        rows_of_piece = slice(first, min(first + size, rows))
+        piece = {name: _cut(value, rows_of_piece) for name, value in batch.items()}
+        yield piece, (rows_of_piece.stop - first) / rows
+
+
+def _row_counts(value: Any) -> Iterator[int]:
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _row_counts(part)
+    elif isinstance(value, (torch.Tensor, list)):
+        yield len(value)
+
+
+def _cut(value: Any, rows: slice) -> Any:
+    if isinstance(value, dict):
+        return {name: _cut(part, rows) for name, part in value.items()}
+    return value[rows] if isinstance(value, (torch.Tensor, list)) else value
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05, floor: float = 0.1) -> float:

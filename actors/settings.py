@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rapport.settings import Section
 
@@ -35,6 +35,12 @@ class LearnerConfig(Section):
     """DeepSpeed ZeRO stage"""
     gradient_clipping: float = Field(1.0, gt=0)
     """global gradient norm"""
+    micro_batch: int | None = Field(None, ge=1)
+    """rows of a batch that a learner computes at once (clips; pairs in DPO, prompts in GDPO), their
+    gradients added up; empty = all of its share. Fewer need less memory"""
+    gradient_checkpointing: bool = False
+    """keep only what enters each block, and compute the rest a second time (VLA): a third of the
+    memory, half as much time again"""
     max_failures: int = Field(1, ge=0)
     """restarts from the last checkpoint after a lost learner"""
     checkpoint_every: int = Field(100, ge=1)
@@ -87,11 +93,16 @@ class EngineConfig(FleetConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the engine"""
     kv_cache_gib: float = Field(0.5, gt=0)
-    """key-value cache per engine, GiB (CPU)"""
+    """key-value cache of a shard of an engine, GiB"""
+    max_num_seqs: int = Field(64, ge=1)
+    """sequences decoded together, as far as the cache holds them; others wait"""
+    enforce_eager: bool | None = None
+    """compute step by step, without captured graphs; empty = on CPUs only"""
     temperature: float = Field(1.0, gt=0)
     """sampling temperature; there is no top-p or top-k"""
-    canary_tolerance: float = Field(1e-3, gt=0)
-    """largest log-prob gap allowed after a weight update"""
+    canary_tolerance: float | None = Field(None, gt=0)
+    """largest log-prob gap of a token between engine and learner after a weight update, nats;
+    empty = 0.001 in float32, 0.1 in bfloat16"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What belongs to vLLM."""
@@ -105,6 +116,14 @@ class EngineConfig(FleetConfig):
     def gpus_per_actor(self) -> float:
         """GPUs that one actor asks Ray for: a share for each shard of its engine."""
         return self.gpus * self.tensor_parallel
+
+    @model_validator(mode="after")
+    def _shards_are_vllms(self) -> Self:
+        if self.engine == "hf" and self.tensor_parallel > 1:
+            raise ValueError(
+                "rollout.engine=hf has no tensor parallelism; set rollout.tensor_parallel=1"
+            )
+        return self
 
 
 class CandidateFleetConfig(FleetConfig):

@@ -147,6 +147,12 @@ class OfFlow(Learning):
         return self
 
     @model_validator(mode="after")
+    def _nothing_is_computed_twice(self) -> Self:
+        if self.learner.gradient_checkpointing:
+            raise ValueError("learner.gradient_checkpointing is for policy=vla; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _stage_one_batches_can_be_shared(self) -> Self:
         require_equal_shares(self, "vae", "flow")
         return self

@@ -147,12 +147,16 @@ class Policy(ABC):
         """The same for the recorded listener."""
         return neutral_id(prompt_id, "ground_truth")
 
-    def log_prob_gap(self, prompt: Any, reaction: Reaction) -> float:
-        """Largest difference, nats, of an engine's log-probs from those of these weights.
+    def log_prob_gaps(self, prompt: Any, reaction: Reaction) -> np.ndarray:
+        """|difference|, nats, of an engine's log-probs from those of these weights, by action.
 
         Only asked where the fleet's engine is another program than the policy's own `sample`.
         """
         raise NotImplementedError(f"{type(self).__name__} is sampled by its own code only")
+
+    def log_prob_gap(self, prompt: Any, reaction: Reaction) -> float:
+        """The largest of `log_prob_gaps`."""
+        return float(self.log_prob_gaps(prompt, reaction).max())
 
     # -- Learning --
 
@@ -168,6 +172,13 @@ class Policy(ABC):
             part: which weights learn, a word of the policy's own; "all".
         """
         self.module().train()
+
+    def checkpoint_gradients(self) -> None:
+        """Have the module keep inputs of its blocks only, and compute the rest once more."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no blocks to compute twice; leave "
+            "learner.gradient_checkpointing=false"
+        )
 
     @abstractmethod
     def prompt_row(self, prompt: Any) -> dict[str, Any]:
@@ -278,6 +289,14 @@ class Policy(ABC):
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `weights` of another one gave."""
         self.module().load_state_dict(state)
+
+    def load_learnt(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a learner's weights: those of its `module()`."""
+        self.load_weights(self.weights(state))
+
+    def rounding(self, state: Mapping[str, Tensor]) -> dict[str, float]:
+        """What `save` loses of a learner's weights, as metrics; {} = nothing."""
+        return {}
 
     def weights(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights as engines take them.

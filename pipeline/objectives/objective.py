@@ -74,6 +74,13 @@ class TableObjective:
         shared: list[int] = rank_share(order, rank, world_size).tolist()
         return shared
 
+    def checkpoint_gradients(self) -> None:
+        """There are no blocks whose inputs could be kept alone."""
+        raise NotImplementedError(
+            f"{type(self).__name__} computes nothing twice; leave "
+            "learner.gradient_checkpointing=false"
+        )
+
     def prepare(self, forward: Forward, rank: int, world_size: int) -> None:
         """Nothing to compute before learning."""
 
@@ -118,14 +125,19 @@ class PolicyObjective(TableObjective):
         """What is trained."""
         return self.policy.module()
 
+    def checkpoint_gradients(self) -> None:
+        """See the policy's."""
+        self.policy.checkpoint_gradients()
+
     @property
     def device(self) -> torch.device:
         """Where the module is."""
         return next(self.module().parameters()).device
 
-    def save(self, state: Mapping[str, Tensor], directory: Path) -> None:
-        """Write the policy with the weights `state`."""
+    def save(self, state: Mapping[str, Tensor], directory: Path) -> dict[str, float]:
+        """Write the policy with the weights `state`; returns what that loses, as metrics."""
         self.policy.save(directory, state)
+        return self.policy.rounding(state)
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

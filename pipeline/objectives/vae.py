@@ -65,6 +65,7 @@ class MotionCode(TableObjective):
         parts["kl/prior"] = parts.pop("kl")
         return loss, parts
 
-    def save(self, state: Mapping[str, Tensor], directory: Path) -> None:
-        """Write the VAE with the weights `state`."""
+    def save(self, state: Mapping[str, Tensor], directory: Path) -> dict[str, float]:
+        """Write the VAE with the weights `state`; nothing is lost."""
         checkpoint.save(self.vae, directory, state)
+        return {}

@@ -141,9 +141,8 @@ def sampled_by(
 
     def roll_out(weights: Any, index: int) -> list[list[Reaction]]:
         batch = scenes.of_iteration(index)
-        served = scenes.policy.weights(weights)
-        behaviour.load_weights(served)
-        fleet.update(served, behaviour)
+        behaviour.load_learnt(weights)
+        fleet.update(scenes.policy.weights(weights), behaviour)
         groups = fleet.groups(batch.prompts, config.gdpo.group_size, batch.seeds)
         return [groups[place] for place in batch.order]
 

@@ -34,7 +34,10 @@ from rapport.pipeline.estimate import (
 from rapport.pipeline.plan import FPS, Piece
 from rapport.pipeline.rundir import PACKAGES, VLLM_NAMES, RunError, Workspace
 from rapport.pipeline.settings import DpoOfVla, Judged, Learning, Rewarded, Sampling
+from rapport.pipeline.steps.imitation_vla import published_parts
 from rapport.pipeline.steps.sizing import model_size
+from rapport.policies.policy import CheckpointError
+from rapport.policies.vla.pretrained import check_parts
 
 PROBE_TIMEOUT_S = 60.0
 ALL_REDUCE_MIB = 16
@@ -319,13 +322,15 @@ def all_reduce_check(learner: LearnerConfig) -> Check:
 def size_checks(config: DpoOfVla, nodes: list[Node], run: Workspace) -> list[Check]:
     """Memory and disk, by the size of the policy that the config describes."""
     try:
+        if config.vla.size == "pretrained":
+            check_parts(published_parts(config.vla))
         size = model_size(config)
-    except OSError as error:
+    except (OSError, ValueError, CheckpointError) as error:
         return [
             Check(
                 "policy",
                 "failed",
-                f"its checkpoints cannot be read: {str(error).splitlines()[0]}",
+                f"its checkpoints cannot be used: {str(error).splitlines()[0]}",
                 remedy="vla.llama, vla.dino and vla.siglip are local folders or hub names",
             )
         ]
@@ -340,6 +345,7 @@ def learner_need(config: DpoOfVla, size: ModelSize, zero_stage: int) -> dict[str
         zero_stage=zero_stage,
         world_size=config.learner.world_size,
         sequences=sequences_per_learner(config),
+        checkpointing=config.learner.gradient_checkpointing,
     )
 
 
@@ -365,8 +371,8 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
         trained,
         gpus=learner.gpus,
         nodes=nodes,
-        remedy="a higher learner.zero_stage, more learners, vla.lora_rank, vla.dtype=bfloat16 or "
-        "smaller batches",
+        remedy="a higher learner.zero_stage, more learners, vla.lora_rank, vla.dtype=bfloat16, "
+        "learner.micro_batch or learner.gradient_checkpointing",
     )
     yield _fits(
         "engine",
@@ -434,8 +440,12 @@ def _host_memory(
 
 
 def sequences_per_learner(config: DpoOfVla) -> int:
-    """Of the larger of the batches of SFT and DPO."""
-    return max(config.sft.batch_size, 2 * config.dpo.batch_size) // config.learner.world_size
+    """That go through at once, of the larger of the batches of SFT and DPO."""
+    learner = config.learner
+    clips = config.sft.batch_size // learner.world_size
+    pairs = config.dpo.batch_size // learner.world_size
+    at_once = learner.micro_batch or max(clips, pairs)
+    return max(min(clips, at_once), 2 * min(pairs, at_once))
 
 
 def _fits(

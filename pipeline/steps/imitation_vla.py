@@ -17,7 +17,7 @@ from rapport.policies.motion import Layout
 from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
-from rapport.policies.vla.loading import build_tiny, network_sizes, tiny_config
+from rapport.policies.vla.loading import build_tiny, cast_weights, network_sizes, tiny_config
 from rapport.policies.vla.openvla import load_openvla, read_weights
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.pretrained import PublishedParts, load_pretrained
@@ -70,6 +70,7 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
             space,
             dtype=dtype,
             text_tokens=vla.text_tokens,
+            action_bins=vla.action.bins,
             frames=frames.get("frames", 1),
         )
         if vla.openvla is not None:
@@ -89,7 +90,8 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
             action_bins=vla.action.bins,
             **frames,
         )
-        model = build_tiny(sizes, seed=config.seed).to(dtype)
+        model = build_tiny(sizes, seed=config.seed)
+        cast_weights(model, dtype)
     actions = ActionTokenizer(
         space, low, high, first_token=model.config.action_token_start, bins=vla.action.bins
     )

@@ -128,7 +128,9 @@ def _policy(config: Learning) -> None:
 
 def _published(config: Learning) -> None:
     """Checkpoints of others, which a new policy is put together from."""
+    from rapport.pipeline.steps.imitation_vla import published_parts
     from rapport.pipeline.steps.sizing import require_published
+    from rapport.policies.vla.pretrained import check_parts
 
     if isinstance(config, OfFlow):
         for key in ("text", "audio"):
@@ -136,7 +138,6 @@ def _published(config: Learning) -> None:
     if isinstance(config, OfVla):
         vla = config.vla
         if vla.size == "pretrained":
-            for key in ("llama", "dino", "siglip"):
-                require_published(f"vla.{key}", getattr(vla, key))
+            check_parts(published_parts(vla))
         if vla.openvla is not None and not Path(vla.openvla).is_dir():
             raise RunError(f"vla.openvla={vla.openvla}: no such folder")

@@ -17,6 +17,9 @@ from rapport.pipeline.rundir import Phase, PhaseResult
 from rapport.policies.policy import Policy, load_policy
 from rapport.policies.tables import read_table
 
+# Share of what adapters learnt below which a phase says that rounding took the rest.
+LEAST_ARRIVED = 0.8
+
 
 @dataclass(frozen=True)
 class Imitated:
@@ -55,6 +58,12 @@ def learn(
     result = fit(
         objective, config, step.directory, log=step.logger.log, say=step.say, milestones=milestones
     )
+    arrived = result["final"].get("adapters/arrived", 1.0)
+    if arrived < LEAST_ARRIVED:
+        step.say(
+            f"only {arrived:.0%} of what the adapters learnt is in the saved weights, the rest was "
+            f"rounded away: raise {step.name}.learning_rate, or learn with vla.dtype=float32"
+        )
     return learnt(result, step)
 
 

@@ -113,7 +113,8 @@ def _learner_memory(config: PreflightConfig, size: ModelSize, share: float) -> C
         "learner memory",
         "ok" if need[learner.zero_stage] < 0.9 * room else "failed",
         f"{stages}, of {room:.0f}; learner.zero_stage={learner.zero_stage}: {chosen}",
-        remedy="a higher learner.zero_stage, more learners, vla.lora_rank or smaller batches",
+        remedy="a higher learner.zero_stage, more learners, vla.lora_rank, learner.micro_batch or "
+        "learner.gradient_checkpointing",
     )
 
 

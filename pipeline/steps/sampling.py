@@ -67,7 +67,10 @@ def fleet_of(
         seconds = time.monotonic() - started
         run.summary["engines"]["rollout"] = engine
         run.summary["timings_s"]["fleet_start"] = round(seconds, 1)
-        gap = f", canary gap {engine['canary_gap']:.1e} nats" if "canary_gap" in engine else ""
+        gap = ""
+        if "canary_gap" in engine:
+            largest, mean = engine["canary_gap"], engine["canary_gap_mean"]
+            gap = f", canary gap {largest:.1e} nats (mean {mean:.1e})"
         logger.info(
             f"[fleet] {engine['workers']} x {engine['name']} {engine['version']}, "
             f"{engine['device']}, {engine['dtype']}{gap}, {seconds:.1f} s"

@@ -60,6 +60,7 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
             space=space,
             frames=config.corpus.frames,
             text_tokens=vla.text_tokens,
+            action_token_start=0,  # the tokenizer says which; sizes do not depend on it
         )
     else:
         model_config = _tiny(

@@ -234,7 +234,8 @@ class ARFlow(nn.Module):
         self._check_numbers(clean, noisy, number=number, past=past)
         known = 0 if past is None else len(past)
         count = clean.shape[2]
-        when = time_features(time.to(noisy)).expand(*noisy.shape[:-1], -1)
+        time = time.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
+        when = time_features(time).to(noisy.dtype).expand(*noisy.shape[:-1], -1)
         clean_tokens = self.project_latent(clean) + self.kinds.weight[CLEAN_KIND]
         noisy_tokens = self.project_latent(noisy) + self.kinds.weight[NOISY_KIND] + self.time(when)
         tokens = torch.cat([clean_tokens, noisy_tokens], dim=2)
@@ -336,9 +337,10 @@ class ARFlow(nn.Module):
 def time_features(time: Tensor) -> Tensor:
     """Sinusoids of 1000 t, (..., 256): the usual embedding of flow time.
 
-    DiT, Peebles & Xie 2023.
+    DiT, Peebles & Xie 2023. At least in float32: bfloat16 cannot tell 1000 t from 1000 t + 3.
     """
     half = TIME_FEATURES // 2
+    time = time.to(torch.promote_types(time.dtype, torch.float32))
     frequencies = torch.exp(
         -math.log(10_000) * torch.arange(half, device=time.device, dtype=time.dtype) / half
     )

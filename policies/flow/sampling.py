@@ -23,14 +23,16 @@ def draw_noise(seeds: Sequence[int], *shape: int) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def flow_times(steps: int) -> Tensor:
+def flow_times(steps: int, like: Tensor) -> Tensor:
     """Flow time t at the start of each of `steps` equal denoise steps, (steps,).
 
-    They lead from 0 (noise) to 1 (data).
+    They lead from 0 (noise) to 1 (data), on the device of `like` and in its dtype, but not in less
+    than float32.
     """
     if steps < 1:
         raise ValueError(f"{steps} denoise steps, at least 1 is needed")
-    return torch.arange(steps) / steps
+    times = torch.arange(steps) / steps
+    return times.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def guidance_scale(
@@ -81,7 +83,7 @@ def autoregress(
         omega = None
     clean = noise[:, :, :0] if start is None else start
     first = clean.shape[2]
-    times = flow_times(steps).to(noise)
+    times = flow_times(steps, noise)
     if first + count > model.config.window:
         raise ValueError(
             f"{first} + {count} latents are beyond the window of {model.config.window}; use "

@@ -165,7 +165,7 @@ def replay_velocities(
         number=torch.zeros(0, dtype=torch.int64, device=device),
     )
     noisy = states[:, :, :, :-1].flatten(2, 3)
-    times = flow_times(steps).to(states).repeat(latents)
+    times = flow_times(steps, states).repeat(latents)
     numbers = torch.arange(latents, device=device).repeat_interleave(steps)
     count = latents * steps
 
@@ -217,7 +217,7 @@ def step_log_probs(
     if sigma == 0:
         return torch.full_like(velocities[..., 0], torch.nan)
     deviation = sigma * math.sqrt(1 / steps)
-    times = flow_times(steps).to(states).unsqueeze(-1)
+    times = flow_times(steps, states).unsqueeze(-1)
     before = states[..., :-1, :]
     drifts = drift(before, velocities, time=times, sigma=sigma, corrected=corrected)
     z = (states[..., 1:, :] - before - drifts / steps) / deviation
@@ -247,7 +247,7 @@ def step_kl(
         (..., steps).
     """
     steps = velocities.shape[-2]
-    times = flow_times(steps).to(velocities).unsqueeze(-1)
+    times = flow_times(steps, velocities).unsqueeze(-1)
     # The drift is linear in state and velocity, and the states are the same.
     same_state = torch.zeros_like(velocities)
     difference = drift(

@@ -117,6 +117,11 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
                 f"action ids end beyond the vocabulary of {vocabulary}: start "
                 f"{self.action_token_start}"
             )
+        if self.text_config.tie_word_embeddings:
+            raise ValueError(
+                "the LLaMA's head must be a table of its own (tie_word_embeddings=False); "
+                "load_pretrained makes it one"
+            )
         needed = self.prompt_length + self.action_tokens
         positions = self.text_config.max_position_embeddings
         if needed > positions:

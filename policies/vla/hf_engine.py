@@ -18,18 +18,7 @@ from rapport.policies.vla.vla_prompt import VlaPrompt
 class HfEngine:
     """The torch policy with a key-value cache, one prompt at a time."""
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        dtype: str,
-        temperature: float,
-        kv_cache_gib: float,
-        tensor_parallel: int,
-    ):
-        if tensor_parallel != 1:
-            raise ValueError(
-                "rollout.engine=hf has no tensor parallelism; set rollout.tensor_parallel=1"
-            )
+    def __init__(self, checkpoint: Path, dtype: str, temperature: float):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_checkpoint(checkpoint, dtype=getattr(torch, dtype)).model
         # The cast is for type checkers, which cannot read transformers' own `to`.
@@ -43,7 +32,6 @@ class HfEngine:
             "version": transformers.__version__,
             "device": self.device,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "tensor_parallel": 1,
         }
 
     def sample(

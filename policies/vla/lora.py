@@ -48,7 +48,7 @@ def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tenso
     """W + scaling * B @ A for every adapted layer, under the plain model's names.
 
     Works on names and tensors alone, hence also on weights gathered from shards. Computed in
-    float32.
+    float32, and then rounded to the dtype of W: `arrived_share` says what is left of the adapters.
 
     Args:
         state_dict: of a model that `add_lora` has changed.
@@ -63,8 +63,36 @@ def merge_lora(state_dict: dict[str, Tensor], scaling: float) -> dict[str, Tenso
             continue
         layer, leaf = name.split(".base_layer.")
         if leaf == "weight":
-            down = state_dict[f"{layer}.lora_A.{ADAPTER}.weight"]
-            up = state_dict[f"{layer}.lora_B.{ADAPTER}.weight"]
-            tensor = (tensor.float() + scaling * up.float() @ down.float()).to(tensor.dtype)
+            update = _update(state_dict, layer, scaling)
+            tensor = (tensor.float() + update).to(tensor.dtype)
         merged[f"{layer}.{leaf}"] = tensor
     return merged
+
+
+def arrived_share(state_dict: dict[str, Tensor], scaling: float) -> float:
+    """How much of what the adapters learnt the merged weights hold, 1 = all of it.
+
+    It is the projection of the change of the rounded weights on the change that was learnt. In
+    bfloat16 the grid at a weight of 0.02 is 1.2e-4: a smaller change is lost more often than not.
+
+    Args:
+        state_dict: of a model that `add_lora` has changed.
+        scaling: the model's `lora_scaling`.
+    """
+    learnt = 0.0
+    arrived = 0.0
+    for name, weight in state_dict.items():
+        if not name.endswith(".base_layer.weight"):
+            continue
+        update = _update(state_dict, name.removesuffix(".base_layer.weight"), scaling)
+        rounded = (weight.float() + update).to(weight.dtype).float() - weight.float()
+        learnt += float(update.square().sum())
+        arrived += float((rounded * update).sum())
+    return arrived / learnt if learnt else 1.0
+
+
+def _update(state_dict: dict[str, Tensor], layer: str, scaling: float) -> Tensor:
+    """What the adapters of a layer add to its weight, float32."""
+    down = state_dict[f"{layer}.lora_A.{ADAPTER}.weight"]
+    up = state_dict[f"{layer}.lora_B.{ADAPTER}.weight"]
+    return scaling * up.float() @ down.float()

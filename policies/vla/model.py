@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
@@ -438,3 +439,7 @@ def weight_names(config: FaceVLAConfig) -> set[str]:
     """Names of the policy's weights, without building them."""
     with init_empty_weights():
         return set(FaceVLA(config).state_dict())
+
+
+# Who has imported this module can also say AutoModel.from_pretrained(folder).
+AutoModel.register(FaceVLAConfig, FaceVLA)

@@ -22,10 +22,11 @@ from rapport.policies.vla.divergence import sequence_kl
 from rapport.policies.vla.loading import (
     Checkpoint,
     load_checkpoint,
+    load_unmerged,
     save_checkpoint,
     serving_state_dict,
 )
-from rapport.policies.vla.lora import add_lora, merge_lora
+from rapport.policies.vla.lora import add_lora, arrived_share, merge_lora
 from rapport.policies.vla.model import FaceVLA, action_log_probs
 from rapport.policies.vla.pretrained import freeze_language_model, freeze_streams
 from rapport.policies.vla.prompt import build_prompt, select_frames
@@ -75,6 +76,8 @@ class VlaPolicy(Policy):
         self.layout = actions.space.layout
         self.sampler = TokenSampler()
         self._module = ActionLogits(model)
+        self._folder: Path | None = None  # that the weights come from
+        self._unmerged: FaceVLA | None = None
 
     # -- Reacting --
 
@@ -140,6 +143,10 @@ class VlaPolicy(Policy):
         if part == "inputs":
             freeze_language_model(self.model)
         self.model.train()
+
+    def checkpoint_gradients(self) -> None:
+        """Of LLaMA's blocks and of those towers that learn."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def module(self) -> nn.Module:
         """The network with its action logits as forward pass."""
@@ -226,12 +233,28 @@ class VlaPolicy(Policy):
     def save(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """A folder that vLLM and `load` read; adapters are merged."""
         weights = None if state is None else policy_state(dict(state))
-        save_checkpoint(self.model, self.tokenizer, self.actions, path=path, state_dict=weights)
+        save_checkpoint(
+            self.model,
+            self.tokenizer,
+            self.actions,
+            path=path,
+            state_dict=weights,
+            base=self._folder,
+        )
+
+    def rounding(self, state: Mapping[str, Tensor]) -> dict[str, float]:
+        """`adapters/arrived`: the share of what adapters learnt that merged weights hold."""
+        if self.model.lora_scaling is None:
+            return {}
+        share = arrived_share(policy_state(dict(state)), self.model.lora_scaling)
+        return {"adapters/arrived": share}
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """The policy in a folder."""
-        return cls.of(load_checkpoint(path))
+        policy = cls.of(load_checkpoint(path))
+        policy._folder = Path(path)
+        return policy
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
@@ -248,9 +271,21 @@ class VlaPolicy(Policy):
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Take over served weights."""
         self.model.load_state_dict(state)
+        self._folder = None
 
-    def log_prob_gap(self, prompt: VlaPrompt, reaction: Reaction) -> float:
-        """Largest |difference| of token log-probs between an engine and a plain forward pass, nats.
+    def load_learnt(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a learner's weights with its adapters, which are put on here first."""
+        weights = policy_state(dict(state))
+        ranks = [value.shape[0] for name, value in weights.items() if ".lora_A." in name]
+        if ranks and self.model.lora_scaling is None:
+            add_lora(self.model, ranks[0], alpha=LORA_SCALING * ranks[0])
+        self.load_weights(weights)
+
+    def log_prob_gaps(self, prompt: VlaPrompt, reaction: Reaction) -> np.ndarray:
+        """|difference| of token log-probs of an engine from a plain forward pass, (tokens,), nats.
+
+        Where the weights were learnt as adapters, the forward pass has these beside them, as the
+        learner had: what their sum lost in rounding is seen.
 
         Args:
             prompt: what was asked.
@@ -259,13 +294,21 @@ class VlaPolicy(Policy):
         frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
         tokens = torch.as_tensor(reaction.actions.astype(np.int64))
         with torch.inference_mode():
-            expected = self.model.action_log_probs(
+            expected = self._as_learnt().action_log_probs(
                 torch.as_tensor(prompt.ids)[None],
                 frames,
                 tokens[None],
                 temperature=self.sampler.temperature,
-            )[0].numpy()
-        return float(np.abs(expected - reaction.log_probs).max())
+            )[0]
+        gaps: np.ndarray = np.abs(expected.float().numpy() - reaction.log_probs)
+        return gaps
+
+    def _as_learnt(self) -> FaceVLA:
+        if self._folder is None:
+            return self.model
+        if self._unmerged is None:
+            self._unmerged = load_unmerged(self._folder, self.model) or self.model
+        return self._unmerged
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

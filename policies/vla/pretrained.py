@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,10 +24,19 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from rapport.policies.policy import CheckpointError
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig, image_side, patch_grid, read_dino_config
 from rapport.policies.vla.model import FaceVLA, FrameEncoder, SlotEmbedding
 from rapport.policies.vla.text import load_llama_tokenizer, special_ids
+
+COPY_AGAIN = "copy the whole checkpoint again"
+# Field of `PublishedParts` -> `model_type` of its config.
+KINDS = {
+    "llama": ("llama",),
+    "dino": ("dinov2", "dinov2_with_registers"),
+    "siglip": ("siglip", "siglip_vision_model"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ def load_pretrained(
     space: ActionSpace,
     frames: int = 8,
     text_tokens: int = 64,
+    action_bins: int = 256,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> tuple[FaceVLA, PreTrainedTokenizerBase]:
@@ -54,37 +68,56 @@ def load_pretrained(
     Its first action id is `config.action_token_start`. Each stream keeps its blocks up to the
     second-to-last. The patch grid is SigLIP's; DINOv2's positions are interpolated to it once. The
     projector is random; slot embeddings start at zero, which leaves the language model as it was.
+    Where the language model's head is its embedding table (LLaMA 3.2 1B and 3B), the head becomes a
+    table of its own: shards, files and engines then hold the two alike for every model.
 
     Args:
         parts: the checkpoints.
         space: what the actions stand for.
         frames: speaker frames in the prompt.
         text_tokens: length of the text region.
+        action_bins: bins of every action dimension.
         dtype: of the weights.
         seed: of the projector and of the new special tokens' embeddings.
+
+    Raises:
+        CheckpointError: a part cannot be used; says which and why.
     """
-    tokenizer, start = load_llama_tokenizer(parts.llama)
+    check_parts(parts)
+    tokenizer, start = load_llama_tokenizer(parts.llama, action_bins)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = LlamaForCausalLM.from_pretrained(parts.llama, dtype=dtype)
+        backbone = _load("llama", parts.llama, LlamaForCausalLM, dtype)
+        _check_vocabulary(
+            parts.llama, len(backbone.get_input_embeddings().weight), start + action_bins
+        )
         # Mean resizing needs a covariance of the whole table; four marker tokens are not worth it.
         backbone.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-        dino_tower = AutoModel.from_pretrained(parts.dino, dtype=dtype)
-        siglip_tower = SiglipVisionModel.from_pretrained(parts.siglip, dtype=dtype)
-        config = pretrained_config(
-            llama=backbone.config,
-            dino=dino_tower.config,
-            siglip=siglip_tower.config,
-            space=space,
-            frames=frames,
-            text_tokens=text_tokens,
-            action_token_start=start,
-            **special_ids(tokenizer),
-        )
+        dino_tower = _load("dino", parts.dino, AutoModel, dtype)
+        siglip_tower = _load("siglip", parts.siglip, SiglipVisionModel, dtype)
+        try:
+            config = pretrained_config(
+                llama=backbone.config,
+                dino=dino_tower.config,
+                siglip=siglip_tower.config,
+                space=space,
+                frames=frames,
+                text_tokens=text_tokens,
+                action_bins=action_bins,
+                action_token_start=start,
+                **special_ids(tokenizer),
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"{parts.llama}, {parts.dino} and {parts.siglip} do not go together: {error}"
+            ) from error
         with init_empty_weights(include_buffers=False):
             model = FaceVLA(config)
-        table = cast(nn.Embedding, backbone.get_input_embeddings()).weight
-        model.language_model = backbone
+        language = backbone.state_dict()
+        if backbone.config.tie_word_embeddings:
+            language["lm_head.weight"] = language["lm_head.weight"].clone()
+        model.language_model.load_state_dict(language, assign=True)
+        table = model.get_input_embeddings().weight
         model.vision = FrameEncoder(config).to(table.device, dtype)
         slots = SlotEmbedding(config.action_dims, config.action_steps, backbone.config.hidden_size)
     for parameter in slots.parameters():
@@ -96,6 +129,83 @@ def load_pretrained(
     return model, tokenizer
 
 
+def check_parts(parts: PublishedParts) -> None:
+    """Look at what `load_pretrained` will read, without reading weights.
+
+    Raises:
+        CheckpointError: a part is of another kind, or a file is missing or damaged; names it.
+    """
+    for part, kinds in KINDS.items():
+        name = getattr(parts, part)
+        if Path(name).is_dir():
+            _check_folder(f"vla.{part}={name}", Path(name))
+        try:
+            kind = AutoConfig.from_pretrained(name).model_type
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"vla.{part}={name}: {_first_line(error)}") from error
+        if kind not in kinds:
+            raise CheckpointError(
+                f"vla.{part}={name} is a {kind!r} checkpoint, it must be a {kinds[0]!r} one"
+            )
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    """Raise `CheckpointError` unless the folder has a config and all files that its index names."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{key} has no config.json: {COPY_AGAIN}")
+    indices = sorted(folder.glob("*.index.json"))
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    for index in indices:
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is no index of weights: {COPY_AGAIN}") from error
+        absent = sorted(name for name in named if not (folder / name).is_file())
+        if absent:
+            raise CheckpointError(f"{key} lacks {', '.join(absent)}: {COPY_AGAIN}")
+    if not files:
+        raise CheckpointError(f"{key} has no weights (*.safetensors): {COPY_AGAIN}")
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt"):
+                pass  # the header says how long the file must be
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}): {COPY_AGAIN}") from error
+
+
+def _load(part: str, name: str, kind: Any, dtype: torch.dtype) -> Any:
+    """One of the parts, whole.
+
+    Raises:
+        CheckpointError: it cannot be read, or weights are missing that transformers would draw.
+    """
+    key = f"vla.{part}={name}"
+    try:
+        model, report = kind.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{key} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{key} lacks {len(missing)} weights, e.g. {missing[0]}: {COPY_AGAIN}"
+        )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
+
+
+def _check_vocabulary(name: str, rows: int, needed: int) -> None:
+    """Raise `CheckpointError` where the tokenizer counts further than the weights."""
+    if needed > rows:
+        raise CheckpointError(
+            f"vla.llama={name}: its tokenizer has ordinary ids up to {needed - 1}, its embeddings "
+            f"{rows} rows: one of the two is another model's"
+        )
+
+
 def pretrained_config(
     llama: PretrainedConfig,
     dino: PretrainedConfig,
@@ -103,7 +213,7 @@ def pretrained_config(
     space: ActionSpace,
     frames: int,
     text_tokens: int,
-    **token_ids: Any,
+    **actions: Any,
 ) -> FaceVLAConfig:
     """The policy that three published configurations make.
 
@@ -114,11 +224,11 @@ def pretrained_config(
         space: what the actions stand for.
         frames: speaker frames in the prompt.
         text_tokens: length of the text region.
-        token_ids: by the field names of `FaceVLAConfig`.
+        actions: token ids and bins, by the field names of `FaceVLAConfig`.
     """
     dino_size = patch_grid(siglip) * dino.patch_size
     return FaceVLAConfig(
-        text_config=LlamaConfig(**llama.to_dict()),
+        text_config=LlamaConfig(**llama.to_dict() | {"tie_word_embeddings": False}),
         dino_config=read_dino_config(_kept(dino) | {"image_size": dino_size}),
         siglip_config=SiglipVisionConfig(**_kept(siglip)),
         image_size=image_side(siglip),
@@ -126,7 +236,7 @@ def pretrained_config(
         text_tokens=text_tokens,
         action_dims=space.dims,
         action_steps=space.steps,
-        **token_ids,
+        **actions,
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rapport.policies.policy import CheckpointError
+
 BOS, EOS, IMAGE, ABSENT, BLANK, ACT = "<s>", "</s>", "<image>", "<absent>", "<blank>", "<act>"
 SPECIALS = (BOS, EOS, IMAGE, ABSENT, BLANK, ACT)
 
@@ -74,14 +76,54 @@ def load_llama_tokenizer(
 ) -> tuple[PreTrainedTokenizerBase, int]:
     """A LLaMA tokenizer with our special tokens appended, and the first action id.
 
-    The last `action_bins` ids of the *original* vocabulary become the actions, as in OpenVLA
-    (31744-31999 of LLaMA-2): they are its rarest tokens. Special tokens come after them, the
-    embeddings must be resized.
+    The last `action_bins` ids of the ordinary vocabulary become the actions: its rarest tokens.
+    These are 31744-31999 of LLaMA 2, as in OpenVLA, and 127744-127999 of LLaMA 3, whose special
+    tokens stand at the end of the vocabulary. Ours come after all of them, so embeddings must be
+    resized.
+
+    A tokenizer without BOS (Qwen's) has its EOS take that place, which is what stood before a text
+    when such models were trained.
+
+    Raises:
+        CheckpointError: there is no such tokenizer, or it leaves no room for actions.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    start = len(tokenizer) - action_bins
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # `tokenizers` raises bare ones
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise CheckpointError(
+            f"the tokenizer of {name_or_path} cannot be loaded ({reason[0]}): copy "
+            "tokenizer.json and tokenizer_config.json of the checkpoint there"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"the tokenizer of {name_or_path} has no end-of-text token: name it as eos_token in "
+            "its tokenizer_config.json"
+        )
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    start = _last_ordinary_ids(tokenizer, action_bins)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, ABSENT, BLANK, ACT]})
     return tokenizer, start
+
+
+def _last_ordinary_ids(tokenizer: PreTrainedTokenizerBase, count: int) -> int:
+    """First of the last `count` ids in a row that are neither special nor added to the vocabulary.
+
+    Raises:
+        CheckpointError: there are no such ids.
+    """
+    reserved = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ordinary = set(tokenizer.get_vocab().values()) - reserved
+    in_a_row = 0
+    for token in range(max(ordinary, default=-1), -1, -1):
+        in_a_row = in_a_row + 1 if token in ordinary else 0
+        if in_a_row == count:
+            return token
+    raise CheckpointError(
+        f"the tokenizer of {tokenizer.name_or_path} has {len(ordinary)} ordinary ids, and no "
+        f"{count} of them in a row that could stand for actions: this is no language model's"
+    )
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

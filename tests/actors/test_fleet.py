@@ -187,8 +187,6 @@ def test_trajectories_of_another_version_stop_the_run(fleet, prompts):
         fleet.version -= 1
 
 
-def test_the_hf_engine_has_no_tensor_parallelism(tiny_checkpoint):
-    from rapport.policies.vla.hf_engine import HfEngine
-
+def test_the_hf_engine_has_no_tensor_parallelism():
     with pytest.raises(ValueError, match="tensor_parallel=1"):
-        HfEngine(tiny_checkpoint, "float32", 1.0, 0.25, tensor_parallel=2)
+        EngineConfig(engine="hf", tensor_parallel=2)

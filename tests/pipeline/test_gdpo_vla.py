@@ -28,7 +28,7 @@ class LocalFleet:
     """Without Ray: its engine (transformers) lives in this process."""
 
     def __init__(self, checkpoint):
-        self.engine = HfEngine(checkpoint, "float32", 1.0, 0.5, 1)
+        self.engine = HfEngine(checkpoint, "float32", 1.0)
         self.began_with = weight_digest(self.engine.model.state_dict())
         self.behaviour = None
 
@@ -181,7 +181,7 @@ def test_engines_are_given_weights_with_adapters_merged(task, tmp_path, alone):
     made.save(state, tmp_path / "saved")
     served = made.fleet.engine.model.state_dict()
     assert weight_digest(served) != made.fleet.began_with
-    assert weight_digest(served) == weight_digest(made.fleet.behaviour.model.state_dict())
+    assert weight_digest(served) == weight_digest(made.fleet.behaviour.weights())
     saved = load_policy(tmp_path / "saved").model.state_dict()
     assert saved.keys() == served.keys()
     assert all(torch.equal(served[name], value) for name, value in saved.items())

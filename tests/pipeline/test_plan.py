@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from rapport.pipeline.config import load_config
-from rapport.pipeline.estimate import ModelSize
+from rapport.pipeline.estimate import GIB, ModelSize, learner_bytes
 from rapport.pipeline.plan import (
     CPU,
     UnitCosts,
@@ -20,6 +20,7 @@ from rapport.pipeline.plan import (
 from rapport.pipeline.run import _parser, main
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import PreflightConfig
+from rapport.pipeline.steps.checks import sequences_per_learner
 from rapport.pipeline.steps.planning import plan_checks
 from rapport.pipeline.steps.sizing import PUBLISHED, model_size
 
@@ -131,9 +132,70 @@ def test_nodes_have_cpus_for_their_gpus():
 def test_defaults_say_what_is_measured_and_what_is_assumed():
     assert default_costs(config("plan.nodes=1").plan) is CPU
     costs = default_costs(config("plan.nodes=1", "plan.gpus=8", "plan.device=a100").plan)
-    assert (costs.sampling, costs.training) == pytest.approx((31.2e12, 124.8e12))
+    assert (costs.memory, costs.training) == pytest.approx((1.4e12, 124.8e12))
     assert costs.frames == CPU.frames and costs.sources["frames"].startswith("measured")
-    assert costs.sources["training"] == "assumed, not measured: 40% of a100's 312 TFLOP/s"
+    assert costs.sources["training"].startswith("assumed: 40% of a100's 312 TFLOP/s")
+    assert "70% of a100's 2.0 TB/s" in costs.sources["sampling"]
+
+
+LLAMA_2_7B = ModelSize(
+    parameters=7_500_000_000,
+    trainable=414_600_000,
+    layers=32,
+    hidden=4096,
+    kv_heads=32,
+    head_dim=128,
+    prompt_tokens=1090,
+    action_tokens=1120,
+)
+DECODING = (
+    "rollout.gpus=1",
+    "rollout.workers=1",
+    "rollout.dtype=bfloat16",
+    "rollout.batch_prompts=16",
+    "plan.nodes=1",
+    "plan.gpus=1",
+)
+
+
+def test_sampling_on_a_gpu_is_no_faster_than_its_memory():
+    """1,890 tokens/s were measured with 36 sequences on an H100, 2,450 are its limit."""
+    c = config(*DECODING, "rollout.kv_cache_gib=24.6")
+    costs = default_costs(c.plan)
+    planned = plan_round(c, LLAMA_2_7B, costs).tokens_per_s
+    assert 1500 < planned < 1890 < 2450
+    # By hand: 24.6 GiB hold 9 groups of 4; a token is 512 KiB, a sequence holds 1,650 on average.
+    step_bytes = 15e9 + 36 * 1650 * 512 * 1024
+    assert planned == pytest.approx(36 * 0.7 * 2.9e12 / step_bytes, rel=0.01)
+
+
+def test_keys_of_the_engine_change_what_is_planned():
+    def planned(*keys):
+        c = config(*DECODING, "rollout.kv_cache_gib=24.6", *keys)
+        return plan_round(c, LLAMA_2_7B, default_costs(c.plan)).tokens_per_s
+
+    assert planned("rollout.max_num_seqs=8") < 0.6 * planned()
+    assert planned("rollout.batch_prompts=2") == planned("rollout.max_num_seqs=8")
+    assert planned("rollout.workers=2") == pytest.approx(2 * planned())
+    two = planned("rollout.tensor_parallel=2")
+    assert 2 * planned() < two < 2.5 * planned(), "twice the memory, twice the cache"
+    a100 = planned("plan.device=a100")
+    assert a100 == pytest.approx(planned() * 2.0 / 2.9)
+
+
+def test_activations_are_those_that_were_measured():
+    """11.8 GiB a sequence of LLaMA-2-7B in bfloat16; 25.5 - 20.9 for four with checkpointing."""
+    sequence = learner_bytes(LLAMA_2_7B, "bfloat16", 3, 1, 1)["activations"]
+    assert sequence / GIB == pytest.approx(11.8, rel=0.02)
+    again = learner_bytes(LLAMA_2_7B, "bfloat16", 3, 1, 1, checkpointing=True)["activations"]
+    assert again / GIB == pytest.approx((25.5 - 20.9) / 4, rel=0.25)
+
+
+def test_micro_batches_are_what_a_learner_must_hold():
+    keys = ("learner.world_size=2", "sft.batch_size=64", "dpo.batch_size=32")
+    assert sequences_per_learner(config(*keys)) == 32
+    assert sequences_per_learner(config(*keys, "learner.micro_batch=4")) == 8  # 4 pairs
+    assert sequences_per_learner(config(*keys, "learner.micro_batch=99")) == 32
 
 
 def test_a_bench_takes_the_place_of_a_default(tmp_path):

@@ -13,6 +13,7 @@ from rapport.policies.flow.conditions import MODALITIES, Conditions, dropout_mas
 from rapport.policies.flow.config import PAPER_GROUPS, FlowSizes, flow_config, vae_config
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow, initialised, time_features
+from rapport.policies.flow.sampling import generate
 from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.motion import Layout
 
@@ -179,6 +180,31 @@ def test_cached_equals_uncached(model):
                 one[:, :, 0], whole[:, :, l], atol=1e-10, rtol=1e-10, msg=f"latent {l}, {again}"
             )
         new = clean[:, :, l : l + 1]
+
+
+def test_flow_time_stays_float32_in_any_dtype():
+    time = torch.linspace(0, 1, 101)
+    exact = time_features(time.double())
+    torch.testing.assert_close(time_features(time).double(), exact, rtol=0, atol=1e-4)
+    # Of a time that is a bfloat16 already, too.
+    half = time.bfloat16()
+    torch.testing.assert_close(time_features(half), time_features(half.float()), rtol=0, atol=0)
+
+
+def test_a_bfloat16_model_is_told_the_time_of_a_float32_one(model):
+    """What its time layers are given, at every denoise step of a rollout."""
+
+    def told(dtype):
+        seen = []
+        copied = deepcopy(model).to(dtype)
+        copied.time.register_forward_pre_hook(lambda _, args: seen.append(args[0].float()))
+        heard = Conditions(*(getattr(conditions(1, 2), name).to(dtype) for name in MODALITIES))
+        generate(copied, heard, normal(1, 1, 2, 4, seed=1).to(dtype), steps=7)
+        return torch.stack([when.flatten()[:256] for when in seen])
+
+    exact = told(torch.float32)
+    assert exact.shape == (14, 256) and exact.std() > 0.5
+    torch.testing.assert_close(told(torch.bfloat16), exact, rtol=0, atol=2**-8)
 
 
 def test_one_softmax_over_prefix_history_and_itself(model):

@@ -105,7 +105,7 @@ def test_euler_by_hand_on_a_linear_field():
     # m <- m + (3 - 2 m) / 4, four times: 1.5 + (m_0 - 1.5) / 2^4
     got = generate(LinearField(), None, normal(1, 2, 3, 4), steps=4)
     torch.testing.assert_close(got, 1.5 + (normal(1, 2, 3, 4) - 1.5) / 16)
-    assert flow_times(4).tolist() == [0, 0.25, 0.5, 0.75]
+    assert flow_times(4, torch.zeros(1)).tolist() == [0, 0.25, 0.5, 0.75]
 
 
 def test_each_prompt_has_noise_of_its_own():

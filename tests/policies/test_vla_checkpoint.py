@@ -4,18 +4,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
 
 from rapport.policies.motion import Layout
 from rapport.policies.policy import CheckpointError, weight_digest
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.loading import (
     build_tiny,
+    cast_weights,
     load_checkpoint,
     save_checkpoint,
     serving_state_dict,
     tiny_config,
 )
 from rapport.policies.vla.lora import add_lora, merge_lora
+from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
 
@@ -58,6 +61,18 @@ def test_checkpoint_round_trip_gives_the_same_policy(checkpoint):
     assert all(p.requires_grad for p in loaded.model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_loads_the_same_policy(tmp_path, dtype):
+    model = build()
+    cast_weights(model, dtype)
+    save_checkpoint(model, TOKENIZER, ACTIONS, tmp_path / "ck")
+    loaded, report = AutoModel.from_pretrained(tmp_path / "ck", output_loading_info=True)
+    assert type(loaded) is FaceVLA and not any(report.values()), report
+    assert weight_digest(loaded.state_dict()) == weight_digest(model.state_dict())
+    torch.testing.assert_close(log_probs(loaded.eval()), log_probs(model), rtol=0, atol=0)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "ck")) == 1024
+
+
 def test_files_hold_plain_names_and_nothing_is_left_over(checkpoint):
     assert set(load_file(checkpoint / "model.safetensors")) == set(build().state_dict())
     assert [p.name for p in checkpoint.parent.iterdir()] == ["ck"]
@@ -83,6 +98,13 @@ def test_dtype_is_kept_or_converted(tmp_path):
     save_checkpoint(build().to(torch.bfloat16), TOKENIZER, ACTIONS, tmp_path / "ck")
     assert load_checkpoint(tmp_path / "ck").model.dtype == torch.bfloat16
     assert load_checkpoint(tmp_path / "ck", dtype=torch.float32).model.dtype == torch.float32
+
+
+def test_rotary_positions_stay_float32_in_any_dtype(checkpoint):
+    half = load_checkpoint(checkpoint, dtype=torch.bfloat16).model
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    for name, buffer in load_checkpoint(checkpoint).model.named_buffers():
+        torch.testing.assert_close(half.get_buffer(name), buffer, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "action_space.json"])

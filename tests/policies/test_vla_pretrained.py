@@ -1,27 +1,28 @@
 """Assembly from published parts and from OpenVLA-lineage checkpoints, on small generated ones."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionModel
 
 from rapport.policies.motion import Layout
-from rapport.policies.vla.actions import ActionSpace
+from rapport.policies.policy import CheckpointError
+from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.loading import load_checkpoint, save_checkpoint
+from rapport.policies.vla.lora import add_lora
 from rapport.policies.vla.model import FaceVLA, standardise_pixels
 from rapport.policies.vla.openvla import load_openvla, read_weights
-from rapport.policies.vla.pretrained import PublishedParts, load_pretrained, resize_positions
+from rapport.policies.vla.pretrained import load_pretrained, resize_positions
 from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.text import encode_text, load_llama_tokenizer, special_ids
+from tests.published import LLAMA_2, LLAMA_3, QWEN, save_parts, save_tokenizer, shards
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -241,32 +242,7 @@ def test_shards_are_read_one_after_the_other(tmp_path):
 @pytest.fixture
 def parts(tmp_path):
     """Small published models: three blocks each, DINOv2 at another resolution."""
-    torch.manual_seed(0)
-    tower = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "patch_size": 14}
-    Dinov2Model(Dinov2Config(**tower, image_size=112, mlp_ratio=2)).save_pretrained(
-        tmp_path / "dino"
-    )
-    siglip = SiglipVisionConfig(**tower, image_size=56, intermediate_size=32)
-    SiglipVisionModel(siglip).save_pretrained(tmp_path / "siglip")
-    llama = LlamaConfig(
-        vocab_size=600,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(llama).save_pretrained(tmp_path / "llama")
-    words = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words += [f"<rare{i}>" for i in range(600 - len(words))]
-    inner = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.save_pretrained(tmp_path / "llama")
-    return PublishedParts(*(str(tmp_path / name) for name in ("llama", "dino", "siglip")))
+    return save_parts(tmp_path)
 
 
 def test_published_parts_become_one_policy(parts):
@@ -292,6 +268,186 @@ def test_published_parts_become_one_policy(parts):
     prompt = torch.from_numpy(build_prompt(config, [70, 71], True))[None]
     log_probs = model.action_log_probs(prompt, frames[None], torch.full((1, 60), 400))
     assert log_probs.shape == (1, 60) and torch.isfinite(log_probs).all()
+
+
+# -- Tokenizers of several lineages, at their real sizes --
+
+
+@pytest.mark.parametrize(
+    ("layout", "ordinary", "start"),
+    [
+        (LLAMA_2, 31_997, 31_744),  # OpenVLA's
+        (LLAMA_2 | {"last": ("[PAD]",)}, 31_997, 31_744),  # a fine-tune with one token more
+        (LLAMA_3, 128_000, 127_744),
+        (QWEN, 151_643, 151_387),
+    ],
+)
+def test_actions_are_the_last_ids_below_the_special_ones(tmp_path, layout, ordinary, start):
+    count = save_tokenizer(tmp_path, ordinary, **layout)
+    tokenizer, first = load_llama_tokenizer(str(tmp_path))
+    actions = range(first, first + 256)
+    assert first == start
+    for word in (*layout.get("first", ()), *layout.get("last", ())):
+        assert tokenizer.convert_tokens_to_ids(word) not in actions, word
+    ids = special_ids(tokenizer)
+    assert not set(ids.values()) & set(actions)
+    assert ids["image_token_id"] == count, "ours come after all that was there"
+    assert not set(encode_text(tokenizer, "hello <s> <|im_end|> <image>", first)) & {
+        *ids.values(),
+        *actions,
+    }
+
+
+def test_where_there_is_no_bos_a_text_begins_with_eos(tmp_path):
+    save_tokenizer(tmp_path, 600, **QWEN)
+    tokenizer, _ = load_llama_tokenizer(str(tmp_path))
+    assert tokenizer.convert_ids_to_tokens(special_ids(tokenizer)["bos_token_id"]) == "<|im_end|>"
+    save_tokenizer(tmp_path / "neither", 600, last=("<|endoftext|>",))
+    with pytest.raises(CheckpointError, match="neither has no end-of-text token"):
+        load_llama_tokenizer(str(tmp_path / "neither"))
+
+
+def test_a_tokenizer_too_small_for_actions_is_refused(tmp_path):
+    save_tokenizer(tmp_path, 256, **LLAMA_2)
+    with pytest.raises(CheckpointError, match="256 ordinary ids, and no 300 of them in a row"):
+        load_llama_tokenizer(str(tmp_path), action_bins=300)
+
+
+@pytest.mark.parametrize(("layout", "padding"), [(LLAMA_2, 0), (LLAMA_3, 0), (QWEN, 271)])
+def test_every_lineage_becomes_a_policy_that_is_saved_and_loaded(tmp_path, layout, padding):
+    parts = save_parts(tmp_path, layout, padding=padding)
+    policy = saved_and_loaded(parts, tmp_path / "policy")
+    llama = LlamaForCausalLM.from_pretrained(parts.llama)
+    ids = torch.randint(0, 597, (1, 12))
+    logits = policy.language_model(ids).logits[..., :600]
+    torch.testing.assert_close(logits, llama(ids).logits[..., :600])
+
+
+def saved_and_loaded(parts, folder):
+    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    start = model.config.action_token_start
+    actions = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), first_token=start)
+    save_checkpoint(model, tokenizer, actions, folder)
+    return load_checkpoint(folder).model
+
+
+# -- Tied embeddings --
+
+
+def test_a_tied_head_becomes_a_table_of_its_own(tmp_path):
+    parts = save_parts(tmp_path, LLAMA_3, tie_word_embeddings=True)
+    policy = saved_and_loaded(parts, tmp_path / "policy")
+    table = policy.get_input_embeddings().weight
+    head = policy.get_output_embeddings().weight
+    assert torch.equal(table, head) and table.data_ptr() != head.data_ptr()
+    assert not policy.config.text_config.tie_word_embeddings
+    llama = LlamaForCausalLM.from_pretrained(parts.llama)
+    assert llama.config.tie_word_embeddings, "or nothing was tested"
+    ids = torch.randint(0, 597, (1, 12))
+    torch.testing.assert_close(policy.language_model(ids).logits[..., :853], llama(ids).logits)
+
+
+def test_what_was_tied_learns_and_is_saved_apart(tmp_path):
+    parts = save_parts(tmp_path, LLAMA_3, tie_word_embeddings=True)
+    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    add_lora(model, rank=2, alpha=4.0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.add_(1.0)
+        model.language_model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.fill_(0.1)
+    ids = torch.randint(0, 597, (1, 12))
+    expected = model.eval().language_model(ids).logits
+    start = model.config.action_token_start
+    actions = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), first_token=start)
+    save_checkpoint(model, tokenizer, actions, tmp_path / "policy")
+    loaded = load_checkpoint(tmp_path / "policy").model
+    torch.testing.assert_close(loaded.language_model(ids).logits, expected)
+
+
+def test_a_config_with_a_tied_head_is_refused():
+    text = lineage_config().text_config.to_dict() | {"tie_word_embeddings": True}
+    with pytest.raises(ValueError, match="a table of its own"):
+        lineage_config(text_config=text)
+
+
+# -- Checkpoints that cannot be used --
+
+
+def broken(parts, what):
+    """Do to a checkpoint what downloads and people do; returns what the error must name."""
+    llama = Path(parts.llama)
+    match what:
+        case "missing shard":
+            (llama / shards(llama)[1]).unlink()
+            return parts, shards(llama)[1]
+        case "truncated shard":
+            shard = llama / shards(llama)[-1]
+            shard.write_bytes(shard.read_bytes()[:-10])
+            return parts, shard.name
+        case "missing config":
+            (llama / "config.json").unlink()
+            return parts, f"vla.llama={llama} has no config.json"
+        case "broken config":
+            (Path(parts.dino) / "config.json").write_text("{")
+            return parts, "vla.dino="
+        case "no weights":
+            (Path(parts.siglip) / "model.safetensors").unlink()
+            return parts, f"vla.siglip={parts.siglip} has no weights"
+        case "missing tokenizer":
+            for file in llama.glob("tokenizer*"):
+                file.unlink()
+            return parts, "tokenizer.json"
+        case "broken tokenizer":
+            (llama / "tokenizer.json").write_text("{}")
+            return parts, "the tokenizer of"
+        case "another tokenizer":
+            save_tokenizer(llama, 3000, **LLAMA_2)
+            return parts, "one of the two is another model's"
+        case "another model":
+            config = json.loads((llama / "config.json").read_text())
+            (llama / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+            return parts, "a 'qwen2' checkpoint, it must be a 'llama' one"
+        case "swapped":
+            return replace(parts, dino=parts.siglip), "a 'siglip_vision_model' checkpoint"
+        case "nowhere":
+            return replace(parts, dino="/nowhere"), "vla.dino=/nowhere"
+        case "another size":
+            config = json.loads((llama / "config.json").read_text())
+            (llama / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
+            return parts, f"vla.llama={llama} cannot be loaded"
+        case "too few positions":
+            config = json.loads((llama / "config.json").read_text())
+            (llama / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+            return parts, "do not go together: prompt (38) and actions (60) need 98 positions"
+        case "a layer too few":
+            config = json.loads((llama / "config.json").read_text())
+            (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+            return parts, "weights, e.g. model.layers.2"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "missing shard",
+        "truncated shard",
+        "missing config",
+        "broken config",
+        "no weights",
+        "missing tokenizer",
+        "broken tokenizer",
+        "another tokenizer",
+        "another model",
+        "swapped",
+        "nowhere",
+        "another size",
+        "too few positions",
+        "a layer too few",
+    ],
+)
+def test_a_part_that_cannot_be_used_is_named_in_one_line(parts, what):
+    broken_parts, named = broken(parts, what)
+    with pytest.raises(CheckpointError) as raised:
+        load_pretrained(broken_parts, SPACE, frames=2, text_tokens=4)
+    assert named in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_slots_start_as_if_they_were_not_there(parts):
