@@ -66,7 +66,7 @@ def workspace(folder):
     def once(name, work, round_index=1):
         return work(Phase(name, name, folder, SimpleNamespace(log=lambda *values: None)))
 
-    return SimpleNamespace(once=once, summary={"metrics": {}})
+    return SimpleNamespace(once=once, summary={"metrics": {}}, root=folder)
 
 
 def here(imitated, **kills):

@@ -30,23 +30,23 @@ def texts(folder):
     return {path: path.read_text() for path in folder.rglob("*") if path.suffix in kinds}
 
 
-def test_a_node_whose_disk_is_gone_goes_on_from_storage(tmp_path):
-    node, bucket = tmp_path / "node", tmp_path / "bucket"
+def test_a_node_whose_disk_is_gone_goes_on_from_storage(tmp_path, caplog):
+    node, other, bucket = tmp_path / "node", tmp_path / "other", tmp_path / "bucket"
     bucket.mkdir()
     keys = [*KEYS, f"storage.uri={bucket}"]
     first = prepared(node / "run", *keys)
-    digest = (node / "run" / "prepare" / "corpus" / "corpus.json").read_text()
+    manifest = (node / "run" / "prepare" / "corpus" / "corpus.json").read_text()
     shutil.rmtree(node)  # the run, and the database of MLflow beside it
     (bucket / "run" / "phases" / "describe.json").unlink()  # it had not come so far
-    # Another process: in this one, MLflow still holds the file of the database that is gone.
-    again = pipeline_run("prepare", "--run-dir", node / "run", "--resume", f"storage.uri={bucket}")
-    summary = finished(again, node / "run")
-    assert "knows no run" in again.stdout and "goes on in a new one" in again.stdout
-    assert "[prepare] done before" in again.stdout and "[describe] done before" not in again.stdout
+    caplog.clear()
+    with caplog.at_level("INFO", logger="rapport"):
+        summary = prepared(other / "run", "--resume", f"storage.uri={bucket}")
+    assert "knows no run" in caplog.text and "goes on in a new one" in caplog.text
+    assert "[prepare] done before" in caplog.text and "[describe] done before" not in caplog.text
     assert summary["metrics"] == first["metrics"] and summary["counts"] == first["counts"]
-    assert (node / "run" / "prepare" / "corpus" / "corpus.json").read_text() == digest
-    client = MlflowClient(f"sqlite:///{node / 'mlflow.db'}")
-    run = client.get_run((node / "run" / "mlflow_run_id").read_text())
+    assert (other / "run" / "prepare" / "corpus" / "corpus.json").read_text() == manifest
+    client = MlflowClient(f"sqlite:///{other / 'mlflow.db'}")
+    run = client.get_run((other / "run" / "mlflow_run_id").read_text())
     assert run.info.status == "FINISHED" and run.data.params["corpus.train_clips"] == "16"
 
 
