@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -226,28 +226,14 @@ def _rollout(
         )
         for number in left
     )
-    started = time.monotonic()
-    rate = 0.0
-    trajectories = actions = 0
-    for request, groups in fleet.answers(requests):
-        reactions = [reaction for group in groups for reaction in group]
-        # Kept at once: a run that is killed here asks for the others only when it is resumed.
-        write_candidates(
-            answered.file(request.number),
-            [sampled(reaction, policy) for reaction in reactions],
-            policy,
-        )
-        trajectories += len(reactions)
-        actions += sum(len(reaction.actions) for reaction in reactions)
-        rate = actions / (time.monotonic() - started)
-        step.logger.log({"trajectories": trajectories, "tokens_per_s": rate}, trajectories)
-    found = answered.candidates()
-    actions = sum(len(candidate.actions) for candidate in found)
+    rate = _ask(step, fleet, requests, policy=policy, answered=answered)
+    whole = answered.candidates()
+    actions = sum(len(candidate.actions) for candidate in whole)
     for clip_id in ids:
         motion = imitated.corpus.clip(clip_id).listener.subset(policy.layout)
-        found.append(recorded(clip_id, policy.actions_of(motion), policy))
+        whole.append(recorded(clip_id, policy.actions_of(motion), policy))
     file = step.directory / "candidates.parquet"
-    count = write_candidates(file, found, policy)
+    count = write_candidates(file, whole, policy)
     answered.forget()
     step.say(f"{actions} actions, {rate:.0f} a second")
     return PhaseResult(
@@ -260,6 +246,32 @@ def _rollout(
         },
         value={"tokens_per_s": round(rate)},
     )
+
+
+def _ask(
+    step: Phase, fleet: Fleet, requests: Iterable[Request], *, policy: Policy, answered: Answered
+) -> float:
+    """Actions a second. Each answer is kept at once: a run that is killed asks for the others only.
+
+    Args:
+        step: the phase.
+        fleet: who answers.
+        requests: batches without an answer.
+        policy: whose actions they are.
+        answered: takes the answers.
+    """
+    started = time.monotonic()
+    rate = 0.0
+    trajectories = actions = 0
+    for request, groups in fleet.answers(requests):
+        reactions = [reaction for group in groups for reaction in group]
+        candidates = [sampled(reaction, policy) for reaction in reactions]
+        write_candidates(answered.file(request.number), candidates, policy)
+        trajectories += len(reactions)
+        actions += sum(len(reaction.actions) for reaction in reactions)
+        rate = actions / (time.monotonic() - started)
+        step.logger.log({"trajectories": trajectories, "tokens_per_s": rate}, trajectories)
+    return rate
 
 
 def prompts_of_round(

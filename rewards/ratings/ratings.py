@@ -213,13 +213,22 @@ def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Ite
     if not any(file.suffix.lower() in SUFFIXES for file in files):
         found = f"; it holds {', '.join(file.name for file in files[:5])}" if files else ""
         raise RatingError(f"{path}: no such ratings file, and no folder of them{found}")
-    for file in files:
-        if file.suffix.lower() in SUFFIXES:
-            yield file
-        elif not (file.name == INSTRUCTIONS or (file.suffix == ".mp4" and file.stem in videos)):
-            remarks["files without a sheet's suffix, which were not read"].append(
-                str(file.relative_to(path))
-            )
+    sheets = [file for file in files if file.suffix.lower() in SUFFIXES]
+    others = [
+        str(file.relative_to(path))
+        for file in files
+        if file not in sheets
+        and file.name != INSTRUCTIONS
+        and not (file.suffix == ".mp4" and file.stem in videos)
+    ]
+    if len(others) > len(sheets):
+        raise RatingError(
+            f"{path}: {len(others)} files are no sheets ({', '.join(others[:5])}, ...) beside "
+            f"{len(sheets)} that are: save them as .csv or .xlsx, or take them out of the folder"
+        )
+    if others:
+        remarks["files without a sheet's suffix, which were not read"] += others
+    yield from sheets
 
 
 def _rows(
