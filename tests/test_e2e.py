@@ -44,10 +44,13 @@ PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "judge",
 
 
 @pytest.fixture(scope="module")
-def dpo_run(tmp_path_factory):
-    """A small main job: its folder, summary and what it printed."""
+def dpo_run(ray_cluster, tmp_path_factory):
+    """A small main job, submitted: its folder, summary and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "dpo"
-    process = pipeline_run(
+    process = ray_cluster.submit(
+        "python",
+        "-m",
+        "pipeline.run",
         "dpo",
         "corpus.train_clips=32",
         "corpus.test_clips=16",
@@ -55,9 +58,12 @@ def dpo_run(tmp_path_factory):
         "raters.workers=1",
         "render.workers=1",
         "--run-dir",
-        folder,
+        str(folder),
     )
-    return folder, finished(process, folder), process.stdout
+    assert process.returncode == 0, process.stdout[-6000:]
+    assert "cluster at" in process.stdout and "succeeded" in process.stdout
+    assert f"summary: {folder / 'summary.json'}" in process.stdout
+    return folder, json.loads((folder / "summary.json").read_text()), process.stdout
 
 
 def own_keys(*sections) -> list[str]:
@@ -158,7 +164,7 @@ def test_artefacts_exist_and_can_be_used(dpo_run):
 
 def test_the_terminal_tells_the_story(dpo_run):
     folder, _, printed = dpo_run
-    assert printed.startswith("rapport dpo: ") and str(folder) in printed.splitlines()[0]
+    assert f"rapport dpo: {folder}" in printed
     for text in (
         "[sft]",
         "[rollout]",
@@ -225,6 +231,7 @@ def test_the_main_job_runs_on_the_real_dyad(tmp_path):
     assert "Mirror" not in summary["metrics"]["evaluation"]
 
 
+@pytest.mark.long
 def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(
     dpo_run, ray_cluster, tmp_path
 ):

@@ -150,6 +150,7 @@ def test_one_learner_learns_and_says_what_ran(train, tiny_checkpoint):
     assert load_checkpoint(folder / "policy").model.config.action_steps == 5
 
 
+@pytest.mark.long
 def test_sharded_sft_is_sft_on_one_learner(train):
     """ZeRO 3; ZeRO 2 is DPO's below."""
     sharded = train("sft", zero_stage=3)
