@@ -45,9 +45,14 @@ def test_a_script_that_exits_0_when_mended(case, tmp_path):
 
 @pytest.mark.parametrize("case", ["llama3_tokenizer", "tied_llama"])
 def test_a_model_that_exits_0_when_it_can_be_used(case):
-    """The scripts call the package by its name of 0.1.0."""
+    """The scripts are of 0.1.0: the package had another name, and parts of a policy came singly."""
+    parts = 'str(root / "llama"), str(root / "dino"), str(root / "siglip")'
     script = (
-        (CASES / case / "check.py").read_text().replace("from policies.", "from rapport.policies.")
+        (CASES / case / "check.py")
+        .read_text()
+        .replace("from policies.", "from rapport.policies.")
+        .replace("import load_pretrained", "import PublishedParts, load_pretrained")
+        .replace(parts, f"PublishedParts({parts})")
     )
     found = subprocess.run(
         [sys.executable, "-c", script],
