@@ -226,9 +226,9 @@ def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Ite
             f"{path}: {len(others)} files are no sheets ({', '.join(others[:5])}, ...) beside "
             f"{len(sheets)} that are: save them as .csv or .xlsx, or take them out of the folder"
         )
+    yield from sheets
     if others:
         remarks["files without a sheet's suffix, which were not read"] += others
-    yield from sheets
 
 
 def _rows(

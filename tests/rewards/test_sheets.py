@@ -615,3 +615,12 @@ def test_a_damaged_sheet_is_read_or_refused(folder, sheet, place, noise, cut):
     else:
         # A sheet that ends too early between two rows cannot be told from a whole one.
         assert ratings
+
+
+def test_a_folder_of_more_other_files_than_sheets_is_refused(tmp_path):
+    (tmp_path / "ann.csv").write_text(text_of([HEADER, *ROWS]))
+    (tmp_path / "a.pages").write_text("")
+    assert read(tmp_path, VIDEOS)[0] == RATINGS
+    (tmp_path / "b.pages").write_text("")
+    with pytest.raises(RatingError, match="2 files are no sheets .*beside 1 that are"):
+        read(tmp_path, VIDEOS)
