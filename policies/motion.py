@@ -21,7 +21,7 @@ GROUPS = ("expr", "jaw", "neck", "eyelid", "eyepose", "rot", "trans")
 
 # Groups in radians about each axis. No tracker turns further than half a turn.
 ROTATIONS = ("jaw", "neck", "eyepose", "rot")
-_HALF_TURN = 3.15
+HALF_TURN = 3.15
 
 
 class LayoutError(ValueError):
@@ -186,7 +186,7 @@ def require_radians(motion: Motion) -> None:
         if name not in ROTATIONS or not len(motion):
             continue
         size = np.abs(motion.group(name))
-        if size.max() > _HALF_TURN:
+        if size.max() > HALF_TURN:
             frame, column = np.unravel_index(int(size.argmax()), size.shape)
             raise LayoutError(
                 f"{name} turns by {size.max():.4g} at frame {frame}, column {column}: rotations "

@@ -29,6 +29,19 @@ def pipeline_run(*arguments, timeout=800) -> subprocess.CompletedProcess:
     )
 
 
+def started(*arguments, **options) -> subprocess.Popen:
+    """A run whose output is read while it goes on."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
 def begun(*arguments) -> subprocess.Popen:
     """A run in a process group of its own, to be killed."""
     return subprocess.Popen(

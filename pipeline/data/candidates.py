@@ -197,8 +197,8 @@ class Answered:
     def _counts(self, number: int) -> dict[str, int]:
         if not self.file(number).is_file():
             return {}
-        groups = read_candidates(self.file(number))
-        return {prompt_id: len(group) for prompt_id, group in groups.items()}
+        members = read_members(self.file(number))
+        return {prompt_id: len(group) for prompt_id, group in members.items()}
 
     def candidates(self) -> list[Candidate]:
         """All of them."""

@@ -41,14 +41,19 @@ def look_at_corpus(config: CorpusConfig) -> None:
     """Raise `CorpusError` unless the files that `config` names are there."""
     if config.kind == "synthetic":
         return
+    root = _root(config)
+    if config.kind == "parquet":
+        Corpus(root)
+    elif not root.is_dir():
+        raise CorpusError(
+            f"corpus.root={root}: no such folder; it must hold the files of {config.kind}"
+        )
+
+
+def _root(config: CorpusConfig) -> Path:
     if config.root is None:
         raise CorpusError(f"corpus.kind={config.kind} needs corpus.root=FOLDER")
-    if config.kind == "parquet":
-        Corpus(config.root)
-    elif not config.root.is_dir():
-        raise CorpusError(
-            f"corpus.root={config.root}: no such folder; it must hold the files of {config.kind}"
-        )
+    return config.root
 
 
 def _open(config: CorpusConfig, folder: Path) -> Corpus:
@@ -62,10 +67,10 @@ def _open(config: CorpusConfig, folder: Path) -> Corpus:
             seed=config.seed,
             video=SpeakerVideo(frames=config.frames, size=config.image_size),
         )
+    root = _root(config)
+    if config.kind == "parquet":
+        return Corpus(root)
     look_at_corpus(config)
-    assert config.root is not None
     if config.kind == "dualtalk":
-        return import_dualtalk(config.root, folder, seconds=config.seconds, stride=config.stride)
-    if config.kind == "lm_listener":
-        return import_lm_listener(config.root, folder, seconds=config.seconds, stride=config.stride)
-    return Corpus(config.root)
+        return import_dualtalk(root, folder, seconds=config.seconds, stride=config.stride)
+    return import_lm_listener(root, folder, seconds=config.seconds, stride=config.stride)

@@ -38,6 +38,7 @@ from rapport.pipeline.steps.imitation_vla import published_parts
 from rapport.pipeline.steps.sizing import model_size
 from rapport.policies.policy import CheckpointError
 from rapport.policies.vla.pretrained import check_parts
+from rapport.wording import first_line
 
 PROBE_TIMEOUT_S = 60.0
 ALL_REDUCE_MIB = 16
@@ -330,7 +331,7 @@ def size_checks(config: DpoOfVla, nodes: list[Node], run: Workspace) -> list[Che
             Check(
                 "policy",
                 "failed",
-                f"its checkpoints cannot be used: {str(error).splitlines()[0]}",
+                f"its checkpoints cannot be used: {first_line(error)}",
                 remedy="vla.llama, vla.dino and vla.siglip are local folders or hub names",
             )
         ]

@@ -35,8 +35,11 @@ from rapport.policies.tables import read_table, write_table
 
 def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
     if config.imitation is not None:
-        run.leave(_stage_one_of(config.imitation))
-        return earlier_flow(config.imitation)
+        earlier = earlier_flow(config.imitation)
+        assert earlier.windows is not None
+        run.leave({"corpus": earlier.corpus.path, "flow_policy": earlier.policy_path})
+        run.leave({"encode_tables": earlier.windows})
+        return earlier
     corpus = prepare(run, config.corpus)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
     encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
@@ -46,13 +49,6 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
 
 def earlier_flow(directory: Path) -> Imitated:
     """What stage 1 of an earlier run left."""
-    artifacts = _stage_one_of(directory)
-    return Imitated(
-        Corpus(artifacts["corpus"]), artifacts["flow_policy"], artifacts["encode_tables"]
-    )
-
-
-def _stage_one_of(directory: Path) -> dict[str, Path]:
     file = directory / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}
     names = ("corpus", "encode_tables", "flow_policy")
@@ -62,7 +58,8 @@ def _stage_one_of(directory: Path) -> dict[str, Path]:
             f"imitation={directory}: that run has no {', '.join(gone)}; it must be a finished one "
             "of `gdpo` or `dpo policy=flow`"
         )
-    return artifacts
+    corpus, windows, policy = (artifacts[name] for name in names)
+    return Imitated(Corpus(corpus), policy, windows)
 
 
 def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:

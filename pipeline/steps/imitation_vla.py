@@ -14,7 +14,6 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import OfVla
 from rapport.pipeline.steps.learning import learn
 from rapport.policies.motion import Layout
-from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
 from rapport.policies.vla.loading import build_tiny, cast_weights, network_sizes, tiny_config
@@ -31,7 +30,6 @@ def imitate_vla(run: Workspace, config: OfVla, corpus: Corpus) -> Path:
     if checkpoint_path is None:
         return _sft(run, config, corpus).artifacts["sft_policy"]
     checkpoint_path = checkpoint_path.absolute()
-    load_policy(checkpoint_path)  # complains now rather than after the rollout
     run.leave({"sft_policy": checkpoint_path})
     return checkpoint_path
 

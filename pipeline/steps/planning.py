@@ -25,6 +25,7 @@ from rapport.pipeline.steps.checks import (
     learner_need,
 )
 from rapport.pipeline.steps.sizing import PUBLISHED, model_size
+from rapport.wording import first_line
 
 FASTER = {
     "rollout": "more rollout.workers",
@@ -49,7 +50,7 @@ def plan(run: Run, config: PreflightConfig) -> None:
         size = model_size(config, PUBLISHED)
     except (OSError, ValueError) as error:  # not found; parts that do not go together
         raise RunError(
-            f"plan: {str(error).splitlines()[0]}; vla.llama, vla.dino and vla.siglip are local "
+            f"plan: {first_line(error)}; vla.llama, vla.dino and vla.siglip are local "
             f"folders, hub names, or without a network {', '.join(PUBLISHED)}"
         ) from None
     conclude("plan", list(plan_checks(config, size, costs)), run)

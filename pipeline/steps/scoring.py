@@ -20,7 +20,7 @@ from rapport.pipeline.data.readers.motion_files import kind_of, read_clips, toge
 from rapport.pipeline.data.store import MANIFEST, Corpus
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import Evaluated, FilesConfig
-from rapport.policies.motion import Motion
+from rapport.policies.motion import HALF_TURN, Motion
 from rapport.rewards import metrics
 from rapport.rewards.affect import RidgeAffectEstimator
 from rapport.rewards.metrics.protocols import lm_listener
@@ -31,7 +31,6 @@ from rapport.rewards.metrics.published import MotionFacts, PublishedTable, order
 # Columns of plain arrays that are rotations, where a protocol takes them raw.
 ROTATIONS = {"lm_listener": slice(50, 56), "dim": slice(0, 6), "dualtalk": slice(50, 56)}
 _COLUMNS = 56  # of those protocols
-_HALF_TURN = 3.15
 
 
 def score_files(config: Evaluated, run: Run) -> None:
@@ -161,7 +160,7 @@ def say_what_was_read(protocol: str, path: Path, content: Any) -> None:
     if columns is None or not plain:
         return
     largest = max(float(np.abs(clip[:, columns]).max()) for clip in plain)
-    if largest > _HALF_TURN:
+    if largest > HALF_TURN:
         logger.warning(
             f"[evaluate] {path}: columns {columns.start} to {columns.stop - 1} are rotations in "
             f"radians for protocol {protocol}, and one turns by {largest:.4g}, more than half a "

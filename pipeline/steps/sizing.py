@@ -19,6 +19,7 @@ from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.pretrained import freeze_streams, pretrained_config
 from rapport.policies.vla.settings import VlaConfig
 from rapport.policies.vla.text import build_text_tokenizer
+from rapport.wording import first_line
 
 FPS = 25
 # The paper's checkpoints: a plan needs their sizes only, and neither weights nor a network.
@@ -98,7 +99,7 @@ def require_published(key: str, name: str | None) -> None:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{key}={name} is no model: {str(error).splitlines()[0]}\n  It is a local folder with "
+            f"{key}={name} is no model: {first_line(error)}\n  It is a local folder with "
             "a config.json, or a name on the hub"
         ) from error
 

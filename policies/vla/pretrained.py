@@ -29,6 +29,7 @@ from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig, image_side, patch_grid, read_dino_config
 from rapport.policies.vla.model import FaceVLA, FrameEncoder, SlotEmbedding
 from rapport.policies.vla.text import load_llama_tokenizer, special_ids
+from rapport.wording import first_line
 
 COPY_AGAIN = "copy the whole checkpoint again"
 # Field of `PublishedParts` -> `model_type` of its config.
@@ -142,7 +143,7 @@ def check_parts(parts: PublishedParts) -> None:
         try:
             kind = AutoConfig.from_pretrained(name).model_type
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"vla.{part}={name}: {_first_line(error)}") from error
+            raise CheckpointError(f"vla.{part}={name}: {first_line(error)}") from error
         if kind not in kinds:
             raise CheckpointError(
                 f"vla.{part}={name} is a {kind!r} checkpoint, it must be a {kinds[0]!r} one"
@@ -183,18 +184,13 @@ def _load(part: str, name: str, kind: Any, dtype: torch.dtype) -> Any:
     try:
         model, report = kind.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{key} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{key} cannot be loaded: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{key} lacks {len(missing)} weights, e.g. {missing[0]}: {COPY_AGAIN}"
         )
     return model
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
 
 
 def _check_vocabulary(name: str, rows: int, needed: int) -> None:

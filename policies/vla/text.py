@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rapport.policies.policy import CheckpointError
+from rapport.wording import first_line
 
 BOS, EOS, IMAGE, ABSENT, BLANK, ACT = "<s>", "</s>", "<image>", "<absent>", "<blank>", "<act>"
 SPECIALS = (BOS, EOS, IMAGE, ABSENT, BLANK, ACT)
@@ -90,9 +91,8 @@ def load_llama_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # `tokenizers` raises bare ones
-        reason = str(error).strip().splitlines() or [repr(error)]
         raise CheckpointError(
-            f"the tokenizer of {name_or_path} cannot be loaded ({reason[0]}): copy "
+            f"the tokenizer of {name_or_path} cannot be loaded ({first_line(error)}): copy "
             "tokenizer.json and tokenizer_config.json of the checkpoint there"
         ) from error
     if tokenizer.eos_token_id is None:

@@ -52,7 +52,7 @@ class PublishedTable:
     rows: dict[str, dict[str, float]]
     scale: dict[str, float] = field(default_factory=dict)
     remark: str = ""
-    motion: MotionFacts = field(default_factory=lambda: MotionFacts())
+    motion: MotionFacts = field(default_factory=MotionFacts)
 
 
 def _rows(

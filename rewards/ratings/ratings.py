@@ -23,6 +23,7 @@ from rapport.files import atomic
 from rapport.log import logger
 from rapport.rewards.ratings.forms import Row, Videos, is_form, is_manifest, read_form
 from rapport.rewards.ratings.sheets import SUFFIXES, SheetError, files_of, read_sheets
+from rapport.wording import first_few
 
 # The texts double as the instructions that raters read.
 CRITERIA: dict[str, str] = {
@@ -108,8 +109,7 @@ class Remark:
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        shown = ", ".join(self.names[:12])
-        return f"{self.anonymous} ({shown}{', ...' if len(self.names) > 12 else ''})"
+        return f"{self.anonymous} ({first_few(self.names, most=12)})"
 
     @property
     def anonymous(self) -> str:
@@ -223,7 +223,7 @@ def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Ite
     ]
     if len(others) > len(sheets):
         raise RatingError(
-            f"{path}: {len(others)} files are no sheets ({', '.join(others[:5])}, ...) beside "
+            f"{path}: {len(others)} files are no sheets ({first_few(others)}) beside "
             f"{len(sheets)} that are: save them as .csv or .xlsx, or take them out of the folder"
         )
     yield from sheets

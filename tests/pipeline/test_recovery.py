@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rapport.pipeline.run import main
-from tests.runs import ROOT, begun, command, environment, finished, pipeline_run
+from tests.runs import ROOT, begun, command, environment, finished, pipeline_run, started
 
 pytestmark = pytest.mark.engine
 FEW = ["corpus.train_clips=16", "corpus.test_clips=4", "corpus.seconds=1", "corpus.image_size=28"]
@@ -66,17 +66,7 @@ def test_a_moved_run_goes_on_where_it_is_and_a_copy_reads_its_own_files(tmp_path
 
 @pytest.mark.long
 def test_runs_that_start_together_in_an_empty_folder_all_end_well(tmp_path):
-    runs = [
-        subprocess.Popen(
-            command("prepare", "--run-dir", tmp_path / str(number), *KEYS),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(3)
-    ]
+    runs = [started("prepare", "--run-dir", tmp_path / str(number), *KEYS) for number in range(3)]
     for run in runs:
         said, _ = run.communicate(timeout=300)
         assert run.returncode == 0, said[-3000:]
@@ -90,15 +80,8 @@ def test_runs_that_start_together_in_an_empty_folder_all_end_well(tmp_path):
 def generating(tmp_path):
     """A run that takes minutes, once it has begun to generate its corpus."""
     run_dir = tmp_path / "run"
-    run = subprocess.Popen(
-        command("prepare", "--run-dir", run_dir, "corpus.train_clips=20000", *KEYS[1:]),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    keys = ["corpus.train_clips=20000", *KEYS[1:]]
+    run = started("prepare", "--run-dir", run_dir, *keys, start_new_session=True)
     said = ""
     while "generating" not in said:
         line = run.stdout.readline()

@@ -31,6 +31,7 @@ from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.windows import cut, window_starts
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.motion import Layout, LayoutError, Motion, require_radians
+from rapport.wording import first_few
 
 FPS = 25.0
 LAYOUT = Layout(groups=(("expr", 50), ("neck", 3), ("jaw", 3)), fps=FPS, topology="flame2020")
@@ -217,7 +218,7 @@ def _scan(folder: Path, counts: ReadCounts) -> list[_Recording]:
             raise CorpusError(f"{path} and {side[kind].name} are one side's: take one of them out")
         side[kind] = path
     if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        shown = first_few(others)
         logger.warning(f"  {folder}: {len(others)} entries are no recordings, left out: {shown}")
         counts.not_read += others
     if not files:

@@ -37,6 +37,7 @@ from rapport.pipeline.data.readers import dualtalk, lm_listener, trackers
 from rapport.pipeline.data.store import MANIFEST, Corpus, CorpusError
 from rapport.policies.motion import Layout, LayoutError, Motion, require_radians
 from rapport.rewards.metrics.measures.mesh import Face, Regions
+from rapport.wording import first_few
 
 Side = Literal["listener", "speaker"]
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -131,7 +132,7 @@ def _folder(path: Path, side: Side, fps: float | None) -> dict[str, Any]:
             f"{path} has no {' or '.join(SUFFIXES)} file, and no {MANIFEST} of a corpus"
         )
     if others := [entry.name for entry in entries if entry not in files]:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        shown = first_few(others)
         logger.warning(f"{path}: {len(others)} entries are no clips and are left out: {shown}")
     clips: dict[str, Any] = {}
     for file in files:
