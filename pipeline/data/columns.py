@@ -2,20 +2,24 @@
 
 Columns have fixed shapes that plain pyarrow, `datasets` and Ray Data all read. Motion is
 `list<fixed_size_list<float>[dim]>`, the one column type that keeps its shape in all three. An
-absent modality is a null, never zeros.
+absent modality is a null, never zeros. Frames are JPEG, as cameras and browsers send them.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from rapport.policies.clip import Clip, Word
+from rapport.policies.clip import Clip, Past, Word
 from rapport.policies.motion import Layout, Motion
+from rapport.rewards.ratings.points import Point
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+JPEG_QUALITY = 95
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float32()), ("end", pa.float32())])
 _FULL_SCALE = 32767  # int16 value of a sample of 1.0
 
@@ -55,12 +59,29 @@ def clip_schema(layout: Layout) -> pa.Schema:
         ("listener_audio", pa.list_(pa.int16())),
         ("words", pa.list_(_WORD)),
         ("speaker_shape", pa.list_(pa.float32())),
+        ("speaker_id", pa.string()),
+        ("start", pa.float64()),
+        ("past_listener", motion),
+        ("past_speaker", motion),
+        ("past_speaker_frames", pa.list_(pa.binary())),
+        ("past_speaker_audio", pa.list_(pa.int16())),
+        ("past_words", pa.list_(_WORD)),
     ]
     metadata = {"layout": layout.to_json(), "schema_version": SCHEMA_VERSION}
     return pa.schema(columns, metadata=metadata)
 
 
 LABEL_SCHEMA = pa.schema([("clip_id", pa.string()), ("expressed_affect", sequence_type(2))])
+APPROPRIATE_SCHEMA = pa.schema([("clip_id", pa.string()), ("appropriate", pa.list_(pa.string()))])
+_POINT = pa.struct(
+    [
+        ("time", pa.float32()),
+        ("meaning", pa.float32()),
+        ("kind", pa.string()),
+        ("known", pa.bool_()),
+    ]
+)
+POINTS_SCHEMA = pa.schema([("clip_id", pa.string()), ("points", pa.list_(_POINT))])
 TRUTH_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -102,10 +123,14 @@ def _lists(arrays: list[np.ndarray | None], values: pa.Array) -> pa.Array:
 def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
     """Clips of one layout as a table of `clip_schema(layout)`."""
     schema = clip_schema(layout)
-    speakers = [None if clip.speaker is None else clip.speaker.values for clip in clips]
+    speakers = [_values(clip.speaker) for clip in clips]
     frames = [_frame_bytes(clip.speaker_frames) for clip in clips]
     words = [_word_rows(clip.words) for clip in clips]
     shapes = [clip.speaker_shape for clip in clips]
+    past: dict[str, list] = {
+        name: [None if clip.past is None else getattr(clip.past, name) for clip in clips]
+        for name in ("listener", "speaker", "speaker_frames", "speaker_audio", "words")
+    }
     arrays = [
         pa.array([clip.clip_id for clip in clips], pa.string()),
         pa.array([clip.dyad_id for clip in clips], pa.string()),
@@ -117,6 +142,13 @@ def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
         audio_to_arrow([clip.listener_audio for clip in clips]),
         pa.array(words, schema.field("words").type),
         pa.array(shapes, schema.field("speaker_shape").type),
+        pa.array([clip.speaker_id for clip in clips], pa.string()),
+        pa.array([clip.start for clip in clips], pa.float64()),
+        sequences_to_arrow(list(map(_values, past["listener"])), layout.dim),
+        sequences_to_arrow(list(map(_values, past["speaker"])), layout.dim),
+        pa.array(list(map(_frame_bytes, past["speaker_frames"])), pa.list_(pa.binary())),
+        audio_to_arrow(past["speaker_audio"]),
+        pa.array(list(map(_word_rows, past["words"])), pa.list_(_WORD)),
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -137,19 +169,50 @@ def row_to_clip(
     """
     cells = dict.fromkeys(clip_schema(layout).names, pa.scalar(None))
     cells |= {name: batch.column(name)[row] for name in batch.schema.names}
-    speaker, words, shape = (cells[name] for name in ("speaker", "words", "speaker_shape"))
+    shape = cells["speaker_shape"]
     return Clip(
         clip_id=cells["clip_id"].as_py(),
         dyad_id=cells["dyad_id"].as_py(),
         split=cells["split"].as_py(),
         listener=Motion(array_of(cells["listener"]), layout),
-        speaker=Motion(array_of(speaker), layout) if speaker.is_valid else None,
+        speaker=_motion(cells["speaker"], layout),
         speaker_frames=_frames(cells["speaker_frames"], frame_size),
         speaker_audio=_audio(cells["speaker_audio"]),
         listener_audio=_audio(cells["listener_audio"]),
-        words=tuple(Word(**word) for word in words.as_py()) if words.is_valid else None,
+        words=_words(cells["words"]),
         speaker_shape=np.array(shape.values) if shape.is_valid else None,
+        speaker_id=cells["speaker_id"].as_py(),
+        start=cells["start"].as_py(),
+        past=_past(cells, layout, frame_size),
     )
+
+
+def _past(
+    cells: dict[str, pa.Scalar], layout: Layout, frame_size: tuple[int, int] | None
+) -> Past | None:
+    listener = _motion(cells["past_listener"], layout)
+    if listener is None:
+        return None
+    return Past(
+        listener=listener,
+        speaker=_motion(cells["past_speaker"], layout),
+        speaker_frames=_frames(cells["past_speaker_frames"], frame_size),
+        speaker_audio=_audio(cells["past_speaker_audio"]),
+        words=_words(cells["past_words"]),
+    )
+
+
+def points_of(cell: pa.ListScalar) -> tuple[Point, ...]:
+    """The points of one cell of `POINTS_SCHEMA`."""
+    return tuple(Point(**point) for point in cell.as_py())
+
+
+def _values(motion: Motion | None) -> np.ndarray | None:
+    return None if motion is None else motion.values
+
+
+def _motion(cell: pa.ListScalar, layout: Layout) -> Motion | None:
+    return Motion(array_of(cell), layout) if cell.is_valid else None
 
 
 def array_of(cell: pa.ListScalar) -> np.ndarray:
@@ -160,17 +223,21 @@ def array_of(cell: pa.ListScalar) -> np.ndarray:
 
 
 def _frame_bytes(frames: np.ndarray | None) -> list[bytes] | None:
-    if frames is None:
-        return None
-    return [np.ascontiguousarray(frame).tobytes() for frame in frames]
+    return None if frames is None else [_jpeg(frame) for frame in frames]
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
 
 
 def _frames(cell: pa.ListScalar, size: tuple[int, int] | None) -> np.ndarray | None:
     if not cell.is_valid:
         return None
     assert size is not None, "the writer of a corpus with frames notes their size"
-    pixels = [np.frombuffer(frame.as_buffer(), np.uint8) for frame in cell.values]
-    return np.stack([frame.reshape(*size, 3) for frame in pixels])
+    images = [np.asarray(Image.open(io.BytesIO(frame.as_py()))) for frame in cell.values]
+    return np.stack(images).reshape(-1, *size, 3)
 
 
 def _audio(cell: pa.ListScalar) -> np.ndarray | None:
@@ -181,3 +248,7 @@ def _word_rows(words: tuple[Word, ...] | None) -> list[dict] | None:
     if words is None:
         return None
     return [{"text": word.text, "start": word.start, "end": word.end} for word in words]
+
+
+def _words(cell: pa.ListScalar) -> tuple[Word, ...] | None:
+    return tuple(Word(**word) for word in cell.as_py()) if cell.is_valid else None

@@ -8,7 +8,7 @@ from rapport.log import logger
 from rapport.pipeline.data.readers.dualtalk import import_dualtalk
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener
 from rapport.pipeline.data.settings import CorpusConfig
-from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
+from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
 
 
@@ -28,7 +28,7 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
         corpus = _open(config, folder)
     except PermissionError as error:
         raise CorpusError(f"{error.filename or folder} may not be read or written") from error
-    for split in SPLITS:
+    for split in ("train", "test"):
         if split not in corpus.splits:
             raise CorpusError(
                 f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. "

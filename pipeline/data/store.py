@@ -3,7 +3,10 @@
     corpus/
       corpus.json               what is here: layout, counts, digests; written last
       train-00000.parquet ...   clips (columns.clip_schema)
+      validation-00000.parquet ...
       test-00000.parquet ...
+      appropriate.parquet       for each clip the clips whose listeners fit its speaker
+      points.parquet            what the speaker means and when (may be absent)
       labels.parquet            the listener's expressed affect, as a labelled corpus gives it
                                 (may be absent)
       truth.parquet             hidden truth for judging; only `load_truth` reads it (may be absent)
@@ -18,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -29,26 +33,34 @@ import pyarrow.parquet as pq
 
 from rapport.files import atomic, strict_json
 from rapport.pipeline.data.columns import (
+    APPROPRIATE_SCHEMA,
     LABEL_SCHEMA,
+    POINTS_SCHEMA,
     SCHEMA_VERSION,
     TRUTH_SCHEMA,
     Truth,
     array_of,
     clip_schema,
     clips_to_table,
+    points_of,
     row_to_clip,
     sequences_to_arrow,
 )
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.rewards.ratings.points import Point
 
 MANIFEST = "corpus.json"
 LABELS = "labels.parquet"
 TRUTH = "truth.parquet"
+POINTS = "points.parquet"
+APPROPRIATE = "appropriate.parquet"
 ROW_GROUP = 4  # clips decoded at once, for one at random, too
 SHARD = 512  # clips in a file
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 MODALITIES = ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words")
+PAST = "past"  # read like a modality, with those modalities that are read
+EVERYTHING = (*MODALITIES, PAST)
 
 
 class CorpusError(ValueError):
@@ -79,6 +91,8 @@ class CorpusWriter:
         self._shards: dict[str, _Shards] = {}  # of clips, by split
         self._side_files: dict[str, _Shards] = {}
         self._ids: set[str] = set()
+        self._moments: dict[tuple[str, float], list[str]] = {}
+        self._appropriate: dict[str, Sequence[str]] = {}
         self._present: dict[str, int] = {}
 
     def __enter__(self) -> CorpusWriter:
@@ -108,7 +122,12 @@ class CorpusWriter:
             )
 
     def add(
-        self, clip: Clip, expressed_affect: np.ndarray | None = None, truth: Truth | None = None
+        self,
+        clip: Clip,
+        expressed_affect: np.ndarray | None = None,
+        truth: Truth | None = None,
+        points: Sequence[Point] | None = None,
+        appropriate: Sequence[str] | None = None,
     ) -> None:
         """Append one clip.
 
@@ -116,6 +135,9 @@ class CorpusWriter:
             clip: of the same layout and frame size as those before.
             expressed_affect: (time, 2) affect label of the listener, where the source has one.
             truth: hidden truth, where the source has it.
+            points: what the speaker means, where the source knows it.
+            appropriate: ids of the clips whose listeners fit this clip's speaker, where the source
+                knows them; None = all that listen to the same moment.
         """
         layout = self._checked_layout(clip)
         for name in MODALITIES:
@@ -133,6 +155,11 @@ class CorpusWriter:
             )
         if truth is not None:
             self._side_file(TRUTH, TRUTH_SCHEMA, _truth_table).add((clip.clip_id, truth))
+        if points is not None:
+            self._side_file(POINTS, POINTS_SCHEMA, _points_table).add((clip.clip_id, points))
+        together = self._moments.setdefault(clip.moment, [])
+        together.append(clip.clip_id)
+        self._appropriate[clip.clip_id] = together if appropriate is None else appropriate
 
     def _side_file(
         self, name: str, schema: pa.Schema, to_table: Callable[[list], pa.Table]
@@ -150,17 +177,24 @@ class CorpusWriter:
         self._ids.add(clip.clip_id)
         if clip.split not in SPLITS:
             raise CorpusError(
-                f"clip {clip.clip_id!r}: split {clip.split!r} is neither 'train' nor 'test'"
+                f"clip {clip.clip_id!r}: split {clip.split!r} is none of {', '.join(SPLITS)}"
             )
         self._layout = self._layout or clip.listener.layout
-        for motion in (clip.listener, clip.speaker):
+        motions = [clip.listener, clip.speaker]
+        frames = [clip.speaker_frames]
+        if clip.past is not None:
+            motions += [clip.past.listener, clip.past.speaker]
+            frames.append(clip.past.speaker_frames)
+        for motion in motions:
             if motion is not None and motion.layout != self._layout:
                 raise CorpusError(
                     f"clip {clip.clip_id!r} has motion in {motion.layout}, the corpus is in "
                     f"{self._layout}: convert it with Motion.subset, or write two corpora"
                 )
-        if clip.speaker_frames is not None:
-            size = clip.speaker_frames.shape[1:3]
+        for images in frames:
+            if images is None:
+                continue
+            size = images.shape[1:3]
             self._frame_size = self._frame_size or size
             if size != self._frame_size:
                 raise CorpusError(
@@ -171,6 +205,8 @@ class CorpusWriter:
     def _finish(self) -> None:
         if self._layout is None:
             raise CorpusError(f"no clip was added to {self.path}: an empty corpus is not written")
+        for entry in self._appropriate.items():
+            self._side_file(APPROPRIATE, APPROPRIATE_SCHEMA, _appropriate_table).add(entry)
         rows_by_file: dict[str, int] = {}
         for shards in (*self._shards.values(), *self._side_files.values()):
             shards.close()
@@ -233,7 +269,7 @@ class Corpus:
         shards = {
             name: entry["sha256"]
             for name, entry in self.manifest["files"].items()
-            if name not in (LABELS, TRUTH)
+            if name not in (LABELS, TRUTH, POINTS, APPROPRIATE)
         }
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
@@ -241,12 +277,13 @@ class Corpus:
         """Clips in a split."""
         return sum(group.rows for group in self._split(split))
 
-    def clips(self, split: str, modalities: Collection[str] = MODALITIES) -> Iterator[Clip]:
+    def clips(self, split: str, modalities: Collection[str] = EVERYTHING) -> Iterator[Clip]:
         """Clips of a split in the order they were written; one row group in memory at a time.
 
         Args:
             split: of the corpus.
-            modalities: what is read beside the listener's motion; the others are None.
+            modalities: what is read beside the listener's motion; the others are None. With `PAST`
+                among them, the past is read in the same modalities.
         """
         columns = self._columns(modalities)
         for group in self._split(split):
@@ -270,7 +307,7 @@ class Corpus:
         self._split(split)
         return [clip_id for clip_id, place in self._places.items() if place.split == split]
 
-    def at(self, split: str, index: int, modalities: Collection[str] = MODALITIES) -> Clip:
+    def at(self, split: str, index: int, modalities: Collection[str] = EVERYTHING) -> Clip:
         """Clip number `index` of a split; `modalities` as of `clips`."""
         if 0 <= index < self.count(split):
             left = index
@@ -281,7 +318,7 @@ class Corpus:
                 left -= group.rows
         raise IndexError(f"clip {index} of split {split!r}: {self.path} has {self.count(split)}")
 
-    def clip(self, clip_id: str, modalities: Collection[str] = MODALITIES) -> Clip:
+    def clip(self, clip_id: str, modalities: Collection[str] = EVERYTHING) -> Clip:
         """The clip of this id; `modalities` as of `clips`.
 
         Raises:
@@ -296,11 +333,16 @@ class Corpus:
         return self._clip(table, place.row, place.group.file)
 
     def _columns(self, modalities: Collection[str]) -> list[str]:
-        return [
-            name
-            for name in clip_schema(self.layout).names
-            if name not in MODALITIES or name in modalities
-        ]
+        wanted = {*modalities, "listener"}
+        columns = []
+        for name in clip_schema(self.layout).names:
+            of_past = name.startswith("past_")
+            modality = name.removeprefix("past_")
+            if (modality not in MODALITIES or modality in wanted) and (
+                not of_past or PAST in wanted
+            ):
+                columns.append(name)
+        return columns
 
     @cached_property
     def _places(self) -> dict[str, _Place]:
@@ -419,6 +461,19 @@ def load_truth(path: str | Path) -> dict[str, Truth]:
     return truths
 
 
+def load_points(path: str | Path) -> dict[str, tuple[Point, ...]]:
+    """What the speaker means, by clip id: for SIMULATED raters and for judging."""
+    table = _read_side_file(Path(path), POINTS, POINTS_SCHEMA, what="points")
+    cells = zip(table["clip_id"], table["points"], strict=True)
+    return {clip_id.as_py(): points_of(cell) for clip_id, cell in cells}
+
+
+def load_appropriate(path: str | Path) -> dict[str, list[str]]:
+    """By clip id, the clips whose listeners fit its speaker; [] where none does."""
+    table = _read_side_file(Path(path), APPROPRIATE, APPROPRIATE_SCHEMA, what="fitting listeners")
+    return dict(zip(table["clip_id"].to_pylist(), table["appropriate"].to_pylist(), strict=True))
+
+
 class _Shards:
     """Rows gathered to row groups and written to files of at most `SHARD` rows.
 
@@ -492,6 +547,23 @@ def _truth_table(rows: list[tuple[str, Truth]]) -> pa.Table:
         pa.array(styles, TRUTH_SCHEMA.field("style").type),
     ]
     return pa.Table.from_arrays(arrays, schema=TRUTH_SCHEMA)
+
+
+def _points_table(rows: list[tuple[str, Sequence[Point]]]) -> pa.Table:
+    points = [[asdict(point) for point in of_clip] for _, of_clip in rows]
+    arrays = [
+        pa.array([clip_id for clip_id, _ in rows]),
+        pa.array(points, POINTS_SCHEMA.field("points").type),
+    ]
+    return pa.Table.from_arrays(arrays, schema=POINTS_SCHEMA)
+
+
+def _appropriate_table(rows: list[tuple[str, Sequence[str]]]) -> pa.Table:
+    arrays = [
+        pa.array([clip_id for clip_id, _ in rows]),
+        pa.array([list(fitting) for _, fitting in rows], pa.list_(pa.string())),
+    ]
+    return pa.Table.from_arrays(arrays, schema=APPROPRIATE_SCHEMA)
 
 
 def _read_manifest(path: Path) -> dict:

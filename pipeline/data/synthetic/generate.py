@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rapport.pipeline.data.columns import Truth
-from rapport.pipeline.data.store import SPLITS, Corpus, CorpusWriter
+from rapport.pipeline.data.store import Corpus, CorpusWriter
 from rapport.pipeline.data.synthetic.face import FaceBasis
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
 from rapport.pipeline.data.synthetic.listener import simulate_listener
@@ -26,6 +26,7 @@ from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
 from rapport.policies.motion import Motion
 
+SPLITS = ("train", "test")
 Sample = tuple[Clip, np.ndarray, Truth]  # with the listener's expressed affect (time, 2)
 
 
