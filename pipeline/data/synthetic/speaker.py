@@ -67,9 +67,7 @@ class Speaker:
     f0_hz: float
 
 
-def draw_speaker(
-    rng: np.random.Generator, script: Script, start: float, end: float
-) -> Speaker:
+def draw_speaker(rng: np.random.Generator, script: Script, start: float, end: float) -> Speaker:
     """A person and what they say, mean and show from `start` to `end` seconds."""
     frames = round((end - start) * FPS)
     clock = start + np.arange(frames) / FPS
@@ -150,9 +148,7 @@ def motion_of(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker) -> M
     for vowel, opening in _OPENING.items():
         jaw += opening * loudness(speech.with_vowels(vowel), clock)
 
-    sway = np.array(FIGURES.posture_rad) * smooth_noise(
-        rng, frames, dims=3, fps=FPS, corner_hz=0.3
-    )
+    sway = np.array(FIGURES.posture_rad) * smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.3)
     # Heads move with speech, more when the speaker is excited, and droop in grief.
     voiced = blur(loudness(speech.syllables, clock), 0.15, FPS)
     excited = 1 + np.maximum(affect[:, 1:], 0)
@@ -164,8 +160,10 @@ def motion_of(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker) -> M
 
     blinks = event_times(rng, clock[0], clock[-1], FIGURES.blinks_speaking)
     gaze = 0.08 * smooth_noise(rng, frames, dims=2, fps=FPS, corner_hz=0.8)
-    place = 0.5 * np.array(FIGURES.posture_m) * smooth_noise(
-        rng, frames, dims=3, fps=FPS, corner_hz=0.3
+    place = (
+        0.5
+        * np.array(FIGURES.posture_m)
+        * smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.3)
     )
     return assemble(
         expr,
