@@ -155,13 +155,14 @@ def watch(
         for name, end in zip(landmarks, ends, strict=True)
     }
 
-    def paths(motion: Motion) -> dict[str, np.ndarray]:
-        points = head.vertices_of(motion, shape, vertices)
-        return {name: points[:, part].mean(axis=1) for name, part in columns.items()}
-
-    rest = Motion(np.zeros((1, motion.layout.dim)), motion.layout)
-    neutral = {name: path[0] for name, path in paths(rest).items()}
-    return visible_motion(paths(motion), neutral, motion.layout.fps)
+    # The resting face goes first.
+    rest = np.zeros((1, motion.layout.dim), np.float32)
+    with_rest = Motion(np.concatenate([rest, motion.values]), motion.layout)
+    points = head.vertices_of(with_rest, shape, vertices)
+    paths = {name: points[:, part].mean(axis=1) for name, part in columns.items()}
+    neutral = {name: path[0] for name, path in paths.items()}
+    moving = {name: path[1:] for name, path in paths.items()}
+    return visible_motion(moving, neutral, motion.layout.fps)
 
 
 def head_rotations(
