@@ -118,7 +118,9 @@ def speaker_features(speaker: Speaker) -> np.ndarray:
 
 
 def voice_features(audio: np.ndarray, steps: int) -> np.ndarray:
-    """Energy, its flutter, brightness, pitch and how clear it is, (steps, 5); silence after the end.
+    """Energy, its flutter, brightness, pitch and its clarity, (steps, 5).
+
+    After the end of the sound there is silence.
 
     Args:
         audio: (samples,) at `AUDIO_RATE`.
@@ -146,7 +148,7 @@ LANDMARKS = 15  # of `_landmarks`
 
 
 def _landmarks(seen: VisibleMotion) -> np.ndarray:
-    """(time, LANDMARKS): the features of the face, whether they are seen, and the head's rotation."""
+    """The features of the face, whether they are seen, and the head's rotation, (time, 15)."""
     face = np.zeros((len(seen), LANDMARKS - 3))
     if seen.expression is not None:
         e = seen.expression
