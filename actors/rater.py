@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,18 @@ class Viewer:
             return watch(self.head, self.landmarks, motion, shape=shape)
         turning = "rot" if "rot" in motion.layout.names else "neck"
         return VisibleMotion(motion.layout.fps, motion.group(turning), expression=None)
+
+    def many(self, motions: Sequence[Motion]) -> list[VisibleMotion]:
+        """What is seen of motions of one layout, all on the neutral head; faster than singly."""
+        if not motions:
+            return []
+        layout = motions[0].layout
+        whole = self(Motion(np.concatenate([motion.values for motion in motions]), layout))
+        ends = np.cumsum([len(motion) for motion in motions])
+        return [
+            whole.window(end - len(motion), len(motion))
+            for motion, end in zip(motions, ends, strict=True)
+        ]
 
 
 class RewardWorker(Worker):

@@ -7,7 +7,7 @@ motions that look alike measure alike. Axes as the head's: x to its own left, y 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -81,6 +81,17 @@ class VisibleMotion:
 
     def __len__(self) -> int:
         return len(self.head)
+
+    def window(self, start: int, length: int) -> VisibleMotion:
+        """Frames [start, start + length)."""
+        frames = slice(start, start + length)
+        expression = self.expression
+        if expression is not None:
+            seen = {
+                each.name: getattr(expression, each.name)[frames] for each in fields(Expression)
+            }
+            expression = Expression(**seen)
+        return VisibleMotion(self.fps, self.head[frames], expression)
 
 
 def visible_motion(

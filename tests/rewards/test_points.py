@@ -95,7 +95,7 @@ def test_a_listener_fits_who_answers_most_points_and_none_of_them_wrongly():
     assert fits(answers(TRUE, [GLAD, BAD], FPS))
     assert not fits(answers(pulse(2.4, 0.6), [GLAD, BAD], FPS))  # one of two
     assert not fits(answers(TRUE, [*three, Point(6.0, 0.5, "plain")], FPS))  # frowns at the last
-    assert not fits([])
+    assert fits([])  # who is asked nothing
 
 
 def test_the_best_level_is_over_eight_tenths_of_a_second():
