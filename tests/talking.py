@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+from rapport.pipeline.bench.workload import random_prompts
 from rapport.policies.clip import AUDIO_RATE, Clip, Past, Word
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.loading import SequenceSizes, build_tiny, tiny_config
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.sequence import seen_of
 from rapport.policies.vla.text import build_text_tokenizer
 
 LAYOUT = Layout((("expr", 3), ("rot", 3)), 25, "builtin")
@@ -76,3 +79,13 @@ def changed_after(clip: Clip, moment: float, seed: int = 9) -> Clip:
     words = [word for word in clip.words if word.end <= moment]
     words += [replace(word, text="other") for word in clip.words if word.end > moment]
     return replace(clip, speaker_frames=frames, speaker_audio=audio, words=tuple(words))
+
+
+def made_up(config, count=1, filmed=True):
+    """Prompts of any policy, and actions that could be an answer: (prompts, actions) tensors."""
+    prompts = random_prompts(config, count, seed=0, filmed=filmed)
+    rng = np.random.default_rng(1)
+    tokens = config.action_token_start + rng.integers(
+        0, config.action_bins, (count, config.action_tokens)
+    )
+    return seen_of(config, prompts), torch.from_numpy(tokens)

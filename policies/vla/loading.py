@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from rapport.policies.vla.config import TINY_DINO, TINY_SIGLIP, TINY_TEXT, FaceV
 from rapport.policies.vla.init import init_small
 from rapport.policies.vla.lora import add_lora, merge_lora
 from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.settings import SequenceConfig
 from rapport.policies.vla.text import special_ids
 from rapport.settings import Section
 
@@ -156,16 +157,15 @@ def network_sizes(config: Section) -> dict[str, int]:
     return {field: getattr(config, key) for key, field in _NETWORK.items()}
 
 
-def sequence_sizes(config: Section, frame_rate: float) -> SequenceSizes:
+def sequence_sizes(config: SequenceConfig, frame_rate: float) -> SequenceSizes:
     """How a section asks the policy to perceive and act.
 
     Args:
-        config: with the fields of `SequenceSizes` but `frames`.
+        config: of the policy.
         frame_rate: speaker frames a second in the corpus; 0 = it has none.
     """
-    names = (field.name for field in fields(SequenceSizes) if field.name != "frames")
-    keys = {name: getattr(config, name) for name in names}
-    return SequenceSizes(frames=max(1, round(frame_rate * keys["chunk"])), **keys)
+    keys = {name: getattr(config, name) for name in SequenceConfig.model_fields}
+    return SequenceSizes(frames=max(1, round(frame_rate * config.chunk)), **keys)
 
 
 def tiny_config(

@@ -42,19 +42,28 @@ class SlotEmbedding(nn.Module):
         super().__init__()
         hidden = config.text_config.hidden_size
         self.dims = config.action_dims
+        self.config = config
+        self._tables: dict[torch.device, dict[str, Tensor]] = {}
         self.own = nn.Embedding(config.action_dims, hidden)
         self.next = nn.Embedding(config.action_dims, hidden)
         self.step = nn.Embedding(config.chunk_steps, hidden)
-        for name, table in slot_tables(config).items():
-            self.register_buffer(f"{name}_at", table, persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Positions in a context (...) int64 -> (..., hidden); zero where no action is."""
-        ahead: Tensor = self.next(self.next_at[positions]) + self.step(self.step_at[positions])
-        own: Tensor = self.own(self.own_at[positions])
-        holds = self.holds_at[positions].unsqueeze(-1)
-        predicts = self.predicts_at[positions].unsqueeze(-1)
-        return own * holds + ahead * predicts
+        at = {name: table[positions] for name, table in self.tables(positions.device).items()}
+        ahead: Tensor = self.next(at["next"]) + self.step(at["step"])
+        own: Tensor = self.own(at["own"])
+        return own * at["holds"].unsqueeze(-1) + ahead * at["predicts"].unsqueeze(-1)
+
+    def tables(self, device: torch.device) -> dict[str, Tensor]:
+        """Those of `slot_tables`.
+
+        No buffers: whoever builds a model without memory for its weights would leave them empty.
+        """
+        if device not in self._tables:
+            tables = slot_tables(self.config)
+            self._tables[device] = {name: table.to(device) for name, table in tables.items()}
+        return self._tables[device]
 
 
 def action_log_probs(

@@ -22,10 +22,9 @@ class ActionConfig(Section):
     """share of values cut off at each end before binning"""
 
 
-class VlaConfig(Section):
-    size: Literal["tiny", "pretrained"] = "tiny"
-    """tiny = small random weights of the same classes; pretrained = the checkpoints below"""
-    action: ActionConfig = ActionConfig()
+class SequenceConfig(Section):
+    """How a VLA perceives and acts, chunk by chunk."""
+
     chunk: float = Field(1.0, gt=0)
     """seconds that the policy acts before it perceives again"""
     context: float = Field(4.0, gt=0)
@@ -40,6 +39,12 @@ class VlaConfig(Section):
     """text tokens of the past in the head; longer text keeps its end"""
     chunk_text: int = Field(8, ge=1)
     """text tokens of what is said in a chunk; longer text keeps its end"""
+
+
+class VlaConfig(SequenceConfig):
+    size: Literal["tiny", "pretrained"] = "tiny"
+    """tiny = small random weights of the same classes; pretrained = the checkpoints below"""
+    action: ActionConfig = ActionConfig()
     hidden: int = Field(128, ge=32)
     """LLaMA width (tiny)"""
     layers: int = Field(3, ge=1)
