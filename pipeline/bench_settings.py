@@ -14,7 +14,7 @@ from rapport.actors.settings import CandidateEngineConfig, ClusterConfig, Engine
 from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.policies.head.settings import HeadConfig
-from rapport.policies.vla.settings import ActionConfig, VlaConfig
+from rapport.policies.vla.settings import ActionConfig, SequenceConfig, VlaConfig
 from rapport.settings import Section
 
 
@@ -93,12 +93,10 @@ class MotionConfig(Section):
     """actions per second"""
 
 
-class SampledNetworkConfig(NetworkConfig):
+class SampledNetworkConfig(NetworkConfig, SequenceConfig):
     """The same, with its prompts and its actions."""
 
     action: MotionConfig = MotionConfig()
-    text_tokens: int = Field(default(VlaConfig, "text_tokens"), ge=1)
-    """text tokens in the prompt"""
     vocabulary: int = Field(default(VlaConfig, "vocabulary"), ge=600)
     """vocabulary, action ids included"""
 

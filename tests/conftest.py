@@ -44,15 +44,20 @@ def tiny_corpus(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_corpus, tmp_path_factory):
-    """Folder of an untrained policy for `tiny_corpus`: 32 wide, one block, 5 steps of 9 action
-    dimensions.
+    """Folder of an untrained policy for `tiny_corpus`: 32 wide, one block, 5 chunks of one step of
+    9 action dimensions; a context has 3 chunks.
     """
     return save_tiny_policy(tmp_path_factory.mktemp("policy") / "tiny", tiny_corpus, seed=0)
 
 
 def save_tiny_policy(path, corpus, seed):
     from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
-    from rapport.policies.vla.loading import build_tiny, save_checkpoint, tiny_config
+    from rapport.policies.vla.loading import (
+        SequenceSizes,
+        build_tiny,
+        save_checkpoint,
+        tiny_config,
+    )
     from rapport.policies.vla.text import build_text_tokenizer
 
     clips = list(corpus.clips("train"))
@@ -62,9 +67,8 @@ def save_tiny_policy(path, corpus, seed):
     config = tiny_config(
         tokenizer,
         space,
-        frames=1,
+        SequenceSizes(frames=1, chunk=0.2, context=0.6, history=0.4, text_tokens=4, chunk_text=2),
         image_size=28,
-        text_tokens=4,
         hidden=32,
         layers=1,
         heads=1,

@@ -34,18 +34,21 @@ from rapport.pipeline.objectives.dpo import NAMES, Dpo, pair_schema
 from rapport.pipeline.objectives.settings import VlaDpoConfig
 from rapport.pipeline.rundir import RunError
 from rapport.policies.tables import write_table
+from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.loading import load_checkpoint
+from rapport.policies.vla.loading import SequenceSizes, load_checkpoint
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.sequence import context_ids, seen_of
 from rapport.policies.vla.settings import VlaConfig
+from rapport.policies.vla.training import prompt_of_row, row_of
 
 DIMS = 32  # action dimensions: any that divide the response
 BETA = 0.1
 LEARNING_RATE = 1e-4
 IMAGE_SIZE = 56
-PATCHES = (IMAGE_SIZE // 14) ** 2
 
 Row = dict[str, Any]
+Text = dict[str, str]
 
 
 class OurLearner:
@@ -84,7 +87,7 @@ class TrlLearner:
     """TRL's trainer on the LLaMA inside the same checkpoint."""
 
     def __init__(
-        self, checkpoint: Path, rows: Sequence[Row], folder: str, batch_size: int, threads: int
+        self, checkpoint: Path, rows: Sequence[Text], folder: str, batch_size: int, threads: int
     ) -> None:
         from datasets import Dataset
         from tokenizers import Tokenizer, models, pre_tokenizers
@@ -99,7 +102,7 @@ class TrlLearner:
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=words, eos_token=_word(1), pad_token=_word(2), padding_side="left"
         )
-        dataset = Dataset.from_list([_as_text(row) for row in rows])
+        dataset = Dataset.from_list(list(rows))
         stamps: list[float] = []
         self.stamps = stamps
 
@@ -142,10 +145,11 @@ class TrlLearner:
         return self.lengths, np.diff(self.stamps).tolist()
 
 
-def _as_text(row: Row) -> dict[str, str]:
+def _as_text(sizes: FaceVLAConfig, row: Row) -> Text:
     # TRL appends an end token of its own, so the responses are given one token short.
+    seen = seen_of(sizes, [prompt_of_row(row, sizes)])
     tokens = {
-        "prompt": row["prompt"],
+        "prompt": context_ids(sizes, seen, torch.zeros((1, 0), dtype=torch.long))[0].tolist(),
         "chosen": row["chosen"][:-1],
         "rejected": row["rejected"][:-1],
     }
@@ -181,18 +185,18 @@ def measure(config: DpoBench) -> dict[str, Any]:
             space,
             vocabulary=workload.vocabulary,
             seed=config.seed,
-            frames=1,
+            sequence=_one_chunk(workload, space),
             image_size=IMAGE_SIZE,
-            text_tokens=workload.prompt_tokens - PATCHES - 2,
         )
         rows = list(_pairs(sizes, space.tokens, workload, seed=config.seed))
+        texts = [_as_text(sizes, row) for row in rows]
         write_table(table, rows, pair_schema(VlaPolicy))
         ours = _ours(checkpoint, table, workload)
         logger.info(f"[dpo] ours {ours['median']:.2f} pairs/s")
         with process(
             TrlLearner,
             checkpoint,
-            rows,
+            texts,
             f"{scratch}/trl",
             workload.batch_size,
             workload.threads,
@@ -222,6 +226,20 @@ def measure(config: DpoBench) -> dict[str, Any]:
     }
 
 
+def _one_chunk(workload: DpoWorkload, space: ActionSpace) -> SequenceSizes:
+    """A prompt of the workload's length and then all actions, as TRL has it."""
+    sizes = SequenceSizes(
+        frames=1,
+        voice=False,
+        chunk=space.seconds,
+        context=space.seconds,
+        history=0.0,
+        text_tokens=workload.prompt_tokens - DIMS - 4,  # <s>, a picture, a word, <act>
+        chunk_text=1,
+    )
+    return sizes
+
+
 def _pairs(sizes: FaceVLAConfig, tokens: int, workload: DpoWorkload, seed: int) -> Iterator[Row]:
     """One batch to warm up, and one for each measurement."""
     rng = np.random.default_rng(seed)
@@ -229,13 +247,8 @@ def _pairs(sizes: FaceVLAConfig, tokens: int, workload: DpoWorkload, seed: int) 
     start = sizes.action_token_start
     for prompt in random_prompts(sizes, count, seed=seed, filmed=False):
         reactions = {name: rng.integers(start, start + BINS, tokens).tolist() for name in NAMES}
-        yield {
-            "prompt_id": prompt.prompt_id,
-            "prompt": prompt.ids.tolist(),
-            "frames": None,
-            "chosen_score": 1.0,
-            "rejected_score": 0.0,
-        } | reactions
+        scores = {"chosen_score": 1.0, "rejected_score": 0.0}
+        yield row_of(prompt) | scores | reactions
 
 
 def _ours(checkpoint: Path, table: Path, workload: DpoWorkload) -> dict[str, float]:

@@ -16,8 +16,15 @@ from rapport.pipeline.bench_settings import NetworkConfig, RolloutBench, SyncBen
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.loading import build_tiny, network_sizes, save_checkpoint, tiny_config
-from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.loading import (
+    SequenceSizes,
+    build_tiny,
+    network_sizes,
+    save_checkpoint,
+    sequence_sizes,
+    tiny_config,
+)
+from rapport.policies.vla.prompt import picture_shape, voice_shape
 from rapport.policies.vla.text import build_text_tokenizer
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
@@ -48,9 +55,8 @@ def sampled_policy(
         action_space(action.expr_dims, action.rate, config.corpus.seconds),
         vocabulary=config.vla.vocabulary,
         seed=config.seed,
-        frames=config.corpus.frames,
+        sequence=sequence_sizes(config.vla, config.corpus.frames / config.corpus.seconds),
         image_size=config.corpus.image_size,
-        text_tokens=config.vla.text_tokens,
         slot_embeddings=slot_embeddings,
     )
 
@@ -62,6 +68,7 @@ def random_policy(
     *,
     vocabulary: int,
     seed: int,
+    sequence: SequenceSizes,
     **sizes: Any,
 ) -> FaceVLAConfig:
     """Save a policy with random weights.
@@ -72,12 +79,14 @@ def random_policy(
         space: of its actions, each between -1 and 1.
         vocabulary: action ids included.
         seed: of the weights.
-        sizes: of its prompts, as in `TinySizes`.
+        sequence: how it perceives and acts.
+        sizes: others, as in `TinySizes`.
     """
     tokenizer = build_text_tokenizer(["hello there"], text_vocabulary=vocabulary - BINS)
     tiny = tiny_config(
         tokenizer,
         space,
+        sequence,
         **network_sizes(network),
         **sizes,
     )
@@ -91,21 +100,32 @@ def random_policy(
 def random_prompts(
     config: FaceVLAConfig, count: int, seed: int, *, filmed: bool = True
 ) -> list[VlaPrompt]:
-    """Prompts full of text; ids beyond the special tokens and the bytes.
+    """Prompts full of pictures, sound and text; ids beyond the special tokens and the bytes.
 
     Args:
         config: of the policy.
         count: how many.
-        seed: of text and frames.
-        filmed: whether they have frames.
+        seed: of all of it.
+        filmed: whether they have frames and voice.
     """
     rng = np.random.default_rng(seed)
-    shape = (config.frames, config.image_size, config.image_size, 3)
+    first = config.action_token_start
+    present = np.full((config.items, 2), filmed)
+    present[:, 1] &= config.voice_tokens > 0
     prompts = []
     for number in range(count):
-        text = rng.integers(6, 262, config.text_tokens).tolist()
-        frames = rng.integers(0, 256, shape, dtype=np.uint8) if filmed else None
-        prompts.append(VlaPrompt(f"p{number:04d}", build_prompt(config, text, filmed), frames))
+        frames = rng.integers(0, 256, (config.items, *picture_shape(config)), dtype=np.uint8)
+        voice = rng.integers(0, 256, (config.items, *voice_shape(config)), dtype=np.uint8)
+        prompt = VlaPrompt(
+            f"p{number:04d}",
+            frames=frames if filmed else None,
+            voice=voice if filmed else None,
+            present=present,
+            heard=rng.integers(6, 262, (config.chunks, config.text_tokens)),
+            said=rng.integers(6, 262, (config.chunks, config.chunk_text)),
+            own=first + rng.integers(0, config.action_bins, config.action_dims),
+        )
+        prompts.append(prompt)
     return prompts
 
 

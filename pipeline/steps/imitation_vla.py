@@ -16,7 +16,13 @@ from rapport.pipeline.steps.learning import learn
 from rapport.policies.motion import Layout
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
-from rapport.policies.vla.loading import build_tiny, cast_weights, network_sizes, tiny_config
+from rapport.policies.vla.loading import (
+    build_tiny,
+    cast_weights,
+    network_sizes,
+    sequence_sizes,
+    tiny_config,
+)
 from rapport.policies.vla.openvla import load_openvla, read_weights
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.pretrained import PublishedParts, load_pretrained
@@ -58,18 +64,16 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
     knots = (space.to_knots(listener.subset(layout)) for _, listener in corpus.listeners("train"))
     low, high = fit_bounds(knots, tail=100 * vla.action.truncation)
     clip = corpus.at("train", 0)
-    frames = {}
-    if clip.speaker_frames is not None:
-        frames = {"frames": len(clip.speaker_frames), "image_size": clip.speaker_frames.shape[1]}
+    frames = clip.speaker_frames
+    sequence = sequence_sizes(vla, 0 if frames is None else len(frames) / clip.seconds)
     dtype = getattr(torch, vla.dtype)
     if vla.size == "pretrained":
         model, tokenizer = load_pretrained(
             published_parts(vla),
             space,
+            sequence,
             dtype=dtype,
-            text_tokens=vla.text_tokens,
             action_bins=vla.action.bins,
-            frames=frames.get("frames", 1),
         )
         if vla.openvla is not None:
             logger.info(f"[sft] {load_openvla(model, read_weights(Path(vla.openvla)))}")
@@ -80,13 +84,9 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
             text_vocabulary=vla.vocabulary - vla.action.bins,
             action_bins=vla.action.bins,
         )
+        image = {} if frames is None else {"image_size": frames.shape[1]}
         sizes = tiny_config(
-            tokenizer,
-            space,
-            text_tokens=vla.text_tokens,
-            **network_sizes(vla),
-            action_bins=vla.action.bins,
-            **frames,
+            tokenizer, space, sequence, **network_sizes(vla), action_bins=vla.action.bins, **image
         )
         model = build_tiny(sizes, seed=config.seed)
         cast_weights(model, dtype)

@@ -89,7 +89,7 @@ def start_fleet(config: FleetConfig, losses: int, imitated: Imitated) -> Fleet:
         start = partial(InProcess, checkpoint, policy.sampler, config.gpus)
         return Fleet(start, config, losses=losses)
     canary = Canary(
-        prompt=policy.encode(imitated.corpus.at("train", 0)),
+        prompt=policy.canary(imitated.corpus.at("train", 0)),
         tolerance=canary_tolerance(config),
         actions=min(CANARY_TOKENS, policy.model.config.action_tokens),
     )

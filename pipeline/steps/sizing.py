@@ -13,7 +13,12 @@ from rapport.pipeline.settings import OfVla
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.loading import network_sizes, tiny_config
+from rapport.policies.vla.loading import (
+    SequenceSizes,
+    network_sizes,
+    sequence_sizes,
+    tiny_config,
+)
 from rapport.policies.vla.lora import add_lora
 from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.pretrained import freeze_streams, pretrained_config
@@ -51,6 +56,7 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
     vla = config.vla
     layout = Layout((("expr", vla.action.expr_dims), ("rot", 3), ("jaw", 3)), FPS, "builtin")
     space = ActionSpace(layout, vla.action.rate, config.corpus.seconds)
+    sequence = sequence_sizes(vla, config.corpus.frames / config.corpus.seconds)
     if vla.size == "pretrained":
         names = (str(vla.llama), str(vla.dino), str(vla.siglip))
         llama, dino, siglip = ((known or {}).get(name) or _published(name) for name in names)
@@ -59,14 +65,11 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
             dino,
             siglip,
             space=space,
-            frames=config.corpus.frames,
-            text_tokens=vla.text_tokens,
+            sequence=sequence,
             action_token_start=0,  # the tokenizer says which; sizes do not depend on it
         )
     else:
-        model_config = _tiny(
-            vla, space, frames=config.corpus.frames, image_size=config.corpus.image_size
-        )
+        model_config = _tiny(vla, space, sequence, image_size=config.corpus.image_size)
     with init_empty_weights():
         model = FaceVLA(model_config)
     if vla.lora_rank:
@@ -104,14 +107,15 @@ def require_published(key: str, name: str | None) -> None:
         ) from error
 
 
-def _tiny(vla: VlaConfig, space: ActionSpace, *, frames: int, image_size: int) -> FaceVLAConfig:
+def _tiny(
+    vla: VlaConfig, space: ActionSpace, sequence: SequenceSizes, *, image_size: int
+) -> FaceVLAConfig:
     tokenizer = build_text_tokenizer(["."], text_vocabulary=vla.vocabulary - vla.action.bins)
     config = tiny_config(
         tokenizer,
         space,
-        frames=frames,
+        sequence,
         image_size=image_size,
-        text_tokens=vla.text_tokens,
         **network_sizes(vla),
     )
     config.text_config.vocab_size = vla.vocabulary

@@ -1,8 +1,10 @@
 """Action tokens: listener motion <-> knots <-> one of 256 bins per knot and dimension.
 
 The paper (VLA + DPO, section III-C2, Eq. 5-6) gives every frame and dimension a token. At the
-corpus rate that is 5,600 tokens for 4 s, so actions are knots at a lower rate (5 Hz) that a natural
-cubic spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens.
+corpus rate that is 5,600 tokens for 4 s, so actions are knots at a lower rate (5 Hz) that a
+quadratic B-spline takes to the corpus rate: 20 knots x 56 dimensions = 1,120 tokens. A frame needs
+the knot of its own block and those beside it, so a motion can be drawn while it is being sampled,
+one block behind the newest knot.
 """
 
 from __future__ import annotations
@@ -11,11 +13,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from rapport.policies.motion import Layout, LayoutError, Motion, require_same_layout
 
@@ -46,21 +47,52 @@ def whole(value: float, what: str) -> int:
 
 
 def spline_basis(frames: int, knots: int) -> np.ndarray:
-    """Matrix (frames, knots) that evaluates the natural cubic spline through knots.
+    """Matrix (frames, knots) that evaluates the quadratic B-spline of knots.
 
-    Knots sit at the centres of `knots` equal blocks of frames. Outside the first and last knot the
-    spline goes on as a straight line, which is what a natural spline (zero end curvature) is there.
+    Each knot belongs to one of `knots` equal blocks of frames. The first and the last knot stand
+    also for those before and after them, so a constant face stays constant.
     """
-    if not 2 <= knots <= frames:
+    if not 1 <= knots <= frames:
         raise ActionError(
-            f"a spline of {frames} frames needs between 2 and {frames} knots, got {knots}"
+            f"a spline of {frames} frames needs between 1 and {frames} knots, got {knots}"
         )
-    centres = (np.arange(knots) + 0.5) * frames / knots - 0.5
-    spline = CubicSpline(centres, np.eye(knots), bc_type="natural")
-    frame = np.arange(frames, dtype=np.float64)
-    nearest = np.clip(frame, centres[0], centres[-1])
-    basis: np.ndarray = spline(nearest) + (frame - nearest)[:, None] * spline(nearest, 1)
+    block, weights = _spline_weights((np.arange(frames) + 0.5) * knots / frames)
+    basis = np.zeros((frames, knots))
+    for offset, weight in zip((-1, 0, 1), weights, strict=True):
+        np.add.at(basis, (np.arange(frames), np.clip(block + offset, 0, knots - 1)), weight)
     return basis
+
+
+@cache
+def _spline_inverse(frames: int, knots: int) -> np.ndarray:
+    """The knots that fit frames best by least squares, (knots, frames)."""
+    return np.linalg.pinv(spline_basis(frames, knots))
+
+
+def _spline_weights(place: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The block that each frame is in, and the weights of the knots before, of and after it.
+
+    Args:
+        place: (frames,) where the middle of each frame is, in blocks.
+    """
+    block = np.floor(place).astype(int)
+    u = place - block
+    return block, (0.5 * (1 - u) ** 2, 0.5 + u * (1 - u), 0.5 * u**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """How far a motion has been drawn whose knots come one after the other.
+
+    Args:
+        knots: how many there have been.
+        last: the newest two of them, or as many as there are, (n, dims).
+        frames: how many frames are drawn.
+    """
+
+    knots: int
+    last: np.ndarray
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +156,7 @@ class ActionSpace:
     @cached_property
     def inverse(self) -> np.ndarray:
         """The knots that fit a motion best by least squares, (steps, frames)."""
-        return np.linalg.pinv(self.basis)
+        return _spline_inverse(self.frames, self.steps)
 
     def to_knots(self, motion: Motion) -> np.ndarray:
         """Knots (steps, dims) whose spline is nearest to the motion.
@@ -145,6 +177,55 @@ class ActionSpace:
         if knots.shape != (self.steps, self.dims):
             raise ActionError(f"knots must be {(self.steps, self.dims)}, got {knots.shape}")
         return Motion(self.basis @ knots, self.layout)
+
+    @property
+    def start(self) -> Drawn:
+        """Nothing is drawn yet."""
+        return Drawn(knots=0, last=np.zeros((0, self.dims)), frames=0)
+
+    def last_knot(self, motion: Motion) -> np.ndarray | None:
+        """The last knot of what came before, (dims,); None where it is shorter than a block.
+
+        Args:
+            motion: of any length, in the space's layout.
+        """
+        require_same_layout(motion.layout, self.layout, "encode motion as actions")
+        blocks = int(len(motion) * self.rate / self.layout.fps + WHOLE_TOLERANCE)
+        if not blocks:
+            return None
+        frames = round(blocks * self.layout.fps / self.rate)
+        inverse = _spline_inverse(frames, blocks)
+        knot: np.ndarray = inverse[-1] @ motion.values[-frames:].astype(np.float64)
+        return knot
+
+    def draw(
+        self, drawn: Drawn, knots: np.ndarray, *, ends: bool = False
+    ) -> tuple[np.ndarray, Drawn]:
+        """What more of a motion can be drawn now that more knots are known.
+
+        Motions drawn piece by piece are those of `to_motion`, however long. A frame is drawn once
+        the knot after its block is known.
+
+        Args:
+            drawn: what has been drawn.
+            knots: the next ones, (n, dims).
+            ends: whether there will be no more: the last block is drawn, too.
+
+        Returns:
+            the new frames (n, dims) float64, and what has been drawn with them.
+        """
+        known = np.concatenate([drawn.last, knots])
+        count = drawn.knots + len(knots)
+        first = count - len(known)  # number of the oldest knot that is still known
+        blocks = count if ends else max(count - 1, 0)
+        last_frame = round(np.ceil(blocks * self.layout.fps / self.rate - 0.5 - WHOLE_TOLERANCE))
+        frames = np.arange(drawn.frames, max(last_frame, drawn.frames))
+        block, weights = _spline_weights((frames + 0.5) * self.rate / self.layout.fps)
+        values = np.zeros((len(frames), self.dims))
+        for offset, weight in zip((-1, 0, 1), weights, strict=True):
+            values += weight[:, None] * known[np.clip(block + offset, 0, count - 1) - first]
+        state = Drawn(knots=count, last=known[-2:], frames=drawn.frames + len(frames))
+        return values, state
 
 
 def fit_bounds(

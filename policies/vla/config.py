@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Any
 
@@ -23,7 +24,7 @@ TINY_TEXT: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 1280,
+    "max_position_embeddings": 1408,
 }
 TINY_TOWER: dict[str, Any] = {
     "hidden_size": 64,
@@ -57,13 +58,21 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
         siglip_config: the SigLIP stream.
         image_size: pixels of the square uint8 frames that come in; a stream of another size resizes
             them.
-        frames: speaker frames in the prompt.
-        text_tokens: length of the text region.
-        action_dims: dimensions of an action; a sequence has `action_steps * action_dims` tokens.
-        action_steps: actions of a sequence.
+        frames: speaker frames of a chunk.
+        tokens_per_frame: a square number; patches are averaged to as many.
+        voice_tokens: of what is heard in a chunk; 0 = the policy hears no voice.
+        chunk_seconds: length of a chunk.
+        history: chunks of pictures and voice in the head of a context.
+        text_tokens: words of the past in the head, in tokens.
+        chunk_text: words of a chunk, in tokens.
+        chunk_steps: actions of a chunk.
+        context_chunks: a context begins anew with every so many chunks.
+        action_dims: dimensions of an action; a reaction has `action_steps * action_dims` tokens.
+        action_steps: actions of a reaction.
         action_bins: ids [action_token_start, action_token_start + action_bins) are actions.
         action_token_start: the first of them.
         slot_embeddings: add learned embeddings of the action slot (see `SlotEmbedding`).
+        perception_scale: root mean square of perception tokens; that of text embeddings.
     """
 
     model_type = "facevla"
@@ -76,8 +85,15 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
         default_factory=lambda: SiglipVisionConfig(**TINY_SIGLIP)
     )
     image_size: int = 56
-    frames: int = 4
-    text_tokens: int = 16
+    frames: int = 2
+    tokens_per_frame: int = 1
+    voice_tokens: int = 2
+    chunk_seconds: float = 1.0
+    history: int = 3
+    text_tokens: int = 24
+    chunk_text: int = 8
+    chunk_steps: int = 5
+    context_chunks: int = 4
     action_dims: int = 56
     action_steps: int = 20
     action_bins: int = 256
@@ -89,6 +105,7 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
     blank_token_id: int = 4
     act_token_id: int = 5
     slot_embeddings: bool = True
+    perception_scale: float = 0.05
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -122,33 +139,93 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
                 "the LLaMA's head must be a table of its own (tie_word_embeddings=False); "
                 "load_pretrained makes it one"
             )
-        needed = self.prompt_length + self.action_tokens
-        positions = self.text_config.max_position_embeddings
-        if needed > positions:
+        if self.action_steps % self.chunk_steps:
             raise ValueError(
-                f"prompt ({self.prompt_length}) and actions ({self.action_tokens}) need {needed} "
-                f"positions, the LLaMA has {positions}; shorten the horizon, the rate or the frames"
+                f"a reaction of {self.action_steps} actions is no whole number of chunks of "
+                f"{self.chunk_steps}; change the length of clips or vla.chunk"
+            )
+        if math.isqrt(self.tokens_per_frame) ** 2 != self.tokens_per_frame:
+            raise ValueError(
+                f"vla.tokens_per_frame={self.tokens_per_frame} must be a square number: 1, 4, "
+                "9, 16, ..."
+            )
+        if dino_grid**2 < self.tokens_per_frame:
+            raise ValueError(
+                f"vla.tokens_per_frame={self.tokens_per_frame}, but a frame has "
+                f"{dino_grid**2} patches"
+            )
+        positions = self.text_config.max_position_embeddings
+        if self.context_length > positions:
+            raise ValueError(
+                f"a context of {self.context_chunks} chunks needs {self.context_length} "
+                f"positions, the LLaMA has {positions}; shorten vla.context, vla.history or "
+                "vla.tokens_per_frame"
             )
 
     @property
     def patches(self) -> int:
-        """Patch tokens of one frame."""
+        """Patches of one frame."""
         return patch_grid(self.dino_config) ** 2
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens of the image region."""
-        return self.frames * self.patches
+    def picture_tokens(self) -> int:
+        """Tokens of the pictures of a chunk; those of its voice follow."""
+        return self.frames * self.tokens_per_frame
 
     @property
-    def prompt_length(self) -> int:
-        """<s>, image region, text region, <act>."""
-        return self.image_tokens + self.text_tokens + 2
+    def item_tokens(self) -> int:
+        """Tokens of what is seen and heard in a chunk."""
+        return self.picture_tokens + self.voice_tokens
+
+    @property
+    def head_length(self) -> int:
+        """<s>, history of pictures and voice, words of the past, the last action of the past."""
+        return 1 + self.history * self.item_tokens + self.text_tokens + self.action_dims
+
+    @property
+    def observation_length(self) -> int:
+        """What a chunk is shown before its first action: pictures, voice, words, <act>."""
+        return self.item_tokens + self.chunk_text + 1
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Action tokens of a chunk."""
+        return self.chunk_steps * self.action_dims
+
+    @property
+    def period(self) -> int:
+        """Tokens of a chunk, observation and actions."""
+        return self.observation_length + self.chunk_tokens
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a reaction."""
+        return self.action_steps // self.chunk_steps
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest context."""
+        return self.head_length + self.context_chunks * self.period
+
+    @property
+    def items(self) -> int:
+        """Chunks whose pictures and voice a prompt holds: history, last one before, all but one."""
+        return self.history + self.chunks
 
     @property
     def action_tokens(self) -> int:
-        """Tokens of a whole action sequence."""
+        """Tokens of a whole reaction."""
         return self.action_steps * self.action_dims
+
+    @property
+    def contexts(self) -> int:
+        """Contexts of a reaction."""
+        return -(-self.chunks // self.context_chunks)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of all contexts of a reaction that are no actions to be chosen."""
+        return self.contexts * self.head_length + self.chunks * self.observation_length
 
 
 def image_side(tower: PretrainedConfig) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.sequence import seen_of
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
@@ -26,12 +27,11 @@ def sequence_kl(
         prompt: what was answered.
         tokens: (samples, steps * dims) action token ids that `policy` sampled at temperature 1.
     """
-    ids = torch.as_tensor(prompt.ids)[None]
-    frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
+    seen = seen_of(policy.config, [prompt])
     actions = torch.as_tensor(tokens.astype(np.int64))[None]
 
     def log_probs(model: FaceVLA) -> Tensor:
-        return torch.log_softmax(model.action_logits(ids, frames, actions).float(), -1)
+        return torch.log_softmax(model.action_logits(seen, actions).float(), -1)
 
     with torch.inference_mode():
         ours = log_probs(policy)

@@ -11,12 +11,12 @@ import transformers
 from torch import nn
 
 from rapport.policies.vla.loading import load_checkpoint
-from rapport.policies.vla.policy import sample_prompt
+from rapport.policies.vla.sampling import sample_prompt
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 
 class HfEngine:
-    """The torch policy with a key-value cache, one prompt at a time."""
+    """The torch policy, chunk by chunk, one prompt at a time."""
 
     def __init__(self, checkpoint: Path, dtype: str, temperature: float):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from rapport.policies.vla.encoders import FrameEncoder, VoiceEncoder
 from rapport.policies.vla.model import FaceVLA, SlotEmbedding
 
 HARMONICS = 32
@@ -34,13 +35,17 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
     blocks = model.config.text_config.num_hidden_layers
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module is not head:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module is not head:
             std = 1 / math.sqrt(module.weight[0].numel())
             if name.endswith(("o_proj", "down_proj")):
                 std /= math.sqrt(2 * blocks)
             module.weight.normal_(0, std, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
+    # What encoders make passes through at first.
+    pass_through(model.vision)
+    if model.voice is not None:
+        pass_through(model.voice)
     _init_tokens(model, generator)
     if model.slots is not None:
         _init_slots(model.slots, generator)
@@ -48,6 +53,12 @@ def init_small(model: FaceVLA, seed: int = 0) -> None:
     # (heads * head_dim, hidden) -> (key heads, queries of each, head_dim, hidden)
     queries = first.q_proj.weight.unflatten(0, (-1, first.num_key_value_groups, first.head_dim))
     first.k_proj.weight.copy_(queries[:, 0].flatten(0, 1))
+
+
+def pass_through(encoder: FrameEncoder | VoiceEncoder) -> None:
+    """Have the layer behind an encoder change nothing."""
+    nn.init.eye_(encoder.adapter.weight)
+    nn.init.zeros_(encoder.adapter.bias)
 
 
 def _init_tokens(model: FaceVLA, generator: torch.Generator) -> None:

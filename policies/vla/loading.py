@@ -26,11 +26,17 @@ from rapport.files import atomic
 from rapport.log import logger
 from rapport.policies.policy import CheckpointError, write_kind
 from rapport.policies.vla.actions import FILE_NAME as ACTIONS_FILE
-from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
+from rapport.policies.vla.actions import (
+    WHOLE_TOLERANCE,
+    ActionSpace,
+    ActionTokenizer,
+    whole,
+)
 from rapport.policies.vla.config import TINY_DINO, TINY_SIGLIP, TINY_TEXT, FaceVLAConfig
 from rapport.policies.vla.init import init_small
 from rapport.policies.vla.lora import add_lora, merge_lora
 from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.settings import SequenceConfig
 from rapport.policies.vla.text import special_ids
 from rapport.settings import Section
 
@@ -39,18 +45,80 @@ WEIGHTS_FILE = "model.safetensors"
 ADAPTERS_FILE = "learnt.adapters"
 # `load_pretrained` pads embeddings to a multiple of this, so fewer ids than this are spare.
 EMBEDDING_MULTIPLE = 64
+VOICE_TOKENS = 2  # of a chunk
+TINY_POSITIONS = 1 << 16  # a tiny LLaMA has no table of them
 AGAIN = "copy the whole folder again, or save the policy again"
 
 
 @dataclass(frozen=True)
-class TinySizes:
-    """Sizes of a small policy.
+class SequenceSizes:
+    """How a policy perceives and acts, chunk by chunk.
 
     Args:
-        frames: speaker frames in the prompt.
-        image_size: their height and width in pixels.
+        frames: speaker frames of a chunk.
+        tokens_per_frame: a square number.
+        voice: whether the policy hears the speaker.
+        chunk: seconds.
+        context: seconds after which a context begins anew.
+        history: seconds of pictures and voice in its head.
+        text_tokens: words of the past in its head.
+        chunk_text: words of a chunk.
+    """
+
+    frames: int = 2
+    tokens_per_frame: int = 1
+    voice: bool = True
+    chunk: float = 1.0
+    context: float = 4.0
+    history: float = 3.0
+    text_tokens: int = 24
+    chunk_text: int = 8
+
+    def fields(self, space: ActionSpace) -> dict[str, Any]:
+        """The fields of `FaceVLAConfig` that say so.
+
+        Raises:
+            ActionError: a chunk is no whole number of actions, or a clip or a context no whole
+                number of chunks.
+        """
+        chunk_steps = whole(
+            space.rate * self.chunk,
+            f"vla.action.rate {space.rate:g} Hz x vla.chunk {self.chunk:g} s",
+        )
+        chunks = whole(
+            space.seconds / self.chunk,
+            f"a clip of {space.seconds:g} s / vla.chunk {self.chunk:g} s",
+        )
+        context = whole(
+            self.context / self.chunk,
+            f"vla.context {self.context:g} s / vla.chunk {self.chunk:g} s",
+        )
+        return {
+            "frames": self.frames,
+            "tokens_per_frame": self.tokens_per_frame,
+            "voice_tokens": VOICE_TOKENS if self.voice else 0,
+            "chunk_seconds": self.chunk,
+            "history": int(self.history / self.chunk + WHOLE_TOLERANCE),
+            "text_tokens": self.text_tokens,
+            "chunk_text": self.chunk_text,
+            "chunk_steps": chunk_steps,
+            # Longer contexts than clips are never met in training.
+            "context_chunks": min(context, chunks),
+            "action_dims": space.dims,
+            "action_steps": space.steps,
+        }
+
+
+USUAL_SEQUENCE = SequenceSizes()
+
+
+@dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a small policy's networks.
+
+    Args:
+        image_size: height and width of frames in pixels.
         patch_size: pixels along one side of a patch.
-        text_tokens: length of the text region.
         hidden: LLaMA's width.
         layers: LLaMA's blocks.
         heads: LLaMA's attention heads.
@@ -61,10 +129,8 @@ class TinySizes:
         slot_embeddings: add learned embeddings of the action slot.
     """
 
-    frames: int = 4
     image_size: int = 56
     patch_size: int = 14
-    text_tokens: int = 16
     hidden: int = 128
     layers: int = 3
     heads: int = 4
@@ -91,19 +157,32 @@ def network_sizes(config: Section) -> dict[str, int]:
     return {field: getattr(config, key) for key, field in _NETWORK.items()}
 
 
+def sequence_sizes(config: SequenceConfig, frame_rate: float) -> SequenceSizes:
+    """How a section asks the policy to perceive and act.
+
+    Args:
+        config: of the policy.
+        frame_rate: speaker frames a second in the corpus; 0 = it has none.
+    """
+    keys = {name: getattr(config, name) for name in SequenceConfig.model_fields}
+    return SequenceSizes(frames=max(1, round(frame_rate * config.chunk)), **keys)
+
+
 def tiny_config(
-    tokenizer: PreTrainedTokenizerBase, space: ActionSpace, **sizes: Any
+    tokenizer: PreTrainedTokenizerBase,
+    space: ActionSpace,
+    sequence: SequenceSizes = USUAL_SEQUENCE,
+    **sizes: Any,
 ) -> FaceVLAConfig:
     """The small random-init size: same classes, same code path.
 
     Args:
         tokenizer: of `build_text_tokenizer`.
         space: what the actions stand for.
+        sequence: how it perceives and acts.
         sizes: fields of `TinySizes` that differ from its defaults.
     """
     size = TinySizes(**sizes)
-    image_tokens = size.frames * (size.image_size // size.patch_size) ** 2
-    prompt_length = image_tokens + size.text_tokens + 2
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": size.hidden,
@@ -112,7 +191,7 @@ def tiny_config(
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.kv_heads,
-        "max_position_embeddings": max(1280, prompt_length + space.tokens),
+        "max_position_embeddings": TINY_POSITIONS,
     }
     tower = {
         "hidden_size": size.tower_hidden,
@@ -122,20 +201,19 @@ def tiny_config(
     }
     siglip = TINY_SIGLIP | tower | {"intermediate_size": 2 * size.tower_hidden}
     token_ids: dict[str, Any] = {**special_ids(tokenizer)}
-    return FaceVLAConfig(
+    config = FaceVLAConfig(
         text_config=LlamaConfig(**TINY_TEXT | text),
         dino_config=Dinov2Config(**TINY_DINO | tower),
         siglip_config=SiglipVisionConfig(**siglip),
         image_size=size.image_size,
-        frames=size.frames,
-        text_tokens=size.text_tokens,
-        action_dims=space.dims,
-        action_steps=space.steps,
         action_bins=size.action_bins,
         action_token_start=len(tokenizer) - size.action_bins,
         slot_embeddings=size.slot_embeddings,
+        **sequence.fields(space),
         **token_ids,
     )
+    config.text_config.max_position_embeddings = max(1408, config.context_length)
+    return config
 
 
 def build_tiny(config: FaceVLAConfig, seed: int = 0) -> FaceVLA:

@@ -1,10 +1,10 @@
-"""The VLA as a `Policy`: prompts of frames and words, reactions of action tokens (paper III)."""
+"""The VLA as a `Policy`: it sees, hears, reads and acts in chunks of tokens (paper III)."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,14 +29,17 @@ from rapport.policies.vla.loading import (
 from rapport.policies.vla.lora import add_lora, arrived_share, merge_lora
 from rapport.policies.vla.model import FaceVLA, action_log_probs
 from rapport.policies.vla.pretrained import freeze_language_model, freeze_streams
-from rapport.policies.vla.prompt import build_prompt, select_frames
+from rapport.policies.vla.prompt import build_prompt
+from rapport.policies.vla.sampling import sample_prompt
+from rapport.policies.vla.sequence import seen_in, seen_of
 from rapport.policies.vla.settings import VlaConfig
 from rapport.policies.vla.text import encode_text
 from rapport.policies.vla.training import (
     PROMPT_COLUMNS,
     ActionLogits,
-    collate_prompts,
     policy_state,
+    prompt_of_row,
+    row_of,
 )
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
@@ -55,7 +58,7 @@ class TokenSampler:
 
 
 class VlaPolicy(Policy):
-    """Action tokens by LLaMA behind two visual streams.
+    """Action tokens by LLaMA behind encoders of pictures and voice.
 
     Args:
         model: the policy's network.
@@ -76,24 +79,41 @@ class VlaPolicy(Policy):
         self.layout = actions.space.layout
         self.sampler = TokenSampler()
         self._module = ActionLogits(model)
+        self._word_ids: dict[str, Sequence[int]] = {}
         self._folder: Path | None = None  # that the weights come from
         self._unmerged: FaceVLA | None = None
 
     # -- Reacting --
 
     def encode(self, clip: Clip) -> VlaPrompt:
-        """Frames and words of the speaker; modalities the clip lacks are marked absent."""
-        config = self.model.config
-        text_ids = None
-        if clip.text is not None:
-            text_ids = encode_text(
-                self.tokenizer, clip.text, config.action_token_start, action_bins=config.action_bins
+        """What is seen, heard and said, chunk by chunk; what the clip lacks is marked absent."""
+        own = None
+        if clip.past is not None:
+            own = self.last_action(clip.past.listener)
+        return build_prompt(self.model.config, clip, self.word_ids, own)
+
+    def word_ids(self, word: str) -> Sequence[int]:
+        """Ids of a word."""
+        if word not in self._word_ids:
+            config = self.model.config
+            self._word_ids[word] = encode_text(
+                self.tokenizer, word, config.action_token_start, action_bins=config.action_bins
             )
-        frames = None
-        if clip.speaker_frames is not None:
-            frames = select_frames(clip.speaker_frames, config.frames, config.image_size)
-        ids = build_prompt(config, text_ids, frames is not None)
-        return VlaPrompt(clip.clip_id, ids, frames)
+        return self._word_ids[word]
+
+    def last_action(self, past: Motion) -> np.ndarray | None:
+        """The last action of a motion, (dims,) ids; None where it is shorter than one."""
+        knot = self.actions.space.last_knot(past.subset(self.layout))
+        return None if knot is None else self.actions.encode(knot[None])
+
+    def canary(self, clip: Clip) -> VlaPrompt:
+        """A prompt whose answer has begun, so that few actions reach beyond a chunk's end."""
+        config = self.model.config
+        prompt = self.encode(clip)
+        if config.chunks == 1:
+            return prompt
+        begun = self.actions_of(clip.listener)[: config.chunk_tokens - config.action_dims]
+        return replace(prompt, begun=begun)
 
     def sample(
         self, prompts: Sequence[VlaPrompt], samples: int, seeds: Sequence[int]
@@ -153,25 +173,17 @@ class VlaPolicy(Policy):
         return self._module
 
     def prompt_row(self, prompt: VlaPrompt) -> dict[str, Any]:
-        """Ids and frames of the prompt."""
-        frames = None
-        if prompt.frames is not None:
-            frames = np.ascontiguousarray(prompt.frames).tobytes()
-        return {"prompt_id": prompt.prompt_id, "prompt": prompt.ids.tolist(), "frames": frames}
+        """All that is shown, see `PROMPT_COLUMNS`."""
+        return row_of(prompt)
 
     def prompt_of(self, row: Row) -> VlaPrompt:
         """The prompt of a row."""
-        config = self.model.config
-        frames = None
-        if row["frames"] is not None:
-            shape = (config.frames, config.image_size, config.image_size, 3)
-            frames = np.frombuffer(row["frames"], np.uint8).reshape(shape).copy()
-        return VlaPrompt(row["prompt_id"], np.array(row["prompt"]), frames)
+        return prompt_of_row(row, self.model.config)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """`prompts` (batch, prompt_length) and `frames` (batch, frames, size, size, 3) uint8."""
-        prompts, frames = collate_prompts(rows, self.model.config)
-        return {"prompts": prompts, "frames": frames}
+        """The tensors of `seen_of`."""
+        config = self.model.config
+        return seen_of(config, [prompt_of_row(row, config) for row in rows])
 
     def collate_actions(self, rows: Sequence[Row], names: Sequence[str]) -> Tensor:
         """Token ids (batch, names, tokens)."""
@@ -216,14 +228,14 @@ class VlaPolicy(Policy):
     def of_actions(self, frames: np.ndarray) -> Tensor:
         """(tokens,) bool: what the frame at a token's knot is."""
         space = self.actions.space
-        at_knots = np.round(np.linspace(0, space.frames - 1, space.steps)).astype(int)
+        at_knots = ((np.arange(space.steps) + 0.5) * space.frames / space.steps).astype(int)
         return torch.from_numpy(np.repeat(np.asarray(frames)[at_knots], space.dims))
 
     def _log_probs(
         self, forward: Forward, batch: Mapping[str, Tensor], temperature: float
     ) -> Tensor:
         actions = batch["actions"]
-        logits = forward(batch["prompts"], batch["frames"], actions)
+        logits = forward(seen_in(batch), actions)
         return action_log_probs(
             logits, actions, self.model.config.action_token_start, temperature=temperature
         )
@@ -291,15 +303,15 @@ class VlaPolicy(Policy):
             prompt: what was asked.
             reaction: what an engine answered, with its log-probs; it may be a beginning only.
         """
-        frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
-        tokens = torch.as_tensor(reaction.actions.astype(np.int64))
+        begun = np.zeros(0, np.int64) if prompt.begun is None else prompt.begun
+        tokens = np.concatenate([begun, reaction.actions.astype(np.int64)])
+        model = self._as_learnt()
         with torch.inference_mode():
-            expected = self._as_learnt().action_log_probs(
-                torch.as_tensor(prompt.ids)[None],
-                frames,
-                tokens[None],
+            expected = model.action_log_probs(
+                seen_of(model.config, [prompt]),
+                torch.from_numpy(tokens)[None],
                 temperature=self.sampler.temperature,
-            )[0]
+            )[0, len(begun) :]
         gaps: np.ndarray = np.abs(expected.float().numpy() - reaction.log_probs)
         return gaps
 
@@ -314,34 +326,3 @@ class VlaPolicy(Policy):
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """The same for a prompt whichever engine, batch or order it is sampled in."""
     return zlib.crc32(f"{seed}/{prompt_id}".encode())
-
-
-def sample_prompt(
-    model: FaceVLA,
-    prompt: VlaPrompt,
-    *,
-    samples: int,
-    seed: int,
-    temperature: float,
-    tokens: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reactions to one prompt by transformers: token ids and log-probs, each (samples, tokens).
-
-    Args:
-        model: the policy's network.
-        prompt: what to answer.
-        samples: how many.
-        seed: of the sampler.
-        temperature: of sampling.
-        tokens: how many tokens of a reaction; None = all.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    ids = torch.as_tensor(prompt.ids, device=device).expand(samples, -1)
-    frames = None
-    if prompt.frames is not None:
-        frames = torch.as_tensor(prompt.frames, device=device).expand(samples, *prompt.frames.shape)
-    sampled, log_probs = model.sample_actions(
-        ids, frames, temperature, generator=generator, tokens=tokens
-    )
-    return sampled.cpu().numpy(), log_probs.float().cpu().numpy()

@@ -27,7 +27,10 @@ from transformers import (
 from rapport.policies.policy import CheckpointError
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.config import FaceVLAConfig, image_side, patch_grid, read_dino_config
-from rapport.policies.vla.model import FaceVLA, FrameEncoder, SlotEmbedding
+from rapport.policies.vla.encoders import FrameEncoder, VoiceEncoder
+from rapport.policies.vla.init import pass_through
+from rapport.policies.vla.loading import USUAL_SEQUENCE, SequenceSizes
+from rapport.policies.vla.model import FaceVLA, SlotEmbedding
 from rapport.policies.vla.text import load_llama_tokenizer, special_ids
 from rapport.wording import first_line
 
@@ -58,8 +61,7 @@ class PublishedParts:
 def load_pretrained(
     parts: PublishedParts,
     space: ActionSpace,
-    frames: int = 8,
-    text_tokens: int = 64,
+    sequence: SequenceSizes = USUAL_SEQUENCE,
     action_bins: int = 256,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
@@ -75,8 +77,7 @@ def load_pretrained(
     Args:
         parts: the checkpoints.
         space: what the actions stand for.
-        frames: speaker frames in the prompt.
-        text_tokens: length of the text region.
+        sequence: how it perceives and acts.
         action_bins: bins of every action dimension.
         dtype: of the weights.
         seed: of the projector and of the new special tokens' embeddings.
@@ -102,10 +103,10 @@ def load_pretrained(
                 dino=dino_tower.config,
                 siglip=siglip_tower.config,
                 space=space,
-                frames=frames,
-                text_tokens=text_tokens,
+                sequence=sequence,
                 action_bins=action_bins,
                 action_token_start=start,
+                perception_scale=_rms(backbone.get_input_embeddings().weight),
                 **special_ids(tokenizer),
             )
         except ValueError as error:
@@ -120,7 +121,11 @@ def load_pretrained(
         model.language_model.load_state_dict(language, assign=True)
         table = model.get_input_embeddings().weight
         model.vision = FrameEncoder(config).to(table.device, dtype)
-        slots = SlotEmbedding(config.action_dims, config.action_steps, backbone.config.hidden_size)
+        pass_through(model.vision)
+        if config.voice_tokens:
+            model.voice = VoiceEncoder(config).to(table.device, dtype)
+            pass_through(model.voice)
+        slots = SlotEmbedding(config)
     for parameter in slots.parameters():
         nn.init.zeros_(parameter)
     model.slots = slots.to(table.device, dtype)
@@ -128,6 +133,11 @@ def load_pretrained(
     _copy_tower(model.vision.dino, dino_weights)
     _copy_tower(model.vision.siglip, siglip_tower.state_dict())
     return model, tokenizer
+
+
+def _rms(weights: Tensor) -> float:
+    """Root mean square."""
+    return float(weights.detach().float().square().mean().sqrt())
 
 
 def check_parts(parts: PublishedParts) -> None:
@@ -207,8 +217,7 @@ def pretrained_config(
     dino: PretrainedConfig,
     siglip: PretrainedConfig,
     space: ActionSpace,
-    frames: int,
-    text_tokens: int,
+    sequence: SequenceSizes,
     **actions: Any,
 ) -> FaceVLAConfig:
     """The policy that three published configurations make.
@@ -218,8 +227,7 @@ def pretrained_config(
         dino: of the DINOv2 stream, as published.
         siglip: of the SigLIP stream, as published; frames have its size.
         space: what the actions stand for.
-        frames: speaker frames in the prompt.
-        text_tokens: length of the text region.
+        sequence: how it perceives and acts.
         actions: token ids and bins, by the field names of `FaceVLAConfig`.
     """
     dino_size = patch_grid(siglip) * dino.patch_size
@@ -228,10 +236,7 @@ def pretrained_config(
         dino_config=read_dino_config(_kept(dino) | {"image_size": dino_size}),
         siglip_config=SiglipVisionConfig(**_kept(siglip)),
         image_size=image_side(siglip),
-        frames=frames,
-        text_tokens=text_tokens,
-        action_dims=space.dims,
-        action_steps=space.steps,
+        **sequence.fields(space),
         **actions,
     )
 

@@ -1,79 +1,233 @@
-"""The prompt of one clip: a fixed number of tokens, so that batches need no mask.
+"""From a clip to what the policy is shown of it, chunk by chunk.
 
-    <s> | frames x patches of <image> | text_tokens of text, left-filled with <blank> | <act>
-
-then the action tokens. A modality that the clip lacks fills its whole region with <absent>: a
-learned mark that cannot be mistaken for a black frame or for silence.
+A policy at time t knows what was seen, heard and said until t. A word is known when it ends, a
+frame when it was taken, sound at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rapport.policies.clip import AUDIO_RATE, Clip, Word
 from rapport.policies.vla.config import FaceVLAConfig
+from rapport.policies.vla.sound import BANDS, log_mel, sound_before, voice_frames
+from rapport.policies.vla.vla_prompt import VlaPrompt
+
+Encode = Callable[[str], Sequence[int]]  # of a word, into ids of the text vocabulary
+# Times closer than this are the same: they are sums of decimals.
+SAME_S = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What reaches a listener of a stretch of time; None where a stream is absent.
+
+    Args:
+        start: where it begins, seconds from the start of the clip; negative before it.
+        end: where it ends.
+        frames: (n, height, width, 3) uint8, evenly spaced over it.
+        audio: (samples,) float32 in [-1, 1] at `AUDIO_RATE`.
+        words: those known at its end.
+    """
+
+    start: float
+    end: float
+    frames: np.ndarray | None
+    audio: np.ndarray | None
+    words: tuple[Word, ...] | None
+
+
+def heard_of(clip: Clip) -> list[Heard]:
+    """The past of a clip, where it has one, and the clip."""
+    stretches = []
+    words = clip.words
+    if clip.past is not None:
+        past = clip.past
+        length = len(past.listener) / past.listener.layout.fps
+        before = Heard(-length, 0.0, past.speaker_frames, past.speaker_audio, past.words)
+        stretches.append(before)
+        if words is not None and past.words is not None:
+            words = (*past.words, *words)
+    return [*stretches, Heard(0.0, clip.seconds, clip.speaker_frames, clip.speaker_audio, words)]
 
 
 def build_prompt(
-    config: FaceVLAConfig, text_ids: Sequence[int] | None, has_frames: bool
-) -> np.ndarray:
-    """Token ids (prompt_length,) int64.
+    config: FaceVLAConfig, clip: Clip, encode: Encode, own: np.ndarray | None
+) -> VlaPrompt:
+    """What a policy is shown of a clip.
 
     Args:
-        config: of the policy that reads them.
-        text_ids: what the speaker says; `[]` is silence, None an absent transcript. The end of a
-            text that is too long is kept: the listener answers to what was said last.
-        has_frames: whether the clip has speaker frames.
-    """
-    image = [config.image_token_id if has_frames else config.absent_token_id] * config.image_tokens
-    if text_ids is None:
-        text = [config.absent_token_id] * config.text_tokens
-    else:
-        kept = list(text_ids)[-config.text_tokens :]
-        text = [config.blank_token_id] * (config.text_tokens - len(kept)) + kept
-    return np.array([config.bos_token_id, *image, *text, config.act_token_id], dtype=np.int64)
-
-
-def collapse_images(config: FaceVLAConfig, prompt: Sequence[int]) -> list[int]:
-    """The prompt with one <image> per frame in place of one per patch, as vLLM takes it."""
-    end = 1 + config.image_tokens
-    region = list(prompt[1:end])
-    if region[0] == config.image_token_id:
-        region = region[:: config.patches]
-    return [*prompt[:1], *region, *prompt[end:]]
-
-
-def select_frames(frames: np.ndarray, count: int, size: int) -> np.ndarray:
-    """`count` evenly spaced frames, each resized to `size` pixels.
-
-    Args:
-        frames: (n, height, width, 3) uint8, evenly spaced over the clip, n >= count.
-        count: how many to take: the middle ones of as many equal parts.
-        size: height and width of the frames that come out.
-
-    Returns:
-        (count, size, size, 3) uint8.
+        config: of the policy.
+        clip: with its past, where there is one.
+        encode: ids of a word.
+        own: (dims,) ids of the last action before the clip; None = not known.
 
     Raises:
-        ValueError: the clip has too few frames, or they are no RGB images.
+        ValueError: the clip is shorter than the reactions of the policy, or has frames that are no
+            RGB images; names the clip.
+    """
+    chunk = config.chunk_seconds
+    wanted = config.chunks * chunk
+    if clip.seconds < wanted - SAME_S:
+        raise ValueError(
+            f"clip {clip.clip_id!r} has {clip.seconds:g} s, this policy reacts to {wanted:g} s"
+        )
+    streams = heard_of(clip)
+    ends = [(index - config.history) * chunk for index in range(config.items)]
+    frames = [pictures(streams, end, config) for end in ends]
+    voice = [voice_of(streams, end, config) for end in ends]
+    present = [
+        [picture is not None, bands is not None]
+        for picture, bands in zip(frames, voice, strict=True)
+    ]
+    words = streams[-1].words
+    before = clip.past is not None and clip.past.words is not None
+    starts = [index * chunk for index in range(config.chunks)]
+    absent = config.absent_token_id
+    own_ids = np.full(config.action_dims, absent) if own is None else own
+    heads = []
+    said = []
+    for start in starts:
+        # What was said before the clip is not known where it has no past.
+        known = words if before or start - chunk > SAME_S else None
+        heads.append(
+            text_region(config, words_between(known, -math.inf, start - chunk), encode, head=True)
+        )
+        known = words if before or start > SAME_S else None
+        said.append(
+            text_region(config, words_between(known, start - chunk, start), encode, head=False)
+        )
+    return VlaPrompt(
+        clip.clip_id,
+        frames=_stacked(frames),
+        voice=_stacked(voice),
+        present=np.array(present, bool).reshape(config.items, 2),
+        heard=np.array(heads, np.int64),
+        said=np.array(said, np.int64),
+        own=np.asarray(own_ids, np.int64),
+    )
+
+
+def words_between(words: Sequence[Word] | None, start: float, end: float) -> list[Word] | None:
+    """The words that end after `start` and not after `end`, by their ends; None stays None."""
+    if words is None:
+        return None
+    inside = [word for word in words if start + SAME_S < word.end <= end + SAME_S]
+    return sorted(inside, key=lambda word: word.end)
+
+
+def text_region(
+    config: FaceVLAConfig, words: Sequence[Word] | None, encode: Encode, *, head: bool
+) -> list[int]:
+    """Ids of words, right-aligned; the end of what is too long is kept.
+
+    Args:
+        config: of the policy.
+        words: in order; [] is silence, None an absent transcript.
+        encode: ids of a word.
+        head: whether they stand in the head of a context, or are those of a chunk.
+    """
+    length = config.text_tokens if head else config.chunk_text
+    if words is None:
+        return [config.absent_token_id] * length
+    ids = [token for word in words for token in encode(word.text)][-length:]
+    return [config.blank_token_id] * (length - len(ids)) + ids
+
+
+def pictures(streams: Sequence[Heard], end: float, config: FaceVLAConfig) -> np.ndarray | None:
+    """The frames of the chunk that ends at `end`, (frames, size, size, 3) uint8.
+
+    Each is the newest one at the end of its equal part of the chunk, so that a chunk shorter than
+    the time between two frames shows the same one again. None where there is none yet.
+    """
+    chosen = []
+    for part in range(1, config.frames + 1):
+        moment = end - config.chunk_seconds * (config.frames - part) / config.frames
+        frame = _newest(streams, moment)
+        if frame is None:
+            return None
+        chosen.append(frame)
+    return resized(np.stack(chosen), config.image_size)
+
+
+def _newest(streams: Sequence[Heard], moment: float) -> np.ndarray | None:
+    """The last frame taken at or before a moment; frame k of n is taken at (k + .5) / n."""
+    for stream in reversed(streams):
+        if stream.frames is None or not len(stream.frames):
+            continue
+        every = (stream.end - stream.start) / len(stream.frames)
+        taken = math.floor((moment - stream.start) / every - 0.5 + SAME_S)
+        if taken >= 0:
+            newest: np.ndarray = stream.frames[min(taken, len(stream.frames) - 1)]
+            return newest
+    return None
+
+
+def voice_of(streams: Sequence[Heard], end: float, config: FaceVLAConfig) -> np.ndarray | None:
+    """Log-mel bands of the chunk that ends at `end`; None where some of its sound is absent."""
+    if not config.voice_tokens:
+        return None
+    pieces: list[np.ndarray] = []
+    begin = end - config.chunk_seconds
+    known_from = end
+    earliest = begin - sound_before(config.chunk_seconds) / AUDIO_RATE
+    for stream in reversed(streams):
+        if stream.start >= known_from - SAME_S:
+            continue
+        if stream.audio is None or known_from > stream.end + SAME_S:
+            break
+        first = max(round((earliest - stream.start) * AUDIO_RATE), 0)
+        last = round((known_from - stream.start) * AUDIO_RATE)
+        if last > len(stream.audio):
+            break
+        pieces.insert(0, stream.audio[first:last])
+        known_from = stream.start
+        if known_from <= earliest:
+            break
+    if known_from > begin + SAME_S:
+        return None
+    return log_mel(np.concatenate(pieces), config.chunk_seconds)
+
+
+def resized(frames: np.ndarray, size: int) -> np.ndarray:
+    """Frames (n, height, width, 3) uint8 with another height and width, (n, size, size, 3) uint8.
+
+    Raises:
+        ValueError: they are no RGB images.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         raise ValueError(
             f"speaker frames must be (n, height, width, 3) uint8, got {frames.shape} {frames.dtype}"
         )
-    if len(frames) < count:
-        raise ValueError(
-            f"{count} speaker frames are needed, this clip has {len(frames)}; lower `frames`"
-        )
-    chosen = frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]
-    if chosen.shape[1:3] == (size, size):
-        return np.ascontiguousarray(chosen)
-    pixels = torch.from_numpy(np.ascontiguousarray(chosen)).permute(0, 3, 1, 2).float()
+    if frames.shape[1:3] == (size, size):
+        return np.ascontiguousarray(frames)
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     pixels = F.interpolate(
         pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
     )
-    resized = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return resized.contiguous().numpy()
+    bytes_again = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return bytes_again.contiguous().numpy()
+
+
+def _stacked(items: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """All items in one array, zeros for those that are absent; None where all are."""
+    shown = next((item for item in items if item is not None), None)
+    if shown is None:
+        return None
+    return np.stack([np.zeros_like(shown) if item is None else item for item in items])
+
+
+def picture_shape(config: FaceVLAConfig) -> tuple[int, ...]:
+    """Of the frames of an item."""
+    return (config.frames, config.image_size, config.image_size, 3)
+
+
+def voice_shape(config: FaceVLAConfig) -> tuple[int, ...]:
+    """Of the bands of an item; empty where the policy hears no voice."""
+    return (voice_frames(config.chunk_seconds) if config.voice_tokens else 0, BANDS)

@@ -22,12 +22,29 @@ class ActionConfig(Section):
     """share of values cut off at each end before binning"""
 
 
-class VlaConfig(Section):
+class SequenceConfig(Section):
+    """How a VLA perceives and acts, chunk by chunk."""
+
+    chunk: float = Field(1.0, gt=0)
+    """seconds that the policy acts before it perceives again"""
+    context: float = Field(4.0, gt=0)
+    """seconds after which its context begins anew, with a head of what was known then"""
+    history: float = Field(3.0, ge=0)
+    """seconds of pictures and voice in that head, before the last chunk"""
+    tokens_per_frame: int = Field(1, ge=1)
+    """tokens of a speaker frame, a square number; patches are averaged to as many"""
+    voice: bool = True
+    """whether the policy hears the speaker; the paper's does not"""
+    text_tokens: int = Field(24, ge=1)
+    """text tokens of the past in the head; longer text keeps its end"""
+    chunk_text: int = Field(8, ge=1)
+    """text tokens of what is said in a chunk; longer text keeps its end"""
+
+
+class VlaConfig(SequenceConfig):
     size: Literal["tiny", "pretrained"] = "tiny"
     """tiny = small random weights of the same classes; pretrained = the checkpoints below"""
     action: ActionConfig = ActionConfig()
-    text_tokens: int = Field(16, ge=1)
-    """text tokens in the prompt; longer text keeps its end"""
     hidden: int = Field(128, ge=32)
     """LLaMA width (tiny)"""
     layers: int = Field(3, ge=1)

@@ -2,56 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor, nn
 
 from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.model import FaceVLA
+from rapport.policies.vla.prompt import picture_shape, voice_shape
+from rapport.policies.vla.sequence import Seen
+from rapport.policies.vla.vla_prompt import VlaPrompt
 
-PROMPT_COLUMNS = {"prompt_id": pa.string(), "prompt": pa.list_(pa.int32()), "frames": pa.binary()}
+PROMPT_COLUMNS = {
+    "prompt_id": pa.string(),
+    "frames": pa.binary(),
+    "voice": pa.binary(),
+    "present": pa.list_(pa.bool_()),
+    "heard": pa.list_(pa.int32()),
+    "said": pa.list_(pa.int32()),
+    "own": pa.list_(pa.int32()),
+}
 SFT_SCHEMA = pa.schema(PROMPT_COLUMNS | {"actions": pa.list_(pa.int32())})
 
 
-def collate_prompts(
-    rows: Sequence[Mapping[str, Any]], config: FaceVLAConfig
-) -> tuple[Tensor, Tensor]:
-    """Prompt ids (batch, prompt_length) and frames (batch, frames, size, size, 3) uint8.
+def row_of(prompt: VlaPrompt) -> dict[str, Any]:
+    """A prompt as `PROMPT_COLUMNS`."""
+    return {
+        "prompt_id": prompt.prompt_id,
+        "frames": _bytes(prompt.frames),
+        "voice": _bytes(prompt.voice),
+        "present": prompt.present.flatten().tolist(),
+        "heard": prompt.heard.flatten().tolist(),
+        "said": prompt.said.flatten().tolist(),
+        "own": prompt.own.tolist(),
+    }
 
-    A row without video gets blank pixels here, which the model never looks at: its prompt says
-    <absent>. They are there so that every rank runs the vision towers and gradients are reduced in
-    the same order.
-    """
-    shape = (config.frames, config.image_size, config.image_size, 3)
-    frames = [
-        np.zeros(shape, np.uint8)
-        if r["frames"] is None
-        else np.frombuffer(r["frames"], np.uint8).reshape(shape)
-        for r in rows
-    ]
-    return torch.tensor([r["prompt"] for r in rows]), torch.from_numpy(np.stack(frames))
+
+def _bytes(values: np.ndarray | None) -> bytes | None:
+    return None if values is None else np.ascontiguousarray(values).tobytes()
+
+
+def prompt_of_row(row: Mapping[str, Any], config: FaceVLAConfig) -> VlaPrompt:
+    """What `row_of` was given."""
+    return VlaPrompt(
+        row["prompt_id"],
+        frames=_array(row["frames"], (config.items, *picture_shape(config))),
+        voice=_array(row["voice"], (config.items, *voice_shape(config))),
+        present=np.array(row["present"], bool).reshape(config.items, 2),
+        heard=np.array(row["heard"], np.int64).reshape(config.chunks, config.text_tokens),
+        said=np.array(row["said"], np.int64).reshape(config.chunks, config.chunk_text),
+        own=np.array(row["own"], np.int64),
+    )
+
+
+def _array(values: bytes | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    return None if values is None else np.frombuffer(values, np.uint8).reshape(shape).copy()
 
 
 class ActionLogits(nn.Module):
-    """The network whose forward pass is `action_logits`, or `window_logits`.
-
-    Sharded training hooks into the forward pass.
-    """
+    """The network whose forward pass is `action_logits`: sharded training hooks into it."""
 
     def __init__(self, policy: FaceVLA):
         super().__init__()
         self.policy = policy
 
-    def forward(
-        self, prompt_ids: Tensor, frames: Tensor, action_ids: Tensor, window_at: int | None = None
-    ) -> Tensor:
-        if window_at is not None:
-            return self.policy.window_logits(prompt_ids, frames, action_ids, window_at)
-        return self.policy.action_logits(prompt_ids, frames, action_ids)
+    def forward(self, seen: Seen, actions: Tensor, inputs: Tensor | None = None) -> Tensor:
+        return self.policy.action_logits(seen, actions, inputs)
 
 
 def policy_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

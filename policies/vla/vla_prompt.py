@@ -9,14 +9,30 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class VlaPrompt:
-    """A prompt ready for any engine.
+    """What is seen, heard and said around a reaction of n chunks, ready for any engine.
+
+    Nothing in it is of the last chunk itself: what is said there is answered later. An item is
+    what is seen and heard in a chunk; the items are those of the `history` chunks before the last
+    one before the reaction, of that one, and of all chunks of the reaction but the last.
 
     Args:
         prompt_id: the clip it was made from.
-        ids: (prompt length,) token ids, one <image> id per patch.
-        frames: (frames, height, width, 3) uint8, or None where the clip has no video.
+        frames: (items, frames, height, width, 3) uint8, or None where no item has any.
+        voice: (items, voice_frames, bands) uint8, or None likewise.
+        present: (items, 2) bool: whether there are frames, and voice. What is absent is told by
+            <absent>, and its bytes are never looked at.
+        heard: (n, text_tokens) ids: the words before the last chunk, as each chunk would have them
+            in its head if a context began with it.
+        said: (n, chunk_text) ids: the words of the chunk before each.
+        own: (dims,) ids: the last action before the reaction, or <absent>.
+        begun: (k,) action ids that are there already; engines go on from them.
     """
 
     prompt_id: str
-    ids: np.ndarray
     frames: np.ndarray | None
+    voice: np.ndarray | None
+    present: np.ndarray
+    heard: np.ndarray
+    said: np.ndarray
+    own: np.ndarray
+    begun: np.ndarray | None = None

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from rapport.actors.cluster import worker_environment
 from rapport.actors.fleet import _requests
@@ -14,7 +13,6 @@ from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
-from rapport.policies.policy import Reaction
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy, prompt_seed
 from rapport.rewards.ratings.simulated import SimulatedPanel
 from rapport.rewards.ratings.speaker_cues import SpeakerCues
@@ -93,14 +91,9 @@ def test_the_canarys_gap_is_the_largest_difference(
     prompt = policy.encode(tiny_corpus.at("train", 0))
     if not has_frames:
         prompt = policy.encode(replace(tiny_corpus.at("train", 0), speaker_frames=None))
-    ids = torch.as_tensor(prompt.ids)[None]
-    frames = torch.as_tensor(prompt.frames)[None] if has_frames else None
-    tokens, log_probs = policy.model.sample_actions(
-        ids, frames, temperature, torch.Generator().manual_seed(0)
-    )
-    exact = Reaction("p", 0, tokens[0].numpy(), log_probs[0].numpy())
+    [[exact]] = policy.sample([prompt], 1, [0])
     assert policy.log_prob_gap(prompt, exact) < 1e-4
-    off = log_probs[0].numpy().copy()
+    off = exact.log_probs.copy()
     off[17] += 0.25
     other = replace(exact, log_probs=off)
     assert policy.log_prob_gap(prompt, other) == pytest.approx(0.25, abs=1e-3)

@@ -10,13 +10,12 @@ import torch
 from rapport.actors.engines import TokenEngine, canary_tolerance, engine_environment
 from rapport.actors.fleet import Canary, Fleet
 from rapport.actors.settings import EngineConfig
+from rapport.pipeline.bench.workload import random_prompts
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
-from rapport.policies.vla.loading import save_checkpoint
+from rapport.policies.vla.loading import SequenceSizes, save_checkpoint
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.pretrained import load_pretrained
-from rapport.policies.vla.prompt import build_prompt
-from rapport.policies.vla.vla_prompt import VlaPrompt
 from tests.published import LLAMA_3, save_parts
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
@@ -28,7 +27,9 @@ def policies(tmp_path_factory):
     """A policy of a tied LLaMA in a folder, and the same with other weights."""
     folder = tmp_path_factory.mktemp("tied")
     parts = save_parts(folder, LLAMA_3, width=64, heads=2, tie_word_embeddings=True)
-    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    model, tokenizer = load_pretrained(
+        parts, SPACE, SequenceSizes(text_tokens=4), dtype=torch.float32
+    )
     start = model.config.action_token_start
     actions = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), first_token=start)
     save_checkpoint(model, tokenizer, actions, folder / "policy")
@@ -42,13 +43,11 @@ def policies(tmp_path_factory):
 
 
 def prompts(config):
-    """Three, of which the last shows no frames."""
-    made = []
-    for i in range(3):
-        frames = np.random.default_rng(i).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
-        ids = np.array(build_prompt(config, [70 + i, 71], i < 2))
-        made.append(VlaPrompt(f"prompt-{i}", ids, frames if i < 2 else None))
-    return made
+    """Three, of which the last shows no frames and no voice."""
+    return [
+        *random_prompts(config, 2, seed=0),
+        *random_prompts(config, 3, seed=1, filmed=False)[2:],
+    ]
 
 
 def answered(policies, shards):

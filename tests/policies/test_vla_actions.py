@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import BSpline
 
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.policies.vla.actions import (
@@ -36,22 +36,52 @@ def test_space_that_has_no_whole_steps_or_frames_is_refused(rate, seconds):
         ActionSpace(LAYOUT, rate, seconds)
 
 
-def test_spline_agrees_with_scipy_between_knots_and_is_straight_outside():
+def test_spline_by_hand_and_as_scipys():
     knots = np.random.default_rng(0).normal(size=20)
-    centres = np.arange(20) * 5 + 2.0  # block of 5 frames: 0..4 has its centre at 2
     decoded = spline_basis(100, 20) @ knots
-    spline = CubicSpline(centres, knots, bc_type="natural")
-    np.testing.assert_allclose(decoded[2:98], spline(np.arange(2, 98)), atol=1e-12)
-    np.testing.assert_allclose(decoded[centres.astype(int)], knots, atol=1e-12)
-    np.testing.assert_allclose(np.diff(decoded[:3]), spline(2.0, 1), atol=1e-12)
-    np.testing.assert_allclose(np.diff(decoded[97:]), spline(97.0, 1), atol=1e-12)
+    u = 0.3  # the second of five frames of a block
+    wanted = 0.5 * (1 - u) ** 2 * knots[6] + (0.5 + u * (1 - u)) * knots[7] + 0.5 * u**2 * knots[8]
+    assert decoded[5 * 7 + 1] == pytest.approx(wanted, abs=1e-12)
+    repeated = np.concatenate([knots[:1], knots, knots[-1:]])
+    spline = BSpline(np.arange(-2, 23), repeated, 2)  # block k lies between breaks k and k + 1
+    np.testing.assert_allclose(decoded, spline((np.arange(100) + 0.5) / 5), atol=1e-12)
 
 
-@pytest.mark.parametrize(("frames", "knots"), [(100, 20), (7, 7), (30, 7), (5, 2)])
+@pytest.mark.parametrize(("frames", "knots"), [(100, 20), (7, 7), (30, 7), (5, 2), (5, 1)])
 def test_knots_to_frames_to_knots_is_exact(frames, knots):
     basis = spline_basis(frames, knots)
     np.testing.assert_allclose(np.linalg.pinv(basis) @ basis, np.eye(knots), atol=1e-9)
     np.testing.assert_allclose(basis.sum(axis=1), 1, atol=1e-9)  # a constant face stays constant
+
+
+@pytest.mark.parametrize("fps", [25, 30, 24])
+@pytest.mark.parametrize("at_once", [1, 2, 5, 20])
+def test_a_motion_drawn_piece_by_piece_is_the_whole(fps, at_once):
+    space = ActionSpace(Layout((("expr", 2),), fps, "builtin"), rate=5, seconds=5)
+    knots = np.random.default_rng(3).normal(size=(25, 2))
+    drawn = space.start
+    pieces = []
+    for first in range(0, 25, at_once):
+        part = knots[first : first + at_once]
+        values, drawn = space.draw(drawn, part, ends=first + at_once >= 25)
+        pieces.append(values)
+        known = min(first + at_once, 25)
+        assert drawn.frames == sum(map(len, pieces))
+        # All frames whose middle lies in a block that has a knot behind it.
+        blocks = known if known == 25 else known - 1
+        places = (np.arange(5 * fps) + 0.5) * 5 / fps
+        assert drawn.frames == (places < blocks).sum() and len(drawn.last) <= 2
+    np.testing.assert_allclose(np.concatenate(pieces), space.basis @ knots, atol=1e-12)
+
+
+def test_the_last_knot_of_a_past_is_that_of_its_own_spline():
+    knots = np.random.default_rng(1).normal(size=(20, 6))
+    past = SPACE.to_motion(knots)
+    np.testing.assert_allclose(SPACE.last_knot(past), knots[-1], atol=1e-5)
+    short = ActionSpace(LAYOUT, rate=5, seconds=1)
+    # Frames before a whole number of blocks are left out.
+    assert short.last_knot(past.window(1, 99)).shape == (6,)
+    assert short.last_knot(past.window(0, 4)) is None
 
 
 def test_motion_round_trip_through_knots():

@@ -10,6 +10,7 @@ from rapport.policies.motion import Layout
 from rapport.policies.policy import CheckpointError, weight_digest
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.loading import (
+    SequenceSizes,
     build_tiny,
     cast_weights,
     load_checkpoint,
@@ -19,8 +20,8 @@ from rapport.policies.vla.loading import (
 )
 from rapport.policies.vla.lora import add_lora, merge_lora
 from rapport.policies.vla.model import FaceVLA
-from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import build_text_tokenizer
+from tests.talking import made_up
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 ACTIONS = ActionTokenizer(SPACE, np.full(6, -1.0), np.full(6, 1.0), first_token=768)
@@ -29,14 +30,14 @@ TOKENIZER = build_text_tokenizer(["hello there"], text_vocabulary=768)
 
 def build(seed=0):
     sizes = {
-        "frames": 2,
-        "text_tokens": 4,
         "hidden": 32,
         "layers": 2,
         "heads": 2,
         "tower_hidden": 16,
     }
-    return build_tiny(tiny_config(TOKENIZER, SPACE, **sizes), seed=seed).eval()
+    return build_tiny(
+        tiny_config(TOKENIZER, SPACE, SequenceSizes(text_tokens=4), **sizes), seed=seed
+    ).eval()
 
 
 @pytest.fixture
@@ -46,11 +47,8 @@ def checkpoint(tmp_path):
 
 
 def log_probs(model):
-    config = model.config
-    prompt = torch.from_numpy(build_prompt(config, [300], True))[None]
-    frames = torch.arange(2 * 56 * 56 * 3).reshape(1, 2, 56, 56, 3).remainder(251).to(torch.uint8)
-    actions = 768 + torch.arange(60)[None] * 4
-    return model.action_log_probs(prompt, frames, actions)
+    seen, actions = made_up(model.config)
+    return model.action_log_probs(seen, actions)
 
 
 def test_checkpoint_round_trip_gives_the_same_policy(checkpoint):

@@ -9,6 +9,7 @@ import torch
 from rapport.policies.policy import Reaction
 from rapport.policies.vla.divergence import sequence_kl
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.sequence import seen_of
 
 
 @pytest.fixture
@@ -39,12 +40,10 @@ def test_it_is_the_sum_over_positions_averaged_over_samples(policies, tiny_corpu
         np.mean(each), rel=1e-5
     )
     with torch.inference_mode():
-        frames = None if prompt.frames is None else torch.as_tensor(prompt.frames)[None]
+        seen = seen_of(config, [prompt])
         p, q = (
             torch.distributions.Categorical(
-                logits=c.model.action_logits(
-                    torch.as_tensor(prompt.ids)[None], frames, torch.as_tensor(tokens[:1])
-                )
+                logits=c.model.action_logits(seen, torch.as_tensor(tokens[:1]))
             )
             for c in (ours, theirs)
         )

@@ -7,7 +7,7 @@ from rapport.policies.motion import Layout
 from rapport.policies.policy import weight_digest
 from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.init import CODE_NORM, init_small
-from rapport.policies.vla.loading import build_tiny, tiny_config
+from rapport.policies.vla.loading import SequenceSizes, build_tiny, tiny_config
 from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.text import build_text_tokenizer
 
@@ -16,9 +16,8 @@ SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "builtin"), rate=5, se
 CONFIG = tiny_config(
     build_text_tokenizer(["hi"], text_vocabulary=300),
     SPACE,
-    frames=1,
+    SequenceSizes(text_tokens=2),
     image_size=28,
-    text_tokens=2,
     hidden=64,
     layers=2,
     heads=2,
@@ -83,7 +82,11 @@ def test_the_first_block_looks_at_earlier_tokens_of_its_slot_and_its_neighbours(
     )
     with torch.no_grad():
         out = model.language_model.model(
-            inputs_embeds=model.embed_actions(actions), output_attentions=True
+            inputs_embeds=model.with_slots(
+                model.get_input_embeddings()(actions),
+                start=CONFIG.head_length + CONFIG.observation_length,
+            ),
+            output_attentions=True,
         )
     query = DIMS * (STEPS - 1) + 1  # holds dimension 1 of the last step, predicts dimension 2
     seen = (

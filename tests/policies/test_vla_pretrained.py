@@ -15,17 +15,19 @@ from rapport.policies.motion import Layout
 from rapport.policies.policy import CheckpointError
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.loading import load_checkpoint, save_checkpoint
+from rapport.policies.vla.encoders import standardise_pixels
+from rapport.policies.vla.loading import SequenceSizes, load_checkpoint, save_checkpoint
 from rapport.policies.vla.lora import add_lora
-from rapport.policies.vla.model import FaceVLA, standardise_pixels
+from rapport.policies.vla.model import FaceVLA
 from rapport.policies.vla.openvla import load_openvla, read_weights
 from rapport.policies.vla.pretrained import load_pretrained, resize_positions
-from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.text import encode_text, load_llama_tokenizer, special_ids
 from tests.published import LLAMA_2, LLAMA_3, QWEN, save_parts, save_tokenizer, shards
+from tests.talking import made_up
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SEQUENCE = SequenceSizes(text_tokens=4)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
@@ -133,6 +135,9 @@ def lineage_config(**changes):
         "text_tokens": 4,
         "action_dims": 6,
         "action_steps": 10,
+        "context_chunks": 2,
+        "tokens_per_frame": 16,
+        "voice_tokens": 0,
         "action_token_start": 256,
     }
     return FaceVLAConfig(**{**config, **changes})
@@ -171,11 +176,14 @@ def test_openvla_streams_give_the_features_of_timm(prismatic):
     frames = torch.randint(0, 256, (3, 56, 56, 3), dtype=torch.uint8)
     seen = []
     model.vision.projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    tokens = model.vision(frames)
+    tokens = model.vision.features(frames)
     expected = torch.cat(
         [
-            timm_features(dino, standardise_pixels(frames, *IMAGENET, 56), 2, 2, 4, scale),
-            timm_features(siglip, standardise_pixels(frames, *HALF, 56), 2, 2, 0, None),
+            F.layer_norm(features, (16,))
+            for features in (
+                timm_features(dino, standardise_pixels(frames, *IMAGENET, 56), 2, 2, 4, scale),
+                timm_features(siglip, standardise_pixels(frames, *HALF, 56), 2, 2, 0, None),
+            )
         ],
         dim=-1,
     )
@@ -185,7 +193,8 @@ def test_openvla_streams_give_the_features_of_timm(prismatic):
     )
     inner = F.gelu(F.linear(inner, weights["projector.fc2.weight"], weights["projector.fc2.bias"]))
     projected = F.linear(inner, weights["projector.fc3.weight"], weights["projector.fc3.bias"])
-    torch.testing.assert_close(tokens, projected, atol=1e-3, rtol=1e-4)
+    normed = projected / projected.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(tokens, normed, atol=1e-3, rtol=1e-4)
 
 
 def test_openvla_language_model_gives_the_same_logits(prismatic):
@@ -203,13 +212,14 @@ def test_openvla_report_says_what_was_not_taken(prismatic):
     model = FaceVLA(lineage_config())
     report = load_openvla(model, weights.items())
     assert report.mismatched == []
-    assert sorted(report.missing) == ["slots.next.weight", "slots.own.weight", "slots.step.weight"]
+    ours = ["slots.next.weight", "slots.own.weight", "slots.step.weight"]
+    assert sorted(report.missing) == [*ours, "vision.adapter.bias", "vision.adapter.weight"]
     assert set(report.loaded) | set(report.missing) == {
         name for name, _ in model.named_parameters()
     }
     left = {name.split("featurizer.")[1].rsplit(".", 1)[0] for name in report.unused}
     assert {n for n in left if not n.startswith("blocks.2")} == {"norm", "attn_pool"}
-    assert "3 missing: slots.own.weight" in str(report)
+    assert "5 missing: vision.adapter.weight" in str(report)
 
 
 def test_openvla_of_another_size_is_reported_and_not_forced(prismatic):
@@ -246,7 +256,7 @@ def parts(tmp_path):
 
 
 def test_published_parts_become_one_policy(parts):
-    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    model, tokenizer = load_pretrained(parts, SPACE, SEQUENCE, dtype=torch.float32)
     config = model.config
     assert (
         config.action_token_start == 600 - 256 and config.text_config.vocab_size == 640
@@ -265,8 +275,10 @@ def test_published_parts_become_one_policy(parts):
     expected = siglip(pixels, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(model.vision.siglip(pixels).last_hidden_state, expected)
 
-    prompt = torch.from_numpy(build_prompt(config, [70, 71], True))[None]
-    log_probs = model.action_log_probs(prompt, frames[None], torch.full((1, 60), 400))
+    seen, _ = made_up(config)
+    log_probs = model.action_log_probs(seen, torch.full((1, 60), 400))
+    text = model.get_input_embeddings().weight.square().mean().sqrt()
+    assert config.perception_scale == pytest.approx(text.item(), rel=0.1)
     assert log_probs.shape == (1, 60) and torch.isfinite(log_probs).all()
 
 
@@ -324,7 +336,7 @@ def test_every_lineage_becomes_a_policy_that_is_saved_and_loaded(tmp_path, layou
 
 
 def saved_and_loaded(parts, folder):
-    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    model, tokenizer = load_pretrained(parts, SPACE, SEQUENCE, dtype=torch.float32)
     start = model.config.action_token_start
     actions = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), first_token=start)
     save_checkpoint(model, tokenizer, actions, folder)
@@ -349,7 +361,7 @@ def test_a_tied_head_becomes_a_table_of_its_own(tmp_path):
 
 def test_what_was_tied_learns_and_is_saved_apart(tmp_path):
     parts = save_parts(tmp_path, LLAMA_3, tie_word_embeddings=True)
-    model, tokenizer = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    model, tokenizer = load_pretrained(parts, SPACE, SEQUENCE, dtype=torch.float32)
     add_lora(model, rank=2, alpha=4.0)
     with torch.no_grad():
         model.get_output_embeddings().weight.add_(1.0)
@@ -417,7 +429,7 @@ def broken(parts, what):
         case "too few positions":
             config = json.loads((llama / "config.json").read_text())
             (llama / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
-            return parts, "do not go together: prompt (38) and actions (60) need 98 positions"
+            return parts, "do not go together: a context of 2 chunks needs 109 positions"
         case "a layer too few":
             config = json.loads((llama / "config.json").read_text())
             (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
@@ -446,19 +458,17 @@ def broken(parts, what):
 def test_a_part_that_cannot_be_used_is_named_in_one_line(parts, what):
     broken_parts, named = broken(parts, what)
     with pytest.raises(CheckpointError) as raised:
-        load_pretrained(broken_parts, SPACE, frames=2, text_tokens=4)
+        load_pretrained(broken_parts, SPACE, SEQUENCE)
     assert named in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_slots_start_as_if_they_were_not_there(parts):
-    model, _ = load_pretrained(parts, SPACE, frames=2, text_tokens=4, dtype=torch.float32)
+    model, _ = load_pretrained(parts, SPACE, SEQUENCE, dtype=torch.float32)
     assert all((p == 0).all() and p.requires_grad for p in model.slots.parameters())
 
 
 def test_same_seed_same_projector(parts):
-    first, second = (
-        load_pretrained(parts, SPACE, frames=2, text_tokens=4, seed=3)[0] for _ in range(2)
-    )
+    first, second = (load_pretrained(parts, SPACE, SEQUENCE, seed=3)[0] for _ in range(2))
     assert first.dtype == torch.bfloat16
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)

@@ -1,8 +1,14 @@
+"""What the policy is shown of a clip: which frames, sounds and words belong to which chunk."""
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.prompt import build_prompt, collapse_images, select_frames
+from rapport.policies.vla.prompt import Heard, pictures, resized, text_region, voice_of
+from rapport.policies.vla.sound import BANDS, log_mel, sound_before, voice_frames
 from rapport.policies.vla.text import (
     SPECIALS,
     build_text_tokenizer,
@@ -10,10 +16,10 @@ from rapport.policies.vla.text import (
     load_llama_tokenizer,
     special_ids,
 )
+from tests.talking import small_policy, talking
 
 TEXTS = ["i was so happy about it", "that is really sad", "what happened then"] * 10
-CONFIG = FaceVLAConfig(frames=2, text_tokens=4)  # 16 patches a frame
-BOS, IMAGE, ABSENT, BLANK, ACT = 0, 2, 3, 4, 5
+ABSENT, BLANK = 3, 4
 
 
 @pytest.fixture(scope="module")
@@ -21,51 +27,137 @@ def tokenizer():
     return build_text_tokenizer(TEXTS, text_vocabulary=768)
 
 
-def test_layout_of_the_prompt():
-    prompt = build_prompt(CONFIG, [300, 301], has_frames=True)
-    assert prompt.tolist() == [BOS] + [IMAGE] * 32 + [BLANK, BLANK, 300, 301] + [ACT]
-    assert len(prompt) == CONFIG.prompt_length == 38
+@pytest.fixture(scope="module")
+def policy():
+    return small_policy()
 
 
-def test_long_text_keeps_its_end():
-    assert build_prompt(CONFIG, list(range(300, 310)), True)[33:37].tolist() == [306, 307, 308, 309]
+def numbered(start, end, count):
+    """Frames that show their number, from 100 on where there are earlier ones."""
+    first = 0 if start < 0 else 100
+    frames = np.zeros((count, 28, 28, 3), np.uint8) + np.arange(
+        first, first + count, dtype=np.uint8
+    ).reshape(-1, 1, 1, 1)
+    return Heard(start, end, frames, None, None)
 
 
-def test_absent_is_not_silence_and_every_prompt_has_the_same_length():
-    silent = build_prompt(CONFIG, [], False)
-    unknown = build_prompt(CONFIG, None, False)
-    assert silent.tolist() == [BOS] + [ABSENT] * 32 + [BLANK] * 4 + [ACT]
-    assert unknown.tolist() == [BOS] + [ABSENT] * 36 + [ACT]
+def config(**changes):
+    return FaceVLAConfig(image_size=28, **changes)
 
 
-def test_one_placeholder_per_frame_for_vllm():
-    shown = collapse_images(CONFIG, build_prompt(CONFIG, [300], True).tolist())
-    assert shown == [BOS, IMAGE, IMAGE, BLANK, BLANK, BLANK, 300, ACT]
-    hidden = build_prompt(CONFIG, [300], False).tolist()
-    assert collapse_images(CONFIG, hidden) == hidden
+def test_a_chunk_shows_its_own_frames():
+    streams = [numbered(-4.0, 0.0, 8), numbered(0.0, 4.0, 8)]
+    shown = {end: pictures(streams, end, config())[:, 0, 0, 0].tolist() for end in (-1, 0, 1, 4)}
+    assert shown == {-1: [4, 5], 0: [6, 7], 1: [100, 101], 4: [106, 107]}
 
 
-def test_frames_are_taken_from_the_middle_of_equal_parts():
-    frames = (
-        np.zeros((8, 56, 56, 3), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None]
-    )
-    assert select_frames(frames, 4, 56)[:, 0, 0, 0].tolist() == [1, 3, 5, 7]
-    assert select_frames(frames[:4], 4, 56)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+def test_a_short_chunk_shows_the_newest_frame_again_and_none_from_the_future():
+    streams = [numbered(0.0, 4.0, 8)]  # at .25, .75, 1.25, ...
+    short = config(chunk_seconds=0.4, frames=1, chunk_steps=2)
+    ends = [0.2, 0.4, 0.8, 1.2, 1.6]
+    shown = [pictures(streams, end, short) for end in ends]
+    assert shown[0] is None
+    assert [int(frame[0, 0, 0, 0]) for frame in shown[1:]] == [100, 101, 101, 102]
+
+
+def test_the_voice_of_a_chunk_is_that_of_its_samples():
+    clip = talking(past=1.2)
+    known = np.concatenate([clip.past.speaker_audio, clip.speaker_audio])
+    streams = [
+        Heard(-1.2, 0.0, None, clip.past.speaker_audio, None),
+        Heard(0.0, 1.6, None, clip.speaker_audio, None),
+    ]
+    small = small_policy().model.config
+    for end in (-0.4, 0.0, 0.4, 1.6):
+        last = round((end + 1.2) * AUDIO_RATE)
+        np.testing.assert_array_equal(voice_of(streams, end, small), log_mel(known[:last], 0.4))
+    assert voice_of(streams, -1.2, small) is None and voice_of(streams, 2.0, small) is None
+    assert voice_of([streams[0], replace(streams[1], audio=None)], 0.4, small) is None
+
+
+def test_bands_by_hand():
+    seconds = 1.0
+    samples = np.sin(2 * np.pi * 1000 * np.arange(2 * AUDIO_RATE) / AUDIO_RATE).astype(np.float32)
+    bands = log_mel(samples, seconds)
+    assert bands.shape == (voice_frames(seconds), BANDS) == (120, 32) and bands.dtype == np.uint8
+    edges = np.linspace(2595 * np.log10(1 + 60 / 700), 2595 * np.log10(1 + 7600 / 700), 34)
+    loudest = np.abs(edges[1:-1] - 2595 * np.log10(1 + 1000 / 700)).argmin()
+    assert (np.abs(bands.argmax(axis=1) - loudest) <= 1).all()
+    bands, quieter = (log_mel(samples / share, seconds) for share in (10, 100))  # 20 dB of 90
+    step = bands[:, loudest].astype(float) - quieter[:, loudest]
+    assert np.abs(step - 255 * 20 / 90).max() <= 1
+    assert (log_mel(np.zeros(AUDIO_RATE), seconds) == 0).all()
+
+
+def test_bands_depend_on_the_chunk_and_the_little_before_it_alone():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=3 * AUDIO_RATE).astype(np.float32) / 10
+    needed = AUDIO_RATE + sound_before(1.0)
+    np.testing.assert_array_equal(log_mel(samples, 1.0), log_mel(samples[-needed:], 1.0))
+    changed = samples.copy()
+    changed[: -needed + 100] = 0
+    assert (log_mel(samples, 1.0) != log_mel(changed, 1.0)).any()
+
+
+def test_what_a_clip_lacks_is_absent_and_silence_is_not(policy):
+    clip, sizes = talking(past=0), policy.model.config
+    prompt = policy.encode(clip)
+    assert prompt.present[: sizes.history + 1].sum() == 0  # nothing is known of before
+    assert prompt.present[sizes.history + 1 :].all()
+    assert (prompt.own == ABSENT).all() and (prompt.said[0] == ABSENT).all()
+    assert (prompt.heard[:2] == ABSENT).all() and not (prompt.heard[2:] == ABSENT).any()
+    mute = policy.encode(replace(clip, words=()))
+    assert (mute.said[1:] == BLANK).all()
+    unknown = policy.encode(replace(clip, words=None))
+    assert (unknown.said == ABSENT).all() and (unknown.heard == ABSENT).all()
+    blind = policy.encode(replace(clip, speaker_frames=None))
+    assert blind.frames is None and not blind.present[:, 0].any() and blind.present[:, 1].any()
+    deaf = policy.encode(replace(clip, speaker_audio=None))
+    assert deaf.voice is None and not deaf.present[:, 1].any() and deaf.present[:, 0].any()
+
+
+def test_a_past_fills_the_head(policy):
+    prompt = policy.encode(talking(past=1.2))
+    assert prompt.present.all() and not (prompt.heard == ABSENT).any()
+    assert (prompt.own >= policy.model.config.action_token_start).all()
+
+
+def test_a_policy_without_a_voice_hears_none():
+    from tests.talking import SEQUENCE
+
+    mute = small_policy(sequence=replace(SEQUENCE, voice=False))
+    assert mute.model.voice is None and mute.model.config.item_tokens == 1
+    prompt = mute.encode(talking())
+    assert prompt.voice is None and not prompt.present[:, 1].any()
+    assert len(mute.sample([prompt], 1, [0])[0][0].actions) == 48
+
+
+def test_words_are_right_aligned_and_what_is_too_long_keeps_its_end(policy):
+    words = talking().words
+    sizes = policy.model.config
+    spelt = {word.text: [10 + i] for i, word in enumerate(words)}
+    region = text_region(sizes, words[:2], spelt.__getitem__, head=False)
+    assert region == [BLANK, spelt[words[0].text][0], spelt[words[1].text][0]]
+    long = text_region(sizes, words[:1] * 9, lambda _: [7, 8], head=True)
+    assert long == [7, 8, 7, 8, 7, 8]
+
+
+def test_a_clip_too_short_for_the_policy_is_named(policy):
+    with pytest.raises(ValueError, match="'talking-0' has 0.8 s, this policy reacts to 1.6 s"):
+        policy.encode(talking(seconds=0.8))
 
 
 def test_frames_are_resized_by_averaging():
     checker = np.indices((112, 112)).sum(axis=0) % 2 * 200
     frames = np.repeat(checker[None, :, :, None], 3, axis=3).astype(np.uint8)
-    small = select_frames(frames, 1, 56)
+    small = resized(frames, 56)
     assert small.shape == (1, 56, 56, 3) and small.dtype == np.uint8
     assert (np.abs(small[:, 2:-2, 2:-2].astype(int) - 100) <= 1).all()
 
 
 def test_bad_frames_are_refused():
     with pytest.raises(ValueError, match="uint8"):
-        select_frames(np.zeros((4, 56, 56, 3), dtype=np.float32), 4, 56)
-    with pytest.raises(ValueError, match="4 speaker frames are needed, this clip has 3"):
-        select_frames(np.zeros((3, 56, 56, 3), dtype=np.uint8), 4, 56)
+        resized(np.zeros((4, 56, 56, 3), dtype=np.float32), 56)
 
 
 def test_tokenizer_ids_do_not_depend_on_the_corpus(tokenizer):
@@ -147,9 +239,12 @@ def test_tokenizer_without_special_tokens_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": 20}, "positions"),
+        ({"context_chunks": 20}, "positions"),
         ({"action_token_start": 1300}, "vocabulary"),
         ({"dino_config": {"image_size": 84, "patch_size": 14}}, "patch grid"),
+        ({"chunk_steps": 3}, "no whole number of chunks"),
+        ({"tokens_per_frame": 2}, "square"),
+        ({"tokens_per_frame": 25}, "16 patches"),
     ],
 )
 def test_config_that_cannot_work_is_refused(change, message):
