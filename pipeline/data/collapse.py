@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from rapport.pipeline.data.regression import RegressionError, RegressionListener, targets
-from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.store import PAST, Corpus
 
 _REACTION_GROUPS = ("expr", "rot", "neck", "jaw")
-_READ = ("speaker", "speaker_audio")  # modalities that the regression knows
+_READ = ("speaker", "speaker_audio", PAST)  # modalities that the regression knows
 # Of a column that varies less than this share of its variance in training nothing can be said.
 _STILL = 1e-4
 
