@@ -91,8 +91,9 @@ class Figures:
     liveliness_log_std: float = 0.45
     part_log_std: float = 0.2  # of face and head each, besides
     delay_s: tuple[float, float] = (0.35, 1.0)  # smiles follow mostly within 1 s, Riehle 2017
-    nodding: float = 0.5  # chance of a nod at the end of a phrase
-    blinks_listening: float = 16.0  # 17 at rest, Bentivoglio et al. 1997
+    nodding: float = 0.7  # chance of a nod at the end of a phrase
+    # Besides those that go with glances, which make 17, as at rest (Bentivoglio et al. 1997).
+    blinks_listening: float = 11.0
     blinks_log_std: float = 0.35  # over people; log-normal, Doughty 2002
     blinks_speaking: float = 26.0  # in conversation, Bentivoglio et al. 1997
     asymmetry: float = 0.08  # std of the left-right difference of a person's expressions; ours
@@ -123,6 +124,7 @@ class Figures:
     # What moves without an event. The real figures that this is set by: docs/corpus.md.
     fidget: float = 0.0016  # std of stray ARKit activations and of every expression coefficient
     head_fidget_rad: tuple[float, float, float] = (0.0084, 0.0084, 0.005)
+    head_fidget_m: float = 0.0003
     neck_share: float = 0.25  # of the head's rotation, the rest is in `rot`; ours
 
     # What fits: from when on after a point, and the answer that shows it.

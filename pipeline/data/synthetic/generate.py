@@ -197,7 +197,7 @@ def _whole(*numbers: float) -> bool:
 
 
 def simulate(conversation: Conversation) -> list[Sample]:
-    """All clips of a conversation: of one listener after the other, each in order of time."""
+    """All clips of a conversation in order of time, each moment with one listener after another."""
     speaker = speaker_of(conversation)
     scenes = _scenes(conversation, speaker)
     listeners = [
@@ -206,6 +206,7 @@ def simulate(conversation: Conversation) -> list[Sample]:
     ]
     # Frames of the clips, counted from the start of what is simulated.
     length = round(conversation.design.seconds * FPS)
+    past = round(conversation.design.past * FPS)
     spans = [
         slice(first := round(HEARD_S * FPS) + i * length, first + length)
         for i in range(conversation.clips)
@@ -219,45 +220,62 @@ def simulate(conversation: Conversation) -> list[Sample]:
         good = [number for number, answer in enumerate(judged) if not answer or fits(answer)]
         appropriate.append([clip_id(conversation, number, i) for number in good])
 
+    recordings = [
+        _recording(conversation, listener, number) for number, listener in enumerate(listeners)
+    ]
     samples = []
-    for number, listener in enumerate(listeners):
-        audio = backchannel_audio(
-            conversation.rng(4 + 2 * number),
-            listener,
-            start=float(speaker.clock[0]),
-            seconds=len(speaker.clock) / FPS,
-        )
-        recording = Clip(
-            clip_id=conversation.speaker_id,
-            dyad_id=conversation.dyad_id(number),
-            split=conversation.split,
-            listener=listener.motion,
-            listener_audio=audio,
-        )
-        for i, (scene, span) in enumerate(zip(scenes, spans, strict=True)):
-            heard = cut(recording, span.start, length, clip_id(conversation, number, i), past=0)
-            before = scene.past
-            if before is not None:
-                frames = len(before.listener)
-                earlier = listener.motion.window(span.start - frames, frames)
-                before = replace(before, listener=earlier)
-            clip = replace(
-                scene,
-                clip_id=heard.clip_id,
-                dyad_id=heard.dyad_id,
-                listener=heard.listener,
-                listener_audio=heard.listener_audio,
-                past=before,
-            )
-            # The lead-in has the first manner.
+    # Listeners to the same moment lie together, where what they share is stored once.
+    for i, (scene, span) in enumerate(zip(scenes, spans, strict=True)):
+        for number, (listener, recording) in enumerate(zip(listeners, recordings, strict=True)):
+            name = clip_id(conversation, number, i)
+            # The lead-in has a manner of its own.
             truth = Truth(
                 fitting[span].astype(np.float32),
                 manner=listener.manners[i + 1],
                 style=listener.traits,
             )
-            expressed = listener.expressed[span].astype(np.float32)
-            samples.append(Sample(clip, expressed, truth, points[i], appropriate[i]))
+            samples.append(
+                Sample(
+                    clip=_heard(scene, cut(recording, span.start, length, name, past=past)),
+                    expressed=listener.expressed[span].astype(np.float32),
+                    truth=truth,
+                    points=points[i],
+                    appropriate=appropriate[i],
+                )
+            )
     return samples
+
+
+def _recording(conversation: Conversation, listener: Listener, number: int) -> Clip:
+    """A listener over the whole conversation."""
+    return Clip(
+        clip_id=conversation.speaker_id,
+        dyad_id=conversation.dyad_id(number),
+        split=conversation.split,
+        listener=listener.motion,
+        listener_audio=backchannel_audio(
+            conversation.rng(4 + 2 * number),
+            listener,
+            start=-HEARD_S,
+            seconds=listener.motion.seconds,
+        ),
+    )
+
+
+def _heard(scene: Clip, listening: Clip) -> Clip:
+    """A scene with somebody who listens to it."""
+    past = scene.past
+    if past is not None:
+        assert listening.past is not None
+        past = replace(past, listener=listening.past.listener)
+    return replace(
+        scene,
+        clip_id=listening.clip_id,
+        dyad_id=listening.dyad_id,
+        listener=listening.listener,
+        listener_audio=listening.listener_audio,
+        past=past,
+    )
 
 
 def clip_id(conversation: Conversation, listener: int, place: int) -> str:
@@ -303,13 +321,14 @@ def _scenes(conversation: Conversation, speaker: Speaker) -> list[Clip]:
     The arrays of a scene are shared by the clips of all who listen.
     """
     motion = motion_of(conversation.rng(1), _basis(), speaker)
+    sound = sound_of(conversation.rng(2), speaker, start=-conversation.design.past)
     recording = Clip(
         clip_id=conversation.speaker_id,
         dyad_id=conversation.speaker_id,
         split=conversation.split,
         listener=motion,
         speaker=motion,
-        speaker_audio=sound_of(conversation.rng(2), speaker),
+        speaker_audio=sound,
         words=tuple(
             replace(word, start=word.start + HEARD_S, end=word.end + HEARD_S)
             for word in speaker.speech.words

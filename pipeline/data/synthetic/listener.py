@@ -68,7 +68,7 @@ class Manner:
 MannerAt = Callable[[float], Manner]  # at a time in seconds
 
 _MANNERS = {
-    "empathic": Manner(smiles=0.95, frowns=0.65),
+    "empathic": Manner(smiles=0.95, frowns=0.7),
     "muted": Manner(smiles=0.6, frowns=0.4, size=0.35, nods=0.4, own=0.6),
     "inattentive": Manner(nods=0.05, own=0.15, away=1.0),
     "polite": Manner(polite=0.35, nods=0.8),
@@ -323,6 +323,7 @@ def _motion(
     glances, turned, blinks = _glances(rng, away, clock)
     noise = smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.5)
     fidget = np.array(FIGURES.head_fidget_rad) * style.head**0.5 * noise
+    place += FIGURES.head_fidget_m * noise
     elsewhere = blur(away, 0.25, FPS) * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)
     head = poses + fidget
     head[:, 0] += nods

@@ -120,17 +120,22 @@ def _spoken(phrase: Phrase, size: float) -> Event:
     return Event(phrase.start - 0.15, rise=0.15, hold=hold, fall=0.2, size=size)
 
 
-def sound_of(rng: np.random.Generator, speaker: Speaker) -> np.ndarray:
-    """The speaker's voice, (samples,) float32 at `AUDIO_RATE`."""
-    spans = tuple((phrase.start, phrase.end) for phrase in speaker.speech.phrases)
-    return voice(
+def sound_of(rng: np.random.Generator, speaker: Speaker, start: float) -> np.ndarray:
+    """The speaker's voice from `start` seconds on, silence before.
+
+    Returns:
+        (samples,) float32 at `AUDIO_RATE`, as long as the conversation.
+    """
+    before = round((start - speaker.clock[0]) * AUDIO_RATE / HOP)
+    sound = voice(
         rng,
         speaker.speech.syllables,
-        spans,
-        tone=speaker.tone,
+        tuple((phrase.start, phrase.end) for phrase in speaker.speech.phrases),
+        tone=speaker.tone.after(before),
         f0_hz=speaker.f0_hz,
-        start=float(speaker.clock[0]),
+        start=start,
     )
+    return np.concatenate([np.zeros(before * HOP, np.float32), sound])
 
 
 def motion_of(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker) -> Motion:
