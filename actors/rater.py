@@ -17,6 +17,7 @@ from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.landmarks import face_landmarks
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.beside import Beside
 from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.simulated import SimulatedPanel
@@ -46,21 +47,6 @@ class RatedPrompt:
     audio: np.ndarray | None
     points: tuple[Point, ...] | None = None
     others: tuple[RatedPrompt, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Beside:
-    """Candidates of one prompt, rated beside their own speaker and beside others.
-
-    Args:
-        own: ratings beside their own speaker.
-        others: the same raters' beside each other speaker.
-        seen: what is seen of each candidate.
-    """
-
-    own: list[Rating]
-    others: list[list[Rating]]
-    seen: dict[str, VisibleMotion]
 
 
 class Viewer:

@@ -37,7 +37,6 @@ BATCH = 32  # conversations that are told apart at once
 EPOCHS = 60  # at most
 PATIENCE = 12  # epochs without a better guess on conversations that are kept back
 KEPT_BACK = 8  # one of so many conversations
-UNFIT = 0.1  # how often a listener who does not fit is learnt from, against one who fits
 FEWEST = 4  # conversations to learn from
 
 
@@ -82,18 +81,23 @@ class Pair:
 # -- What it is told --
 
 
+def steps_of(seconds: float) -> int:
+    """Steps that hold so much time."""
+    return math.ceil(seconds / STEP_S - 1e-6)
+
+
 def listener_features(seen: VisibleMotion) -> np.ndarray:
     """Landmarks and head of a listener, and how fast they move, (steps, features)."""
     parts = _landmarks(seen)
     speed = np.abs(np.gradient(parts, 1 / seen.fps, axis=0)) if len(parts) > 1 else 0 * parts
-    steps = math.ceil(len(seen) / seen.fps / STEP_S - 1e-6)
+    steps = steps_of(len(seen) / seen.fps)
     both = np.concatenate([parts, speed], axis=1)
     return _in_steps(both, seen.fps, steps)
 
 
 def speaker_features(speaker: Speaker) -> np.ndarray:
     """Face, voice and words of a speaker, (steps, features), and which of them there are."""
-    steps = math.ceil(speaker.seconds / STEP_S - 1e-6)
+    steps = steps_of(speaker.seconds)
     face = np.zeros((steps, LANDMARKS))
     if speaker.face is not None:
         face = _in_steps(_landmarks(speaker.face), speaker.face.fps, steps)
@@ -229,17 +233,16 @@ class ListeningJudge:
     def fit(cls, speakers: Sequence[np.ndarray], pairs: Sequence[Pair], seed: int = 0) -> Self:
         """Fit on recorded pairs, the same for the same seed.
 
-        Listeners known to fit are drawn `1 / UNFIT` times as often as the others, both where they
-        are right and where they are strangers, so that to look like one who fits is no evidence.
-
         Args:
             speakers: features of each, all of one length.
-            pairs: who listened to which of them.
+            pairs: who listened to which of them. Listeners who do not fit teach nothing, neither
+                as those who were there nor as strangers: to look like one who fits is no evidence.
             seed: of weights, order and dropout.
 
         Raises:
             JudgeError: fewer than `FEWEST` conversations.
         """
+        pairs = [pair for pair in pairs if pair.fits]
         conversations = sorted({pair.conversation for pair in pairs})
         if len(conversations) < FEWEST:
             raise JudgeError(
@@ -277,18 +280,11 @@ class ListeningJudge:
             by_conversation.setdefault(pair.conversation, []).append(place)
         heard = self._speakers(speakers)
         seen = self._listeners([pair.listener for pair in pairs])
-        fits = np.array([pair.fits for pair in pairs])
         of = np.array([pair.speaker for pair in pairs])
-        chance = np.where(fits, 1.0, UNFIT)
 
         def draw(among: Sequence[str], rng: np.random.Generator) -> np.ndarray:
             """One listener of each conversation."""
-            drawn = []
-            for name in among:
-                places = by_conversation[name]
-                weights = chance[places]
-                drawn.append(rng.choice(places, p=weights / weights.sum()))
-            return np.array(drawn)
+            return np.array([rng.choice(by_conversation[name]) for name in among])
 
         learnt = [name for name in conversations if name not in kept_back]
         rounds = max(1, round(len(pairs) / max(len(learnt), 1) / 4))
@@ -346,18 +342,30 @@ class ListeningJudge:
             strangers = scores[~torch.eye(len(places), dtype=torch.bool)]
             self.net.bias -= torch.logsumexp(strangers, 0) - math.log(len(strangers))
 
-    def __call__(self, speakers: Sequence[np.ndarray], listener: np.ndarray) -> np.ndarray:
-        """Evidence that a listener listens to each of some speakers, nats, (speakers,).
+    def heard(self, speakers: Sequence[np.ndarray], steps: int) -> np.ndarray:
+        """What the judge makes of speakers over the last `steps`, (speakers, steps, width).
 
         Args:
             speakers: features of each, of one length.
-            listener: features; it may be shorter than the listeners of the training were.
+            steps: of the clip; what came before it is heard, too.
         """
         with torch.no_grad():
-            heard = self.net.of_speaker(self._speakers(speakers), len(listener))
-            seen = self.net.of_listener(self._listeners([listener]))
-            scores: np.ndarray = self.net.agreement(heard, seen)[:, 0].numpy()
-        return scores
+            made: np.ndarray = self.net.of_speaker(self._speakers(speakers), steps).numpy()
+        return made
+
+    def __call__(self, heard: np.ndarray, listener: np.ndarray) -> np.ndarray:
+        """Evidence that a listener listens to each of some speakers, nats, (speakers,).
+
+        Args:
+            heard: of `heard`.
+            listener: features; where they are fewer steps, the rest of the clip is not judged.
+        """
+        steps = min(heard.shape[1], len(listener))
+        with torch.no_grad():
+            seen = self.net.of_listener(self._listeners([listener[:steps]]))
+            scores = self.net.agreement(torch.from_numpy(heard[:, :steps]), seen)
+        evidence: np.ndarray = scores[:, 0].numpy()
+        return evidence
 
     def _speakers(self, features: Sequence[np.ndarray]) -> Tensor:
         x = (np.stack(features) - self.speaker_mean) / self.speaker_scale

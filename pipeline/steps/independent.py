@@ -6,7 +6,7 @@ See `rapport.rewards.judge`. It knows no rater, no point and no hidden truth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from rapport.rewards.judge import (
     Speaker,
     listener_features,
     speaker_features,
+    steps_of,
 )
 from rapport.rewards.metrics.statistics import mean_interval
 from rapport.rewards.ratings.visible import VisibleMotion
@@ -76,16 +77,15 @@ class IndependentJudge:
             trust = validated(judge, *held_out, steps=steps, bootstrap=bootstrap)
         return cls(judge, viewer, steps, trust)
 
-    def speaker(self, clip: Clip) -> np.ndarray:
-        """Features of a clip's speaker."""
-        face = None
-        if clip.speaker is not None:
-            face = self.viewer(_through(clip))
-        return padded(speaker_features(heard(clip, face)), self.steps)
+    def heard(self, clip: Clip) -> np.ndarray:
+        """What the judge makes of a clip's speaker, (steps of the clip, width)."""
+        face = self.viewer(_through(clip)) if clip.speaker is not None else None
+        features = padded(speaker_features(known(clip, face)), self.steps)
+        return self.judge.heard([features], steps_of(clip.seconds))[0]
 
-    def __call__(self, speakers: list[np.ndarray], listener: VisibleMotion) -> np.ndarray:
-        """Evidence, in nats, that a listener listens to each of some speakers."""
-        return self.judge(speakers, listener_features(listener))
+    def __call__(self, heard: Sequence[np.ndarray], listener: VisibleMotion) -> np.ndarray:
+        """Evidence, in nats, that a listener listens to each of some speakers, (speakers,)."""
+        return self.judge(np.stack(heard), listener_features(listener))
 
 
 def recorded_pairs(
@@ -107,7 +107,7 @@ def recorded_pairs(
         faces = dict(zip(shown, viewer.many(list(shown.values())), strict=True))
         for moment, clip in new.items():
             numbers[moment] = len(speakers)
-            speakers.append(speaker_features(heard(clip, faces.get(moment))))
+            speakers.append(speaker_features(known(clip, faces.get(moment))))
         listeners = viewer.many([clip.listener for clip in some])
         for clip, seen in zip(some, listeners, strict=True):
             pair = Pair(
@@ -133,6 +133,7 @@ def validated(
     Of all listeners, and of those known to fit; over conversations, where there are two or more.
     """
     rng = np.random.default_rng(0)
+    heard = judge.heard([padded(x, steps) for x in speakers], len(pairs[0].listener))
     right: dict[str, dict[str, float]] = {"accuracy": {}, "accuracy_of_fitting": {}}
     conversations: dict[str, str] = {}
     for place, pair in enumerate(pairs):
@@ -140,7 +141,7 @@ def validated(
         if not foreign:
             return {}
         tried = [pair.speaker, *rng.choice(foreign, size=STRANGERS)]
-        own, *others = judge([padded(speakers[i], steps) for i in tried], pair.listener)
+        own, *others = judge(heard[tried], pair.listener)
         key = str(place)
         conversations[key] = pair.conversation
         value = float(np.mean([own > other for other in others]))
@@ -154,7 +155,7 @@ def validated(
     }
 
 
-def heard(clip: Clip, face: VisibleMotion | None) -> Speaker:
+def known(clip: Clip, face: VisibleMotion | None) -> Speaker:
     """What the judge has of a clip's speaker, from the start of its past on.
 
     Args:
