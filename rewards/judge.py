@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -208,7 +208,8 @@ class _Net(nn.Module):
         """Scores of every speaker with every listener, (speakers, listeners)."""
         steps = speakers.shape[1]
         product = torch.einsum("atd,btd->ab", speakers, listeners) / (steps * WIDTH**0.5)
-        return torch.exp(self.scale) * 4 * product + self.bias
+        scores: Tensor = torch.exp(self.scale) * 4 * product + self.bias
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +283,7 @@ class ListeningJudge:
         seen = self._listeners([pair.listener for pair in pairs])
         of = np.array([pair.speaker for pair in pairs])
 
-        def draw(among: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        def draw(among: Iterable[str], rng: np.random.Generator) -> np.ndarray:
             """One listener of each conversation."""
             return np.array([rng.choice(by_conversation[name]) for name in among])
 
@@ -306,7 +307,7 @@ class ListeningJudge:
                     )
                     loss = self._loss(heard[of[places]], louder * seen[places])
                     optimizer.zero_grad()
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     optimizer.step()
             self.net.eval()
             with torch.no_grad():
@@ -340,7 +341,7 @@ class ListeningJudge:
                 self.net.of_listener(listeners[places]),
             )
             strangers = scores[~torch.eye(len(places), dtype=torch.bool)]
-            self.net.bias -= torch.logsumexp(strangers, 0) - math.log(len(strangers))
+            self.net.bias.sub_(torch.logsumexp(strangers, 0) - math.log(len(strangers)))
 
     def heard(self, speakers: Sequence[np.ndarray], steps: int) -> np.ndarray:
         """What the judge makes of speakers over the last `steps`, (speakers, steps, width).

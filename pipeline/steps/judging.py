@@ -102,9 +102,7 @@ class MethodRow:
 
     def summary(self, bootstrap: int) -> dict[str, Any]:
         """As `evaluation.json` has it."""
-        values = {
-            name: self._interval(self.yardsticks.get(name, {}), bootstrap) for name in YARDSTICKS
-        }
+        values = {name: self._interval(self.values(name), bootstrap) for name in YARDSTICKS}
         return (
             self.metrics
             | {
@@ -316,11 +314,11 @@ class Judge:
             answers: its own.
         """
         rows = {}
-        changed = {
-            clip_id: [self.rules.two_constants(motion) for motion in motions]
-            for clip_id, motions in answers.items()
-        }
-        if all(motion is not None for motions in changed.values() for motion in motions):
+        if self.rules.actor is not None:
+            changed = {
+                clip_id: [self.rules.two_constants(motion) for motion in motions]
+                for clip_id, motions in answers.items()
+            }
             rows[f"{name}, {CONSTANTS}"] = self(changed)
         turned = shuffled({clip_id: self.clips[clip_id] for clip_id in answers})
         rows[f"{name}, {SHUFFLED}"] = self(
@@ -476,15 +474,14 @@ def compare(
         ("simulated_rating_change", "simulated raters, of 5"),
     ):
         if key in changes:
-            logger.info(
-                "{what}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(what=what, **changes[key])
-            )
+            of = changes[key]
+            logger.info(f"{what}: {of['mean']:+.2f} [{of['low']:+.2f}, {of['high']:+.2f}]")
 
 
 def track_round(row: MethodRow, round_index: int, run: Workspace) -> None:
     """What the policy has come to on held-out clips, as a curve over rounds; 0 = before."""
-    means = {"simulated_rating": row.scores, "truth_affect_error": row.truth_errors}
-    means |= {name: row.values(name) for name in YARDSTICKS}
+    means = {name: row.values(name) for name in YARDSTICKS}
+    means |= {"simulated_rating": row.scores, "truth_affect_error": row.truth_errors}
     values = row.metrics | {name: mean_of(each.values()) for name, each in means.items()}
     given = {f"round/{name}": value for name, value in values.items() if value is not None}
     run.tracker.log(given, round_index)

@@ -1,4 +1,4 @@
-"""What tells a listener from a pleasant face: whether this speaker was answered, or just anybody."""
+"""What tells a listener from a pleasant face: whether this speaker was answered, or anybody."""
 
 from __future__ import annotations
 
