@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from rapport.pipeline.data.columns import Truth
-from rapport.pipeline.data.store import SPLITS, Corpus, CorpusWriter
-from rapport.pipeline.data.synthetic.answers import fits
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.synthetic.face import FaceBasis
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
 from rapport.pipeline.data.synthetic.listener import (
@@ -33,52 +32,53 @@ from rapport.policies.head.asset import BUILTIN_CHECKSUM, load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.answers import answers, fits
 from rapport.rewards.ratings.points import Point
 
 EARLIER_S = 5.0  # points of the past are kept for as long
 
 
 @dataclass(frozen=True)
-class SpeakerVideo:
-    """What is shown of the speaker.
+class Design:
+    """What a conversation is made of.
 
     Args:
-        frames: a second, frame k at (k + .5) / frames seconds; 0 leaves video out.
-        size: height and width of a frame, pixels.
-    """
-
-    frames: int = 2
-    size: int = 56
-
-
-VIDEO = SpeakerVideo()
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One speaker to simulate, with all who listen: its place in the corpus and what to make of it.
-
-    Args:
-        seed: of the corpus.
-        split: of it.
-        number: within its split.
-        clips: how many are kept, from its start.
         seconds: length of a clip.
-        past: seconds before each clip that are kept with it.
-        listeners: who listen, each for themselves.
-        riddles: see `script.Script`.
-        video: what is shown of the speaker.
+        past: seconds before each clip that are kept with it, up to `HEARD_S`; 0 = none.
+        listeners: to each speaker, each for themselves.
+        riddles: how often cues disagree, from 0 (never: all points are plain) to 1.
+        frames: of the speaker a second, frame k at (k + .5) / frames seconds; 0 = no video.
+        image_size: height and width of a frame, pixels.
     """
 
-    seed: int
-    split: str
-    number: int
-    clips: int
     seconds: float = 4.0
     past: float = 4.0
     listeners: int = 4
     riddles: float = 1.0
-    video: SpeakerVideo = VIDEO
+    frames: int = 2
+    image_size: int = 56
+
+
+DESIGN = Design()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One speaker to simulate, with all who listen.
+
+    Args:
+        split: of the corpus.
+        number: within its split.
+        clips: how many are kept, from its start.
+        design: what it is made of.
+        seed: of the corpus.
+    """
+
+    split: str
+    number: int
+    clips: int
+    design: Design = DESIGN
+    seed: int = 0
 
     @property
     def speaker_id(self) -> str:
@@ -106,69 +106,45 @@ class Sample(NamedTuple):
 
 def generate_corpus(
     path: str | Path,
-    *,
     n_train: int = 512,
     n_validation: int = 128,
     n_test: int = 128,
-    seconds: float = 4.0,
-    past: float = 4.0,
-    listeners: int = 4,
-    riddles: float = 1.0,
+    *,
+    design: Design = DESIGN,
     seed: int = 0,
-    video: SpeakerVideo = VIDEO,
     workers: int = 2,
 ) -> Corpus:
     """Simulate conversations and write their clips, labels, points and hidden truth.
 
+    A moment is one clip of a speaker, and as many clips of the corpus as there are listeners. The
+    moments of one conversation share a split and its people.
+
     Args:
         path: folder to create.
-        n_train: moments to train on, each one clip of a speaker and as many clips of the corpus as
-            there are listeners; those of one conversation share a split and its people.
-        n_validation: moments to choose on.
-        n_test: moments to report on.
-        seconds: length of a clip.
-        past: seconds before each clip that are kept with it, up to `HEARD_S`; 0 = none.
-        listeners: to each speaker.
-        riddles: how often cues disagree, from 0 (never: all points are plain) to 1.
+        n_train: moments to train on.
+        n_validation: moments on which choices are made.
+        n_test: moments that results are reported on.
+        design: what conversations are made of.
         seed: the same seed and arguments give the same files.
-        video: frames of the speaker.
         workers: processes; 0 works in this one.
 
     Raises:
-        CorpusError: the folder exists.
-        ValueError: a clip is not a whole number of frames, counts are below 1, or `riddles` or
-            `past` are out of their range.
+        CorpusError: the folder exists, a clip or its past is not a whole number of frames, counts
+            are below 1, or a part of the design is out of its range.
     """
-    counts = dict(zip(SPLITS, (n_train, n_validation, n_test), strict=True))
-    _require_sizes(counts, seconds, past, listeners, riddles, video)
+    moments = dict(zip(SPLITS, (n_train, n_validation, n_test), strict=True))
+    require_sizes(moments, design)
     conversations = []
-    for split, clips in counts.items():
+    for split, count in moments.items():
         each = clips_of_conversation(split)
-        for number, first in enumerate(range(0, clips, each)):
-            conversation = Conversation(
-                seed=seed,
-                split=split,
-                number=number,
-                clips=min(each, clips - first),
-                seconds=seconds,
-                past=past,
-                listeners=listeners,
-                riddles=riddles,
-                video=video,
-            )
-            conversations.append(conversation)
+        for number, first in enumerate(range(0, count, each)):
+            clips = min(each, count - first)
+            conversations.append(Conversation(split, number, clips, design=design, seed=seed))
     source = {
         "kind": "synthetic",
-        "n_train": n_train,
-        "n_validation": n_validation,
-        "n_test": n_test,
-        "seconds": seconds,
-        "past": past,
-        "listeners": listeners,
-        "riddles": riddles,
+        **{f"n_{split}": count for split, count in moments.items()},
+        **asdict(design),
         "seed": seed,
-        "image_size": video.size,
-        "frames": video.frames,
         # Coefficients mean nothing on another build of the head.
         "head_sha256": BUILTIN_CHECKSUM.read_text().split()[0],
     }
@@ -190,101 +166,116 @@ def clips_of_conversation(split: str) -> int:
     return FIGURES.training_clips if split == "train" else FIGURES.held_out_clips
 
 
-def _require_sizes(
-    counts: dict[str, int],
-    seconds: float,
-    past: float,
-    listeners: int,
-    riddles: float,
-    video: SpeakerVideo,
-) -> None:
-    """Raise `ValueError` unless a corpus can have these sizes."""
-    if min(*counts.values(), listeners) < 1 or video.frames < 0:
-        asked = ", ".join(f"n_{split}={count}" for split, count in counts.items())
-        raise ValueError(
-            f"{asked}, listeners={listeners} must be 1 or more, frames={video.frames} 0 or more"
+def require_sizes(moments: Mapping[str, int], design: Design) -> None:
+    """Raise `CorpusError` unless a corpus can have these sizes; `moments` are counted by split."""
+    if min(*moments.values(), design.listeners) < 1 or design.frames < 0:
+        asked = ", ".join(f"n_{split}={count}" for split, count in moments.items())
+        raise CorpusError(
+            f"{asked}, listeners={design.listeners} must be 1 or more, frames={design.frames} 0 or "
+            "more"
         )
-    if not 0 <= riddles <= 1:
-        raise ValueError(f"riddles={riddles} is a share, from 0 to 1")
-    if not 0 <= past <= HEARD_S:
-        raise ValueError(f"past={past}: from 0 to {HEARD_S:g} s are simulated before a clip")
-    if not (whole(seconds * FPS) and whole(past * FPS)) or seconds < 1:
-        raise ValueError(
-            f"seconds={seconds}, past={past}: clips must be at least 1 s, and both whole frames at "
-            f"{FPS:g} fps"
+    if not 0 <= design.riddles <= 1:
+        raise CorpusError(f"riddles={design.riddles} is a share, from 0 to 1")
+    if not 0 <= design.past <= HEARD_S:
+        raise CorpusError(
+            f"past={design.past}: from 0 to {HEARD_S:g} s before a clip are simulated"
         )
-    if not (whole(seconds * video.frames) and whole(past * video.frames)):
-        raise ValueError(
-            f"seconds={seconds}, past={past} at {video.frames} frames a second: both must be whole "
-            "frames"
+    lengths = f"seconds={design.seconds}, past={design.past}"
+    if design.seconds < 1 or not _whole(design.seconds * FPS, design.past * FPS):
+        raise CorpusError(
+            f"{lengths}: clips must be at least 1 s, and both whole frames at {FPS:g} fps"
+        )
+    if not _whole(design.seconds * design.frames, design.past * design.frames):
+        raise CorpusError(
+            f"{lengths} at {design.frames} frames of video a second: both must be whole frames"
         )
 
 
-def whole(number: float) -> bool:
-    """Whether it is a whole number, but for rounding."""
-    return abs(number - round(number)) < 1e-6
+def _whole(*numbers: float) -> bool:
+    """Whether all are whole numbers, but for rounding."""
+    return all(abs(number - round(number)) < 1e-6 for number in numbers)
 
 
 def simulate(conversation: Conversation) -> list[Sample]:
-    """All clips of a conversation: of one listener after the other, each in order of time."""
+    """All clips of a conversation in order of time, each moment with one listener after another."""
     speaker = speaker_of(conversation)
     scenes = _scenes(conversation, speaker)
     listeners = [
-        listener_of(conversation, speaker, number) for number in range(conversation.listeners)
+        listener_of(conversation, speaker, number)
+        for number in range(conversation.design.listeners)
     ]
     # Frames of the clips, counted from the start of what is simulated.
-    length = round(conversation.seconds * FPS)
+    length = round(conversation.design.seconds * FPS)
+    past = round(conversation.design.past * FPS)
     spans = [
         slice(first := round(HEARD_S * FPS) + i * length, first + length)
         for i in range(conversation.clips)
     ]
-    points = [points_between(speaker, scene.start, conversation.seconds) for scene in scenes]
+    points = [points_between(speaker, scene.start, conversation.design.seconds) for scene in scenes]
     fitting = fitting_affect(speaker.points, speaker.clock)
     appropriate = []
     for i, span in enumerate(spans):
-        shown = [listener.expressed[span, 0] for listener in listeners]
-        good = [number for number, valence in enumerate(shown) if fits(valence, points[i], FPS)]
+        judged = [answers(listener.expressed[span, 0], points[i], FPS) for listener in listeners]
+        # Where nothing is asked, nobody answers it wrongly.
+        good = [number for number, answer in enumerate(judged) if not answer or fits(answer)]
         appropriate.append([clip_id(conversation, number, i) for number in good])
 
+    recordings = [
+        _recording(conversation, listener, number) for number, listener in enumerate(listeners)
+    ]
     samples = []
-    for number, listener in enumerate(listeners):
-        audio = backchannel_audio(
-            conversation.rng(4 + 2 * number),
-            listener,
-            start=float(speaker.clock[0]),
-            seconds=len(speaker.clock) / FPS,
-        )
-        recording = Clip(
-            clip_id=conversation.speaker_id,
-            dyad_id=conversation.dyad_id(number),
-            split=conversation.split,
-            listener=listener.motion,
-            listener_audio=audio,
-        )
-        for i, (scene, span) in enumerate(zip(scenes, spans, strict=True)):
-            heard = cut(recording, span.start, length, clip_id(conversation, number, i), past=0)
-            before = scene.past
-            if before is not None:
-                frames = len(before.listener)
-                earlier = listener.motion.window(span.start - frames, frames)
-                before = replace(before, listener=earlier)
-            clip = replace(
-                scene,
-                clip_id=heard.clip_id,
-                dyad_id=heard.dyad_id,
-                listener=heard.listener,
-                listener_audio=heard.listener_audio,
-                past=before,
-            )
-            # The lead-in has the first manner.
+    # Listeners to the same moment lie together, where what they share is stored once.
+    for i, (scene, span) in enumerate(zip(scenes, spans, strict=True)):
+        for number, (listener, recording) in enumerate(zip(listeners, recordings, strict=True)):
+            name = clip_id(conversation, number, i)
+            # The lead-in has a manner of its own.
             truth = Truth(
                 fitting[span].astype(np.float32),
                 manner=listener.manners[i + 1],
                 style=listener.traits,
             )
-            expressed = listener.expressed[span].astype(np.float32)
-            samples.append(Sample(clip, expressed, truth, points[i], appropriate[i]))
+            samples.append(
+                Sample(
+                    clip=_heard(scene, cut(recording, span.start, length, name, past=past)),
+                    expressed=listener.expressed[span].astype(np.float32),
+                    truth=truth,
+                    points=points[i],
+                    appropriate=appropriate[i],
+                )
+            )
     return samples
+
+
+def _recording(conversation: Conversation, listener: Listener, number: int) -> Clip:
+    """A listener over the whole conversation."""
+    return Clip(
+        clip_id=conversation.speaker_id,
+        dyad_id=conversation.dyad_id(number),
+        split=conversation.split,
+        listener=listener.motion,
+        listener_audio=backchannel_audio(
+            conversation.rng(4 + 2 * number),
+            listener,
+            start=-HEARD_S,
+            seconds=listener.motion.seconds,
+        ),
+    )
+
+
+def _heard(scene: Clip, listening: Clip) -> Clip:
+    """A scene with somebody who listens to it."""
+    past = scene.past
+    if past is not None:
+        assert listening.past is not None
+        past = replace(past, listener=listening.past.listener)
+    return replace(
+        scene,
+        clip_id=listening.clip_id,
+        dyad_id=listening.dyad_id,
+        listener=listening.listener,
+        listener_audio=listening.listener_audio,
+        past=past,
+    )
 
 
 def clip_id(conversation: Conversation, listener: int, place: int) -> str:
@@ -300,17 +291,17 @@ def speaker_of(conversation: Conversation) -> Speaker:
     """
     script = Script(
         conversation.rng(0),
-        riddles=conversation.riddles,
+        riddles=conversation.design.riddles,
         held_out=conversation.split == "test",
     )
-    end = clips_of_conversation(conversation.split) * conversation.seconds
+    end = clips_of_conversation(conversation.split) * conversation.design.seconds
     return draw_speaker(script.rng, script, start=-HEARD_S, end=end)
 
 
 def listener_of(conversation: Conversation, speaker: Speaker, number: int) -> Listener:
     """One of those who listen to a speaker."""
     count = clips_of_conversation(conversation.split)
-    starts = np.arange(count + 1) * conversation.seconds
+    starts = np.arange(count + 1) * conversation.design.seconds
     edges = np.concatenate([[-HEARD_S], starts])
     return simulate_listener(conversation.rng(3 + 2 * number), _basis(), speaker, edges=edges)
 
@@ -330,13 +321,14 @@ def _scenes(conversation: Conversation, speaker: Speaker) -> list[Clip]:
     The arrays of a scene are shared by the clips of all who listen.
     """
     motion = motion_of(conversation.rng(1), _basis(), speaker)
+    sound = sound_of(conversation.rng(2), speaker, start=-conversation.design.past)
     recording = Clip(
         clip_id=conversation.speaker_id,
         dyad_id=conversation.speaker_id,
         split=conversation.split,
         listener=motion,
         speaker=motion,
-        speaker_audio=sound_of(conversation.rng(2), speaker),
+        speaker_audio=sound,
         words=tuple(
             replace(word, start=word.start + HEARD_S, end=word.end + HEARD_S)
             for word in speaker.speech.words
@@ -345,11 +337,11 @@ def _scenes(conversation: Conversation, speaker: Speaker) -> list[Clip]:
         speaker_id=conversation.speaker_id,
         start=-HEARD_S,
     )
-    length = round(conversation.seconds * FPS)
-    before = round(conversation.past * FPS)
+    length = round(conversation.design.seconds * FPS)
+    before = round(conversation.design.past * FPS)
     starts = [round(HEARD_S * FPS) + i * length for i in range(conversation.clips)]
     scenes = [cut(recording, start, length, clip_id="", past=before) for start in starts]
-    if not conversation.video.frames:
+    if not conversation.design.frames:
         return scenes
     return _with_frames(scenes, starts, recording, conversation)
 
@@ -358,14 +350,14 @@ def _with_frames(
     scenes: list[Clip], starts: list[int], recording: Clip, conversation: Conversation
 ) -> list[Clip]:
     """Render evenly spaced frames of the speaker, each moment once, all in one batch."""
-    video = conversation.video
-    inside = _moments(conversation.seconds, video.frames)
-    before = _moments(conversation.past, video.frames) - round(conversation.past * FPS)
+    design = conversation.design
+    inside = _moments(design.seconds, design.frames)
+    before = _moments(design.past, design.frames) - round(design.past * FPS)
     wanted = [start + np.concatenate([before, inside]) for start in starts]
     moments, places = np.unique(np.concatenate(wanted), return_inverse=True)
     assert recording.speaker is not None
     poses = Motion(recording.speaker.values[moments], recording.speaker.layout)
-    head, rasterizer = _camera(video.size)
+    head, rasterizer = _camera(design.image_size)
     images = rasterizer.render(head.vertices_of(poses, shape=recording.speaker_shape))
     shown = images[places].reshape(len(starts), -1, *images.shape[1:])
     framed = []

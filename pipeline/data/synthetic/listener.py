@@ -7,6 +7,7 @@ person. All of it is events: a face at rest, and now and then a smile, a frown, 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -15,7 +16,6 @@ import numpy as np
 
 from rapport.pipeline.data.synthetic.face import (
     FaceBasis,
-    Person,
     assemble,
     draw_person,
     expression_coefficients,
@@ -68,7 +68,7 @@ class Manner:
 MannerAt = Callable[[float], Manner]  # at a time in seconds
 
 _MANNERS = {
-    "empathic": Manner(smiles=0.95, frowns=0.65),
+    "empathic": Manner(smiles=0.95, frowns=0.7),
     "muted": Manner(smiles=0.6, frowns=0.4, size=0.35, nods=0.4, own=0.6),
     "inattentive": Manner(nods=0.05, own=0.15, away=1.0),
     "polite": Manner(polite=0.35, nods=0.8),
@@ -165,15 +165,14 @@ def simulate_listener(
     style = draw_style(rng)
     manners = draw_manners(rng, len(edges) - 1)
 
+    ends = edges[1:-1].tolist()
+
     def manner_at(second: float) -> Manner:
-        place = np.searchsorted(edges, second, side="right") - 1
-        return _MANNERS[manners[int(np.clip(place, 0, len(manners) - 1))]]
+        return _MANNERS[manners[bisect_right(ends, second)]]
 
     answers = _answers(rng, speaker, style, manner_at)
     own = _own_events(rng, clock, style, manner_at)
-    tracks = {
-        name: track(answers.get(name, []) + own.get(name, []), clock) for name in EVENTS
-    }
+    tracks = {name: track(answers.get(name, []) + own.get(name, []), clock) for name in EVENTS}
     glad = tracks["smile"]
     sorry = tracks["concern"] + tracks["disapproval"]
     lively = 0.4 * glad + 0.15 * sorry + 0.4 * tracks["laugh"] + 0.3 * tracks["flash"]
@@ -181,7 +180,10 @@ def simulate_listener(
 
     pitch, audible = _nods(rng, speaker, style, manner_at)
     away = np.array([manner_at(second).away for second in clock])
-    motion = _motion(rng, basis, person, style=style, tracks=tracks, nods=pitch, away=away, clock=clock)
+    expr = expression_coefficients(rng, basis, person, weights=event_weights(tracks))
+    motion = _motion(
+        rng, style, expr=expr, laugh=tracks["laugh"], nods=pitch, away=away, clock=clock
+    )
     return Listener(
         style=style,
         manners=manners,
@@ -298,10 +300,9 @@ def _nods(
 
 def _motion(
     rng: np.random.Generator,
-    basis: FaceBasis,
-    person: Person,
     style: Style,
-    tracks: dict[str, np.ndarray],
+    expr: np.ndarray,
+    laugh: np.ndarray,
     nods: np.ndarray,
     away: np.ndarray,
     clock: np.ndarray,
@@ -310,18 +311,14 @@ def _motion(
 
     Args:
         rng: of everything that no trait or event decides.
-        basis: of the head.
-        person: whose face.
         style: the listener's traits.
-        tracks: name of an event -> how much of it there is, (time,).
+        expr: (time, 50) coefficients of the expression.
+        laugh: (time,) how much the listener laughs.
         nods: (time,) pitch in radians.
         away: (time,) how inattentive the listener is, 0 to 1.
         clock: (time,) seconds.
     """
     frames = len(clock)
-    expr = expression_coefficients(rng, basis, person, weights=event_weights(tracks))
-    laugh = tracks["laugh"]
-
     poses, place = _posture(rng, style, clock)
     glances, turned, blinks = _glances(rng, away, clock)
     noise = smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.5)
@@ -334,9 +331,7 @@ def _motion(
     head[:, 0] -= laugh * (0.05 + 0.015 * np.sin(2 * np.pi * 2.2 * clock))
 
     blinks += event_times(rng, clock[0], clock[-1], style.blinks)
-    lids = np.maximum(
-        lid_closure(blinks, FIGURES.blink_s, clock), 0.25 * blur(away, 0.1, FPS)
-    )
+    lids = np.maximum(lid_closure(blinks, FIGURES.blink_s, clock), 0.25 * blur(away, 0.1, FPS))
     # Half of what the head turns the eyes turn back, to stay on the speaker.
     gaze = glances - 0.5 * (head[:, :2] - fidget[:, :2]) * (1 - away[:, None])
     return assemble(
@@ -376,8 +371,8 @@ def _glances(
         and the times of the blinks that go with others.
     """
     gaze = np.zeros((len(clock), 2))
-    turns = []
-    blinks = []
+    turns: list[Event] = []
+    blinks: list[float] = []
     frame = 0
     while True:
         every = FIGURES.gaze_every_s * (1 - 0.6 * away[frame]) - FIGURES.gaze_away_s
@@ -415,8 +410,6 @@ def backchannel_audio(
         first = round((time - start) * AUDIO_RATE)
         if first < 0:
             continue
-        sound = voice(
-            rng, hum, ((0.0, 0.36),), Tone.calm(length), f0_hz=listener.f0_hz, level=0.04
-        )
+        sound = voice(rng, hum, ((0.0, 0.36),), Tone.calm(length), f0_hz=listener.f0_hz, level=0.04)
         audio[first : first + length * HOP] += sound[: len(audio) - first]
     return audio

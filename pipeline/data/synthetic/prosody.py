@@ -9,6 +9,7 @@ but energy, pitch, spectrum, rhythm and voice activity are where a voice has the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -176,8 +177,8 @@ def loudness(syllables: tuple[Syllable, ...], clock: np.ndarray) -> np.ndarray:
 
 def _span(clock: np.ndarray, step: float, start: float, end: float) -> slice:
     """The places of an evenly spaced `clock` in [start, end)."""
-    first = int(np.ceil((start - clock[0]) / step - 1e-9))
-    last = int(np.ceil((end - clock[0]) / step - 1e-9))
+    first = ceil((start - clock[0]) / step - 1e-9)
+    last = ceil((end - clock[0]) / step - 1e-9)
     return slice(max(first, 0), max(last, 0))
 
 
@@ -195,6 +196,10 @@ class Tone:
     arousal: np.ndarray
     smile: np.ndarray
     flat: np.ndarray
+
+    def after(self, step: int) -> Tone:
+        """The same from a step on."""
+        return Tone(self.arousal[step:], self.smile[step:], self.flat[step:])
 
     @classmethod
     def calm(cls, steps: int) -> Tone:

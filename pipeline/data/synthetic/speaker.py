@@ -67,9 +67,7 @@ class Speaker:
     f0_hz: float
 
 
-def draw_speaker(
-    rng: np.random.Generator, script: Script, start: float, end: float
-) -> Speaker:
+def draw_speaker(rng: np.random.Generator, script: Script, start: float, end: float) -> Speaker:
     """A person and what they say, mean and show from `start` to `end` seconds."""
     frames = round((end - start) * FPS)
     clock = start + np.arange(frames) / FPS
@@ -122,17 +120,22 @@ def _spoken(phrase: Phrase, size: float) -> Event:
     return Event(phrase.start - 0.15, rise=0.15, hold=hold, fall=0.2, size=size)
 
 
-def sound_of(rng: np.random.Generator, speaker: Speaker) -> np.ndarray:
-    """The speaker's voice, (samples,) float32 at `AUDIO_RATE`."""
-    spans = tuple((phrase.start, phrase.end) for phrase in speaker.speech.phrases)
-    return voice(
+def sound_of(rng: np.random.Generator, speaker: Speaker, start: float) -> np.ndarray:
+    """The speaker's voice from `start` seconds on, silence before.
+
+    Returns:
+        (samples,) float32 at `AUDIO_RATE`, as long as the conversation.
+    """
+    before = round((start - speaker.clock[0]) * AUDIO_RATE / HOP)
+    sound = voice(
         rng,
         speaker.speech.syllables,
-        spans,
-        tone=speaker.tone,
+        tuple((phrase.start, phrase.end) for phrase in speaker.speech.phrases),
+        tone=speaker.tone.after(before),
         f0_hz=speaker.f0_hz,
-        start=float(speaker.clock[0]),
+        start=start,
     )
+    return np.concatenate([np.zeros(before * HOP, np.float32), sound])
 
 
 def motion_of(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker) -> Motion:
@@ -150,9 +153,7 @@ def motion_of(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker) -> M
     for vowel, opening in _OPENING.items():
         jaw += opening * loudness(speech.with_vowels(vowel), clock)
 
-    sway = np.array(FIGURES.posture_rad) * smooth_noise(
-        rng, frames, dims=3, fps=FPS, corner_hz=0.3
-    )
+    sway = np.array(FIGURES.posture_rad) * smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.3)
     # Heads move with speech, more when the speaker is excited, and droop in grief.
     voiced = blur(loudness(speech.syllables, clock), 0.15, FPS)
     excited = 1 + np.maximum(affect[:, 1:], 0)
@@ -164,8 +165,10 @@ def motion_of(rng: np.random.Generator, basis: FaceBasis, speaker: Speaker) -> M
 
     blinks = event_times(rng, clock[0], clock[-1], FIGURES.blinks_speaking)
     gaze = 0.08 * smooth_noise(rng, frames, dims=2, fps=FPS, corner_hz=0.8)
-    place = 0.5 * np.array(FIGURES.posture_m) * smooth_noise(
-        rng, frames, dims=3, fps=FPS, corner_hz=0.3
+    place = (
+        0.5
+        * np.array(FIGURES.posture_m)
+        * smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.3)
     )
     return assemble(
         expr,
