@@ -22,6 +22,7 @@ from rapport.actors.cluster import ClusterError, cluster
 from rapport.actors.probe import Node, all_reduce, probe_nodes
 from rapport.actors.settings import EngineConfig, LearnerConfig
 from rapport.log import logger
+from rapport.pipeline.data.corpora import moments_of
 from rapport.pipeline.estimate import (
     GIB,
     ModelSize,
@@ -395,7 +396,8 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
     )
     yield _host_memory(config, trained, served, nodes=nodes)
 
-    frame = config.corpus.frames * config.corpus.image_size**2 * 3
+    shown = config.corpus.frames * (config.corpus.seconds + config.corpus.past)
+    frame = round(shown) * config.corpus.image_size**2 * 3
     in_flight = rollout.workers * rollout.in_flight * rollout.batch_prompts
     stored = object_store_bytes(
         size, config.vla.dtype, prompts_in_flight=in_flight, prompt_bytes=frame
@@ -470,12 +472,15 @@ def _fits(
 def disk_check(config: DpoOfVla, size: ModelSize, run: Workspace) -> Check:
     """What the run directory grows to against what is free there."""
     corpus = config.corpus
+    seconds = corpus.seconds + corpus.past
     clip = (
-        round(corpus.seconds * AUDIO_BYTES_S)
-        + corpus.frames * corpus.image_size**2 * 3
-        + round(corpus.seconds * FPS) * MOTION_BYTES_FRAME
+        round(seconds * AUDIO_BYTES_S)
+        + round(seconds * corpus.frames) * corpus.image_size**2 * 3
+        + round(seconds * FPS) * MOTION_BYTES_FRAME
     )
-    clips = corpus.train_clips + corpus.test_clips if corpus.kind == "synthetic" else 0
+    clips = 0
+    if corpus.kind == "synthetic":
+        clips = corpus.listeners * sum(moments_of(corpus).values())
     policies = 2 + config.dpo.rounds
     need = sum(
         disk_bytes(size, config.vla.dtype, corpus_bytes=clips * clip, policies=policies).values()

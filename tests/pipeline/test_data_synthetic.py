@@ -1,7 +1,8 @@
-"""The synthetic corpus: deterministic, complete, one-to-many, with people's figures, and imitation
-collapses on it.
+"""The synthetic corpus: deterministic, complete, one-to-many, a task for all cues together, with
+people's figures; and imitation collapses on it.
 """
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,46 +11,81 @@ import pytest
 
 from rapport.pipeline.data.collapse import regression_collapse
 from rapport.pipeline.data.statistics import motion_statistics
-from rapport.pipeline.data.store import Corpus, CorpusError, load_labels, load_truth
-from rapport.pipeline.data.synthetic.affect import AFFECTS, CHANNELS, expression_of
+from rapport.pipeline.data.store import (
+    Corpus,
+    CorpusError,
+    load_appropriate,
+    load_labels,
+    load_points,
+    load_truth,
+)
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
 from rapport.pipeline.data.synthetic.generate import (
     Conversation,
-    SpeakerVideo,
+    Design,
+    _basis,
     generate_corpus,
+    listener_of,
     simulate,
+    speaker_of,
 )
-from rapport.pipeline.data.synthetic.prosody import Episode, affect_at, plan_speech
+from rapport.pipeline.data.synthetic.listener import SHOWN, draw_manners, fitting_affect
+from rapport.pipeline.data.synthetic.looks import CHANNELS, event_weights, expression_of
+from rapport.pipeline.data.synthetic.prosody import Syllable, Tone, voice
+from rapport.pipeline.data.synthetic.script import KINDS, Script
 from rapport.pipeline.data.synthetic.signals import (
     BAND_HZ,
-    blink_track,
+    Event,
     event_times,
-    lag,
+    lid_closure,
     nod,
     smooth_noise,
+    steps,
+    track,
 )
-from rapport.pipeline.data.synthetic.words import LEXICON, SENTENCES, say, syllables
+from rapport.pipeline.data.synthetic.task import RULES, measure
+from rapport.pipeline.data.synthetic.words import (
+    EMPTY,
+    LEXICON,
+    OUTCOMES,
+    TOPIC,
+    TOPICS,
+    VALENCE_WORDS,
+    say,
+    syllables,
+)
+from rapport.pipeline.data.windows import HEARD_S
+from rapport.pipeline.recipes.prepare import mean_events
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.answers import answers, fits
+from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.voice import RECORDING, step_levels, voice_activity
 
-DYADS = 20
+CONVERSATIONS = 12
+UNSEEN = Design(frames=0)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    """Without video: 20 dyads to train on, 6 to test."""
+    """Without video: 12 conversations to train on, 1 to choose on, 6 to test, 4 listeners each."""
     path = tmp_path_factory.mktemp("synthetic") / "c"
-    return generate_corpus(
-        path, n_train=8 * DYADS, n_test=48, video=SpeakerVideo(frames=0), workers=0
-    )
+    return generate_corpus(path, 8 * CONVERSATIONS, 4, 24, design=UNSEEN, workers=0)
 
 
 @pytest.fixture(scope="module")
 def dyads(corpus) -> list[list]:
-    """Training clips by dyad, in order."""
-    clips = list(corpus.clips("train"))
-    return [clips[i : i + 8] for i in range(0, len(clips), 8)]
+    """Training clips by dyad, in order of time."""
+    by_dyad: dict[str, list] = {}
+    for clip in corpus.clips("train"):
+        by_dyad.setdefault(clip.dyad_id, []).append(clip)
+    return list(by_dyad.values())
+
+
+@pytest.fixture(scope="module")
+def speakers():
+    """Of 20 training conversations of 52 s."""
+    return [speaker_of(Conversation("train", number, 8, design=UNSEEN)) for number in range(20)]
 
 
 def whole(clips, name: str) -> Motion:
@@ -72,67 +108,367 @@ def turn_statistics(speaker: np.ndarray, listener: np.ndarray) -> dict[str, floa
     }
 
 
-def test_a_clip_has_every_modality(tmp_path):
-    corpus = generate_corpus(
-        tmp_path / "c", n_train=2, n_test=1, video=SpeakerVideo(3, 32), workers=0
-    )
-    assert corpus.manifest["clips"] == {"test": 1, "train": 2}
-    clip = corpus.at("train", 1)
-    assert clip.absent == [] and clip.listener.layout == LAYOUT and LAYOUT.dim == 67
-    assert clip.listener.values.shape == clip.speaker.values.shape == (100, 67)
-    assert clip.speaker_frames.shape == (3, 32, 32, 3)
+# -- Files --
+
+
+def test_a_clip_has_every_modality_and_its_past(tmp_path):
+    design = Design(listeners=2, frames=2, image_size=32)
+    corpus = generate_corpus(tmp_path / "c", 2, 1, 1, design=design, workers=0)
+    assert corpus.manifest["clips"] == {"test": 2, "train": 4, "validation": 2}
+    clip = corpus.clip("train-0000-1-1")
+    assert clip.absent == [] and clip.listener.layout == LAYOUT and LAYOUT.dim == 70
+    assert clip.listener.values.shape == clip.speaker.values.shape == (100, 70)
+    assert clip.speaker_frames.shape == (8, 32, 32, 3)
     assert len(clip.speaker_audio) == len(clip.listener_audio) == 4 * AUDIO_RATE
-    assert 3 <= len(clip.words) <= 20 and all(0 <= w.start < w.end <= 4 for w in clip.words)
+    assert 2 <= len(clip.words) <= 20 and all(0 <= w.start < w.end <= 4 for w in clip.words)
     assert clip.speaker_frames.std() > 20  # a head, not an empty picture
-    assert (
-        np.abs(clip.speaker_frames[0].astype(int) - clip.speaker_frames[2]).max() > 20
-    )  # that moves
-    other = corpus.at("test", 0)
-    assert np.abs(clip.speaker_shape - other.speaker_shape).max() > 0.1  # somebody else
+    difference = clip.speaker_frames[0].astype(int) - clip.speaker_frames[2]
+    assert np.abs(difference).max() > 20  # that moves
+    assert np.abs(clip.speaker_shape - corpus.at("test", 0).speaker_shape).max() > 0.1  # another
+
+    # What came before the second clip is the first one; what was said reaches back further.
+    before = corpus.clip("train-0000-1-0")
+    assert (clip.start, before.start) == (4, 0)
+    assert np.array_equal(clip.past.listener.values, before.listener.values)
+    assert np.array_equal(clip.past.speaker.values, before.speaker.values)
+    assert np.array_equal(clip.past.speaker_audio, before.speaker_audio)
+    assert np.array_equal(clip.past.speaker_frames, before.speaker_frames)
+    assert -HEARD_S <= clip.past.words[0].start < -HEARD_S + 5 and clip.past.words[-1].end < 1
+    assert len(before.past.listener) == 100, "the first clip has its whole past, too"
+    assert before.past.speaker_audio.std() > 0.01
+
+
+def test_frames_are_taken_at_even_moments(tmp_path):
+    """Frame k at (k + .5) / rate seconds: at 1 a second those of 0.5 s, 1.5 s, ..."""
+    one = Conversation("train", 0, 1, design=Design(listeners=1, frames=1, image_size=16))
+    five = replace(one, design=replace(one.design, frames=5))
+    sparse = simulate(one)[0].clip.speaker_frames
+    dense = simulate(five)[0].clip.speaker_frames
+    assert len(sparse) == 4 and len(dense) == 20
+    assert np.array_equal(sparse, dense[2::5]), "0.5 s is the third of five"
+
+
+def test_a_clip_without_a_past_or_a_longer_one():
+    design = Design(listeners=1, frames=1, image_size=16)
+    none = simulate(Conversation("test", 0, 1, design=replace(design, past=0)))[0].clip
+    assert none.past is None and none.speaker_frames.shape[0] == 4
+    long = simulate(Conversation("test", 0, 2, design=replace(design, past=6)))[1].clip
+    assert len(long.past.listener) == 150 and len(long.past.speaker_frames) == 6
+    assert np.array_equal(none.listener.values, long.past.listener.values[50:])
 
 
 def test_same_seed_same_files_whatever_the_workers(tmp_path):
-    arguments = {"n_train": 9, "n_test": 1, "video": SpeakerVideo(frames=1, size=16)}
-    alone = generate_corpus(tmp_path / "a", **arguments, seed=3, workers=0)
-    pool = generate_corpus(tmp_path / "b", **arguments, seed=3, workers=2)
-    other = generate_corpus(tmp_path / "c", **arguments, seed=4, workers=0)
+    design = Design(listeners=2, frames=1, image_size=16)
+    alone = generate_corpus(tmp_path / "a", 9, 1, 1, design=design, seed=3, workers=0)
+    pool = generate_corpus(tmp_path / "b", 9, 1, 1, design=design, seed=3, workers=2)
+    other = generate_corpus(tmp_path / "c", 9, 1, 1, design=design, seed=4, workers=0)
     assert alone.digest == pool.digest != other.digest
     assert alone.manifest == pool.manifest
 
 
-def test_a_clip_does_not_depend_on_the_size_of_the_corpus(corpus):
-    alone = simulate(
-        Conversation(0, "train", 1, clips=2, seconds=4.0, video=SpeakerVideo(frames=0, size=16))
-    )
-    assert alone[1][0].clip_id == corpus.at("train", 9).clip_id
-    assert np.array_equal(alone[1][0].listener.values, corpus.at("train", 9).listener.values)
+def test_a_clip_does_not_depend_on_how_many_others_there_are(corpus):
+    few = Conversation("train", 1, clips=2, design=replace(UNSEEN, listeners=2))
+    for sample in simulate(few):
+        clip = corpus.clip(sample.clip.clip_id)
+        assert np.array_equal(clip.listener.values, sample.clip.listener.values)
+        assert clip.words == tuple(  # as float32 has them
+            replace(word, start=np.float32(word.start), end=np.float32(word.end))
+            for word in sample.clip.words
+        )
+        assert len(clip.speaker_audio) == len(sample.clip.speaker_audio)
 
 
-def test_dyads_stay_in_one_split(corpus):
-    train, test = ({c.dyad_id for c in corpus.clips(s)} for s in ("train", "test"))
-    assert len(train) == DYADS and len(test) == 6 and not train & test
+def test_listeners_to_one_speaker_share_the_moment_and_nothing_else(corpus):
+    clips = [corpus.clip(f"test-0002-{number}-3") for number in range(4)]
+    assert len({clip.moment for clip in clips}) == 1 and clips[0].speaker_id == "test-0002"
+    assert len({clip.dyad_id for clip in clips}) == 4
+    for one, other in pairwise(clips):
+        assert np.array_equal(one.speaker.values, other.speaker.values)
+        assert np.array_equal(one.speaker_audio, other.speaker_audio)
+        assert not np.allclose(one.listener.values, other.listener.values, atol=0.01)
+        assert not np.allclose(one.past.listener.values, other.past.listener.values, atol=0.01)
+
+
+def test_people_stay_in_one_split(corpus):
+    speakers = {
+        split: {clip.speaker_id for clip in corpus.clips(split, ())} for split in corpus.splits
+    }
+    assert {split: len(people) for split, people in speakers.items()} == {
+        "train": CONVERSATIONS,
+        "validation": 1,
+        "test": 6,
+    }
+    assert len(set.union(*speakers.values())) == CONVERSATIONS + 7
+
+
+@pytest.mark.parametrize(
+    ("sizes", "design", "message"),
+    [
+        ((0, 1, 1), {}, "n_train=0"),
+        ((1, 0, 1), {}, "n_validation=0"),
+        ((1, 1, 1), {"listeners": 0}, "listeners=0"),
+        ((1, 1, 1), {"seconds": 3.99}, "whole frames at 25 fps"),
+        ((1, 1, 1), {"past": 21}, "past=21"),
+        ((1, 1, 1), {"riddles": 1.5}, "riddles=1.5"),
+        ((1, 1, 1), {"seconds": 1.2, "past": 0}, "2 frames of video a second"),
+    ],
+)
+def test_bad_requests(tmp_path, sizes, design, message):
+    with pytest.raises(CorpusError, match=message):
+        generate_corpus(tmp_path / "c", *sizes, design=Design(**design))
+
+
+def test_a_corpus_is_not_written_over(corpus):
+    with pytest.raises(CorpusError, match="already there"):
+        generate_corpus(corpus.path, 1, 1, 1)
+
+
+# -- What is meant --
+
+
+def test_points_are_made_at_the_end_of_their_word(corpus):
+    points = load_points(corpus.path)
+    assert points.keys() == {clip for split in corpus.splits for clip in corpus.clip_ids(split)}
+    checked = 0
+    for clip in corpus.clips("test", ("words", "past")):
+        said = (*clip.past.words, *clip.words)
+        for point in points[clip.clip_id]:
+            assert -5 <= point.time < 4 and 0.6 <= abs(point.meaning) <= 1
+            if not 0 < point.time < 3.9:  # words are cut with their clip
+                continue
+            word = next(word.text for word in said if abs(word.end - point.time) < 1e-3)
+            if point.kind in ("plain", "dry", "trouble"):
+                assert np.sign(LEXICON[word]) == np.sign(point.meaning)
+            elif point.kind in ("irony", "comic"):
+                assert np.sign(LEXICON[word]) == -np.sign(point.meaning)
+            else:
+                assert word not in LEXICON
+            checked += 1
+    assert checked > 50
+
+
+def test_an_outcome_means_what_its_topic_says(speakers):
+    """Its sign is that of the last topic named times that of the word; the topic is heard."""
+    outcomes = 0
+    for speaker in speakers:
+        topic, named = 0, -np.inf
+        words = {round(word.end, 6): word.text for word in speaker.speech.words}
+        for phrase in speaker.speech.phrases:
+            said = phrase.utterance
+            if said.kind == "topic":
+                topic = next(sign for sign, pool in TOPICS.items() if said.words[-1] in pool.known)
+                named = phrase.end
+            elif said.kind == "outcome":
+                word = words[round(phrase.point, 6)]
+                there = next(sign for sign, pool in OUTCOMES.items() if word in pool.known)
+                assert np.sign(said.meaning) == topic * there
+                assert 0 < phrase.point - named < HEARD_S and said.face == 0
+                outcomes += 1
+    assert outcomes > 20
+
+
+def test_kinds_have_their_shares_and_riddles_scale_them():
+    def shares(riddles: float) -> dict[str, float]:
+        script = Script(np.random.default_rng(0), riddles=riddles, held_out=False)
+        said = Counter(script.next(3.0 * number).kind for number in range(6000))
+        points = sum(said[kind] for kind in KINDS)
+        assert 0.5 < points / 6000 < 0.75  # a third means nothing
+        return {kind: said[kind] / points for kind in KINDS}
+
+    wanted = dict(FIGURES.riddles)
+    full = shares(1.0)
+    half = shares(0.5)
+    for kind, share in wanted.items():
+        assert abs(full[kind] - share) < 0.04 and abs(half[kind] - share / 2) < 0.03
+    assert shares(0.0)["plain"] == 1
+
+
+def test_points_are_about_thirteen_a_minute(speakers):
+    minutes = sum(len(speaker.clock) for speaker in speakers) / FPS / 60
+    assert 11 < sum(len(speaker.points) for speaker in speakers) / minutes < 15
+
+
+def test_some_words_are_said_in_test_only():
+    def said(split: str) -> set[str]:
+        conversations = (Conversation(split, n, 4, design=UNSEEN) for n in range(40))
+        return {w.text for one in conversations for w in speaker_of(one).speech.words}
+
+    pools = [pool for _, by_sign in VALENCE_WORDS for pool in by_sign.values()]
+    pools += [*TOPICS.values(), *OUTCOMES.values()]
+    held_out = {word for pool in pools for word in pool.held_out}
+    known = {word for pool in pools for word in pool.known}
+    assert not held_out & known and abs(len(held_out) / len(held_out | known) - 0.25) < 0.03
+    assert not said("train") & held_out and not said("validation") & held_out
+    assert said("test") >= held_out
+
+
+def test_known_says_whether_training_has_the_words(corpus):
+    points = [point for of in load_points(corpus.path).values() for point in of]
+    assert any(not point.known for point in points)
+    assert all(point.known for point in points if point.kind == "shown")
+    for split in ("train", "validation"):
+        ids = set(corpus.clip_ids(split))
+        of_split = [load_points(corpus.path)[clip_id] for clip_id in ids]
+        assert all(point.known for of in of_split for point in of)
+
+
+def test_words_alone_do_not_tell_the_kind():
+    """Glad words are said plainly, dryly and in irony, bad ones also in comic mishaps."""
+    script = Script(np.random.default_rng(1), riddles=1.0, held_out=False)
+    kinds: dict[str, set[str]] = {}
+    for number in range(4000):
+        said = script.next(3.0 * number)
+        if said.kind in ("plain", "dry", "irony", "trouble", "comic"):
+            kinds.setdefault(said.words[said.point], set()).add(said.kind)
+    for word, seen in kinds.items():
+        wanted = {"irony"} if LEXICON[word] > 0 else {"trouble", "comic"}
+        assert seen == {"plain", "dry"} | wanted
+
+
+def test_no_cue_alone_tells_what_is_meant_and_all_together_do():
+    """The point of the corpus. Bounds are those of issue and docs/corpus.md, less their noise."""
+    found = measure(seed=5, riddles=1.0, conversations=30)
+    right = {name: np.mean([x for of in found[name].values() for x in of]) for name in found}
+    program = right["program that knows the table"]
+    rules = [right[name] for name in RULES if name != "program that knows the table"]
+    assert max(rules) < 0.78 and program > 0.93
+    assert np.mean(found["words, timed"]["irony"]) < 0.1
+    assert np.mean(found["words, timed"]["comic"]) < 0.1
+    assert np.mean(found["mirror less own mean"]["trouble"]) < 0.15
+    assert 0.3 < np.mean(found["words, timed"]["outcome"]) < 0.7
+    assert np.mean(found["bad if words or face are bad"]["comic"]) < 0.1
+    assert 0.8 < right["recorded, empathic"] < 0.95
+    assert right["recorded, empathic"] > max(rules)
+    assert abs(right["recorded, inattentive"] - 0.5) < 0.06
+    assert abs(right["recorded, polite"] - 0.5) < 0.1
+
+
+def test_without_riddles_words_win():
+    found = measure(seed=5, riddles=0.0, conversations=8)
+    assert np.mean(found["words, timed"]["plain"]) > 0.95
+
+
+def test_what_fits_is_a_pulse_after_each_point():
+    clock = np.arange(0, 12, 1 / FPS)
+    fitting = fitting_affect([Point(1.0, 1.0, "plain"), Point(6.0, -0.6, "dry")], clock)
+    valence = fitting[:, 0]
+    assert np.all(valence[clock <= 1.45] == 0) and valence.max() == pytest.approx(SHOWN, abs=0.01)
+    assert 1.45 < clock[np.argmax(valence)] < 2.5
+    assert np.all(valence[(clock > 4.5) & (clock < 6.4)] == 0), "it is over before the next one"
+    assert valence.min() == pytest.approx(-0.6 * SHOWN, abs=0.01)
+    assert np.all(fitting[:, 1] >= 0)
+
+
+def test_what_fits_the_next_point_ends_what_fitted_the_one_before():
+    clock = np.arange(0, 8, 1 / FPS)
+    alone = fitting_affect([Point(1.0, 1.0, "plain")], clock)[:, 0]
+    both = fitting_affect([Point(1.0, 1.0, "plain"), Point(2.0, -1.0, "dry")], clock)[:, 0]
+    begun = round((2.0 + FIGURES.answer_s) * FPS)
+    assert np.allclose(alone[:begun], both[:begun], atol=0.1)  # a shorter hold sags faster
+    assert both[begun + 40] < -0.5 < 0 < alone[begun + 20]
+
+
+# -- Listeners --
+
+
+def test_manners_have_their_shares_and_mostly_stay():
+    rng = np.random.default_rng(0)
+    drawn = [draw_manners(rng, 9) for _ in range(400)]
+    counted = Counter(manner for manners in drawn for manner in manners)
+    for name, share in FIGURES.manners:
+        assert abs(counted[name] / counted.total() - share) < 0.04
+    changes = [one != other for manners in drawn for one, other in pairwise(manners)]
+    again = sum(share**2 for _, share in FIGURES.manners)
+    assert np.mean(changes) == pytest.approx((1 - FIGURES.manner_stays) * (1 - again), abs=0.02)
+
+
+def test_only_empathic_listeners_follow_the_hidden_truth(corpus):
+    truth, labels = load_truth(corpus.path), load_labels(corpus.path)
+    assert truth.keys() == labels.keys() and len(truth) == len(corpus)
+    moved: dict[str, list[tuple[float, float]]] = {}
+    for key, hidden in truth.items():
+        shown, fitting = labels[key][:, 0], hidden.appropriate_affect[:, 0]
+        covariance = np.cov(shown, fitting)
+        moved.setdefault(hidden.manner, []).append((covariance[0, 1], covariance[1, 1]))
+    slope = {manner: np.divide(*np.sum(values, axis=0)) for manner, values in moved.items()}
+    assert slope["empathic"] > 0.5 and 0.05 < slope["muted"] < 0.4 * slope["empathic"]
+    assert abs(slope["inattentive"]) < 0.1 and abs(slope["polite"]) < 0.15
+
+
+def test_who_fits_whom_follows_from_points_and_answers(corpus):
+    points, labels = load_points(corpus.path), load_labels(corpus.path)
+    truth, fitting = load_truth(corpus.path), load_appropriate(corpus.path)
+    moments = corpus.moments("train")
+    asked = []
+    for clip_id in corpus.clip_ids("train"):
+        judged = answers(labels[clip_id][:, 0], points[clip_id], FPS)
+        assert (clip_id in fitting[clip_id]) == (not judged or fits(judged))
+        assert all(moments[other] == moments[clip_id] for other in fitting[clip_id])
+        if judged:
+            asked.append(clip_id)
+    shares = {
+        manner: np.mean([i in fitting[i] for i in asked if truth[i].manner == manner])
+        for manner, _ in FIGURES.manners
+    }
+    assert shares["empathic"] > 0.55 and shares["empathic"] > 2 * shares["polite"]
+    assert shares["inattentive"] < 0.2
 
 
 def test_every_dimension_moves_in_every_dyad(dyads):
     for clips in dyads[:5]:
-        assert whole(clips, "listener").values.std(axis=0).min() > 1e-3
-        assert (
-            whole(clips, "listener").group("expr").std(axis=0).min()
-            > 0.75 * FIGURES.coefficient_noise
-        )
+        motion = whole(clips, "listener")
+        assert motion.group("trans").std(axis=0).min() > 0.5 * FIGURES.head_fidget_m
+        others = motion.values[:, : LAYOUT.columns("trans").start]
+        assert others.std(axis=0).min() > 0.2 * FIGURES.fidget
 
 
-def test_listeners_move_like_people(dyads):
+def test_listeners_move_in_events_as_people_do(dyads):
+    """Targets of docs/corpus.md, from two real people, after one frame of smoothing."""
+    figures = mean_events([whole(clips, "listener") for clips in dyads])
+    assert 8 < figures["face_kurtosis"] < 16 and 6 < figures["head_kurtosis"] < 10
+    assert 0.3 < figures["face_still"] < 0.6 and 0.12 <= figures["head_still"] < 0.3
+    assert 0.65 < figures["face_fastest_tenth"] < 0.8
+    assert 0.45 < figures["head_fastest_tenth"] < 0.7
+
+
+def test_listeners_move_about_as_much_as_people(dyads):
     """Bounds from docs/corpus.md; the real dyad's person, who also talks, moves about twice as
     much.
     """
     figures = [motion_statistics(whole(clips, "listener")) for clips in dyads]
     mean = {name: np.mean([f[name] for f in figures]) for name in figures[0]}
     assert 1.5 < mean["head_pitch_std_deg"] < 6.5 and 1.5 < mean["head_yaw_std_deg"] < 7
-    assert 5 < mean["head_speed_deg_s"] < 26
-    assert 8 < mean["nods_per_min"] < 25
+    assert 4 < mean["head_speed_deg_s"] < 26
+    assert 6 < mean["nods_per_min"] < 25
     assert 14 < mean["blinks_per_min"] < 21  # 17 at rest, Bentivoglio et al. 1997
     assert mean["head_power_below_2.5hz"] > 0.95 and mean["expr_power_below_2.5hz"] > 0.9
+
+
+def test_heads_change_their_place(dyads):
+    spread = np.mean([whole(clips, "listener").group("trans").std(axis=0) for clips in dyads], 0)
+    assert np.all(spread > 0.001) and np.all(spread < 0.02)  # metres
+
+
+def test_expressivity_is_a_persons(corpus):
+    """Some of the variance of a clip's log amplitude lies between people, of face and head alike.
+
+    One-way analysis of variance, of empathic clips alone: a blank manner makes any spread. Clips of
+    4 s vary more than those of 8 s for which docs/corpus.md has the shares.
+    """
+    truth = load_truth(corpus.path)
+    rows: dict[str, list[np.ndarray]] = {}
+    for clip in corpus.clips("train", ()):
+        if truth[clip.clip_id].manner == "empathic":
+            parts = (clip.listener.group("expr"), clip.listener.group("rot"))
+            amplitude = [np.log(part.std(axis=0).mean() + 1e-4) for part in parts]
+            rows.setdefault(clip.dyad_id, []).append(np.array(amplitude))
+    groups = [np.array(values) for values in rows.values() if len(values) >= 4]
+    assert len(groups) >= 8
+    within = np.mean([values.var(axis=0, ddof=1) for values in groups], axis=0)
+    means = np.array([values.mean(axis=0) for values in groups])
+    size = np.mean([len(values) for values in groups])
+    between = means.var(axis=0, ddof=1) - within / size
+    assert np.all(between / (between + within) > 0.15)
 
 
 def test_speakers_blink_more_and_move_their_jaw(dyads):
@@ -143,6 +479,50 @@ def test_speakers_blink_more_and_move_their_jaw(dyads):
     assert np.mean([f["jaw_std_deg"] for f in speaker]) > 4 * np.mean(
         [f["jaw_std_deg"] for f in listener]
     )
+
+
+def test_expressed_affect_is_in_the_motion(corpus):
+    """Valence can be read off the mouth: least squares on smile and frown directions alone, on test
+    clips.
+    """
+    labels = load_labels(corpus.path)
+
+    def rows(split):
+        clips = list(corpus.clips(split, ()))
+        expr = np.concatenate([c.listener.group("expr") for c in clips])
+        return np.c_[expr, np.ones(len(expr))], np.concatenate(
+            [labels[c.clip_id][:, 0] for c in clips]
+        )
+
+    x, y = rows("train")
+    x_test, y_test = rows("test")
+    fit = np.linalg.lstsq(x, y, rcond=None)[0]
+    assert np.corrcoef(x_test @ fit, y_test)[0, 1] > 0.85
+
+
+def test_regression_collapses(corpus):
+    """The least-squares answer to many possible reactions moves far less than any of them."""
+    figures = regression_collapse(corpus)
+    assert figures["variance_ratio"] < 0.2 and figures["variation_ratio"] < 0.2
+    assert figures["train_clips"] == 32 * CONVERSATIONS and figures["test_clips"] == 96
+
+
+def test_regression_does_not_collapse_where_there_is_one_answer(corpus, monkeypatch):
+    """The same regression on a corpus whose listeners mirror the speaker keeps the variance: the
+    measure is fair.
+    """
+    original = Corpus.clips
+
+    def mirrored(self, split, modalities):
+        return (replace(c, listener=c.speaker) for c in original(self, split, modalities))
+
+    collapsed = regression_collapse(corpus)["variance_ratio"]
+    monkeypatch.setattr(Corpus, "clips", mirrored)
+    fair = regression_collapse(corpus)
+    assert fair["r2"] > 0.3 and fair["variance_ratio"] > 4 * collapsed
+
+
+# -- Voices --
 
 
 def test_turn_statistics_by_hand():
@@ -165,112 +545,67 @@ def test_one_speaks_with_pauses_the_other_hardly(dyads):
         for clips in dyads
     ]
     mean = {name: np.mean([s[name] for s in shares]) for name in shares[0]}
-    assert 0.65 < mean["speaker"] < 0.85 and 0.15 < mean["silence"] < 0.35
+    assert 0.6 < mean["speaker"] < 0.85 and 0.15 < mean["silence"] < 0.4
     assert 0.001 < mean["listener"] < 0.06 and mean["overlap"] < mean["listener"]
     assert 0.3 < mean["pause_median_s"] < 0.8
 
 
 def test_voice_is_where_the_words_are(dyads):
-    clips = dyads[0]
-    for clip in clips[:3]:
-        speaking = voice_activity(step_levels(clip.speaker_audio), RECORDING)
-        spoken = np.zeros(len(speaking), bool)
-        for word in clip.words:
-            spoken[round(word.start * 100) : round(word.end * 100)] = True
-        assert (speaking == spoken).mean() > 0.85
-
-
-def test_arousal_is_heard(dyads):
-    """Loudness where there is voice follows the arousal of the affect that is felt: joy is louder
-    than sadness.
-    """
-    levels = {"bright": [], "sad": []}
-    for clips in dyads:
+    """Laughs are not words: in some clips there is more voice."""
+    agree = []
+    for clips in dyads[::4]:
         for clip in clips:
-            words = {w.text for w in clip.words}
-            level = clip.speaker_audio[np.abs(clip.speaker_audio) > 0.01].std()
-            if words & {"hilarious", "giggling", "laughed", "funniest"}:
-                levels["bright"].append(level)
-            if words & {"died", "lonely", "funeral", "cried", "wept"}:
-                levels["sad"].append(level)
-    assert np.mean(levels["bright"]) > 1.3 * np.mean(levels["sad"])
+            speaking = voice_activity(step_levels(clip.speaker_audio), RECORDING)
+            spoken = np.zeros(len(speaking), bool)
+            for word in clip.words:
+                spoken[round(word.start * 100) : round(word.end * 100)] = True
+            agree.append((speaking == spoken).mean())
+    assert np.mean(agree) > 0.85
 
 
-def test_manners_have_their_shares_and_the_speaker_does_not_tell_them(corpus):
-    truth = load_truth(corpus.path)
-    shares = dict(FIGURES.manners)
-    manners = [t.manner for t in truth.values()]
-    for name, share in shares.items():
-        assert abs(manners.count(name) / len(manners) - share) < 0.12
-    valence = {
-        name: [t.appropriate_affect[:, 0].mean() for t in truth.values() if t.manner == name]
-        for name in shares
-    }
-    overall = np.concatenate(list(valence.values()))
-    for values in valence.values():  # within three standard errors of the same mean
-        assert abs(np.mean(values) - overall.mean()) < 3 * overall.std() / np.sqrt(len(values))
+def spoken(tone: Tone, laughed: float = 0.0) -> np.ndarray:
+    """A second of one vowel, five syllables of it."""
+    sung = tuple(
+        Syllable(0.2 * i, 0.2 * i + 0.15, vowel="e", stress=1.0, laughed=laughed) for i in range(5)
+    )
+    rng = np.random.default_rng(0)
+    return voice(rng, sung, ((0.0, 1.0),), tone=tone, f0_hz=150.0)
 
 
-def test_only_empathic_listeners_follow_the_hidden_truth(corpus):
-    truth, labels = load_truth(corpus.path), load_labels(corpus.path)
-    assert truth.keys() == labels.keys() and len(truth) == len(corpus)
-    missed = {key: np.mean((labels[key] - t.appropriate_affect) ** 2) for key, t in truth.items()}
-    error = {
-        name: np.mean([missed[key] for key, t in truth.items() if t.manner == name])
-        for name, _ in FIGURES.manners
-    }
-    assert error["empathic"] < 0.5 * error["muted"] < 0.5 * error["polite"]
-    assert error["empathic"] < 0.2 * error["inattentive"]
+def centroid(sound: np.ndarray, above: float = 0.0) -> float:
+    """Mean frequency of the power above some frequency, Hz."""
+    power = np.abs(np.fft.rfft(sound)) ** 2
+    hz = np.fft.rfftfreq(len(sound), 1 / AUDIO_RATE)
+    part = hz > above
+    return float((hz[part] * power[part]).sum() / power[part].sum())
 
 
-def test_expressed_affect_is_in_the_motion(corpus):
-    """Valence can be read off the mouth: least squares on smile and frown directions alone, on test
-    clips.
-    """
-    labels = load_labels(corpus.path)
-
-    def rows(split):
-        clips = list(corpus.clips(split))
-        expr = np.concatenate([c.listener.group("expr") for c in clips])
-        return np.c_[expr, np.ones(len(expr))], np.concatenate(
-            [labels[c.clip_id][:, 0] for c in clips]
-        )
-
-    x, y = rows("train")
-    x_test, y_test = rows("test")
-    fit = np.linalg.lstsq(x, y, rcond=None)[0]
-    assert np.corrcoef(x_test @ fit, y_test)[0, 1] > 0.85
+def test_a_voice_tells_more_than_arousal():
+    calm = Tone.calm(100)
+    still = np.zeros(100)
+    neutral = spoken(calm)
+    assert spoken(Tone(still + 0.8, still, still)).std() > 1.3 * neutral.std()  # loud
+    smiling = spoken(Tone(still, still + 1, still))
+    frowning = spoken(Tone(still, still - 1, still))
+    assert centroid(smiling, 1000) > centroid(neutral, 1000) > centroid(frowning, 1000)
+    # A laugh is breathy: more of it lies above all formants and harmonics.
+    noise = [np.abs(np.fft.rfft(sound))[5000:].std() for sound in (neutral, spoken(calm, 1.0))]
+    assert noise[1] > 3 * noise[0]
 
 
-def test_regression_collapses(corpus):
-    """The least-squares answer to many possible reactions moves far less than any of them."""
-    figures = regression_collapse(corpus)
-    assert figures["variance_ratio"] < 0.3 and figures["variation_ratio"] < 0.3
-    assert figures["train_clips"] == 8 * DYADS and figures["test_clips"] == 48
+def test_irony_is_slow_and_flat_and_mishaps_are_laughed_at(speakers):
+    pace: dict[str, list[float]] = {}
+    for speaker in speakers:
+        for phrase in speaker.speech.phrases:
+            said = phrase.utterance
+            count = sum(len(syllables(word)) for word in said.words)
+            pace.setdefault(said.kind, []).append((phrase.end - phrase.start) / count)
+            laughs = phrase.silent - phrase.end
+            assert (laughs > 0.3) == (said.kind in ("trouble", "comic"))
+    assert np.mean(pace["irony"]) > 1.2 * np.mean(pace["plain"])
 
 
-def test_regression_does_not_collapse_where_there_is_one_answer(corpus, monkeypatch):
-    """The same regression on a corpus whose listeners mirror the speaker keeps the variance: the
-    measure is fair.
-    """
-    original = Corpus.clips
-
-    def mirrored(self, split):
-        return (replace(clip, listener=clip.speaker) for clip in original(self, split))
-
-    collapsed = regression_collapse(corpus)["variance_ratio"]
-    monkeypatch.setattr(Corpus, "clips", mirrored)
-    fair = regression_collapse(corpus)
-    assert fair["r2"] > 0.3 and fair["variance_ratio"] > 4 * collapsed
-
-
-def test_bad_requests(tmp_path, corpus):
-    with pytest.raises(ValueError, match="n_train=0"):
-        generate_corpus(tmp_path / "c", n_train=0)
-    with pytest.raises(ValueError, match="whole frames"):
-        generate_corpus(tmp_path / "c", seconds=3.99)
-    with pytest.raises(CorpusError, match="already there"):
-        generate_corpus(corpus.path, n_train=1, n_test=1)
+# -- Looks and signals --
 
 
 def test_affects_look_different():
@@ -288,33 +623,47 @@ def test_affects_look_different():
     assert max(calm.values()) == 0
 
 
-def test_answers_are_empathic():
-    answer = {a.name: a.answer for a in AFFECTS}
-    assert answer["joy"][0] > 0.4 and answer["amusement"][0] > 0.4
-    assert answer["sadness"][0] < -0.3 and answer["anger"][0] < -0.3
-    anger = next(a for a in AFFECTS if a.name == "anger")
-    assert anger.answer[1] < 0.5 * anger.felt[1]  # concern, not mirrored rage
-    for affect in AFFECTS:
-        assert np.linalg.norm(affect.answer) <= np.linalg.norm(affect.felt) + 0.1
+def test_events_add_up_on_both_sides_and_stay_in_range():
+    weights = event_weights({"smile": np.array([0.5, 1.2]), "flash": np.array([1.0, 1.0])})
+    look = dict(zip(CHANNELS, weights.T, strict=True))
+    assert np.allclose(look["mouthSmileLeft"], [0.425, 1.0])
+    assert np.array_equal(look["mouthSmileLeft"], look["mouthSmileRight"])
+    assert np.allclose(look["browInnerUp"], 0.6) and not look["mouthFrownLeft"].any()
 
 
-def test_sentences_carry_their_valence():
+def test_anger_is_met_with_disapproval_and_grief_with_concern():
+    """Nobody mirrors rage: brows are drawn down at what makes a speaker loud, else raised."""
+    brow = _basis().rows(("browInnerUp",))[0]
+    raised: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(12):
+        conversation = Conversation("train", number, 8, design=UNSEEN)
+        speaker = speaker_of(conversation)
+        for place in range(4):
+            listener = listener_of(conversation, speaker, place)
+            for phrase in speaker.speech.phrases:
+                frame = round((phrase.point + 2 + HEARD_S) * FPS)
+                if phrase.utterance.meaning > 0 or frame >= len(speaker.clock):
+                    continue
+                if listener.expressed[frame, 0] < -0.3:
+                    expr = listener.motion.group("expr")[frame]
+                    loud = phrase.utterance.arousal > 0
+                    raised[loud].append(float(expr @ brow / np.linalg.norm(brow)))
+    assert min(map(len, raised.values())) > 10
+    assert np.mean(raised[False]) > np.mean(raised[True]) + 0.1
+
+
+def test_sentences_mean_nothing_but_by_their_point():
     rng = np.random.default_rng(0)
-    mean = {
-        name: np.mean([LEXICON.get(w, 0) for _ in range(100) for w in say(rng, name)])
-        for name in SENTENCES
-    }
-    assert (
-        min(mean["joy"], mean["amusement"])
-        > 0.1
-        > -0.05
-        > max(mean["sadness"], mean["anger"], mean["worry"])
-    )
-    assert abs(mean["neutral"]) < 0.05
-    assert set(SENTENCES) == {a.name for a in AFFECTS}
-    assert not any(
-        set("{}|") & set(word) for name in SENTENCES for _ in range(50) for word in say(rng, name)
-    )
+    for sentences in (EMPTY, TOPIC, *(sentences for sentences, _ in VALENCE_WORDS)):
+        for _ in range(60):
+            words = say(rng, sentences, "POINT")
+            assert not [word for word in words if word in LEXICON]
+            assert words.count("POINT") == (sentences is not EMPTY)
+            assert not any(set("{}|*") & set(word) for word in words)
+    for _, pools in VALENCE_WORDS:
+        for sign, pool in pools.items():
+            for word in pool.known + pool.held_out:
+                assert sign * LEXICON[word] >= 0.6
 
 
 def test_syllables_by_vowel_groups():
@@ -322,15 +671,13 @@ def test_syllables_by_vowel_groups():
     assert syllables("hm") == "e"
 
 
-def test_episode_and_plan_agree():
-    episodes = [Episode(-0.5, 1), Episode(4.0, 3)]
-    assert [affect_at(episodes, t) for t in (-2.0, 0.0, 3.9, 4.0, 9.0)] == [1, 1, 1, 3, 3]
-    speech = plan_speech(np.random.default_rng(0), episodes, 0.0, 10.0)
-    starts, ends = np.array(speech.phrases).T
-    assert (starts[1:] > ends[:-1]).all() and starts[0] == 0  # pauses between phrases
-    assert all(
-        a.end <= b.start + 1e-9 for a, b in zip(speech.words, speech.words[1:], strict=False)
-    )
+def test_speech_is_one_word_after_another_with_pauses_between(speakers):
+    for speaker in speakers[:5]:
+        words = speaker.speech.words
+        assert all(a.end <= b.start + 1e-9 for a, b in pairwise(words))
+        phrases = speaker.speech.phrases
+        assert all(b.start > a.silent >= a.end >= a.point > a.start for a, b in pairwise(phrases))
+        assert words[0].start <= -HEARD_S
 
 
 def test_smooth_noise_has_unit_variance_and_a_band():
@@ -341,24 +688,46 @@ def test_smooth_noise_has_unit_variance_and_a_band():
     assert spectrum[above].sum() < 1e-4 * spectrum.sum()
 
 
-def test_lag_delays_a_step_and_keeps_its_height():
-    step = np.r_[np.zeros(50), np.ones(150)][:, None]
-    answer = lag(step, 0.8, 0.3, FPS)[:, 0]
-    assert answer[: 50 + 20].max() < 1e-9 and answer[-1] == pytest.approx(1)
-    assert 70 < np.argmax(answer > 0.5) < 82
+def test_an_event_rises_holds_and_falls():
+    clock = np.arange(0, 6, 0.01)
+    one = Event(1.0, rise=0.5, hold=1.0, fall=0.9, size=0.8)
+    path = track([one], clock)
+    assert np.all(path[clock <= 1.0] == 0) and np.all(path[clock >= 3.41] == 0)
+    assert path.max() == pytest.approx(0.8, abs=0.01)
+    assert 0.85 * 0.8 < path[np.searchsorted(clock, 2.49)] < 0.8, "it sags while it is held"
+    # Minimum jerk: half of the way at half of the time, fastest there with 1.875 of the mean speed.
+    half = np.searchsorted(clock, 1.25)
+    assert path[half] == pytest.approx(0.4, abs=0.01)
+    assert np.gradient(path, clock)[half] == pytest.approx(1.875 * 0.8 / 0.5, rel=0.02)
+    assert np.array_equal(track([one], clock[200:]), path[200:]), "wherever the clock starts"
+
+
+def test_an_event_is_cut_short_but_not_before_its_apex():
+    one = Event(1.0, rise=0.5, hold=2.0, fall=0.9, size=1.0)
+    assert one.cut_short(by=2.0).falls == pytest.approx(2.0)
+    assert one.cut_short(by=1.1).falls == pytest.approx(1.7)
+    assert one.cut_short(by=9.0) == one
+
+
+def test_steps_go_from_place_to_place_and_stay():
+    clock = np.arange(0, 4, 0.04)
+    way = steps([1.0, 2.5], np.array([[0.0], [2.0], [-1.0]]), [0.5, 0.5], clock)[:, 0]
+    assert np.all(way[clock <= 1] == 0) and np.allclose(way[(clock > 1.6) & (clock < 2.5)], 2)
+    assert np.allclose(way[clock > 3.1], -1)
 
 
 def test_blinks_close_fully_and_quickly():
-    track = blink_track([1.0], 100, FPS, 0.10, 0.20)
-    assert track.max() > 0.9 and np.count_nonzero(track > 0.05) <= 8
-    rate = len(event_times(np.random.default_rng(0), 6000.0, 17.0)) / 100
+    clock = np.arange(100) / FPS
+    closed = lid_closure([1.0], FIGURES.blink_s, clock)
+    assert closed.max() > 0.9 and np.count_nonzero(closed > 0.05) <= 8
+    rate = len(event_times(np.random.default_rng(0), 0.0, 6000.0, 17.0)) / 100
     assert rate == pytest.approx(17, rel=0.1)
 
 
-def test_nod_goes_down_and_fades():
+def test_nod_goes_down_and_fades_by_half():
     clock = np.arange(100) / FPS
     pitch = nod(clock, 1.0, 2.0, 0.08, 3)
     assert pitch.min() >= 0 and 0.05 < pitch.max() <= 0.08
     assert pitch[:25].max() == 0 and pitch[66:].max() == 0
     strokes = [pitch[25 + round(12.5 * i) : 25 + round(12.5 * (i + 1))].max() for i in range(3)]
-    assert strokes[0] > strokes[1] > strokes[2]
+    assert strokes[0] > strokes[1] > strokes[2] > 0.4 * strokes[0]

@@ -124,6 +124,7 @@ class Figures:
     # What moves without an event. The real figures that this is set by: docs/corpus.md.
     fidget: float = 0.0016  # std of stray ARKit activations and of every expression coefficient
     head_fidget_rad: tuple[float, float, float] = (0.0084, 0.0084, 0.005)
+    head_fidget_m: float = 0.0003
     neck_share: float = 0.25  # of the head's rotation, the rest is in `rot`; ours
 
     # What fits: from when on after a point, and the answer that shows it.

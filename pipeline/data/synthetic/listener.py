@@ -323,6 +323,7 @@ def _motion(
     glances, turned, blinks = _glances(rng, away, clock)
     noise = smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.5)
     fidget = np.array(FIGURES.head_fidget_rad) * style.head**0.5 * noise
+    place += FIGURES.head_fidget_m * noise
     elsewhere = blur(away, 0.25, FPS) * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)
     head = poses + fidget
     head[:, 0] += nods

@@ -171,7 +171,7 @@ def loudness(syllables: tuple[Syllable, ...], clock: np.ndarray) -> np.ndarray:
     for syllable in syllables:
         inside = _span(clock, step, syllable.start, syllable.end)
         phase = (clock[inside] - syllable.start) / (syllable.end - syllable.start)
-        envelope[inside] += syllable.stress * np.sin(np.pi * phase) ** 0.7
+        envelope[inside] += syllable.stress * np.sin(np.pi * np.clip(phase, 0, 1)) ** 0.7
     return envelope
 
 

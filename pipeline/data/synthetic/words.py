@@ -19,7 +19,7 @@ EMPTY = (
     "we usually go to the {market|library} on {saturday|sunday}",
     "then i put the {boxes|papers} on the table in the {kitchen|hall}",
     "it is about {two|five} miles from the station to the {bridge|river}",
-    "my {brother|neighbour} works at the {bank|school} around the corner now",
+    "my {brother|neighbour} works at the {bank|school} across the street now",
     "the second part was a little longer than the first",
     "so i turned {right|round} at the corner and walked on to the {square|park}",
     "they changed the {number|address} some time last {week|month}",
@@ -139,7 +139,7 @@ TOPICS = {
 }
 # Whether it is there now (1) or not (-1).
 OUTCOMES = {
-    1: Pool(("back", "here", "around"), ("there",)),
+    1: Pool(("back", "here", "around"), ("returned",)),
     -1: Pool(("gone", "missing", "nowhere"), ("vanished",)),
 }
 FILLERS = ("um", "uh")
