@@ -179,7 +179,7 @@ class Judge:
         viewer = Viewer(config.head)
         with timeline.noted("judge"):
             independent = IndependentJudge.of_corpus(
-                corpus, viewer, seed=config.seed, bootstrap=config.evaluation.bootstrap
+                corpus, config.head, seed=config.seed, bootstrap=config.evaluation.bootstrap
             )
         understands = corpus.points is not None
         if not understands:
