@@ -17,6 +17,7 @@ from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.landmarks import face_landmarks
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.beside import Beside
 from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.simulated import SimulatedPanel
@@ -48,21 +49,6 @@ class RatedPrompt:
     others: tuple[RatedPrompt, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Beside:
-    """Candidates of one prompt, rated beside their own speaker and beside others.
-
-    Args:
-        own: ratings beside their own speaker.
-        others: the same raters' beside each other speaker.
-        seen: what is seen of each candidate.
-    """
-
-    own: list[Rating]
-    others: list[list[Rating]]
-    seen: dict[str, VisibleMotion]
-
-
 class Viewer:
     """Looks at motion on one head: landmarks of the face, or only the head's pose.
 
@@ -81,16 +67,16 @@ class Viewer:
         return VisibleMotion(motion.layout.fps, motion.group(turning), expression=None)
 
     def many(self, motions: Sequence[Motion]) -> list[VisibleMotion]:
-        """What is seen of motions of one layout, all on the neutral head; faster than singly."""
-        if not motions:
-            return []
-        layout = motions[0].layout
-        whole = self(Motion(np.concatenate([motion.values for motion in motions]), layout))
-        ends = np.cumsum([len(motion) for motion in motions])
-        return [
-            whole.window(end - len(motion), len(motion))
-            for motion, end in zip(motions, ends, strict=True)
-        ]
+        """What is seen of motions on the neutral head; those of one layout in one go."""
+        seen: dict[int, VisibleMotion] = {}
+        for layout in dict.fromkeys(motion.layout for motion in motions):
+            alike = [i for i, motion in enumerate(motions) if motion.layout == layout]
+            whole = self(Motion(np.concatenate([motions[i].values for i in alike]), layout))
+            start = 0
+            for i in alike:
+                seen[i] = whole.window(start, len(motions[i]))
+                start += len(motions[i])
+        return [seen[i] for i in range(len(motions))]
 
 
 class RewardWorker(Worker):
@@ -116,12 +102,11 @@ class RewardWorker(Worker):
         They grade with the same hand, so that only the speaker makes a difference.
         """
         seed, prompt = asked
-        seen = {candidate: self.viewer(motion) for candidate, motion in prompt.candidates.items()}
+        motions = list(prompt.candidates.values())
+        seen = dict(zip(prompt.candidates, self.viewer.many(motions), strict=True))
         panel = SimulatedPanel(self.raters, seed, self.lexicon)
-        own, *others = (
-            panel.rate(prompt.prompt_id, self._cues(speaker), seen)
-            for speaker in (prompt, *prompt.others)
-        )
+        speakers = [self._cues(speaker) for speaker in (prompt, *prompt.others)]
+        own, *others = panel.rate_beside(prompt.prompt_id, speakers, seen)
         return Beside(own, others, seen)
 
     def _cues(self, prompt: RatedPrompt) -> SpeakerCues:

@@ -5,11 +5,12 @@ listener was listening, and of a speaker and some listeners, who was there. No r
 point and no valence goes in: it has all landmarks of the listener's face, the speaker's face, the
 sound of the voice and the words, each word as a number of its own. What it learns is
 
-    score = log p(speaker, listener) / (p(speaker) p(listener)),
+    score = log p(listener | speaker) / p(listener),
 
-the evidence in nats that the two belong together (InfoNCE, van den Oord et al. 2018, symmetric as
-in Radford et al. 2021). 0 = says nothing, as a face does that never moves; below 0 = fits another
-speaker better. It knows nothing of how natural a motion looks.
+the evidence in nats that this speaker was listened to (InfoNCE, van den Oord et al. 2018, symmetric
+as in Radford et al. 2021), where p(listener) is the mean over speakers of the training. What a face
+looks like whoever speaks cancels. 0 = says nothing, as a face does that never moves; below 0 = fits
+other speakers better. It knows nothing of how natural a motion looks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -33,12 +34,15 @@ BUCKETS = 256  # words are told apart by a hash of that many values
 REMEMBERED_S = 8.0  # what was said fades within about that time
 LOWEST_HZ, HIGHEST_HZ = 70, 400  # of a voice's pitch
 WIDTH = 48
+LIVELINESS = 0.3  # how far people differ in the strength of an answer, logarithmic
+RESTING = 0.5  # and in their resting faces, in standard deviations
+MISTAKEN = 0.1  # how likely the judge takes it that it is mistaken: no evidence is overwhelming
 BATCH = 32  # conversations that are told apart at once
 EPOCHS = 60  # at most
 PATIENCE = 12  # epochs without a better guess on conversations that are kept back
 KEPT_BACK = 8  # one of so many conversations
-UNFIT = 0.1  # how often a listener who does not fit is learnt from, against one who fits
 FEWEST = 4  # conversations to learn from
+REFERENCES = 64  # speakers of the training, each of another conversation, that stand for anybody
 
 
 class JudgeError(ValueError):
@@ -82,18 +86,23 @@ class Pair:
 # -- What it is told --
 
 
+def steps_of(seconds: float) -> int:
+    """Steps that hold so much time."""
+    return math.ceil(seconds / STEP_S - 1e-6)
+
+
 def listener_features(seen: VisibleMotion) -> np.ndarray:
     """Landmarks and head of a listener, and how fast they move, (steps, features)."""
     parts = _landmarks(seen)
     speed = np.abs(np.gradient(parts, 1 / seen.fps, axis=0)) if len(parts) > 1 else 0 * parts
-    steps = math.ceil(len(seen) / seen.fps / STEP_S - 1e-6)
+    steps = steps_of(len(seen) / seen.fps)
     both = np.concatenate([parts, speed], axis=1)
     return _in_steps(both, seen.fps, steps)
 
 
 def speaker_features(speaker: Speaker) -> np.ndarray:
     """Face, voice and words of a speaker, (steps, features), and which of them there are."""
-    steps = math.ceil(speaker.seconds / STEP_S - 1e-6)
+    steps = steps_of(speaker.seconds)
     face = np.zeros((steps, LANDMARKS))
     if speaker.face is not None:
         face = _in_steps(_landmarks(speaker.face), speaker.face.fps, steps)
@@ -187,7 +196,6 @@ class _Net(nn.Module):
             nn.Conv1d(WIDTH, WIDTH, 5, padding=2),
         )
         self.scale = nn.Parameter(torch.tensor(0.0))
-        self.bias = nn.Parameter(torch.tensor(0.0))
 
     def of_speaker(self, x: Tensor, steps: int) -> Tensor:
         """(batch, all steps, features) -> the last `steps`, (batch, steps, WIDTH) in (-1, 1)."""
@@ -204,7 +212,8 @@ class _Net(nn.Module):
         """Scores of every speaker with every listener, (speakers, listeners)."""
         steps = speakers.shape[1]
         product = torch.einsum("atd,btd->ab", speakers, listeners) / (steps * WIDTH**0.5)
-        return torch.exp(self.scale) * 4 * product + self.bias
+        scores: Tensor = torch.exp(self.scale) * 4 * product
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +226,7 @@ class ListeningJudge:
         speaker_scale: (features,) their standard deviations, 1 where constant.
         listener_mean: (features,) of the training listeners.
         listener_scale: (features,) their standard deviations.
+        references: features of speakers who stand for anybody.
     """
 
     net: _Net
@@ -224,22 +234,23 @@ class ListeningJudge:
     speaker_scale: np.ndarray
     listener_mean: np.ndarray
     listener_scale: np.ndarray
+    references: Sequence[np.ndarray]
+    _made: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, speakers: Sequence[np.ndarray], pairs: Sequence[Pair], seed: int = 0) -> Self:
         """Fit on recorded pairs, the same for the same seed.
 
-        Listeners known to fit are drawn `1 / UNFIT` times as often as the others, both where they
-        are right and where they are strangers, so that to look like one who fits is no evidence.
-
         Args:
             speakers: features of each, all of one length.
-            pairs: who listened to which of them.
+            pairs: who listened to which of them. Listeners who do not fit teach nothing, neither
+                as those who were there nor as strangers: to look like one who fits is no evidence.
             seed: of weights, order and dropout.
 
         Raises:
             JudgeError: fewer than `FEWEST` conversations.
         """
+        pairs = [pair for pair in pairs if pair.fits]
         conversations = sorted({pair.conversation for pair in pairs})
         if len(conversations) < FEWEST:
             raise JudgeError(
@@ -261,8 +272,15 @@ class ListeningJudge:
         scale[-2 * BUCKETS :] = 1.0
         mean = spoken.mean(axis=0)
         mean[-2 * BUCKETS :] = 0.0
-        net = _Net(spoken.shape[1], listened.shape[1])
-        return cls(net, mean, scale, listened.mean(axis=0), listener_scale=_scale(listened))
+        anybody = {pair.conversation: speakers[pair.speaker] for pair in pairs}
+        return cls(
+            _Net(spoken.shape[1], listened.shape[1]),
+            speaker_mean=mean,
+            speaker_scale=scale,
+            listener_mean=listened.mean(axis=0),
+            listener_scale=_scale(listened),
+            references=list(anybody.values())[:REFERENCES],
+        )
 
     def _train(
         self,
@@ -277,18 +295,11 @@ class ListeningJudge:
             by_conversation.setdefault(pair.conversation, []).append(place)
         heard = self._speakers(speakers)
         seen = self._listeners([pair.listener for pair in pairs])
-        fits = np.array([pair.fits for pair in pairs])
         of = np.array([pair.speaker for pair in pairs])
-        chance = np.where(fits, 1.0, UNFIT)
 
-        def draw(among: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        def draw(among: Iterable[str], rng: np.random.Generator) -> np.ndarray:
             """One listener of each conversation."""
-            drawn = []
-            for name in among:
-                places = by_conversation[name]
-                weights = chance[places]
-                drawn.append(rng.choice(places, p=weights / weights.sum()))
-            return np.array(drawn)
+            return np.array([rng.choice(by_conversation[name]) for name in among])
 
         learnt = [name for name in conversations if name not in kept_back]
         rounds = max(1, round(len(pairs) / max(len(learnt), 1) / 4))
@@ -304,13 +315,10 @@ class ListeningJudge:
                     if len(names) < 2:
                         continue
                     places = draw(names, rng)
-                    # Strength is a person's own; what is said with it is not.
-                    louder = torch.from_numpy(
-                        np.exp(0.3 * rng.normal(size=(len(places), 1, 1))).astype(np.float32)
-                    )
-                    loss = self._loss(heard[of[places]], louder * seen[places])
+                    listeners = as_others(seen[places], rng)
+                    loss = self._loss(heard[of[places]], listeners)
                     optimizer.zero_grad()
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     optimizer.step()
             self.net.eval()
             with torch.no_grad():
@@ -323,7 +331,6 @@ class ListeningJudge:
                 break
         self.net.load_state_dict(weights)
         self.net.eval()
-        self._centre(heard[of], seen, [by_conversation[name] for name in learnt])
 
     def _loss(self, speakers: Tensor, listeners: Tensor) -> Tensor:
         """Nats to tell who listened to whom, both ways, (batch of matched pairs)."""
@@ -335,29 +342,40 @@ class ListeningJudge:
         cross_entropy = nn.functional.cross_entropy
         return (cross_entropy(scores, matched) + cross_entropy(scores.T, matched)) / 2
 
-    def _centre(self, speakers: Tensor, listeners: Tensor, groups: Sequence[list[int]]) -> None:
-        """Shift scores so that exp(score) is 1 on average over strangers, as evidence must be."""
-        places = [places[0] for places in groups]
-        with torch.no_grad():
-            scores = self.net.agreement(
-                self.net.of_speaker(speakers[places], listeners.shape[1]),
-                self.net.of_listener(listeners[places]),
-            )
-            strangers = scores[~torch.eye(len(places), dtype=torch.bool)]
-            self.net.bias -= torch.logsumexp(strangers, 0) - math.log(len(strangers))
-
-    def __call__(self, speakers: Sequence[np.ndarray], listener: np.ndarray) -> np.ndarray:
-        """Evidence that a listener listens to each of some speakers, nats, (speakers,).
+    def heard(self, speakers: Sequence[np.ndarray], steps: int) -> np.ndarray:
+        """What the judge makes of speakers over the last `steps`, (speakers, steps, width).
 
         Args:
             speakers: features of each, of one length.
-            listener: features; it may be shorter than the listeners of the training were.
+            steps: of the clip; what came before it is heard, too.
         """
         with torch.no_grad():
-            heard = self.net.of_speaker(self._speakers(speakers), len(listener))
-            seen = self.net.of_listener(self._listeners([listener]))
-            scores: np.ndarray = self.net.agreement(heard, seen)[:, 0].numpy()
-        return scores
+            made: np.ndarray = self.net.of_speaker(self._speakers(speakers), steps).numpy()
+        return made
+
+    def __call__(self, heard: np.ndarray, listener: np.ndarray) -> np.ndarray:
+        """Evidence that a listener listens to each of some speakers, nats, (speakers,).
+
+        Args:
+            heard: of `heard`.
+            listener: features; where they are fewer steps, the rest of the clip is not judged.
+        """
+        steps = min(heard.shape[1], len(listener))
+        with torch.no_grad():
+            seen = self.net.of_listener(self._listeners([listener[:steps]]))
+            own = self.net.agreement(torch.from_numpy(heard[:, :steps]), seen)[:, 0]
+            anybody = self.net.agreement(self._anybody(heard.shape[1])[:, :steps], seen)[:, 0]
+            mean = torch.logsumexp(anybody, 0) - math.log(len(anybody))
+            likelier = torch.exp(own - mean)
+            score = torch.log(MISTAKEN + (1 - MISTAKEN) * likelier)
+        evidence: np.ndarray = score.numpy()
+        return evidence
+
+    def _anybody(self, steps: int) -> Tensor:
+        """What is made of the references over the last `steps`; made once for clips of a length."""
+        if steps not in self._made:
+            self._made[steps] = torch.from_numpy(self.heard(self.references, steps))
+        return self._made[steps]
 
     def _speakers(self, features: Sequence[np.ndarray]) -> Tensor:
         x = (np.stack(features) - self.speaker_mean) / self.speaker_scale
@@ -366,6 +384,21 @@ class ListeningJudge:
     def _listeners(self, features: Sequence[np.ndarray]) -> Tensor:
         x = (np.stack(features) - self.listener_mean) / self.listener_scale
         return torch.from_numpy(np.clip(x, -5, 5).astype(np.float32))
+
+
+def as_others(listeners: Tensor, rng: np.random.Generator) -> Tensor:
+    """The same answers by livelier and calmer people with other resting faces.
+
+    Args:
+        listeners: (batch, steps, features), standardised; the second half of the features is how
+            fast the first half moves.
+        rng: of who they are.
+    """
+    batch, _, width = listeners.shape
+    louder = np.exp(LIVELINESS * rng.normal(size=(batch, 1, 1)))
+    resting = RESTING * rng.normal(size=(batch, 1, width))
+    resting[..., width // 2 :] = 0  # of which speeds do not tell
+    return listeners * torch.from_numpy(louder).float() + torch.from_numpy(resting).float()
 
 
 def _scale(x: np.ndarray) -> np.ndarray:

@@ -6,9 +6,11 @@ See `rapport.rewards.judge`. It knows no rater, no point and no hidden truth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from rapport.actors.rater import Viewer
 from rapport.log import logger
 from rapport.pipeline.data.store import PAST, Corpus, load_appropriate
 from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
 from rapport.rewards.judge import (
     JudgeError,
@@ -24,13 +27,15 @@ from rapport.rewards.judge import (
     Speaker,
     listener_features,
     speaker_features,
+    steps_of,
 )
 from rapport.rewards.metrics.statistics import mean_interval
 from rapport.rewards.ratings.visible import VisibleMotion
 
 HEARD = ("speaker", "speaker_audio", "words", PAST)  # what it knows of a clip
-CLIPS = 4096  # training clips that it is fitted on, at most
+MOMENTS = 1024  # of a split that it is fitted or tried on, at most
 AT_ONCE = 32  # motions that are looked at in one go
+Item = TypeVar("Item")
 STRANGERS = 4  # speakers of other conversations that each validation listener is tried with
 
 
@@ -51,70 +56,90 @@ class IndependentJudge:
     trust: Mapping[str, Any]
 
     @classmethod
-    def of_corpus(cls, corpus: Corpus, viewer: Viewer, *, seed: int, bootstrap: int) -> Self | None:
+    def of_corpus(
+        cls, corpus: Corpus, head: HeadConfig, *, seed: int, bootstrap: int
+    ) -> IndependentJudge | None:
         """Fit on the training split; None where that is too little, which is said.
+
+        A process fits it once: rounds and curves of a run are judged by the same.
 
         Args:
             corpus: with recorded listeners.
-            viewer: sees faces.
+            head: on which they are looked at.
             seed: of the fit.
             bootstrap: resamples of the intervals of `trust`.
         """
-        every = -(-corpus.count("train") // CLIPS)
-        clips = itertools.islice(corpus.clips("train", HEARD), 0, None, every)
-        appropriate = load_appropriate(corpus.path)
-        pairs, speakers = recorded_pairs(clips, viewer, appropriate)
-        steps = max(map(len, speakers))
-        try:
-            judge = ListeningJudge.fit([padded(x, steps) for x in speakers], pairs, seed=seed)
-        except JudgeError as error:
-            logger.warning(f"WARNING: there is no independent judge: {error}")
-            return None
-        trust: Mapping[str, Any] = {}
-        if "validation" in corpus.splits:
-            held_out = recorded_pairs(corpus.clips("validation", HEARD), viewer, appropriate)
-            trust = validated(judge, *held_out, steps=steps, bootstrap=bootstrap)
-        return cls(judge, viewer, steps, trust)
+        return _fitted(corpus.path, corpus.digest, head, seed=seed, bootstrap=bootstrap)
 
-    def speaker(self, clip: Clip) -> np.ndarray:
-        """Features of a clip's speaker."""
-        face = None
-        if clip.speaker is not None:
-            face = self.viewer(_through(clip))
-        return padded(speaker_features(heard(clip, face)), self.steps)
+    def heard(self, clip: Clip) -> np.ndarray:
+        """What the judge makes of a clip's speaker, (steps of the clip, width)."""
+        face = self.viewer(_through(clip)) if clip.speaker is not None else None
+        features = padded(speaker_features(known(clip, face)), self.steps)
+        return self.judge.heard([features], steps_of(clip.seconds))[0]
 
-    def __call__(self, speakers: list[np.ndarray], listener: VisibleMotion) -> np.ndarray:
-        """Evidence, in nats, that a listener listens to each of some speakers."""
-        return self.judge(speakers, listener_features(listener))
+    def __call__(self, heard: Sequence[np.ndarray], listener: VisibleMotion) -> np.ndarray:
+        """Evidence, in nats, that a listener listens to each of some speakers, (speakers,)."""
+        return self.judge(np.stack(heard), listener_features(listener))
+
+
+@lru_cache(maxsize=2)
+def _fitted(
+    path: Path, digest: str, head: HeadConfig, *, seed: int, bootstrap: int
+) -> IndependentJudge | None:
+    corpus = Corpus(path)
+    viewer = Viewer(head)
+    pairs, speakers = recorded_pairs(corpus, "train", viewer, only_fitting=True)
+    steps = max(map(len, speakers))
+    try:
+        judge = ListeningJudge.fit([padded(x, steps) for x in speakers], pairs, seed=seed)
+    except JudgeError as error:
+        logger.warning(f"WARNING: there is no independent judge: {error}")
+        return None
+    trust: Mapping[str, Any] = {}
+    if "validation" in corpus.splits:
+        held_out = recorded_pairs(corpus, "validation", viewer, only_fitting=False)
+        trust = validated(judge, *held_out, steps=steps, bootstrap=bootstrap)
+    return IndependentJudge(judge, viewer, steps, trust)
 
 
 def recorded_pairs(
-    clips: Iterable[Clip], viewer: Viewer, appropriate: Mapping[str, list[str]]
+    corpus: Corpus, split: str, viewer: Viewer, *, only_fitting: bool
 ) -> tuple[list[Pair], list[np.ndarray]]:
-    """Recorded listeners with their speakers, each speaker's moment once.
+    """Recorded listeners with their speakers, and features of each speaker's moment.
 
     Args:
-        clips: with speakers and past.
+        corpus: with speakers, who are absent where it lacks them.
+        split: of it; of a larger one every n-th moment is taken.
         viewer: sees faces.
-        appropriate: by clip id, whose listeners fit its speaker.
+        only_fitting: leave out listeners who are not known to fit.
     """
-    numbers: dict[tuple[str, float], int] = {}
+    appropriate = load_appropriate(corpus.path)
+    moments = corpus.moments(split)
+    first = {moment: clip_id for clip_id, moment in reversed(moments.items())}
+    every = -(-len(first) // MOMENTS)
+    taken = dict(list(reversed(first.items()))[::every])
+    numbers = {moment: number for number, moment in enumerate(taken)}
     speakers: list[np.ndarray] = []
+    for some in _batches((corpus.clip(clip_id, HEARD) for clip_id in taken.values()), AT_ONCE):
+        shown = [_through(clip) for clip in some if clip.speaker is not None]
+        faces = iter(viewer.many(shown))
+        for clip in some:
+            face = None if clip.speaker is None else next(faces)
+            speakers.append(speaker_features(known(clip, face)))
     pairs: list[Pair] = []
-    for some in _batches(clips, AT_ONCE):
-        new = {clip.moment: clip for clip in some if clip.moment not in numbers}
-        shown = {moment: _through(clip) for moment, clip in new.items() if clip.speaker is not None}
-        faces = dict(zip(shown, viewer.many(list(shown.values())), strict=True))
-        for moment, clip in new.items():
-            numbers[moment] = len(speakers)
-            speakers.append(speaker_features(heard(clip, faces.get(moment))))
-        listeners = viewer.many([clip.listener for clip in some])
-        for clip, seen in zip(some, listeners, strict=True):
+    wanted = (
+        (clip_id, motion)
+        for clip_id, motion in corpus.listeners(split)
+        if moments[clip_id] in taken and (clip_id in appropriate[clip_id] or not only_fitting)
+    )
+    for listeners in _batches(wanted, AT_ONCE):
+        seen = viewer.many([motion for _, motion in listeners])
+        for (clip_id, _), face in zip(listeners, seen, strict=True):
             pair = Pair(
-                conversation=clip.moment[0],
-                speaker=numbers[clip.moment],
-                listener=listener_features(seen),
-                fits=clip.clip_id in appropriate[clip.clip_id],
+                conversation=moments[clip_id][0],
+                speaker=numbers[moments[clip_id]],
+                listener=listener_features(face),
+                fits=clip_id in appropriate[clip_id],
             )
             pairs.append(pair)
     return pairs, speakers
@@ -133,6 +158,7 @@ def validated(
     Of all listeners, and of those known to fit; over conversations, where there are two or more.
     """
     rng = np.random.default_rng(0)
+    heard = judge.heard([padded(x, steps) for x in speakers], len(pairs[0].listener))
     right: dict[str, dict[str, float]] = {"accuracy": {}, "accuracy_of_fitting": {}}
     conversations: dict[str, str] = {}
     for place, pair in enumerate(pairs):
@@ -140,7 +166,7 @@ def validated(
         if not foreign:
             return {}
         tried = [pair.speaker, *rng.choice(foreign, size=STRANGERS)]
-        own, *others = judge([padded(speakers[i], steps) for i in tried], pair.listener)
+        own, *others = judge(heard[tried], pair.listener)
         key = str(place)
         conversations[key] = pair.conversation
         value = float(np.mean([own > other for other in others]))
@@ -154,7 +180,7 @@ def validated(
     }
 
 
-def heard(clip: Clip, face: VisibleMotion | None) -> Speaker:
+def known(clip: Clip, face: VisibleMotion | None) -> Speaker:
     """What the judge has of a clip's speaker, from the start of its past on.
 
     Args:
@@ -190,7 +216,7 @@ def _through(clip: Clip) -> Motion:
     return Motion(values, clip.speaker.layout)
 
 
-def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
-    iterator = iter(clips)
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
     while some := list(itertools.islice(iterator, size)):
         yield some

@@ -139,14 +139,9 @@ class Rules:
             rules[ORACLE] = self._shown(lambda clip: truth[clip.clip_id].appropriate_affect[:, 0])
         return rules
 
-    def two_constants(self, motion: Motion) -> Motion | None:
-        """A policy's answer with less smile and less yaw; None where the head has no ARKit shapes.
-
-        Args:
-            motion: the answer, in any layout with expressions of this head.
-        """
-        if self.actor is None:
-            return None
+    def two_constants(self, motion: Motion) -> Motion:
+        """A policy's answer with less smile and less yaw, where the head has ARKit shapes."""
+        assert self.actor is not None, "asked for only where there is one"
         return two_constants(motion.subset(self.layout), -self.actor(np.array([LESS_SMILE]))[0])
 
     def _shown(self, wanted: Callable[[Clip], np.ndarray]) -> dict[str, Motion]:

@@ -77,7 +77,8 @@ def mean_interval(
             f"confidence is {confidence:g}, expected something between 0 and 1 such as 0.95"
         )
     rng = np.random.default_rng(seed)
-    sums, sizes = x, np.ones(len(x))
+    sums: np.ndarray = x
+    sizes: np.ndarray = np.ones(len(x))
     if groups is not None and len({groups[prompt_id] for prompt_id in prompts}) > 1:
         names, of_prompt = np.unique([groups[i] for i in prompts], return_inverse=True)
         sums = np.bincount(of_prompt, weights=x, minlength=len(names))

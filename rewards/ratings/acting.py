@@ -73,7 +73,7 @@ def _expr(amount: np.ndarray, smile: np.ndarray, concern: np.ndarray) -> np.ndar
 
 
 def _both_sides(shapes: Mapping[str, float]) -> dict[str, float]:
-    weights = {}
+    weights: dict[str, float] = {}
     for name, weight in shapes.items():
         sides = ("",) if name in UNPAIRED else ("Left", "Right")
         weights |= {f"{name}{side}": weight for side in sides}

@@ -12,7 +12,7 @@ they show that the pipeline follows a preference, and say nothing about people's
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating
 from rapport.rewards.ratings.speaker_cues import SpeakerCues, SpeakerRead, read_speaker
 from rapport.rewards.ratings.traits import RaterTraits, draw_raters
 from rapport.rewards.ratings.understanding import (
+    Answered,
     Understood,
     appropriateness_of_points,
     empathy_of_points,
@@ -79,22 +80,45 @@ class SimulatedPanel:
             candidates: candidate id -> what is seen of it. None (not rendered) gets ratings with
                 every criterion missing.
         """
-        # Candidates of one length share what the raters make of the speaker.
-        lengths = {
-            (len(listener), listener.fps)
-            for listener in candidates.values()
+        [ratings] = self.rate_beside(prompt_id, [speaker], candidates)
+        return ratings
+
+    def rate_beside(
+        self,
+        prompt_id: str,
+        speakers: Iterable[SpeakerCues],
+        candidates: Mapping[str, VisibleMotion | None],
+    ) -> list[list[Rating]]:
+        """The same beside each of some speakers, with the same hand: only the speaker differs.
+
+        Args:
+            prompt_id: what the candidates react to.
+            speakers: what is seen and heard of each.
+            candidates: as of `rate`.
+        """
+        looks = {
+            candidate: Looks.of(listener)
+            for candidate, listener in candidates.items()
             if listener is not None
         }
-        takes = {(frames, fps): self._take(speaker, frames, fps) for frames, fps in lengths}
-        ratings = []
-        for candidate_id, listener in candidates.items():
-            latent = np.full((self.raters, len(CRITERIA)), np.nan)
-            if listener is not None:
-                latent = impressions(listener, takes[len(listener), listener.fps], self.traits)
-            for index, grades in enumerate(self._grades(latent, prompt_id, candidate_id)):
-                rating = Rating(prompt_id, candidate_id, f"simulated-{index}", **grades)
-                ratings.append(rating)
-        return ratings
+        opinions = []
+        for speaker in speakers:
+            # Candidates of one length share what the raters make of the speaker.
+            takes: dict[tuple[int, float], Taken] = {}
+            ratings = []
+            for candidate_id in candidates:
+                latent = np.full((self.raters, len(CRITERIA)), np.nan)
+                if candidate_id in looks:
+                    listener = looks[candidate_id].listener
+                    length = (len(listener), listener.fps)
+                    if length not in takes:
+                        takes[length] = self._take(speaker, *length)
+                    latent = impressions(looks[candidate_id], takes[length], self.traits)
+                for index, grades in enumerate(self._grades(latent, prompt_id, candidate_id)):
+                    rating = Rating(prompt_id, candidate_id, f"simulated-{index}", **grades)
+                    ratings.append(rating)
+            opinions.append(ratings)
+        return opinions
 
     def _take(self, speaker: SpeakerCues, frames: int, fps: float) -> Taken:
         """What each rater makes of the speaker, over the frames of a listener."""
@@ -109,7 +133,13 @@ class SimulatedPanel:
             for point in speaker.points
         }
         understood = Understood.of(
-            speaker.points, self.raters, speaker=read, felt=felt, misread=misread, fps=fps
+            speaker.points,
+            read,
+            felt=felt,
+            misread=misread,
+            raters=self.traits,
+            frames=frames,
+            fps=fps,
         )
         return Taken(read, felt, understood)
 
@@ -146,26 +176,48 @@ class Taken:
     understood: Understood | None = None
 
 
-def impressions(listener: VisibleMotion, speaker: Taken, raters: RaterTraits) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What is seen of a listener, whoever speaks.
+
+    Args:
+        listener: as seen.
+        shown: (time,) valence of the face; None = it cannot be seen.
+        natural: naturalness in [0, 1].
+    """
+
+    listener: VisibleMotion
+    shown: np.ndarray | None
+    natural: float
+
+    @classmethod
+    def of(cls, listener: VisibleMotion) -> Looks:
+        """Looks at a listener."""
+        shown = None if listener.expression is None else displayed_valence(listener.expression)
+        return cls(listener, shown, naturalness(listener))
+
+
+def impressions(looks: Looks, speaker: Taken, raters: RaterTraits) -> np.ndarray:
     """What raters think of a reaction before they grade it, (raters, criteria) in [0, 1].
 
     In the order of `CRITERIA`; NaN = cannot be judged. Whether the listener faces the speaker
     counts once, in engagement.
     """
-    fps = listener.fps
+    shown = looks.shown
     empathies = fits = np.full(len(raters.gain), np.nan)
     responsive = np.ones(len(raters.gain))
-    shown = None if listener.expression is None else displayed_valence(listener.expression)
     if shown is not None and speaker.understood is not None:
-        empathies = empathy_of_points(shown, speaker.understood, raters, fps=fps)
-        fits = appropriateness_of_points(shown, speaker.understood, raters, fps=fps)
+        answered = Answered.of(shown, speaker.understood)
+        empathies = empathy_of_points(answered, speaker.understood)
+        fits = appropriateness_of_points(answered, speaker.understood)
     elif shown is not None and speaker.felt is not None:
+        fps = looks.listener.fps
         wanted = expected_valence(speaker.felt, speaker.read.liveliness, raters)
         responsive = responsiveness(shown, speaker.felt)
         empathies = empathy(shown, wanted, patience=raters.patience, fps=fps)
         fits = appropriateness(shown, speaker.felt)
-    engagements = responsive * engagement(listener, speaker.read.pauses)
-    naturalnesses = np.full(len(raters.gain), naturalness(listener))
+    engagements = responsive * engagement(looks.listener, speaker.read.pauses)
+    naturalnesses = np.full(len(raters.gain), looks.natural)
     return np.stack([empathies, fits, engagements, naturalnesses], axis=1)
 
 

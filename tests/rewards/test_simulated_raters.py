@@ -10,7 +10,7 @@ import pytest
 from rapport.rewards.ratings.following import empathy, perceived_valence
 from rapport.rewards.ratings.presence import engagement, facing, naturalness
 from rapport.rewards.ratings.ratings import CRITERIA
-from rapport.rewards.ratings.simulated import SimulatedPanel, Taken, impressions, to_grades
+from rapport.rewards.ratings.simulated import Looks, SimulatedPanel, Taken, impressions, to_grades
 from rapport.rewards.ratings.speaker_cues import (
     SpeakerCues,
     SpeakerRead,
@@ -326,7 +326,7 @@ def test_impressions_lie_in_the_unit_interval():
     raters = draw_raters(3, 0)
     taken = Taken(read, perceived_valence(read, raters))
     for face in (looks(4.0), looks(60.0, noise=30.0), still(), looks(-60.0, head=99 * sway())):
-        latent = impressions(face, taken, raters)
+        latent = impressions(Looks.of(face), taken, raters)
         assert latent.shape == (3, 4) and (latent >= 0).all() and (latent <= 1).all()
 
 
