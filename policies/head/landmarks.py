@@ -30,7 +30,7 @@ UPPER_SHAPES = (
 # From the middle of an eye, outwards and up, in distances between the eyes.
 BROWS = {"inner": (-0.25, 0.32), "outer": (0.32, 0.30)}
 # Edges of lids lie within so many radii of an eyeball's middle, and so near above and below it.
-LID_REACH = 1.3
+LID_REACH = 1.6
 LID_WIDTH = 0.4
 OPEN_EYE = 0.003  # metres: a resting eye is open at least so far
 MOVED = 0.3  # share of the farthest vertex' way from which on a vertex counts as moved
