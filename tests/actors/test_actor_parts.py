@@ -9,10 +9,10 @@ import torch
 from rapport.actors.cluster import worker_environment
 from rapport.actors.fleet import _requests
 from rapport.actors.rater import Viewer
-from rapport.actors.renderer import on_this_head
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.settings import HeadConfig
+from rapport.policies.head.video import on_this_head
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Reaction
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy, prompt_seed
