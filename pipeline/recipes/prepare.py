@@ -22,7 +22,7 @@ _FEWEST_FRAMES = 2  # of a recording that moves
 
 def run(config: PrepareConfig, run: Run) -> None:
     """Prepare the corpus and describe it."""
-    corpus = prepare(run, config.corpus)
+    corpus = prepare(run, config)
     run.summary["metrics"] = describe_corpus(run, corpus).value
 
 
