@@ -74,15 +74,14 @@ def test_fixture_is_riff_format_3_as_published(published):
 
 
 def test_published_folders_give_both_roles(published, tmp_path):
+    """Validation is the last tenth of the people of `train`: here those of b."""
     corpus = import_dualtalk(published, tmp_path / "c", seconds=4.0, stride=2.0)
     assert corpus.layout == LAYOUT
-    assert corpus.manifest["clips"] == {
-        "test": 8,
-        "train": 16,
-    }  # 4 windows, 2 roles, 1 and 2 recordings
+    # 4 windows, 2 roles; `ood` is not read.
+    assert corpus.manifest["clips"] == {"test": 8, "train": 8, "validation": 8}
     assert corpus.manifest["source"]["counts"]["roles"] == 6
-    assert {c.dyad_id for c in corpus.clips("train")} == {"a", "b"}
-    assert {c.dyad_id for c in corpus.clips("test")} == {"c"}
+    people = {split: {c.dyad_id for c in corpus.clips(split)} for split in corpus.splits}
+    assert people == {"train": {"a"}, "validation": {"b"}, "test": {"c"}}
     clip = corpus.clip("a-listener2-000050")
     assert clip.absent == ["speaker_frames", "words"]
     listener, speaker = track(250, seed=2), track(250, seed=1)
@@ -100,42 +99,50 @@ def test_first_pose_triple_is_the_neck_second_the_jaw(published):
     assert np.array_equal(motion.group("jaw"), pose[:, 3:])
 
 
-def test_out_of_domain_folder_can_be_the_test_split(published, tmp_path):
-    corpus = import_dualtalk(published, tmp_path / "c", held_out="ood")
-    assert {c.dyad_id for c in corpus.clips("test")} == {"d"}
-
-
-def test_one_sided_recording_is_split_by_time(tmp_path):
-    put(tmp_path / "flat", "x", 1, None, 20.0)
-    put(tmp_path / "flat", "x", 2, 500, 20.0)
+def test_one_sided_recording_is_split_by_time(tmp_path, caplog):
+    put(tmp_path / "flat", "x", 1, None, 40.0)
+    put(tmp_path / "flat", "x", 2, 1000, 40.0)
     counts = ReadCounts()
-    clips = list(read_dualtalk(tmp_path / "flat", 4.0, 2.0, test_share=0.3, counts=counts))
-    starts = {
-        split: [int(c.clip_id[-6:]) for c in clips if c.split == split]
-        for split in ("train", "test")
-    }
-    assert starts == {
-        "train": [0, 50, 100, 150, 200, 250],
-        "test": [350, 400],
-    }  # 350 frames to learn from
-    assert counts.across_split == 1 and counts.roles == 1
+    with caplog.at_level("WARNING", logger="rapport"):
+        clips = list(read_dualtalk(tmp_path / "flat", 4.0, 2.0, past=2.0, counts=counts))
+    assert "test: the last 25% of the training part of one recording" in caplog.text
+    borders = {"train": (0, 500), "validation": (500, 750), "test": (750, 1000)}
+    for split, (first, last) in borders.items():
+        mine = [clip for clip in clips if clip.split == split]
+        starts = [int(clip.clip_id[-6:]) for clip in mine]
+        assert starts == list(range(first, last - 99, 50))
+        # Nobody's past reaches over the border.
+        assert [clip.past is None for clip in mine] == [True] + [False] * (len(mine) - 1)
+        assert all(len(clip.past.listener) == 50 for clip in mine[1:])
+        assert [clip.start for clip in mine] == [start / 25 for start in starts]
+    assert counts.roles == 1
     assert all(
         c.speaker is None and c.speaker_shape is None and c.speaker_audio is not None for c in clips
     )
-    assert clips[0].clip_id.startswith("x-listener2")
+    assert clips[0].clip_id.startswith("x-listener2") and clips[0].speaker_id == "x-speaker1"
 
 
 def test_flat_folder_of_several_is_split_by_recording(tmp_path):
     for name in "abcd":
         put(tmp_path / "flat", name, 1, 100, 4.0)
-    clips = list(read_dualtalk(tmp_path / "flat", 4.0, 4.0, test_share=0.25))
+    clips = list(read_dualtalk(tmp_path / "flat", 4.0, 4.0))
     assert [(c.dyad_id, c.split) for c in clips] == [
         ("a", "train"),
         ("b", "train"),
-        ("c", "train"),
+        ("c", "validation"),
         ("d", "test"),
     ]
     assert clips[0].absent == ["speaker", "speaker_frames", "speaker_audio", "words"]
+
+
+def test_pieces_of_one_conversation_stay_together_and_their_times_go_on(tmp_path):
+    for name in ("A_sub_video_1", "A_sub_video_2", "B_sub_video_7", "C_sub_video_1"):
+        put(tmp_path / "flat", name, 1, 250, 10.0)
+    clips = list(read_dualtalk(tmp_path / "flat", 4.0, 4.0))
+    people = {clip.split: clip.dyad_id for clip in clips}
+    assert people == {"train": "A", "validation": "B", "test": "C"}
+    moments = [clip.moment for clip in clips if clip.dyad_id == "A"]
+    assert moments == [("A-speaker2", start) for start in (0.0, 4.0, 10.0, 14.0)]
 
 
 def test_truncated_resampled_and_skipped_are_counted_and_said(published, caplog):
@@ -151,7 +158,7 @@ def test_truncated_resampled_and_skipped_are_counted_and_said(published, caplog)
     [line] = counts.lengths.cut
     assert "long_speaker1.wav ends after 9.80 s, the recording after 10.40 s" in line
     said = caplog.text
-    assert line in said and "silent has sound and no motion" in said and "notes.txt" in said
+    assert line in said and "silent has no motion" in said and "notes.txt" in said
     assert counts.without_motion == ["silent"] and counts.too_short == ["short-listener1"]
     assert counts.clips == len(clips) and counts.recordings == 6
     assert not any(c.dyad_id in ("silent", "short") for c in clips)
@@ -187,18 +194,20 @@ def test_nothing_long_enough_is_an_error(published, tmp_path):
 
 
 def test_a_recording_too_short_for_held_out_clips_is_named_with_what_to_lower(tmp_path):
-    """30 % of 20 s are held out: of 8 s there is none."""
+    """A quarter of 20 s is held out for each of validation and test: of 8 s there is none."""
     put(tmp_path / "flat", "x", 1, None, 20.0)
     put(tmp_path / "flat", "x", 2, 500, 20.0)
     config = CorpusConfig(kind="dualtalk", root=tmp_path / "flat", seconds=8)
-    with pytest.raises(CorpusError, match=r"flat: no test clip of 8 s.*lower corpus\.seconds"):
+    with pytest.raises(
+        CorpusError, match=r"flat: no validation clip of 8 s.*lower corpus\.seconds"
+    ):
         open_corpus(config, tmp_path / "c")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real dyad is not beside this checkout")
 def test_real_dyad(tmp_path):
     corpus = import_dualtalk(REAL, tmp_path / "c", seconds=4.0, stride=1.0)
-    assert corpus.manifest["clips"] == {"test": 4, "train": 13}
+    assert corpus.manifest["clips"] == {"test": 2, "train": 8, "validation": 2}
     clip = corpus.at("train", 0)
     assert clip.clip_id.endswith("listener2-000000")  # only this side has motion: it listens
     assert clip.absent == ["speaker", "speaker_frames", "words"]

@@ -138,13 +138,13 @@ def import_lm_listener(
         for clip in clips:
             writer.add(clip)
             clips_of_split[clip.split] += 1
-        require_splits(clips_of_split, root, seconds)
         if counts.words_outside > counts.words:
             raise CorpusError(
                 f"{root}: {counts.words_outside} of {counts.words + counts.words_outside} words "
                 "lie outside their segments; their times must be seconds from the start of the "
                 "recording"
             )
+        require_splits(clips_of_split, root, seconds)
         files = {split: file.name for split, file in _files(Path(root)).items()}
         writer.source |= {"files": files, "counts": asdict(counts)}
     return Corpus(path)

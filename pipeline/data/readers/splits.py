@@ -10,6 +10,8 @@ from rapport.pipeline.data.store import SPLITS, CorpusError
 
 # Where publishers have no validation split, so much of their training split becomes it.
 VALIDATION_SHARE = 0.1
+# Of a single recording, which would else be held out by less than a clip.
+TIME_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def hold_out(stretches: Sequence[Stretch], split: str, share: float) -> list[Str
         taken = training[-max(1, round(share * len(training))) :]
         logger.warning(f"  {split}: the last recordings of the same people as in training")
     else:
-        logger.warning(f"  {split}: the last {share:.0%} of a single recording")
+        share = max(share, TIME_SHARE)
+        logger.warning(f"  {split}: the last {share:.0%} of the training part of one recording")
         return [piece for stretch in stretches for piece in _cut(stretch, split, share)]
     return [replace(stretch, split=split) if stretch in taken else stretch for stretch in stretches]
 
