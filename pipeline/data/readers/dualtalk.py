@@ -164,8 +164,9 @@ def import_dualtalk(
         writer.source["counts"] = asdict(counts)
     if counts.pose_only:
         logger.warning(
-            f"  of {counts.pose_only} of {counts.roles} partners frames show how head and jaw "
-            "turn, and no expression: their motion is of another head. Give head.path=FLAME2020.pkl"
+            f"  frames show how {counts.pose_only} of {counts.roles} partners turn head and jaw, "
+            "and no expression: their motion is of FLAME 2020, the head is another. Give "
+            "head.path=FLAME2020.pkl"
         )
     return Corpus(path)
 
