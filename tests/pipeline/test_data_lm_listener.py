@@ -18,8 +18,10 @@ from rapport.pipeline.data.readers.lm_listener import (
     read_lm_listener,
     read_segments,
 )
+from rapport.pipeline.data.readers.pictures import Filming
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import CorpusError, CorpusWriter
+from rapport.policies.head.video import write_mp4
 
 TREVOR = "trevor_videos/done_trevor_videos1/025YouTube/025YouTube.mp4"
 TREVOR_ID = "trevor_videos_done_trevor_videos1_025YouTube_025YouTube.mp4"
@@ -395,6 +397,60 @@ def test_times_that_say_nothing_are_not_believed(tmp_path):
     torch.save([segment("a", **milliseconds)], root / "segments_train.pth")
     torch.save([segment("v", split_start_time=None)], root / "segments_val.pth")
     assert list(read_lm_listener(root, 4, 2))  # times that say nothing are not believed
+
+
+def film(path: Path, seconds: float, fps: int = 10) -> Path:
+    """A video whose left half is dark and whose right half brightens by 2 a frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = np.zeros((round(seconds * fps), 32, 128, 3), np.uint8)
+    frames[:, :, 64:] = (20 + 2 * np.arange(len(frames)))[:, None, None, None]
+    return write_mp4(path, frames, fps, crf=10)
+
+
+def test_frames_come_from_the_video_of_the_recording_at_their_moments(tmp_path):
+    parts = {split: [segment(f"old/{split}.avi")] for split in ("val", "test")}
+    train = [segment("v/a.mp4", start=60, frames=240), segment("v/none.mp4")]
+    root = publish(tmp_path / "x", train=train, **parts)
+    film(tmp_path / "videos" / "v" / "a.mp4", seconds=10.0)
+    filming = Filming(tmp_path / "videos", rate=2, size=16, side="right")
+    counts = ReadCounts()
+    clips = read_lm_listener(root, 4, 2, past=2, filming=filming, counts=counts)
+    clips = {clip.clip_id: clip for clip in clips}
+    assert counts.without_frames == 3 and clips["v_none.mp4-000000"].speaker_frames is None
+    clip = clips["v_a.mp4-000120"]  # from 4 s of the video on; its past from 2 s on
+    moments = np.concatenate([2 + np.arange(4) / 2, 4 + np.arange(8) / 2]) + 0.25
+    shown = np.concatenate([clip.past.speaker_frames, clip.speaker_frames])
+    assert shown.shape == (12, 16, 16, 3)
+    # The picture of that moment, and none that comes after it.
+    expected = 20 + 2 * np.floor(10 * moments + 1e-6)
+    np.testing.assert_allclose(shown.mean(axis=(1, 2, 3)), expected, atol=2.5)
+    left = Filming(tmp_path / "videos", rate=2, size=16, side="left")
+    dark = next(c for c in read_lm_listener(root, 4, 2, filming=left) if c.dyad_id == "v_a.mp4")
+    assert dark.speaker_frames.max() < 12
+
+
+def test_videos_that_do_not_belong_are_named(tmp_path):
+    parts = {split: [segment("v/a.mp4", start=30)] for split in ("train", "val", "test")}
+    root = publish(tmp_path / "x", **parts)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+
+    def read():
+        list(read_lm_listener(root, 4, 2, filming=Filming(folder, rate=2, size=16)))
+
+    with pytest.raises(CorpusError, match=r"corpus.videos=.*videos: no .mp4"):
+        read()
+    film(folder / "a.mp4", seconds=3.0)
+    with pytest.raises(CorpusError, match=r"a.mp4 ends before .*corpus.fps"):
+        read()
+    (folder / "b").mkdir()
+    (folder / "b" / "a.webm").write_bytes(b"another")
+    with pytest.raises(CorpusError, match="could all be the video of 'v/a.mp4'"):
+        read()
+    (folder / "b" / "a.webm").unlink()
+    (folder / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(CorpusError, match=r"a.mp4 cannot be decoded as a video"):
+        read()
 
 
 def test_clips_of_another_corpus_do_not_mix_in(trevor, tmp_path):
