@@ -58,10 +58,10 @@ class Viewer:
     def __init__(self, head: HeadConfig) -> None:
         self.asset = load_head(head.path, head.topology)
         self.head = FlameHead(self.asset)
-        self.landmarks = face_landmarks(self.asset) if self.asset.arkit else None
+        self.landmarks = face_landmarks(self.asset)
 
     def __call__(self, motion: Motion, shape: np.ndarray | None = None) -> VisibleMotion:
-        if self.landmarks is not None and motion.layout.topology == self.asset.topology:
+        if motion.layout.topology == self.asset.topology:
             return watch(self.head, self.landmarks, motion, shape=shape)
         turning = "rot" if "rot" in motion.layout.names else "neck"
         return VisibleMotion(motion.layout.fps, motion.group(turning), expression=None)

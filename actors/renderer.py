@@ -13,14 +13,12 @@ from rapport.actors.cluster import on_nodes, worker_environment
 from rapport.actors.pool import Pool
 from rapport.actors.settings import RenderConfig
 from rapport.actors.timeline import Worker
-from rapport.policies.head.asset import HeadAsset, load_head
+from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
 from rapport.policies.head.settings import HeadConfig
-from rapport.policies.head.video import panels, render_motion, write_mp4
-from rapport.policies.motion import Layout, Motion
-
-POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
+from rapport.policies.head.video import on_this_head, panels, render_motion, write_mp4
+from rapport.policies.motion import Motion
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,23 +42,6 @@ class VideoJob:
     path: Path
     panels: tuple[Panel, ...]
     audio: np.ndarray | None
-
-
-def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
-    """The motion as this head can show it, and whether all of it is shown.
-
-    Expression coefficients of another head mean nothing here. Joint rotations do: they alone are
-    kept, and the caller must say so in the picture.
-    """
-    if motion.layout.topology == asset.topology:
-        return motion, True
-    widths = {
-        name: motion.layout.width(name) for name in motion.layout.names if name in POSE_GROUPS
-    }
-    posed = motion.subset(motion.layout.subset(widths))
-    resting = np.zeros((len(motion), 1), np.float32)
-    layout = Layout((("expr", 1), *posed.layout.groups), motion.layout.fps, asset.topology)
-    return Motion(np.concatenate([resting, posed.values], axis=1), layout), False
 
 
 class RenderWorker(Worker):
@@ -92,7 +73,9 @@ class RenderWorker(Worker):
             return panel.caption, None
         motion, whole = on_this_head(panel.motion, self.asset)
         caption = panel.caption if whole else f"{panel.caption} (pose only)"
-        return caption, render_motion(self.head, self.rasterizer, motion, shape=panel.shape)
+        # Another head's coefficients of identity mean as little here as those of expression.
+        shape = panel.shape if whole else None
+        return caption, render_motion(self.head, self.rasterizer, motion, shape=shape)
 
 
 class RenderPool(Pool):

@@ -78,12 +78,16 @@ class PrepareConfig(RecipeConfig):
     """`prepare`, and what all recipes take that read a corpus."""
 
     corpus: CorpusConfig = CorpusConfig()
+    head: HeadConfig = HeadConfig()
 
     def moot(self) -> dict[str, tuple[str, ...]]:
-        """`prepare` itself draws nothing."""
+        """`prepare` itself draws no numbers; what head is drawn, where none is."""
+        keys = super().moot()
         if type(self) is PrepareConfig:
-            return super().moot() | {"prepare draws nothing: corpus.seed": ("seed",)}
-        return super().moot()
+            keys["prepare draws nothing: corpus.seed"] = ("seed",)
+        if self.corpus.kind != "dualtalk" and not isinstance(self, Judged | Rated | RankConfig):
+            keys["no head is drawn here; corpus.kind=dualtalk draws its speakers"] = ("head",)
+        return keys
 
 
 class Learning(PrepareConfig):
@@ -177,7 +181,6 @@ class OfOther(Learning):
 class Judged(Learning, Sampling):
     """What recipes take that end in a table of held-out reactions."""
 
-    head: HeadConfig = HeadConfig()
     render: RenderConfig = RenderConfig()
     score: ScoreConfig = ScoreConfig()
     raters: RatersConfig = RatersConfig()
@@ -240,7 +243,6 @@ class JudgedOfOther(OfOther, Judged):
 class Rated(Learning, Sampling):
     """What recipes take that offer candidates to be watched and rated."""
 
-    head: HeadConfig = HeadConfig()
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFleetConfig = CandidateFleetConfig()
 
@@ -582,7 +584,6 @@ class RankSettings(HeldOutConfig):
 class RankConfig(Sampling):
     """`rank`."""
 
-    head: HeadConfig = HeadConfig()
     rollout: EngineConfig = EngineConfig()
     rank: RankSettings = RankSettings()
 

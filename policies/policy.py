@@ -102,6 +102,8 @@ class Policy(ABC):
     action_type: ClassVar[pa.DataType] = pa.list_(pa.float32())  # of a reaction in a table
     likelihood_draws: ClassVar[bool] = False  # whether `log_likelihood` is of drawn noise
     seed_per_prompt: ClassVar[bool] = True  # whether one prompt, asked twice, is answered alike
+    # Modalities of a speaker that `encode` reads, names of `Clip`.
+    reads: ClassVar[tuple[str, ...]] = ("speaker", "speaker_frames", "speaker_audio", "words")
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
     draw_count: int = 1  # draws of `log_likelihood` for each reaction, where it is of drawn noise

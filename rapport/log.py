@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("rapport")
 
@@ -21,3 +23,14 @@ def show() -> None:
         logger.addHandler(_Terminal())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Say nothing meanwhile: what is looked at twice is not told twice."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -222,13 +222,14 @@ def test_the_main_job_runs_on_the_real_dyad(tmp_path):
         tmp_path / "dyad",
     )
     summary = finished(process, tmp_path / "dyad")
-    assert summary["counts"]["train_clips"] > 8 and summary["counts"]["dpo_steps"] >= 1
+    assert summary["counts"]["train_clips"] == 8 and summary["counts"]["dpo_steps"] >= 1
     row = summary["metrics"]["after"]
     assert row["l2"] > 0 and row["p_fd"] is None and row["l2_affect"] is None, (
         "absent is missing, not zero"
     )
     assert row["truth_affect_error"] is None and row["simulated_empathy"] is None
     assert "Mirror" not in summary["metrics"]["evaluation"]
+    assert any("no empathy and no appropriateness" in text for text in summary["warnings"])
 
 
 @pytest.mark.long

@@ -20,7 +20,18 @@ class CorpusConfig(Section):
     stride: float = Field(1.0, gt=0)
     """seconds between starts of clips cut from a recording (dualtalk, lm_listener)"""
     past: float = Field(4.0, ge=0)
-    """seconds before each clip that are kept with it (synthetic); 0 = none"""
+    """seconds before each clip that are kept with it, where there are so many; 0 = none"""
+    fps: float | None = Field(None, gt=0)
+    """frames of motion per second, where the files do not say: RealTalk 25, L2L-trevor 30; empty =
+    as they say, else 30 (lm_listener)"""
+    videos: Path | None = None
+    """folder of videos of the speakers, named as the recordings; empty = no frames (lm_listener)"""
+    speaker_side: Literal["whole", "left", "right"] = "whole"
+    """part of each video that shows the speaker and nobody else; of RealTalk's the right half
+    (lm_listener)"""
+    transcriber: str | None = None
+    """module:Class that writes down what is said where no transcript is beside the sound; empty =
+    nobody does (dualtalk)"""
     train_clips: int = Field(512, ge=1)
     """moments to train on, each listened to by corpus.listeners (synthetic)"""
     validation_clips: int = Field(128, ge=1)
@@ -41,19 +52,28 @@ class CorpusConfig(Section):
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What is generated is not cut, and the other way round."""
         generated = (
-            "past",
             "train_clips",
             "validation_clips",
             "test_clips",
             "listeners",
             "riddles",
-            "image_size",
-            "frames",
             "seed",
         )
+        pictures = ("image_size", "frames")
+        filmed = ("videos", "speaker_side", "fps")
         kind = f"corpus.kind={self.kind}"
         if self.kind == "synthetic":
-            return {f"{kind} is generated, not read": ("root", "stride")}
+            read = ("root", "stride", *filmed, "transcriber")
+            return {f"{kind} is generated, not read": read}
         if self.kind == "parquet":
-            return {f"{kind} takes the clips as they are there": ("stride", *generated)}
-        return {f"{kind} takes what the files have": generated}
+            cut = ("stride", "past", *filmed, "transcriber", *pictures, *generated)
+            return {f"{kind} takes the clips as they are there": cut}
+        what = f"{kind} takes what the files have"
+        if self.kind == "dualtalk":
+            return {what: (*generated, *filmed)}
+        if self.videos is None:
+            return {
+                what: (*generated, "transcriber"),
+                "without corpus.videos there are no frames": ("speaker_side", *pictures),
+            }
+        return {what: (*generated, "transcriber")}

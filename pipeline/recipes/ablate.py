@@ -45,7 +45,7 @@ def on_one_corpus(run: Run, config: Config) -> Config:
     """The config with a corpus that is prepared here, once, and read by every seed."""
     if isinstance(config, OfFlow) and config.imitation is not None:
         return config  # that run has brought its own
-    corpus = prepare(run, config.corpus)
+    corpus = prepare(run, config)
     prepared = config.corpus.model_copy(update={"kind": "parquet", "root": corpus.path})
     return config.model_copy(update={"corpus": prepared})
 

@@ -27,7 +27,7 @@ _SAME_FRAME = 0.5  # frames by which clips that follow each other may be apart
 
 def run(config: PrepareConfig, run: Run) -> None:
     """Prepare the corpus and describe it."""
-    corpus = prepare(run, config.corpus)
+    corpus = prepare(run, config)
     run.summary["metrics"] = describe_corpus(run, corpus).value
 
 

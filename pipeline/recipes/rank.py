@@ -44,7 +44,7 @@ def run(config: RankConfig, run: Run) -> None:
     ]
     corpus = common_corpus({trained.algorithm: trained.imitated.corpus for trained in runs})
     if corpus is None:
-        corpus = prepare(run, config.corpus)
+        corpus = prepare(run, config)
     chosen = set(choose(corpus, "test", config.rank.prompts, seed=config.seed))
     # In the order of the corpus, so that the clips of a dyad stand in a row.
     ids = [clip_id for clip_id in corpus.clip_ids("test") if clip_id in chosen]

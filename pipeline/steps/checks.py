@@ -22,7 +22,9 @@ from rapport.actors.cluster import ClusterError, cluster
 from rapport.actors.probe import Node, all_reduce, probe_nodes
 from rapport.actors.settings import EngineConfig, LearnerConfig
 from rapport.log import logger
-from rapport.pipeline.data.corpora import moments_of
+from rapport.pipeline.data.corpora import look_at_prompts, moments_of
+from rapport.pipeline.data.prompts import NAMES
+from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.estimate import (
     GIB,
     ModelSize,
@@ -35,8 +37,12 @@ from rapport.pipeline.estimate import (
 from rapport.pipeline.plan import FPS, Piece
 from rapport.pipeline.rundir import PACKAGES, VLLM_NAMES, RunError, Workspace
 from rapport.pipeline.settings import DpoOfVla, Judged, Learning, Rewarded, Sampling
+from rapport.pipeline.steps.corpus import perceived
 from rapport.pipeline.steps.imitation_vla import published_parts
 from rapport.pipeline.steps.sizing import model_size
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.settings import HeadConfig
+from rapport.policies.motion import Layout
 from rapport.policies.policy import CheckpointError
 from rapport.policies.vla.pretrained import check_parts
 from rapport.wording import first_line
@@ -47,6 +53,7 @@ SCRATCH_GIB = 10
 # Private memory of processes that hold a model of next to no size, measured on CPU in the
 # end-to-end tests; base = driver and Ray's own.
 PROCESS_GIB = {"engine": 1.1, "learner": 0.5, "worker": 0.3, "base": 1.3}
+BY_EXPRESSION = ("empathy", "appropriateness")  # criteria that ask what a face expresses
 AUDIO_BYTES_S = 2 * 4 * 16_000  # two voices, float32 at 16 kHz
 ENGINE_REMEDY = "rollout.tensor_parallel, rollout.dtype=bfloat16 or a smaller rollout.kv_cache_gib"
 MOTION_BYTES_FRAME = 2 * 70 * 4  # two faces, about 70 float32 each
@@ -121,6 +128,7 @@ def look_at_cluster(run: Workspace, config: Judged) -> None:
     started = time.time()
     nodes = probe_nodes(run.directory, PACKAGES + VLLM_NAMES, PROBE_TIMEOUT_S)
     checks = [
+        prompts_check(config),
         *version_checks(nodes, vllm=isinstance(config.rollout, EngineConfig)),
         *engine_checks(config, nodes),
         *place_checks(config, nodes),
@@ -161,6 +169,38 @@ def show(title: str, checks: Iterable[Check]) -> None:
 
 
 # -- Any policy --
+
+
+def prompts_check(config: Judged) -> Check:
+    """Whether anything that the policy perceives differs from clip to clip."""
+    reads = perceived(config)
+    try:
+        look_at_prompts(config.corpus, config.head, reads)
+    except CorpusError as error:
+        found, _, remedy = str(error).partition("\n")
+        return Check("prompts", "failed", found, remedy=remedy.strip())
+    named = ", ".join(NAMES[name] for name in reads)
+    return Check("prompts", "ok", f"the policy reads {named}; not all are alike")
+
+
+def say_what_raters_miss(run: Workspace, head: HeadConfig, layout: Layout) -> None:
+    """Say aloud, and in the summary, which criteria SIMULATED raters cannot give.
+
+    Args:
+        run: takes the summary.
+        head: on which they watch.
+        layout: of what they watch.
+    """
+    shown_on = load_head(head.path, head.topology).topology
+    if shown_on == layout.topology:
+        return
+    warning = (
+        f"SIMULATED raters see how heads turn, and no expression: motion is of {layout.topology}, "
+        f"the head is {shown_on}. They give no {' and no '.join(BY_EXPRESSION)}. Give "
+        "head.path=FILE of that head"
+    )
+    logger.warning(f"WARNING: {warning}")
+    run.summary.setdefault("warnings", []).append(warning)
 
 
 def version_checks(nodes: list[Node], *, vllm: bool = True) -> Iterator[Check]:

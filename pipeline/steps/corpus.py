@@ -8,21 +8,33 @@ import numpy as np
 
 from rapport.actors import timeline
 from rapport.pipeline.data.corpora import open_corpus
-from rapport.pipeline.data.settings import CorpusConfig
-from rapport.pipeline.data.store import Corpus, CorpusError
+from rapport.pipeline.data.prompts import NAMES, require_unlike_prompts
+from rapport.pipeline.data.store import PAST, Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.settings import Learning, PrepareConfig
 
 
-def prepare(run: Workspace, config: CorpusConfig) -> Corpus:
+def prepare(run: Workspace, config: PrepareConfig) -> Corpus:
     """The corpus that `config` names, as a Parquet folder."""
     return Corpus(_prepared(run, config).artifacts["corpus"])
 
 
+def perceived(config: PrepareConfig) -> tuple[str, ...]:
+    """Modalities of a speaker that the policy of a recipe reads; all, where there is none yet."""
+    if not isinstance(config, Learning):
+        return tuple(NAMES)
+    from rapport.policies.policy import policy_class
+
+    return policy_class(config.policy).reads
+
+
 @phase("prepare")
-def _prepared(step: Phase, config: CorpusConfig) -> PhaseResult:
+def _prepared(step: Phase, config: PrepareConfig) -> PhaseResult:
     with timeline.noted("corpus"):
         try:
-            corpus = open_corpus(config, step.directory / "corpus")
+            corpus = open_corpus(config.corpus, step.directory / "corpus", config.head)
+            reads = perceived(config)
+            require_unlike_prompts(corpus.clips("train", {*reads, PAST}), reads, config.corpus)
         except CorpusError as error:
             raise RunError(str(error)) from error
     counts = {split: corpus.count(split) for split in ("train", "test")}

@@ -33,7 +33,7 @@ def imitate(run: Workspace, config: Learning) -> Imitated:
     """Train a policy to imitate, or take the one that the config names."""
     if isinstance(config, OfFlow):
         return imitate_flow(run, config)
-    corpus = prepare(run, config.corpus)
+    corpus = prepare(run, config)
     if isinstance(config, OfVla):
         return Imitated(corpus, imitate_vla(run, config, corpus))
     if isinstance(config, OfOther):
@@ -50,7 +50,7 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
     """
     path = path.absolute()
     policy_at(path, config.policy)
-    corpus = prepare(run, config.corpus)
+    corpus = prepare(run, config)
     if not isinstance(config, OfFlow):
         return Imitated(corpus, path)
     folder = run.directory / "features"

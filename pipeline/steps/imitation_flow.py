@@ -40,7 +40,7 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
         run.leave({"corpus": earlier.corpus.path, "flow_policy": earlier.policy_path})
         run.leave({"encode_tables": earlier.windows})
         return earlier
-    corpus = prepare(run, config.corpus)
+    corpus = prepare(run, config)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
     encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
     trained = _flow(run, config, corpus, vae=vae, encoded=encoded)

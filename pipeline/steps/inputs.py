@@ -11,12 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rapport.pipeline.config import RecipeConfig
-from rapport.pipeline.data.corpora import look_at_corpus
+from rapport.pipeline.data.corpora import look_at_corpus, look_at_prompts
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     Evaluated,
     FilesConfig,
-    Judged,
     Learning,
     OfFlow,
     OfOther,
@@ -25,11 +24,9 @@ from rapport.pipeline.settings import (
     PreflightConfig,
     PrepareConfig,
     RankConfig,
-    Rated,
 )
+from rapport.pipeline.steps.corpus import perceived
 from rapport.policies.head.settings import HeadConfig
-
-Drawn = Judged | Rated | RankConfig
 
 
 def look_at_inputs(config: RecipeConfig) -> None:
@@ -47,7 +44,7 @@ def look_at_inputs(config: RecipeConfig) -> None:
         return
     if isinstance(config, RankConfig):
         _runs(config)
-    if isinstance(config, Drawn):
+    if isinstance(config, PrepareConfig):
         _head(config.head)
     if isinstance(config, Preferences) and config.candidates is not None:
         _candidates(config, config.candidates)
@@ -55,6 +52,7 @@ def look_at_inputs(config: RecipeConfig) -> None:
         _imitation(config, config.imitation)
     elif isinstance(config, PrepareConfig):
         look_at_corpus(config.corpus)
+        look_at_prompts(config.corpus, config.head, perceived(config))
         if isinstance(config, Learning):
             _policy(config)
 

@@ -16,6 +16,7 @@ from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, evenly_spaced,
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
 from rapport.pipeline.steps import flow_studies
+from rapport.pipeline.steps.checks import say_what_raters_miss
 from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.judging import (
     Judge,
@@ -80,6 +81,7 @@ class Jury:
             raters: SIMULATED ones.
             baselines: whether methods that learn nothing stand in the table.
         """
+        say_what_raters_miss(run, config.head, imitated.corpus.layout)
         held_out = HeldOut.from_corpus(config, imitated)
         judge = judge_of(run, config, imitated, held_out=held_out, raters=raters)
         jury = cls(run, config, imitated, held_out=held_out, judge=judge)

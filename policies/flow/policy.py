@@ -103,6 +103,7 @@ class FlowPolicy(Policy):
     """
 
     kind = "flow"
+    reads = ("speaker", "speaker_audio")
     supervised = "supervised"
     aligned = {"dpo": "Flow-DPO", "gdpo": "GDPO"}
     prompt_columns = CONDITION_COLUMNS

@@ -15,9 +15,10 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 
 from rapport.files import atomic
+from rapport.policies.head.asset import HeadAsset
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import BACKGROUND, Rasterizer
-from rapport.policies.motion import Motion
+from rapport.policies.motion import Layout, Motion
 
 Codec = Literal["libx264", "libvpx-vp9"]
 # libx264 is bundled with PyAV but GPL; VP9 and Opus are free of that, so images can be passed on.
@@ -27,7 +28,25 @@ CODEC_OPTIONS = {
     "libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "8"},
 }
 CONTAINER = {".mp4": "mp4", ".webm": "webm"}
+POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
 CHUNK = 50  # frames whose vertices are computed at once: enough to be fast, 3 MB of vertices
+
+
+def on_this_head(motion: Motion, asset: HeadAsset) -> tuple[Motion, bool]:
+    """The motion as this head can show it, and whether all of it is shown.
+
+    Expression coefficients of another head mean nothing here. Joint rotations do: they alone are
+    kept, and the caller must say so in the picture.
+    """
+    if motion.layout.topology == asset.topology:
+        return motion, True
+    widths = {
+        name: motion.layout.width(name) for name in motion.layout.names if name in POSE_GROUPS
+    }
+    posed = motion.subset(motion.layout.subset(widths))
+    resting = np.zeros((len(motion), 1), np.float32)
+    layout = Layout((("expr", 1), *posed.layout.groups), motion.layout.fps, asset.topology)
+    return Motion(np.concatenate([resting, posed.values], axis=1), layout), False
 
 
 def render_motion(

@@ -67,6 +67,7 @@ class VlaPolicy(Policy):
     """
 
     kind = "vla"
+    reads = ("speaker_frames", "speaker_audio", "words")
     prompt_columns = PROMPT_COLUMNS
     action_type = pa.list_(pa.int32())
 

@@ -8,10 +8,10 @@ import pytest
 from rapport.actors.cluster import worker_environment
 from rapport.actors.fleet import _requests
 from rapport.actors.rater import Viewer
-from rapport.actors.renderer import on_this_head
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.settings import HeadConfig
+from rapport.policies.head.video import on_this_head
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy, prompt_seed
 from rapport.rewards.ratings.simulated import SimulatedPanel

@@ -18,8 +18,10 @@ from rapport.pipeline.data.readers.lm_listener import (
     read_lm_listener,
     read_segments,
 )
+from rapport.pipeline.data.readers.pictures import Filming
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import CorpusError, CorpusWriter
+from rapport.policies.head.video import write_mp4
 
 TREVOR = "trevor_videos/done_trevor_videos1/025YouTube/025YouTube.mp4"
 TREVOR_ID = "trevor_videos_done_trevor_videos1_025YouTube_025YouTube.mp4"
@@ -76,8 +78,12 @@ def trevor(tmp_path):
 def test_published_folder(trevor, tmp_path):
     corpus = import_lm_listener(trevor, tmp_path / "c", seconds=4, stride=2)
     assert corpus.layout == LAYOUT and corpus.fps == 30
-    assert corpus.manifest["clips"] == {"test": 3, "train": 6}
-    assert corpus.manifest["source"]["held_out"] == "segments_val.pth"
+    assert corpus.manifest["clips"] == {"test": 3, "train": 6, "validation": 3}
+    assert corpus.manifest["source"]["files"] == {
+        "train": "segments_train.pth",
+        "validation": "segments_val.pth",
+        "test": "segments_test.pth",
+    }
     assert (
         corpus.manifest["source"]["counts"]["shared_recordings"] == 1
     )  # 025YouTube is in both, as published
@@ -104,8 +110,10 @@ def test_p0_listens_and_pose_is_rotation_then_jaw(trevor):
 
 
 def test_words_count_from_the_recording_and_land_in_their_window(trevor):
-    clips = {c.clip_id[-6:]: c for c in read_lm_listener(trevor, 4, 2)}
+    clips = {c.clip_id[-6:]: c for c in read_lm_listener(trevor, 4, 2, past=2)}
     assert clips["000900"].text == "Hi,"  # " there" ends at 5 s, `before` is not this clip's
+    assert [word.text for word in clips["000960"].past.words] == ["before", "Hi,"]
+    assert clips["000960"].past.words[0].end == pytest.approx(-2.5)
     assert clips["000900"].words[0].start == pytest.approx(0.2)
     assert clips["000960"].text == "there" and clips["000960"].words[0].end == pytest.approx(3.0)
     assert clips["001020"].text == "there"
@@ -127,9 +135,7 @@ def test_dtypes_and_lengths_vary(tmp_path):
         tmp_path / "x", train=[half, double, integer, ragged, short, exact], val=[segment("v")]
     )
     counts = ReadCounts()
-    clips = {
-        c.dyad_id: c for c in read_lm_listener(root, 4, 4, counts=counts) if c.split == "train"
-    }
+    clips = {c.dyad_id: c for c in read_lm_listener(root, 4, 4, counts=counts) if c.split != "test"}
     assert (
         set(clips) == {"a", "b", "c", "d", "f"}
         and counts.too_short == 1
@@ -169,6 +175,7 @@ def test_segments_that_overlap_give_each_window_once(tmp_path):
         tmp_path / "x",
         train=[segment("a", frames=180), segment("a", start=60, frames=180)],
         val=[segment("v")],
+        test=[segment("t")],
     )
     counts = ReadCounts()
     clips = [c.clip_id for c in read_lm_listener(root, 4, 2, counts=counts) if c.split == "train"]
@@ -177,10 +184,35 @@ def test_segments_that_overlap_give_each_window_once(tmp_path):
 
 @pytest.mark.parametrize("splits", [["train", "val"], ["train", "test"]])
 def test_either_held_out_file_will_do(tmp_path, splits):
-    root = publish(tmp_path / "x", **{split: [segment(split)] for split in splits})
+    """Validation is then a tenth of training, by recordings."""
+    train = [segment(f"r{number:02d}", seed=number) for number in range(20)]
+    root = publish(tmp_path / "x", train=train, **{splits[1]: [segment("held out")]})
     corpus = import_lm_listener(root, tmp_path / "c")
-    assert corpus.manifest["source"]["held_out"] == f"segments_{splits[1]}.pth"
-    assert {c.dyad_id for c in corpus.clips("test")} == {splits[1]}
+    assert corpus.manifest["source"]["files"]["test"] == f"segments_{splits[1]}.pth"
+    assert {c.dyad_id for c in corpus.clips("test")} == {"held_out"}
+    assert {c.dyad_id for c in corpus.clips("validation")} == {"r18", "r19"}
+    assert len({c.dyad_id for c in corpus.clips("train")}) == 18
+
+
+def test_validation_of_a_single_recording_is_its_last_part_with_no_frame_of_training(tmp_path):
+    root = publish(tmp_path / "x", train=[segment("a", frames=600)], test=[segment("t")])
+    clips = [c for c in read_lm_listener(root, 4, 1, past=2) if c.dyad_id == "a"]
+    first = {"train": 0, "validation": 450}
+    for clip in clips:
+        start = int(clip.clip_id[-6:])
+        past = 0 if clip.past is None else len(clip.past.listener)
+        assert start - past >= first[clip.split]
+        assert clip.split == "validation" or start + len(clip.listener) <= 450
+        assert past == (60 if start - first[clip.split] >= 60 else 0)
+    assert {c.split for c in clips} == {"train", "validation"}
+
+
+def test_the_past_of_a_training_clip_has_no_held_out_frame_either(tmp_path):
+    train = [segment("a", frames=600), segment("b")]
+    root = publish(tmp_path / "x", train=train, val=[segment("v")], test=[segment("a", frames=60)])
+    clips = [c for c in read_lm_listener(root, 4, 1, past=2) if c.split == "train"]
+    starts = [int(c.clip_id[-6:]) for c in clips if c.dyad_id == "a"]
+    assert starts[0] == 120, "60 is not held out, but its past is"
 
 
 @pytest.mark.parametrize("splits", [["train"], ["val", "test"]])
@@ -257,7 +289,7 @@ def test_numpy_inside_is_refused_with_the_way_out(tmp_path):
 
 def test_a_legacy_torch_file_is_read(trevor):
     torch.save([segment()], trevor / "segments_train.pth", _use_new_zipfile_serialization=False)
-    assert len(list(read_lm_listener(trevor, 4, 2))) == 6
+    assert len(list(read_lm_listener(trevor, 4, 2))) == 9
 
 
 def damage(kind: str, intact: bytes) -> bytes:
@@ -337,19 +369,88 @@ def test_z_scores_are_refused_and_raw_values_are_not_touched(trevor):
     assert np.array_equal(clip.listener.group("expr"), segment(seed=5)["p0_exp"][:120])
 
 
-def test_another_frame_rate_is_refused_with_the_way_out(tmp_path):
+def test_the_frame_rate_is_what_the_files_say_and_no_other(tmp_path):
     realtalk = {"split_start_time": 0.0, "split_end_time": 240 / 25}
-    root = publish(tmp_path / "x", train=[segment("a", **realtalk)], val=[segment("v", **realtalk)])
-    with pytest.raises(
-        CorpusError, match="25 fps by its own times, not 30.*fps=25.*corpus.kind=parquet"
-    ):
-        list(read_lm_listener(root, 4, 2))
-    corpus = import_lm_listener(root, tmp_path / "c", fps=25)
+    train = [segment("a", **realtalk), segment("b", **realtalk)]
+    root = publish(tmp_path / "x", train=train, val=[segment("v", **realtalk)])
+    with pytest.raises(CorpusError, match=r"25 fps by its own times, not 30: give corpus\.fps=25"):
+        list(read_lm_listener(root, 4, 2, fps=30))
+    corpus = import_lm_listener(root, tmp_path / "c")
     assert corpus.fps == 25 and len(corpus.at("train", 0).listener) == 100
+    torch.save([segment("v")], root / "segments_val.pth")  # 30 fps
+    with pytest.raises(CorpusError, match=r"segments_val.pth has 30 fps .*not 25"):
+        list(read_lm_listener(root, 4, 2))
+
+
+def test_files_that_do_not_say_their_rate_are_read_at_the_given_one(tmp_path):
+    silent = {"split_start_time": None}
+    parts = {split: [segment(split, **silent)] for split in ("train", "val", "test")}
+    root = publish(tmp_path / "x", **parts)
+    assert import_lm_listener(root, tmp_path / "c").fps == 30
+    corpus = import_lm_listener(root, tmp_path / "d", fps=25)
+    assert corpus.fps == 25 and len(corpus.at("train", 0).listener) == 100
+
+
+def test_times_that_say_nothing_are_not_believed(tmp_path):
+    root = publish(tmp_path / "x", train=[segment("a")], val=[segment("v")])
     milliseconds = {"split_start_time": 0, "split_end_time": 8000}
     torch.save([segment("a", **milliseconds)], root / "segments_train.pth")
     torch.save([segment("v", split_start_time=None)], root / "segments_val.pth")
     assert list(read_lm_listener(root, 4, 2))  # times that say nothing are not believed
+
+
+def film(path: Path, seconds: float, fps: int = 10) -> Path:
+    """A video whose left half is dark and whose right half brightens by 2 a frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = np.zeros((round(seconds * fps), 32, 128, 3), np.uint8)
+    frames[:, :, 64:] = (20 + 2 * np.arange(len(frames)))[:, None, None, None]
+    return write_mp4(path, frames, fps, crf=10)
+
+
+def test_frames_come_from_the_video_of_the_recording_at_their_moments(tmp_path):
+    parts = {split: [segment(f"old/{split}.avi")] for split in ("val", "test")}
+    train = [segment("v/a.mp4", start=60, frames=240), segment("v/none.mp4")]
+    root = publish(tmp_path / "x", train=train, **parts)
+    film(tmp_path / "videos" / "v" / "a.mp4", seconds=10.0)
+    filming = Filming(tmp_path / "videos", rate=2, size=16, side="right")
+    counts = ReadCounts()
+    clips = read_lm_listener(root, 4, 2, past=2, filming=filming, counts=counts)
+    clips = {clip.clip_id: clip for clip in clips}
+    assert counts.without_frames == 3 and clips["v_none.mp4-000000"].speaker_frames is None
+    clip = clips["v_a.mp4-000120"]  # from 4 s of the video on; its past from 2 s on
+    moments = np.concatenate([2 + np.arange(4) / 2, 4 + np.arange(8) / 2]) + 0.25
+    shown = np.concatenate([clip.past.speaker_frames, clip.speaker_frames])
+    assert shown.shape == (12, 16, 16, 3)
+    # The picture of that moment, and none that comes after it.
+    expected = 20 + 2 * np.floor(10 * moments + 1e-6)
+    np.testing.assert_allclose(shown.mean(axis=(1, 2, 3)), expected, atol=2.5)
+    left = Filming(tmp_path / "videos", rate=2, size=16, side="left")
+    dark = next(c for c in read_lm_listener(root, 4, 2, filming=left) if c.dyad_id == "v_a.mp4")
+    assert dark.speaker_frames.max() < 12
+
+
+def test_videos_that_do_not_belong_are_named(tmp_path):
+    parts = {split: [segment("v/a.mp4", start=30)] for split in ("train", "val", "test")}
+    root = publish(tmp_path / "x", **parts)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+
+    def read():
+        list(read_lm_listener(root, 4, 2, filming=Filming(folder, rate=2, size=16)))
+
+    with pytest.raises(CorpusError, match=r"corpus.videos=.*videos: no .mp4"):
+        read()
+    film(folder / "a.mp4", seconds=3.0)
+    with pytest.raises(CorpusError, match=r"a.mp4 ends before .*corpus.fps"):
+        read()
+    (folder / "b").mkdir()
+    (folder / "b" / "a.webm").write_bytes(b"another")
+    with pytest.raises(CorpusError, match="could all be the video of 'v/a.mp4'"):
+        read()
+    (folder / "b" / "a.webm").unlink()
+    (folder / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(CorpusError, match=r"a.mp4 cannot be decoded as a video"):
+        read()
 
 
 def test_clips_of_another_corpus_do_not_mix_in(trevor, tmp_path):
@@ -369,7 +470,7 @@ def test_word_times_that_fit_nothing_are_an_error(tmp_path):
 
 
 def test_nothing_long_enough_is_an_error(trevor, tmp_path):
-    with pytest.raises(CorpusError, match="gave no clip of 60.*shorten"):
+    with pytest.raises(CorpusError, match="gave no clip of 60 s: lower corpus.seconds"):
         import_lm_listener(trevor, tmp_path / "c", seconds=60)
     assert not (tmp_path / "c").exists()
 

@@ -6,7 +6,9 @@ import py_compile
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from transformers import Dinov2Config, LlamaConfig, SiglipVisionConfig
 
@@ -37,6 +39,8 @@ from rapport.pipeline.steps.checks import (
     version_checks,
 )
 from rapport.pipeline.steps.sizing import model_size
+from rapport.policies.head.settings import HeadConfig
+from rapport.policies.motion import Layout
 
 LLAMA_7B = 6_738_415_616  # parameters of LLaMA-2-7B
 SIZE = ModelSize(
@@ -291,8 +295,6 @@ def test_nothing_is_looked_at_where_the_config_says_so():
 
 
 def test_the_disk_is_compared_with_what_a_run_leaves(tmp_path):
-    from types import SimpleNamespace
-
     run = SimpleNamespace(directory=tmp_path)
     assert disk_check(config(), SIZE, run).state == "ok"
     assert (
@@ -337,3 +339,31 @@ def test_gpus_that_nobody_asks_for_are_said(monkeypatch, capsys):
         with cluster_of(config(asked)):
             pass
         assert "GPU" not in capsys.readouterr().out
+
+
+def test_prompts_that_are_all_alike_fail_and_say_what_to_give(tmp_path):
+    for name in "abcd":
+        np.savez(
+            tmp_path / f"{name}_speaker2.npz",
+            exp=np.zeros((150, 50)),
+            pose=np.zeros((150, 6)),
+            shape=np.zeros((150, 100)),
+        )
+    real = ["corpus.kind=dualtalk", f"corpus.root={tmp_path}", "corpus.seconds=2"]
+    check = checks.prompts_check(config(*real))
+    assert check.state == "failed" and "are alike" in check.found
+    assert "the speaker's voice: absent. Give RECORDING_speaker1.wav" in check.remedy
+    said = checks.prompts_check(config())
+    assert said.state == "ok" and "the speaker's words" in said.found
+
+
+def test_criteria_that_raters_cannot_give_are_said_and_stand_in_the_summary(caplog):
+    run = SimpleNamespace(summary={})
+    flame = Layout((("expr", 50), ("neck", 3)), 25, "flame2020")
+    with caplog.at_level("WARNING", logger="rapport"):
+        checks.say_what_raters_miss(run, HeadConfig(), flame)
+    [warning] = run.summary["warnings"]
+    assert "no empathy and no appropriateness" in warning and "head.path=" in warning
+    assert warning in caplog.text
+    checks.say_what_raters_miss(run, HeadConfig(), replace(flame, topology="builtin"))
+    assert run.summary["warnings"] == [warning]

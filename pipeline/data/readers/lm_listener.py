@@ -13,9 +13,10 @@ A file is a torch list of dicts, one for each stretch in which p1 speaks and p0 
     before_words, during_words  [{text, end, maybe start}], seconds from the start of the recording
 
 `pose` is head rotation, then jaw, in radians of EMOCA's face model, FLAME 2020: 56 dimensions as
-expression 50, rotation 3, jaw 3, at 30 fps, raw. `mean.npy` and `std.npy` beside the files are for
-lm-listener's own z-scores and not needed. There is no sound and no video; words from before a
-segment lie outside its clips and are left out.
+expression 50, rotation 3, jaw 3, raw; at the rate that frames and seconds of the segments say, or
+else at 30 fps. `mean.npy` and `std.npy` beside the files are for lm-listener's own z-scores and not
+needed. There is no sound. Frames are taken from videos of the speakers, if you have them. Words
+from before a segment belong to the past of its clips.
 
 Segments are pickles. Only lists, dicts, text, numbers and tensors are read from them; nothing in
 them is ever run.
@@ -35,13 +36,21 @@ import torch
 
 from rapport.files import visible
 from rapport.pipeline.data.lengths import Lengths
-from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
-from rapport.pipeline.data.windows import cut, window_starts
+from rapport.pipeline.data.readers.pictures import Filming, with_frames
+from rapport.pipeline.data.readers.splits import (
+    VALIDATION_SHARE,
+    Stretch,
+    hold_out,
+    require_splits,
+)
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError, CorpusWriter
+from rapport.pipeline.data.windows import HEARD_S, cut, window_starts
 from rapport.policies.clip import Clip, Word
 from rapport.policies.motion import Layout, LayoutError, Motion, require_radians
 
-FPS = 30.0
+FPS = 30.0  # of a file that does not say its rate
 LAYOUT = Layout(groups=(("expr", 50), ("rot", 3), ("jaw", 3)), fps=FPS, topology="flame2020")
+_RATES = (24.0, 25.0, 30.0, 50.0, 60.0)
 _JAW_LIMIT = 0.5  # radians; no jaw has this deviation about all three axes, z-scores have 1
 
 
@@ -53,51 +62,91 @@ class ReadCounts:
     clips: int = 0
     too_short: int = 0  # segments shorter than a clip
     repeated: int = 0  # windows that another segment had already given
-    # Training windows left out, because the held-out segments have some of their frames.
+    # Windows left out, because segments that are held out more strictly have some of their frames,
+    # or of their past's.
     held_out_overlap: int = 0
-    shared_recordings: int = 0  # recordings in both splits, as published
+    shared_recordings: int = 0  # recordings in training and in a held-out split, as published
     # Seconds of segments, and of what is lost where listener, speaker and frame numbers are not
     # equally long.
     lengths: Lengths = field(default_factory=Lengths)
     without_speaker: int = 0  # segments without p1
+    without_frames: int = 0  # segments whose recording has no video
     words: int = 0
     words_outside: int = 0  # `during_words` that are not within their segment
 
 
+@dataclass(frozen=True)
+class _Span:
+    """Frames [begin, end) of a recording that a held-out split has."""
+
+    split: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A segment as one long clip, or the part of it that is of one split.
+
+    Args:
+        clip: cut from it.
+        first: its first frame in the recording.
+        recording: as the file calls it.
+    """
+
+    clip: Clip
+    first: int
+    recording: str
+
+
 def import_lm_listener(
-    root: str | Path, path: str | Path, seconds: float = 4.0, stride: float = 1.0, fps: float = FPS
+    root: str | Path,
+    path: str | Path,
+    seconds: float = 4.0,
+    stride: float = 1.0,
+    past: float = 4.0,
+    fps: float | None = None,
+    filming: Filming | None = None,
 ) -> Corpus:
     """Read one listener's segments and write them as a corpus.
 
-    The split "test" is `segments_val.pth`, on which the published evaluation judges, or
-    `segments_test.pth` where there is no val. Clips of one recording share a `dyad_id`, in both
-    splits where the publishers cut through it.
+    Splits are the files: `segments_train.pth`, `segments_val.pth`, `segments_test.pth`. Without a
+    test file, val is the test split, on which the published evaluation judges. Where no file is
+    left for validation, a tenth of training becomes it. Clips of one recording share a `dyad_id`,
+    in several splits where the publishers cut through it.
 
     Args:
         root: folder of the files.
         path: folder of the corpus to create.
         seconds: length of a clip.
         stride: seconds from one clip to the next.
-        fps: rate of the tracks. RealTalk in this layout has 25.
+        past: seconds before a clip that are kept as its past, where the segment has so many.
+        fps: rate of the tracks; None = as the files say, else 30.
+        filming: videos of the speakers; None = no frames.
 
     Raises:
         CorpusError: no such files, damaged ones, ones that hold more than data, z-scores, another
             frame rate, or nothing to learn from; names the file and the segment.
     """
     counts = ReadCounts()
-    source = {"kind": "lm_listener", "seconds": seconds, "stride": stride}
-    with CorpusWriter(path, source) as writer:
-        for clip in read_lm_listener(root, seconds, stride, fps=fps, counts=counts):
+    clips_of_split = dict.fromkeys(SPLITS, 0)
+    source: dict[str, Any] = {"kind": "lm_listener", "seconds": seconds, "stride": stride}
+    with CorpusWriter(path, source | {"past": past}) as writer:
+        clips = read_lm_listener(
+            root, seconds, stride, past=past, fps=fps, filming=filming, counts=counts
+        )
+        for clip in clips:
             writer.add(clip)
-        if not counts.clips:
-            raise CorpusError(f"{root} gave no clip of {seconds} s ({counts}): shorten the clips")
+            clips_of_split[clip.split] += 1
         if counts.words_outside > counts.words:
             raise CorpusError(
                 f"{root}: {counts.words_outside} of {counts.words + counts.words_outside} words "
                 "lie outside their segments; their times must be seconds from the start of the "
                 "recording"
             )
-        writer.source |= {"held_out": _files(Path(root))["test"].name, "counts": asdict(counts)}
+        require_splits(clips_of_split, root, seconds)
+        files = {split: file.name for split, file in _files(Path(root)).items()}
+        writer.source |= {"files": files, "counts": asdict(counts)}
     return Corpus(path)
 
 
@@ -105,16 +154,20 @@ def read_lm_listener(
     root: str | Path,
     seconds: float,
     stride: float,
-    fps: float = FPS,
+    past: float = 4.0,
+    fps: float | None = None,
+    filming: Filming | None = None,
     counts: ReadCounts | None = None,
 ) -> Iterator[Clip]:
-    """Clips of both splits, the held-out ones first.
+    """Clips of all splits, the held-out ones first.
 
     Args:
         root: folder of the files.
         seconds: length of a clip.
         stride: seconds from one clip to the next.
-        fps: rate of the tracks.
+        past: seconds before a clip that are kept as its past.
+        fps: rate of the tracks; None = as the files say, else 30.
+        filming: videos of the speakers; None = no frames.
         counts: filled in as the clips come.
 
     Raises:
@@ -122,40 +175,63 @@ def read_lm_listener(
         ValueError: a clip or a stride is shorter than a frame.
     """
     counts = ReadCounts() if counts is None else counts
-    length = round(seconds * fps)
-    step = round(stride * fps)
-    if length < 1 or step < 1:
-        raise ValueError(f"clips of {seconds} s every {stride} s are under a frame at {fps:g} fps")
     files = _files(Path(root))
+    rate = _rate(files, fps)
+    length = round(seconds * rate)
+    step = round(stride * rate)
+    before = round(past * rate)
+    if length < 1 or step < 1:
+        raise ValueError(f"clips of {seconds} s every {stride} s are under a frame at {rate:g} fps")
+    videos = [] if filming is None else filming.files()
     written: set[str] = set()
-    held_out_frames: dict[str, list[range]] = {}
-    train_recordings: set[str] = set()
-    for split in ("test", "train"):  # held-out frames must be known before any are trained on
-        for segment, begin in _whole_segments(files[split], split, fps, counts=counts):
-            frames = len(segment.listener)
-            recording = segment.dyad_id
-            if split == "test":
-                spans = held_out_frames.setdefault(recording, [])
-                spans.append(range(begin, begin + frames))
+    taken: dict[str, list[_Span]] = {}  # by recording
+    recordings: dict[str, set[str]] = {split: set() for split in SPLITS}
+    # What is held out most strictly comes first: its frames must be known before others are taken.
+    for split, piece in _pieces(files, rate, counts):
+        whole = piece.clip
+        recordings[split].add(whole.dyad_id)
+        starts = window_starts(len(whole.listener), length, step)
+        counts.too_short += not starts
+        clips = []
+        for start in starts:
+            clip_id = f"{whole.dyad_id}-{piece.first + start:06d}"
+            clip = cut(whole, start, length, clip_id=clip_id, past=before)
+            seen = length if clip.past is None else length + before
+            first = piece.first + start + length - seen
+            if _overlaps(first, seen, taken.get(whole.dyad_id, []), split):
+                counts.held_out_overlap += 1
+            elif clip_id in written:
+                counts.repeated += 1
             else:
-                train_recordings.add(recording)
-            starts = window_starts(frames, length, step)
-            counts.too_short += not starts
-            for start in starts:
-                first = begin + start
-                clip_id = f"{recording}-{first:06d}"
-                spans = held_out_frames.get(recording, [])
-                if split == "train" and _overlaps(first, length, spans):
-                    counts.held_out_overlap += 1
-                elif clip_id in written:
-                    counts.repeated += 1
-                else:
-                    written.add(clip_id)
-                    counts.clips += 1
-                    yield cut(segment, start, length, clip_id=clip_id)
-    counts.shared_recordings = len(train_recordings & held_out_frames.keys())
+                written.add(clip_id)
+                clips.append(clip)
+        counts.clips += len(clips)
+        if split != "train":
+            span = _Span(split, piece.first, piece.first + len(whole.listener))
+            taken.setdefault(whole.dyad_id, []).append(span)
+        yield from _filmed(clips, piece, filming, videos=videos, counts=counts)
+    held_out = recordings["validation"] | recordings["test"]
+    counts.shared_recordings = len(recordings["train"] & held_out)
     # A published file cannot be mended segment by segment: only the whole must be whole.
     counts.lengths.require_small_share(Path(root))
+
+
+def _filmed(
+    clips: list[Clip],
+    piece: _Piece,
+    filming: Filming | None,
+    videos: list[Path],
+    counts: ReadCounts,
+) -> list[Clip]:
+    """Clips of a segment with frames, where its recording has a video."""
+    if filming is None:
+        return clips
+    file = filming.file_of(piece.recording, videos)
+    if file is None:
+        counts.without_frames += 1
+        return clips
+    begin = piece.first / piece.clip.listener.layout.fps
+    return with_frames(clips, piece.clip, filming.rate, filming.of(file, begin))
 
 
 def read_segments(path: Path) -> list[dict[str, Any]]:
@@ -216,27 +292,65 @@ def _files(root: Path) -> dict[str, Path]:
             f"{root} has only {names}: segments_train.pth and segments_val.pth (or _test) are "
             "needed"
         )
-    return {"train": files["train"], "test": files["val"] if "val" in files else files["test"]}
+    if "test" not in files:
+        return {"train": files["train"], "test": files["val"]}
+    ours = {"train": "train", "validation": "val", "test": "test"}
+    return {split: files[name] for split, name in ours.items() if name in files}
+
+
+def _rate(files: dict[str, Path], fps: float | None) -> float:
+    """Frames per second: as given, or else as the training file says."""
+    if fps is not None:
+        return fps
+    rate = _said_rate(read_segments(files["train"]))
+    if rate is None:
+        return FPS
+    # Seconds are rounded: the usual rate that is meant.
+    return min(_RATES, key=lambda usual: abs(usual - rate))
+
+
+def _pieces(files: dict[str, Path], fps: float, counts: ReadCounts) -> Iterator[tuple[str, _Piece]]:
+    """Split and piece of each segment, the test split first and training last."""
+    layout = replace(LAYOUT, fps=fps)
+    if "test" in files:
+        yield from _whole_segments(files["test"], "test", layout, counts=counts)
+    if "validation" in files:
+        yield from _whole_segments(files["validation"], "validation", layout, counts=counts)
+        yield from _whole_segments(files["train"], "train", layout, counts=counts)
+        return
+    names = [str(segment.get("fname")) for segment in read_segments(files["train"])]
+    stretches = [Stretch(index, name, "train") for index, name in enumerate(names)]
+    stretches = hold_out(stretches, "validation", VALIDATION_SHARE)
+    pieces = [piece for _, piece in _whole_segments(files["train"], "train", layout, counts=counts)]
+    for split in ("validation", "train"):
+        for stretch in stretches:
+            if stretch.split == split:
+                assert isinstance(stretch.recording, int)
+                yield split, _part(pieces[stretch.recording], stretch)
+
+
+def _part(piece: _Piece, stretch: Stretch) -> _Piece:
+    first, frames = stretch.frames(len(piece.clip.listener))
+    clip = cut(piece.clip, first, frames, clip_id=piece.clip.clip_id)
+    return _Piece(replace(clip, split=stretch.split), piece.first + first, piece.recording)
 
 
 def _whole_segments(
-    path: Path, split: str, fps: float, counts: ReadCounts
-) -> Iterator[tuple[Clip, int]]:
-    """Each segment as one long clip, and its first frame in the recording."""
+    path: Path, split: str, layout: Layout, counts: ReadCounts
+) -> Iterator[tuple[str, _Piece]]:
     segments = read_segments(path)
-    _check_rate(path, segments, fps)
+    _check_rate(path, segments, layout.fps)
     _check_raw(path, segments)
-    layout = replace(LAYOUT, fps=fps)
     for index, segment in enumerate(segments):
         counts.segments += 1
         where = _where(path, index, segment)
-        yield _whole(segment, split, layout, where=where, counts=counts)
+        yield split, _whole(segment, split, layout, where=where, counts=counts)
 
 
 def _whole(
     segment: dict[str, Any], split: str, layout: Layout, where: str, counts: ReadCounts
-) -> tuple[Clip, int]:
-    """A segment as one long clip, and its first frame in the recording."""
+) -> _Piece:
+    """A segment as one long clip."""
     try:
         name = re.sub(r"[^\w.-]+", "_", str(segment["fname"]))  # ids become names of files
         start = int(segment["split_start_frame"])
@@ -271,8 +385,10 @@ def _whole(
         speaker=None if speaker is None else speaker.window(0, frames),
         words=words,
         speaker_shape=shape,
+        speaker_id=f"{name}-p1",
+        start=start / layout.fps,
     )
-    return clip, start
+    return _Piece(clip, start, recording=str(segment["fname"]))
 
 
 def segment_motion(segment: dict[str, Any], person: str, layout: Layout, where: str) -> Motion:
@@ -320,15 +436,25 @@ def _array_error(key: str, width: int, kind: str, where: str) -> CorpusError:
 def _words(
     segment: dict[str, Any], begin: float, seconds: float, where: str, counts: ReadCounts
 ) -> tuple[Word, ...] | None:
-    """Words whose middle lies in the segment, in seconds from its start.
+    """Words whose middle lies in the segment, in seconds from its start, and those heard before.
 
     None where there is no transcript.
     """
     if segment.get("during_words") is None:
         return None
+    before = _timed(segment, "before_words", begin, where=where)
+    during = _timed(segment, "during_words", begin, where=where)
+    inside = [word for word in during if 0 <= _middle(word) < seconds]
+    counts.words += len(inside)
+    counts.words_outside += len(during) - len(inside)
+    return (*(word for word in before if -HEARD_S <= _middle(word) < 0), *inside)
+
+
+def _timed(segment: dict[str, Any], key: str, begin: float, where: str) -> list[Word]:
+    """Words of a list of the segment, in seconds from its start."""
     words = []
     try:
-        for word in segment["during_words"]:
+        for word in segment.get(key) or ():
             text = str(word["text"]).strip()
             end = float(word["end"])
             # A word without `start` counts where it ends, as in the reference code.
@@ -336,12 +462,13 @@ def _words(
             words.append(Word(text, start - begin, end - begin))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorpusError(
-            f"{where}: during_words must be a list of dicts with text and end: {error!r}"
+            f"{where}: {key} must be a list of dicts with text and end: {error!r}"
         ) from error
-    inside = tuple(word for word in words if 0 <= (word.start + word.end) / 2 < seconds)
-    counts.words += len(inside)
-    counts.words_outside += len(words) - len(inside)
-    return inside
+    return words
+
+
+def _middle(word: Word) -> float:
+    return (word.start + word.end) / 2
 
 
 def _check_raw(path: Path, segments: list[dict[str, Any]]) -> None:
@@ -359,19 +486,21 @@ def _check_raw(path: Path, segments: list[dict[str, Any]]) -> None:
 
 
 def _check_rate(path: Path, segments: list[dict[str, Any]], fps: float) -> None:
-    """Raise when the file's own times say another frame rate than `fps`.
-
-    Files without times pass.
-    """
-    rates = [rate for rate in map(_own_rate, segments) if rate is not None]
-    rate = float(np.median(rates)) if rates else fps
-    # Beyond these rates the times are not in seconds and say nothing.
-    if 10 < rate < 120 and abs(rate / fps - 1) > 0.05:
+    """Raise when the file's own times say another frame rate than `fps`."""
+    rate = _said_rate(segments)
+    if rate is not None and abs(rate / fps - 1) > 0.05:
         raise CorpusError(
-            f"{path} has {rate:.4g} fps by its own times, not {fps:g}: call "
-            f"import_lm_listener(root, path, fps={rate:.4g}) and use the corpus it writes with "
-            "corpus.kind=parquet. Rates do not mix in a corpus"
+            f"{path} has {rate:.4g} fps by its own times, not {fps:g}: give corpus.fps={rate:.4g}. "
+            "Rates do not mix in a corpus"
         )
+
+
+def _said_rate(segments: list[dict[str, Any]]) -> float | None:
+    """Frames per second by the times of a file; None where it has none."""
+    rates = [rate for rate in map(_own_rate, segments) if rate is not None]
+    rate = float(np.median(rates)) if rates else 0.0
+    # Beyond these rates the times are not in seconds and say nothing.
+    return rate if 10 < rate < 120 else None
 
 
 def _own_rate(segment: dict[str, Any]) -> float | None:
@@ -385,8 +514,11 @@ def _own_rate(segment: dict[str, Any]) -> float | None:
     return (last - first) / (end - begin) if end > begin else None
 
 
-def _overlaps(first: int, length: int, spans: list[range]) -> bool:
-    return any(first < span.stop and span.start < first + length for span in spans)
+def _overlaps(first: int, length: int, spans: list[_Span], split: str) -> bool:
+    """Whether a span of another split has some of the frames [first, first + length)."""
+    return any(
+        span.split != split and first < span.end and span.begin < first + length for span in spans
+    )
 
 
 def _where(path: Path, index: int, segment: dict[str, Any]) -> str:
