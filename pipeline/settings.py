@@ -277,9 +277,24 @@ class Preferences(Judged, Rated):
         """All that videos are made of: held-out clips, and candidates."""
         return self.clips + self.render.videos
 
+    @property
+    def asks_raters(self) -> bool:
+        """Whether anybody is asked for ratings that make pairs."""
+        return self.dpo.contrast < 1
+
+    @property
+    def samples_candidates(self) -> bool:
+        """Whether pairs are made of anything that the policy samples."""
+        return self.asks_raters or self.dpo.contrast_of == "sampled"
+
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What candidates of an earlier run bring; what is asked of people, where nobody is."""
         keys = super().moot()
+        if not self.asks_raters:
+            asked = ("ratings", "score.rater_scales", "score.minimum_margin")
+            keys["dpo.contrast=1 asks no rater for pairs"] = asked
+        if not self.samples_candidates:
+            keys["recorded listeners make all pairs"] = ("rollout.samples", "render.videos")
         if self.ratings is None:
             keys["simulated raters have one scale"] = ("score.rater_scales",)
         if self.candidates is not None:

@@ -167,7 +167,7 @@ class SweptPreferences(Sweep, Preferences):
     """A sweep of `dpo`, whatever the policy."""
 
     SECTIONS = ("dpo",)
-    SHARED_KEYS = ("dpo.rounds", "dpo.reference")
+    SHARED_KEYS = ("dpo.rounds", "dpo.reference", "dpo.contrast", "dpo.contrast_of")
     GUARD_METRIC = "fd"
     subject: Literal["dpo"] = "dpo"
     """the recipe whose keys are swept"""
