@@ -42,6 +42,7 @@ from rapport.pipeline.plan_settings import PlanConfig
 from rapport.pipeline.steps.settings import (
     BootstrapConfig,
     ComparisonConfig,
+    CurveConfig,
     EvaluationConfig,
     HeldOutConfig,
     MovementConfig,
@@ -193,6 +194,11 @@ class Judged(Learning, Sampling):
         """All that videos are made of."""
         return self.clips
 
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return {self.evaluation.split}
+
     def moot(self) -> dict[str, tuple[str, ...]]:
         """How videos are drawn, where none are; how pairs are made, where none are."""
         keys = super().moot()
@@ -271,6 +277,12 @@ class Preferences(Judged, Rated):
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFleetConfig = CandidateFleetConfig()
     dpo: DpoConfig = DpoConfig()
+    curve: CurveConfig = CurveConfig()
+
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return super().judged_splits | ({"validation"} if self.curve.points else set())
 
     @property
     def videos(self) -> int:
@@ -291,8 +303,8 @@ class Preferences(Judged, Rated):
         """What candidates of an earlier run bring; what is asked of people, where nobody is."""
         keys = super().moot()
         if not self.asks_raters:
-            asked = ("ratings", "score.rater_scales", "score.minimum_margin")
-            keys["dpo.contrast=1 asks no rater for pairs"] = asked
+            of_raters = ("ratings", "score.rater_scales", "score.minimum_margin")
+            keys["dpo.contrast=1 asks no rater for pairs"] = of_raters
         if not self.samples_candidates:
             keys["recorded listeners make all pairs"] = ("rollout.samples", "render.videos")
         if self.ratings is None:
@@ -557,9 +569,14 @@ class Ablated(Preferences):
         """Of candidates alone."""
         return self.render.videos
 
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return {self.evaluation.split}
+
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What is said of two policies."""
-        return super().moot() | {"ablate compares numbers": (*CONCLUDED, "judge.clips")}
+        return super().moot() | {"ablate compares numbers": (*CONCLUDED, "judge.clips", "curve")}
 
     @model_validator(mode="after")
     def _one_round_of_its_own(self) -> Self:
@@ -575,11 +592,15 @@ class AblateOfVla(DpoOfVla, Ablated):
     """`ablate`."""
 
     # It shows no clips, so it does not take their number.
-    evaluation: ComparisonConfig = ComparisonConfig()  # type: ignore[assignment]
+    evaluation: ComparisonConfig = ComparisonConfig(  # type: ignore[assignment]
+        split="validation"
+    )
 
 
 class AblateOfFlow(DpoOfFlow, Ablated):
     """`ablate policy=flow`."""
+
+    evaluation: BootstrapConfig = BootstrapConfig(split="validation")
 
 
 class RankSettings(HeldOutConfig):

@@ -148,9 +148,7 @@ def dpo_loss(
     return DPOLoss(losses, metrics)
 
 
-def _check_options(
-    beta: float, kind: DPOKind, label_smoothing: float, chosen_nll: float
-) -> None:
+def _check_options(beta: float, kind: DPOKind, label_smoothing: float, chosen_nll: float) -> None:
     if kind not in get_args(DPOKind):
         raise ValueError(f"unknown DPO loss {kind!r}, expected one of {list(get_args(DPOKind))}")
     if not beta > 0:

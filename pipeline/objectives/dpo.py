@@ -188,9 +188,7 @@ class Dpo(PolicyObjective):
         rows = [self.rows[int(index)] for index in indices]
         steps = self.config.counted_steps
         counted = [{name: self.policy.counted(row[name], steps) for name in NAMES} for row in rows]
-        batch = self.policy.collate(rows) | {
-            "actions": self.policy.collate_actions(counted, NAMES)
-        }
+        batch = self.policy.collate(rows) | {"actions": self.policy.collate_actions(counted, NAMES)}
         if self.config.loss == "margin":
             margins = [row["chosen_score"] - row["rejected_score"] for row in rows]
             batch["margin"] = torch.tensor(margins, dtype=torch.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.data.corpora import look_at_corpus
+from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     Evaluated,
@@ -27,6 +28,7 @@ from rapport.pipeline.settings import (
     RankConfig,
     Rated,
 )
+from rapport.pipeline.steps.corpus import require_splits
 from rapport.policies.head.settings import HeadConfig
 
 Drawn = Judged | Rated | RankConfig
@@ -55,6 +57,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
         _imitation(config, config.imitation)
     elif isinstance(config, PrepareConfig):
         look_at_corpus(config.corpus)
+        if isinstance(config, Judged) and config.corpus.kind == "parquet" and config.corpus.root:
+            require_splits(Corpus(config.corpus.root), config.judged_splits)
         if isinstance(config, Learning):
             _policy(config)
 

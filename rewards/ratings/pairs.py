@@ -166,10 +166,10 @@ def contrast_pairs(
     """Pairs that only listening tells apart: a reaction against one made for another speaker.
 
     Of `drawn` reactions from other conversations, the rejected one is that whose amplitude is
-    nearest to the chosen one's. Every reaction is chosen about as often as it is rejected, so
-    nothing that all speakers get alike (a smile, a still head, the noise of a sampler) is preferred.
-    Avatar Forcing (arXiv 2601.00664) rejects what was generated without the speaker, which is also
-    less lively; here both were made for somebody.
+    nearest to the chosen one's. A reaction is chosen about as often as it is rejected, so nothing
+    that all speakers get alike (a smile, a still head, the noise of a sampler) is preferred. Avatar
+    Forcing (arXiv 2601.00664) rejects what was generated without the speaker, which is less lively,
+    too; here both were made for somebody.
 
     Args:
         amplitudes: prompt id -> reactions that may be chosen there -> how far they move, see
@@ -232,7 +232,8 @@ def amplitude(motion: np.ndarray, scale: np.ndarray) -> float:
 
 def spread(motions: Sequence[np.ndarray]) -> np.ndarray:
     """(dim,) how far people move in each channel: root mean square of their deviations."""
-    return np.sqrt(np.mean([motion.var(axis=0) for motion in motions], axis=0))
+    variances = np.stack([motion.var(axis=0) for motion in motions])
+    return np.asarray(np.sqrt(variances.mean(axis=0)))
 
 
 def _drawn(group: Mapping[ReactionId, float], rng: np.random.Generator) -> ReactionId:
