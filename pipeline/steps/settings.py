@@ -45,6 +45,20 @@ class CurveConfig(Section):
         return {} if self.points else {"curve.points=0 draws no curve": ("prompts",)}
 
 
+class StudyConfig(Section):
+    prompts: int = Field(0, ge=0)
+    """held-out prompts whose answers people are given to rate, methods side by side and blind
+    (Table III); 0 = no package"""
+    forms: int = Field(2, ge=1)
+    """forms of the package, to be shared out among raters: each has an order of its own"""
+    methods: list[str] = []
+    """who is rated, by their names in the table; empty = recorded listeners and all policies"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Nothing is handed out."""
+        return {} if self.prompts else {"study.prompts=0 hands nothing out": ("forms", "methods")}
+
+
 class MovementConfig(Section):
     steps: int = Field(10, ge=1)
     """denoise steps of the ODE that held-out windows are generated with"""
