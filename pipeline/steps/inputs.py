@@ -44,6 +44,10 @@ def look_at_inputs(config: RecipeConfig) -> None:
     if isinstance(config, Evaluated) and config.files.pred is not None:
         _files(config.files)
         return
+    if isinstance(config, Evaluated) and config.reactions is not None:
+        _head(config.head)
+        _reactions(config, config.reactions)
+        return
     if isinstance(config, PreflightConfig) and config.plan.nodes is not None:
         _benches(config)
         return
@@ -75,6 +79,23 @@ def _benches(config: PreflightConfig) -> None:
 
     for file in config.plan.bench:
         with_bench(CPU, file, config.rollout.dtype)
+
+
+def _reactions(config: Evaluated, path: Path) -> None:
+    """Kept reactions, the corpus of their run, and what people say of them."""
+    from rapport.pipeline.data.reactions import read_reactions
+    from rapport.pipeline.steps.rejudging import Source
+    from rapport.pipeline.steps.study import check_study, methods_of
+
+    source = Source.at(path)
+    kept = read_reactions(source.file)
+    if source.corpus is None:
+        look_at_corpus(config.corpus)
+    else:
+        kept.require_corpus(Corpus(source.corpus), str(source.file))
+    if config.study.prompts:
+        methods_of(config, kept)
+    check_study(config)
 
 
 def _runs(config: RankConfig) -> None:
