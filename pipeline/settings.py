@@ -572,7 +572,7 @@ class Evaluated(Judged):
             )
         if self.ratings is not None and self.study.prompts:
             raise ValueError(
-                "ratings=SHEETS reads a package, study.prompts writes one: one of them"
+                "ratings=SHEETS reads a package, study.prompts writes one: not both"
             )
         if self.files.pred is not None and self.study.prompts:
             raise ValueError("files.pred are scored, nobody rates them: leave study.prompts out")

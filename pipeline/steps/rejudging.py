@@ -29,7 +29,7 @@ from rapport.pipeline.steps.preferences import reward_pool
 from rapport.pipeline.steps.protocols import RankedClips, scorers
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Source:
     """Where kept reactions and what belongs to them lie.
 
