@@ -29,7 +29,7 @@ def imitated(tmp_path_factory):
     """Six moments of training, each with three listeners, and a policy for them."""
     folder = tmp_path_factory.mktemp("contrast")
     design = Design(seconds=1, past=1, listeners=3, frames=0, image_size=28)
-    corpus = generate_corpus(folder / "corpus", 6, 1, 1, design=design, workers=0)
+    corpus = generate_corpus(folder / "corpus", 24, 1, 1, design=design, workers=0)
     Gaussian.untrained(corpus.layout, corpus.clips("train"), 0).save(folder / "policy")
     return Imitated(corpus, folder / "policy")
 
