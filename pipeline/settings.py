@@ -571,9 +571,7 @@ class Evaluated(Judged):
                 "rated"
             )
         if self.ratings is not None and self.study.prompts:
-            raise ValueError(
-                "ratings=SHEETS reads a package, study.prompts writes one: not both"
-            )
+            raise ValueError("ratings=SHEETS reads a package, study.prompts writes one: not both")
         if self.files.pred is not None and self.study.prompts:
             raise ValueError("files.pred are scored, nobody rates them: leave study.prompts out")
         return self

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,13 +22,15 @@ from rapport.pipeline.settings import (
     OfVla,
 )
 from rapport.pipeline.steps import judging, sampling
-from rapport.pipeline.steps.corpus import choose
+from rapport.pipeline.steps.corpus import choose, require_splits
+from rapport.pipeline.steps.curve import judged_at, on_validation
 from rapport.pipeline.steps.imitation_vla import action_layout, untrained_vla
 from rapport.pipeline.steps.judging import Judge, MethodRow, tabulate
 from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.movement import HeldOut
 from rapport.pipeline.steps.preferences import pair_rows, watched
 from rapport.pipeline.steps.sampling import earlier
-from rapport.pipeline.steps.settings import EvaluationConfig
+from rapport.pipeline.steps.settings import CurveConfig, EvaluationConfig
 from rapport.policies.motion import Layout, LayoutError
 from rapport.policies.policy import weight_digest
 from rapport.policies.vla.settings import ActionConfig, VlaConfig
@@ -111,6 +114,33 @@ def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
         earlier(tmp_path, "sft_policy")
     with pytest.raises(RunError, match="no 'candidates'.*'corpus'"):
         earlier(tmp_path, "candidates")
+
+
+def test_a_corpus_without_a_split_says_how_to_get_one(tiny_corpus):
+    require_splits(tiny_corpus, ["validation", "test"])
+    lacking = SimpleNamespace(path="c", splits=["test", "train"])
+    with pytest.raises(RunError, match="c has no validation split, only test, train.*Write one"):
+        require_splits(lacking, {"test", "validation"})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_held_out_prompts_are_of_the_split_that_is_judged(tiny_corpus, tiny_checkpoint, split):
+    config = JudgedOfVla(evaluation={"split": split, "prompts": 3})
+    held_out = HeldOut.from_corpus(config, Imitated(tiny_corpus, tiny_checkpoint))
+    assert {window.clip_id for window in held_out.windows} <= set(tiny_corpus.clip_ids(split))
+
+
+def test_the_curve_is_judged_on_validation_whatever_is_reported():
+    config = on_validation(DpoOfVla(curve={"prompts": 7}), CurveConfig(prompts=7))
+    assert (config.evaluation.split, config.evaluation.prompts) == ("validation", 7)
+    config = on_validation(DpoOfFlow(), CurveConfig(prompts=7))
+    assert (config.evaluation.split, config.judge.windows) == ("validation", 7)
+
+
+def test_a_point_of_the_curve_is_what_the_judge_says_of_the_policy():
+    policies = [(0, Path("sft")), (24, Path("half"))]
+    rows = judged_at(policies, lambda folder: {"rating": float(len(folder.name))})
+    assert rows == [{"step": 0, "rating": 3.0}, {"step": 24, "rating": 4.0}]
 
 
 def test_every_round_takes_other_prompts_until_all_were_taken(tiny_corpus):
