@@ -415,7 +415,7 @@ def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
         "dpo dpo.contrast=0.5 score.minimum_margin=0.1",
         "evaluate reactions=x files.protocol=dim files.variant=corrected raters.count=3",
         "evaluate reactions=x corpus.kind=parquet corpus.root=y",
-        "evaluate study.prompts=8 study.methods=[policy,ground truth]",
+        "evaluate study.prompts=8 study.methods=[policy,x]",
         "tune dpo evaluation.prompts=9",
         "dpo render.videos=0 render.crf=20",
         "evaluate policy=flow checkpoint=x vae.size=paper learner.gpus=1",
