@@ -96,6 +96,9 @@ def judge_again(run: Run, config: Evaluated, path: Path) -> None:
         f"[evaluate] {source.file}: {', '.join(policies)}; {len(kept.prompt_ids)} prompts of the "
         f"{kept.split} split"
     )
+    usual = FilesConfig()  # of the table, too
+    if (config.files.protocol, config.files.variant) != (usual.protocol, usual.variant):
+        score_again(run, config, corpus, kept)
     with reward_pool(config) as raters:
         judge = Judge.from_corpus(
             run, config, corpus, layout=kept.compared, clip_ids=kept.prompt_ids, raters=raters
@@ -106,9 +109,6 @@ def judge_again(run: Run, config: Evaluated, path: Path) -> None:
         compare(rows, run, before=policies[0], after=policies[-1], bootstrap=bootstrap)
     else:
         tabulate(rows, run, bootstrap=bootstrap)
-    files = FilesConfig()
-    if (config.files.protocol, config.files.variant) != (files.protocol, files.variant):
-        score_again(run, config, corpus, kept)
 
 
 def score_again(run: Run, config: Evaluated, corpus: Corpus, kept: KeptReactions) -> None:
