@@ -273,6 +273,11 @@ class Corpus:
         }
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def points(self) -> dict[str, tuple[Point, ...]] | None:
+        """What the speakers mean, by clip id; None where the corpus does not say."""
+        return load_points(self.path) if (self.path / POINTS).is_file() else None
+
     def count(self, split: str) -> int:
         """Clips in a split."""
         return sum(group.rows for group in self._split(split))

@@ -46,6 +46,10 @@ NO_IMITATION = {"vae", "dpo", "gdpo"}
 PROXY = "simulated_rating"
 JUDGED = {
     PROXY: "SIMULATED rating, 1 to 5: of the kind that pairs were made by",
+    "own_minus_another": "the same, own speaker's minus another's",
+    "independent": "independent judge, nats",
+    "independent_own_minus_another": "independent judge, own speaker's minus another's, nats",
+    "right": "share of points answered right",
     "truth_affect_error": "truth affect error",
     "l2": "L2",
     "fd": "FD",

@@ -1,25 +1,31 @@
-"""Judging held-out reactions: the protocol of lm-listener, simulated raters, the hidden truth.
+"""Judging held-out reactions: do they answer this speaker, and how do they compare with recordings.
 
-Written once for any policy; nothing here was trained on a held-out clip or on the hidden truth.
+Every reaction is rated by simulated raters beside its own speaker and beside speakers of other
+conversations, held against the points that were made, and shown to a judge that is not the raters;
+then the protocol of lm-listener and the hidden truth. Written once for any policy; nothing here was
+trained on a held-out clip or on the hidden truth.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rapport.actors.rater import RewardPool
+from rapport.actors import timeline
+from rapport.actors.rater import RatedPrompt, RewardPool, Viewer
 from rapport.files import strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.columns import Truth
 from rapport.pipeline.data.store import (
     LABELS,
+    PAST,
     TRUTH,
     Corpus,
     Listeners,
@@ -29,7 +35,10 @@ from rapport.pipeline.data.store import (
 from rapport.pipeline.report.paper import METRICS
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged
-from rapport.pipeline.steps.preferences import simulated_ratings, watched
+from rapport.pipeline.steps.independent import IndependentJudge
+from rapport.pipeline.steps.preferences import watched
+from rapport.pipeline.steps.rules import CONSTANTS, SHUFFLED, Rules
+from rapport.pipeline.steps.yardsticks import Listening, shuffled, strangers
 from rapport.pipeline.tracking import metric_key
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Layout, Motion
@@ -48,13 +57,26 @@ from rapport.rewards.metrics.statistics import (
     paired_interval,
     prompt_means,
 )
-from rapport.rewards.ratings.ratings import CRITERIA, Rating
+from rapport.rewards.ratings.beside import Beside
+from rapport.rewards.ratings.ratings import CRITERIA
 from rapport.rewards.ratings.scores import overall
 
 Answers = Mapping[str, list[Motion]]  # clip id -> reactions
-WATCHED = ("speaker", "speaker_audio", "words")  # what raters and baselines know of a clip
+WATCHED = ("speaker", "speaker_audio", "words", PAST)  # what raters and baselines know of a clip
 AFFECT_CLIPS = 4096  # enough for the 60 or so weights of the estimator
 JUDGES = 1000  # added to the seed of a panel: other people than those whose ratings make pairs
+STRANGERS = 4  # speakers of other conversations beside whom every reaction is rated
+# What is said of answering this speaker, in the order of the table.
+YARDSTICKS = (
+    "own_minus_another",
+    "matched",
+    "right",
+    "right_known",
+    "right_held_out",
+    "independent",
+    "independent_own_minus_another",
+)
+HEADLINE = ("own_minus_another", "matched", "right", "independent")  # of a summary's metrics
 
 
 @dataclass(frozen=True)
@@ -65,21 +87,50 @@ class MethodRow:
         metrics: by name.
         scores: clip id -> mean simulated rating, 1 to 5.
         truth_errors: clip id -> hidden-truth affect error.
+        yardsticks: name -> clip id, or clip id and point -> value; see `YARDSTICKS`.
+        conversations: clip id, or clip id and point -> the conversation that it is of, over which
+            intervals are taken.
+        right_by_kind: share of points answered right by how they were told.
     """
 
     metrics: dict[str, float | None]
     scores: dict[str, float]
     truth_errors: dict[str, float]
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    conversations: Mapping[str, str] = field(default_factory=dict)
+    right_by_kind: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self, bootstrap: int) -> dict[str, Any]:
         """As `evaluation.json` has it."""
-        rating = None
-        if len(self.scores) > 1:
-            rating = interval_json(mean_interval(self.scores, resamples=bootstrap))
-        return self.metrics | {
-            "simulated_rating": rating,
-            "truth_affect_error": mean_of(self.truth_errors.values()),
-        }
+        values = {name: self._interval(self.values(name), bootstrap) for name in YARDSTICKS}
+        return (
+            self.metrics
+            | {
+                "simulated_rating": self._interval(self.scores, bootstrap),
+                "truth_affect_error": mean_of(self.truth_errors.values()),
+            }
+            | values
+            | {"right_by_kind": dict(self.right_by_kind)}
+        )
+
+    def change(self, before: MethodRow, name: str, bootstrap: int) -> dict[str, Any] | None:
+        """By how much a yardstick, or `scores` or `truth_errors`, is above another row's."""
+        first, last = before.values(name), self.values(name)
+        if len(first.keys() & last.keys()) < 2:
+            return None
+        groups = self.conversations or None
+        return interval_json(paired_interval(first, last, resamples=bootstrap, groups=groups))
+
+    def values(self, name: str) -> Mapping[str, float]:
+        """Those of a yardstick, of `scores` or of `truth_errors`; {} of none."""
+        own = {"scores": self.scores, "truth_errors": self.truth_errors}
+        return own[name] if name in own else self.yardsticks.get(name, {})
+
+    def _interval(self, values: Mapping[str, float], bootstrap: int) -> dict[str, Any] | None:
+        if len(values) < 2:
+            return None
+        groups = self.conversations or None
+        return interval_json(mean_interval(values, resamples=bootstrap, groups=groups))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +138,16 @@ class Judge:
     """Everything that held-out reactions are judged with.
 
     Args:
-        seed: of the panel and of Random.
+        seed: of the panel, of Random and of the strangers.
         weights: of the criteria.
         corpus: for baselines.
         layout: in which reactions are compared.
         raters: SIMULATED ones.
-        clips: that are answered, by id.
+        clips: that are answered, by id, with their past.
         affect: the affect estimator; None where the corpus has no labels.
         truth: the affect that would have fitted; None where nobody knows.
+        independent: the judge that is not the raters; None where there is too little to fit one.
+        viewer: sees faces.
     """
 
     seed: int
@@ -105,6 +158,8 @@ class Judge:
     clips: Mapping[str, Clip]
     affect: RidgeAffectEstimator | None
     truth: Mapping[str, Truth] | None
+    independent: IndependentJudge | None
+    viewer: Viewer
 
     @classmethod
     def from_corpus(
@@ -116,11 +171,26 @@ class Judge:
         clip_ids: Iterable[str],
         raters: RewardPool,
     ) -> Judge:
-        """A judge of some held-out clips."""
+        """A judge of some held-out clips; what it cannot judge by is said."""
         truth = load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None
         affect = fit_affect(corpus, layout)
         if affect is not None:
             affect.save(run.directory / "affect_estimator.npz")
+        viewer = Viewer(config.head)
+        with timeline.noted("judge"):
+            independent = IndependentJudge.of_corpus(
+                corpus, viewer, seed=config.seed, bootstrap=config.evaluation.bootstrap
+            )
+        understands = corpus.points is not None
+        if not understands:
+            logger.warning(
+                "WARNING: simulated raters do not understand speech on this corpus, which does not "
+                "say what its speakers mean: they go by faces and by single words"
+            )
+        run.summary["metrics"] |= {
+            "raters_understand_speech": understands,
+            "independent_judge": None if independent is None else dict(independent.trust),
+        }
         return cls(
             seed=config.seed,
             weights=config.score.weights,
@@ -130,6 +200,8 @@ class Judge:
             clips={clip_id: corpus.clip(clip_id, WATCHED) for clip_id in clip_ids},
             affect=affect,
             truth=truth,
+            independent=independent,
+            viewer=viewer,
         )
 
     def __call__(self, answers: Answers) -> MethodRow:
@@ -150,39 +222,108 @@ class Judge:
             "clips": len(reactions),
             "p_fd_clips": sum(speaker is not None for speaker in speakers),
         }
-        ratings = self._rate(answers)
+        opinions = self._rate(answers)
+        ratings = [rating for beside in opinions.values() for rating in beside.own]
         criteria = {
             f"simulated_{name}": mean_of(getattr(rating, name) for rating in ratings)
             for name in CRITERIA
         }
         overalls = ((rating.prompt_id, overall(rating, self.weights)) for rating in ratings)
+        listening = self._listening(opinions)
         return MethodRow(
             metrics=values | counts | criteria,
             scores=prompt_means(overalls),
             truth_errors=prompt_means(self._truth_errors(reactions)),
+            yardsticks=listening.yardsticks,
+            conversations=listening.conversations,
+            right_by_kind=listening.right_by_kind,
         )
 
+    def _listening(self, opinions: Mapping[str, Beside]) -> Listening:
+        listening = Listening()
+        for clip_id, beside in opinions.items():
+            conversation = self.clips[clip_id].moment[0]
+            listening.add_differences(clip_id, conversation, beside.differences(self.weights))
+            points = (self.corpus.points or {}).get(clip_id, ())
+            listening.add_points(clip_id, conversation, points, beside.seen.values())
+            if self.independent is not None:
+                heard = [self._heard[i] for i in (clip_id, *self._strangers[clip_id])]
+                evidence = [self.independent(heard, seen) for seen in beside.seen.values()]
+                listening.add_evidence(clip_id, conversation, evidence)
+        return listening
+
+    @cached_property
+    def _heard(self) -> dict[str, np.ndarray]:
+        """What the independent judge makes of each clip's speaker."""
+        assert self.independent is not None, "asked for only where there is one"
+        return {clip_id: self.independent.heard(clip) for clip_id, clip in self.clips.items()}
+
+    @cached_property
+    def _strangers(self) -> dict[str, list[str]]:
+        """For each clip some clips of other conversations, as long; none where there is but one."""
+        return strangers(self.clips, STRANGERS, seed=self.seed)
+
     def baselines(self) -> dict[str, MethodRow]:
-        """Ground truth, Random, Nearest Neighbour, Mirror; those that the corpus can give."""
+        """Ground truth and listeners that learn nothing; those that the corpus can give."""
+        return {name: self(answers) for name, answers in self.answers_of_baselines().items()}
+
+    def answers_of_baselines(self) -> dict[str, dict[str, list[Motion]]]:
+        """Ground truth, mean face, Random, Nearest Neighbour, Mirror, rules, the oracle."""
         listeners = Listeners(self.corpus, "train", self.layout)
         rng = np.random.default_rng(self.seed)
         train = self.corpus.clips("train", WATCHED)
         nearest = NearestNeighbour(map(_input, train), listeners)
         clips = self.clips.items()
-        recorded = {i: [clip.listener.subset(self.layout)] for i, clip in clips}
-        rows = {"ground truth": self(recorded)}
+        answers = {"ground truth": {i: [clip.listener.subset(self.layout)] for i, clip in clips}}
         drawn = {}
         for clip_id, clip in clips:
             frames = len(clip.listener)
             motion = listeners[draw_listener(listeners.lengths, frames, rng)]
             drawn[clip_id] = [motion.window(0, frames)]
-        rows["Random"] = self(drawn)
-        found = {i: [nearest(_input(clip), len(clip.listener))] for i, clip in clips}
-        rows["Nearest Neighbour"] = self(found)
+        answers["Random"] = drawn
+        answers["Nearest Neighbour"] = {
+            i: [nearest(_input(clip), len(clip.listener))] for i, clip in clips
+        }
         mirrored = {i: mirror(clip.speaker, self.layout) for i, clip in clips}
         shown = {i: [motion] for i, motion in mirrored.items() if motion is not None}
         if shown:
-            rows["Mirror"] = self(shown)
+            answers["Mirror"] = shown
+        for name, by_clip in self.rules.answers().items():
+            answers[name] = {i: [motion] for i, motion in by_clip.items()}
+        return answers
+
+    @cached_property
+    def rules(self) -> Rules:
+        """Listeners that follow one rule."""
+        return Rules.of_corpus(
+            self.corpus,
+            self.clips,
+            layout=self.layout,
+            viewer=self.viewer,
+            truth=self.truth,
+            seed=self.seed,
+        )
+
+    def controls(self, name: str, answers: Answers) -> dict[str, MethodRow]:
+        """What a policy's answers are worth that no speaker asked for.
+
+        Two constants are changed in each; and each is given to the speaker of another conversation.
+
+        Args:
+            name: of the policy in the table.
+            answers: its own.
+        """
+        rows = {}
+        if self.rules.actor is not None:
+            changed = {
+                clip_id: [self.rules.two_constants(motion) for motion in motions]
+                for clip_id, motions in answers.items()
+            }
+            rows[f"{name}, {CONSTANTS}"] = self(changed)
+        turned = shuffled({clip_id: self.clips[clip_id] for clip_id in answers})
+        rows[f"{name}, {SHUFFLED}"] = self(
+            {clip_id: list(answers[other]) for clip_id, other in turned.items()}
+        )
         return rows
 
     def _recorded(self, clip_id: str, frames: int) -> Motion:
@@ -192,13 +333,22 @@ class Judge:
         speaker = self.clips[clip_id].speaker
         return None if speaker is None else speaker.subset(self.layout).window(0, frames)
 
-    def _rate(self, answers: Answers) -> list[Rating]:
+    def _rate(self, answers: Answers) -> dict[str, Beside]:
         """Raters watch the whole reaction, also what is not compared."""
-        prompts = (
-            watched(self.clips[i], {f"{i}/{k}": motion for k, motion in enumerate(motions)})
-            for i, motions in answers.items()
+        prompts = (self._prompt(clip_id, motions) for clip_id, motions in answers.items())
+        opinions = self.raters.rate_beside(prompts, self.seed + JUDGES)
+        by_clip = {prompt.prompt_id: beside for prompt, beside in opinions}
+        return {clip_id: by_clip[clip_id] for clip_id in answers}
+
+    def _prompt(self, clip_id: str, motions: Sequence[Motion]) -> RatedPrompt:
+        points = self.corpus.points
+        candidates = {f"{clip_id}/{k}": motion for k, motion in enumerate(motions)}
+        others = tuple(
+            watched(self.clips[other], candidates, points) for other in self._strangers[clip_id]
         )
-        return simulated_ratings(prompts, self.raters, self.seed + JUDGES)
+        # Of the others only the speakers are looked at.
+        others = tuple(replace(other, candidates={}) for other in others)
+        return replace(watched(self.clips[clip_id], candidates, points), others=others)
 
     def _truth_errors(
         self, reactions: Iterable[tuple[str, Motion]]
@@ -239,27 +389,49 @@ def tabulate(rows: Mapping[str, MethodRow], run: Workspace, *, bootstrap: int) -
     Returns what `evaluation.json` holds.
     """
     values = {name: row.summary(bootstrap) for name, row in rows.items()}
-    columns = (*METRICS, "truth_affect_error", "simulated_rating")
-    table = Table(title="held-out clips (lm-listener protocol; simulated raters, 1 to 5)")
-    table.add_column("method")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, row in values.items():
-        table.add_row(name, *(_cell(row[column]) for column in columns))
-    Console(width=140).print(table)
+    _print(
+        "held-out clips: what was answered to this speaker (simulated raters, 1 to 5)",
+        ("simulated_rating", *YARDSTICKS),
+        values,
+    )
+    _print(
+        "held-out clips: distance from what was recorded (lm-listener protocol)",
+        (*METRICS, "truth_affect_error"),
+        values,
+    )
     by_clip = {
-        name: {"scores": row.scores, "truth_errors": row.truth_errors} for name, row in rows.items()
+        name: {"scores": row.scores, "truth_errors": row.truth_errors} | dict(row.yardsticks)
+        for name, row in rows.items()
     }
     for name, content in {"evaluation": values, "evaluation_prompts": by_clip}.items():
         file = run.directory / f"{name}.json"
         write_atomic(file, strict_json(content, indent=2))
         run.leave({name: file})
     run.summary["metrics"]["evaluation"] = values
+    for yardstick in HEADLINE:
+        run.summary["metrics"][yardstick] = {name: row[yardstick] for name, row in values.items()}
     for name, row in values.items():
-        flat = {key: v["mean"] if isinstance(v, dict) else v for key, v in row.items()}
+        by_kind = {f"right/{kind}": value for kind, value in row["right_by_kind"].items()}
+        flat = {key: _mean(value) for key, value in row.items() if key != "right_by_kind"} | by_kind
         given = {f"{metric_key(name)}/{key}": v for key, v in flat.items() if v is not None}
         run.tracker.log(given)
     return values
+
+
+def _print(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table on the terminal, without the columns that no row has."""
+    table = Table(title=title)
+    table.add_column("method")
+    present = [name for name in columns if any(row[name] is not None for row in rows.values())]
+    for name in present:
+        table.add_column(name.replace("_", " "), justify="right")
+    for method, row in rows.items():
+        table.add_row(method, *(_cell(row[name]) for name in present))
+    Console(width=160).print(table)
+
+
+def _mean(value: Any) -> Any:
+    return value["mean"] if isinstance(value, dict) else value
 
 
 def compare(
@@ -278,12 +450,15 @@ def compare(
     first = rows[before]
     last = rows[after]
     changes: dict[str, Any] = {}
-    if first.scores:
-        change = paired_interval(first.scores, last.scores, resamples=bootstrap)
-        changes["simulated_rating_change"] = interval_json(change)
-    if first.truth_errors and last.truth_errors:
-        error = paired_interval(first.truth_errors, last.truth_errors, resamples=bootstrap)
-        changes["truth_affect_error_change"] = interval_json(error)
+    names = {
+        "simulated_rating": "scores",
+        "truth_affect_error": "truth_errors",
+        **{name: name for name in YARDSTICKS},
+    }
+    for key, name in names.items():
+        change = last.change(first, name, bootstrap)
+        if change is not None:
+            changes[f"{key}_change"] = change
     for name in ("l2", "fd"):
         ratio = values[after][name] / values[before][name]
         changes[f"{name}_change_percent"] = 100 * (ratio - 1)
@@ -293,12 +468,14 @@ def compare(
         "after": values[after],
         "change": changes,
     }
-    if first.scores:
-        logger.info(
-            f"simulated raters: {change.mean:+.2f} of 5, 95 % interval "
-            f"[{change.low:+.2f}, {change.high:+.2f}]; L2 {changes['l2_change_percent']:+.0f} %, "
-            f"FD {changes['fd_change_percent']:+.0f} %"
-        )
+    for key, what in (
+        ("own_minus_another_change", "own minus another's rating"),
+        ("independent_own_minus_another_change", "the same by the independent judge, nats"),
+        ("simulated_rating_change", "simulated raters, of 5"),
+    ):
+        if key in changes:
+            of = changes[key]
+            logger.info(f"{what}: {of['mean']:+.2f} [{of['low']:+.2f}, {of['high']:+.2f}]")
 
 
 def interval_json(interval: Interval) -> dict[str, float]:

@@ -28,9 +28,12 @@ from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
 from rapport.rewards.ratings.pairs import Pair, make_pairs
+from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.raters import RaterScales, anonymous, survey
 from rapport.rewards.ratings.ratings import Rating, Remark, read_ratings, write_ratings
 from rapport.rewards.ratings.scores import ScoreConfig, Scores, score_candidates
+
+Points = Mapping[str, tuple[Point, ...]]  # by clip id
 
 
 def reward_pool(config: Judged) -> RewardPool:
@@ -38,8 +41,16 @@ def reward_pool(config: Judged) -> RewardPool:
     return RewardPool(config.raters, config.head, LEXICON, losses=config.cluster.lost_workers)
 
 
-def watched(clip: Clip, candidates: Mapping[str, Motion]) -> RatedPrompt:
-    """Candidates with what raters see and hear of the clip's speaker, for as long as they last."""
+def watched(
+    clip: Clip, candidates: Mapping[str, Motion], points: Points | None = None
+) -> RatedPrompt:
+    """Candidates with what raters see and hear of the clip's speaker, for as long as they last.
+
+    Args:
+        clip: that the candidates answer.
+        candidates: by id.
+        points: what speakers mean, by clip id; None = the corpus does not say.
+    """
     words = None
     if clip.words is not None:
         words = tuple((word.text, word.start, word.end) for word in clip.words)
@@ -53,6 +64,7 @@ def watched(clip: Clip, candidates: Mapping[str, Motion]) -> RatedPrompt:
         speaker_shape=clip.speaker_shape,
         words=words,
         audio=clip.speaker_audio,
+        points=None if points is None else points.get(clip.clip_id, ()),
     )
 
 
@@ -151,7 +163,8 @@ def keep_ratings(step: Phase, ratings: list[Rating], source: str) -> PhaseResult
 
 
 def _watched_group(imitated: Imitated, clip_id: str, group: Iterable[Candidate]) -> RatedPrompt:
-    return watched(imitated.corpus.clip(clip_id), _motions(imitated, group))
+    corpus = imitated.corpus
+    return watched(corpus.clip(clip_id), _motions(imitated, group), corpus.points)
 
 
 def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion]:

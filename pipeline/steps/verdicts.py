@@ -108,7 +108,10 @@ class Verdict:
         row = judge(self.held_out.by_clip(answers))
         values = row.metrics | {"truth_affect_error": mean_of(row.truth_errors.values())}
         present = {name: float(value) for name, value in values.items() if value is not None}
-        return present | self._with_interval("simulated_rating", row.scores)
+        judged = {"simulated_rating": row.scores, **row.yardsticks}
+        for name, by_prompt in judged.items():
+            present |= self._with_interval(name, by_prompt)
+        return present
 
     def _moved(self, judge: MovementJudge, motions: Sequence[Motion]) -> dict[str, float]:
         by_window: Mapping[str, Mapping[str, float]] = {}

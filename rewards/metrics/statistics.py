@@ -44,7 +44,11 @@ def prompt_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]
 
 
 def mean_interval(
-    values: Mapping[str, float], seed: int = 0, confidence: float = 0.95, resamples: int = 10_000
+    values: Mapping[str, float],
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    groups: Mapping[str, str] | None = None,
 ) -> Interval:
     """Mean over prompts with its percentile-bootstrap interval (Efron 1979).
 
@@ -55,11 +59,15 @@ def mean_interval(
         seed: of the resampling.
         confidence: share of resampled means that the interval holds.
         resamples: how many means are drawn.
+        groups: prompt id -> what is drawn instead of single prompts, say its conversation, as
+            prompts of one conversation are alike (cluster bootstrap). None, or prompts that are
+            all of one group = prompts are drawn.
 
     Raises:
         ValueError: fewer than two prompts, or a value that is not finite.
     """
-    x = np.array([values[prompt_id] for prompt_id in sorted(values)], dtype=np.float64)
+    prompts = sorted(values)
+    x = np.array([values[prompt_id] for prompt_id in prompts], dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"an interval needs at least 2 prompts, got {len(x)}")
     if not np.isfinite(x).all():
@@ -69,9 +77,15 @@ def mean_interval(
             f"confidence is {confidence:g}, expected something between 0 and 1 such as 0.95"
         )
     rng = np.random.default_rng(seed)
+    sums: np.ndarray = x
+    sizes: np.ndarray = np.ones(len(x))
+    if groups is not None and len({groups[prompt_id] for prompt_id in prompts}) > 1:
+        names, of_prompt = np.unique([groups[i] for i in prompts], return_inverse=True)
+        sums = np.bincount(of_prompt, weights=x, minlength=len(names))
+        sizes = np.bincount(of_prompt, minlength=len(names)).astype(np.float64)
     # How often each prompt is drawn, which saves a (resamples, n) gather of floats.
-    draws = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
-    means = draws @ x / len(x)
+    draws = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    means = (draws @ sums) / (draws @ sizes)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(
         mean=float(x.mean()), low=float(low), high=float(high), n=len(x), confidence=confidence
@@ -84,6 +98,7 @@ def paired_interval(
     seed: int = 0,
     confidence: float = 0.95,
     resamples: int = 10_000,
+    groups: Mapping[str, str] | None = None,
 ) -> Interval:
     """Mean of `after - before` over the prompts that both have, with its interval.
 
@@ -91,4 +106,6 @@ def paired_interval(
     """
     shared = before.keys() & after.keys()
     differences = {prompt_id: after[prompt_id] - before[prompt_id] for prompt_id in shared}
-    return mean_interval(differences, seed=seed, confidence=confidence, resamples=resamples)
+    return mean_interval(
+        differences, seed=seed, confidence=confidence, resamples=resamples, groups=groups
+    )

@@ -65,9 +65,12 @@ def share_right(judged: Sequence[Answer]) -> float | None:
 
 
 def fits(judged: Sequence[Answer], least: float = 0.7) -> bool:
-    """Whether a listener fits a speaker: at least that share answered right, and none wrong."""
+    """Whether a listener fits a speaker: at least that share answered right, and none wrong.
+
+    Everybody fits who is asked nothing.
+    """
     rights = [answer.right for answer in judged]
-    return bool(rights) and 0.0 not in rights and rights.count(1.0) >= least * len(rights)
+    return 0.0 not in rights and rights.count(1.0) >= least * len(rights)
 
 
 def window(

@@ -1,91 +1,44 @@
 """SIMULATED raters: stand-ins for people where no ratings are at hand, called simulated everywhere.
 
-They judge only what a person in front of the side-by-side video could see and hear: landmarks of
-the rendered listener, and the speaker's face, words and voice. They know no coefficients and no
-hidden truth of a corpus. Each differs in what they expect, in leniency, in how they use the scale
-and in how steady their hand is. They are a model of ours, not of any published panel: they show
-that the pipeline follows a preference, and say nothing about people's opinion of a model.
+They see what a person in front of the side-by-side video could see: landmarks of the rendered
+listener, never coefficients. Of the speaker they see the face and hear words and voice. Where a
+corpus says what its speakers mean (the synthetic one), they understand speech as people do: they
+are told the meaning of every point, and misread one of ten. Elsewhere they understand no speech,
+and go by the face and by a lexicon. Each differs in what they expect, in leniency, in how they use
+the scale and in how steady their hand is. They are a model of ours, not of any published panel:
+they show that the pipeline follows a preference, and say nothing about people's opinion of a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
 
+from rapport.rewards.ratings.following import (
+    appropriateness,
+    empathy,
+    expected_valence,
+    perceived_valence,
+    responsiveness,
+)
+from rapport.rewards.ratings.points import Point
+from rapport.rewards.ratings.presence import engagement, naturalness
 from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating
 from rapport.rewards.ratings.speaker_cues import SpeakerCues, SpeakerRead, read_speaker
-from rapport.rewards.ratings.visible import Expression, VisibleMotion, displayed_valence
-from rapport.rewards.smoothing import moving_mean
+from rapport.rewards.ratings.traits import RaterTraits, draw_raters
+from rapport.rewards.ratings.understanding import (
+    Answered,
+    Understood,
+    appropriateness_of_points,
+    empathy_of_points,
+)
+from rapport.rewards.ratings.visible import VisibleMotion, displayed_valence
 
-# Human norms. "Live Link": 64 s of a person's facial recording on the built-in head; "dyad": the
-# head of a recorded listener (DualTalk demo). The rest are our choices.
-TREMOR_MM = 0.09  # residual of the mouth's corners from their 0.2 s mean (Live Link)
-TREMOR_RAD = 0.009  # the same of the head's rotation (dyad)
-FAST_MM_S = 60.0  # mouth or brow, twice the 99th percentile (Live Link)
-FAST_RAD_S = 2.5  # head, above the 99th percentile (dyad)
-LOPSIDED_MM = 2.0  # left-right difference of the mouth's lift
-FAR_MM = 12.0  # furthest that mouth or brows go in a conversation
-LIVELY_MM_S = 6.0  # rms speed of the mouth (Live Link)
-LIVELY_RAD_S = 0.35  # median speed of the head (dyad)
-NOD_RAD = 0.008  # rms pitch over the clip of a listener who nods now and then
-AVERTED_RAD = 0.2  # head turned from the speaker, 11 degrees
-CLOSED_EYES = 0.35  # mean opening below which the listener seems asleep
-AGREE = 0.35  # difference of affect (rms) that is seen as a poor match
-
-
-@dataclass(frozen=True, eq=False)
-class RaterTraits:
-    """Who the raters are. Every field is (raters,), but `thresholds` is (raters, 4).
-
-    Args:
-        face_weight: weight of the speaker's face, against words, in the affect that is perceived.
-        gain: how much of the speaker's affect a listener should show.
-        warmth: affect expected from a listener when nothing happens.
-        patience: longest delay of a reaction that seems natural, seconds.
-        leniency: added to every rating.
-        stretch: use of the scale, 1 = full.
-        halo: how far the whole impression colours each criterion, 0 to 1.
-        noise: standard deviation between two ratings of the same thing.
-        thresholds: where one grade ends and the next begins.
-    """
-
-    face_weight: np.ndarray
-    gain: np.ndarray
-    warmth: np.ndarray
-    patience: np.ndarray
-    leniency: np.ndarray
-    stretch: np.ndarray
-    halo: np.ndarray
-    noise: np.ndarray
-    thresholds: np.ndarray
-
-
-def draw_raters(count: int, seed: int) -> RaterTraits:
-    """`count` different raters. Rater i is the same whatever `count`."""
-    people = []
-    for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        people.append(
-            {
-                "face_weight": rng.uniform(0.45, 0.75),
-                "gain": rng.uniform(0.65, 0.95),
-                "warmth": rng.normal(0.05, 0.05),
-                "patience": rng.uniform(1.0, 1.6),
-                "leniency": rng.normal(0.0, 0.3),
-                "stretch": np.exp(rng.normal(0.0, 0.12)),
-                "halo": rng.uniform(0.05, 0.25),
-                "noise": rng.uniform(0.2, 0.5),
-                "thresholds": np.sort(
-                    np.arange(LOWEST, HIGHEST) + 0.5 + rng.normal(0.0, 0.12, HIGHEST - LOWEST)
-                ),
-            }
-        )
-    traits = [field.name for field in fields(RaterTraits)]
-    return RaterTraits(**{name: np.array([person[name] for person in people]) for name in traits})
+MISREAD = 0.1  # share of points that a rater takes for what face and words seem to say
 
 
 class SimulatedPanel:
@@ -127,25 +80,68 @@ class SimulatedPanel:
             candidates: candidate id -> what is seen of it. None (not rendered) gets ratings with
                 every criterion missing.
         """
-        # Candidates of one length share what the raters make of the speaker.
-        lengths = {
-            (len(listener), listener.fps)
-            for listener in candidates.values()
+        [ratings] = self.rate_beside(prompt_id, [speaker], candidates)
+        return ratings
+
+    def rate_beside(
+        self,
+        prompt_id: str,
+        speakers: Iterable[SpeakerCues],
+        candidates: Mapping[str, VisibleMotion | None],
+    ) -> list[list[Rating]]:
+        """The same beside each of some speakers, with the same hand: only the speaker differs.
+
+        Args:
+            prompt_id: what the candidates react to.
+            speakers: what is seen and heard of each.
+            candidates: as of `rate`.
+        """
+        looks = {
+            candidate: Looks.of(listener)
+            for candidate, listener in candidates.items()
             if listener is not None
         }
-        reads = {
-            (frames, fps): read_speaker(speaker, self.lexicon, frames=frames, fps=fps)
-            for frames, fps in lengths
+        opinions = []
+        for speaker in speakers:
+            # Candidates of one length share what the raters make of the speaker.
+            takes: dict[tuple[int, float], Taken] = {}
+            ratings = []
+            for candidate_id in candidates:
+                latent = np.full((self.raters, len(CRITERIA)), np.nan)
+                if candidate_id in looks:
+                    listener = looks[candidate_id].listener
+                    length = (len(listener), listener.fps)
+                    if length not in takes:
+                        takes[length] = self._take(speaker, *length)
+                    latent = impressions(looks[candidate_id], takes[length], self.traits)
+                for index, grades in enumerate(self._grades(latent, prompt_id, candidate_id)):
+                    rating = Rating(prompt_id, candidate_id, f"simulated-{index}", **grades)
+                    ratings.append(rating)
+            opinions.append(ratings)
+        return opinions
+
+    def _take(self, speaker: SpeakerCues, frames: int, fps: float) -> Taken:
+        """What each rater makes of the speaker, over the frames of a listener."""
+        read = read_speaker(speaker, self.lexicon, frames=frames, fps=fps)
+        felt = perceived_valence(read, self.traits) if read.has_affect else None
+        if speaker.points is None:
+            return Taken(read, felt)
+        misread = {
+            point: np.array(
+                [_misreads(self.seed, rater, speaker.name, point) for rater in range(self.raters)]
+            )
+            for point in speaker.points
         }
-        ratings = []
-        for candidate_id, listener in candidates.items():
-            latent = np.full((self.raters, len(CRITERIA)), np.nan)
-            if listener is not None:
-                latent = impressions(listener, reads[len(listener), listener.fps], self.traits)
-            for index, grades in enumerate(self._grades(latent, prompt_id, candidate_id)):
-                rating = Rating(prompt_id, candidate_id, f"simulated-{index}", **grades)
-                ratings.append(rating)
-        return ratings
+        understood = Understood.of(
+            speaker.points,
+            read,
+            felt=felt,
+            misread=misread,
+            raters=self.traits,
+            frames=frames,
+            fps=fps,
+        )
+        return Taken(read, felt, understood)
 
     def _grades(
         self, latent: np.ndarray, prompt_id: str, candidate_id: str
@@ -165,161 +161,64 @@ class SimulatedPanel:
         ]
 
 
-def impressions(listener: VisibleMotion, speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """A speaker as raters take them.
+
+    Args:
+        read: what is seen and heard.
+        felt: (raters, time) affect as each rater makes it out; None = it cannot be told.
+        understood: what is meant; None = the raters do not understand speech here.
+    """
+
+    read: SpeakerRead
+    felt: np.ndarray | None
+    understood: Understood | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What is seen of a listener, whoever speaks.
+
+    Args:
+        listener: as seen.
+        shown: (time,) valence of the face; None = it cannot be seen.
+        natural: naturalness in [0, 1].
+    """
+
+    listener: VisibleMotion
+    shown: np.ndarray | None
+    natural: float
+
+    @classmethod
+    def of(cls, listener: VisibleMotion) -> Looks:
+        """Looks at a listener."""
+        shown = None if listener.expression is None else displayed_valence(listener.expression)
+        return cls(listener, shown, naturalness(listener))
+
+
+def impressions(looks: Looks, speaker: Taken, raters: RaterTraits) -> np.ndarray:
     """What raters think of a reaction before they grade it, (raters, criteria) in [0, 1].
 
-    In the order of `CRITERIA`; NaN = cannot be judged.
+    In the order of `CRITERIA`; NaN = cannot be judged. Whether the listener faces the speaker
+    counts once, in engagement.
     """
-    missing = np.full(len(raters.gain), np.nan)
-    empathies = missing
-    fits = missing
+    shown = looks.shown
+    empathies = fits = np.full(len(raters.gain), np.nan)
     responsive = np.ones(len(raters.gain))
-    if speaker.has_affect and listener.expression is not None:
-        shown = displayed_valence(listener.expression)
-        felt = perceived_valence(speaker, raters)
-        wanted = expected_valence(felt, speaker.liveliness, raters)
-        responsive = responsiveness(shown, felt)
-        # What is shown to somebody else is no answer to this speaker.
-        attention = facing(listener)
-        empathies = attention * empathy(shown, wanted, patience=raters.patience, fps=listener.fps)
-        fits = attention * appropriateness(shown, felt)
-    engagements = responsive * engagement(listener, speaker.pauses)
-    naturalnesses = np.full(len(raters.gain), naturalness(listener))
+    if shown is not None and speaker.understood is not None:
+        answered = Answered.of(shown, speaker.understood)
+        empathies = empathy_of_points(answered, speaker.understood)
+        fits = appropriateness_of_points(answered, speaker.understood)
+    elif shown is not None and speaker.felt is not None:
+        fps = looks.listener.fps
+        wanted = expected_valence(speaker.felt, speaker.read.liveliness, raters)
+        responsive = responsiveness(shown, speaker.felt)
+        empathies = empathy(shown, wanted, patience=raters.patience, fps=fps)
+        fits = appropriateness(shown, speaker.felt)
+    engagements = responsive * engagement(looks.listener, speaker.read.pauses)
+    naturalnesses = np.full(len(raters.gain), looks.natural)
     return np.stack([empathies, fits, engagements, naturalnesses], axis=1)
-
-
-def perceived_valence(speaker: SpeakerRead, raters: RaterTraits) -> np.ndarray:
-    """The speaker's affect as each rater makes it out from face and words, (raters, time)."""
-    if speaker.face is None or speaker.meaning is None:
-        only = speaker.face if speaker.meaning is None else speaker.meaning
-        assert only is not None, "impressions() asks only where there is a face or a meaning"
-        return np.repeat(only[None], len(raters.gain), axis=0)
-    weight = raters.face_weight[:, None]
-    # 1.3: face and words that agree convince more than either alone.
-    both = 1.3 * (weight * speaker.face + (1 - weight) * speaker.meaning)
-    valence: np.ndarray = np.clip(both, -1, 1)
-    return valence
-
-
-def expected_valence(
-    felt: np.ndarray, liveliness: np.ndarray | None, raters: RaterTraits
-) -> np.ndarray:
-    """What a listener should show, before any delay, (raters, time).
-
-    A lively speaker asks for a stronger reaction.
-    """
-    lively = 1.0 if liveliness is None else 0.85 + 0.3 * liveliness
-    wanted: np.ndarray = np.clip(
-        raters.warmth[:, None] + raters.gain[:, None] * lively * felt, -1, 1
-    )
-    return wanted
-
-
-def empathy(shown: np.ndarray, wanted: np.ndarray, patience: np.ndarray, fps: float) -> np.ndarray:
-    """Whether the shown affect follows the wanted one, (raters,) in [0, 1].
-
-    Compared at every delay from 0.2 s to the rater's patience. The best one counts, as people do
-    not hold a delay against anyone while it is natural.
-
-    Args:
-        shown: (time,).
-        wanted: (raters, time).
-        patience: (raters,) seconds.
-        fps: frames per second.
-    """
-    frames = wanted.shape[1]
-    delays = np.arange(round(0.2 * fps), round(patience.max() * fps) + 1)
-    # Before the clip the wanted affect is taken to be that of its start.
-    source = np.maximum(np.arange(frames)[None] - delays[:, None], 0)
-    error = np.mean((shown - wanted[:, source]) ** 2, axis=2)  # (raters, delays)
-    error[delays[None] > np.round(patience * fps)[:, None]] = np.inf
-    match: np.ndarray = np.exp(-error.min(axis=1) / (2 * AGREE**2))
-    return match
-
-
-def appropriateness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
-    """Whether the reaction has the right sign and strength, (raters,) in [0, 1].
-
-    A smile at bad news weighs twice as much as a frown at good news; an outburst without cause and
-    no answer to strong affect count against it, too. Delays do not count here but in empathy.
-    """
-    tone = felt.mean(axis=1)
-    agreement = np.mean(shown * felt, axis=1)
-    clash = np.mean(np.maximum(-shown * np.sign(felt), 0) * np.abs(felt), axis=1)
-    smile_at_grief = np.mean(np.maximum(shown, 0) * np.maximum(-felt, 0), axis=1)
-    excess = np.mean(np.maximum(np.abs(shown) - np.maximum(np.abs(felt), 0.35), 0), axis=1)
-    missed = np.maximum(0.7 * tone**2 - np.maximum(agreement, 0), 0)
-    fit: np.ndarray = np.exp(-(2.5 * clash + 2.5 * smile_at_grief + 1.5 * excess + 2.5 * missed))
-    return fit
-
-
-def responsiveness(shown: np.ndarray, felt: np.ndarray) -> np.ndarray:
-    """Whether the face answers strong affect at all, right or wrong, (raters,) in [0, 1].
-
-    A blank face seems absent.
-    """
-    missed = np.mean(np.maximum(0.6 * np.abs(felt) - np.abs(shown), 0), axis=1)
-    response: np.ndarray = np.exp(-2.5 * missed)
-    return response
-
-
-def facing(listener: VisibleMotion) -> float:
-    """How far the head is turned to the speaker, in [0, 1]."""
-    return float(np.exp(-0.5 * np.mean((listener.head[:, 1] / AVERTED_RAD) ** 2)))
-
-
-def engagement(listener: VisibleMotion, pauses: np.ndarray | None) -> float:
-    """How engaged a listener looks, in [0, 1].
-
-    They nod, most of all where the speaker pauses, are lively but do not fidget, face the speaker
-    and are awake. What the face answers is `responsiveness`.
-
-    Args:
-        listener: what is seen of them.
-        pauses: (time,) bool, the speaker is silent; None = not known.
-    """
-    fps = listener.fps
-    quick = moving_mean(listener.head, 0.08 * fps) - moving_mean(listener.head, 1.0 * fps)
-    if pauses is None or not pauses.any() or pauses.all():
-        nod = _nod(quick)
-    else:
-        # From 0.4 s before a pause, where the phrase can be heard to end, until 0.4 s after.
-        near = moving_mean(pauses.astype(np.float64), 0.8 * fps) > 1e-9
-        elsewhere = _nod(quick[~near]) if (~near).any() else 0.0
-        nod = max(_nod(quick[near]) - 0.9 * elsewhere, 0.3 * elsewhere)
-    lively = _liveliness(listener)
-    too_lively = np.exp(-_excess(lively, 1.5))
-    alive = 1 - np.exp(-6 * lively)
-    awake = 1.0
-    if listener.expression is not None:
-        awake = np.clip(listener.expression.eye_opening.mean() / CLOSED_EYES, 0, 1)
-    attentive = 0.5 + 0.5 * (1 - np.exp(-nod / NOD_RAD))
-    return float(alive * too_lively * facing(listener) * awake * attentive)
-
-
-def naturalness(listener: VisibleMotion) -> float:
-    """How natural a motion looks, in [0, 1].
-
-    It does not tremble or jump, stays within human range, is neither lopsided nor dead. Blinks are
-    left out, as they are fast by nature.
-    """
-    fps = listener.fps
-    head = listener.head
-    doubts = [
-        _excess(_tremor(head, fps), TREMOR_RAD),
-        _excess(_top_speed(head, fps), FAST_RAD_S),
-    ]
-    if listener.expression is not None:
-        features = _features(listener.expression)
-        lift = listener.expression.mouth_lift
-        doubts += [
-            _excess(_tremor(features, fps), 1.5 * TREMOR_MM),
-            _excess(_top_speed(features, fps), FAST_MM_S),
-            _excess(float(np.quantile(np.abs(features), 0.98)), FAR_MM),
-            _excess(float(np.sqrt(np.mean((lift[:, 0] - lift[:, 1]) ** 2))), LOPSIDED_MM),
-        ]
-    dead = np.exp(-20 * _liveliness(listener))  # only a face that all but stands still
-    return float((1 - 0.6 * dead) * np.exp(-sum(doubts)))
 
 
 def to_grades(latent: np.ndarray, noise: np.ndarray, raters: RaterTraits) -> np.ndarray:
@@ -346,56 +245,11 @@ def to_grades(latent: np.ndarray, noise: np.ndarray, raters: RaterTraits) -> np.
     return np.where(is_seen, LOWEST + above.sum(axis=2), np.nan)
 
 
-def _nod(quick: np.ndarray) -> float:
-    """Rms pitch of quick head movements (time, 3) beyond that of yaw and roll.
-
-    Nods have a direction, fidgets have none.
-    """
-    power = np.mean(quick**2, axis=0)
-    return float(np.sqrt(max(power[0] - 0.5 * (power[1] + power[2]), 0.0)))
-
-
-def _features(expression: Expression) -> np.ndarray:
-    """(time, 8) mm: what is watched for how it moves."""
-    columns = (
-        expression.mouth_lift,
-        expression.mouth_spread,
-        expression.brow_inner,
-        expression.brow_outer,
-    )
-    return np.concatenate(columns, axis=1)
-
-
-def _liveliness(listener: VisibleMotion) -> float:
-    """Movement in units of a lively person's: mean of head and, where it is seen, mouth."""
-    parts = [_rms_speed(listener.head, listener.fps) / LIVELY_RAD_S]
-    if listener.expression is not None:
-        parts.append(_rms_speed(listener.expression.mouth_lift, listener.fps) / LIVELY_MM_S)
-    return float(np.mean(parts))
-
-
-def _rms_speed(x: np.ndarray, fps: float) -> float:
-    """Root mean square speed over time and columns, per second, of (time, dim)."""
-    if len(x) < 2:
-        return 0.0
-    return float(np.sqrt(np.mean(np.diff(x, axis=0) ** 2))) * fps
-
-
-def _top_speed(x: np.ndarray, fps: float) -> float:
-    """Speed per second of the fastest column that 2 % of the frames exceed, of (time, dim)."""
-    if len(x) < 2:
-        return 0.0
-    return float(np.quantile(np.abs(np.diff(x, axis=0)).max(axis=1), 0.98)) * fps
-
-
-def _tremor(x: np.ndarray, fps: float) -> float:
-    """Rms residual from the mean over 0.2 s."""
-    return float(np.sqrt(np.mean((x - moving_mean(x, 0.2 * fps)) ** 2)))
-
-
-def _excess(value: float, norm: float) -> float:
-    """0 up to the human norm, then the number of doublings above it."""
-    return max(float(np.log2(max(value, 1e-12) / norm)), 0.0)
+def _misreads(seed: int, rater: int, name: str, point: Point) -> bool:
+    """Whether this rater is mistaken about this point of this clip, whatever else is rated."""
+    key = f"{seed}\0{rater}\0{name}\0{point.time:.2f}\0{point.kind}"
+    draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    return draw < MISREAD * 2.0**64
 
 
 def _noise(seed: int, rater: int, prompt_id: str, candidate_id: str) -> np.ndarray:

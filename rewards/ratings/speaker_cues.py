@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapport.policies.clip import AUDIO_RATE
+from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.visible import VisibleMotion, displayed_valence
 from rapport.rewards.ratings.voice import CLIP, frame_levels, voice_activity
 from rapport.rewards.smoothing import moving_mean
@@ -34,12 +35,16 @@ class SpeakerCues:
         words: what is said; `()` when nothing is.
         audio: (samples,) at `audio_rate` Hz, full scale 1.
         audio_rate: samples per second.
+        points: what the speaker means, for raters who understand speech; None = nobody knows.
+        name: of the clip; who misreads which point depends on it.
     """
 
     visible: VisibleMotion | None = None
     words: SpokenWords | None = None
     audio: np.ndarray | None = None
     audio_rate: int = AUDIO_RATE
+    points: tuple[Point, ...] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ motions that look alike measure alike. Axes as the head's: x to its own left, y 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -82,6 +82,17 @@ class VisibleMotion:
     def __len__(self) -> int:
         return len(self.head)
 
+    def window(self, start: int, length: int) -> VisibleMotion:
+        """Frames [start, start + length)."""
+        frames = slice(start, start + length)
+        expression = self.expression
+        if expression is not None:
+            seen = {
+                each.name: getattr(expression, each.name)[frames] for each in fields(Expression)
+            }
+            expression = Expression(**seen)
+        return VisibleMotion(self.fps, self.head[frames], expression)
+
 
 def visible_motion(
     landmarks: Mapping[str, np.ndarray],
@@ -155,13 +166,14 @@ def watch(
         for name, end in zip(landmarks, ends, strict=True)
     }
 
-    def paths(motion: Motion) -> dict[str, np.ndarray]:
-        points = head.vertices_of(motion, shape, vertices)
-        return {name: points[:, part].mean(axis=1) for name, part in columns.items()}
-
-    rest = Motion(np.zeros((1, motion.layout.dim)), motion.layout)
-    neutral = {name: path[0] for name, path in paths(rest).items()}
-    return visible_motion(paths(motion), neutral, motion.layout.fps)
+    # The resting face goes first.
+    rest = np.zeros((1, motion.layout.dim), np.float32)
+    with_rest = Motion(np.concatenate([rest, motion.values]), motion.layout)
+    points = head.vertices_of(with_rest, shape, vertices)
+    paths = {name: points[:, part].mean(axis=1) for name, part in columns.items()}
+    neutral = {name: path[0] for name, path in paths.items()}
+    moving = {name: path[1:] for name, path in paths.items()}
+    return visible_motion(moving, neutral, motion.layout.fps)
 
 
 def head_rotations(

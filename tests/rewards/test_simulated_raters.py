@@ -7,24 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rapport.rewards.ratings.following import empathy, perceived_valence
+from rapport.rewards.ratings.presence import engagement, facing, naturalness
 from rapport.rewards.ratings.ratings import CRITERIA
-from rapport.rewards.ratings.simulated import (
-    RaterTraits,
-    SimulatedPanel,
-    draw_raters,
-    empathy,
-    engagement,
-    facing,
-    impressions,
-    naturalness,
-    to_grades,
-)
+from rapport.rewards.ratings.simulated import Looks, SimulatedPanel, Taken, impressions, to_grades
 from rapport.rewards.ratings.speaker_cues import (
     SpeakerCues,
     SpeakerRead,
     read_speaker,
     spoken_valence,
 )
+from rapport.rewards.ratings.traits import RaterTraits, draw_raters
 from rapport.rewards.ratings.visible import Expression, VisibleMotion, displayed_valence
 from rapport.rewards.ratings.voice import CLIP, frame_levels, voice_activity
 
@@ -162,12 +155,14 @@ def test_shaking_is_not_nodding():
     assert engagement(looks(head=nod), None) > engagement(looks(head=shake), None) + 0.1
 
 
-def test_a_smile_at_somebody_else_answers_nobody(panel):
+def test_facing_counts_once_over_all_criteria(panel):
     averted = sway()
     averted[:, 1] += 0.4
     got = means(panel, HAPPY, {"here": looks(6.0), "elsewhere": looks(6.0, head=averted)})
-    for criterion in ("empathy", "appropriateness"):
-        assert got["here"][criterion] > got["elsewhere"][criterion] + 1, criterion
+    assert got["here"]["engagement"] > got["elsewhere"]["engagement"] + 1
+    # What is left of a difference is the halo of the whole impression, at most a quarter of it.
+    for criterion in ("empathy", "appropriateness", "naturalness"):
+        assert abs(got["here"][criterion] - got["elsewhere"][criterion]) < 0.4, criterion
 
 
 def test_facing_by_hand():
@@ -328,8 +323,10 @@ def test_impressions_lie_in_the_unit_interval():
     read = SpeakerRead(
         face=np.full(FRAMES, -0.9), meaning=None, liveliness=np.ones(FRAMES), pauses=None
     )
+    raters = draw_raters(3, 0)
+    taken = Taken(read, perceived_valence(read, raters))
     for face in (looks(4.0), looks(60.0, noise=30.0), still(), looks(-60.0, head=99 * sway())):
-        latent = impressions(face, read, draw_raters(3, 0))
+        latent = impressions(Looks.of(face), taken, raters)
         assert latent.shape == (3, 4) and (latent >= 0).all() and (latent <= 1).all()
 
 

@@ -91,8 +91,9 @@ class Figures:
     liveliness_log_std: float = 0.45
     part_log_std: float = 0.2  # of face and head each, besides
     delay_s: tuple[float, float] = (0.35, 1.0)  # smiles follow mostly within 1 s, Riehle 2017
-    nodding: float = 0.5  # chance of a nod at the end of a phrase
-    blinks_listening: float = 16.0  # 17 at rest, Bentivoglio et al. 1997
+    nodding: float = 0.7  # chance of a nod at the end of a phrase
+    # Besides those that go with glances, which make 17, as at rest (Bentivoglio et al. 1997).
+    blinks_listening: float = 11.0
     blinks_log_std: float = 0.35  # over people; log-normal, Doughty 2002
     blinks_speaking: float = 26.0  # in conversation, Bentivoglio et al. 1997
     asymmetry: float = 0.08  # std of the left-right difference of a person's expressions; ours

@@ -68,7 +68,7 @@ class Manner:
 MannerAt = Callable[[float], Manner]  # at a time in seconds
 
 _MANNERS = {
-    "empathic": Manner(smiles=0.95, frowns=0.65),
+    "empathic": Manner(smiles=0.95, frowns=0.7),
     "muted": Manner(smiles=0.6, frowns=0.4, size=0.35, nods=0.4, own=0.6),
     "inattentive": Manner(nods=0.05, own=0.15, away=1.0),
     "polite": Manner(polite=0.35, nods=0.8),

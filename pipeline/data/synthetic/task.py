@@ -8,7 +8,7 @@ Cues are clean signals here: words, the valence that the speaker's face shows, h
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rapport.pipeline.data.synthetic.listener import SHOWN, fitting_affect
 from rapport.pipeline.data.synthetic.script import KINDS
 from rapport.pipeline.data.synthetic.signals import Event, blur, track
 from rapport.pipeline.data.synthetic.speaker import Speaker
-from rapport.pipeline.data.synthetic.words import LEXICON, OUTCOMES, TOPICS
+from rapport.pipeline.data.synthetic.words import LEXICON, OUTCOMES, TOPICS, Pool
 from rapport.pipeline.data.windows import HEARD_S
 from rapport.rewards.ratings.answers import answers
 from rapport.rewards.ratings.points import Point
@@ -102,7 +102,7 @@ def _meaning(speaker: Speaker, time: float) -> float:
     return 1.0 if face > 0.15 and excited > 0.2 else -1.0
 
 
-def _all(pool) -> tuple[str, ...]:
+def _all(pool: Pool) -> tuple[str, ...]:
     return pool.known + pool.held_out
 
 
@@ -158,7 +158,7 @@ def _add(
         found.setdefault(name, {}).setdefault(answer.point.kind, []).append(answer.right)
 
 
-def table(found: Mapping[str, Mapping[str, Iterable[float]]]) -> str:
+def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Shares of points answered right, a rule a row, a kind a column."""
     kinds = [kind for kind in KINDS if any(kind in by_kind for by_kind in found.values())]
     lines = [f"{'':30}" + "".join(f"{kind:>9}" for kind in ("all", *kinds))]
