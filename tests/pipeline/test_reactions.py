@@ -26,8 +26,9 @@ from rapport.pipeline.steps.judging import Judge
 from rapport.pipeline.steps.rejudging import Source, judge_again
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Reaction
-from rapport.rewards.ratings.ratings import CRITERIA, Rating, RatingError
+from rapport.rewards.ratings.ratings import CRITERIA, RatingError
 from tests.pipeline.bare import bare_run
+from tests.pipeline.graders import Graders
 
 SFT, ALIGNED = "SFT", "SFT + DPO"
 
@@ -112,25 +113,11 @@ def test_what_is_no_file_of_reactions_is_named(file, tmp_path):
 # -- Judged again --
 
 
-class Pool:
+def paid(pay=1.0):
     """Raters who like whoever moves more, by as much as they have been paid."""
-
-    def __init__(self, pay=1.0):
-        self.pay = pay
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def rate(self, groups, panel):
-        for group in groups:
-            grades = {
-                name: float(np.clip(2 + self.pay * 50 * motion.values.std(), 1, 5))
-                for name, motion in group.candidates.items()
-            }
-            yield group, [Rating(group.prompt_id, c, "r", g, g, g, g) for c, g in grades.items()]
+    return Graders(
+        lambda prompt, motion: [float(np.clip(2 + pay * 50 * motion.values.std(), 1, 5))] * 4
+    )
 
 
 @pytest.fixture
@@ -151,14 +138,14 @@ def evaluated(run_folder, **keys):
 def test_judged_again_the_numbers_are_those_of_the_run(
     kept, tiny_corpus, run_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(rejudging, "reward_pool", lambda config: Pool())
+    monkeypatch.setattr(rejudging, "reward_pool", lambda config: paid())
     (tmp_path / "again").mkdir()
     config = evaluated(run_folder)
     run = bare_run(tmp_path / "again", config)
     judge_again(run, config, run_folder)
     rows = run.summary["metrics"]["evaluation"]
     first = Judge.from_corpus(
-        bare_run(tmp_path), config, tiny_corpus, kept.compared, kept.prompt_ids, Pool()
+        bare_run(tmp_path), config, tiny_corpus, kept.compared, kept.prompt_ids, paid()
     )
     for method in (SFT, ALIGNED):
         expected = first(kept.answers(method)).summary(200)
@@ -175,7 +162,7 @@ def test_judged_again_the_numbers_are_those_of_the_run(
 def test_other_raters_give_other_numbers(run_folder, tmp_path, monkeypatch):
     ratings = []
     for pay in (0.2, 1.0):
-        monkeypatch.setattr(rejudging, "reward_pool", lambda config, pay=pay: Pool(pay))
+        monkeypatch.setattr(rejudging, "reward_pool", lambda config, pay=pay: paid(pay))
         folder = tmp_path / f"paid-{pay}"
         folder.mkdir()
         run = bare_run(folder)
@@ -185,7 +172,7 @@ def test_other_raters_give_other_numbers(run_folder, tmp_path, monkeypatch):
 
 
 def test_any_protocol_scores_them_or_says_why_not(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(rejudging, "reward_pool", lambda config: Pool())
+    monkeypatch.setattr(rejudging, "reward_pool", lambda config: paid())
     run = bare_run(tmp_path)
     judge_again(run, evaluated(run_folder, files={"protocol": "dim"}), run_folder)
     scores = run.summary["metrics"]["dim"]

@@ -35,9 +35,9 @@ from rapport.policies.motion import Layout, LayoutError
 from rapport.policies.policy import weight_digest
 from rapport.policies.vla.settings import ActionConfig, VlaConfig
 from rapport.rewards.ratings.pairs import Pair
-from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.scores import ScoreConfig
 from tests.pipeline.bare import bare_run
+from tests.pipeline.graders import Graders
 
 
 def test_choice_of_clips_follows_the_seed(tiny_corpus):
@@ -230,34 +230,25 @@ def judge(tiny_corpus, tmp_path):
     """A judge whose raters give every reaction of clip number k the grade 2 + k % 3, and no
     empathy.
     """
-    asked = []
+    ids = tiny_corpus.clip_ids("test")
 
-    class Pool:
-        def rate(self, groups, panel):
-            asked.append(panel)
-            ids = tiny_corpus.clip_ids("test")
-            for group in groups:
-                grade = 2.0 + ids.index(group.prompt_id) % 3
-                yield (
-                    group,
-                    [
-                        Rating(group.prompt_id, c, "r", None, grade, grade, 5.0)
-                        for c in group.candidates
-                    ],
-                )
+    def grades(prompt, motion):
+        grade = 2.0 + ids.index(prompt.prompt_id) % 3
+        return None, grade, grade, 5.0
 
+    pool = Graders(grades)
     weights = ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1)
     config = JudgedOfVla(evaluation=EvaluationConfig(prompts=3), score=weights)
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
     judge = Judge.from_corpus(
-        SimpleNamespace(directory=tmp_path),
+        bare_run(tmp_path),
         config,
         tiny_corpus,
         layout,
         choose(tiny_corpus, "test", config.evaluation.prompts, config.seed),
-        Pool(),
+        pool,
     )
-    return judge, asked
+    return judge, pool.panels
 
 
 def test_the_judge_weighs_criteria_then_averages_raters_of_a_prompt(judge, tiny_corpus):
