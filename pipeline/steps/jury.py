@@ -60,6 +60,7 @@ class Jury:
         imitated: corpus and imitating policy.
         held_out: the prompts.
         judge: of single reactions.
+        baselines: whether methods that learn nothing stand in the table.
     """
 
     run: Workspace
@@ -67,6 +68,7 @@ class Jury:
     imitated: Imitated
     held_out: HeldOut
     judge: Judge
+    baselines: bool = False
     answers: dict[str, list[list[Motion]]] = field(default_factory=dict)
     kept: dict[str, Groups] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class Jury:
         """
         held_out = HeldOut.from_corpus(config, imitated)
         judge = judge_of(run, config, imitated, held_out=held_out, raters=raters)
-        jury = cls(run, config, imitated, held_out=held_out, judge=judge)
+        jury = cls(run, config, imitated, held_out=held_out, judge=judge, baselines=baselines)
         if baselines:
             jury.rows |= judge.baselines()
         return jury
@@ -119,6 +121,8 @@ class Jury:
         self.kept[name] = answered(self.held_out.by_clip(groups), by_clip)
         self._keep()
         self.rows[name] = self.judge(by_clip)
+        if self.baselines and len(self.policies) == 1:
+            self.rows |= self.judge.controls(name, by_clip)
         return self.rows[name]
 
     def _keep(self) -> None:

@@ -103,7 +103,12 @@ def judge_again(run: Run, config: Evaluated, path: Path) -> None:
         judge = Judge.from_corpus(
             run, config, corpus, layout=kept.compared, clip_ids=kept.prompt_ids, raters=raters
         )
-        rows = judge.baselines() | {name: judge(kept.answers(name)) for name in policies}
+        rows = judge.baselines()
+        for name in policies:
+            answers = kept.answers(name)
+            rows[name] = judge(answers)
+            if name == policies[0]:
+                rows |= judge.controls(name, answers)
     bootstrap = config.evaluation.bootstrap
     if len(policies) > 1:
         compare(rows, run, before=policies[0], after=policies[-1], bootstrap=bootstrap)
