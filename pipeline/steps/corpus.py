@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from rapport.actors import timeline
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.prompts import NAMES, require_unlike_prompts
-from rapport.pipeline.data.store import PAST, Corpus, CorpusError
+from rapport.pipeline.data.store import PAST, SPLITS, Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
-from rapport.pipeline.settings import Learning, PrepareConfig
+from rapport.pipeline.settings import Judged, Learning, PrepareConfig
 
 
 def prepare(run: Workspace, config: PrepareConfig) -> Corpus:
@@ -28,6 +28,18 @@ def perceived(config: PrepareConfig) -> tuple[str, ...]:
     return policy_class(config.policy).reads
 
 
+def prepared(run: Workspace, config: Learning) -> Corpus:
+    """The corpus that a policy learns from; it has the splits on which the policy is judged.
+
+    Raises:
+        RunError: a split is missing.
+    """
+    corpus = prepare(run, config)
+    if isinstance(config, Judged):
+        require_splits(corpus, config.judged_splits)
+    return corpus
+
+
 @phase("prepare")
 def _prepared(step: Phase, config: PrepareConfig) -> PhaseResult:
     with timeline.noted("corpus"):
@@ -37,11 +49,11 @@ def _prepared(step: Phase, config: PrepareConfig) -> PhaseResult:
             require_unlike_prompts(corpus.clips("train", {*reads, PAST}), reads, config.corpus)
         except CorpusError as error:
             raise RunError(str(error)) from error
-    counts = {split: corpus.count(split) for split in ("train", "test")}
+    counts = {split: corpus.count(split) for split in SPLITS if split in corpus.splits}
     absent = corpus.at("train", 0).absent
+    sizes = ", ".join(f"{count} {split}" for split, count in counts.items())
     step.say(
-        f"{counts['train']} training and {counts['test']} held-out clips, {corpus.layout}"
-        + (f"; absent: {', '.join(absent)}" if absent else "")
+        f"{sizes} clips, {corpus.layout}" + (f"; absent: {', '.join(absent)}" if absent else "")
     )
     read = counts_of_reader(corpus)
     if read:
@@ -51,6 +63,18 @@ def _prepared(step: Phase, config: PrepareConfig) -> PhaseResult:
         artifacts={"corpus": corpus.path},
         counts={f"{split}_clips": count for split, count in counts.items()} | read,
     )
+
+
+def require_splits(corpus: Corpus, splits: Iterable[str]) -> None:
+    """Raise `RunError` where a split is missing that something is judged on."""
+    missing = sorted(set(splits) - set(corpus.splits))
+    if missing:
+        raise RunError(
+            f"{corpus.path} has no {missing[0]} split, only {', '.join(corpus.splits)}. What is "
+            "chosen is judged on people of its own, neither trained on nor reported. Write one "
+            f"(`CorpusWriter.add` of clips with split={missing[0]!r}; the synthetic corpus has "
+            "it), or leave it out of this run: evaluation.split=test, and curve.points=0 for `dpo`"
+        )
 
 
 def counts_of_reader(corpus: Corpus) -> dict[str, float]:

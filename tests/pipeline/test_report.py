@@ -83,9 +83,10 @@ def summary_of(recipe="dpo", **metrics):
         "before": rows["SFT"],
         "after": rows["SFT + DPO"],
         "change": change,
-        "rounds": [
+        "curve": [
             {
-                "round": k,
+                "step": 24 * k,
+                "round": 1,
                 "simulated_rating": 3.25 + k / 4,
                 "truth_affect_error": None,
                 "l2": 0.02,
@@ -247,7 +248,7 @@ def test_the_numbers_are_the_summarys():
     )
     assert "0.81" in sections["agreement"] and "SIMULATED raters" in sections["agreement"]
     assert "0.875" in sections["pairs"] and "0.125" in sections["pairs"]
-    assert "3.7500" in sections["rounds"]
+    assert "3.7500" in sections["curve"] and "divergence" not in sections["curve"]
 
 
 def test_how_listeners_move_before_and_after():
@@ -311,7 +312,7 @@ def test_any_policys_report_has_the_rating_before_and_after_and_its_change():
     assert "From supervised to Flow-DPO the SIMULATED rating" in sections["worse"]
     assert "fell on 1 of 2" in sections["worse"] and "-1.00" in sections["worse"]
     assert "SFT" not in text
-    assert set(sections) == set(read(page(facts())).sections) - {"rounds"} | {"moves"}
+    assert set(sections) == set(read(page(facts())).sections) - {"curve"} | {"moves"}
 
 
 def test_each_section_appears_when_its_data_is_there():
@@ -334,7 +335,9 @@ def test_methods_are_compared_by_their_names_in_the_summary():
     # others it is a row of the paper's.
     assert [a.get("class") for tag, a in tags if tag == "tr"].count("marked") == 7
     sections = read(page(facts(summary=summary_of(**metrics)))).sections
-    assert "From a to b" in sections["short"] and "round 0 is a." in sections["rounds"]
+    assert "From a to b" in sections["short"] and "step 0 is a." in sections["curve"].replace(
+        "\n", " "
+    )
     assert read_summary(summary_of()).compared == ("SFT", "SFT + DPO"), "of an old summary"
     assert read_summary(summary_of(evaluation={"policy": {}})).compared is None
 
