@@ -26,15 +26,18 @@ os.environ.setdefault(
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
-    """8 training and 4 held-out synthetic clips of 1 s with one 28-pixel frame each."""
-    from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
+    """8 training, 4 validation and 4 test clips of 1 s, with one 28-pixel frame and 1 s of past.
+
+    One listens to each speaker.
+    """
+    from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 
     return generate_corpus(
         tmp_path_factory.mktemp("corpus") / "tiny",
         8,
         4,
-        seconds=1,
-        video=SpeakerVideo(frames=1, size=28),
+        4,
+        design=Design(seconds=1, past=1, listeners=1, frames=1, image_size=28),
         workers=0,
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rapport import Corpus, load_head, load_policy
-from rapport.pipeline.data.synthetic.generate import generate_corpus
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.policies.clip import Clip
 from rapport.policies.head.flame import FlameHead
@@ -115,4 +115,5 @@ def main(path: Path, aligned: Path, corpus: Corpus) -> None:
 if __name__ == "__main__":
     scratch = Path(tempfile.mkdtemp())
     output = Path(sys.argv[2]) if len(sys.argv) > 2 else scratch / "aligned"
-    main(Path(sys.argv[1]), output, generate_corpus(scratch / "corpus", 8, 1, seconds=1, workers=0))
+    corpus = generate_corpus(scratch / "corpus", 8, 1, 1, design=Design(seconds=1), workers=0)
+    main(Path(sys.argv[1]), output, corpus)

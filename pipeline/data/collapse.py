@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from rapport.pipeline.data.regression import RegressionError, RegressionListener, targets
-from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.store import PAST, Corpus
 
 _REACTION_GROUPS = ("expr", "rot", "neck", "jaw")
+_READ = ("speaker", "speaker_audio", PAST)  # modalities that the regression knows
 # Of a column that varies less than this share of its variance in training nothing can be said.
 _STILL = 1e-4
 
@@ -38,10 +39,10 @@ def regression_collapse(corpus: Corpus) -> dict[str, float]:
         name: corpus.layout.width(name) for name in _REACTION_GROUPS if name in corpus.layout.names
     }
     layout = corpus.layout.subset(groups)
-    regression = RegressionListener.fit(corpus.clips("train"), layout)
+    regression = RegressionListener.fit(corpus.clips("train", _READ), layout)
     predictions = []
     truths = []
-    for clip in corpus.clips("test"):
+    for clip in corpus.clips("test", _READ):
         predictions.append(regression.standardised(clip))
         truths.append((targets(clip.listener, layout) - regression.mean) / regression.scale)
     predicted = np.stack(predictions)

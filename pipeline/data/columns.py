@@ -8,6 +8,7 @@ absent modality is a null, never zeros. Frames are JPEG, as cameras and browsers
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +125,8 @@ def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
     """Clips of one layout as a table of `clip_schema(layout)`."""
     schema = clip_schema(layout)
     speakers = [_values(clip.speaker) for clip in clips]
-    frames = [_frame_bytes(clip.speaker_frames) for clip in clips]
+    frame_bytes = _frame_encoder()
+    frames = [frame_bytes(clip.speaker_frames) for clip in clips]
     words = [_word_rows(clip.words) for clip in clips]
     shapes = [clip.speaker_shape for clip in clips]
     past: dict[str, list] = {
@@ -146,7 +148,7 @@ def clips_to_table(clips: list[Clip], layout: Layout) -> pa.Table:
         pa.array([clip.start for clip in clips], pa.float64()),
         sequences_to_arrow(list(map(_values, past["listener"])), layout.dim),
         sequences_to_arrow(list(map(_values, past["speaker"])), layout.dim),
-        pa.array(list(map(_frame_bytes, past["speaker_frames"])), pa.list_(pa.binary())),
+        pa.array(list(map(frame_bytes, past["speaker_frames"])), pa.list_(pa.binary())),
         audio_to_arrow(past["speaker_audio"]),
         pa.array(list(map(_word_rows, past["words"])), pa.list_(_WORD)),
     ]
@@ -222,8 +224,18 @@ def array_of(cell: pa.ListScalar) -> np.ndarray:
     return np.array(values.flatten()).reshape(len(values), values.type.list_size)
 
 
-def _frame_bytes(frames: np.ndarray | None) -> list[bytes] | None:
-    return None if frames is None else [_jpeg(frame) for frame in frames]
+def _frame_encoder() -> Callable[[np.ndarray | None], list[bytes] | None]:
+    """Encodes frames, those that several clips share once; None stays None."""
+    encoded: dict[int, list[bytes]] = {}  # by identity of the array
+
+    def frame_bytes(frames: np.ndarray | None) -> list[bytes] | None:
+        if frames is None:
+            return None
+        if id(frames) not in encoded:
+            encoded[id(frames)] = [_jpeg(frame) for frame in frames]
+        return encoded[id(frames)]
+
+    return frame_bytes
 
 
 def _jpeg(frame: np.ndarray) -> bytes:

@@ -8,8 +8,12 @@ from rapport.log import logger
 from rapport.pipeline.data.readers.dualtalk import import_dualtalk
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener
 from rapport.pipeline.data.settings import CorpusConfig
-from rapport.pipeline.data.store import Corpus, CorpusError
-from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
+from rapport.pipeline.data.synthetic.generate import (
+    Design,
+    generate_corpus,
+    require_sizes,
+)
 
 
 def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
@@ -21,14 +25,15 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
             `parquet`, which is opened where it lies.
 
     Raises:
-        CorpusError: there are no such files, they are damaged, or they give no clip of one of the
-            two splits; names the file and the way out.
+        CorpusError: there are no such files, they are damaged, or they give no clip to train on or
+            to report on; names the file and the way out.
     """
     try:
         corpus = _open(config, folder)
     except PermissionError as error:
         raise CorpusError(f"{error.filename or folder} may not be read or written") from error
-    for split in ("train", "test"):
+    required = SPLITS if config.kind == "synthetic" else ("train", "test")
+    for split in required:
         if split not in corpus.splits:
             raise CorpusError(
                 f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. "
@@ -38,8 +43,9 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
 
 
 def look_at_corpus(config: CorpusConfig) -> None:
-    """Raise `CorpusError` unless the files that `config` names are there."""
+    """Raise `CorpusError` unless what `config` names is there, or can be made."""
     if config.kind == "synthetic":
+        require_sizes(moments_of(config), design_of(config))
         return
     root = _root(config)
     if config.kind == "parquet":
@@ -48,6 +54,24 @@ def look_at_corpus(config: CorpusConfig) -> None:
         raise CorpusError(
             f"corpus.root={root}: no such folder; it must hold the files of {config.kind}"
         )
+
+
+def moments_of(config: CorpusConfig) -> dict[str, int]:
+    """Moments of each split of a synthetic corpus; each has as many clips as it has listeners."""
+    counts = (config.train_clips, config.validation_clips, config.test_clips)
+    return dict(zip(SPLITS, counts, strict=True))
+
+
+def design_of(config: CorpusConfig) -> Design:
+    """What the conversations of a synthetic corpus are made of."""
+    return Design(
+        seconds=config.seconds,
+        past=config.past,
+        listeners=config.listeners,
+        riddles=config.riddles,
+        frames=config.frames,
+        image_size=config.image_size,
+    )
 
 
 def _root(config: CorpusConfig) -> Path:
@@ -61,11 +85,9 @@ def _open(config: CorpusConfig, folder: Path) -> Corpus:
         logger.info("generating the synthetic corpus")
         return generate_corpus(
             folder,
-            n_train=config.train_clips,
-            n_test=config.test_clips,
-            seconds=config.seconds,
+            *moments_of(config).values(),
+            design=design_of(config),
             seed=config.seed,
-            video=SpeakerVideo(frames=config.frames, size=config.image_size),
         )
     root = _root(config)
     if config.kind == "parquet":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,9 +17,10 @@ from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.vla.actions import spline_basis
 
-_TARGETS_PER_SECOND = 5  # knots of the default action space: what a policy here predicts
-_FEATURES_PER_SECOND = 1  # coarser: affect lasts for seconds, and clips are few
-_RIDGES = 10.0 ** np.arange(-1, 7)  # tried on the last quarter of the training clips
+_BLOCKS_PER_SECOND = 5  # knots of the default action space: what a policy here predicts
+# How long ago the speaker did it, in blocks: finer for what was just now.
+_LAGS = (0, 1, 2, 4, 6, 9, 13, 20)
+_RIDGES = 10.0 ** np.arange(0, 7)  # tried on the last quarter of the training clips
 _FEWEST = 8  # clips to train on
 
 
@@ -32,22 +34,21 @@ class RegressionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class RegressionListener:
-    """Ridge regression from what the speaker does over a clip to how the listener moves over it.
+    """Ridge regression from what the speaker has done so far to how the listener moves now.
 
-    Features are the speaker's motion and sound level in blocks of 1 s, as far as the clips have
-    them, standardised. Targets are the listener's motion in blocks of 0.2 s, standardised. What is
-    constant in training is no feature, and is answered as it was.
+    Everything is a mean over a block of 0.2 s, standardised. Features are the speaker's motion and
+    sound level in the last 4 s, as far as the clips have them, and their past. What is constant in
+    training is no feature, and is answered as it was.
 
     Args:
         layout: of the answers.
         ridge: chosen on held-back training clips.
-        x_mean: (features,) mean over the training clips.
-        x_scale: (features,) standard deviation over the training clips, 1 where constant.
+        x_mean: (cues,) mean over the training clips.
+        x_scale: (cues,) standard deviation over the training clips, 1 where constant.
         mean: (dim,) mean of the targets.
         scale: (dim,) standard deviation of the targets, 1 where constant.
         moves: (dim,) whether the targets of a column vary.
-        weights: (features, blocks * dim).
-        offset: (blocks * dim,) mean standardised target.
+        weights: (lags * cues, dim).
     """
 
     layout: Layout
@@ -58,7 +59,6 @@ class RegressionListener:
     scale: np.ndarray
     moves: np.ndarray
     weights: np.ndarray
-    offset: np.ndarray
 
     @classmethod
     def fit(cls, clips: Iterable[Clip], layout: Layout) -> RegressionListener:
@@ -72,27 +72,27 @@ class RegressionListener:
             RegressionError: the clips have neither speaker motion nor sound, or there are fewer
                 than 8.
         """
-        inputs = []
+        seen = []
         answers = []
         for clip in clips:
-            inputs.append(features(clip))
+            seen.append(cues(clip))
             answers.append(targets(clip.listener, layout))
-        if len(inputs) < _FEWEST:
+        if len(seen) < _FEWEST:
             raise RegressionError(
-                f"{len(inputs)} training clips, a regression needs {_FEWEST} or more"
+                f"{len(seen)} training clips, a regression needs {_FEWEST} or more"
             )
-        x = np.stack(inputs)
         y = np.stack(answers)
-        if not x.size or not y.size:
-            raise RegressionError("clips are shorter than the second that a feature is a mean of")
-        x_mean = x.mean(axis=0)
-        x_scale, _ = _scale(x, axis=(0,))
+        if not y.size:
+            raise RegressionError("clips are shorter than the 0.2 s that an answer is a mean of")
+        blocks = y.shape[1]
+        now = np.stack([track[-blocks:] for track in seen])
+        x_mean = now.mean(axis=(0, 1))
+        x_scale, _ = _scale(now, axis=(0, 1))
         mean = y.mean(axis=(0, 1))
         scale, moves = _scale(y, axis=(0, 1))
-        x = (x - x_mean) / x_scale
-        y = ((y - mean) / scale).reshape(len(y), -1)
+        y = (y - mean) / scale
+        x = np.stack([_lagged((track - x_mean) / x_scale, blocks) for track in seen])
         ridge = _best_ridge(x, y)
-        weights, offset = _solve(x, y, ridge)
         return cls(
             layout=layout,
             ridge=ridge,
@@ -101,14 +101,14 @@ class RegressionListener:
             mean=mean,
             scale=scale,
             moves=moves,
-            weights=weights,
-            offset=offset,
+            weights=_solve(*_moments(x, y), ridge),
         )
 
     def standardised(self, clip: Clip) -> np.ndarray:
         """(blocks, dim) answer in standard deviations from the mean of the training listeners."""
-        x = (features(clip) - self.x_mean) / self.x_scale
-        return (x @ self.weights + self.offset).reshape(-1, self.layout.dim)
+        track = (cues(clip) - self.x_mean) / self.x_scale
+        blocks = len(clip.listener) // _block_frames(self.layout)
+        return np.asarray(_lagged(track, blocks) @ self.weights)
 
     def __call__(self, clip: Clip) -> Motion:
         """The answer to a clip's speaker, splined through the blocks.
@@ -116,33 +116,43 @@ class RegressionListener:
         Frames after the last whole block are left out.
         """
         blocks = self.standardised(clip) * self.scale + self.mean
-        frames = len(blocks) * _block_frames(_TARGETS_PER_SECOND, self.layout)
+        frames = len(blocks) * _block_frames(self.layout)
         return Motion(spline_basis(frames, len(blocks)) @ blocks, self.layout)
 
 
-def features(clip: Clip) -> np.ndarray:
-    """(features,) float64 of the speaker.
+def cues(clip: Clip) -> np.ndarray:
+    """(blocks, cues) float64 of the speaker, in blocks of 0.2 s up to the end of the clip.
+
+    It begins with the clip's past, where it has one.
 
     Raises:
         RegressionError: the clip has neither motion nor sound of the speaker.
     """
     parts = []
+    past = clip.past
     if clip.speaker is not None:
-        block = _block_frames(_FEATURES_PER_SECOND, clip.speaker.layout)
-        parts.append(_block_means(clip.speaker.values, block).ravel())
+        block = _block_frames(clip.speaker.layout)
+        parts.append(_block_means(clip.speaker.values, block))
+        if past is not None and past.speaker is not None:
+            parts[-1] = np.concatenate([_before(past.speaker.values, block), parts[-1]])
     if clip.speaker_audio is not None:
-        power = _block_means(clip.speaker_audio[:, None] ** 2, AUDIO_RATE // _FEATURES_PER_SECOND)
-        parts.append(np.log10(power.ravel() + 1e-6))
+        block = AUDIO_RATE // _BLOCKS_PER_SECOND
+        power = _block_means(clip.speaker_audio[:, None] ** 2, block)
+        if past is not None and past.speaker_audio is not None:
+            before = _before(past.speaker_audio[:, None] ** 2, block)
+            power = np.concatenate([before, power])
+        parts.append(np.log10(power + 1e-6))
     if not parts:
         raise RegressionError(
             f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on"
         )
-    return np.concatenate(parts).astype(np.float64)
+    blocks = min(map(len, parts))
+    return np.concatenate([part[-blocks:] if blocks else part[:0] for part in parts], axis=1)
 
 
 def targets(listener: Motion, layout: Layout) -> np.ndarray:
     """(blocks, dim) float64: means of the listener's groups in blocks of 0.2 s."""
-    block = _block_frames(_TARGETS_PER_SECOND, layout)
+    block = _block_frames(layout)
     return _block_means(listener.subset(layout).values, block).astype(np.float64)
 
 
@@ -153,32 +163,57 @@ def _scale(values: np.ndarray, axis: tuple[int, ...]) -> tuple[np.ndarray, np.nd
     return np.where(varies, deviation + 1e-8, 1.0), varies
 
 
-def _block_frames(per_second: int, layout: Layout) -> int:
-    return round(layout.fps / per_second)
+def _block_frames(layout: Layout) -> int:
+    return round(layout.fps / _BLOCKS_PER_SECOND)
+
+
+def _lagged(track: np.ndarray, blocks: int) -> np.ndarray:
+    """Means over the stretches between `_LAGS` before each of the last `blocks` of a track.
+
+    Args:
+        track: (time, cues), standardised: what was before it is taken as 0, the mean.
+        blocks: whose features are wanted; a block sees itself and what was before.
+
+    Returns:
+        (blocks, lags * cues) float32.
+    """
+    sums = np.cumsum(np.concatenate([np.zeros((_LAGS[-1] + 1, track.shape[1])), track]), axis=0)
+    last = np.arange(len(sums) - blocks, len(sums))
+    means = [(sums[last - near] - sums[last - far]) / (far - near) for near, far in pairwise(_LAGS)]
+    return np.concatenate(means, axis=1).astype(np.float32)
 
 
 def _best_ridge(x: np.ndarray, y: np.ndarray) -> float:
-    """The ridge with the least error on the last quarter of the clips."""
+    """The ridge with the least error on the last quarter of the clips.
+
+    Args:
+        x: (clips, blocks, features).
+        y: (clips, blocks, dim).
+    """
     # The last ones, not random ones: neighbours share a dyad, which must not be parted.
-    held_back = np.arange(len(x)) >= len(x) * 3 // 4
-    errors = []
-    for ridge in _RIDGES:
-        weights, offset = _solve(x[~held_back], y[~held_back], ridge)
-        errors.append(np.mean((x[held_back] @ weights + offset - y[held_back]) ** 2))
+    first = len(x) * 3 // 4
+    moments = _moments(x[:first], y[:first])
+    errors = [np.mean((x[first:] @ _solve(*moments, ridge) - y[first:]) ** 2) for ridge in _RIDGES]
     return float(_RIDGES[int(np.argmin(errors))])
 
 
-def _solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and intercept of ridge regression in its dual form.
+def _moments(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Second moments of the features, and of them with the targets, float64."""
+    features = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    return features.T @ features, features.T @ y.reshape(-1, y.shape[-1])
 
-    The dual form is the smaller system when there are fewer clips than features.
-    """
-    offset = y.mean(axis=0)
-    dual = np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), y - offset)
-    return x.T @ dual, offset
+
+def _solve(squares: np.ndarray, products: np.ndarray, ridge: float) -> np.ndarray:
+    """Weights (features, dim) of ridge regression; both are standardised, so there is no offset."""
+    return np.asarray(np.linalg.solve(squares + ridge * np.eye(len(squares)), products))
 
 
 def _block_means(values: np.ndarray, block: int) -> np.ndarray:
     """Means of consecutive blocks of `block` rows of (time, dim); a short last one is dropped."""
     count = len(values) // block
     return values[: count * block].reshape(count, block, values.shape[1]).mean(axis=1)
+
+
+def _before(values: np.ndarray, block: int) -> np.ndarray:
+    """`_block_means` that end with the last row."""
+    return _block_means(values[len(values) % block :], block)

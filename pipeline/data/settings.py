@@ -19,20 +19,38 @@ class CorpusConfig(Section):
     """length of a clip, seconds"""
     stride: float = Field(1.0, gt=0)
     """seconds between starts of clips cut from a recording (dualtalk, lm_listener)"""
-    train_clips: int = Field(1024, ge=1)
-    """training clips to generate (synthetic)"""
-    test_clips: int = Field(96, ge=1)
-    """held-out clips to generate (synthetic)"""
+    past: float = Field(4.0, ge=0)
+    """seconds before each clip that are kept with it (synthetic); 0 = none"""
+    train_clips: int = Field(512, ge=1)
+    """moments to train on, each listened to by corpus.listeners (synthetic)"""
+    validation_clips: int = Field(128, ge=1)
+    """moments on which choices are made, of other people (synthetic)"""
+    test_clips: int = Field(128, ge=1)
+    """moments that results are reported on, of other people (synthetic)"""
+    listeners: int = Field(4, ge=1)
+    """people who listen to each speaker, each for themselves (synthetic)"""
+    riddles: float = Field(1.0, ge=0, le=1)
+    """how often words, face and voice disagree: 0 = never (synthetic)"""
     image_size: int = Field(56, ge=14)
     """speaker frames: height and width, pixels"""
-    frames: int = Field(4, ge=0)
-    """speaker frames per clip, evenly spaced; 0 = none"""
+    frames: int = Field(2, ge=0)
+    """speaker frames per second, evenly spaced; 0 = none"""
     seed: int = 0
     """seed of the generator (synthetic)"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What is generated is not cut, and the other way round."""
-        generated = ("train_clips", "test_clips", "image_size", "frames", "seed")
+        generated = (
+            "past",
+            "train_clips",
+            "validation_clips",
+            "test_clips",
+            "listeners",
+            "riddles",
+            "image_size",
+            "frames",
+            "seed",
+        )
         kind = f"corpus.kind={self.kind}"
         if self.kind == "synthetic":
             return {f"{kind} is generated, not read": ("root", "stride")}

@@ -1,15 +1,19 @@
 """Figures of a motion by which a corpus is compared with people.
 
-They are amplitudes, speeds, bandwidths, and rates of blinks and nods.
+They are amplitudes, speeds, bandwidths, rates of blinks and nods, and whether a face moves in
+events or all the time.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.visible import VisibleMotion
 
+WINDOW_S = 8.0  # in which events are looked for
 _CLOSED = 0.5  # lid closure that counts as a blink
 _NOD_BAND_HZ = (1.0, 4.0)
 _NOD_RAD = 0.015  # half a peak-to-peak swing of 1.7 degrees; smaller ones are not counted
@@ -57,6 +61,56 @@ def motion_statistics(motion: Motion) -> dict[str, float]:
     if "eyelid" in names:
         figures["blinks_per_min"] = count_blinks(motion.group("eyelid")) / motion.seconds * 60
     return {name: float(value) for name, value in figures.items()}
+
+
+def event_statistics(seen: VisibleMotion) -> dict[str, float]:
+    """Whether a face and a head rest and move now and then, as people's do, or move all the time.
+
+    Noise of any spectrum has a kurtosis of 3 and hardly rests. Face: corners of the mouth, lips and
+    brows, in mm. Paths are smoothed by a Gaussian of one frame, since trackers' noise would pass
+    for movement, and looked at in windows of 8 s, by their velocity.
+
+    Args:
+        seen: a recording of 8 s or more.
+
+    Returns:
+        `{face,head}_kurtosis` of the velocity, mean over landmarks and axes; `{face,head}_still`,
+        share of frames slower than a fifth of the rms speed; `{face,head}_fastest_tenth`, the
+        energy in the fastest tenth of frames. Empty for a shorter recording; no face where none is
+        seen.
+    """
+    paths = {"head": seen.head}
+    if seen.expression is not None:
+        face = seen.expression
+        singles = [face.lip_opening[:, None]]
+        pairs = [face.mouth_lift, face.mouth_spread, face.brow_inner, face.brow_outer]
+        paths["face"] = np.concatenate(pairs + singles, axis=1)
+    figures = {}
+    for name, path in paths.items():
+        velocity = np.diff(gaussian_filter1d(path, 1.0, axis=0), axis=0)
+        length = round(WINDOW_S * seen.fps) - 1
+        starts = range(0, len(velocity) - length + 1, length + 1)
+        bursts = [_burst(velocity[start : start + length]) for start in starts]
+        rows = [burst for burst in bursts if burst is not None]
+        if rows:
+            kurtosis, still, fastest = np.mean(rows, axis=0).tolist()
+            figures[f"{name}_kurtosis"] = kurtosis
+            figures[f"{name}_still"] = still
+            figures[f"{name}_fastest_tenth"] = fastest
+    return figures
+
+
+def _burst(velocity: np.ndarray) -> tuple[float, float, float] | None:
+    """Kurtosis, share of still frames and energy of the fastest tenth; None where nothing moves."""
+    moving = velocity[:, velocity.std(axis=0) > 0]
+    if not moving.shape[1]:
+        return None
+    deviation = moving - moving.mean(axis=0)
+    kurtosis = np.mean(deviation**4, axis=0) / np.mean(deviation**2, axis=0) ** 2
+    energy = np.sum(moving**2, axis=1)
+    still = energy < 0.2**2 * energy.mean()
+    fastest = np.sort(energy)[-round(len(energy) / 10) :]
+    return float(kurtosis.mean()), float(still.mean()), float(fastest.sum() / energy.sum())
 
 
 def head_rotation(motion: Motion) -> np.ndarray | None:

@@ -307,6 +307,15 @@ class Corpus:
         self._split(split)
         return [clip_id for clip_id, place in self._places.items() if place.split == split]
 
+    def moments(self, split: str) -> dict[str, tuple[str, float]]:
+        """`Clip.moment` of each clip of a split by clip id, in order: who speaks, and when."""
+        columns = ["clip_id", "dyad_id", "speaker_id", "start"]
+        moments = {}
+        for group in self._split(split):
+            for row in self._read(group, columns).to_pylist():
+                moments[row["clip_id"]] = (row["speaker_id"] or row["dyad_id"], row["start"])
+        return moments
+
     def at(self, split: str, index: int, modalities: Collection[str] = EVERYTHING) -> Clip:
         """Clip number `index` of a split; `modalities` as of `clips`."""
         if 0 <= index < self.count(split):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rapport.pipeline.data.collapse import regression_collapse
 from rapport.pipeline.data.regression import RegressionError
-from rapport.pipeline.data.statistics import motion_statistics
+from rapport.pipeline.data.statistics import event_statistics, head_rotation, motion_statistics
 from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import PrepareConfig
 from rapport.pipeline.steps.corpus import prepare
 from rapport.policies.clip import Clip
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.landmarks import face_landmarks
 from rapport.policies.motion import LayoutError, Motion, require_radians
+from rapport.rewards.ratings.visible import VisibleMotion, watch
 
-_FEWEST_FRAMES = 2  # of a recording that moves
+_FEWEST = 2  # frames of a recording that moves
+_SAME_FRAME = 0.5  # frames by which clips that follow each other may be apart
 
 
 def run(config: PrepareConfig, run: Run) -> None:
@@ -29,21 +34,35 @@ def run(config: PrepareConfig, run: Run) -> None:
 @phase("describe")
 def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     """How the people of a corpus move, and how far a regression that imitates them collapses."""
-    recordings: dict[str, list[Clip]] = {}
-    for clip in corpus.clips("train"):
+    listened: dict[str, list[Clip]] = {}
+    spoken: dict[str, dict[float, Clip]] = {}  # by who speaks, then by when
+    for clip in corpus.clips("train", ("speaker",)):
         _require_radians(clip)
-        recordings.setdefault(clip.dyad_id, []).append(clip)
-    listeners = ([clip.listener for clip in clips] for clips in recordings.values())
-    metrics: dict[str, Any] = {"listener": mean_statistics(listeners)}
-    spoken = [
-        [clip.speaker for clip in clips if clip.speaker is not None]
-        for clips in recordings.values()
+        listened.setdefault(clip.dyad_id, []).append(clip)
+        if clip.speaker is not None:
+            who, when = clip.moment
+            spoken.setdefault(who, {})[when] = clip
+    listeners = [
+        motion
+        for clips in listened.values()
+        for motion in stretches(clips, [clip.listener for clip in clips])
     ]
-    # A recording in which one clip lacks the speaker cannot be put together again.
-    whole = zip(spoken, recordings.values(), strict=True)
-    speakers = [motions for motions, clips in whole if len(motions) == len(clips)]
+    speakers = [
+        motion
+        for moments in spoken.values()
+        for motion in stretches(
+            list(moments.values()),
+            [clip.speaker for clip in moments.values() if clip.speaker is not None],
+        )
+    ]
+    metrics: dict[str, Any] = {"listener": mean_statistics(listeners)}
     if speakers:
         metrics["speaker"] = mean_statistics(speakers)
+    events = mean_events(listeners)
+    if events:
+        metrics["listener_events"] = events
+        listed = (f"{name.replace('_', ' ')} {value:.2f}" for name, value in events.items())
+        step.say(f"how listeners move, in windows of 8 s: {', '.join(listed)}")
     try:
         collapse = regression_collapse(corpus)
     except RegressionError as error:
@@ -68,17 +87,58 @@ def _require_radians(clip: Clip) -> None:
             raise CorpusError(f"clip {clip.clip_id!r}: {error}") from error
 
 
-def mean_statistics(recordings: Iterable[list[Motion]]) -> dict[str, float]:
-    """`motion_statistics`, averaged over the recordings that have them.
+def stretches(clips: Sequence[Clip], motions: Sequence[Motion]) -> list[Motion]:
+    """The motions of a recording's clips, put together again where one follows the other.
 
-    The clips of a recording are put together again.
+    A clip that overlaps with one before it is left out.
+
+    Args:
+        clips: of one recording.
+        motions: of one person in each of them.
+    """
+    order = sorted(range(len(clips)), key=lambda index: clips[index].start)
+    parts: list[list[Motion]] = []
+    end = -np.inf
+    for index in order:
+        motion = motions[index]
+        gap = (clips[index].start - end) * motion.layout.fps  # in frames
+        if gap < -_SAME_FRAME:
+            continue
+        if gap > _SAME_FRAME:
+            parts.append([])
+        parts[-1].append(motion)
+        end = clips[index].start + motion.seconds
+    return [
+        Motion(np.concatenate([motion.values for motion in part]), part[0].layout) for part in parts
+    ]
+
+
+def mean_statistics(motions: Iterable[Motion]) -> dict[str, float]:
+    """`motion_statistics`, averaged over the motions that have them."""
+    return _means([motion_statistics(motion) for motion in motions if len(motion) >= _FEWEST])
+
+
+def mean_events(motions: Sequence[Motion]) -> dict[str, float]:
+    """`event_statistics`, averaged over the motions of 8 s or more; {} where there is none.
+
+    The face is seen where its head is built in; elsewhere there is the head's rotation only.
     """
     rows = []
-    for clips in recordings:
-        values = np.concatenate([clip.values for clip in clips])
-        if len(values) < _FEWEST_FRAMES:
-            continue
-        rows.append(motion_statistics(Motion(values, clips[0].layout)))
+    if motions and motions[0].layout.topology == "builtin":
+        asset = load_head()
+        head = FlameHead(asset)
+        landmarks = face_landmarks(asset)
+        rows = [event_statistics(watch(head, landmarks, motion)) for motion in motions]
+    else:
+        for motion in motions:
+            rotation = head_rotation(motion)
+            if rotation is not None:
+                rows.append(event_statistics(VisibleMotion(motion.layout.fps, rotation, None)))
+    return _means([row for row in rows if row])
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means of what all rows have, by name; {} of no row."""
     names = rows[0] if rows else ()
     return {name: _mean([row[name] for row in rows]) for name in names}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from rapport.actors import timeline
@@ -51,12 +53,49 @@ def counts_of_reader(corpus: Corpus) -> dict[str, float]:
 def choose(corpus: Corpus, split: str, count: int, seed: int, skip: int = 0) -> list[str]:
     """`count` clip ids of a split (all, if it has fewer), in an order that the seed decides.
 
-    The first `skip` are left for later: past the end of the order it starts again.
+    Moments come evenly from all conversations, each with one of its listeners; further listeners
+    to the same moments only when all moments are taken. The first `skip` are left for later: past
+    the end of the order it starts again.
     """
-    return chosen(corpus.clip_ids(split), count, seed=seed, skip=skip)
+    order = np.random.default_rng([seed, corpus.count(split)])
+    return _rolled(_spread(corpus.moments(split), order), count, skip)
+
+
+def _spread(moments: Mapping[str, tuple[str, float]], order: np.random.Generator) -> list[str]:
+    """Clip ids, one of each moment before a second one of any, conversation by conversation.
+
+    Args:
+        moments: by clip id, who speaks and when.
+        order: decides it.
+    """
+    listeners: dict[tuple[str, float], list[str]] = {}
+    for clip_id, moment in moments.items():
+        listeners.setdefault(moment, []).append(clip_id)
+    conversations: dict[str, list[tuple[str, float]]] = {}
+    for moment in listeners:
+        conversations.setdefault(moment[0], []).append(moment)
+    # One moment of every conversation, in an order of its own, then the next one of every one.
+    shuffled = [[of[i] for i in order.permutation(len(of))] for of in conversations.values()]
+    turns = [
+        [of[turn] for of in shuffled if turn < len(of)] for turn in range(max(map(len, shuffled)))
+    ]
+    spread = [turn[i] for turn in turns for i in order.permutation(len(turn))]
+    # Who listens changes from moment to moment.
+    return [
+        listeners[moment][(place + again) % len(listeners[moment])]
+        for again in range(max(map(len, listeners.values())))
+        for place, moment in enumerate(spread)
+        if again < len(listeners[moment])
+    ]
 
 
 def chosen(ids: list[str], count: int, *, seed: int, skip: int = 0) -> list[str]:
-    """The same of any ids."""
+    """`count` of any ids, in an order that the seed decides; `skip` as of `choose`."""
     order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
-    return [ids[index] for index in np.roll(order, -skip)[:count]]
+    return _rolled([ids[index] for index in order], count, skip)
+
+
+def _rolled(ids: list[str], count: int, skip: int) -> list[str]:
+    """The first `count` when the order starts after the first `skip`."""
+    start = skip % len(ids)
+    return (ids[start:] + ids[:start])[:count]

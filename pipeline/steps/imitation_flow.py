@@ -63,11 +63,14 @@ def earlier_flow(directory: Path) -> Imitated:
 
 
 def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
-    """Everybody of a split whose motion is learnt, clip by clip."""
+    """Everybody of a split whose motion is learnt, clip by clip; a speaker once a moment."""
     affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
     downsample = vae_config(config.vae.size, corpus.layout).downsample
+    spoken: set[tuple[str, float]] = set()
     for clip in corpus.clips(split, ("speaker", "speaker_audio", "listener_audio")):
-        yield from windows(clip, downsample, both=config.roles == "both", affect=affect)
+        both = config.roles == "both" and clip.moment not in spoken
+        spoken.add(clip.moment)
+        yield from windows(clip, downsample, both=both, affect=affect)
 
 
 @phase("vae")

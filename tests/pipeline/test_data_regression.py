@@ -76,8 +76,8 @@ def test_too_little_to_regress_on_is_said_and_the_rest_described(tmp_path):
         "no column of the listeners' motion varies": [
             with_still(clip(i), everything, 0.1) for i in range(9)
         ],
-        "clips are shorter than the second": [clip(i, frames=4) for i in range(9)],
-        "clips are shorter than the second that": [clip(i, frames=1) for i in range(9)],
+        "clips are shorter than the 0.2 s": [clip(i, frames=4) for i in range(9)],
+        "clips are shorter than the 0.2 s that": [clip(i, frames=1) for i in range(9)],
     }
     for number, (why, clips) in enumerate(corpora.items()):
         last = clips[-1]

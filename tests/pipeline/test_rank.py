@@ -11,7 +11,7 @@ import pytest
 from rapport.pipeline.config import load_config
 from rapport.pipeline.data.regression import RegressionListener, targets
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.data.synthetic.generate import SpeakerVideo, generate_corpus
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
     Ranking,
@@ -78,14 +78,14 @@ def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tiny_corpus, tmp_p
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
-    sizes = {"seconds": 1, "video": SpeakerVideo(frames=1, size=28), "workers": 0}
-    other = generate_corpus(tmp_path / "other", 2, 2, seed=1, **sizes)
+    sizes = {"design": Design(seconds=1, frames=1, image_size=28), "workers": 0}
+    other = generate_corpus(tmp_path / "other", 2, 1, 2, seed=1, **sizes)
     with pytest.raises(
         CorpusError,
         match=f"unlike corpora:\n  rank.dpo: .*{tiny_corpus.digest[:12]}(.|\n)*root=THAT",
     ):
         common_corpus({"dpo": tiny_corpus, "gdpo": other})
-    again = generate_corpus(tmp_path / "again", 2, 2, seed=1, **sizes)
+    again = generate_corpus(tmp_path / "again", 2, 1, 2, seed=1, **sizes)
     assert common_corpus({"dpo": other, "gdpo": again}).digest == other.digest
     assert common_corpus({}) is None
 
@@ -151,8 +151,9 @@ def ranked(tmp_path_factory):
     corpus = generate_corpus(
         tmp_path_factory.mktemp("rank") / "c",
         8,
+        1,
         4,
-        video=SpeakerVideo(frames=1, size=28),
+        design=Design(listeners=1, frames=1, image_size=28),
         workers=0,
     )
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapport.pipeline.data.synthetic.affect import CHANNELS
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, LAYOUT
+from rapport.pipeline.data.synthetic.looks import CHANNELS
 from rapport.pipeline.data.synthetic.signals import smooth_noise
 from rapport.policies.head.asset import HeadAsset
 from rapport.policies.motion import Motion
 
 _EXPR = LAYOUT.width("expr")
 _SHAPE_DIMS = 20  # identity coefficients that differ between people
+# Stray movements of jaw (yaw, roll), neck, lids and eyes, beside those of the expression.
+_STRAY = {"jaw": (0.0006, 0.0005), "neck": 0.0012, "lids": 0.0016, "eyes": 0.002}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +60,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def expression_coefficients(
-    rng: np.random.Generator,
-    basis: FaceBasis,
-    person: Person,
-    weights: np.ndarray,
-    liveliness: float = 1.0,
+    rng: np.random.Generator, basis: FaceBasis, person: Person, weights: np.ndarray
 ) -> np.ndarray:
     """Expression coefficients of ARKit weights on this person's face.
 
@@ -74,7 +72,6 @@ def expression_coefficients(
         basis: of the head.
         person: whose face.
         weights: (time, len(CHANNELS)) ARKit weights.
-        liveliness: scales the stray movements of the shapes.
 
     Returns:
         (time, 50).
@@ -82,11 +79,10 @@ def expression_coefficients(
     frames = len(weights)
     side = np.array([name.endswith("Left") * 1.0 - name.endswith("Right") for name in CHANNELS])
     asymmetric = weights * (1 + person.lopsided * side)
-    fidgeting = smooth_noise(rng, frames, dims=len(basis.names), fps=FPS, corner_hz=1.0)
-    stray = FIGURES.fidget * liveliness * fidgeting
+    shapes = smooth_noise(rng, frames, dims=len(basis.names), fps=FPS, corner_hz=1.0)
     drift = smooth_noise(rng, frames, dims=_EXPR, fps=FPS, corner_hz=0.5)
-    noise = FIGURES.coefficient_noise * drift
-    return asymmetric @ basis.rows(CHANNELS) + stray @ basis.coefficients + noise + person.resting
+    stray = FIGURES.fidget * (shapes @ basis.coefficients + drift)
+    return asymmetric @ basis.rows(CHANNELS) + stray + person.resting
 
 
 def assemble(
@@ -95,6 +91,7 @@ def assemble(
     head: np.ndarray,
     lids: np.ndarray,
     gaze: np.ndarray,
+    place: np.ndarray,
     stray: np.ndarray,
 ) -> Motion:
     """Motion in the corpus layout.
@@ -105,13 +102,17 @@ def assemble(
         head: (time, 3) pitch, yaw, roll in radians; nodding down is positive.
         lids: (time,) closure in [0, 1].
         gaze: (time, 2) pitch and yaw of both eyes in radians.
-        stray: (time, 5) unit noise that keeps small movements in jaw yaw and roll, and in the neck.
+        place: (time, 3) where the head is, metres from its resting place.
+        stray: (time, 5) unit noise that keeps small movements in jaw yaw and roll, neck and lids.
     """
-    jaw = np.stack([np.maximum(jaw_open, 0), 0.008 * stray[:, 0], 0.006 * stray[:, 1]], axis=1)
+    jaw_noise = stray[:, :2] * _STRAY["jaw"]
+    jaw = np.concatenate([np.maximum(jaw_open, 0)[:, None], jaw_noise], axis=1)
     share = FIGURES.neck_share
-    neck = share * head + 0.01 * stray[:, 2:5]
-    eyes = np.stack([gaze[:, 0], gaze[:, 1], np.zeros(len(gaze))], axis=1) + 0.004 * stray[:, :3]
-    lid_pair = np.clip(np.stack([lids, lids], axis=1) + 0.02 + 0.02 * stray[:, 3:5], 0, 1)
+    neck = share * head + _STRAY["neck"] * stray[:, 2:5]
+    eyes = np.stack([gaze[:, 0], gaze[:, 1], np.zeros(len(gaze))], axis=1)
+    eyes = eyes + _STRAY["eyes"] * stray[:, :3]
+    lid_noise = _STRAY["lids"] * stray[:, 3:5]
+    lid_pair = np.clip(np.stack([lids, lids], axis=1) + 0.02 + lid_noise, 0, 1)
     rot = (1 - share) * head
-    values = np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, rot], axis=1)
+    values = np.concatenate([expr, jaw, neck, lid_pair, eyes, eyes, rot, place], axis=1)
     return Motion(values.astype(np.float32), LAYOUT)

@@ -1,187 +1,377 @@
-"""Build the synthetic dyadic corpus: deterministic by seed, whatever the number of workers."""
+"""Build the synthetic corpus: deterministic by seed, whatever the number of workers."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from rapport.pipeline.data.columns import Truth
-from rapport.pipeline.data.store import Corpus, CorpusWriter
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.synthetic.face import FaceBasis
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
-from rapport.pipeline.data.synthetic.listener import simulate_listener
-from rapport.pipeline.data.synthetic.speaker import draw_episodes, simulate_speaker
-from rapport.pipeline.data.windows import cut
+from rapport.pipeline.data.synthetic.listener import (
+    Listener,
+    backchannel_audio,
+    fitting_affect,
+    simulate_listener,
+)
+from rapport.pipeline.data.synthetic.script import Script
+from rapport.pipeline.data.synthetic.speaker import Speaker, draw_speaker, motion_of, sound_of
+from rapport.pipeline.data.windows import HEARD_S, cut
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import BUILTIN_CHECKSUM, load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.answers import answers, fits
+from rapport.rewards.ratings.points import Point
 
-SPLITS = ("train", "test")
-Sample = tuple[Clip, np.ndarray, Truth]  # with the listener's expressed affect (time, 2)
+EARLIER_S = 5.0  # points of the past are kept for as long
 
 
 @dataclass(frozen=True)
-class SpeakerVideo:
-    """What is shown of the speaker.
+class Design:
+    """What a conversation is made of.
 
     Args:
-        frames: of a clip, evenly spaced; 0 leaves video out.
-        size: height and width of a frame, pixels.
+        seconds: length of a clip.
+        past: seconds before each clip that are kept with it, up to `HEARD_S`; 0 = none.
+        listeners: to each speaker, each for themselves.
+        riddles: how often cues disagree, from 0 (never: all points are plain) to 1.
+        frames: of the speaker a second, frame k at (k + .5) / frames seconds; 0 = no video.
+        image_size: height and width of a frame, pixels.
     """
 
-    frames: int = 4
-    size: int = 56
+    seconds: float = 4.0
+    past: float = 4.0
+    listeners: int = 4
+    riddles: float = 1.0
+    frames: int = 2
+    image_size: int = 56
 
 
-VIDEO = SpeakerVideo()
+DESIGN = Design()
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One dyad to simulate: its place in the corpus and what to make of it."""
+    """One speaker to simulate, with all who listen.
 
-    seed: int
+    Args:
+        split: of the corpus.
+        number: within its split.
+        clips: how many are kept, from its start.
+        design: what it is made of.
+        seed: of the corpus.
+    """
+
     split: str
-    number: int  # within its split
+    number: int
     clips: int
-    seconds: float  # of a clip
-    video: SpeakerVideo
+    design: Design = DESIGN
+    seed: int = 0
 
     @property
-    def dyad_id(self) -> str:
-        """Name of the dyad, unique in the corpus."""
+    def speaker_id(self) -> str:
+        """Name of the speaker, unique in the corpus."""
         return f"{self.split}-{self.number:04d}"
+
+    def dyad_id(self, listener: int) -> str:
+        """Name of the speaker and one who listens."""
+        return f"{self.speaker_id}-{listener}"
+
+    def rng(self, stream: int) -> np.random.Generator:
+        """Independent streams: of what is said, the speaker's motion, the voice, each listener."""
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), self.number, stream])
+
+
+class Sample(NamedTuple):
+    """A clip and what the corpus knows of it."""
+
+    clip: Clip
+    expressed: np.ndarray  # (time, 2) affect that the listener shows
+    truth: Truth
+    points: tuple[Point, ...]
+    appropriate: list[str]
 
 
 def generate_corpus(
     path: str | Path,
-    n_train: int = 1024,
-    n_test: int = 96,
-    seconds: float = 4.0,
+    n_train: int = 512,
+    n_validation: int = 128,
+    n_test: int = 128,
+    *,
+    design: Design = DESIGN,
     seed: int = 0,
-    video: SpeakerVideo = VIDEO,
     workers: int = 2,
 ) -> Corpus:
-    """Simulate conversations and write their clips, affect labels and hidden truth to a new folder.
+    """Simulate conversations and write their clips, labels, points and hidden truth.
+
+    A moment is one clip of a speaker, and as many clips of the corpus as there are listeners. The
+    moments of one conversation share a split and its people.
 
     Args:
         path: folder to create.
-        n_train: training clips; those of one dyad share a split and both people.
-        n_test: held-out clips.
-        seconds: length of a clip.
+        n_train: moments to train on.
+        n_validation: moments on which choices are made.
+        n_test: moments that results are reported on.
+        design: what conversations are made of.
         seed: the same seed and arguments give the same files.
-        video: frames of the speaker.
         workers: processes; 0 works in this one.
 
     Raises:
-        CorpusError: the folder exists.
-        ValueError: a clip is not a whole number of frames, or counts are below 1.
+        CorpusError: the folder exists, a clip or its past is not a whole number of frames, counts
+            are below 1, or a part of the design is out of its range.
     """
-    if n_train < 1 or n_test < 1 or video.frames < 0:
-        raise ValueError(
-            f"n_train={n_train}, n_test={n_test} must be 1 or more, frames={video.frames} 0 or more"
-        )
-    if round(seconds * FPS) != seconds * FPS or seconds < 1:
-        raise ValueError(
-            f"seconds={seconds}: clips must be at least 1 s and whole frames at {FPS:g} fps"
-        )
+    moments = dict(zip(SPLITS, (n_train, n_validation, n_test), strict=True))
+    require_sizes(moments, design)
     conversations = []
-    for split, clips in zip(SPLITS, (n_train, n_test), strict=True):
-        for number, first in enumerate(range(0, clips, FIGURES.clips_per_dyad)):
-            conversation = Conversation(
-                seed=seed,
-                split=split,
-                number=number,
-                clips=min(FIGURES.clips_per_dyad, clips - first),
-                seconds=seconds,
-                video=video,
-            )
-            conversations.append(conversation)
+    for split, count in moments.items():
+        each = clips_of_conversation(split)
+        for number, first in enumerate(range(0, count, each)):
+            clips = min(each, count - first)
+            conversations.append(Conversation(split, number, clips, design=design, seed=seed))
     source = {
         "kind": "synthetic",
-        "n_train": n_train,
-        "n_test": n_test,
-        "seconds": seconds,
+        **{f"n_{split}": count for split, count in moments.items()},
+        **asdict(design),
         "seed": seed,
-        "image_size": video.size,
-        "frames": video.frames,
         # Coefficients mean nothing on another build of the head.
         "head_sha256": BUILTIN_CHECKSUM.read_text().split()[0],
     }
     with CorpusWriter(path, source) as writer:
         for samples in _run(conversations, workers):
-            for clip, expressed, truth in samples:
-                writer.add(clip, expressed, truth)
+            for sample in samples:
+                writer.add(
+                    sample.clip,
+                    sample.expressed,
+                    truth=sample.truth,
+                    points=sample.points,
+                    appropriate=sample.appropriate,
+                )
     return Corpus(path)
 
 
+def clips_of_conversation(split: str) -> int:
+    """Clips that a conversation of a split has at most."""
+    return FIGURES.training_clips if split == "train" else FIGURES.held_out_clips
+
+
+def require_sizes(moments: Mapping[str, int], design: Design) -> None:
+    """Raise `CorpusError` unless a corpus can have these sizes; `moments` are counted by split."""
+    if min(*moments.values(), design.listeners) < 1 or design.frames < 0:
+        asked = ", ".join(f"n_{split}={count}" for split, count in moments.items())
+        raise CorpusError(
+            f"{asked}, listeners={design.listeners} must be 1 or more, frames={design.frames} 0 or "
+            "more"
+        )
+    if not 0 <= design.riddles <= 1:
+        raise CorpusError(f"riddles={design.riddles} is a share, from 0 to 1")
+    if not 0 <= design.past <= HEARD_S:
+        raise CorpusError(
+            f"past={design.past}: from 0 to {HEARD_S:g} s before a clip are simulated"
+        )
+    lengths = f"seconds={design.seconds}, past={design.past}"
+    if design.seconds < 1 or not _whole(design.seconds * FPS, design.past * FPS):
+        raise CorpusError(
+            f"{lengths}: clips must be at least 1 s, and both whole frames at {FPS:g} fps"
+        )
+    if not _whole(design.seconds * design.frames, design.past * design.frames):
+        raise CorpusError(
+            f"{lengths} at {design.frames} frames of video a second: both must be whole frames"
+        )
+
+
+def _whole(*numbers: float) -> bool:
+    """Whether all are whole numbers, but for rounding."""
+    return all(abs(number - round(number)) < 1e-6 for number in numbers)
+
+
 def simulate(conversation: Conversation) -> list[Sample]:
-    """All clips of a conversation with their labels and hidden truth."""
-    rng = np.random.default_rng(
-        [conversation.seed, SPLITS.index(conversation.split), conversation.number]
-    )
-    length = round(conversation.seconds * FPS)
-    # A dyad is simulated whole even where the corpus takes only its first clips, so that each clip
-    # is the same in any corpus.
-    total = FIGURES.clips_per_dyad
-    basis = _basis()
-    episodes = draw_episodes(rng, total, conversation.seconds)
-    speaker = simulate_speaker(rng, basis, episodes, frames=total * length)
-    listener = simulate_listener(rng, basis, speaker, clips=total)
-    recording = Clip(
-        clip_id=conversation.dyad_id,
-        dyad_id=conversation.dyad_id,
-        split=conversation.split,
-        listener=listener.motion,
-        speaker=speaker.motion,
-        speaker_audio=speaker.audio,
-        listener_audio=listener.audio,
-        words=speaker.speech.words,
-        speaker_shape=speaker.person.shape,
-    )
-    spans = [slice(i * length, (i + 1) * length) for i in range(conversation.clips)]
-    clips = [
-        cut(recording, span.start, length, clip_id=f"{recording.clip_id}-{i}")
-        for i, span in enumerate(spans)
+    """All clips of a conversation in order of time, each moment with one listener after another."""
+    speaker = speaker_of(conversation)
+    scenes = _scenes(conversation, speaker)
+    listeners = [
+        listener_of(conversation, speaker, number)
+        for number in range(conversation.design.listeners)
     ]
-    if conversation.video.frames:
-        clips = _with_frames(clips, speaker.motion, conversation.video)
+    # Frames of the clips, counted from the start of what is simulated.
+    length = round(conversation.design.seconds * FPS)
+    past = round(conversation.design.past * FPS)
+    spans = [
+        slice(first := round(HEARD_S * FPS) + i * length, first + length)
+        for i in range(conversation.clips)
+    ]
+    points = [points_between(speaker, scene.start, conversation.design.seconds) for scene in scenes]
+    fitting = fitting_affect(speaker.points, speaker.clock)
+    appropriate = []
+    for i, span in enumerate(spans):
+        judged = [answers(listener.expressed[span, 0], points[i], FPS) for listener in listeners]
+        # Where nothing is asked, nobody answers it wrongly.
+        good = [number for number, answer in enumerate(judged) if not answer or fits(answer)]
+        appropriate.append([clip_id(conversation, number, i) for number in good])
+
+    recordings = [
+        _recording(conversation, listener, number) for number, listener in enumerate(listeners)
+    ]
     samples = []
-    for clip, span, manner in zip(clips, spans, listener.manners, strict=False):
-        fitting = listener.appropriate[span].astype(np.float32)
-        truth = Truth(fitting, manner=manner, style=listener.traits)
-        samples.append((clip, listener.expressed[span].astype(np.float32), truth))
+    # Listeners to the same moment lie together, where what they share is stored once.
+    for i, (scene, span) in enumerate(zip(scenes, spans, strict=True)):
+        for number, (listener, recording) in enumerate(zip(listeners, recordings, strict=True)):
+            name = clip_id(conversation, number, i)
+            # The lead-in has a manner of its own.
+            truth = Truth(
+                fitting[span].astype(np.float32),
+                manner=listener.manners[i + 1],
+                style=listener.traits,
+            )
+            samples.append(
+                Sample(
+                    clip=_heard(scene, cut(recording, span.start, length, name, past=past)),
+                    expressed=listener.expressed[span].astype(np.float32),
+                    truth=truth,
+                    points=points[i],
+                    appropriate=appropriate[i],
+                )
+            )
     return samples
 
 
-def _with_frames(clips: list[Clip], speaker: Motion, video: SpeakerVideo) -> list[Clip]:
-    """Render evenly spaced frames of each clip's speaker, all clips in one batch.
+def _recording(conversation: Conversation, listener: Listener, number: int) -> Clip:
+    """A listener over the whole conversation."""
+    return Clip(
+        clip_id=conversation.speaker_id,
+        dyad_id=conversation.dyad_id(number),
+        split=conversation.split,
+        listener=listener.motion,
+        listener_audio=backchannel_audio(
+            conversation.rng(4 + 2 * number),
+            listener,
+            start=-HEARD_S,
+            seconds=listener.motion.seconds,
+        ),
+    )
 
-    Args:
-        clips: consecutive clips of a conversation from its start, equally long.
-        speaker: the speaker's motion over the whole conversation.
-        video: what to render.
+
+def _heard(scene: Clip, listening: Clip) -> Clip:
+    """A scene with somebody who listens to it."""
+    past = scene.past
+    if past is not None:
+        assert listening.past is not None
+        past = replace(past, listener=listening.past.listener)
+    return replace(
+        scene,
+        clip_id=listening.clip_id,
+        dyad_id=listening.dyad_id,
+        listener=listening.listener,
+        listener_audio=listening.listener_audio,
+        past=past,
+    )
+
+
+def clip_id(conversation: Conversation, listener: int, place: int) -> str:
+    """Name of the clip at a place of a conversation, unique in the corpus."""
+    return f"{conversation.dyad_id(listener)}-{place}"
+
+
+def speaker_of(conversation: Conversation) -> Speaker:
+    """Who speaks, from `HEARD_S` before the first clip to the end of the last one.
+
+    A conversation is simulated whole even where the corpus takes only its first clips, so that each
+    clip is the same in any corpus.
     """
-    length = len(clips[0].listener)
-    in_clip = ((np.arange(video.frames) + 0.5) * length / video.frames).astype(int)
-    moments = np.concatenate([i * length + in_clip for i in range(len(clips))])
-    head, rasterizer = _camera(video.size)
-    poses = Motion(speaker.values[moments], speaker.layout)
-    images = rasterizer.render(head.vertices_of(poses, shape=clips[0].speaker_shape))
-    by_clip = images.reshape(len(clips), video.frames, *images.shape[1:])
-    return [
-        replace(clip, speaker_frames=frames) for clip, frames in zip(clips, by_clip, strict=True)
-    ]
+    script = Script(
+        conversation.rng(0),
+        riddles=conversation.design.riddles,
+        held_out=conversation.split == "test",
+    )
+    end = clips_of_conversation(conversation.split) * conversation.design.seconds
+    return draw_speaker(script.rng, script, start=-HEARD_S, end=end)
+
+
+def listener_of(conversation: Conversation, speaker: Speaker, number: int) -> Listener:
+    """One of those who listen to a speaker."""
+    count = clips_of_conversation(conversation.split)
+    starts = np.arange(count + 1) * conversation.design.seconds
+    edges = np.concatenate([[-HEARD_S], starts])
+    return simulate_listener(conversation.rng(3 + 2 * number), _basis(), speaker, edges=edges)
+
+
+def points_between(speaker: Speaker, start: float, seconds: float) -> tuple[Point, ...]:
+    """The points of a clip and of the `EARLIER_S` before it, in seconds from its start."""
+    return tuple(
+        replace(point, time=point.time - start)
+        for point in speaker.points
+        if start - EARLIER_S <= point.time < start + seconds
+    )
+
+
+def _scenes(conversation: Conversation, speaker: Speaker) -> list[Clip]:
+    """What there is to see and hear in each clip; the motion is the speaker's, nobody listens yet.
+
+    The arrays of a scene are shared by the clips of all who listen.
+    """
+    motion = motion_of(conversation.rng(1), _basis(), speaker)
+    sound = sound_of(conversation.rng(2), speaker, start=-conversation.design.past)
+    recording = Clip(
+        clip_id=conversation.speaker_id,
+        dyad_id=conversation.speaker_id,
+        split=conversation.split,
+        listener=motion,
+        speaker=motion,
+        speaker_audio=sound,
+        words=tuple(
+            replace(word, start=word.start + HEARD_S, end=word.end + HEARD_S)
+            for word in speaker.speech.words
+        ),
+        speaker_shape=speaker.person.shape,
+        speaker_id=conversation.speaker_id,
+        start=-HEARD_S,
+    )
+    length = round(conversation.design.seconds * FPS)
+    before = round(conversation.design.past * FPS)
+    starts = [round(HEARD_S * FPS) + i * length for i in range(conversation.clips)]
+    scenes = [cut(recording, start, length, clip_id="", past=before) for start in starts]
+    if not conversation.design.frames:
+        return scenes
+    return _with_frames(scenes, starts, recording, conversation)
+
+
+def _with_frames(
+    scenes: list[Clip], starts: list[int], recording: Clip, conversation: Conversation
+) -> list[Clip]:
+    """Render evenly spaced frames of the speaker, each moment once, all in one batch."""
+    design = conversation.design
+    inside = _moments(design.seconds, design.frames)
+    before = _moments(design.past, design.frames) - round(design.past * FPS)
+    wanted = [start + np.concatenate([before, inside]) for start in starts]
+    moments, places = np.unique(np.concatenate(wanted), return_inverse=True)
+    assert recording.speaker is not None
+    poses = Motion(recording.speaker.values[moments], recording.speaker.layout)
+    head, rasterizer = _camera(design.image_size)
+    images = rasterizer.render(head.vertices_of(poses, shape=recording.speaker_shape))
+    shown = images[places].reshape(len(starts), -1, *images.shape[1:])
+    framed = []
+    for scene, frames in zip(scenes, shown, strict=True):
+        earlier = scene.past
+        if earlier is not None:
+            earlier = replace(earlier, speaker_frames=frames[: len(before)])
+        framed.append(replace(scene, speaker_frames=frames[len(before) :], past=earlier))
+    return framed
+
+
+def _moments(seconds: float, rate: int) -> np.ndarray:
+    """Frames of motion at which `rate` video frames a second are taken: (k + .5) / rate seconds."""
+    return ((np.arange(round(seconds * rate)) + 0.5) / rate * FPS).astype(int)
 
 
 @cache
@@ -195,7 +385,7 @@ def _camera(size: int) -> tuple[FlameHead, Rasterizer]:
     return FlameHead(asset), Rasterizer(asset, size=size, supersample=2)
 
 
-def _run(conversations: list[Conversation], workers: int) -> Iterator[list[Sample]]:
+def _run(conversations: Sequence[Conversation], workers: int) -> Iterator[list[Sample]]:
     """Simulated conversations in order."""
     if workers < 1 or len(conversations) == 1:
         yield from map(simulate, conversations)
@@ -209,6 +399,6 @@ def _run(conversations: list[Conversation], workers: int) -> Iterator[list[Sampl
             )
         )
         # A few at a time, so that finished clips do not pile up when writing is the slower side.
-        ahead = 8 * workers
+        ahead = 4 * workers
         for first in range(0, len(conversations), ahead):
             yield from pool.map(simulate, conversations[first : first + ahead])

@@ -1,66 +1,102 @@
 """The listener: many reactions are possible, one is recorded.
 
-What would fit (`appropriate`) follows the speaker alone. What the recorded listener shows depends
-on the manner drawn for each clip, which nothing about the speaker predicts, and on the listener's
-own traits.
+What would fit follows what the speaker means alone. What a recorded listener shows depends on a
+manner that nothing about the speaker tells, which stays with the listener for a while, and on the
+person. All of it is events: a face at rest, and now and then a smile, a frown, a nod, a glance.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from rapport.pipeline.data.synthetic.affect import AFFECTS, expression_of
 from rapport.pipeline.data.synthetic.face import (
     FaceBasis,
-    Person,
     assemble,
     draw_person,
     expression_coefficients,
 )
-from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
-from rapport.pipeline.data.synthetic.prosody import HOP, Syllable, affect_at, voice
+from rapport.pipeline.data.synthetic.figures import FIGURES, FPS, Lasting, Shape
+from rapport.pipeline.data.synthetic.looks import EVENTS, LAUGH_JAW, event_weights
+from rapport.pipeline.data.synthetic.prosody import HOP, Syllable, Tone, voice
 from rapport.pipeline.data.synthetic.signals import (
-    blink_track,
+    Event,
     blur,
     event_times,
-    lag,
+    lid_closure,
     nod,
     smooth_noise,
+    steps,
+    track,
 )
 from rapport.pipeline.data.synthetic.speaker import Speaker
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.points import Point
 
 MANNERS = tuple(name for name, _ in FIGURES.manners)
+SHOWN = 0.75  # valence of a fitting answer to a point of meaning 1
 
-_POLITE = (0.45, 0.10)  # a smile whatever is said
-_ABSENT = (0.0, -0.30)  # face of somebody whose mind is elsewhere
-_MUTED = 0.3  # of the fitting reaction
+
+@dataclass(frozen=True)
+class Manner:
+    """How somebody listens for a while.
+
+    Args:
+        smiles: share of the glad points that are answered.
+        frowns: share of the sorry ones; fewer are (Riehle 2017: frowns not above chance).
+        size: of the answers.
+        polite: share of all phrase ends that get a smile, whatever was said.
+        nods: scales the chance of a nod.
+        own: scales how often the face does something of its own.
+        away: 1 = faces elsewhere.
+    """
+
+    smiles: float = 0.0
+    frowns: float = 0.0
+    size: float = 1.0
+    polite: float = 0.0
+    nods: float = 1.0
+    own: float = 1.0
+    away: float = 0.0
+
+
+MannerAt = Callable[[float], Manner]  # at a time in seconds
+
+_MANNERS = {
+    "empathic": Manner(smiles=0.95, frowns=0.7),
+    "muted": Manner(smiles=0.6, frowns=0.4, size=0.35, nods=0.4, own=0.6),
+    "inattentive": Manner(nods=0.05, own=0.15, away=1.0),
+    "polite": Manner(polite=0.35, nods=0.8),
+}
 
 
 @dataclass(frozen=True)
 class Style:
     """Traits of a listener."""
 
-    expressivity: float  # scales reactions
-    delay_s: float  # from the speaker's affect to the reaction
+    liveliness: float  # of the whole person; 1 = as most
+    face: float  # scales what the face shows
+    head: float  # scales what the head does
+    delay_s: float  # from a point to the answer
     nodding: float  # chance of a nod at the end of a phrase
-    attention: float  # share of the time looking at the speaker
+    blinks: float  # a minute
 
 
 @dataclass(frozen=True, eq=False)
 class Listener:
     """A listener over a conversation."""
 
-    person: Person
     style: Style
-    manners: list[str]  # one for each clip
-    appropriate: np.ndarray  # (time, 2) hidden truth
-    expressed: np.ndarray  # (time, 2) what this listener shows
+    manners: tuple[str, ...]  # one for each stretch of time
+    expressed: np.ndarray  # (time, 2) valence and arousal that this listener shows
     motion: Motion
-    audio: np.ndarray  # (samples,) backchannels
+    audible: tuple[float, ...]  # when an "mhm" is heard, seconds
+    f0_hz: float
 
     @property
     def traits(self) -> dict[str, float]:
@@ -68,102 +104,194 @@ class Listener:
         return asdict(self.style)
 
 
-def appropriate_affect(
-    speaker: Speaker, frames: int, delay_s: float = FIGURES.nominal_delay_s
-) -> np.ndarray:
-    """The fitting reaction: the answer to each affect episode, delayed and with a soft rise.
+def fitting_affect(points: Sequence[Point], clock: np.ndarray) -> np.ndarray:
+    """The reaction that fits: a pulse of about 3 s after each point, cut short by the next one.
 
     Args:
-        speaker: who is listened to.
-        frames: to answer, from the start.
-        delay_s: from the speaker's affect to the answer.
+        points: in order of time.
+        clock: (time,) seconds, evenly spaced.
 
     Returns:
-        (frames, 2) valence and arousal.
+        (time, 2) valence and arousal: gladness is livelier than concern.
     """
-    affects = [affect_at(speaker.episodes, frame / FPS) for frame in range(frames)]
-    answers = np.array([AFFECTS[affect].answer for affect in affects])
-    return lag(answers, delay_s=delay_s, rise_s=FIGURES.reaction_rise_s, fps=FPS)
+    answers = [
+        Event(
+            point.time + FIGURES.answer_s, rise=0.5, hold=1.4, fall=1.1, size=SHOWN * point.meaning
+        )
+        for point in points
+    ]
+    answers = _one_at_a_time(answers)
+    valence = track(answers, clock)
+    return np.stack([valence, np.where(valence > 0, 0.4, 0.15) * np.abs(valence)], axis=1)
 
 
 def draw_style(rng: np.random.Generator) -> Style:
     """Draw a listener's traits at random."""
+    liveliness = float(np.exp(FIGURES.liveliness_log_std * rng.normal()))
+    face, head = liveliness**0.6 * np.exp(FIGURES.part_log_std * rng.normal(size=2))
     return Style(
-        expressivity=float(np.clip(np.exp(0.2 * rng.normal()), 0.65, 1.4)),
-        delay_s=float(rng.uniform(*FIGURES.reaction_delay_s)),
-        nodding=float(rng.uniform(0.3, 0.8)),
-        attention=float(np.clip(FIGURES.gaze_on_speaker + 0.1 * rng.normal(), 0.5, 0.95)),
+        liveliness=liveliness,
+        face=float(face),
+        head=float(head),
+        delay_s=float(rng.uniform(*FIGURES.delay_s)),
+        nodding=FIGURES.nodding * liveliness**0.5,
+        blinks=FIGURES.blinks_listening * float(np.exp(FIGURES.blinks_log_std * rng.normal())),
     )
+
+
+def draw_manners(rng: np.random.Generator, count: int) -> tuple[str, ...]:
+    """A manner for each of `count` stretches of time, mostly that of the one before."""
+    chances = [share for _, share in FIGURES.manners]
+    manners: list[str] = []
+    for drawn in rng.choice(len(MANNERS), size=count, p=chances):
+        stays = rng.random() < FIGURES.manner_stays
+        manners.append(manners[-1] if manners and stays else MANNERS[drawn])
+    return tuple(manners)
 
 
 def simulate_listener(
-    rng: np.random.Generator, basis: FaceBasis, speaker: Speaker, clips: int
+    rng: np.random.Generator, basis: FaceBasis, speaker: Speaker, edges: np.ndarray
 ) -> Listener:
-    """One listener to a whole conversation of `clips` clips of equal length."""
-    frames = len(speaker.affect)
+    """One listener to a whole conversation.
+
+    Args:
+        rng: of this listener; the speaker does not depend on it.
+        basis: of the head.
+        speaker: who is listened to.
+        edges: (stretches + 1,) seconds between which a manner stays the same.
+    """
+    clock = speaker.clock
     person = draw_person(rng)
     style = draw_style(rng)
-    chances = [share for _, share in FIGURES.manners]
-    manners = [MANNERS[i] for i in rng.choice(len(MANNERS), size=clips, p=chances)]
-    blend = _manner_weights(manners, frames)
+    manners = draw_manners(rng, len(edges) - 1)
 
-    fitting = style.expressivity * appropriate_affect(speaker, frames, style.delay_s)
-    fitting = np.clip(fitting, -1, 1)
-    shown = {
-        "empathic": fitting,
-        "muted": _MUTED * fitting,
-        "inattentive": _ABSENT,
-        "polite": _POLITE,
-    }
-    expressed = sum(blend[name] * np.asarray(shown[name]) for name in MANNERS)
-    expressed = np.clip(expressed + 0.05 * smooth_noise(rng, frames, dims=2, fps=FPS), -1, 1)
+    ends = edges[1:-1].tolist()
 
-    nods, backchannels = _feedback(rng, speaker, style, blend=blend)
+    def manner_at(second: float) -> Manner:
+        return _MANNERS[manners[bisect_right(ends, second)]]
+
+    answers = _answers(rng, speaker, style, manner_at)
+    own = _own_events(rng, clock, style, manner_at)
+    tracks = {name: track(answers.get(name, []) + own.get(name, []), clock) for name in EVENTS}
+    glad = tracks["smile"]
+    sorry = tracks["concern"] + tracks["disapproval"]
+    lively = 0.4 * glad + 0.15 * sorry + 0.4 * tracks["laugh"] + 0.3 * tracks["flash"]
+    expressed = np.clip(np.stack([glad - sorry, lively], axis=1), -1, 1)
+
+    pitch, audible = _nods(rng, speaker, style, manner_at)
+    away = np.array([manner_at(second).away for second in clock])
+    expr = expression_coefficients(rng, basis, person, weights=event_weights(tracks))
     motion = _motion(
-        rng, basis, person, style=style, expressed=expressed, away=blend["inattentive"], nods=nods
+        rng, style, expr=expr, laugh=tracks["laugh"], nods=pitch, away=away, clock=clock
     )
-    audio = _backchannel_audio(rng, backchannels, frames)
     return Listener(
-        person=person,
         style=style,
         manners=manners,
-        appropriate=appropriate_affect(speaker, frames),
         expressed=expressed,
         motion=motion,
-        audio=audio,
+        audible=tuple(audible),
+        f0_hz=float(rng.uniform(*FIGURES.f0_hz)),
     )
 
 
-def _manner_weights(manners: list[str], frames: int) -> dict[str, np.ndarray]:
-    """Weight (time, 1) of each manner; they sum to 1 and change over about half a second."""
-    by_frame = np.repeat(np.array(manners), frames // len(manners))
-    return {name: blur((by_frame == name)[:, None].astype(float), 0.2, FPS) for name in MANNERS}
+def _event(rng: np.random.Generator, shape: Shape, start: float, size: float) -> Event:
+    """An event of a shape, of lengths of its own."""
+    rise, hold, fall = (_length(rng, part) for part in (shape.rise, shape.hold, shape.fall))
+    return Event(start, rise=rise, hold=hold, fall=fall, size=size)
 
 
-def _feedback(
-    rng: np.random.Generator, speaker: Speaker, style: Style, blend: dict[str, np.ndarray]
+def _length(rng: np.random.Generator, lasting: Lasting) -> float:
+    return lasting.median_s * float(np.exp(lasting.log_std * rng.normal()))
+
+
+def _one_at_a_time(events: list[Event]) -> list[Event]:
+    """The same in order of time, each falling when the next one rises."""
+    events = sorted(events, key=lambda event: event.start)
+    shortened = [event.cut_short(by=after.start) for event, after in pairwise(events)]
+    return shortened + events[-1:]
+
+
+def _answers(
+    rng: np.random.Generator, speaker: Speaker, style: Style, manner_at: MannerAt
+) -> dict[str, list[Event]]:
+    """Smiles, frowns and laughs at what the speaker says, by name of the event."""
+    named: list[tuple[str, Event]] = []
+    laughs = []
+    for phrase in speaker.speech.phrases:
+        said = phrase.utterance
+        moment = phrase.point
+        manner = manner_at(moment)
+        draws = rng.random(3)
+        start = moment + style.delay_s + 0.08 * float(rng.normal())
+        varied = style.face * float(np.exp(0.15 * rng.normal()))
+        smile = _event(rng, FIGURES.smile, start, size=0.0)
+        frown = _event(rng, FIGURES.frown, start, size=0.0)
+        laugh = _event(rng, FIGURES.laugh, start + 0.1, size=0.8 * manner.size * style.face)
+        if draws[0] < manner.polite:
+            named.append(("smile", _sized(smile, 0.6 * varied)))
+        elif said.meaning > 0 and draws[0] < manner.smiles:
+            named.append(("smile", _sized(smile, SHOWN * said.meaning * manner.size * varied)))
+            if draws[1] < 0.5 * said.laughs:
+                laughs.append(laugh)
+        elif said.meaning < 0 and draws[0] < manner.frowns:
+            # Anger at somebody else is met with disapproval, grief with concern.
+            name = "disapproval" if said.arousal > 0 else "concern"
+            named.append((name, _sized(frown, -SHOWN * said.meaning * manner.size * varied)))
+    cut = _one_at_a_time([event for _, event in named])
+    answers: dict[str, list[Event]] = {"laugh": laughs}
+    for (name, _), event in zip(sorted(named, key=lambda entry: entry[1].start), cut, strict=True):
+        answers.setdefault(name, []).append(event)
+    return answers
+
+
+def _sized(event: Event, size: float) -> Event:
+    return replace(event, size=float(np.clip(size, 0, 1.1)))
+
+
+def _own_events(
+    rng: np.random.Generator, clock: np.ndarray, style: Style, manner_at: MannerAt
+) -> dict[str, list[Event]]:
+    """What a face does besides, which nothing said asks for."""
+    rates = {
+        "smile": (FIGURES.own_smiles, FIGURES.smile, 0.35),
+        "flash": (FIGURES.own_flashes, FIGURES.flash, 0.5),
+        "press": (FIGURES.own_presses, FIGURES.press, 0.6),
+    }
+    events: dict[str, list[Event]] = {}
+    for name, (rate, shape, size) in rates.items():
+        times = event_times(rng, clock[0], clock[-1], rate * style.liveliness)
+        willing = rng.random(len(times))
+        drawn = [
+            _event(rng, shape, start, size * style.face * float(np.exp(0.3 * rng.normal())))
+            for start in times
+        ]
+        events[name] = [
+            event
+            for event, draw in zip(drawn, willing, strict=True)
+            if draw < manner_at(event.start).own
+        ]
+    return events
+
+
+def _nods(
+    rng: np.random.Generator, speaker: Speaker, style: Style, manner_at: MannerAt
 ) -> tuple[np.ndarray, list[float]]:
     """Nods at the ends of the speaker's phrases, and the times of audible backchannels.
 
     Returns:
         (time,) pitch of the head in radians, and seconds.
     """
-    frames = len(speaker.affect)
-    clock = np.arange(frames) / FPS
-    pitch = np.zeros(frames)
+    clock = speaker.clock
+    pitch = np.zeros(len(clock))
     audible = []
-    willing = {"empathic": 1.0, "muted": 0.4, "inattentive": 0.05, "polite": 0.8}
-    for _, phrase_end in speaker.speech.phrases:
+    for phrase in speaker.speech.phrases:
         draws = rng.random(2)
-        start = phrase_end + rng.uniform(*FIGURES.nod_latency_s)
+        start = phrase.end + rng.uniform(*FIGURES.nod_latency_s)
         hz = rng.uniform(*FIGURES.nod_hz)
-        radians = rng.uniform(*FIGURES.nod_rad)
+        radians = rng.uniform(*FIGURES.nod_rad) * style.head
         cycles = int(rng.integers(FIGURES.nod_cycles[0], FIGURES.nod_cycles[1] + 1))
-        frame = int(start * FPS)
-        if not 0 <= frame < frames:
-            continue
-        chance = style.nodding * sum(willing[name] * blend[name][frame, 0] for name in MANNERS)
-        if draws[0] < chance:
+        chance = style.nodding * manner_at(start).nods * (0.3 + 1.4 * phrase.call)
+        if draws[0] < chance and start < clock[-1]:
             pitch += nod(clock, start, hz=hz, radians=radians, cycles=cycles)
             if draws[1] < FIGURES.backchannel:
                 audible.append(start)
@@ -172,76 +300,116 @@ def _feedback(
 
 def _motion(
     rng: np.random.Generator,
-    basis: FaceBasis,
-    person: Person,
     style: Style,
-    expressed: np.ndarray,
-    away: np.ndarray,
+    expr: np.ndarray,
+    laugh: np.ndarray,
     nods: np.ndarray,
+    away: np.ndarray,
+    clock: np.ndarray,
 ) -> Motion:
     """How the listener moves.
 
     Args:
-        rng: of everything that no trait or affect decides.
-        basis: of the head.
-        person: whose face.
+        rng: of everything that no trait or event decides.
         style: the listener's traits.
-        expressed: (time, 2) affect to show.
-        away: (time, 1) how inattentive the listener is, 0 to 1.
+        expr: (time, 50) coefficients of the expression.
+        laugh: (time,) how much the listener laughs.
         nods: (time,) pitch in radians.
+        away: (time,) how inattentive the listener is, 0 to 1.
+        clock: (time,) seconds.
     """
-    frames = len(expressed)
-    weights, laugh = expression_of(expressed)
-    expr = expression_coefficients(rng, basis, person, weights=weights)
+    frames = len(clock)
+    poses, place = _posture(rng, style, clock)
+    glances, turned, blinks = _glances(rng, away, clock)
+    noise = smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.5)
+    fidget = np.array(FIGURES.head_fidget_rad) * style.head**0.5 * noise
+    elsewhere = blur(away, 0.25, FPS) * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)
+    head = poses + fidget
+    head[:, 0] += nods
+    head[:, 1] += turned + elsewhere
+    # Who laughs throws the head back and shakes.
+    head[:, 0] -= laugh * (0.05 + 0.015 * np.sin(2 * np.pi * 2.2 * clock))
 
-    # Arousal shows in how much the head moves.
-    alive = 1 + 0.6 * blur(expressed[:, 1:], 0.3, FPS)
-    sway_noise = smooth_noise(rng, frames, dims=3, fps=FPS, corner_hz=0.25)
-    sway = alive * np.array(FIGURES.sway_rad) * sway_noise
-    # An inattentive listener faces elsewhere.
-    turned = away * rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.35)
-    head = sway + np.concatenate([nods[:, None], turned, np.zeros_like(turned)], axis=1)
-
-    blinks = event_times(rng, frames / FPS, FIGURES.blinks_listening)
-    lids = blink_track(
-        blinks, frames, FPS, close_s=FIGURES.blink_close_s, open_s=FIGURES.blink_open_s
-    )
-    lids = np.maximum(lids, 0.25 * away[:, 0])
-    glances = _gaze(rng, style.attention * (1 - 0.7 * away[:, 0]))
+    blinks += event_times(rng, clock[0], clock[-1], style.blinks)
+    lids = np.maximum(lid_closure(blinks, FIGURES.blink_s, clock), 0.25 * blur(away, 0.1, FPS))
     # Half of what the head turns the eyes turn back, to stay on the speaker.
-    gaze = glances - 0.5 * head[:, :2] * (1 - away)
-    stray = smooth_noise(rng, frames, dims=5, fps=FPS)
-    return assemble(expr, jaw_open=laugh, head=head, lids=lids, gaze=gaze, stray=stray)
+    gaze = glances - 0.5 * (head[:, :2] - fidget[:, :2]) * (1 - away[:, None])
+    return assemble(
+        expr,
+        jaw_open=1.2 * LAUGH_JAW * laugh,
+        head=head,
+        lids=lids,
+        gaze=blur(gaze, 0.02, FPS),
+        place=place,
+        stray=smooth_noise(rng, frames, dims=5, fps=FPS),
+    )
 
 
-def _gaze(rng: np.random.Generator, attention: np.ndarray) -> np.ndarray:
-    """Pitch and yaw of the eyes (time, 2): on the speaker (0) but for glances away.
+def _posture(
+    rng: np.random.Generator, style: Style, clock: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation (time, 3) in radians and place (time, 3) in metres, kept between steps."""
+    rate = FIGURES.posture_steps * style.liveliness
+    times = event_times(rng, clock[0], clock[-1], rate)
+    lengths = FIGURES.posture_s * np.exp(0.25 * rng.normal(size=len(times)))
+    poses = style.head * np.array(FIGURES.posture_rad) * rng.normal(size=(len(times) + 1, 3))
+    places = style.head * np.array(FIGURES.posture_m) * rng.normal(size=(len(times) + 1, 3))
+    moves = rng.random(len(times)) < 1 / 3
+    for number, move in enumerate(moves):
+        if not move:
+            places[number + 1] = places[number]
+    return steps(times, poses, lengths, clock), steps(times, places, lengths, clock)
 
-    Glances have exponential lengths; looks at the speaker are so long that the share of time which
-    they take is `attention` (time,).
+
+def _glances(
+    rng: np.random.Generator, away: np.ndarray, clock: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Looks away from the speaker, more of them where the listener is inattentive.
+
+    Returns:
+        (time, 2) pitch and yaw of the eyes, (time,) yaw of the head that goes with some of them,
+        and the times of the blinks that go with others.
     """
-    frames = len(attention)
-    gaze = np.zeros((frames, 2))
+    gaze = np.zeros((len(clock), 2))
+    turns: list[Event] = []
+    blinks: list[float] = []
     frame = 0
-    while frame < frames:
-        share = float(attention[frame])
-        on = rng.exponential(FIGURES.gaze_away_s * share / (1 - share))
-        off = rng.exponential(FIGURES.gaze_away_s)
-        start = frame + round(on * FPS)
-        stop = start + max(1, round(off * FPS))
-        gaze[start:stop] = FIGURES.gaze_away_rad * rng.normal(size=2) * (0.5, 1.0)
-        frame = stop
-    return blur(gaze, 0.05, FPS)
+    while True:
+        every = FIGURES.gaze_every_s * (1 - 0.6 * away[frame]) - FIGURES.gaze_away_s
+        start = clock[frame] + rng.exponential(every)
+        length = 0.15 + rng.exponential(FIGURES.gaze_away_s)
+        aim = FIGURES.gaze_away_rad * rng.normal(size=2) * (0.5, 1.0)
+        with_head, with_blink = rng.random(2) < (0.25, 0.4)
+        first = int((start - clock[0]) * FPS)
+        last = int((start + length - clock[0]) * FPS) + 1
+        if last >= len(clock):
+            return gaze, track(turns, clock), blinks
+        gaze[first:last] = aim
+        if with_head:
+            turns.append(Event(start, rise=0.35, hold=length, fall=0.45, size=0.5 * aim[1]))
+        if with_blink:
+            blinks.append(start)
+        frame = last
 
 
-def _backchannel_audio(rng: np.random.Generator, times: list[float], frames: int) -> np.ndarray:
-    """Soft "mhm": two hummed syllables at each time; silence elsewhere."""
-    audio = np.zeros(round(frames / FPS * AUDIO_RATE), np.float32)
-    f0_hz = float(rng.uniform(*FIGURES.f0_hz))
-    hum = tuple(Syllable(start, start + 0.16, vowel="m", stress=0.8) for start in (0.0, 0.2))
-    steps = 40
-    for time in times:
-        first = round(time * AUDIO_RATE)
-        sound = voice(rng, hum, ((0.0, 0.36),), arousal=np.zeros(steps), f0_hz=f0_hz, level=0.04)
-        audio[first : first + steps * HOP] += sound[: len(audio) - first]
+def backchannel_audio(
+    rng: np.random.Generator, listener: Listener, start: float, seconds: float
+) -> np.ndarray:
+    """Soft "mhm": two hummed syllables at each time; silence elsewhere.
+
+    Args:
+        rng: of the noise in it.
+        listener: who hums.
+        start: seconds at which the sound begins.
+        seconds: its length.
+    """
+    audio = np.zeros(round(seconds * AUDIO_RATE), np.float32)
+    hum = tuple(Syllable(begin, begin + 0.16, vowel="m", stress=0.8) for begin in (0.0, 0.2))
+    length = 40
+    for time in listener.audible:
+        first = round((time - start) * AUDIO_RATE)
+        if first < 0:
+            continue
+        sound = voice(rng, hum, ((0.0, 0.36),), Tone.calm(length), f0_hz=listener.f0_hz, level=0.04)
+        audio[first : first + length * HOP] += sound[: len(audio) - first]
     return audio

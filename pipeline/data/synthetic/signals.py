@@ -1,15 +1,91 @@
-"""Small signals that motion is made of: smooth noise, lagged reactions, pulses.
+"""Small signals that motion is made of: smooth noise, events, pulses, steps.
 
 All are arrays (time, ...).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal import lfilter
 
-BAND_HZ = 4.5  # faces live below this; blinks and consonants are the exceptions
+BAND_HZ = 4.5  # faces live below this; blinks, saccades and consonants are the exceptions
+_SAGS = 0.12  # of an event's height is lost while it is held
+_SHORTEST_HOLD_S = 0.2
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a face does once.
+
+    Args:
+        start: seconds.
+        rise: seconds to its apex.
+        hold: seconds it is held.
+        fall: seconds until it is over.
+        size: height of the apex.
+    """
+
+    start: float
+    rise: float
+    hold: float
+    fall: float
+    size: float
+
+    @property
+    def falls(self) -> float:
+        """When its fall begins, seconds."""
+        return self.start + self.rise + self.hold
+
+    def cut_short(self, by: float) -> Event:
+        """The same, falling from `by` seconds on at the latest, but held for a moment."""
+        hold = min(self.hold, max(by - self.start - self.rise, _SHORTEST_HOLD_S))
+        return replace(self, hold=hold)
+
+
+def jerk(phase: np.ndarray) -> np.ndarray:
+    """Minimum-jerk way from 0 to 1 as `phase` goes from 0 to 1 (Flash & Hogan 1985)."""
+    x = np.clip(phase, 0, 1)
+    return np.asarray(x**3 * (10 - 15 * x + 6 * x**2))
+
+
+def track(events: Iterable[Event], clock: np.ndarray) -> np.ndarray:
+    """(time,) the sum of events: minimum-jerk rises and falls, a sagging apex between.
+
+    Args:
+        events: in any order.
+        clock: (time,) evenly spaced seconds.
+    """
+    total = np.zeros(len(clock))
+    step = clock[1] - clock[0]
+    for event in events:
+        first = max(int((event.start - clock[0]) / step), 0)
+        last = max(int((event.falls + event.fall - clock[0]) / step) + 2, 0)
+        now = clock[first:last] - event.start
+        sag = 1 - _SAGS * np.clip((now - event.rise) / event.hold, 0, 1)
+        falling = jerk((now - event.rise - event.hold) / event.fall)
+        total[first:last] += event.size * jerk(now / event.rise) * sag * (1 - falling)
+    return total
+
+
+def steps(
+    times: list[float], places: np.ndarray, lengths: Iterable[float], clock: np.ndarray
+) -> np.ndarray:
+    """(time, dims) from place to place in minimum-jerk steps; `places[0]` before the first.
+
+    Args:
+        times: when each step begins, seconds.
+        places: (steps + 1, dims).
+        lengths: of each step, seconds.
+        clock: (time,) seconds.
+    """
+    way = np.repeat(places[:1], len(clock), axis=0)
+    for number, (start, length) in enumerate(zip(times, lengths, strict=True)):
+        done = jerk((clock - start) / length)[:, None]
+        way = way + done * (places[number + 1] - places[number])
+    return way
 
 
 def smooth_noise(
@@ -37,54 +113,45 @@ def smooth_noise(
     return np.fft.irfft(spectrum, n=length, axis=0)[:frames]
 
 
-def lag(signal: np.ndarray, delay_s: float, rise_s: float, fps: float) -> np.ndarray:
-    """Delay and smooth `signal` (time, dim) by two equal first-order filters of `rise_s` / 2.
-
-    Before its start the signal is taken as constant.
-    """
-    shift = round(delay_s * fps)
-    delayed = np.concatenate([np.repeat(signal[:1], shift, axis=0), signal])[: len(signal)]
-    keep = np.exp(-2 / (rise_s * fps))
-    for _ in range(2):
-        start = keep * delayed[:1]
-        delayed, _ = lfilter([1 - keep], [1, -keep], delayed, axis=0, zi=start)
-    return delayed
-
-
 def blur(signal: np.ndarray, width_s: float, fps: float) -> np.ndarray:
     """Gaussian smoothing over time, standard deviation `width_s`."""
     return gaussian_filter1d(signal, width_s * fps, axis=0, mode="nearest")
 
 
-def event_times(rng: np.random.Generator, seconds: float, per_minute: float) -> list[float]:
-    """Times of events that are irregular, but seldom in bursts.
+def event_times(
+    rng: np.random.Generator, start: float, end: float, per_minute: float
+) -> list[float]:
+    """Times in [start, end) of events that are irregular, but seldom in bursts.
 
     Their intervals are gamma distributed with shape 2.
     """
     times = []
-    now = float(rng.gamma(2.0, 30.0 / per_minute)) * rng.random()
-    while now < seconds:
+    now = start + float(rng.gamma(2.0, 30.0 / per_minute)) * rng.random()
+    while now < end:
         times.append(now)
         now += float(rng.gamma(2.0, 30.0 / per_minute))
     return times
 
 
-def blink_track(
-    times: list[float], frames: int, fps: float, close_s: float, open_s: float
+def lid_closure(
+    times: Iterable[float], blink_s: tuple[float, float, float], clock: np.ndarray
 ) -> np.ndarray:
-    """Lid closure (frames,) in [0, 1]: raised-cosine closing, slower opening."""
-    clock = np.arange(frames) / fps
-    closure = np.zeros(frames)
+    """Lid closure (time,) in [0, 1] by blinks: closing, closed, opening for `blink_s` seconds."""
+    close, closed, opening = blink_s
+    closure = np.zeros(len(clock))
+    step = clock[1] - clock[0]
     for start in times:
-        falling = np.clip((clock - start) / close_s, 0, 1)
-        rising = np.clip((clock - start - close_s) / open_s, 0, 1)
-        closure = np.maximum(closure, 0.5 * (np.cos(np.pi * rising) - np.cos(np.pi * falling)))
+        first = max(int((start - clock[0]) / step), 0)
+        last = max(int((start + sum(blink_s) - clock[0]) / step) + 2, 0)
+        now = clock[first:last] - start
+        down = jerk(now / close) * (1 - jerk((now - close - closed) / opening))
+        closure[first:last] = np.maximum(closure[first:last], down)
     return closure
 
 
 def nod(clock: np.ndarray, start: float, hz: float, radians: float, cycles: int) -> np.ndarray:
-    """Pitch (time,) of one nod: `cycles` downward strokes, each weaker than the one before."""
+    """Pitch (time,) of one nod: `cycles` downward strokes that fall by half (Mori 2025)."""
     phase = (clock - start) * hz
     inside = (phase >= 0) & (phase <= cycles)
-    fading = 1 - 0.6 * phase / cycles
+    fading = 1 - 0.5 * phase / cycles
     return np.where(inside, radians * fading * 0.5 * (1 - np.cos(2 * np.pi * phase)), 0.0)

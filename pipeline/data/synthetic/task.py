@@ -1,0 +1,186 @@
+"""How far one-line rules come on the synthetic corpus, by the sign of what they show at points.
+
+    python -m rapport.pipeline.data.synthetic.task
+
+Cues are clean signals here: words, the valence that the speaker's face shows, how the voice is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from rapport.pipeline.data.synthetic.figures import FPS
+from rapport.pipeline.data.synthetic.generate import (
+    Conversation,
+    Design,
+    listener_of,
+    points_between,
+    speaker_of,
+)
+from rapport.pipeline.data.synthetic.listener import SHOWN, fitting_affect
+from rapport.pipeline.data.synthetic.script import KINDS
+from rapport.pipeline.data.synthetic.signals import Event, blur, track
+from rapport.pipeline.data.synthetic.speaker import Speaker
+from rapport.pipeline.data.synthetic.words import LEXICON, OUTCOMES, TOPICS, Pool
+from rapport.pipeline.data.windows import HEARD_S
+from rapport.rewards.ratings.answers import answers
+from rapport.rewards.ratings.points import Point
+
+Rule = Callable[[Speaker], np.ndarray]  # the valence that it shows, (time,)
+_BAD = -0.1  # valence of a cue that is bad
+
+
+def words(speaker: Speaker) -> np.ndarray:
+    """An answer to each word that the lexicon knows, as soon as it has been said."""
+    answered = [
+        Point(word.end, LEXICON[word.text], kind="word")
+        for word in speaker.speech.words
+        if word.text in LEXICON
+    ]
+    return fitting_affect(answered, speaker.clock)[:, 0]
+
+
+def mirror(speaker: Speaker) -> np.ndarray:
+    """The speaker's face, smoothed over 1 s, 0.6 s later, 0.6 of it."""
+    smooth = blur(speaker.affect[:, 0], 0.3, FPS)
+    late = np.maximum(np.arange(len(smooth)) - round(0.6 * FPS), 0)
+    return 0.6 * smooth[late]
+
+
+def mirror_less_mean(speaker: Speaker) -> np.ndarray:
+    """The same without what the speaker's face always shows."""
+    mirrored = mirror(speaker)
+    return mirrored - mirrored.mean()
+
+
+def words_and_mirror(speaker: Speaker) -> np.ndarray:
+    """Words and face, added."""
+    return 0.65 * words(speaker) + 0.65 * mirror(speaker) / 0.6
+
+
+def bad_if_either(speaker: Speaker) -> np.ndarray:
+    """The worse of words and face where one of them is bad, else the better one."""
+    said = words(speaker)
+    shown = mirror_less_mean(speaker)
+    worse = np.minimum(said, shown)
+    return np.where(worse < _BAD, worse, np.maximum(said, shown))
+
+
+def program(speaker: Speaker) -> np.ndarray:
+    """All cues, with knowledge of how they go together; it is told when points are made."""
+    read = [
+        Event(phrase.point + 0.45, 0.5, 1.4, 1.1, SHOWN * _meaning(speaker, phrase.point))
+        for phrase in speaker.speech.phrases
+    ]
+    return track(read, speaker.clock)
+
+
+def _meaning(speaker: Speaker, time: float) -> float:
+    """What is meant at a time, by words, face and voice."""
+    said = 0.0
+    outcome = 0
+    topic = 0
+    for word in speaker.speech.words:
+        if word.end > time + 1e-6:
+            break
+        topic = next((s for s, pool in TOPICS.items() if word.text in _all(pool)), topic)
+        if abs(word.end - time) < 1e-6:
+            said = LEXICON.get(word.text, 0.0)
+            outcome = next((s for s, pool in OUTCOMES.items() if word.text in _all(pool)), 0)
+    frame = min(int((time - speaker.clock[0]) * FPS), len(speaker.clock) - 1)
+    face = speaker.affect[frame, 0] - np.median(speaker.affect[:, 0])
+    excited = speaker.affect[frame, 1]
+    if outcome:
+        return float(outcome * topic)
+    if abs(said) < 0.6:
+        return float(np.sign(face)) if abs(face) > 0.25 else 0.0
+    if said > 0:
+        return -1.0 if face < -0.15 else 1.0
+    return 1.0 if face > 0.15 and excited > 0.2 else -1.0
+
+
+def _all(pool: Pool) -> tuple[str, ...]:
+    return pool.known + pool.held_out
+
+
+RULES: Mapping[str, Rule] = {
+    "words, timed": words,
+    "mirror, late and smoothed": mirror,
+    "mirror less own mean": mirror_less_mean,
+    "words + mirror": words_and_mirror,
+    "bad if words or face are bad": bad_if_either,
+    "program that knows the table": program,
+}
+
+
+def measure(seed: int, riddles: float, conversations: int) -> dict[str, dict[str, list[float]]]:
+    """How points are answered by each rule and by recorded listeners, by kind of point.
+
+    Args:
+        seed: of the corpus.
+        riddles: of the corpus.
+        conversations: of its test split.
+
+    Returns:
+        Rule or "recorded, MANNER" -> kind -> for each point 1 right, .5 not answered, 0 wrong.
+    """
+    design = Design(riddles=riddles, frames=0)
+    found: dict[str, dict[str, list[float]]] = {}
+    for number in range(conversations):
+        conversation = Conversation("test", number, clips=4, design=design, seed=seed)
+        speaker = speaker_of(conversation)
+        shown = {name: rule(speaker) for name, rule in RULES.items()}
+        for name, valence in shown.items():
+            _add(found, name, valence, speaker, clip=0, seconds=4 * design.seconds)
+        for place in range(design.listeners):
+            listener = listener_of(conversation, speaker, place)
+            for clip, manner in enumerate(listener.manners[1:]):
+                for name in (f"recorded, {manner}", "recorded, all"):
+                    _add(found, name, listener.expressed[:, 0], speaker, clip, design.seconds)
+    return found
+
+
+def _add(
+    found: dict[str, dict[str, list[float]]],
+    name: str,
+    shown: np.ndarray,
+    speaker: Speaker,
+    clip: int,
+    seconds: float,
+) -> None:
+    """Note how the points of a clip were answered by what was `shown` over a conversation."""
+    first = round((HEARD_S + clip * seconds) * FPS)
+    window = shown[first : first + round(seconds * FPS)]
+    for answer in answers(window, points_between(speaker, clip * seconds, seconds), FPS):
+        found.setdefault(name, {}).setdefault(answer.point.kind, []).append(answer.right)
+
+
+def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Shares of points answered right, a rule a row, a kind a column."""
+    kinds = [kind for kind in KINDS if any(kind in by_kind for by_kind in found.values())]
+    lines = [f"{'':30}" + "".join(f"{kind:>9}" for kind in ("all", *kinds))]
+    for name, by_kind in found.items():
+        everything = [right for rights in by_kind.values() for right in rights]
+        shares = [np.mean(everything), *(np.mean(by_kind[kind]) for kind in kinds)]
+        lines.append(f"{name:30}" + "".join(f"{share:9.2f}" for share in shares))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table for some seeds and settings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--riddles", type=float, nargs="+", default=[1.0, 0.5])
+    parser.add_argument("--conversations", type=int, default=40)
+    arguments = parser.parse_args()
+    for riddles in arguments.riddles:
+        for seed in arguments.seeds:
+            found = measure(seed, riddles, arguments.conversations)
+            print(f"riddles {riddles:g}, seed {seed}\n{table(found)}\n")
+
+
+if __name__ == "__main__":
+    main()
