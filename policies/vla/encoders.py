@@ -99,7 +99,7 @@ class FrameEncoder(nn.Module):
         """Patches (n, grid * grid, width) -> (n, tokens_per_frame, width)."""
         if self.side == 1:
             return patches.mean(dim=1, keepdim=True)
-        square = patches.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        square = patches.reshape(len(patches), self.grid, self.grid, -1).permute(0, 3, 1, 2)
         return F.adaptive_avg_pool2d(square, self.side).flatten(2).transpose(1, 2)
 
 

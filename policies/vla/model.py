@@ -167,7 +167,7 @@ class FaceVLA(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_s
                 f"{tuple(frames.shape[2:])}; use build_prompt"
             )
         rows, items = frames.shape[:2]
-        pictures = self.vision(frames.flatten(0, 2)).reshape(rows, items, -1, self.width)
+        pictures: Tensor = self.vision(frames.flatten(0, 2)).reshape(rows, items, -1, self.width)
         if self.voice is None:
             return pictures
         voice = self.voice(seen["voice"].flatten(0, 1)).reshape(rows, items, -1, self.width)

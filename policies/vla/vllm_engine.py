@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from rapport.policies.vla.vllm_plugin import (
     sampling_params,
     update_weights,
 )
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 
 @dataclass
@@ -123,7 +126,7 @@ class VllmEngine:
                 running[self._ask(answer, tokens)] = answer
             for output in self.llm.llm_engine.step():
                 answer = running.pop(output.request_id)
-                ids, log_probs = read_output(output)
+                ids, log_probs = read_output(cast("RequestOutput", output))
                 answer.actions = np.concatenate([answer.actions, ids])
                 answer.log_probs.append(log_probs)
                 if self._left(answer, tokens):
