@@ -15,6 +15,7 @@ from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import OfVla
 from rapport.pipeline.steps.learning import learn
+from rapport.pipeline.steps.perceiving import perceive
 from rapport.policies.head.asset import load_head
 from rapport.policies.motion import Layout
 from rapport.policies.tables import write_table
@@ -40,10 +41,12 @@ def imitate_vla(run: Workspace, config: OfVla, corpus: Corpus) -> Path:
         start = None
         if config.vla.size == "tiny" and config.pretraining.steps:
             start = _pretraining(run, config, corpus).artifacts.get("pretraining_policy")
-        return _sft(run, config, corpus, start).artifacts["sft_policy"]
-    checkpoint_path = checkpoint_path.absolute()
-    run.leave({"sft_policy": checkpoint_path})
-    return checkpoint_path
+        policy = _sft(run, config, corpus, start).artifacts["sft_policy"]
+    else:
+        policy = checkpoint_path.absolute()
+        run.leave({"sft_policy": policy})
+    perceive(run, config, corpus, policy)
+    return policy
 
 
 @phase("pretraining")
