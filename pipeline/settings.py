@@ -33,6 +33,7 @@ from rapport.pipeline.objectives.settings import (
     FlowTraining,
     GdpoConfig,
     ImitationConfig,
+    PerceptionTraining,
     SftConfig,
     VaeTraining,
     VlaDpoConfig,
@@ -123,11 +124,22 @@ class OfVla(Learning):
     policy: Literal["vla"] = "vla"
     """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
     vla: VlaConfig = VlaConfig()
+    pretraining: PerceptionTraining = PerceptionTraining()
     sft: SftConfig = SftConfig()
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Published encoders are trained already; so is a policy that is there."""
+        keys = super().moot()
+        every = tuple(f"pretraining.{name}" for name in PerceptionTraining.model_fields)
+        if self.vla.size == "pretrained":
+            keys["vla.size=pretrained has encoders that were trained"] = every
+        if self.sft.checkpoint is not None:
+            keys["sft.checkpoint brings its encoders"] = every
+        return keys
 
     @model_validator(mode="after")
     def _sft_batches_can_be_shared(self) -> Self:
-        require_equal_shares(self, "sft")
+        require_equal_shares(self, "pretraining", "sft")
         return self
 
 
@@ -322,7 +334,7 @@ class Preferences(Judged, Rated):
             # Adapters and frozen parts are of the training here.
             here = ("lora_rank", "freeze_vision")
             vla = tuple(f"vla.{name}" for name in VlaConfig.model_fields if name not in here)
-            brought = ("corpus", "sft", "imitate", *vla)
+            brought = ("corpus", "pretraining", "sft", "imitate", *vla)
             keys["candidates=RUN_DIR brings its own corpus and policy"] = brought
             asked = ("rollout.prompts", "rollout.samples", "rollout.steps", "render.videos")
             keys["candidates=RUN_DIR brings them"] = asked

@@ -1,10 +1,9 @@
 """Action tokens a second: a vLLM engine of the fleet against transformers' `generate`.
 
-Each alone on the same cores. Both sample whole action sequences of the same policy for the same
-prompts, temperature only, over the 256 bins. The policy has no slot embeddings: `generate` knows of
-none. `fleet` is vLLM as the fleet asks it, whose log-probs of every token and seeds per prompt are
-counted as its time; `bare` is vLLM without them, which is what `generate` does. Start-up is
-reported beside, not within.
+Each alone on the same cores. Both sample whole reactions of the same policy to the same prompts,
+chunk by chunk, temperature only, over the 256 bins. The policy has no slot embeddings: `generate`
+knows of none. vLLM is asked as the fleet asks it: its log-probs of every token, and a seed for
+every chunk, are counted as its time. Start-up is reported beside, not within.
 """
 
 from __future__ import annotations
@@ -33,8 +32,10 @@ from rapport.pipeline.bench.workload import (
 from rapport.pipeline.bench_settings import RolloutBench
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.policies.vla.policy import prompt_seed
+from rapport.policies.vla.sequence import context_ids, context_of, seen_of
 from rapport.policies.vla.vla_prompt import VlaPrompt
-from rapport.policies.vla.vllm_plugin import sampling_params, vllm_prompt
+
+TOLD = ("present", "heard", "said", "own")  # what ids are made of
 
 
 class _OnlyActions(LogitsProcessor):
@@ -48,33 +49,8 @@ class _OnlyActions(LogitsProcessor):
         return scores + self.mask.to(scores)
 
 
-class Bare:
-    """vLLM that does no more than `generate`: no log-probs, one stream of random numbers."""
-
-    def __init__(self, checkpoint: str, config: EngineConfig) -> None:
-        from rapport.policies.vla.vllm_engine import VllmEngine
-
-        torch.set_num_threads(config.threads)
-        self.engine = VllmEngine(
-            Path(checkpoint),
-            dtype=config.dtype,
-            temperature=config.temperature,
-            kv_cache_gib=config.kv_cache_gib,
-            tensor_parallel=1,
-        )
-
-    def generate(self, prompts: Sequence[VlaPrompt], samples: int) -> int:
-        """Sample; returns how many tokens."""
-        config = self.engine.config
-        parameters = sampling_params(config, samples, None, temperature=self.engine.temperature)
-        parameters.logprobs = None
-        requests = [vllm_prompt(config, prompt.ids, prompt.frames) for prompt in prompts]
-        outputs = self.engine.llm.generate(requests, parameters, use_tqdm=False)
-        return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
-
-
 class TransformersGenerate:
-    """The same policy under `generate`; frames are encoded once a prompt."""
+    """The same policy under `generate`, chunk by chunk; items are encoded once a prompt."""
 
     def __init__(self, checkpoint: str, config: EngineConfig) -> None:
         torch.set_num_threads(config.threads)
@@ -91,26 +67,38 @@ class TransformersGenerate:
     def generate(self, prompts: Sequence[VlaPrompt], samples: int, batch_size: int) -> int:
         """Sample in batches of `batch_size` sequences; returns how many tokens."""
         torch.manual_seed(0)
-        ids = torch.stack([torch.as_tensor(prompt.ids) for prompt in prompts])
-        frames = torch.stack([torch.as_tensor(prompt.frames) for prompt in prompts])
-        embedded = self.model.embed_prompt(ids, frames).repeat_interleave(samples, dim=0)
-        tokens = self.model.config.action_tokens
+        sizes = self.model.config
+        seen = seen_of(sizes, prompts)
+        perceived = self.model.perceive(seen).repeat_interleave(samples, dim=0)
+        told = {n: v.repeat_interleave(samples, dim=0) for n, v in seen.items() if n in TOLD}
         count = 0
-        for rows in embedded.split(batch_size):
-            sampled = self.model.language_model.generate(
-                inputs_embeds=rows,
-                attention_mask=torch.ones(rows.shape[:2], dtype=torch.long),
-                do_sample=True,
-                temperature=self.temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                logits_processor=self.processors,
-                pad_token_id=0,
-            )
-            count += sampled.numel()
+        for rows in torch.arange(len(perceived)).split(batch_size):
+            actions = torch.zeros((len(rows), 0), dtype=torch.long)
+            while actions.shape[1] < sizes.action_tokens:
+                shown, before = context_of(sizes, {n: v[rows] for n, v in told.items()}, actions)
+                ids = context_ids(sizes, shown, before)
+                first = sizes.items - shown["present"].shape[1]
+                embedded = self.model.embed(ids, perceived[rows, first:])
+                chosen = self._actions(embedded, sizes.chunk_tokens)
+                actions = torch.cat([actions, chosen], dim=1)
+            count += actions.numel()
         return count
+
+    def _actions(self, embedded: Tensor, tokens: int) -> Tensor:
+        """Action ids (rows, tokens) that follow embeddings (rows, length, hidden)."""
+        sampled: Tensor = self.model.language_model.generate(
+            inputs_embeds=embedded,
+            attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long),
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            logits_processor=self.processors,
+            pad_token_id=0,
+        )
+        return sampled
 
 
 def measure(config: RolloutBench) -> dict[str, Any]:
@@ -136,20 +124,16 @@ def measure(config: RolloutBench) -> dict[str, Any]:
                 kv_cache_gib=config.rollout.kv_cache_gib,
                 temperature=config.rollout.temperature,
             )
-            vllm = {
-                "fleet": _fleet(config, scratch, engine, prompts=prompts),
-                "bare": {"tokens_per_s": _bare(config, scratch, engine, prompts=prompts)},
-            }
+            ours = _fleet(config, scratch, engine, prompts=prompts)
             baseline = _transformers(config, scratch, engine, prompts=prompts)
             theirs = baseline["tokens_per_s"]["median"]
-            for name, ours in vllm.items():
-                rate = ours["tokens_per_s"]["median"]
-                ours["ratio"] = rate / theirs
-                logger.info(
-                    f"[rollout] {dtype}: vLLM ({name}) {rate:.0f}, transformers {theirs:.0f} "
-                    f"tokens/s (batches of {baseline['batch_size']}); {ours['ratio']:.2f} times"
-                )
-            result[dtype] = vllm | {"transformers": baseline}
+            rate = ours["tokens_per_s"]["median"]
+            ours["ratio"] = rate / theirs
+            logger.info(
+                f"[rollout] {dtype}: vLLM {rate:.0f}, transformers {theirs:.0f} tokens/s (batches "
+                f"of {baseline['batch_size']}); {ours['ratio']:.2f} times"
+            )
+            result[dtype] = {"fleet": ours, "transformers": baseline}
     return result
 
 
@@ -190,23 +174,6 @@ def _fleet_rate(call: Callable[..., Any], request: Request) -> float:
     groups = call("sample", request)
     tokens = sum(len(reaction.actions) for group in groups for reaction in group)
     return tokens / (time.perf_counter() - started)
-
-
-def _bare(
-    config: RolloutBench, checkpoint: str, engine: EngineConfig, prompts: Sequence[VlaPrompt]
-) -> dict[str, float]:
-    samples = config.rollout.samples
-    with process(
-        Bare,
-        checkpoint,
-        engine,
-        threads=engine.threads,
-        gpus=engine.gpus,
-        environment=engine_environment(engine),
-    ) as call:
-        call("generate", prompts[:1], 2)  # warm
-        rates = [_rate(call, prompts, samples) for _ in range(config.bench.repeats)]
-    return median_and_range(rates)
 
 
 def _transformers(

@@ -55,7 +55,7 @@ def sampled_policy(
         action_space(action.expr_dims, action.rate, config.corpus.seconds),
         vocabulary=config.vla.vocabulary,
         seed=config.seed,
-        sequence=sequence_sizes(config.vla, config.corpus.frames / config.corpus.seconds),
+        sequence=sequence_sizes(config.vla, config.corpus.frames),
         image_size=config.corpus.image_size,
         slot_embeddings=slot_embeddings,
     )

@@ -23,6 +23,29 @@ class ImitationConfig(Section):
     """AdamW weight decay"""
 
 
+class PerceptionTraining(ImitationConfig):
+    """Encoders of the tiny VLA, before imitation: they tell what the speaker's face does.
+
+    It stands for what published DINOv2 and SigLIP bring with them.
+    """
+
+    steps: int = Field(320, ge=0)
+    """optimiser steps; 0 = encoders stay random, and learn by imitation"""
+    batch_size: int = Field(64, ge=1)
+    """chunks per step over all learners"""
+    learning_rate: float = Field(1e-3, gt=0)
+    """peak; same schedule as SFT"""
+    chunks: int = Field(4096, ge=1)
+    """chunks of training conversations, at most"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Nothing is learnt in no steps."""
+        if self.steps:
+            return {}
+        others = tuple(name for name in type(self).model_fields if name != "steps")
+        return {"pretraining.steps=0": others}
+
+
 class SftConfig(ImitationConfig):
     """Imitation by the VLA (Eq. 7-9)."""
 
@@ -31,7 +54,15 @@ class SftConfig(ImitationConfig):
     window_steps: int = Field(2, ge=1)
     """action steps of a window in the first phase: as much data in many short pieces"""
     window_share: float = Field(0.6, ge=0, lt=1)
-    """share of the steps on windows, before those on whole clips; 0 = whole clips only"""
+    """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
+    forget: float = Field(0.5, ge=0, le=0.66)
+    """share of the rows that see none of the own past, which would explain everything away; half
+    as many see every other action of it"""
+    absent: float = Field(0.4, ge=0, lt=1)
+    """share of the rows in which a stream is absent: pictures, voice, words, each by itself; so
+    that none starves the others"""
+    perceived: int = Field(128, ge=0)
+    """validation clips on which is asked what the policy perceives; 0 = it is not asked"""
     lambda_exp: float = Field(1.0, ge=0)
     """weight of the expression tokens (Eq. 7)"""
     lambda_pose: float = Field(1.0, ge=0)

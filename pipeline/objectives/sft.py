@@ -3,51 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import SftConfig
 from rapport.policies.vla.loss import sft_loss
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.sequence import STREAMS, later, seen_in, seen_of, without
+from rapport.policies.vla.training import prompt_of_row
+
+
+class Draws(NamedTuple):
+    """What is drawn for the rows of a step, all of them on every rank.
+
+    Args:
+        starts: (rows,) chunk of the clip with which a row's context begins.
+        absent: stream -> (rows,) bool.
+        forgotten: (rows, dims + actions) bool: the last action before the context and those in it
+            that are not seen by what follows.
+    """
+
+    starts: np.ndarray
+    absent: dict[str, np.ndarray]
+    forgotten: np.ndarray
 
 
 class Sft(PolicyObjective):
-    """L_SFT over the examples in `table` (SFT_SCHEMA)."""
+    """L_SFT over the examples in `table` (SFT_SCHEMA).
+
+    A row is a context that begins with some chunk of a clip, as a policy would begin it there.
+    """
 
     config: SftConfig
     policy: VlaPolicy
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Whole clips; before them, in the first `window_share` of the steps, short windows.
+        """Whole contexts; before them, in the first `window_share` of the steps, short windows.
 
         Past actions predict most of a clip, so the policy can ignore the speaker (the copycat
-        problem of imitation). The first action of a window has no past, and the prompt must tell.
-        A batch of windows holds more clips, so that both hold about as many tokens.
+        problem of imitation): some rows do not see them. A batch of windows holds more rows, so
+        that both hold about as many tokens.
         """
         sizes = self.policy.model.config
-        steps = sizes.action_steps
-        first = 0
-        window_at = None
+        count = min(sizes.context_chunks, sizes.chunks) * sizes.chunk_tokens
         batch_size = self.config.batch_size
         if step < self.config.window_share * self.config.steps:
-            steps = min(self.config.window_steps, sizes.action_steps)
-            rng = np.random.default_rng([self.seed, step])
-            first = int(rng.integers(sizes.action_steps - steps + 1))
-            window_at = first
-            whole = sizes.prompt_length + sizes.action_tokens
-            short = sizes.prompt_length + steps * sizes.action_dims
+            whole = sizes.context_length
+            count = min(self.config.window_steps * sizes.action_dims, count)
+            short = sizes.head_length + sizes.observation_length + count
             batch_size *= max(1, whole // short)
+        draws = self.draws(step, batch_size, count)
+        share = slice(rank, None, world_size)
         rows = [self.rows[index] for index in self.share(step, rank, world_size, batch_size)]
-        window = slice(first * sizes.action_dims, (first + steps) * sizes.action_dims)
-        actions = torch.tensor([row["actions"][window] for row in rows])
-        return self.policy.collate(rows) | {"window_at": window_at, "actions": actions}
+        contexts = [
+            self._context(row, int(start), count)
+            for row, start in zip(rows, draws.starts[share], strict=True)
+        ]
+        batch = {name: torch.cat([row[name] for row in contexts]) for name in contexts[0]}
+        actions = batch.pop("actions")
+        absent = {name: torch.from_numpy(values[share]) for name, values in draws.absent.items()}
+        seen = without(sizes, batch, absent)
+        forgotten = torch.from_numpy(draws.forgotten[share])
+        blank = sizes.blank_token_id
+        seen["own"] = torch.where(forgotten[:, : sizes.action_dims], blank, seen["own"])
+        inputs = torch.where(forgotten[:, sizes.action_dims :], blank, actions)
+        return seen | {"actions": actions, "inputs": inputs}
+
+    def draws(self, step: int, rows: int, count: int) -> Draws:
+        """A function of seed and step.
+
+        Args:
+            step: of the optimiser.
+            rows: of the whole batch.
+            count: actions of a row.
+        """
+        sizes = self.policy.model.config
+        rng = np.random.default_rng([self.seed, step])
+        last = sizes.chunks - -(-count // sizes.chunk_tokens)
+        starts = rng.integers(last + 1, size=rows)
+        absent = {name: rng.random(rows) < self.config.absent for name in STREAMS}
+        kind = rng.random(rows)[:, None]
+        every_other = rng.random((rows, sizes.action_dims + count)) < 0.5
+        all_of_it = kind < self.config.forget
+        forgotten = all_of_it | ((kind < 1.5 * self.config.forget) & every_other)
+        return Draws(starts, absent, forgotten)
+
+    def _context(self, row: Mapping[str, Any], start: int, count: int) -> dict[str, Tensor]:
+        """The tensors of a row from chunk `start` on, (1, ...) each, and its `actions`."""
+        sizes = self.policy.model.config
+        seen = seen_of(sizes, [prompt_of_row(row, sizes)])
+        actions = torch.tensor(row["actions"])[None]
+        first = start * sizes.chunk_tokens
+        if start:
+            seen = later(seen, start, actions[:, first - sizes.action_dims : first])
+        chunks = -(-count // sizes.chunk_tokens)
+        lengths = {"heard": chunks, "said": chunks}
+        for name in ("frames", "voice", "present"):
+            lengths[name] = sizes.history + chunks
+        for name, length in lengths.items():
+            seen[name] = seen[name][:, :length]
+        return seen | {"actions": actions[:, first : first + count]}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Cross-entropy by group of tokens, temporal coherence and identity."""
-        logits = forward(batch["prompts"], batch["frames"], batch["actions"], batch["window_at"])
+        logits = forward(seen_in(batch), batch["actions"], batch["inputs"])
         return sft_loss(
             logits,
             batch["actions"],

@@ -14,6 +14,10 @@ from rapport.pipeline.report.tables import Table, number
 # Title of a chart -> keys of steps.jsonl. Those that a phase did not write are left out.
 ANY_PHASE = {"loss": ("loss",), "gradient norm": ("gradient_norm",)}
 CURVES: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretraining": {
+        "share of what faces do that is not told": ("pictures", "voice"),
+        "gradient norm": ("gradient_norm",),
+    },
     "sft": {
         "loss": ("loss",),
         "cross-entropy, nats": ("ce_expression", "ce_pose"),

@@ -1,4 +1,4 @@
-"""Imitation by the VLA: its network before training, and SFT (VLA + DPO, section III)."""
+"""Imitation by the VLA: its network before training, its encoders, and SFT (VLA + DPO, III)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 import torch
 
 from rapport.log import logger
+from rapport.pipeline.data.perception import PERCEPTION_SCHEMA, Channels, perceived_chunks
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.data.vla import examples
+from rapport.pipeline.objectives.perception import Perception
 from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import OfVla
 from rapport.pipeline.steps.learning import learn
+from rapport.pipeline.steps.perceiving import perceive
+from rapport.policies.head.asset import load_head
 from rapport.policies.motion import Layout
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
@@ -34,22 +38,56 @@ from rapport.policies.vla.training import SFT_SCHEMA
 def imitate_vla(run: Workspace, config: OfVla, corpus: Corpus) -> Path:
     checkpoint_path = config.sft.checkpoint
     if checkpoint_path is None:
-        return _sft(run, config, corpus).artifacts["sft_policy"]
-    checkpoint_path = checkpoint_path.absolute()
-    run.leave({"sft_policy": checkpoint_path})
-    return checkpoint_path
+        start = None
+        if config.vla.size == "tiny" and config.pretraining.steps:
+            start = _pretraining(run, config, corpus).artifacts.get("pretraining_policy")
+        policy = _sft(run, config, corpus, start).artifacts["sft_policy"]
+    else:
+        policy = checkpoint_path.absolute()
+        run.leave({"sft_policy": policy})
+    perceive(run, config, corpus, policy)
+    return policy
+
+
+@phase("pretraining")
+def _pretraining(step: Phase, config: OfVla, corpus: Corpus) -> PhaseResult:
+    """Encoders of pictures and voice; leaves nothing where a corpus has neither or no motion."""
+    initial = step.directory / "initial"
+    untrained_vla(config, corpus).save(initial)
+    policy = VlaPolicy.load(initial)
+    layout = corpus.layout
+    head = load_head() if layout.topology == "builtin" else None
+    width = layout.width("expr") if "expr" in layout.names else 0
+    table = step.directory / "chunks.arrow"
+    chunks = perceived_chunks(
+        corpus.clips("train"),
+        policy.model.config,
+        Channels.of(head, width),
+        limit=config.pretraining.chunks,
+    )
+    rows = write_table(table, chunks, PERCEPTION_SCHEMA)
+    if not rows:
+        step.say("skipped: the corpus has neither frames nor voice beside its speakers' motion")
+        return PhaseResult()
+    objective = Perception(initial, table, config.pretraining, seed=config.seed)
+    step.say(f"{rows} chunks, {objective.steps} steps")
+    return learn(objective, config.learner, step)
 
 
 @phase("sft")
-def _sft(step: Phase, config: OfVla, corpus: Corpus) -> PhaseResult:
-    initial = step.directory / "initial"
-    untrained_vla(config, corpus).save(initial)
+def _sft(step: Phase, config: OfVla, corpus: Corpus, start: Path | None) -> PhaseResult:
+    initial = start
+    if initial is None:
+        initial = step.directory / "initial"
+        untrained_vla(config, corpus).save(initial)
     policy = VlaPolicy.load(initial)
     table = step.directory / "examples.arrow"
     rows = write_table(table, examples(corpus.clips("train"), policy), SFT_SCHEMA)
     objective = Sft(initial, table, config.sft, seed=config.seed, policy_config=config.vla)
+    sizes = policy.model.config
     step.say(
-        f"{rows} clips, {policy.actions.space.tokens} action tokens each, "
+        f"{rows} clips, {policy.actions.space.tokens} action tokens each, contexts of "
+        f"{sizes.context_length} tokens, "
         f"{sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters, "
         f"{objective.steps} steps"
     )

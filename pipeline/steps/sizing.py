@@ -56,7 +56,7 @@ def model_size(config: OfVla, known: Mapping[str, PretrainedConfig] | None = Non
     vla = config.vla
     layout = Layout((("expr", vla.action.expr_dims), ("rot", 3), ("jaw", 3)), FPS, "builtin")
     space = ActionSpace(layout, vla.action.rate, config.corpus.seconds)
-    sequence = sequence_sizes(vla, config.corpus.frames / config.corpus.seconds)
+    sequence = sequence_sizes(vla, config.corpus.frames)
     if vla.size == "pretrained":
         names = (str(vla.llama), str(vla.dino), str(vla.siglip))
         llama, dino, siglip = ((known or {}).get(name) or _published(name) for name in names)

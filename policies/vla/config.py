@@ -73,6 +73,7 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
         action_token_start: the first of them.
         slot_embeddings: add learned embeddings of the action slot (see `SlotEmbedding`).
         perception_scale: root mean square of perception tokens; that of text embeddings.
+        perception_trained: whether the encoders were trained before, and stay as they are.
     """
 
     model_type = "facevla"
@@ -106,6 +107,7 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
     act_token_id: int = 5
     slot_embeddings: bool = True
     perception_scale: float = 0.05
+    perception_trained: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

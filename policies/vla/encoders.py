@@ -49,9 +49,10 @@ class FrameEncoder(nn.Module):
     """Speaker frames -> picture tokens (Eq. 2-3).
 
     Features are the output of the last block that the configs keep, which is the published model's
-    second-to-last; each stream's are normed and averaged over as many parts of the picture as it
-    has tokens. What comes after that block (last block, final norm, pooling head) is not built:
-    unused parameters would get no gradient and stall sharded training.
+    second-to-last, each stream's normed. What the projector makes of the patches is averaged over
+    as many parts of a picture as it has tokens. What comes after that block (last block, final
+    norm, pooling head) is not built: unused parameters would get no gradient and stall sharded
+    training.
     """
 
     def __init__(self, config: FaceVLAConfig) -> None:
@@ -88,7 +89,7 @@ class FrameEncoder(nn.Module):
         siglip_pixels = standardise_pixels(frames, SIGLIP_MEAN, SIGLIP_STD, size=size)
         siglip_patches = self.siglip(siglip_pixels.to(dtype)).last_hidden_state
         patches = torch.cat([layer_norm(dino_patches), layer_norm(siglip_patches)], dim=-1)
-        return rms_norm(self.projector(self._averaged(patches)))
+        return rms_norm(self._averaged(self.projector(patches)))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (n, height, width, 3) uint8 -> (n, tokens_per_frame, hidden)."""
@@ -99,7 +100,7 @@ class FrameEncoder(nn.Module):
         """Patches (n, grid * grid, width) -> (n, tokens_per_frame, width)."""
         if self.side == 1:
             return patches.mean(dim=1, keepdim=True)
-        square = patches.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        square = patches.reshape(len(patches), self.grid, self.grid, -1).permute(0, 3, 1, 2)
         return F.adaptive_avg_pool2d(square, self.side).flatten(2).transpose(1, 2)
 
 

@@ -167,7 +167,7 @@ class FaceVLA(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_s
                 f"{tuple(frames.shape[2:])}; use build_prompt"
             )
         rows, items = frames.shape[:2]
-        pictures = self.vision(frames.flatten(0, 2)).reshape(rows, items, -1, self.width)
+        pictures: Tensor = self.vision(frames.flatten(0, 2)).reshape(rows, items, -1, self.width)
         if self.voice is None:
             return pictures
         voice = self.voice(seen["voice"].flatten(0, 1)).reshape(rows, items, -1, self.width)
@@ -219,10 +219,22 @@ class FaceVLA(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_s
             (rows, n, bins) or (rows, k, n, bins). The vocabulary beyond the bins is never
             computed.
         """
+        return self.logits_of(seen, self.perceive(seen), actions, inputs)
+
+    def logits_of(
+        self, seen: Seen, perceived: Tensor, actions: Tensor, inputs: Tensor | None = None
+    ) -> Tensor:
+        """`action_logits` of what is perceived already: of `seen`, ids alone are read.
+
+        Args:
+            seen: of prompts (rows, ...).
+            perceived: (rows, items, item_tokens, hidden) of `perceive`.
+            actions: as in `action_logits`, and what it returns.
+            inputs: likewise.
+        """
         given = actions if inputs is None else inputs
         flat = given.reshape(-1, given.shape[-1])
         times = len(flat) // len(seen["own"])
-        perceived = self.perceive(seen)
         told = {name: seen[name] for name in ("present", "heard", "said", "own")}
         if times > 1:
             perceived = perceived.repeat_interleave(times, dim=0)

@@ -28,7 +28,11 @@ from rapport.policies.vla.loading import (
 )
 from rapport.policies.vla.lora import add_lora, arrived_share, merge_lora
 from rapport.policies.vla.model import FaceVLA, action_log_probs
-from rapport.policies.vla.pretrained import freeze_language_model, freeze_streams
+from rapport.policies.vla.pretrained import (
+    freeze_language_model,
+    freeze_perception,
+    freeze_streams,
+)
 from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.sampling import sample_prompt
 from rapport.policies.vla.sequence import seen_in, seen_of
@@ -161,6 +165,8 @@ class VlaPolicy(Policy):
             add_lora(self.model, config.lora_rank, alpha=LORA_SCALING * config.lora_rank)
         if config.freeze_vision:
             freeze_streams(self.model)
+        if self.model.config.perception_trained:
+            freeze_perception(self.model)
         if part == "inputs":
             freeze_language_model(self.model)
         self.model.train()

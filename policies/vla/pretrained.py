@@ -257,6 +257,14 @@ def freeze_streams(model: FaceVLA) -> None:
     model.vision.siglip.requires_grad_(False)
 
 
+def freeze_perception(model: FaceVLA) -> None:
+    """Keep all encoders as they are; the layers behind them still train."""
+    for encoder in (model.vision, model.voice):
+        if encoder is not None:
+            encoder.requires_grad_(False)
+            encoder.adapter.requires_grad_(True)
+
+
 def freeze_language_model(model: FaceVLA) -> None:
     """Keep LLaMA's blocks and head as they are.
 

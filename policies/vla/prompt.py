@@ -146,26 +146,36 @@ def pictures(streams: Sequence[Heard], end: float, config: FaceVLAConfig) -> np.
     Each is the newest one at the end of its equal part of the chunk, so that a chunk shorter than
     the time between two frames shows the same one again. None where there is none yet.
     """
-    chosen = []
+    taken = pictures_taken(streams, end, config)
+    if taken is None:
+        return None
+    return resized(np.stack([frame for frame, _ in taken]), config.image_size)
+
+
+def pictures_taken(
+    streams: Sequence[Heard], end: float, config: FaceVLAConfig
+) -> list[tuple[np.ndarray, float]] | None:
+    """The same as the corpus has them, each with the moment at which it was taken."""
+    taken = []
     for part in range(1, config.frames + 1):
         moment = end - config.chunk_seconds * (config.frames - part) / config.frames
-        frame = _newest(streams, moment)
-        if frame is None:
+        newest = _newest(streams, moment)
+        if newest is None:
             return None
-        chosen.append(frame)
-    return resized(np.stack(chosen), config.image_size)
+        taken.append(newest)
+    return taken
 
 
-def _newest(streams: Sequence[Heard], moment: float) -> np.ndarray | None:
+def _newest(streams: Sequence[Heard], moment: float) -> tuple[np.ndarray, float] | None:
     """The last frame taken at or before a moment; frame k of n is taken at (k + .5) / n."""
     for stream in reversed(streams):
         if stream.frames is None or not len(stream.frames):
             continue
         every = (stream.end - stream.start) / len(stream.frames)
-        taken = math.floor((moment - stream.start) / every - 0.5 + SAME_S)
-        if taken >= 0:
-            newest: np.ndarray = stream.frames[min(taken, len(stream.frames) - 1)]
-            return newest
+        number = math.floor((moment - stream.start) / every - 0.5 + SAME_S)
+        if number >= 0:
+            number = min(number, len(stream.frames) - 1)
+            return stream.frames[number], stream.start + (number + 0.5) * every
     return None
 
 

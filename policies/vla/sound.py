@@ -59,8 +59,9 @@ def log_mel(samples: np.ndarray, seconds: float) -> np.ndarray:
 @cache
 def _hann() -> np.ndarray:
     """A window whose sine of full scale has power 1."""
-    window: np.ndarray = np.hanning(WINDOW)
-    return window / (window.sum() / 2)
+    window = np.hanning(WINDOW)
+    scaled: np.ndarray = window / (window.sum() / 2)
+    return scaled
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`FaceVLA` inside vLLM: the same frame encoder and slot embeddings, vLLM's LLaMA in between.
+"""`FaceVLA` inside vLLM: the same encoders and slot embeddings, vLLM's LLaMA in between.
 
 Parameter names are those of `rapport.policies.vla.model.FaceVLA`, so one safetensors file serves
 both. Written against vLLM 0.32; only `rapport.policies.vla.vllm_plugin` imports this module.
@@ -31,78 +31,82 @@ from vllm.multimodal.processing import (
 )
 
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.model import FrameEncoder, SlotEmbedding
+from rapport.policies.vla.encoders import FrameEncoder, VoiceEncoder
+from rapport.policies.vla.model import SlotEmbedding
+from rapport.policies.vla.prompt import picture_shape, voice_shape
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.llama import LlamaForCausalLM
 
 
+ITEM_FIELDS = ("frames", "voice", "present")
+
+
 class FaceVLAInfo(BaseProcessingInfo):
-    """Sizes of the visual prompt."""
+    """Sizes of what is perceived. An "image" is an item: pictures and voice of a chunk."""
 
     def get_hf_config(self) -> FaceVLAConfig:
         """The policy's configuration."""
         return self.ctx.get_hf_config(FaceVLAConfig)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Frames of a prompt."""
-        return {"image": self.get_hf_config().frames}
+        """Items of a context."""
+        config = self.get_hf_config()
+        return {"image": config.history + config.context_chunks}
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
-        """Tokens of a frame."""
-        return {"image": self.get_hf_config().patches}
+        """Tokens of an item."""
+        return {"image": self.get_hf_config().item_tokens}
 
 
 class FaceVLADummyInputs(BaseDummyInputsBuilder[FaceVLAInfo]):
     """Inputs that vLLM sizes its memory with."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """An empty text, because frames need none beside them."""
+        """No text: prompts are token ids."""
         return ""
 
     def get_dummy_mm_data(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Black frames of the right size."""
-        size = self.info.get_hf_config().image_size
-        return {"image": [np.zeros((size, size, 3), dtype=np.uint8)] * mm_counts.get("image", 0)}
+        """A black pixel for each item."""
+        return {"image": [np.zeros((1, 1, 3), dtype=np.uint8)] * mm_counts.get("image", 0)}
 
 
 class FaceVLAProcessor(BaseMultiModalProcessor[FaceVLAInfo]):
-    """uint8 frames pass through as they are; each <image> becomes one token per patch."""
+    """Of dummies: items of prompts come ready-made (`vllm_plugin.engine_prompt`)."""
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
-        size = self.info.get_hf_config().image_size
-        images = cast(Iterable[object], hf_data.get("images", []))
-        frames = [np.asarray(image) for image in images]
-        for frame in frames:
-            if frame.shape != (size, size, 3) or frame.dtype != np.uint8:
-                raise ValueError(
-                    f"a frame must be ({size}, {size}, 3) uint8, got {frame.shape} "
-                    f"{frame.dtype}; use select_frames"
-                )
-        if not frames:
+        count = len(cast(Sequence[object], hf_data.get("images", [])))
+        if not count:
             return BatchFeature({})
-        return BatchFeature({"frames": torch.from_numpy(np.stack(frames))})
+        config = self.info.get_hf_config()
+        return BatchFeature(
+            {
+                "frames": torch.zeros((count, *picture_shape(config)), dtype=torch.uint8),
+                "voice": torch.zeros((count, *voice_shape(config)), dtype=torch.uint8),
+                "present": torch.ones((count, 2), dtype=torch.bool),
+            }
+        )
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return {"frames": MultiModalFieldConfig.batched("image")}
+        return {name: MultiModalFieldConfig.batched("image") for name in ITEM_FIELDS}
 
     def _get_prompt_updates(
         self, mm_items: object, hf_processor_mm_kwargs: object, out_mm_kwargs: object
     ) -> Sequence[PromptReplacement]:
         config = self.info.get_hf_config()
         image = config.image_token_id
-        patches = PromptUpdateDetails.select_token_id(
-            [image] * config.patches, embed_token_id=image
+        tokens = PromptUpdateDetails.select_token_id(
+            [image] * config.item_tokens, embed_token_id=image
         )
-        return [PromptReplacement(modality="image", target=[image], replacement=lambda _: patches)]
+        return [PromptReplacement(modality="image", target=[image], replacement=lambda _: tokens)]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -122,6 +126,9 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
         self.config = config
         with self._mark_tower_model(vllm_config, "image"):
             self.vision = FrameEncoder(config)
+            self.voice: VoiceEncoder | None = None
+            if config.voice_tokens:
+                self.voice = VoiceEncoder(config)
         with self._mark_language_model(vllm_config):
             llama = init_vllm_registered_model(
                 vllm_config=vllm_config,
@@ -130,10 +137,9 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
                 architectures=["LlamaForCausalLM"],
             )
         self.language_model = cast("LlamaForCausalLM", llama)
-        hidden = config.text_config.hidden_size
         self.slots: SlotEmbedding | None = None
         if config.slot_embeddings:
-            self.slots = SlotEmbedding(config.action_dims, config.action_steps, hidden)
+            self.slots = SlotEmbedding(config)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     # vLLM's own LLaMA does not meet vLLM's own protocol to the letter.
@@ -142,12 +148,24 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
         return self.language_model
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
-        """`frames` (images, height, width, 3) uint8 -> (images, patches, hidden)."""
+        """Items -> the tokens of those streams that each of them has, (n, hidden) each.
+
+        `frames` (items, frames, size, size, 3) uint8, `voice` (items, time, bands) uint8, `present`
+        (items, 2) bool.
+        """
         frames = cast(Tensor | None, kwargs.get("frames"))
         if frames is None:
             return []
-        tokens: Tensor = self.vision(frames)
-        return tokens
+        present = cast(Tensor, kwargs["present"])
+        pictures = self.vision(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).flatten(1, 2)
+        tokens = [pictures]
+        if self.voice is not None:
+            tokens.append(self.voice(cast(Tensor, kwargs["voice"])))
+        found = []
+        for item, streams in enumerate(present.tolist()):
+            parts = [part[item] for part, shown in zip(tokens, streams, strict=False) if shown]
+            found.append(torch.cat(parts))
+        return found
 
     def forward(
         self,
@@ -159,12 +177,12 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
     ) -> Tensor:
         """Hidden states (tokens, hidden) of a batch of sequences, one after the other.
 
-        Positions (tokens,) count from the first token of a prompt, so they tell the action slot.
+        Positions (tokens,) count from the first token of a context, so they tell the action slot.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_input_ids(cast(Tensor, input_ids))
         if self.slots is not None:
-            inputs_embeds = inputs_embeds + self.slots(positions - (self.config.prompt_length - 1))
+            inputs_embeds = inputs_embeds + self.slots(positions)
         hidden: Tensor = self.language_model.model(
             None, positions, intermediate_tensors, inputs_embeds=inputs_embeds
         )

@@ -7,11 +7,13 @@ prompts.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,13 +23,14 @@ from safetensors.torch import save_file
 
 from rapport.policies.vla.config import ARCHITECTURE, FaceVLAConfig
 from rapport.policies.vla.model import weight_names
-from rapport.policies.vla.prompt import collapse_images
+from rapport.policies.vla.sequence import Seen, context_ids, context_of, item_offsets
 
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm import LLM, RequestOutput, SamplingParams
-    from vllm.inputs import TokensPrompt
+    from vllm.inputs.engine import MultiModalInput, TokensInput
     from vllm.logprobs import FlatLogprobs
+    from vllm.multimodal.inputs import MultiModalKwargsItem
 
 VLLM_VERSION = "0.32"
 # Tokens of a cache block. Only whole blocks are shared between samples, and a small prompt is
@@ -106,7 +109,7 @@ def engine_args(
         seed: of the engine; requests bring their own.
     """
     config = FaceVLAConfig.from_pretrained(checkpoint)
-    length = config.prompt_length + config.action_tokens
+    length = config.context_length
     if enforce_eager is None:
         enforce_eager = not torch.cuda.is_available()
     return {
@@ -119,12 +122,15 @@ def engine_args(
         "distributed_executor_backend": "mp" if tensor_parallel > 1 else "uni",
         "max_num_seqs": max_num_seqs,
         "max_model_len": length,
-        "max_num_batched_tokens": max(length, min(max_num_seqs * config.prompt_length, 16_384)),
+        "max_num_batched_tokens": max(length, 16_384),
+        # A seeded request whose prompt is read in two steps ends a CPU engine: vLLM would rewind
+        # its generator, and those of CPUs cannot be.
+        "enable_chunked_prefill": torch.cuda.is_available(),
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
         "block_size": KV_BLOCK,
         "enable_prefix_caching": True,
         "enforce_eager": enforce_eager,
-        "limit_mm_per_prompt": {"image": config.frames},
+        "limit_mm_per_prompt": {"image": config.history + config.context_chunks},
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
@@ -150,73 +156,125 @@ def create_engine(checkpoint: Path, **options: Any) -> LLM:
     return LLM(**engine_args(checkpoint, **options))
 
 
-def vllm_prompt(
-    config: FaceVLAConfig, prompt: Sequence[int] | np.ndarray, frames: np.ndarray | None
-) -> TokensPrompt:
-    """A `build_prompt` prompt as vLLM takes it.
+@dataclass(frozen=True, eq=False)
+class Item:
+    """What is seen and heard in a chunk, as vLLM takes it.
+
+    Args:
+        kwargs: for the encoders.
+        digest: of all of it, the key of vLLM's caches.
+        shown: (item_tokens,) bool: which tokens the encoders make; others are <absent>.
+    """
+
+    kwargs: MultiModalKwargsItem
+    digest: str
+    shown: Tensor
+
+
+def engine_items(config: FaceVLAConfig, seen: Seen) -> list[Item | None]:
+    """The items of one prompt, made once and shared by all questions about it.
 
     Args:
         config: of the policy.
-        prompt: (prompt_length,) ids, one <image> per patch; vLLM wants one per frame and expands it
-            itself.
-        frames: (frames, image_size, image_size, 3) uint8, or None where the prompt has no <image>.
+        seen: of `seen_of`, one prompt.
+
+    Returns:
+        None for an item of which nothing is there.
     """
-    ids = collapse_images(config, [int(token) for token in prompt])
-    placeholders = ids.count(config.image_token_id)
-    frame_count = 0 if frames is None else len(frames)
-    if placeholders != frame_count:
-        raise ValueError(f"the prompt shows {placeholders} frames, {frame_count} were given")
-    if frames is None:
-        return {"prompt_token_ids": ids}
-    return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(frames)}}
+    from transformers import BatchFeature
+    from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+
+    fields = {name: seen[name][0] for name in ("frames", "voice", "present")}
+    batched = {name: MultiModalFieldConfig.batched("image") for name in fields}
+    found = MultiModalKwargsItems.from_hf_inputs(BatchFeature(fields), batched)["image"]
+    widths = torch.tensor([config.picture_tokens, config.voice_tokens])
+    items: list[Item | None] = []
+    for number, kwargs in enumerate(found):
+        digest = hashlib.blake2b(digest_size=16)
+        for values in fields.values():
+            digest.update(values[number].numpy().tobytes())
+        shown = fields["present"][number].repeat_interleave(widths)
+        items.append(Item(kwargs, digest.hexdigest(), shown) if shown.any() else None)
+    return items
+
+
+def engine_prompt(
+    config: FaceVLAConfig, seen: Seen, items: Sequence[Item | None], actions: Tensor
+) -> MultiModalInput | TokensInput:
+    """A context up to where its next action is predicted, handed over ready-made.
+
+    Args:
+        config: of the policy.
+        seen: of one prompt (1, ...).
+        items: of that prompt, see `engine_items`.
+        actions: (1, k) ids of the reaction so far.
+    """
+    from vllm.inputs.engine import mm_input, tokens_input
+    from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+
+    shown, before = context_of(config, seen, actions)
+    ids = context_ids(config, shown, before)[0].tolist()
+    offsets = item_offsets(config, before.shape[1] // config.chunk_tokens + 1)
+    first = len(items) - shown["present"].shape[1]
+    placed = [
+        (offset, item)
+        for offset, item in zip(offsets, items[first:], strict=False)
+        if item is not None
+    ]
+    if not placed:
+        return tokens_input(ids)
+    ranges = [
+        PlaceholderRange(offset, config.item_tokens, None if item.shown.all() else item.shown)
+        for offset, item in placed
+    ]
+    return mm_input(
+        ids,
+        MultiModalKwargsItems({"image": [item.kwargs for _, item in placed]}),
+        {"image": [item.digest for _, item in placed]},
+        {"image": ranges},
+    )
 
 
 def sampling_params(
-    config: FaceVLAConfig,
-    n: int,
-    seed: int | None,
-    temperature: float = 1.0,
-    tokens: int | None = None,
+    config: FaceVLAConfig, tokens: int, seed: int | None, temperature: float = 1.0
 ) -> SamplingParams:
-    """`n` samples of `tokens` actions (default: the full horizon) with log-probs over the 256 bins.
+    """One sample of `tokens` actions, with log-probs over the 256 bins.
 
     There is temperature only: top-p or top-k would make the log-probs those of another
     distribution.
     """
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     start = config.action_token_start
     return SamplingParams(
-        n=n,
         seed=seed,
         temperature=temperature,
-        max_tokens=config.action_tokens if tokens is None else tokens,
+        max_tokens=tokens,
         ignore_eos=True,
         detokenize=False,
         logprobs=0,
         flat_logprobs=True,  # plain lists in place of an object for each token
         allowed_token_ids=list(range(start, start + config.action_bins)),
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
 def read_output(output: RequestOutput) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids (n, tokens) int64 and log-probs (n, tokens) float32 of one prompt's samples."""
-    ids = np.array([sample.token_ids for sample in output.outputs], dtype=np.int64)
-    log_probs = []
-    for sample in output.outputs:
-        flat = cast("FlatLogprobs", sample.logprobs)  # as `sampling_params` asks for
-        if list(flat.token_ids) != list(sample.token_ids):
-            raise EngineError("vLLM gave log-probs of other tokens than it sampled")
-        log_probs.append(flat.logprobs)
-    return ids, np.array(log_probs, dtype=np.float32)
+    """Token ids (tokens,) int64 and log-probs (tokens,) float32 of a sample."""
+    (sample,) = output.outputs
+    flat = cast("FlatLogprobs", sample.logprobs)  # as `sampling_params` asks for
+    if list(flat.token_ids) != list(sample.token_ids):
+        raise EngineError("vLLM gave log-probs of other tokens than it sampled")
+    return np.array(sample.token_ids, np.int64), np.array(flat.logprobs, np.float32)
 
 
 def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
     """Replace the weights of a running, idle engine; names as in `serving_state_dict`.
 
     Raises:
-        EngineError: there is not exactly one tensor for every weight, which is found out before
-            anything is changed, or the engine has running requests.
+        EngineError: there is not exactly one tensor for every weight, or the engine has running
+            requests; both are found out before anything is changed.
     """
     config = cast(FaceVLAConfig, llm.llm_engine.model_config.hf_config)
     # vLLM itself would keep the old weights where there are no new ones, and only warn.
@@ -224,6 +282,11 @@ def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
     if unlike:
         raise EngineError(
             f"{len(unlike)} weights are missing or unknown, e.g. {sorted(unlike)[:3]}; engine "
+            "unchanged"
+        )
+    if llm.llm_engine.has_unfinished_requests():
+        raise EngineError(
+            "the engine has running requests: wait for them before updating weights; engine "
             "unchanged"
         )
     if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size == 1:
@@ -234,9 +297,7 @@ def update_weights(llm: LLM, state_dict: Mapping[str, Tensor]) -> None:
     # The caches hold what the old weights computed from prompts and frames. Without the last reset
     # the next prompt with frames fails with an encoder cache miss.
     if not llm.reset_prefix_cache():
-        raise EngineError(
-            "the prefix cache is in use: wait for the running requests before updating weights"
-        )
+        raise EngineError("vLLM kept what old weights had computed of prompts; start it again")
     llm.llm_engine.reset_mm_cache()  # type: ignore[no-untyped-call]  # vLLM has no types here
     llm.llm_engine.reset_encoder_cache()
 

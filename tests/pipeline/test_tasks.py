@@ -21,10 +21,12 @@ from rapport.policies.tables import batch_rows, write_table
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.policies.vla.loss import sft_loss
 from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.sequence import seen_in, seen_of
 from rapport.policies.vla.settings import VlaConfig
-from rapport.policies.vla.training import SFT_SCHEMA
+from rapport.policies.vla.training import SFT_SCHEMA, prompt_of_row
 
-DIMS, STEPS, PROMPT = 9, 5, 10  # of the tiny policy
+DIMS, STEPS = 9, 5  # of the tiny policy, whose chunks are single steps and contexts 3 chunks
+HEAD, OBSERVATION = 20, 6
 
 
 @pytest.fixture(scope="module")
@@ -72,56 +74,82 @@ def dpo_task(checkpoint, table, folder, reference=None, **keys):
     )
 
 
-def test_whole_clips_come_after_the_windows(tiny_checkpoint, sft_table):
+def test_whole_contexts_come_after_the_windows(tiny_checkpoint, sft_table):
     task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.6)
+    whole = HEAD + 3 * (OBSERVATION + DIMS)
     for step in range(10):
         batch = task.batch(step, rank=0, world_size=1)
-        if step < 6:  # 60 % of 10 steps: 2 of 5 action steps, twice the clips where 55 // 28 = 1
-            assert batch["actions"].shape == (2 * ((PROMPT + 45) // (PROMPT + 18)), 18)
-            assert 0 <= batch["window_at"] <= 3
+        if step < 6:  # 60 % of 10 steps: 2 action steps, more rows where they are short
+            rows = 2 * (whole // (HEAD + OBSERVATION + 2 * DIMS))
+            assert batch["actions"].shape == batch["inputs"].shape == (rows, 18)
         else:
-            assert batch["actions"].shape == (2, 45) and batch["window_at"] is None
+            assert batch["actions"].shape == (2, 27)
 
 
-def test_a_short_window_holds_more_clips(tiny_checkpoint, sft_table):
-    batch = sft_task(tiny_checkpoint, sft_table, window_steps=1, window_share=0.5).batch(0, 0, 1)
-    assert batch["actions"].shape == (2 * (55 // 19), 9)  # prompt 10 + 45 tokens against 10 + 9
-    assert len(batch["prompts"]) == len(batch["frames"]) == 4
-
-
-def test_a_window_is_cut_out_of_the_recorded_actions(tiny_checkpoint, sft_table):
-    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.9)
+def test_a_row_is_a_context_that_begins_with_some_chunk(tiny_checkpoint, sft_table):
+    keys = {"window_steps": 2, "window_share": 0.9, "absent": 0.0, "forget": 0.0}
+    task = sft_task(tiny_checkpoint, sft_table, **keys)
+    sizes = task.policy.model.config
     starts = set()
     for step in range(9):
-        batch, rows = task.batch(step, 0, 1), batch_rows(step, 2, 8, seed=3)
-        first = batch["window_at"]
-        starts.add(first)
-        for actions, prompt, row in zip(batch["actions"], batch["prompts"], rows, strict=True):
-            whole = task.rows[int(row)]
-            assert actions.tolist() == whole["actions"][first * DIMS : (first + 2) * DIMS]
-            assert prompt.tolist() == whole["prompt"]
-    assert len(starts) > 1
+        batch = task.batch(step, 0, 1)
+        rows = batch_rows(step, len(batch["own"]), 8, seed=3)
+        drawn = task.draws(step, len(batch["own"]), 18).starts
+        starts |= set(drawn.tolist())
+        assert torch.equal(batch["inputs"], batch["actions"])
+        for place, (row, start) in enumerate(zip(rows, drawn, strict=True)):
+            example = task.rows[int(row)]
+            whole = example["actions"]
+            assert batch["actions"][place].tolist() == whole[start * DIMS : (start + 2) * DIMS]
+            own = whole[(start - 1) * DIMS : start * DIMS] if start else example["own"]
+            assert batch["own"][place].tolist() == own
+            prompt = prompt_of_row(example, sizes)
+            for name, length in (("present", 4), ("frames", 4), ("voice", 4), ("said", 2)):
+                wanted = getattr(prompt, name)[start : start + length]
+                np.testing.assert_array_equal(batch[name][place], wanted)
+    assert starts == {0, 1, 2, 3}
 
 
-def test_windows_of_all_ranks_begin_together_and_make_up_the_batch(tiny_checkpoint, sft_table):
-    task = sft_task(tiny_checkpoint, sft_table, window_steps=2, window_share=0.9)
-    whole, shares = task.batch(1, 0, 1), [task.batch(1, rank, 2) for rank in range(2)]
-    assert {s["window_at"] for s in shares} == {whole["window_at"]}
-    together = torch.cat([s["actions"] for s in shares])
-    assert sorted(together.tolist()) == sorted(whole["actions"].tolist())
+def test_streams_are_absent_and_the_past_forgotten_in_the_shares_asked_for(
+    tiny_checkpoint, sft_table
+):
+    task = sft_task(tiny_checkpoint, sft_table, absent=0.4, forget=0.5)
+    draws = task.draws(0, 4000, 18)
+    for rows in draws.absent.values():
+        assert abs(rows.mean() - 0.4) < 0.04
+    share = draws.forgotten.mean(axis=1)
+    assert abs((share == 1).mean() - 0.5) < 0.04 and abs((share == 0).mean() - 0.25) < 0.04
+    half = share[(share > 0) & (share < 1)]
+    assert abs(half.mean() - 0.5) < 0.02
+    blank = task.policy.model.config.blank_token_id
+    batch = sft_task(tiny_checkpoint, sft_table, absent=0.0, forget=0.66).batch(0, 0, 1)
+    forgotten = batch["inputs"] == blank
+    assert forgotten.all(dim=1).any()
+    assert (batch["own"] == blank).all(dim=1)[forgotten.all(dim=1)].all()
+    assert (batch["actions"] >= 344).all(), "what is to be said stays"
 
 
-def test_a_window_as_long_as_the_clip_is_the_clip(tiny_checkpoint, sft_table):
+def test_a_batch_is_a_function_of_its_step_and_ranks_share_it(tiny_checkpoint, sft_table):
+    whole = sft_task(tiny_checkpoint, sft_table).batch(1, 0, 1)
+    again = sft_task(tiny_checkpoint, sft_table).batch(1, 0, 1)
+    shares = [sft_task(tiny_checkpoint, sft_table).batch(1, rank, 2) for rank in range(2)]
+    for name, values in whole.items():
+        assert torch.equal(values, again[name])
+        for rank, share in enumerate(shares):
+            assert torch.equal(values[rank::2], share[name])
+
+
+def test_windows_are_no_longer_than_a_context(tiny_checkpoint, sft_table):
     batch = sft_task(tiny_checkpoint, sft_table, window_steps=99, window_share=0.9).batch(0, 0, 1)
-    assert batch["actions"].shape == (2, 45) and batch["window_at"] == 0
+    assert batch["actions"].shape == (2, 27)
 
 
-def test_the_sft_loss_is_that_of_the_window(tiny_checkpoint, sft_table):
+def test_the_sft_loss_is_that_of_the_rows(tiny_checkpoint, sft_table):
     task = sft_task(tiny_checkpoint, sft_table, lambda_exp=2.0, lambda_pose=0.5, lambda_reg=0.25)
     module, batch = task.module(), task.batch(0, 0, 1)
     with torch.no_grad():
         loss, parts = task.loss(module, batch)
-        logits = module(batch["prompts"], batch["frames"], batch["actions"], batch["window_at"])
+        logits = module(seen_in(batch), batch["actions"], batch["inputs"])
         wanted, _ = sft_loss(logits, batch["actions"], task.policy.actions, 2.0, 0.5, 0.25)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     parts = {name: value.item() for name, value in parts.items()}
@@ -151,14 +179,10 @@ def test_reference_log_probs_are_the_summed_ones_of_the_policy(
     task.prepare(task.module().eval(), 0, 1)
     policy = load_checkpoint(tiny_checkpoint).model
     row = task.rows[2]
-    frames = torch.from_numpy(
-        np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy()
-    )
+    seen = seen_of(policy.config, [prompt_of_row(row, policy.config)])
     for column, name in enumerate(("chosen", "rejected")):
         with torch.no_grad():
-            wanted = policy.action_log_probs(
-                torch.tensor([row["prompt"]]), frames, torch.tensor([row[name]])
-            ).sum()
+            wanted = policy.action_log_probs(seen, torch.tensor([row[name]])).sum()
         assert task.reference_log_likelihoods[2, column].item() == pytest.approx(
             wanted.item(), abs=1e-3
         )
@@ -203,15 +227,11 @@ def test_only_the_first_steps_count_where_the_config_says_so(
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path, first_steps=2)
     task.prepare(task.module().eval(), 0, 1)
     policy, row = load_checkpoint(tiny_checkpoint).model, task.rows[2]
-    frames = torch.from_numpy(
-        np.frombuffer(row["frames"], np.uint8).reshape(1, 1, 28, 28, 3).copy()
-    )
+    seen = seen_of(policy.config, [prompt_of_row(row, policy.config)])
     with (
         torch.no_grad()
     ):  # causal: what comes after does not change the first two steps of the whole reaction
-        whole = policy.action_log_probs(
-            torch.tensor([row["prompt"]]), frames, torch.tensor([row["chosen"]])
-        )
+        whole = policy.action_log_probs(seen, torch.tensor([row["chosen"]]))
     assert task.reference_log_likelihoods[2, 0].item() == pytest.approx(
         whole[0, : 2 * DIMS].sum().item(), abs=1e-3
     )
@@ -275,7 +295,7 @@ def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pai
         )
         task.reference_log_likelihoods = torch.zeros(8, 2)
         batch = task.batch(0, 0, 1)
-        module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
+        module = lambda seen, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
         losses[kind] = task.loss(module, batch)[0].item()
         if kind == "margin":
             margins = batch["margin"].numpy()
@@ -353,10 +373,10 @@ def test_imitation_by_likelihood_makes_the_recorded_likely(tiny_checkpoint, sft_
     shares = [objective.batch(1, rank, 2) for rank in range(2)]
     rows = [objective.rows[int(row)] for row in batch_rows(1, 4, 8, seed=3)]
     assert whole["actions"][:, 0].tolist() == [row["actions"] for row in rows]
-    for name in ("prompts", "actions"):
+    for name in whole:
         assert torch.equal(torch.stack([s[name] for s in shares], 1).flatten(0, 1), whole[name])
     policy = load_checkpoint(tiny_checkpoint).model
     with torch.no_grad():
-        wanted = policy.action_log_probs(whole["prompts"], whole["frames"], whole["actions"][:, 0])
+        wanted = policy.action_log_probs(seen_in(whole), whole["actions"][:, 0])
         loss, parts = objective.loss(module, whole)
     assert loss.item() == pytest.approx(-wanted.sum(1).mean().item(), rel=1e-5) and not parts

@@ -1,0 +1,108 @@
+"""What the VLA perceives, as a number in every summary: see `rapport.policies.vla.perception`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapport.log import logger
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
+from rapport.pipeline.settings import OfVla
+from rapport.policies.clip import Clip
+from rapport.policies.vla.perception import Cost, drawn_others, perception
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.rewards.metrics.statistics import mean_interval
+
+OTHERS = 4  # conversations whose streams each clip is shown in place of its own
+SPLIT = "validation"
+FEWEST = 2  # conversations that a swap needs
+
+
+def perceive(run: Workspace, config: OfVla, corpus: Corpus, policy: Path) -> None:
+    """Measure what the policy perceives; `metrics.perception` of the summary.
+
+    A stream that is there and tells nothing alone is said aloud.
+    """
+    if not config.sft.perceived:
+        return
+    clips = asked_clips(corpus, config.sft.perceived)
+    if len({conversation(clip) for clip in clips}) < FEWEST:
+        logger.info(f"[perception] not asked: {SPLIT} has fewer than {FEWEST} conversations")
+        return
+    found = _perception(run, config, clips, policy).metrics
+    for name in found["streams"]:
+        values = found[name]
+        logger.info(
+            f"[perception] {name}: a foreign one costs {_shown(values)} nats a chunk, its own "
+            f"gains {_shown(values['gain'])} over none"
+        )
+        if values["low"] <= 0:
+            logger.warning(
+                f"[perception] WARNING: the policy makes nothing of {name}: its reactions would be "
+                "as likely beside another speaker"
+            )
+
+
+@phase("perception")
+def _perception(step: Phase, config: OfVla, clips: Sequence[Clip], path: Path) -> PhaseResult:
+    policy = VlaPolicy.load(path)
+    names = [conversation(clip) for clip in clips]
+    actions = np.stack([policy.actions_of(clip.listener) for clip in clips])
+    costs = perception(
+        policy.model,
+        [policy.encode(clip) for clip in clips],
+        actions,
+        others=drawn_others(names, OTHERS, seed=config.seed),
+    )
+    streams = {name: summarised(cost, names) for name, cost in costs.items()}
+    return PhaseResult(
+        metrics={
+            "unit": "nats_per_chunk",
+            "split": SPLIT,
+            "clips": len(clips),
+            "conversations": len(set(names)),
+            "streams": list(streams),
+        }
+        | streams
+    )
+
+
+def asked_clips(corpus: Corpus, limit: int) -> list[Clip]:
+    """Clips of the validation split, one of each moment, evenly spread over it."""
+    found: dict[tuple[str, float], Clip] = {}
+    for clip in corpus.clips(SPLIT):
+        found.setdefault(clip.moment, clip)
+    clips = list(found.values())
+    places = np.unique(np.linspace(0, len(clips) - 1, min(limit, len(clips))).round().astype(int))
+    return [clips[place] for place in places]
+
+
+def conversation(clip: Clip) -> str:
+    """Who speaks, or the dyad where that is not known."""
+    return clip.speaker_id or clip.dyad_id
+
+
+def summarised(cost: Cost, conversations: Sequence[str]) -> dict[str, Any]:
+    """What a swap costs, mean and interval by a bootstrap over conversations.
+
+    Beside it, likewise: `own`, the nats of the first action with the clip's own streams, and
+    `gain`, how many fewer these are than with no stream at all.
+    """
+    intervals = {}
+    for name, values in cost._asdict().items():
+        by_conversation = defaultdict(list)
+        for place, value in zip(conversations, values, strict=True):
+            by_conversation[place].append(float(value))
+        means = {place: float(np.mean(found)) for place, found in by_conversation.items()}
+        interval = mean_interval(means)
+        intervals[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return intervals["swapped"] | {"own": intervals["own"], "gain": intervals["gain"]}
+
+
+def _shown(values: dict[str, float]) -> str:
+    return f"{values['mean']:.2f} [{values['low']:.2f}, {values['high']:.2f}]"

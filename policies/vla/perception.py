@@ -1,0 +1,157 @@
+"""How much of what a policy does it owes to what it perceives, in nats.
+
+Asked of the first action of every chunk, with a context that begins there and no action before it,
+so that nothing but the speaker can tell. It is asked with the conversation's own streams, and with
+those of another one: what the swap costs is how much they tell. A stream alone, with the others
+absent, says more than a stream swapped beside the others: these say the same, and the better
+listener would lose less. What is confidently wrong costs most, so the swap's cost is read beside
+the gain over no stream at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rapport.policies.vla.model import FaceVLA, action_log_probs
+from rapport.policies.vla.sequence import STREAMS, later, seen_of, without
+from rapport.policies.vla.vla_prompt import VlaPrompt
+
+BATCH = 64  # contexts at once
+# What is asked: everything, and each stream alone.
+ASKED: Mapping[str, tuple[str, ...]] = {"all": STREAMS} | {name: (name,) for name in STREAMS}
+
+
+class Cost(NamedTuple):
+    """Nats of the first action of a chunk, mean over the chunks of each clip.
+
+    Args:
+        own: (clips,) with the clip's own streams.
+        swapped: (clips,) how much more with those of others, mean over these.
+        gain: (clips,) how much less with the clip's own than with no stream at all.
+    """
+
+    own: np.ndarray
+    swapped: np.ndarray
+    gain: np.ndarray
+
+
+class _Clips(NamedTuple):
+    """What is shown, encoded, and what was done.
+
+    Args:
+        seen: of `seen_of`, without pixels and bands.
+        perceived: (clips, items, item_tokens, hidden).
+        actions: (clips, tokens) ids.
+    """
+
+    seen: dict[str, Tensor]
+    perceived: Tensor
+    actions: Tensor
+
+
+def perception(
+    model: FaceVLA,
+    prompts: Sequence[VlaPrompt],
+    actions: np.ndarray,
+    others: np.ndarray,
+) -> dict[str, Cost]:
+    """What each stream is worth to the policy.
+
+    Args:
+        model: the policy's network.
+        prompts: of clips.
+        actions: (clips, tokens) ids of what recorded listeners did.
+        others: (clips, n) numbers of clips of other conversations.
+
+    Returns:
+        `all`, and each stream alone that some clip has.
+    """
+    clips = _encoded(model, prompts, actions)
+    present = {
+        "frames": bool(clips.seen["present"][..., 0].any()),
+        "voice": bool(clips.seen["present"][..., 1].any()),
+        "words": bool((clips.seen["said"] != model.config.absent_token_id).any()),
+    }
+    nothing = _nats(model, clips, np.arange(len(prompts)), shown=())
+    costs = {}
+    for name, shown in ASKED.items():
+        if not any(present[stream] for stream in shown):
+            continue
+        own = _nats(model, clips, np.arange(len(prompts)), shown)
+        foreign = [_nats(model, clips, others[:, n], shown) for n in range(others.shape[1])]
+        costs[name] = Cost(own, np.mean(foreign, axis=0) - own, nothing - own)
+    return costs
+
+
+@torch.inference_mode()
+def _encoded(model: FaceVLA, prompts: Sequence[VlaPrompt], actions: np.ndarray) -> _Clips:
+    """Every item once, however often it is shown."""
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(prompts), BATCH):
+        seen = seen_of(model.config, prompts[start : start + BATCH])
+        seen = {name: values.to(device) for name, values in seen.items()}
+        perceived = model.perceive(seen)
+        del seen["frames"], seen["voice"]
+        parts.append(seen | {"perceived": perceived})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    tokens = torch.from_numpy(np.asarray(actions, np.int64)).to(device)
+    return _Clips(whole, whole.pop("perceived"), tokens)
+
+
+@torch.inference_mode()
+def _nats(model: FaceVLA, clips: _Clips, speakers: np.ndarray, shown: Sequence[str]) -> np.ndarray:
+    """Nats of the first action of a chunk, mean over chunks, (clips,).
+
+    Args:
+        model: the policy's network.
+        clips: whose listeners are asked about.
+        speakers: (clips,) the clip whose speaker each of them is shown.
+        shown: streams that are not absent.
+    """
+    config = model.config
+    found = np.zeros(len(speakers))
+    for start in range(0, len(speakers), BATCH):
+        rows = slice(start, start + BATCH)
+        speaker = torch.from_numpy(speakers[rows]).to(clips.actions.device)
+        perceived = clips.perceived[speaker]
+        seen = {name: values[speaker] for name, values in clips.seen.items()}
+        everywhere = torch.ones(len(speaker), dtype=torch.bool, device=speaker.device)
+        absent = {name: everywhere for name in STREAMS if name not in shown}
+        seen = without(config, seen, absent)
+        own = torch.full_like(seen["own"], config.absent_token_id)
+        for chunk in range(config.chunks):
+            first = chunk * config.chunk_tokens
+            actions = clips.actions[rows, first : first + config.action_dims]
+            logits = model.logits_of(later(seen, chunk, own), perceived[:, chunk:], actions)
+            log_probs = action_log_probs(logits, actions, config.action_token_start)
+            found[rows] -= log_probs.sum(-1).double().cpu().numpy()
+    return found / config.chunks
+
+
+def drawn_others(conversations: Sequence[str], count: int, seed: int = 0) -> np.ndarray:
+    """Clips of other conversations for each clip, (clips, n).
+
+    Args:
+        conversations: of each clip.
+        count: how many, at most.
+        seed: of the draw.
+
+    Raises:
+        ValueError: all clips are of one conversation.
+    """
+    names = np.array(conversations)
+    rng = np.random.default_rng(seed)
+    fewest = min(int((names != name).sum()) for name in set(conversations))
+    if not fewest:
+        raise ValueError("all clips are of one conversation: there is no other one to swap with")
+    others = [
+        rng.choice(np.flatnonzero(names != name), min(count, fewest), replace=False)
+        for name in names
+    ]
+    return np.stack(others)
