@@ -16,8 +16,8 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     Evaluated,
-    Judged,
     FilesConfig,
+    Judged,
     Learning,
     OfFlow,
     OfOther,
