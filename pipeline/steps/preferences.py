@@ -282,6 +282,7 @@ def _paired(
         round_index=round_index,
     )
     counts |= contrast_counts
+    counts["rated_pairs"] = len(rated)
     counts["pairs"] = len(rated) + len(contrast)
     require_batch(counts, config.dpo.batch_size)
     rows = chain(pair_rows(rated, by_id, imitated), contrast_rows(contrast, pool, imitated))
@@ -327,7 +328,7 @@ def pairs_of(
             f"{share:.0%}"
         )
         step.logger.log({"rated_pairs": len(pairs), "ground_truth_chosen": share})
-    return pairs, scores, counts | {"rated_pairs": len(pairs)}
+    return pairs, scores, counts
 
 
 def require_batch(counts: Mapping[str, float], batch_size: int) -> None:

@@ -24,7 +24,6 @@ from rapport.pipeline.data.rating_package import (
     write_manifest,
 )
 from rapport.pipeline.data.reactions import (
-    GROUND_TRUTH,
     REACTIONS,
     KeptReactions,
     file_digest,
@@ -172,9 +171,10 @@ def read_study(run: Run, config: Evaluated) -> None:
 @phase("people")
 def _read(step: Phase, config: Evaluated, reactions: Path, sheets: Path) -> PhaseResult:
     named, remarks = _sheets(reactions, sheets)
-    manifest = _package_of(reactions) / MANIFEST
+    package = _package_of(reactions)
+    methods = json.loads((package / STUDY).read_text())["methods"]
     ratings = anonymous(named)
-    results = results_of(ratings, read_manifest(manifest), config)
+    results = results_of(ratings, read_manifest(package / MANIFEST), methods, config)
     results["survey"]["warnings"] = [r.anonymous for r in remarks] + results["survey"]["warnings"]
     for warning in results["survey"]["warnings"]:
         step.say(f"WARNING: {warning}")
@@ -188,13 +188,17 @@ def _read(step: Phase, config: Evaluated, reactions: Path, sheets: Path) -> Phas
 
 
 def results_of(
-    ratings: Sequence[Rating], faces: dict[str, tuple[str, str]], config: Evaluated
+    ratings: Sequence[Rating],
+    faces: dict[str, tuple[str, str]],
+    methods: Sequence[str],
+    config: Evaluated,
 ) -> dict[str, Any]:
     """Means, preferences and agreement, as JSON.
 
     Args:
         ratings: candidate ids are methods.
         faces: what was handed out.
+        methods: in the order of the table.
         config: of the recipe.
     """
     options = {"resamples": config.evaluation.bootstrap, "seed": config.seed}
@@ -204,11 +208,10 @@ def results_of(
     for prompt_id, method in faces.values():
         handed_out.setdefault(prompt_id, set()).add(method)
     surveyed = survey(ratings, handed_out)
-    order = list(dict.fromkeys(method for _, method in sorted(faces.values(), key=_truth_first)))
     return {
         "means": {
             method: {name: _json(value) for name, value in means[method].items()}
-            for method in order
+            for method in methods
             if method in means
         },
         "preferred": [
@@ -216,10 +219,6 @@ def results_of(
         ],
         "survey": asdict(surveyed) | {"warnings": surveyed.warnings},
     }
-
-
-def _truth_first(face: tuple[str, str]) -> tuple[bool, str]:
-    return face[1] != GROUND_TRUTH, face[1]
 
 
 def _json(value: Estimate | None) -> dict[str, Any] | None:

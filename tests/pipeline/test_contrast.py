@@ -137,6 +137,14 @@ def test_mixed_with_ratings_no_rated_pair_is_left_out(imitated, groups, phase):
     assert [row["made_for"] is None for row in rows] == [True] * 6 + [False] * 6
 
 
+def test_without_raters_no_pair_is_a_rated_one(imitated, groups, phase):
+    result = preferences._paired.__wrapped__(
+        phase, config_of(contrast=1), imitated, groups=groups, ratings=[], round_index=1
+    )
+    assert result.counts["rated_pairs"] == 0 and result.metrics == {"contrast_share": 1.0}
+    assert all(row["made_for"] for row in read_table(result.artifacts["pairs"]).to_list())
+
+
 def test_without_raters_nothing_is_rated_and_of_recorded_ones_nothing_sampled(imitated, groups):
     config = config_of(contrast=1)
     run = SimpleNamespace()  # nothing is asked of it

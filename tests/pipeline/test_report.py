@@ -315,6 +315,34 @@ def test_any_policys_report_has_the_rating_before_and_after_and_its_change():
     assert set(sections) == set(read(page(facts())).sections) - {"curve"} | {"moves"}
 
 
+def test_what_people_think_of_results_stands_beside_the_papers_table():
+    value = {"mean": 4.25, "low": 3.5, "high": 4.75, "ratings": 12}
+    alone = {"mean": 2.0, "low": None, "high": None, "ratings": 1}
+    study = {
+        "means": {
+            "SFT": {"empathy": value, "overall": alone},
+            "GDPO": dict.fromkeys(("empathy", "overall")),
+        },
+        "preferred": [
+            {"method": "SFT", "to": "GDPO"} | value | {"mean": 0.75},
+            {"method": "GDPO", "to": "SFT"} | value | {"mean": 0.25},
+        ],
+        "survey": {
+            "raters": {"rater-1": 6, "rater-2": 6},
+            "rated": 12,
+            "candidates": 14,
+            "alpha": {"empathy": 0.61},
+            "reliability": {"empathy": 0.76},
+            "warnings": ["two faces were rated by nobody"],
+        },
+    }
+    text = read(page(facts(summary=summary_of(study=study)))).sections["people"]
+    assert "2 people rated 12 of 14 faces" in text and "two faces were rated by nobody" in text
+    assert "4.25 [3.50, 4.75]" in text and "0.75 [3.50, 4.75]" in text and "0.25 [" not in text
+    assert "0.61" in text and "4.1" in text, "agreement, and the paper's empathy of SFT + RL"
+    assert "people" not in read(page(facts())).sections
+
+
 def test_each_section_appears_when_its_data_is_there():
     summary = flow_summary()
     del summary["metrics"]["evaluation"], summary["metrics"]["change"]
