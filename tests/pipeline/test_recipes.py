@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rapport.actors.rater import Viewer
 from rapport.pipeline.data.candidates import Candidate
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.store import CorpusError, load_truth
@@ -28,9 +29,11 @@ from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.preferences import pair_rows, watched
 from rapport.pipeline.steps.sampling import earlier
 from rapport.pipeline.steps.settings import EvaluationConfig
+from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, LayoutError
 from rapport.policies.policy import weight_digest
 from rapport.policies.vla.settings import ActionConfig, VlaConfig
+from rapport.rewards.ratings.beside import Beside
 from rapport.rewards.ratings.pairs import Pair
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.scores import ScoreConfig
@@ -203,24 +206,25 @@ def judge(tiny_corpus, tmp_path):
     asked = []
 
     class Pool:
-        def rate(self, groups, panel):
+        viewer = Viewer(HeadConfig())
+
+        def rate_beside(self, groups, panel):
             asked.append(panel)
             ids = tiny_corpus.clip_ids("test")
             for group in groups:
                 grade = 2.0 + ids.index(group.prompt_id) % 3
-                yield (
-                    group,
-                    [
-                        Rating(group.prompt_id, c, "r", None, grade, grade, 5.0)
-                        for c in group.candidates
-                    ],
-                )
+                own = [
+                    Rating(group.prompt_id, c, "r", None, grade, grade, 5.0)
+                    for c in group.candidates
+                ]
+                seen = {c: self.viewer(motion) for c, motion in group.candidates.items()}
+                yield group, Beside(own, [], seen)
 
     weights = ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1)
     config = JudgedOfVla(evaluation=EvaluationConfig(prompts=3), score=weights)
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
     judge = Judge.from_corpus(
-        SimpleNamespace(directory=tmp_path),
+        SimpleNamespace(directory=tmp_path, summary={"metrics": {}}),
         config,
         tiny_corpus,
         layout,
@@ -270,11 +274,14 @@ def test_the_affect_estimator_sees_training_clips_only(judge, tiny_corpus, tmp_p
 def test_baselines_the_corpus_cannot_give_are_left_out(judge):
     judge, _ = judge
     rows = judge.baselines()
-    assert list(rows) == ["ground truth", "Random", "Nearest Neighbour", "Mirror"]
+    rules = ["mirror, late", "mirror less own mean", "words", "words + mirror", "bad if either is"]
+    learnt = ["ground truth", "Random", "Nearest Neighbour", "Mirror"]
+    assert list(rows) == [*learnt, "mean face", *rules, "oracle"]
     assert rows["ground truth"].metrics["l2"] < 1e-9 < rows["Random"].metrics["l2"]
     silent = replace(judge, clips={i: replace(c, speaker=None) for i, c in judge.clips.items()})
     rows = silent.baselines()
-    assert "Mirror" not in rows and rows["Random"].metrics["p_fd"] is None
+    assert list(rows) == [*learnt[:3], "mean face", "words", "oracle"]
+    assert rows["Random"].metrics["p_fd"] is None
 
 
 @pytest.mark.parametrize(
