@@ -291,11 +291,14 @@ def test_the_affect_estimator_sees_training_clips_only(judge, tiny_corpus, tmp_p
 def test_baselines_the_corpus_cannot_give_are_left_out(judge):
     judge, _ = judge
     rows = judge.baselines()
-    assert list(rows) == ["ground truth", "Random", "Nearest Neighbour", "Mirror"]
+    rules = ["mirror, late", "mirror less own mean", "words", "words + mirror", "bad if either is"]
+    learnt = ["ground truth", "Random", "Nearest Neighbour", "Mirror"]
+    assert list(rows) == [*learnt, "mean face", *rules, "oracle"]
     assert rows["ground truth"].metrics["l2"] < 1e-9 < rows["Random"].metrics["l2"]
     silent = replace(judge, clips={i: replace(c, speaker=None) for i, c in judge.clips.items()})
     rows = silent.baselines()
-    assert "Mirror" not in rows and rows["Random"].metrics["p_fd"] is None
+    assert list(rows) == [*learnt[:3], "mean face", "words", "oracle"]
+    assert rows["Random"].metrics["p_fd"] is None
 
 
 @pytest.mark.parametrize(
