@@ -50,6 +50,7 @@ class Jury:
         imitated: corpus and imitating policy.
         held_out: the prompts.
         judge: of single reactions.
+        baselines: whether methods that learn nothing stand in the table, and controls of a policy.
     """
 
     run: Workspace
@@ -57,6 +58,7 @@ class Jury:
     imitated: Imitated
     held_out: HeldOut
     judge: Judge
+    baselines: bool = False
     answers: dict[str, list[list[Motion]]] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     rows: dict[str, MethodRow] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Jury:
         """
         held_out = HeldOut.from_corpus(config, imitated)
         judge = judge_of(run, config, imitated, held_out=held_out, raters=raters)
-        jury = cls(run, config, imitated, held_out=held_out, judge=judge)
+        jury = cls(run, config, imitated, held_out=held_out, judge=judge, baselines=baselines)
         if baselines:
             jury.rows |= judge.baselines()
         return jury
@@ -128,6 +130,9 @@ class Jury:
         """Both tables: how reactions were judged, and how they move."""
         before, after = self.compared
         bootstrap = self.config.evaluation.bootstrap
+        if self.baselines:
+            by_clip = self.held_out.by_clip(self.answers[before])
+            self.rows |= self.judge.controls(before, by_clip)
         compare(self.rows, self.run, before=before, after=after, bootstrap=bootstrap)
         movement = _movement(self.run, self)
         tabulate_movement(movement.value, self.run, before=before, after=after)
