@@ -24,6 +24,8 @@ class Summary:
         judgement: method -> metric -> value: how listeners move.
         change_percent: metric of `judgement` -> how far the second method is from the first.
         rounds: what the policy came to after every round.
+        independent_judge: how far the judge that is not the raters can be trusted.
+        raters_understand_speech: None where no SIMULATED raters judged.
     """
 
     recipe: str
@@ -38,6 +40,8 @@ class Summary:
     judgement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     change_percent: Mapping[str, float] = field(default_factory=dict)
     rounds: Sequence[MetricValues] = ()
+    independent_judge: Mapping[str, Any] = field(default_factory=dict)
+    raters_understand_speech: bool | None = None
 
 
 def read_summary(values: Mapping[str, Any]) -> Summary:
@@ -60,4 +64,6 @@ def read_summary(values: Mapping[str, Any]) -> Summary:
         judgement=metrics.get("judgement", {}),
         change_percent=metrics.get("change_percent", {}),
         rounds=metrics.get("rounds", ()),
+        independent_judge=metrics.get("independent_judge") or {},
+        raters_understand_speech=metrics.get("raters_understand_speech"),
     )
