@@ -17,7 +17,13 @@ import pytest
 from tests.runs import ROOT, environment, finished_run, pipeline_run
 
 CASES = ROOT.parent / "shared" / "cases"
-FEW = ["corpus.train_clips=16", "corpus.test_clips=4", "tracking.system_metrics=false"]
+FEW = [
+    "corpus.train_clips=16",
+    "corpus.validation_clips=4",
+    "corpus.test_clips=4",
+    "corpus.listeners=1",
+    "tracking.system_metrics=false",
+]
 
 pytestmark = [
     pytest.mark.e2e,

@@ -53,7 +53,9 @@ def dpo_run(ray_cluster, tmp_path_factory):
         "pipeline.run",
         "dpo",
         "corpus.train_clips=32",
+        "corpus.validation_clips=4",
         "corpus.test_clips=16",
+        "corpus.listeners=1",
         *SMALL,
         "raters.workers=1",
         "render.workers=1",
@@ -321,7 +323,7 @@ def test_a_job_can_be_left_alone_and_asked_about(ray_cluster):
     while "SUCCEEDED" not in (status := ray_cluster.job("status", "left-alone").stdout.upper()):
         assert "FAILED" not in status and time.monotonic() < deadline, status
         time.sleep(0.5)
-    assert "train_clips: 1024" in ray_cluster.job("logs", "left-alone").stdout
+    assert "train_clips: 512" in ray_cluster.job("logs", "left-alone").stdout
 
 
 @pytest.mark.long
@@ -412,7 +414,9 @@ def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
     process = begun(
         "sft",
         "corpus.train_clips=32",
+        "corpus.validation_clips=4",
         "corpus.test_clips=16",
+        "corpus.listeners=1",
         *corpus,
         "sft.steps=4",
         "learner.checkpoint_every=2",

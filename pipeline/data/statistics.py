@@ -6,6 +6,8 @@ events or all the time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, find_peaks, sosfiltfilt
@@ -111,6 +113,45 @@ def _burst(velocity: np.ndarray) -> tuple[float, float, float] | None:
     still = energy < 0.2**2 * energy.mean()
     fastest = np.sort(energy)[-round(len(energy) / 10) :]
     return float(kurtosis.mean()), float(still.mean()), float(fastest.sum() / energy.sum())
+
+
+def amplitude_shares(recordings: Iterable[Motion]) -> dict[str, float]:
+    """How unlike people are in how much they move: of the log amplitude of windows of 8 s.
+
+    Args:
+        recordings: one of each person, of the same layout; those shorter than two windows are left
+            out.
+
+    Returns:
+        `{expr,head}_log_amplitude_std`, over all windows, and `{expr,head}_between_people`, the
+        share of their variance that lies between people (one-way analysis of variance). Empty
+        where fewer than two people have moved for long enough.
+    """
+    amplitudes: dict[str, list[np.ndarray]] = {"expr": [], "head": []}
+    for motion in recordings:
+        length = round(WINDOW_S * motion.layout.fps)
+        count = len(motion) // length
+        parts = {"head": head_rotation(motion)}
+        if "expr" in motion.layout.names:
+            parts["expr"] = motion.group("expr").astype(np.float64)
+        for name, path in parts.items():
+            if path is None or count < 2:
+                continue
+            windows = path[: count * length].reshape(count, length, -1)
+            amplitude = np.sqrt(windows.var(axis=1).mean(axis=1))
+            if (amplitude > 0).all():
+                amplitudes[name].append(np.log(amplitude))
+    figures = {}
+    for name, people in amplitudes.items():
+        if len(people) < 2:
+            continue
+        within = float(np.mean([person.var(ddof=1) for person in people]))
+        means = np.array([person.mean() for person in people])
+        each = float(np.mean([len(person) for person in people]))
+        between = max(float(means.var(ddof=1)) - within / each, 0.0)
+        figures[f"{name}_log_amplitude_std"] = float(np.concatenate(people).std())
+        figures[f"{name}_between_people"] = between / (between + within) if between else 0.0
+    return figures
 
 
 def head_rotation(motion: Motion) -> np.ndarray | None:

@@ -9,7 +9,12 @@ import numpy as np
 
 from rapport.pipeline.data.collapse import regression_collapse
 from rapport.pipeline.data.regression import RegressionError
-from rapport.pipeline.data.statistics import event_statistics, head_rotation, motion_statistics
+from rapport.pipeline.data.statistics import (
+    amplitude_shares,
+    event_statistics,
+    head_rotation,
+    motion_statistics,
+)
 from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import PrepareConfig
@@ -58,6 +63,7 @@ def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     metrics: dict[str, Any] = {"listener": mean_statistics(listeners)}
     if speakers:
         metrics["speaker"] = mean_statistics(speakers)
+    metrics["listener"] |= amplitude_shares(listeners)
     events = mean_events(listeners)
     if events:
         metrics["listener_events"] = events

@@ -316,7 +316,7 @@ MOOT = {
     "corpus.stride=2": "dpo",
     "corpus.root=there": "prepare",
     "corpus.train_clips=5": "sft corpus.kind=dualtalk corpus.root=x",
-    "corpus.frames=2": "sft corpus.kind=lm_listener corpus.root=x",
+    "corpus.frames=3": "sft corpus.kind=lm_listener corpus.root=x",
     "corpus.seed=2": "sft corpus.kind=parquet corpus.root=x",
     "corpus.seconds=2": "dpo candidates=x",
     "vla.hidden=64": "dpo candidates=x",
@@ -375,7 +375,7 @@ def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
         "tune dpo dpo.learning_rate=1e-4",
         "tune gdpo policy=vla raters.count=3",
         "rank rank.dpo=x rollout.workers=1",
-        "preflight corpus.kind=dualtalk corpus.frames=2",
+        "preflight corpus.kind=dualtalk corpus.frames=3",
     ],
 )
 def test_a_key_that_does_something_is_taken(heeded, capsys):
@@ -384,7 +384,7 @@ def test_a_key_that_does_something_is_taken(heeded, capsys):
 
 def test_a_file_may_serve_several_runs_and_what_is_not_heeded_of_it_is_said(tmp_path, capsys):
     file = tmp_path / "c.yaml"
-    file.write_text("corpus:\n  seconds: 2.0\n  train_clips: 1024\nsft:\n  steps: 5\n")
+    file.write_text("corpus:\n  seconds: 2.0\n  train_clips: 512\nsft:\n  steps: 5\n")
     assert load(file=file).unheeded() == {}
     config = load("candidates=x", file=file)
     assert set(config.unheeded()) == {"corpus.seconds", "sft.steps"}, "train_clips has its default"

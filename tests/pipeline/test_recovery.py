@@ -14,7 +14,14 @@ from rapport.pipeline.run import main
 from tests.runs import ROOT, begun, command, environment, finished, pipeline_run, started
 
 pytestmark = pytest.mark.engine
-FEW = ["corpus.train_clips=16", "corpus.test_clips=4", "corpus.seconds=1", "corpus.image_size=28"]
+FEW = [
+    "corpus.train_clips=16",
+    "corpus.validation_clips=4",
+    "corpus.test_clips=4",
+    "corpus.listeners=1",
+    "corpus.seconds=1",
+    "corpus.image_size=28",
+]
 KEYS = [*FEW, "tracking.system_metrics=false"]
 
 

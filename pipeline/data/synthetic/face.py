@@ -14,8 +14,9 @@ from rapport.policies.motion import Motion
 
 _EXPR = LAYOUT.width("expr")
 _SHAPE_DIMS = 20  # identity coefficients that differ between people
-# Stray movements of jaw (yaw, roll), neck, lids and eyes, beside those of the expression.
-_STRAY = {"jaw": (0.0006, 0.0005), "neck": 0.0012, "lids": 0.0016, "eyes": 0.002}
+_RESTING_JAW = 0.003  # radians that it is open
+# Stray movements of jaw (opening, yaw, roll), neck, lids and eyes, beside those of the expression.
+_STRAY = {"jaw": (0.0006, 0.0006, 0.0005), "neck": 0.0012, "lids": 0.0016, "eyes": 0.002}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +104,11 @@ def assemble(
         lids: (time,) closure in [0, 1].
         gaze: (time, 2) pitch and yaw of both eyes in radians.
         place: (time, 3) where the head is, metres from its resting place.
-        stray: (time, 5) unit noise that keeps small movements in jaw yaw and roll, neck and lids.
+        stray: (time, 5) unit noise that keeps small movements in jaw, neck, lids and eyes.
     """
-    jaw_noise = stray[:, :2] * _STRAY["jaw"]
-    jaw = np.concatenate([np.maximum(jaw_open, 0)[:, None], jaw_noise], axis=1)
+    jaw = stray[:, :3] * _STRAY["jaw"]
+    # A jaw at rest is not clenched, so that it can stray both ways.
+    jaw[:, 0] = np.maximum(jaw[:, 0] + _RESTING_JAW + jaw_open, 0)
     share = FIGURES.neck_share
     neck = share * head + _STRAY["neck"] * stray[:, 2:5]
     eyes = np.stack([gaze[:, 0], gaze[:, 1], np.zeros(len(gaze))], axis=1)

@@ -89,7 +89,9 @@ class Figures:
     # The listener as a person. Expressivity varies between people and little otherwise (Kavanagh
     # 2024); the amounts are ours.
     liveliness_log_std: float = 0.45
-    part_log_std: float = 0.2  # of face and head each, besides
+    # How much face and head of a lively person do: a power of liveliness, and a spread besides.
+    face_by_liveliness: tuple[float, float] = (0.6, 0.2)
+    head_by_liveliness: tuple[float, float] = (0.8, 0.4)
     delay_s: tuple[float, float] = (0.35, 1.0)  # smiles follow mostly within 1 s, Riehle 2017
     nodding: float = 0.7  # chance of a nod at the end of a phrase
     # Besides those that go with glances, which make 17, as at rest (Bentivoglio et al. 1997).

@@ -128,15 +128,19 @@ def fitting_affect(points: Sequence[Point], clock: np.ndarray) -> np.ndarray:
 def draw_style(rng: np.random.Generator) -> Style:
     """Draw a listener's traits at random."""
     liveliness = float(np.exp(FIGURES.liveliness_log_std * rng.normal()))
-    face, head = liveliness**0.6 * np.exp(FIGURES.part_log_std * rng.normal(size=2))
     return Style(
         liveliness=liveliness,
-        face=float(face),
-        head=float(head),
+        face=_part(rng, liveliness, *FIGURES.face_by_liveliness),
+        head=_part(rng, liveliness, *FIGURES.head_by_liveliness),
         delay_s=float(rng.uniform(*FIGURES.delay_s)),
         nodding=FIGURES.nodding * liveliness**0.5,
         blinks=FIGURES.blinks_listening * float(np.exp(FIGURES.blinks_log_std * rng.normal())),
     )
+
+
+def _part(rng: np.random.Generator, liveliness: float, power: float, log_std: float) -> float:
+    """How much of a lively person a part of the body shows."""
+    return liveliness**power * float(np.exp(log_std * rng.normal()))
 
 
 def draw_manners(rng: np.random.Generator, count: int) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class Script:
         # voice's loudness speaks against the sign.
         against = rng.random() < FIGURES.voice_against
         arousal = LOUD if (sign < 0) == against else SOFT
-        face = {"dry": 0.0, "irony": -0.7, "trouble": 0.75, "comic": 1.25}.get(kind, float(sign))
+        face = {"dry": 0.0, "irony": -0.7, "trouble": 0.75, "comic": 1.0}.get(kind, float(sign))
         laughs = 0.0
         flat = 0.0
         if kind == "irony":

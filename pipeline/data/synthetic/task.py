@@ -116,19 +116,20 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def measure(seed: int, riddles: float, conversations: int) -> dict[str, dict[str, list[float]]]:
+Rights = dict[str, dict[str, list[float]]]
+# Rule or "recorded, MANNER" -> kind -> for each point 1 right, .5 not answered, 0 wrong.
+
+
+def measure(seed: int, riddles: float, conversations: int) -> Rights:
     """How points are answered by each rule and by recorded listeners, by kind of point.
 
     Args:
         seed: of the corpus.
         riddles: of the corpus.
         conversations: of its test split.
-
-    Returns:
-        Rule or "recorded, MANNER" -> kind -> for each point 1 right, .5 not answered, 0 wrong.
     """
     design = Design(riddles=riddles, frames=0)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: Rights = {}
     for number in range(conversations):
         conversation = Conversation("test", number, clips=4, design=design, seed=seed)
         speaker = speaker_of(conversation)
@@ -144,7 +145,7 @@ def measure(seed: int, riddles: float, conversations: int) -> dict[str, dict[str
 
 
 def _add(
-    found: dict[str, dict[str, list[float]]],
+    found: Rights,
     name: str,
     shown: np.ndarray,
     speaker: Speaker,
@@ -158,28 +159,31 @@ def _add(
         found.setdefault(name, {}).setdefault(answer.point.kind, []).append(answer.right)
 
 
-def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Shares of points answered right, a rule a row, a kind a column."""
-    kinds = [kind for kind in KINDS if any(kind in by_kind for by_kind in found.values())]
-    lines = [f"{'':30}" + "".join(f"{kind:>9}" for kind in ("all", *kinds))]
-    for name, by_kind in found.items():
-        everything = [right for rights in by_kind.values() for right in rights]
-        shares = [np.mean(everything), *(np.mean(by_kind[kind]) for kind in kinds)]
-        lines.append(f"{name:30}" + "".join(f"{share:9.2f}" for share in shares))
+def table(by_seed: Sequence[Rights]) -> str:
+    """Shares of points answered right: a rule a row; all points of each seed, then by kind."""
+    seeds = [f"set {number}" for number in range(1, len(by_seed) + 1)]
+    lines = [f"{'':30}" + "".join(f"{name:>9}" for name in ("all", *seeds, *KINDS))]
+    for name in by_seed[0]:
+        of_seed = [np.concatenate(list(found[name].values())) for found in by_seed]
+        of_kind = [
+            np.concatenate([found[name].get(kind, []) for found in by_seed]) for kind in KINDS
+        ]
+        columns = [np.concatenate(of_seed), *of_seed, *of_kind]
+        shares = [f"{column.mean():9.2f}" if len(column) else f"{'-':>9}" for column in columns]
+        lines.append(f"{name:30}" + "".join(shares))
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table for some seeds and settings."""
+    """Print the table for each setting."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--riddles", type=float, nargs="+", default=[1.0, 0.5])
     parser.add_argument("--conversations", type=int, default=40)
     arguments = parser.parse_args()
     for riddles in arguments.riddles:
-        for seed in arguments.seeds:
-            found = measure(seed, riddles, arguments.conversations)
-            print(f"riddles {riddles:g}, seed {seed}\n{table(found)}\n")
+        found = [measure(seed, riddles, arguments.conversations) for seed in arguments.seeds]
+        print(f"riddles {riddles:g}\n{table(found)}\n")
 
 
 if __name__ == "__main__":
