@@ -35,7 +35,8 @@ REMEMBERED_S = 8.0  # what was said fades within about that time
 LOWEST_HZ, HIGHEST_HZ = 70, 400  # of a voice's pitch
 WIDTH = 48
 LIVELINESS = 0.3  # how far people differ in the strength of an answer, logarithmic
-RESTING = 0.5  # and in their resting faces, in standard deviations
+RESTING = 1.0  # and in their resting faces, in standard deviations
+NOISE = 1.0  # of what is seen, in standard deviations: faces that no camera saw are judged, too
 MISTAKEN = 0.1  # how likely the judge takes it that it is mistaken: no evidence is overwhelming
 BATCH = 32  # conversations that are told apart at once
 EPOCHS = 60  # at most
@@ -305,7 +306,9 @@ class ListeningJudge:
         rounds = max(1, round(len(pairs) / max(len(learnt), 1) / 4))
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=3e-3, weight_decay=0.05)
         checks = [draw(sorted(kept_back), np.random.default_rng([1, n])) for n in range(8)]
-        best, weights, since = math.inf, copy.deepcopy(self.net.state_dict()), 0
+        best = math.inf
+        weights = copy.deepcopy(self.net.state_dict())
+        since = 0
         for _ in range(EPOCHS):
             self.net.train()
             for _ in range(rounds):
@@ -323,10 +326,13 @@ class ListeningJudge:
             self.net.eval()
             with torch.no_grad():
                 guess = [float(self._loss(heard[of[c]], seen[c])) for c in checks if len(c) > 1]
-            mean = float(np.mean(guess)) if guess else -1.0
+            # Without conversations to check on, the last epoch is as good as any.
+            mean = float(np.mean(guess)) if guess else -math.inf
             since += 1
             if mean < best or not guess:
-                best, weights, since = mean, copy.deepcopy(self.net.state_dict()), 0
+                best = mean
+                weights = copy.deepcopy(self.net.state_dict())
+                since = 0
             if since >= PATIENCE:
                 break
         self.net.load_state_dict(weights)
@@ -387,7 +393,7 @@ class ListeningJudge:
 
 
 def as_others(listeners: Tensor, rng: np.random.Generator) -> Tensor:
-    """The same answers by livelier and calmer people with other resting faces.
+    """The same answers by livelier and calmer people with other resting faces, seen worse.
 
     Args:
         listeners: (batch, steps, features), standardised; the second half of the features is how
@@ -398,7 +404,8 @@ def as_others(listeners: Tensor, rng: np.random.Generator) -> Tensor:
     louder = np.exp(LIVELINESS * rng.normal(size=(batch, 1, 1)))
     resting = RESTING * rng.normal(size=(batch, 1, width))
     resting[..., width // 2 :] = 0  # of which speeds do not tell
-    return listeners * torch.from_numpy(louder).float() + torch.from_numpy(resting).float()
+    unlike = resting + NOISE * rng.normal(size=listeners.shape)
+    return listeners * torch.from_numpy(louder).float() + torch.from_numpy(unlike).float()
 
 
 def _scale(x: np.ndarray) -> np.ndarray:

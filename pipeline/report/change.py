@@ -10,6 +10,9 @@ from rapport.pipeline.report.tables import PERCENT, number
 
 # Metric with an interval of its change -> what it is called here.
 METRICS = {
+    "own_minus_another": "Rating beside the own speaker less that beside another",
+    "independent_own_minus_another": "The same by the independent judge, in nats",
+    "right": "Share of points answered with the right sign",
     "simulated_rating": "SIMULATED rating (1 to 5, higher is better)",
     "truth_affect_error": "Truth affect error (lower is better; nothing trains on it)",
 }

@@ -20,6 +20,16 @@ from rapport.pipeline.report.summary import MetricValues, Summary
 from rapport.pipeline.report.tables import Table, interval, number, percent
 
 NAMES = {"l2": "L2", "fd": "FD", "p_fd": "P-FD", "l2_affect": "L2 Affect"}
+# What was answered to this speaker -> its column.
+LISTENING = {
+    "own_minus_another": "own minus another's",
+    "matched": "matched",
+    "right": "right",
+    "right_known": "right, known words",
+    "right_held_out": "right, held-out words",
+    "independent": "independent judge, nats",
+    "independent_own_minus_another": "the same, own minus another's",
+}
 
 
 def results_by_method(facts: Facts) -> dict[str, object] | None:
@@ -31,6 +41,9 @@ def results_by_method(facts: Facts) -> dict[str, object] | None:
     columns = [name for name in (*METRICS, "truth_affect_error") if _measured(summary, name)]
     lacking = [c for c in columns if all(row.get(c) is None for row in rows.values())]
     return {
+        "listening": _listening(summary),
+        "trust": _trust(summary),
+        "raters_are_deaf": summary.raters_understand_speech is False,
         "table": _table(summary, columns),
         "lacking": ", ".join(map(_name, lacking)),
         "ratings": _rating_chart(summary),
@@ -47,6 +60,38 @@ def results_by_method(facts: Facts) -> dict[str, object] | None:
 def _measured(summary: Summary, metric: str) -> bool:
     """Whether a run judges by a metric at all; its value may be missing all the same."""
     return any(metric in row for row in summary.evaluation.values())
+
+
+def _listening(summary: Summary) -> Table | None:
+    """What was answered to this speaker; None where a run was not judged by it."""
+    columns = [
+        name
+        for name in LISTENING
+        if any(row.get(name) is not None for row in summary.evaluation.values())
+    ]
+    if not columns:
+        return None
+    shown = (*columns, "simulated_rating")
+    rows = [
+        [method, *(interval(row.get(name)) for name in shown)]
+        for method, row in summary.evaluation.items()
+    ]
+    return Table(
+        "This run: what was answered to this speaker, held-out clips",
+        ("method", *(LISTENING[name] for name in columns), "SIMULATED rating, 1 to 5"),
+        rows,
+        marked=_aligned(summary),
+    )
+
+
+def _trust(summary: Summary) -> str | None:
+    """How far the independent judge can be trusted, in a sentence; None where nobody measured."""
+    accuracy = summary.independent_judge.get("accuracy")
+    fitting = summary.independent_judge.get("accuracy_of_fitting")
+    if accuracy is None:
+        return None
+    text = f"{interval(accuracy)} of recorded validation listeners"
+    return text if fitting is None else f"{text}, {interval(fitting)} of those who fit"
 
 
 def _table(summary: Summary, columns: list[str]) -> Table:

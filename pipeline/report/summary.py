@@ -25,6 +25,8 @@ class Summary:
         change_percent: metric of `judgement` -> how far the second method is from the first.
         curve: what the policy came to on validation prompts while it learnt.
         study: what people think of results, as `steps.study` gives it.
+        independent_judge: how far the judge that is not the raters can be trusted.
+        raters_understand_speech: None where no SIMULATED raters judged.
     """
 
     recipe: str
@@ -40,6 +42,8 @@ class Summary:
     change_percent: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[MetricValues] = ()
     study: Mapping[str, Any] = field(default_factory=dict)
+    independent_judge: Mapping[str, Any] = field(default_factory=dict)
+    raters_understand_speech: bool | None = None
 
 
 def read_summary(values: Mapping[str, Any]) -> Summary:
@@ -63,4 +67,6 @@ def read_summary(values: Mapping[str, Any]) -> Summary:
         change_percent=metrics.get("change_percent", {}),
         curve=metrics.get("curve", ()),
         study=metrics.get("study", {}),
+        independent_judge=metrics.get("independent_judge") or {},
+        raters_understand_speech=metrics.get("raters_understand_speech"),
     )

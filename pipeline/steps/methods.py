@@ -15,10 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from rapport.actors.rater import Viewer
 from rapport.arrays import load_array
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.regression import RegressionListener
-from rapport.pipeline.data.store import Corpus, CorpusError, Listeners
+from rapport.pipeline.data.store import (
+    PAST,
+    TRUTH,
+    Corpus,
+    CorpusError,
+    Listeners,
+    load_truth,
+)
 from rapport.pipeline.report.ranking import GROUND_TRUTH
 from rapport.pipeline.rundir import (
     Phase,
@@ -36,6 +44,7 @@ from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import ode_sampler
 from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.rules import Rules
 from rapport.pipeline.steps.sampling import Prompts, fleet_of
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.pipeline.tracking import metric_key
@@ -295,10 +304,10 @@ def in_process(
 def baselines(
     config: RankConfig, corpus: Corpus, ids: Sequence[str], layout: Layout
 ) -> dict[str, Answers]:
-    """Ground truth, Random, Mirror, both Nearest Neighbours, regression.
+    """Ground truth, Random, Mirror, both Nearest Neighbours, regression, rules, the oracle.
 
-    One that the corpus cannot give is left out. All but Random are deterministic: their samples are
-    one reaction, again and again.
+    One that the corpus or the head cannot give is left out. All but Random are deterministic: their
+    samples are one reaction, again and again.
 
     Args:
         config: of the recipe.
@@ -307,7 +316,7 @@ def baselines(
         layout: groups that are compared.
     """
     heard = ("speaker", "speaker_audio")
-    clips = [corpus.clip(clip_id, heard) for clip_id in ids]
+    clips = [corpus.clip(clip_id, (*heard, "words", PAST)) for clip_id in ids]
     samples = config.rank.samples
     listeners = Listeners(corpus, "train", layout)
 
@@ -330,6 +339,16 @@ def baselines(
         answers[f"NN {modality}"] = every(partial(_nearest, nearest, modality))
     if present:
         answers["Regression"] = every(RegressionListener.fit(corpus.clips("train", heard), layout))
+    rules = Rules.of_corpus(
+        corpus,
+        {clip.clip_id: clip for clip in clips},
+        layout=layout,
+        viewer=Viewer(config.head),
+        truth=load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None,
+        seed=config.seed,
+    )
+    for name, by_clip in rules.answers().items():
+        answers[name] = {clip_id: [motion] * samples for clip_id, motion in by_clip.items()}
     return answers
 
 

@@ -12,8 +12,8 @@ from rapport.settings import Section
 class HeldOutConfig(Section):
     prompts: int = Field(96, ge=1)
     """held-out prompts (fewer if the corpus has fewer)"""
-    samples: int = Field(1, ge=1)
-    """candidates per prompt"""
+    samples: int = Field(4, ge=1)
+    """reactions per prompt"""
 
 
 class BootstrapConfig(Section):

@@ -179,7 +179,9 @@ def test_baselines_and_protocols_of_a_corpus(ranked):
     assert set(protocols) == {"lm_listener", "l2l", "dim", "dualtalk", "reactface"}
     assert {"react2023, react2024", "vbench", "unils, gdpo_paper"} == set(left_out)
     rows = values["reactface"]["all"]["corrected"]
-    assert list(rows) == [GROUND_TRUTH, "Random", "Mirror", "NN motion", "NN audio", "Regression"]
+    learnt = [GROUND_TRUTH, "Random", "Mirror", "NN motion", "NN audio", "Regression"]
+    rules = ["mirror, late", "mirror less own mean", "words", "words + mirror", "bad if either is"]
+    assert list(rows) == [*learnt, "mean face", *rules, "oracle"]
     assert rows["Mirror"]["FRSyn"] == 0 and rows[GROUND_TRUTH]["FRCorr"] == pytest.approx(1)
     assert rows["Regression"]["FRDiv"] == 0 < rows["Random"]["FRDiv"]
     assert values["lm_listener"]["all"]["reference"][GROUND_TRUTH]["L2"] == 0
