@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,10 +239,10 @@ class LiveVla:
 
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
-        values = asdict(replace(state, drawn=state.drawn))
+        values = asdict(state)
         drawn = values.pop("drawn")
         values |= {f"drawn_{name}": value for name, value in drawn.items()}
-        arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
+        arrays: dict[str, Any] = {n: v for n, v in values.items() if isinstance(v, np.ndarray)}
         plain = {name: v for name, v in values.items() if name not in arrays}
         packed = io.BytesIO()
         np.savez(packed, plain=np.array(json.dumps(plain)), **arrays)
