@@ -119,11 +119,24 @@ class TokenEngine:
         groups = []
         for prompt, seed, candidates in zip(prompts, seeds, sampled, strict=True):
             group = [
-                Reaction(prompt.prompt_id, k, tokens, log_probs=log_probs, seed=seed)
+                Reaction(
+                    prompt.prompt_id,
+                    k,
+                    tokens,
+                    log_probs=log_probs,
+                    versions=(0,) * self._chunks(prompt, len(tokens)),
+                    seed=seed,
+                )
                 for k, (tokens, log_probs) in enumerate(candidates)
             ]
             groups.append(group)
         return groups
+
+    def _chunks(self, prompt: Any, tokens: int) -> int:
+        """In how many chunks a reaction was sampled."""
+        size = self.engine.config.chunk_tokens
+        begun = 0 if prompt.begun is None else len(prompt.begun)
+        return -(-(begun + tokens) // size) - begun // size
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """Load them into the engine."""

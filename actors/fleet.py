@@ -93,10 +93,12 @@ class RolloutWorker(timeline.Worker):
         groups = self.engine.sample(
             request.prompts, request.samples, request.seeds, request.actions
         )
-        return [
-            [replace(reaction, weight_version=self.version) for reaction in group]
-            for group in groups
-        ]
+        return [[self._of_these_weights(reaction) for reaction in group] for group in groups]
+
+    def _of_these_weights(self, reaction: Reaction) -> Reaction:
+        """Weights change between two requests only, so all chunks of a reaction are of the same."""
+        versions = tuple(self.version for _ in reaction.versions)
+        return replace(reaction, weight_version=self.version, versions=versions)
 
     def update(self, weights: Mapping[str, Tensor], version: int) -> str:
         """Replace the weights in place; returns the digest of what arrived."""

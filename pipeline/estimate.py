@@ -24,8 +24,8 @@ class ModelSize:
         parameters: their number.
         trainable: how many of them are learnt.
         layers: of the language model; so are `hidden`, `kv_heads` and `head_dim`.
-        prompt_tokens: length of a sequence's first part.
-        action_tokens: length of its second part.
+        prompt_tokens: of what is seen, heard and read over a reaction.
+        action_tokens: of the reaction, between them.
     """
 
     parameters: int
@@ -82,7 +82,9 @@ def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
 
 
 def kv_sequences(size: ModelSize, dtype: str, kv_cache_gib: float, samples: int) -> float:
-    """Groups of candidates that the key-value cache holds at once; a group shares its prompt.
+    """Groups of candidates that the key-value cache holds at once.
+
+    Each candidate has a context of its own: what it perceives stands between what it did.
 
     Args:
         size: of the policy.
@@ -90,7 +92,7 @@ def kv_sequences(size: ModelSize, dtype: str, kv_cache_gib: float, samples: int)
         kv_cache_gib: its size.
         samples: candidates in a group.
     """
-    group = size.prompt_tokens + samples * size.action_tokens
+    group = samples * size.tokens
     return kv_cache_gib * GIB / (kv_bytes_per_token(size, dtype) * group)
 
 
@@ -99,7 +101,7 @@ def decoding_bytes(size: ModelSize, dtype: str, sequences: float) -> float:
 
     All weights, and the keys and values of what each sequence holds half-way.
     """
-    held = size.prompt_tokens + size.action_tokens / 2
+    held = size.tokens / 2
     return size.parameters * DTYPE_BYTES[dtype] + sequences * held * kv_bytes_per_token(size, dtype)
 
 

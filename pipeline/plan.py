@@ -223,17 +223,16 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
     if costs.memory is not None:
         tokens_per_s = min(tokens_per_s, decoded_per_s(rollout, size, engines * costs.memory))
     trained_per_s = learners * costs.training / flops
-    # A prompt is read once for its whole group, as fast as a learner goes forward.
+    # What is perceived is read for each candidate, as fast as a learner goes forward.
     read_per_s = engines * costs.training / flops
 
     def sampling_s(prompts: int, samples: int) -> float:
-        return prompts * (
-            samples * size.action_tokens / tokens_per_s + size.prompt_tokens / read_per_s
-        )
+        seconds = size.action_tokens / tokens_per_s + size.prompt_tokens / read_per_s
+        return prompts * samples * seconds
 
     step_tokens = config.vla.action.expr_dims + 6  # of an action: expression, rotation, jaw
     counted = size.action_tokens if dpo.first_steps is None else dpo.first_steps * step_tokens
-    pair_tokens = size.prompt_tokens + 2 * min(counted, size.action_tokens)
+    pair_tokens = 2 * (size.prompt_tokens + min(counted, size.action_tokens))
     passes = dpo.epochs * (1 + BACKWARD) + 1  # the last one is the reference's
     videos = min(config.render.videos, rollout.prompts * (rollout.samples + 1))
     frames = 2 * videos * config.corpus.seconds * FPS  # speaker and listener

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import HeadAsset
-from rapport.policies.motion import Motion
+from rapport.policies.motion import Layout, Motion
 from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.prompt import SAME_S, Heard, heard_of, pictures_taken, resized, voice_of
 from rapport.policies.vla.sound import LEFT_S
@@ -26,15 +26,19 @@ PERCEPTION_SCHEMA = pa.schema(
 )
 # What of a face pictures show, beside its expression.
 SHOWN = ("jaw", "rot", "neck", "eyelid", "eyepose")
+RIDGE = 0.02  # of the mean square of a shape
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
     """What is to be told from pictures and voice: how far a face does each of some things.
 
+    All channels of a group have one unit, so that what a face does much counts more than the
+    tremble of what it hardly does.
+
     Args:
-        from_expression: (expression coefficients, n): ARKit weights by least squares where the head
-            has a table of them, else the coefficients themselves.
+        from_expression: (expression coefficients, n): ARKit weights by ridge regression where the
+            head has a table of them, else the coefficients themselves.
     """
 
     from_expression: np.ndarray
@@ -50,7 +54,10 @@ class Channels:
         if head is None or not head.arkit:
             return cls(np.eye(width))
         shapes = np.stack([head.arkit[name][:width] for name in sorted(head.arkit)])
-        return cls(np.linalg.pinv(shapes.astype(np.float64)))
+        shapes = shapes.astype(np.float64)
+        overlap = shapes @ shapes.T
+        ridge = RIDGE * np.trace(overlap) / len(overlap)
+        return cls(shapes.T @ np.linalg.inv(overlap + ridge * np.eye(len(overlap))))
 
     def __call__(self, motion: Motion) -> np.ndarray:
         """(time, channels)."""
@@ -58,6 +65,13 @@ class Channels:
         if "expr" in motion.layout.names:
             parts.append(motion.group("expr") @ self.from_expression)
         return np.concatenate(parts, axis=1)
+
+    def groups(self, layout: Layout) -> list[int]:
+        """How many channels each group of a motion has, in order."""
+        widths = [layout.width(name) for name in SHOWN if name in layout.names]
+        if "expr" in layout.names:
+            widths.append(self.from_expression.shape[1])
+        return widths
 
 
 def speaker_of(clip: Clip) -> tuple[Motion, float] | None:

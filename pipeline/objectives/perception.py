@@ -6,7 +6,7 @@ only by imitation end in a constant, as words are easier to learn from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from rapport.pipeline.objectives.settings import PerceptionTraining
 from rapport.policies.vla.encoders import FrameEncoder, VoiceEncoder
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.prompt import picture_shape, voice_shape
+
+STILL = 1e-4  # radians, or shares of an expression: nothing to tell
 
 
 class Told(nn.Module):
@@ -64,15 +66,24 @@ class Perception(TableObjective):
     Args:
         initial: folder of the policy whose encoders learn.
         table: of PERCEPTION_SCHEMA.
+        groups: how many channels each group has; those of a group have one unit.
         config: how they are trained.
         seed: of batches, and of the linear layers.
     """
 
     config: PerceptionTraining
 
-    def __init__(self, initial: Path, table: Path, config: PerceptionTraining, seed: int) -> None:
+    def __init__(
+        self,
+        initial: Path,
+        table: Path,
+        groups: Sequence[int],
+        config: PerceptionTraining,
+        seed: int,
+    ) -> None:
         super().__init__(table, config, seed)
         self.initial = str(initial)
+        self.groups = tuple(groups)
 
     @cached_property
     def policy(self) -> VlaPolicy:
@@ -81,13 +92,13 @@ class Perception(TableObjective):
 
     @cached_property
     def scales(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean and deviation of face and manner over the table; infinite where one stands still."""
+        """Mean of face and manner over the table, and the unit of each channel."""
         config = self.policy.model.config
         face = np.array(self.rows["face"], np.float64).reshape(len(self.rows), config.frames, -1)
         shown = [frames is not None for frames in self.rows["frames"]]
         manner = np.array(self.rows["manner"], np.float64)
         manner = manner.reshape(len(self.rows), config.voice_tokens, -1)
-        return *_scale(face[shown]), *_scale(manner)
+        return *_scale(face[shown], self.groups), *_scale(manner, 2 * self.groups)
 
     @cached_property
     def told(self) -> Told:
@@ -148,14 +159,22 @@ class Perception(TableObjective):
         return {}
 
 
-def _scale(values: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel over rows and places."""
+def _scale(values: np.ndarray, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean of each channel over rows and places, and the unit of its group.
+
+    The unit is the deviation of the channel that moves most; infinite where none moves.
+    """
     flat = values.reshape(-1, values.shape[-1])
     if not len(flat):
         return torch.zeros(values.shape[-1]), torch.ones(values.shape[-1])
-    deviation = flat.std(axis=0)
-    deviation[deviation < 1e-4] = np.inf  # nothing to tell
-    return torch.from_numpy(flat.mean(axis=0)).float(), torch.from_numpy(deviation).float()
+    deviations = np.split(flat.std(axis=0), np.cumsum(groups)[:-1])
+    units = [
+        np.full(len(group), group.max() if group.max() > STILL else np.inf) for group in deviations
+    ]
+    return (
+        torch.from_numpy(flat.mean(axis=0)).float(),
+        torch.from_numpy(np.concatenate(units)).float(),
+    )
 
 
 def _error(found: Tensor, wanted: Tensor, there: Tensor) -> Tensor:

@@ -436,8 +436,8 @@ def memory_checks(config: DpoOfVla, size: ModelSize, nodes: list[Node]) -> Itera
     )
     yield _host_memory(config, trained, served, nodes=nodes)
 
-    shown = config.corpus.frames * (config.corpus.seconds + config.corpus.past)
-    frame = round(shown) * config.corpus.image_size**2 * 3
+    shown = config.corpus.frames * (config.corpus.seconds + config.vla.history)
+    frame = round(shown * config.corpus.image_size**2 * 3)
     in_flight = rollout.workers * rollout.in_flight * rollout.batch_prompts
     stored = object_store_bytes(
         size, config.vla.dtype, prompts_in_flight=in_flight, prompt_bytes=frame

@@ -59,17 +59,16 @@ def _pretraining(step: Phase, config: OfVla, corpus: Corpus) -> PhaseResult:
     head = load_head() if layout.topology == "builtin" else None
     width = layout.width("expr") if "expr" in layout.names else 0
     table = step.directory / "chunks.arrow"
+    channels = Channels.of(head, width)
     chunks = perceived_chunks(
-        corpus.clips("train"),
-        policy.model.config,
-        Channels.of(head, width),
-        limit=config.pretraining.chunks,
+        corpus.clips("train"), policy.model.config, channels, limit=config.pretraining.chunks
     )
     rows = write_table(table, chunks, PERCEPTION_SCHEMA)
     if not rows:
         step.say("skipped: the corpus has neither frames nor voice beside its speakers' motion")
         return PhaseResult()
-    objective = Perception(initial, table, config.pretraining, seed=config.seed)
+    groups = channels.groups(layout)
+    objective = Perception(initial, table, groups, config.pretraining, seed=config.seed)
     step.say(f"{rows} chunks, {objective.steps} steps")
     return learn(objective, config.learner, step)
 

@@ -23,6 +23,7 @@ class HfEngine:
         self.model = load_checkpoint(checkpoint, dtype=getattr(torch, dtype)).model
         # The cast is for type checkers, which cannot read transformers' own `to`.
         cast(nn.Module, self.model).to(self.device)
+        self.config = self.model.config
         self.temperature = temperature
 
     def describe(self) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def test_trajectories_carry_what_trust_needs(fleet, prompts, policies):
         assert t.actions.shape == t.log_probs.shape == (45,) and t.log_probs.dtype == np.float32
         assert t.actions.min() >= 344 and t.actions.max() < 600 and (t.log_probs <= 0).all()
         assert t.weight_version == fleet.version and t.seed == prompt_seed(5, prompt)
+        assert t.versions == (fleet.version,) * 5  # chunks
     assert gap(policies[0], prompts, found) < 1e-4
 
 

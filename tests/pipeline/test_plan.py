@@ -84,7 +84,8 @@ def test_a_round_by_hand():
     assert got.seconds == pytest.approx(
         {
             "rollout": 40
-            * (4 * 100 / 80 + 50 / 4000),  # a prompt is read once, 1,000 tokens/s an engine
+            * 4
+            * (100 / 80 + 50 / 4000),  # each candidate reads for itself, 1,000 tokens/s an engine
             "render": 2
             * 10
             * 100
@@ -92,7 +93,8 @@ def test_a_round_by_hand():
             "rate": 40 * 5 / (10 * 5),
             "dpo": 40
             * (2 * 3 + 1)
-            * (50 + 200)
+            * 2
+            * (50 + 100)
             / 2000,  # 2 epochs forward and twice backward, 1 reference pass
             "hand over": 4.0,  # 4 GB
             "judge": 8 * (100 / 80 + 50 / 4000),
@@ -104,9 +106,9 @@ def test_a_round_by_hand():
 def test_only_the_steps_that_count_are_learnt():
     keys = (*GPUS, "dpo.epochs=1", "rollout.prompts=10", "vla.action.expr_dims=14")
     short = plan_round(config(*keys, "dpo.first_steps=2"), SIZE, COSTS).seconds["dpo"]
-    assert short == pytest.approx(10 * 4 * (50 + 2 * 40) / 2000)  # 2 steps of 20 tokens
+    assert short == pytest.approx(10 * 4 * 2 * (50 + 40) / 2000)  # 2 steps of 20 tokens
     endless = plan_round(config(*keys, "dpo.first_steps=50"), SIZE, COSTS).seconds["dpo"]
-    assert endless == pytest.approx(10 * 4 * (50 + 200) / 2000), "no more than there are"
+    assert endless == pytest.approx(10 * 4 * 2 * (50 + 100) / 2000), "no more than there are"
 
 
 def test_processes_without_gpus_share_the_cores():
@@ -159,14 +161,14 @@ DECODING = (
 
 
 def test_sampling_on_a_gpu_is_no_faster_than_its_memory():
-    """1,890 tokens/s were measured with 36 sequences on an H100, 2,450 are its limit."""
+    """1,890 tokens/s were measured with 36 sequences on an H100 that shared their prompts."""
     c = config(*DECODING, "rollout.kv_cache_gib=24.6")
     costs = default_costs(c.plan)
     planned = plan_round(c, LLAMA_2_7B, costs).tokens_per_s
-    assert 1500 < planned < 1890 < 2450
-    # By hand: 24.6 GiB hold 9 groups of 4; a token is 512 KiB, a sequence holds 1,650 on average.
-    step_bytes = 15e9 + 36 * 1650 * 512 * 1024
-    assert planned == pytest.approx(36 * 0.7 * 2.9e12 / step_bytes, rel=0.01)
+    assert 1500 < planned < 1890
+    # By hand: 24.6 GiB hold 22.8 sequences; a token is 512 KiB, half of 2,210 are there on average.
+    step_bytes = 15e9 + 22.8 * 1105 * 512 * 1024
+    assert planned == pytest.approx(22.8 * 0.7 * 2.9e12 / step_bytes, rel=0.01)
 
 
 def test_keys_of_the_engine_change_what_is_planned():
@@ -178,7 +180,7 @@ def test_keys_of_the_engine_change_what_is_planned():
     assert planned("rollout.batch_prompts=2") == planned("rollout.max_num_seqs=8")
     assert planned("rollout.workers=2") == pytest.approx(2 * planned())
     two = planned("rollout.tensor_parallel=2")
-    assert 2 * planned() < two < 2.5 * planned(), "twice the memory, twice the cache"
+    assert 2 * planned() < two < 3 * planned(), "twice the memory, twice the cache"
     a100 = planned("plan.device=a100")
     assert a100 == pytest.approx(planned() * 2.0 / 2.9)
 
@@ -284,7 +286,10 @@ def test_the_papers_policy_is_planned_without_its_weights():
     ]
     size = model_size(config("vla.size=pretrained", *known, "corpus.frames=4"), PUBLISHED)
     assert 7.3e9 < size.parameters < 7.6e9  # LLaMA-2-7B, both towers, projector
-    assert (size.layers, size.hidden) == (32, 4096) and size.prompt_tokens == 4 * 256 + 16 + 2
+    assert (size.layers, size.hidden) == (
+        32,
+        4096,
+    ) and size.prompt_tokens == 1 + 3 * 6 + 24 + 56 + 4 * (6 + 8 + 1)  # 4 frames a second
 
 
 def test_the_command_line_has_a_short_form():

@@ -113,7 +113,7 @@ def test_key_value_cache_by_hand():
         kv_bytes_per_token(llama, "bfloat16") == 524_288
     )  # 0.5 MiB a token, as is known of LLaMA-2-7B
     assert kv_sequences(llama, "bfloat16", kv_cache_gib=5, samples=4) == pytest.approx(
-        5 * 2048 / 5000
+        5 * 2048 / 8000
     )
     assert engine_bytes(llama, "bfloat16", 5, tensor_parallel=2) == {
         "weights": LLAMA_7B,
@@ -131,9 +131,10 @@ def test_disk_by_hand():
 
 def test_the_size_of_the_tiny_policy_is_that_of_the_one_that_is_built():
     size = model_size(config())
-    assert size.parameters == size.trainable == 1_314_688  # what `sft` prints as 1.31 M
+    assert size.parameters == size.trainable == 1_393_152  # what `sft` prints as 1.39 M
     assert (size.layers, size.hidden, size.kv_heads, size.head_dim) == (3, 128, 2, 32)
-    assert size.prompt_tokens == 4 * 16 + 16 + 2 and size.action_tokens == 1120
+    head = 1 + 3 * (2 + 2) + 24 + 56  # history of pictures and voice, words, the last action
+    assert size.prompt_tokens == head + 4 * (2 + 2 + 8 + 1) and size.action_tokens == 1120
 
 
 def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_path):
@@ -152,7 +153,9 @@ def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_pat
     paths = [f"vla.{name}={tmp_path / name}" for name in ("llama", "dino", "siglip")]
     size = model_size(config("vla.size=pretrained", *paths, "vla.dtype=bfloat16"))
     assert LLAMA_7B < size.parameters < 1.02 * LLAMA_7B  # and small towers, projector, slots
-    assert size.prompt_tokens == 4 * 196 + 16 + 2
+    assert size.prompt_tokens == 93 + 4 * 13  # a token a frame, however many patches
+    many = model_size(config("vla.size=pretrained", *paths, "vla.tokens_per_frame=16"))
+    assert many.prompt_tokens == 93 + 4 * 13 + (3 + 4) * 2 * 15
     adapted = model_size(
         config(
             "vla.size=pretrained",

@@ -48,7 +48,9 @@ def folder(tmp_path_factory):
 
 def task(folder, **keys) -> Perception:
     config = PerceptionTraining(**{"steps": 60, "batch_size": 32, "learning_rate": 3e-3} | keys)
-    return Perception(folder / "initial", folder / "chunks.arrow", config, seed=0)
+    return Perception(
+        folder / "initial", folder / "chunks.arrow", CHANNELS.groups(LAYOUT), config, seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -141,5 +143,5 @@ def test_the_face_is_told_in_arkit_weights_where_the_head_has_them():
     assert found.shape == (3, len(names))
     expected = np.zeros(len(names))
     expected[names.index("mouthSmileLeft")] = 0.5
-    np.testing.assert_allclose(found[1], expected, atol=0.05)
+    np.testing.assert_allclose(found[1], expected, atol=0.1)
     assert Channels.of(None, 7).from_expression.shape == (7, 7)
