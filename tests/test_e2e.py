@@ -139,7 +139,16 @@ def test_metrics_are_there_before_and_after(dpo_run):
         "Random",
         "Nearest Neighbour",
         "Mirror",
+        "mean face",
+        "mirror, late",
+        "mirror less own mean",
+        "words",
+        "words + mirror",
+        "bad if either is",
+        "oracle",
         "SFT",
+        "SFT, two constants",
+        "SFT, shuffled",
         "SFT + DPO",
     }
     assert metrics["evaluation"]["ground truth"]["l2"] < 1e-6
@@ -175,7 +184,7 @@ def test_the_terminal_tells_the_story(dpo_run):
         "[pair]",
         "[dpo]",
         "canary gap",
-        "simulated raters:",
+        "simulated raters, of 5:",
     ):
         assert text in printed, text
     ours = [

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rapport import Corpus, load_head, load_policy
+from rapport.pipeline.data.store import load_points
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.policies.clip import Clip
@@ -24,6 +25,7 @@ from rapport.policies.head.landmarks import face_landmarks
 from rapport.policies.policy import Policy, Reaction
 from rapport.rewards.dpo_loss import PairLogProbs, dpo_loss
 from rapport.rewards.ratings.pairs import make_pairs
+from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.scores import score_candidates
 from rapport.rewards.ratings.simulated import SimulatedPanel
@@ -35,6 +37,7 @@ STEPS = 5
 BETA = 0.1
 
 Candidates = dict[str, Reaction]  # by id
+Points = dict[str, tuple[Point, ...]]  # what speakers mean, by clip id
 
 
 def sample(policy: Policy, clip: Clip, seed: int) -> Candidates:
@@ -43,8 +46,10 @@ def sample(policy: Policy, clip: Clip, seed: int) -> Candidates:
     return {policy.candidate_id(reaction): reaction for reaction in reactions}
 
 
-def rate(policy: Policy, clips: list[Clip], candidates: list[Candidates]) -> Iterator[Rating]:
-    """Five SIMULATED raters see what people would see: the moving face, and the speaker's."""
+def rate(
+    policy: Policy, clips: list[Clip], candidates: list[Candidates], points: Points
+) -> Iterator[Rating]:
+    """Five SIMULATED raters see the moving face and the speaker's, and know what is meant."""
     asset = load_head()
     head = FlameHead(asset)
     landmarks = face_landmarks(asset)
@@ -56,9 +61,14 @@ def rate(policy: Policy, clips: list[Clip], candidates: list[Candidates]) -> Ite
         }
         words = [(word.text, word.start, word.end) for word in clip.words or ()]
         speaker = watch(head, landmarks, clip.speaker, clip.speaker_shape)
-        yield from panel.rate(
-            clip.clip_id, SpeakerCues(speaker, words, audio=clip.speaker_audio), seen
+        cues = SpeakerCues(
+            speaker,
+            words,
+            audio=clip.speaker_audio,
+            points=points[clip.clip_id],
+            name=clip.clip_id,
         )
+        yield from panel.rate(clip.clip_id, cues, seen)
 
 
 def batch_of(policy: Policy, clip: Clip, reactions: list[Reaction]) -> dict[str, torch.Tensor]:
@@ -92,7 +102,7 @@ def main(path: Path, aligned: Path, corpus: Corpus) -> None:
     policy = load_policy(path)
     clips = list(corpus.clips("train"))[:8]
     candidates = [sample(policy, clip, seed) for seed, clip in enumerate(clips)]
-    ratings = list(rate(policy, clips, candidates))
+    ratings = list(rate(policy, clips, candidates, load_points(corpus.path)))
     scores, _ = score_candidates(ratings)
     pairs, counts = make_pairs(scores)
     margin = np.mean([pair.margin for pair in pairs])

@@ -76,6 +76,8 @@ YARDSTICKS = (
     "independent",
     "independent_own_minus_another",
 )
+# Of those, what a terminal has room for; the report has all.
+SHOWN = ("own_minus_another", "matched", "right", "independent_own_minus_another")
 HEADLINE = ("own_minus_another", "matched", "right", "independent")  # of a summary's metrics
 
 
@@ -389,12 +391,12 @@ def tabulate(rows: Mapping[str, MethodRow], run: Workspace, *, bootstrap: int) -
     Returns what `evaluation.json` holds.
     """
     values = {name: row.summary(bootstrap) for name, row in rows.items()}
-    _print(
+    print_rows(
         "held-out clips: what was answered to this speaker (simulated raters, 1 to 5)",
-        ("simulated_rating", *YARDSTICKS),
+        ("simulated_rating", *SHOWN),
         values,
     )
-    _print(
+    print_rows(
         "held-out clips: distance from what was recorded (lm-listener protocol)",
         (*METRICS, "truth_affect_error"),
         values,
@@ -418,16 +420,16 @@ def tabulate(rows: Mapping[str, MethodRow], run: Workspace, *, bootstrap: int) -
     return values
 
 
-def _print(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> None:
+def print_rows(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> None:
     """A table on the terminal, without the columns that no row has."""
     table = Table(title=title)
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     present = [name for name in columns if any(row[name] is not None for row in rows.values())]
     for name in present:
         table.add_column(name.replace("_", " "), justify="right")
     for method, row in rows.items():
         table.add_row(method, *(_cell(row[name]) for name in present))
-    Console(width=160).print(table)
+    Console(width=140).print(table)
 
 
 def _mean(value: Any) -> Any:

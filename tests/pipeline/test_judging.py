@@ -10,6 +10,7 @@ from rapport.pipeline.data.store import load_points
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.settings import JudgedOfVla
+from rapport.pipeline.steps import reference
 from rapport.pipeline.steps.judging import YARDSTICKS, Judge, MethodRow
 from rapport.pipeline.steps.yardsticks import Listening, shuffled, strangers
 from rapport.policies.clip import Clip
@@ -205,3 +206,11 @@ def test_a_change_is_of_what_both_rows_have():
     assert last.change(first, "scores", 100)["mean"] == 1
     assert last.change(first, "matched", 100) is None
     assert last.change(first, "truth_errors", 100) is None
+
+
+def test_the_reference_table_stands_on_a_corpus_alone(corpus, capsys):
+    values = reference.main([str(corpus.path), "--prompts", "6"])
+    shown = capsys.readouterr().out
+    assert "recorded, empathic" in values and "recorded, empathic" in shown
+    assert values["oracle"]["right"]["mean"] > values["words"]["right"]["mean"]
+    assert values["mean face"]["right"]["mean"] == 0.5
