@@ -60,10 +60,10 @@ class Reaction:
         actions: in the policy's own terms: action tokens, latents, a path of denoise steps.
         log_probs: of the actions under the weights that sampled them, nats; None = not known.
         weight_version: version of the weights that sampled it, the last of them.
-        versions: of each chunk, where it was sampled chunk by chunk.
         seed: of the sampler.
         motion: decoded where it was sampled, because that is done in batches; None = not yet.
         failed: whether the sampler ran into numbers that are none.
+        versions: of the weights of each chunk, where it was sampled chunk by chunk.
     """
 
     prompt_id: str
@@ -71,10 +71,10 @@ class Reaction:
     actions: np.ndarray
     log_probs: np.ndarray | None = None
     weight_version: int = 0
-    versions: tuple[int, ...] = ()
     seed: int = 0
     motion: Motion | None = None
     failed: bool = False
+    versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

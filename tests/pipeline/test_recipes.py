@@ -160,7 +160,8 @@ def test_rows_of_pairs_hold_the_two_reactions_and_their_scores(tiny_corpus, tiny
     [row] = pair_rows([Pair(prompt, "c", "a", 0.75, 0.5)], candidates, imitated)
     assert (row["chosen"], row["rejected"]) == ([5, 6], [1, 2])
     assert (row["chosen_score"], row["rejected_score"], row["prompt_id"]) == (0.75, 0.5, prompt)
-    assert len(row["own"]) == imitated.policy.model.config.action_dims
+    encoded = imitated.policy.encode(imitated.corpus.clip(prompt))
+    assert imitated.policy.prompt_of(row).said.tolist() == encoded.said.tolist()
     assert row["frames"] is not None
 
 
