@@ -46,9 +46,11 @@ SCORES = {"chosen_score": 1.0, "rejected_score": 0.0}
 
 
 def test_the_vla_imitates_the_chosen_tokens():
-    pair = {"prompt_id": "a", "prompt": [1, 2], "frames": b"", "chosen": [7, 8], "rejected": [9]}
+    seen = {"frames": b"", "voice": b"", "present": [True, True]}
+    prompt = {"prompt_id": "a", "heard": [1], "said": [2], "own": [3]} | seen
+    pair = prompt | {"chosen": [7, 8], "rejected": [9]}
     [row] = preferred_rows([pair | SCORES], AblateOfVla())
-    assert row == {"prompt_id": "a", "prompt": [1, 2], "frames": b"", "actions": [7, 8]}
+    assert row == prompt | {"actions": [7, 8]}
     assert set(row) == set(SFT_SCHEMA.names)
 
 

@@ -211,6 +211,7 @@ def test_optuna_that_is_not_installed_is_an_error(monkeypatch):
 def test_a_trial_is_a_config_of_the_recipe_and_best_yaml_reads_back(
     tmp_path, sweep, recipe, given, values
 ):
+    given = [*given, "evaluation.split=validation"]
     config = load("corpus.seconds=2", recipe=sweep)
     trial = config.of_trial(values)
     assert type(trial) is recipe and trial.corpus.seconds == 2

@@ -263,7 +263,7 @@ def test_training_the_inputs_leaves_the_language_model_as_it_was(
 
 def test_imitation_of_the_chosen_is_weighed_per_action(tiny_checkpoint, pair_table, tmp_path):
     """A module without an opinion gives each of 256 bins the same chance."""
-    module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731
+    module = lambda seen, actions: torch.zeros(*actions.shape, 256)  # noqa: E731
     losses = []
     for weight in (0.0, 0.5):
         task = dpo_task(tiny_checkpoint, pair_table, tmp_path, chosen_nll=weight)

@@ -180,14 +180,15 @@ def test_gdpo_of_a_vla_is_judged_by_how_it_moves_too(
 
 @pytest.fixture(scope="module")
 def imitated_by_flow(tiny_corpus, tmp_path_factory):
-    """An AR-Flow with random weights, and the encoded windows of the tiny corpus' test split."""
+    """An AR-Flow with random weights, and encoded windows of validation: sweeps see no test."""
     folder = tmp_path_factory.mktemp("flow")
     torch.manual_seed(0)
     vae = MotionVAE(VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
     vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
     features = Features.load(EncodersConfig(), folder)
-    held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
-    write_table(folder / "test.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
+    clips = tiny_corpus.clips("validation")
+    held_out = [window for clip in clips for window in windows(clip, 8)]
+    write_table(folder / "validation.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
     sizes = FlowSizes(
         latent_dim=4,
         text_dim=features.text.dim,
