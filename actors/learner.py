@@ -603,6 +603,11 @@ def _milestone(directory: Path, step: int) -> Path:
     return directory / f"policy-{step:06d}"
 
 
+def milestone_step(folder: Path) -> int:
+    """After how many steps the policy in the folder of a milestone was written."""
+    return int(folder.name.rpartition("-")[2])
+
+
 def _publish(engine: Any, objective: Objective, folder: Path, rank: int) -> None:
     """The weights of now as a checkpoint that is there as a whole or not at all. Collective."""
     state = full_state_dict(engine)

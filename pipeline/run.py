@@ -240,6 +240,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from rapport.arrays import ArrayFileError
     from rapport.pipeline.data.audio import AudioError
     from rapport.pipeline.data.candidates import CandidateError
+    from rapport.pipeline.data.reactions import ReactionError
     from rapport.pipeline.data.store import CorpusError
     from rapport.pipeline.holding import HeldError
     from rapport.pipeline.rundir import RunError
@@ -261,6 +262,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
         ArrayFileError,
         AudioError,
         CandidateError,
+        ReactionError,
         RatingError,
     )
 

@@ -42,9 +42,11 @@ from rapport.pipeline.plan_settings import PlanConfig
 from rapport.pipeline.steps.settings import (
     BootstrapConfig,
     ComparisonConfig,
+    CurveConfig,
     EvaluationConfig,
     HeldOutConfig,
     MovementConfig,
+    StudyConfig,
 )
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.head.settings import HeadConfig
@@ -55,6 +57,12 @@ from rapport.settings import Section
 
 DRAWN = ("size", "supersample", "codec", "crf")  # how a video is drawn
 CONCLUDED = ("judge.ablations", "judge.omegas", "judge.long_frames")  # said of two policies
+# What answers held-out prompts, where answers are there already.
+REACTED = (
+    *("vla", "sft", "imitate", "imitation", "roles", "encoders", "vae", "flow", "learner"),
+    *("rollout", "judge", "evaluation.split", "evaluation.prompts", "evaluation.samples"),
+    "evaluation.clips",
+)
 STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # how AR-Flow is trained
 
 
@@ -193,6 +201,11 @@ class Judged(Learning, Sampling):
         """All that videos are made of."""
         return self.clips
 
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return {self.evaluation.split}
+
     def moot(self) -> dict[str, tuple[str, ...]]:
         """How videos are drawn, where none are; how pairs are made, where none are."""
         keys = super().moot()
@@ -271,15 +284,36 @@ class Preferences(Judged, Rated):
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFleetConfig = CandidateFleetConfig()
     dpo: DpoConfig = DpoConfig()
+    curve: CurveConfig = CurveConfig()
+
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return super().judged_splits | ({"validation"} if self.curve.points else set())
 
     @property
     def videos(self) -> int:
         """All that videos are made of: held-out clips, and candidates."""
         return self.clips + self.render.videos
 
+    @property
+    def asks_raters(self) -> bool:
+        """Whether anybody is asked for ratings that make pairs."""
+        return self.dpo.contrast < 1
+
+    @property
+    def samples_candidates(self) -> bool:
+        """Whether pairs are made of anything that the policy samples."""
+        return self.asks_raters or self.dpo.contrast_of == "sampled"
+
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What candidates of an earlier run bring; what is asked of people, where nobody is."""
         keys = super().moot()
+        if not self.asks_raters:
+            of_raters = ("ratings", "score.rater_scales", "score.minimum_margin")
+            keys["dpo.contrast=1 asks no rater for pairs"] = of_raters
+        if not self.samples_candidates:
+            keys["recorded listeners make all pairs"] = ("rollout.samples", "render.videos")
         if self.ratings is None:
             keys["simulated raters have one scale"] = ("score.rater_scales",)
         if self.candidates is not None:
@@ -451,12 +485,6 @@ class FilesConfig(Section):
     out: Path | None = None
     """JSON to write; metrics.json in the run directory holds the same"""
 
-    def moot(self) -> dict[str, tuple[str, ...]]:
-        """A policy is judged by one protocol."""
-        if self.pred is not None:
-            return {}
-        return {"without files.pred (--pred) a policy is judged": ("protocol", "variant", "fps")}
-
     @model_validator(mode="after")
     def _go_together(self) -> FilesConfig:
         given = [
@@ -486,7 +514,23 @@ class Evaluated(Judged):
 
     checkpoint: Path | None = None
     """policy checkpoint to judge; empty = train one and judge that"""
+    reactions: Path | None = None
+    """reactions.parquet of a run, or the run's folder: judged again, without a policy or engines"""
+    ratings: Path | None = None
+    """people's ratings of the results in `reactions`, a sheet or a folder of them; then
+    `reactions` is the folder of the run that wrote the package (study.prompts)"""
     files: FilesConfig = FilesConfig()
+    study: StudyConfig = StudyConfig()
+
+    @property
+    def videos(self) -> int:
+        """All that videos are made of: held-out clips, and results for people."""
+        return (0 if self.reactions is not None else self.clips) + self.study.prompts
+
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged; kept reactions say theirs."""
+        return set() if self.reactions is not None else super().judged_splits
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """Files need no policy; a checkpoint is not trained, and one policy not compared."""
@@ -495,6 +539,13 @@ class Evaluated(Judged):
             read = {"files", "seed", "cluster", "tracking", "storage"}
             others = tuple(name for name in type(self).model_fields if name not in read)
             keys["files.pred (--pred) is scored, no policy"] = others
+        elif self.reactions is None:
+            of_files = ("files.protocol", "files.variant", "files.fps")
+            keys["without files.pred (--pred) or reactions a policy is judged"] = of_files
+        else:
+            keys["reactions are there already"] = REACTED
+            if self.reactions.is_dir():
+                keys["reactions=RUN_DIR brings its own corpus"] = ("corpus",)
         if self.checkpoint is not None:
             # The corpus is encoded by a motion VAE of this size.
             vae = tuple(f"vae.{name}" for name in VaeTraining.model_fields if name != "size")
@@ -505,6 +556,25 @@ class Evaluated(Judged):
             trained = ("vla", "sft", "imitate", "flow", *vae, *learner)
             keys["checkpoint is trained already"] = trained
         return keys
+
+    @model_validator(mode="after")
+    def _reactions_stand_alone(self) -> Self:
+        others = {"checkpoint": self.checkpoint, "files.pred": self.files.pred}
+        given = [name for name, value in others.items() if value is not None]
+        if self.reactions is not None and given:
+            raise ValueError(
+                f"reactions judges what was answered before: leave {given[0]} out, or reactions"
+            )
+        if self.ratings is not None and self.reactions is None:
+            raise ValueError(
+                "ratings=SHEETS needs reactions=RUN_DIR, the run whose package (study.prompts) was "
+                "rated"
+            )
+        if self.ratings is not None and self.study.prompts:
+            raise ValueError("ratings=SHEETS reads a package, study.prompts writes one: not both")
+        if self.files.pred is not None and self.study.prompts:
+            raise ValueError("files.pred are scored, nobody rates them: leave study.prompts out")
+        return self
 
     @model_validator(mode="after")
     def _files_or_a_policy(self) -> Self:
@@ -542,9 +612,14 @@ class Ablated(Preferences):
         """Of candidates alone."""
         return self.render.videos
 
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return {self.evaluation.split}
+
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What is said of two policies."""
-        return super().moot() | {"ablate compares numbers": (*CONCLUDED, "judge.clips")}
+        return super().moot() | {"ablate compares numbers": (*CONCLUDED, "judge.clips", "curve")}
 
     @model_validator(mode="after")
     def _one_round_of_its_own(self) -> Self:
@@ -560,11 +635,15 @@ class AblateOfVla(DpoOfVla, Ablated):
     """`ablate`."""
 
     # It shows no clips, so it does not take their number.
-    evaluation: ComparisonConfig = ComparisonConfig()  # type: ignore[assignment]
+    evaluation: ComparisonConfig = ComparisonConfig(  # type: ignore[assignment]
+        split="validation"
+    )
 
 
 class AblateOfFlow(DpoOfFlow, Ablated):
     """`ablate policy=flow`."""
+
+    evaluation: BootstrapConfig = BootstrapConfig(split="validation")
 
 
 class RankSettings(HeldOutConfig):

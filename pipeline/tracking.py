@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -429,4 +430,4 @@ def _status(failed: bool) -> str:
 
 def metric_key(name: str) -> str:
     """A method's name as MLflow accepts it within the name of a metric."""
-    return name.replace(" + ", "_").replace(" ", "_").lower()
+    return re.sub(r"[^\w.:/-]+", "_", name).strip("_").lower()

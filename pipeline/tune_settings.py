@@ -20,10 +20,11 @@ from rapport.pipeline.settings import (
     DpoOfVla,
     GdpoOfFlow,
     GdpoOfVla,
+    Judged,
     JudgedOfFlow,
-    Learning,
     Preferences,
 )
+from rapport.pipeline.steps.settings import BootstrapConfig, EvaluationConfig
 from rapport.settings import Section
 
 
@@ -100,7 +101,7 @@ class TuneConfig(Section):
         return {key: parse_domain(key, text) for key, text in self.space.items()}
 
 
-class Sweep(Learning):
+class Sweep(Judged):
     """What a sweep takes beside the keys of the recipe that it sweeps."""
 
     RECIPE: ClassVar[type[RecipeConfig]]
@@ -118,8 +119,23 @@ class Sweep(Learning):
         """What a trial sets itself, and what a sweep does not show."""
         keys = super().moot() | {f"tune.space.{key} sweeps it": (key,) for key in self.tune.space}
         drawn = ("render.videos", *(f"render.{name}" for name in DRAWN))
-        shown = ("evaluation.clips", "judge.clips", *CONCLUDED)
+        shown = ("evaluation.clips", "judge.clips", "curve", *CONCLUDED)
         return keys | {"a sweep draws no videos and compares numbers": (*drawn, *shown)}
+
+    @property
+    def judged_splits(self) -> set[str]:
+        """Splits of the corpus on which a policy is judged."""
+        return {self.evaluation.split}
+
+    @model_validator(mode="after")
+    def _the_test_split_is_not_seen(self) -> Self:
+        if self.evaluation.split == "test":
+            raise ValueError(
+                "evaluation.split=test: a sweep chooses, and what was chosen on the test split "
+                "cannot be reported on it. Leave it out, then judge the best on the test split: "
+                "--config best.yaml"
+            )
+        return self
 
     @model_validator(mode="after")
     def _every_value_gives_a_config(self) -> Self:
@@ -167,7 +183,7 @@ class SweptPreferences(Sweep, Preferences):
     """A sweep of `dpo`, whatever the policy."""
 
     SECTIONS = ("dpo",)
-    SHARED_KEYS = ("dpo.rounds", "dpo.reference")
+    SHARED_KEYS = ("dpo.rounds", "dpo.reference", "dpo.contrast", "dpo.contrast_of")
     GUARD_METRIC = "fd"
     subject: Literal["dpo"] = "dpo"
     """the recipe whose keys are swept"""
@@ -200,6 +216,7 @@ class TuneDpoOfVla(DpoOfVla, SweptPreferences):
     """`tune dpo`."""
 
     RECIPE = DpoOfVla
+    evaluation: EvaluationConfig = EvaluationConfig(split="validation")
     tune: TuneConfig = TuneConfig(
         space={"dpo.beta": "grid(0.03, 0.1, 0.3, 1, 3, 10, 30, 100)"},
         metric="simulated_rating",
@@ -212,6 +229,7 @@ class TuneDpoOfFlow(DpoOfFlow, SweptPreferences):
     """`tune dpo policy=flow`."""
 
     RECIPE = DpoOfFlow
+    evaluation: BootstrapConfig = BootstrapConfig(split="validation")
     tune: TuneConfig = TuneConfig(
         space={"dpo.beta": "grid(100, 300, 1000, 3000)", "dpo.learning_rate": "grid(1e-5, 3e-5)"},
         metric="simulated_rating",
@@ -224,6 +242,7 @@ class TuneGdpoOfFlow(GdpoOfFlow, SweptRewards):
     """`tune gdpo`. Enough to tell settings apart, and eight trials in 25 minutes on two cores."""
 
     RECIPE = GdpoOfFlow
+    evaluation: BootstrapConfig = BootstrapConfig(split="validation")
     corpus: CorpusConfig = CorpusConfig(seconds=4.0, frames=0)
     gdpo: FlowGdpoConfig = FlowGdpoConfig(iterations=40)
     tune: TuneConfig = TuneConfig(
@@ -238,6 +257,7 @@ class TuneGdpoOfVla(GdpoOfVla, SweptRewards):
     """`tune gdpo policy=vla`."""
 
     RECIPE = GdpoOfVla
+    evaluation: EvaluationConfig = EvaluationConfig(split="validation")
     # Two fleets stand at once, a trial's and the one that policies are judged with, and find room
     # on two cores.
     rollout: EngineConfig = EngineConfig(cpus=0.2)

@@ -76,6 +76,7 @@ def dpo_loss(
     *,
     score_margin: Tensor | None = None,
     label_smoothing: float = 0.0,
+    chosen_nll: float = 0.0,
 ) -> DPOLoss:
     """Loss of each pair.
 
@@ -90,8 +91,13 @@ def dpo_loss(
     - margin: -ls(beta D - score_margin): pairs that people told apart clearly must be further
       apart.
 
+    Any of them may be held by imitation of the chosen one: `chosen_nll` times -log pi(w|x) per
+    token is added, as in RPO (Pang et al. 2024, arXiv 2404.19733). The losses above know only how
+    far chosen and rejected are apart, so both may become unlikely together.
+
     The metrics are `accuracy` (D > 0), `margin` (beta D), `chosen_reward` and `rejected_reward`
-    (beta times the log-ratio to the reference, the implicit reward of DPO), and `kl_per_token`:
+    (beta times the log-ratio to the reference, the implicit reward of DPO), `chosen_nll` per token
+    before it is weighed, and `kl_per_token`:
     minus the mean log-ratio of the two sequences per token. As candidates were drawn from the
     reference, it estimates KL(reference || policy) per token, without bias over all candidates.
     Choosing best and worst and the ground truth biases it a little, so it may fall below zero.
@@ -102,11 +108,12 @@ def dpo_loss(
         kind: which of the losses above.
         score_margin: (batch,) m * (score_chosen - score_rejected), not negative; only for "margin".
         label_smoothing: e in [0, 0.5), only for "robust".
+        chosen_nll: weight of the imitation of the chosen one, not negative.
 
     Raises:
         ValueError: an unknown kind, or options that do not belong to it.
     """
-    _check_options(beta, kind, label_smoothing)
+    _check_options(beta, kind, label_smoothing, chosen_nll)
     _check_margin(pairs, kind, score_margin)
     chosen = pairs.policy_chosen - pairs.reference_chosen
     rejected = pairs.policy_rejected - pairs.reference_rejected
@@ -125,6 +132,9 @@ def dpo_loss(
     else:
         assert score_margin is not None, "checked above"
         losses = -F.logsigmoid(beta * difference - score_margin)
+    imitation = -pairs.policy_chosen / pairs.num_tokens
+    if chosen_nll:
+        losses = losses + chosen_nll * imitation
 
     with torch.no_grad():
         metrics = {
@@ -132,12 +142,13 @@ def dpo_loss(
             "margin": beta * difference.detach(),
             "chosen_reward": beta * chosen.detach(),
             "rejected_reward": beta * rejected.detach(),
+            "chosen_nll": imitation.detach(),
             "kl_per_token": -(chosen + rejected).detach() / (2 * pairs.num_tokens),
         }
     return DPOLoss(losses, metrics)
 
 
-def _check_options(beta: float, kind: DPOKind, label_smoothing: float) -> None:
+def _check_options(beta: float, kind: DPOKind, label_smoothing: float, chosen_nll: float) -> None:
     if kind not in get_args(DPOKind):
         raise ValueError(f"unknown DPO loss {kind!r}, expected one of {list(get_args(DPOKind))}")
     if not beta > 0:
@@ -147,6 +158,8 @@ def _check_options(beta: float, kind: DPOKind, label_smoothing: float) -> None:
             f"label_smoothing {label_smoothing:g} with loss {kind!r}: only 'robust' takes it, in "
             "[0, 0.5)"
         )
+    if not chosen_nll >= 0:
+        raise ValueError(f"chosen_nll is {chosen_nll:g}, a weight must not be negative")
 
 
 def _check_margin(pairs: PairLogProbs, kind: DPOKind, score_margin: Tensor | None) -> None:

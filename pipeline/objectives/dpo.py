@@ -32,10 +32,15 @@ class ReferenceMismatch(ValueError):
 
 
 def pair_schema(policy: type[Policy] | Policy) -> pa.Schema:
-    """Columns of a table of pairs: the prompt, both reactions and their scores."""
+    """Columns of a table of pairs: the prompt, both reactions, their scores, `made_for`.
+
+    That is the other prompt whose speaker the rejected reaction answers, in a pair that no rater
+    made; its scores are null. In a pair of raters it is null, as both answer the same speaker.
+    """
     reactions = dict.fromkeys(NAMES, policy.action_type)
     scores = {f"{name}_score": pa.float64() for name in NAMES}
-    return pa.schema(dict(policy.prompt_columns) | reactions | scores)
+    other = {"made_for": pa.string()}
+    return pa.schema(dict(policy.prompt_columns) | reactions | scores | other)
 
 
 class Dpo(PolicyObjective):
@@ -134,7 +139,7 @@ class Dpo(PolicyObjective):
         self.reference_log_likelihoods = read_reference(file, self.key)
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Pairs, with their margins, and the reference's log-likelihoods or the noise to meet."""
+        """Pairs, and the reference's log-likelihoods or the noise to meet."""
         share = self.share(step, rank, world_size)
         batch = self._collate(share)
         if self.reference_log_likelihoods is not None:
@@ -166,6 +171,7 @@ class Dpo(PolicyObjective):
             config.loss,
             score_margin=batch["margin"] if config.loss == "margin" else None,
             label_smoothing=config.label_smoothing if config.loss == "robust" else 0.0,
+            chosen_nll=config.chosen_nll,
         )
         metrics = {name: values.mean() for name, values in result.metrics.items()}
         kl = metrics.pop("kl_per_token")
@@ -182,18 +188,18 @@ class Dpo(PolicyObjective):
         rows = [self.rows[int(index)] for index in indices]
         steps = self.config.counted_steps
         counted = [{name: self.policy.counted(row[name], steps) for name in NAMES} for row in rows]
-        margins = [row["chosen_score"] - row["rejected_score"] for row in rows]
-        return self.policy.collate(rows) | {
-            "actions": self.policy.collate_actions(counted, NAMES),
-            "margin": torch.tensor(margins, dtype=torch.float32),
-        }
+        batch = self.policy.collate(rows) | {"actions": self.policy.collate_actions(counted, NAMES)}
+        if self.config.loss == "margin":
+            margins = [row["chosen_score"] - row["rejected_score"] for row in rows]
+            batch["margin"] = torch.tensor(margins, dtype=torch.float32)
+        return batch
 
 
 def pairs_digest(rows: Dataset) -> str:
     """sha256 over prompts and both reactions of every pair, in order."""
     digest = hashlib.sha256()
     scores = [f"{name}_score" for name in NAMES]
-    for row in rows.remove_columns(scores):
+    for row in rows.remove_columns([*scores, "made_for"]):
         digest.update(json.dumps(row, default=bytes.hex).encode())
     return digest.hexdigest()
 

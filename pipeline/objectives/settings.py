@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rapport.settings import Section
 
@@ -97,6 +97,15 @@ class DpoConfig(Section):
     """sigmoid is the paper's"""
     label_smoothing: float = Field(0.1, ge=0, lt=0.5)
     """share of flipped labels assumed by `robust`"""
+    chosen_nll: float = Field(0.0, ge=0)
+    """weight of imitating the chosen reaction, per action, beside the loss (RPO): keeps what is
+    preferred likely, where the loss alone only pushes the rejected one away"""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """share of pairs that no rater makes: rejected is a reaction to ANOTHER speaker, as lively as
+    the chosen one, so that only listening tells them apart; 1 = no rater is asked"""
+    contrast_of: Literal["recorded", "sampled"] = "recorded"
+    """what such pairs are made of: recorded listeners who fit their speaker, or the policy's own
+    samples (of a rated group, those that are rated best)"""
     epochs: int = Field(2, ge=1)
     """passes over the pairs"""
     rounds: int = Field(1, ge=1)
@@ -117,7 +126,18 @@ class DpoConfig(Section):
             keys[f"dpo.loss={self.loss} assumes no flipped labels"] = ("label_smoothing",)
         if self.rounds == 1:
             keys["in the one round of dpo.rounds=1 both references are the same"] = ("reference",)
+        if not self.contrast:
+            keys["dpo.contrast=0 has no such pairs"] = ("contrast_of",)
         return keys
+
+    @model_validator(mode="after")
+    def _margins_are_of_scores(self) -> Self:
+        if self.loss == "margin" and self.contrast:
+            raise ValueError(
+                "dpo.loss=margin needs scores of both reactions, which pairs of dpo.contrast lack: "
+                "another dpo.loss, or dpo.contrast=0"
+            )
+        return self
 
     @property
     def counted_steps(self) -> int | None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from rapport.actors.fleet import Fleet
 from rapport.pipeline.rundir import Run, Workspace
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
 from rapport.pipeline.steps.ablation import LEARNT, VARIANTS, compare_variants, learn_variant
 from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
-from rapport.pipeline.steps.judging import MethodRow, tabulate
-from rapport.pipeline.steps.jury import Jury, as_judged
-from rapport.pipeline.steps.movement import motions_of
+from rapport.pipeline.steps.judging import tabulate
+from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import candidates, fleet_of
 from rapport.pipeline.steps.showing import render_pool
-from rapport.policies.policy import Policy, load_policy
+from rapport.policies.policy import load_policy
 
 Config = AblateOfVla | AblateOfFlow
 
@@ -59,7 +57,7 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
         render_pool(config) as renderers,
     ):
         jury = Jury.of_run(part, config, imitated, raters=raters, baselines=False)
-        rows = {"SFT-Only": judged(jury, imitated.policy, fleet)}
+        jury.hear(imitated.policy, fleet, name="SFT-Only")
         groups = candidates(part, config, imitated, fleet=fleet, renderers=renderers)
         ratings = rate(part, config, imitated, groups=groups, raters=raters)
         pairs = pair(part, config, imitated, groups=groups, ratings=ratings)
@@ -68,13 +66,6 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
                 path = learn_variant(variant, config, name, imitated=imitated, pairs=pairs)
                 policy = load_policy(path)
                 fleet.update(policy.weights(), policy)
-                rows[name] = judged(jury, policy, fleet)
-    table = {name: rows[name] for name in VARIANTS}
+                jury.hear(policy, fleet, name=name)
+    table = {name: jury.rows[name] for name in VARIANTS}
     return tabulate(table, part, bootstrap=config.evaluation.bootstrap)
-
-
-def judged(jury: Jury, policy: Policy, fleet: Fleet) -> MethodRow:
-    """What held-out reactions of a policy come to; no table and no round is kept of it."""
-    policy, asked = as_judged(policy, jury.config, fleet)
-    answers = motions_of(policy, jury.held_out.ask(asked))
-    return jury.judge(jury.held_out.by_clip(answers))

@@ -7,14 +7,11 @@ from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import Preferences
 from rapport.pipeline.steps.alignment import align
 from rapport.pipeline.steps.checks import cluster_of, preflight
+from rapport.pipeline.steps.curve import follow
 from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
-from rapport.pipeline.steps.sampling import (
-    candidates,
-    fleet_of,
-    starting_point,
-)
+from rapport.pipeline.steps.sampling import candidates, fleet_of, starting_point
 from rapport.pipeline.steps.showing import render_pool
 from rapport.policies.policy import load_policy
 
@@ -44,9 +41,10 @@ def run(config: Preferences, run: Run) -> None:
                     run, config, current, reference=reference, pairs=pairs, round_index=n
                 )
                 current = aligned.artifacts["dpo_policy"]
+                follow(run, config, imitated, aligned, fleet=fleet, raters=raters, round_index=n)
                 policy = load_policy(current)
                 fleet.update(policy.weights(), policy)
-                jury.hear(policy, fleet, round_index=n)
+            jury.hear(policy, fleet, round_index=config.dpo.rounds)
             jury.conclude()
             jury.show(renderers, pairs)
     write_report(run)

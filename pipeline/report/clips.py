@@ -60,7 +60,13 @@ def pairs(facts: Facts) -> dict[str, object] | None:
     """Pairs that were learnt from, clearest preference first; None where there are no pairs."""
     if "pairs" not in facts.summary.counts:
         return None
-    return {"raters": facts.summary.engines["raters"], "videos": _videos(facts, PAIR)}
+    counts = facts.summary.counts
+    return {
+        "raters": facts.summary.engines.get("raters"),
+        "rated": counts.get("rated_pairs", counts["pairs"]),
+        "contrast": counts.get("contrast_pairs", 0),
+        "videos": _videos(facts, PAIR),
+    }
 
 
 def got_worse(facts: Facts) -> dict[str, object] | None:

@@ -1,4 +1,4 @@
-"""Curves: of learning, step by step, and of what the policy came to, round by round."""
+"""Curves: of learning, step by step, and of what the policy came to meanwhile."""
 
 from __future__ import annotations
 
@@ -42,11 +42,18 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 NO_IMITATION = {"vae", "dpo", "gdpo"}
-ROUNDS = {
-    "simulated_rating": "SIMULATED rating, 1 to 5",
+# What was optimised, then what nothing trained on.
+PROXY = "simulated_rating"
+JUDGED = {
+    PROXY: "SIMULATED rating, 1 to 5: of the kind that pairs were made by",
+    "own_minus_another": "the same, own speaker's minus another's",
+    "independent": "independent judge, nats",
+    "independent_own_minus_another": "independent judge, own speaker's minus another's, nats",
+    "right": "share of points answered right",
     "truth_affect_error": "truth affect error",
     "l2": "L2",
     "fd": "FD",
+    "kl": "divergence from the imitating policy, nats",
 }
 
 
@@ -65,20 +72,25 @@ def training_curves(facts: Facts) -> dict[str, object]:
     }
 
 
-def round_by_round(facts: Facts) -> dict[str, object] | None:
-    """What the policy came to after every round, on held-out prompts; None without rounds."""
-    rounds = facts.summary.rounds
-    if not rounds:
+def while_learning(facts: Facts) -> dict[str, object] | None:
+    """What the policy came to on the way, on validation prompts; None where nobody looked."""
+    rows = facts.summary.curve
+    if not rows:
         return None
+    names = [name for name in JUDGED if any(row.get(name) is not None for row in rows)]
     charts = [
-        line_chart(title, "round", [Line(title, _points(rounds, "round", key))])
-        for key, title in ROUNDS.items()
+        line_chart(JUDGED[name], "step", [Line(JUDGED[name], _points(rows, "step", name))])
+        for name in names
     ]
-    rows = [[str(row["round"]), *(number(row.get(key)) for key in ROUNDS)] for row in rounds]
+    cells = [
+        [f"{row['step']:g}", f"{row['round']:g}", *(number(row.get(name)) for name in names)]
+        for row in rows
+    ]
+    columns = ("step", "round", *(JUDGED[name] for name in names))
     return {
         "start": facts.summary.compared[0] if facts.summary.compared else "the first policy",
         "charts": list(filter(None, charts)),
-        "table": Table("After every round", ("round", *ROUNDS.values()), rows),
+        "table": Table("While it learnt", columns, cells),
     }
 
 

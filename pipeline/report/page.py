@@ -12,9 +12,10 @@ from rapport.log import logger
 from rapport.pipeline.report.agreement import rater_agreement
 from rapport.pipeline.report.change import in_short
 from rapport.pipeline.report.clips import got_worse, held_out_clips, pairs
-from rapport.pipeline.report.curves import round_by_round, training_curves
+from rapport.pipeline.report.curves import training_curves, while_learning
 from rapport.pipeline.report.dynamics import how_listeners_move
 from rapport.pipeline.report.facts import Facts, read_facts
+from rapport.pipeline.report.people import as_people_rate
 from rapport.pipeline.report.ran import what_ran
 from rapport.pipeline.report.results import results_by_method
 from rapport.pipeline.report.templates import FOLDER, render
@@ -30,10 +31,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Facts], Content | None]]] = {
     "held-out": ("Held-out clips", held_out_clips),
     "worse": ("Where the policy got worse", got_worse),
     "tables": ("Results by method", results_by_method),
+    "people": ("As people rate them", as_people_rate),
     "pairs": ("Chosen against rejected", pairs),
     "agreement": ("Do the raters agree?", rater_agreement),
     "curves": ("Training curves", training_curves),
-    "rounds": ("Round by round", round_by_round),
+    "curve": ("While it learnt", while_learning),
     "ran": ("What ran", what_ran),
 }
 

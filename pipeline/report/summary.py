@@ -23,7 +23,8 @@ class Summary:
         change: what alignment changed: `NAME_change` -> interval, `NAME_change_percent` -> value.
         judgement: method -> metric -> value: how listeners move.
         change_percent: metric of `judgement` -> how far the second method is from the first.
-        rounds: what the policy came to after every round.
+        curve: what the policy came to on validation prompts while it learnt.
+        study: what people think of results, as `steps.study` gives it.
         independent_judge: how far the judge that is not the raters can be trusted.
         raters_understand_speech: None where no SIMULATED raters judged.
     """
@@ -39,7 +40,8 @@ class Summary:
     change: Mapping[str, Any] = field(default_factory=dict)
     judgement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     change_percent: Mapping[str, float] = field(default_factory=dict)
-    rounds: Sequence[MetricValues] = ()
+    curve: Sequence[MetricValues] = ()
+    study: Mapping[str, Any] = field(default_factory=dict)
     independent_judge: Mapping[str, Any] = field(default_factory=dict)
     raters_understand_speech: bool | None = None
 
@@ -63,7 +65,8 @@ def read_summary(values: Mapping[str, Any]) -> Summary:
         change=metrics.get("change", {}),
         judgement=metrics.get("judgement", {}),
         change_percent=metrics.get("change_percent", {}),
-        rounds=metrics.get("rounds", ()),
+        curve=metrics.get("curve", ()),
+        study=metrics.get("study", {}),
         independent_judge=metrics.get("independent_judge") or {},
         raters_understand_speech=metrics.get("raters_understand_speech"),
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rapport.actors.fleet import Fleet
-from rapport.actors.learner import Learners, Milestones
+from rapport.actors.learner import Learners, Milestones, milestone_step
 from rapport.pipeline.objectives.dpo import Dpo
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.rundir import Phase, PhaseResult, phase
@@ -38,6 +39,9 @@ def align(
 ) -> PhaseResult:
     """DPO from the policy in `initial` against the frozen one in `reference`.
 
+    `curve.points` policies are written on the way, the last one included: `value["milestones"]` is
+    steps -> the folder's name.
+
     Args:
         step: the phase.
         config: of the recipe.
@@ -50,7 +54,13 @@ def align(
     objective = dpo_objective(
         config, initial, reference, pairs=pairs, reference_file=file, round_index=round_index
     )
-    return learn_pairs(step, config, objective)
+    if not config.curve.points:
+        return learn_pairs(step, config, objective)
+    written: list[Path] = []
+    milestones = Milestones(config.curve.points, written.append)
+    result = learn_pairs(step, config, objective, milestones=milestones)
+    on_the_way = {milestone_step(folder): folder.name for folder in written}
+    return replace(result, value=result.value | {"milestones": on_the_way})
 
 
 def dpo_objective(

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from rapport.actors import timeline
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.settings import CorpusConfig
-from rapport.pipeline.data.store import Corpus, CorpusError
+from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.settings import Judged, Learning
 
 
 def prepare(run: Workspace, config: CorpusConfig) -> Corpus:
     """The corpus that `config` names, as a Parquet folder."""
     return Corpus(_prepared(run, config).artifacts["corpus"])
+
+
+def prepared(run: Workspace, config: Learning) -> Corpus:
+    """The corpus that a policy learns from; it has the splits on which the policy is judged.
+
+    Raises:
+        RunError: a split is missing.
+    """
+    corpus = prepare(run, config.corpus)
+    if isinstance(config, Judged):
+        require_splits(corpus, config.judged_splits)
+    return corpus
 
 
 @phase("prepare")
@@ -25,11 +38,11 @@ def _prepared(step: Phase, config: CorpusConfig) -> PhaseResult:
             corpus = open_corpus(config, step.directory / "corpus")
         except CorpusError as error:
             raise RunError(str(error)) from error
-    counts = {split: corpus.count(split) for split in ("train", "test")}
+    counts = {split: corpus.count(split) for split in SPLITS if split in corpus.splits}
     absent = corpus.at("train", 0).absent
+    sizes = ", ".join(f"{count} {split}" for split, count in counts.items())
     step.say(
-        f"{counts['train']} training and {counts['test']} held-out clips, {corpus.layout}"
-        + (f"; absent: {', '.join(absent)}" if absent else "")
+        f"{sizes} clips, {corpus.layout}" + (f"; absent: {', '.join(absent)}" if absent else "")
     )
     read = counts_of_reader(corpus)
     if read:
@@ -39,6 +52,18 @@ def _prepared(step: Phase, config: CorpusConfig) -> PhaseResult:
         artifacts={"corpus": corpus.path},
         counts={f"{split}_clips": count for split, count in counts.items()} | read,
     )
+
+
+def require_splits(corpus: Corpus, splits: Iterable[str]) -> None:
+    """Raise `RunError` where a split is missing that something is judged on."""
+    missing = sorted(set(splits) - set(corpus.splits))
+    if missing:
+        raise RunError(
+            f"{corpus.path} has no {missing[0]} split, only {', '.join(corpus.splits)}. What is "
+            "chosen is judged on people of its own, neither trained on nor reported. Write one "
+            f"(`CorpusWriter.add` of clips with split={missing[0]!r}; the synthetic corpus has "
+            "it), or leave it out of this run: evaluation.split=test, and curve.points=0 for `dpo`"
+        )
 
 
 def counts_of_reader(corpus: Corpus) -> dict[str, float]:

@@ -18,7 +18,7 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.imitation import Imitation
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import STAGE_ONE, Learning, OfFlow, OfOther, OfVla, Preferences
-from rapport.pipeline.steps.corpus import prepare
+from rapport.pipeline.steps.corpus import prepared
 from rapport.pipeline.steps.imitation_flow import encode, imitate_flow
 from rapport.pipeline.steps.imitation_vla import imitate_vla
 from rapport.pipeline.steps.learning import Imitated, learn
@@ -33,7 +33,7 @@ def imitate(run: Workspace, config: Learning) -> Imitated:
     """Train a policy to imitate, or take the one that the config names."""
     if isinstance(config, OfFlow):
         return imitate_flow(run, config)
-    corpus = prepare(run, config.corpus)
+    corpus = prepared(run, config)
     if isinstance(config, OfVla):
         return Imitated(corpus, imitate_vla(run, config, corpus))
     if isinstance(config, OfOther):
@@ -50,7 +50,7 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
     """
     path = path.absolute()
     policy_at(path, config.policy)
-    corpus = prepare(run, config.corpus)
+    corpus = prepared(run, config)
     if not isinstance(config, OfFlow):
         return Imitated(corpus, path)
     folder = run.directory / "features"

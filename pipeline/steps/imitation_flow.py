@@ -21,7 +21,7 @@ from rapport.pipeline.objectives.flow import RectifiedFlow
 from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase, still_there
 from rapport.pipeline.settings import OfFlow
-from rapport.pipeline.steps.corpus import prepare
+from rapport.pipeline.steps.corpus import prepared
 from rapport.pipeline.steps.learning import Imitated, learn, own_device
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.config import VaeSizes, flow_config, vae_config
@@ -40,7 +40,7 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
         run.leave({"corpus": earlier.corpus.path, "flow_policy": earlier.policy_path})
         run.leave({"encode_tables": earlier.windows})
         return earlier
-    corpus = prepare(run, config.corpus)
+    corpus = prepared(run, config)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
     encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
     trained = _flow(run, config, corpus, vae=vae, encoded=encoded)
@@ -107,7 +107,7 @@ def encode(
     encoders = Features.load(config.encoders, features, device)
     coder = checkpoint.load_vae(vae).to(device)
     counts = {}
-    for split in ("train", "test"):
+    for split in corpus.splits:
         rows = window_rows(people(config, corpus, split), encoders, coder)
         table = step.directory / f"{split}.arrow"
         counts[f"{split}_windows"] = write_table(table, rows, WINDOW_SCHEMA)

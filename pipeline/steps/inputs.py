@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.data.corpora import look_at_corpus
+from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     Evaluated,
@@ -27,6 +28,7 @@ from rapport.pipeline.settings import (
     RankConfig,
     Rated,
 )
+from rapport.pipeline.steps.corpus import require_splits
 from rapport.policies.head.settings import HeadConfig
 
 Drawn = Judged | Rated | RankConfig
@@ -42,6 +44,10 @@ def look_at_inputs(config: RecipeConfig) -> None:
     if isinstance(config, Evaluated) and config.files.pred is not None:
         _files(config.files)
         return
+    if isinstance(config, Evaluated) and config.reactions is not None:
+        _head(config.head)
+        _reactions(config, config.reactions)
+        return
     if isinstance(config, PreflightConfig) and config.plan.nodes is not None:
         _benches(config)
         return
@@ -55,6 +61,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
         _imitation(config, config.imitation)
     elif isinstance(config, PrepareConfig):
         look_at_corpus(config.corpus)
+        if isinstance(config, Judged) and config.corpus.kind == "parquet" and config.corpus.root:
+            require_splits(Corpus(config.corpus.root), config.judged_splits)
         if isinstance(config, Learning):
             _policy(config)
 
@@ -71,6 +79,23 @@ def _benches(config: PreflightConfig) -> None:
 
     for file in config.plan.bench:
         with_bench(CPU, file, config.rollout.dtype)
+
+
+def _reactions(config: Evaluated, path: Path) -> None:
+    """Kept reactions, the corpus of their run, and what people say of them."""
+    from rapport.pipeline.data.reactions import read_reactions
+    from rapport.pipeline.steps.rejudging import Source
+    from rapport.pipeline.steps.study import check_study, methods_of
+
+    source = Source.at(path)
+    kept = read_reactions(source.file)
+    if source.corpus is None:
+        look_at_corpus(config.corpus)
+    else:
+        kept.require_corpus(Corpus(source.corpus), str(source.file))
+    if config.study.prompts:
+        methods_of(config, kept)
+    check_study(config)
 
 
 def _runs(config: RankConfig) -> None:

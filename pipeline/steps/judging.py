@@ -480,17 +480,6 @@ def compare(
             logger.info(f"{what}: {of['mean']:+.2f} [{of['low']:+.2f}, {of['high']:+.2f}]")
 
 
-def track_round(row: MethodRow, round_index: int, run: Workspace) -> None:
-    """What the policy has come to on held-out clips, as a curve over rounds; 0 = before."""
-    means = {name: row.values(name) for name in YARDSTICKS}
-    means |= {"simulated_rating": row.scores, "truth_affect_error": row.truth_errors}
-    values = row.metrics | {name: mean_of(each.values()) for name, each in means.items()}
-    given = {f"round/{name}": value for name, value in values.items() if value is not None}
-    run.tracker.log(given, round_index)
-    rounds = run.summary["metrics"].setdefault("rounds", [])
-    rounds.append({"round": round_index} | values)
-
-
 def interval_json(interval: Interval) -> dict[str, float]:
     """An interval as JSON."""
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}

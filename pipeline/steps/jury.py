@@ -12,6 +12,14 @@ import numpy as np
 from rapport.actors.fleet import Fleet
 from rapport.actors.rater import RewardPool
 from rapport.actors.renderer import RenderPool
+from rapport.pipeline.data.reactions import (
+    GROUND_TRUTH,
+    REACTIONS,
+    Groups,
+    KeptReactions,
+    answered,
+    recorded,
+)
 from rapport.pipeline.report.videos import HELD_OUT, PAIR, WORSE, evenly_spaced, fallen
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
@@ -23,7 +31,6 @@ from rapport.pipeline.steps.judging import (
     compare,
     fit_affect,
     tabulate,
-    track_round,
 )
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
@@ -44,6 +51,9 @@ from rapport.policies.vla.settings import ActionConfig
 class Jury:
     """Hears policies on held-out prompts, one after the other, and says what changed.
 
+    Their answers are kept in `reactions.parquet`, beside the recorded listeners, so that others can
+    judge them again.
+
     Args:
         run: takes tables, numbers and videos.
         config: of the recipe.
@@ -60,6 +70,7 @@ class Jury:
     judge: Judge
     baselines: bool = False
     answers: dict[str, list[list[Motion]]] = field(default_factory=dict)
+    kept: dict[str, Groups] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     rows: dict[str, MethodRow] = field(default_factory=dict)
 
@@ -92,7 +103,7 @@ class Jury:
     def hear(
         self, policy: Policy, fleet: Fleet, *, round_index: int = 0, name: str | None = None
     ) -> MethodRow:
-        """Ask a policy, and judge what it answers.
+        """Ask a policy, keep what it answers, and judge that.
 
         Args:
             policy: who answers.
@@ -102,13 +113,33 @@ class Jury:
         """
         name = name or self.name_of(policy, round_index)
         policy, asked = as_judged(policy, self.config, fleet)
-        answers = motions_of(policy, self.held_out.ask(asked))
+        groups = self.held_out.ask(asked)
+        answers = motions_of(policy, groups)
+        by_clip = self.held_out.by_clip(answers)
         self.answers[name] = answers
         self.policies[name] = policy
-        row = self.judge(self.held_out.by_clip(answers))
-        self.rows[name] = row
-        track_round(row, round_index, self.run)
-        return row
+        self.kept[name] = answered(self.held_out.by_clip(groups), by_clip)
+        self._keep()
+        self.rows[name] = self.judge(by_clip)
+        if self.baselines and len(self.policies) == 1:
+            self.rows |= self.judge.controls(name, by_clip)
+        return self.rows[name]
+
+    def _keep(self) -> None:
+        """Write all answers so far."""
+        corpus = self.imitated.corpus
+        listeners = {}
+        for prompt_id, group in next(iter(self.kept.values())).items():
+            motion = corpus.clip(prompt_id, modalities=()).listener
+            listeners[prompt_id] = motion.window(0, len(group[0].motion))
+        file = self.run.directory / REACTIONS
+        KeptReactions(
+            corpus=corpus.digest,
+            split=self.config.evaluation.split,
+            compared=self.judge.layout,
+            methods={GROUND_TRUTH: recorded(listeners)} | self.kept,
+        ).write(file)
+        self.run.leave({"reactions": file})
 
     def name_of(self, policy: Policy, round_index: int) -> str:
         """What a policy is called in tables."""
@@ -116,9 +147,7 @@ class Jury:
             return policy.supervised
         if not isinstance(self.config, Preferences):
             return policy.aligned["gdpo"]
-        aligned = policy.aligned["dpo"]
-        last = round_index == self.config.dpo.rounds
-        return aligned if last else f"{aligned} round {round_index}"
+        return policy.aligned["dpo"]
 
     @property
     def compared(self) -> tuple[str, str]:
@@ -130,9 +159,6 @@ class Jury:
         """Both tables: how reactions were judged, and how they move."""
         before, after = self.compared
         bootstrap = self.config.evaluation.bootstrap
-        if self.baselines:
-            by_clip = self.held_out.by_clip(self.answers[before])
-            self.rows |= self.judge.controls(before, by_clip)
         compare(self.rows, self.run, before=before, after=after, bootstrap=bootstrap)
         movement = _movement(self.run, self)
         tabulate_movement(movement.value, self.run, before=before, after=after)
@@ -260,23 +286,31 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
         motions = {name: by_clip[clip_id][0] for name, by_clip in answers.items()}
         videos.append(compared(jury.imitated.corpus.clip(clip_id), file, kind, answers=motions))
     if pairs is not None:
-        scores = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score"]
-        table = read_table(pairs).select_columns(scores)
-        by_margin = sorted(
-            table, key=lambda row: (row["rejected_score"] - row["chosen_score"], row["prompt_id"])
-        )
-        videos += [_pair_video(jury.imitated, row) for row in evenly_spaced(by_margin, count)]
+        shown = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score", "made_for"]
+        table = sorted(read_table(pairs).select_columns(shown), key=_by_margin)
+        videos += [_pair_video(jury.imitated, row) for row in evenly_spaced(table, count)]
     return render_shown(jury.config.render, videos, renderers, step=step)
+
+
+def _by_margin(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+    """Rated pairs first, the widest margin at their head; then those that nobody rated."""
+    unrated = row["made_for"] is not None
+    margin = 0.0 if unrated else row["chosen_score"] - row["rejected_score"]
+    return unrated, -margin, row["prompt_id"]
 
 
 def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> ReportVideo:
     """A row of the training table: speaker, chosen, rejected."""
     clip = imitated.corpus.clip(row["prompt_id"])
+    captions = {"chosen": "chosen", "rejected": "rejected"}
+    if row["made_for"] is not None:
+        captions["rejected"] = "made for another"
     motions = {}
     scores = {}
-    for name in ("chosen", "rejected"):
+    for name, caption in captions.items():
         actions = np.array(row[name])
-        motions[name] = imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))
-        scores[name] = row[f"{name}_score"]
-    file = f"pairs/{clip.clip_id}.mp4"
+        motions[caption] = imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))
+        if row["made_for"] is None:
+            scores[caption] = row[f"{name}_score"]
+    file = "-".join(filter(None, (f"pairs/{clip.clip_id}", row["made_for"]))) + ".mp4"
     return report_video(clip, file, PAIR, listeners=motions, scores=scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +18,7 @@ from rapport.pipeline.data.flow import Window, windows
 from rapport.pipeline.report.videos import evenly_spaced
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow
-from rapport.pipeline.steps.corpus import choose
+from rapport.pipeline.steps.corpus import choose, require_splits
 from rapport.pipeline.steps.imitation_flow import people
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.settings import ComparisonConfig
@@ -51,6 +51,9 @@ STANDARDS = {
 PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
 
 
+Answer = TypeVar("Answer")  # a reaction, or its motion
+
+
 @dataclass(frozen=True, eq=False)
 class HeldOut:
     """Held-out prompts with what was recorded.
@@ -71,12 +74,18 @@ class HeldOut:
 
     @classmethod
     def from_corpus(cls, config: Judged, imitated: Imitated) -> Self:
-        """The held-out prompts that the config names."""
+        """The held-out prompts that the config names.
+
+        Raises:
+            RunError: the corpus lacks their split.
+        """
+        split = config.evaluation.split
+        require_splits(imitated.corpus, [split])
         if isinstance(config, JudgedOfFlow):
             return cls._of_windows(config, imitated)
         assert isinstance(config.evaluation, ComparisonConfig)  # of all but AR-Flow
         policy = imitated.policy
-        clip_ids = choose(imitated.corpus, "test", config.evaluation.prompts, seed=config.seed)
+        clip_ids = choose(imitated.corpus, split, config.evaluation.prompts, seed=config.seed)
         recorded = []
         prompts = []
         for clip in map(imitated.corpus.clip, clip_ids):
@@ -91,12 +100,13 @@ class HeldOut:
 
     @classmethod
     def _of_windows(cls, config: JudgedOfFlow, imitated: Imitated) -> Self:
-        table = imitated.encoded("test")
+        split = config.evaluation.split
+        table = imitated.encoded(split)
         assert table is not None  # AR-Flow has prompts made in advance
         count = min(config.judge.windows, len(table))
         places = np.linspace(0, len(table) - 1, count).astype(int).tolist()
         wanted = set(places)
-        everybody = enumerate(people(config, imitated.corpus, "test"))
+        everybody = enumerate(people(config, imitated.corpus, split))
         judged = {place: window for place, window in everybody if place in wanted}
         prompts = [imitated.policy.prompt_of(table[place]) for place in places]
         ids = [prompt.prompt_id for prompt in prompts]
@@ -113,11 +123,11 @@ class HeldOut:
             return policy.groups(self.prompts, self.samples, self.seeds)
         return policy.sample(self.prompts, self.samples, self.seeds)
 
-    def by_clip(self, answers: Sequence[list[Motion]]) -> dict[str, list[Motion]]:
+    def by_clip(self, answers: Sequence[list[Answer]]) -> dict[str, list[Answer]]:
         """Those of a clip's listener, whom raters can watch."""
         return {
-            window.clip_id: motions
-            for window, motions in zip(self.windows, answers, strict=True)
+            window.clip_id: group
+            for window, group in zip(self.windows, answers, strict=True)
             if window.role == "listener"
         }
 

@@ -24,6 +24,7 @@ from rapport.pipeline.report.sweep import (
 )
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, found, phase
 from rapport.pipeline.search_space import rounded, trial_name
+from rapport.pipeline.settings import Judged
 from rapport.pipeline.tracking import TrackedRun
 from rapport.pipeline.tune_settings import Sweep
 
@@ -86,7 +87,7 @@ def report(
     files = {"tune": _write_json(run, config, outcomes, baseline=baseline)}
     if best is not None:
         files["best"] = run.directory / "best.yaml"
-        write_atomic(files["best"], to_yaml(config.of_trial(dict(best.values))))
+        write_atomic(files["best"], to_yaml(reported(config.of_trial(dict(best.values)))))
         files |= write_charts(run, config, finished, baseline=baseline)
         run.summary["metrics"] |= {"baseline": dict(baseline), "best": dict(best.metrics)}
         run.leave({"best_policy": found(best.policy, run.directory)})
@@ -108,6 +109,12 @@ def report(
     logger.info(f"best: {best.name}; {config.subject} --config {files['best']}")
     if config.tune.model is not None:
         register(run, config.tune.model, best)
+
+
+def reported(config: Judged) -> Judged:
+    """The config of a run whose number is reported: on the split that no choice was made on."""
+    held_out = config.evaluation.model_copy(update={"split": "test"})
+    return config.model_copy(update={"evaluation": held_out})
 
 
 def _write_json(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.objectives.dpo import pair_schema
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Judged, Preferences
+from rapport.pipeline.steps.contrast import contrast_rows, contrasted
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of, earlier
 from rapport.policies.clip import Clip
@@ -29,7 +31,7 @@ from rapport.rewards.ratings.pairs import Pair, make_pairs
 from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.raters import RaterScales, anonymous, survey
 from rapport.rewards.ratings.ratings import Rating, Remark, read_ratings, write_ratings
-from rapport.rewards.ratings.scores import ScoreConfig, score_candidates
+from rapport.rewards.ratings.scores import ScoreConfig, Scores, score_candidates
 
 Points = Mapping[str, tuple[Point, ...]]  # by clip id
 
@@ -107,7 +109,12 @@ def rate(
     *,
     round_index: int = 1,
 ) -> list[Rating]:
-    """People's ratings from their sheets, or those of SIMULATED raters who watch everything."""
+    """People's ratings from their sheets, or those of SIMULATED raters who watch everything.
+
+    None where `dpo.contrast=1`: nobody is asked.
+    """
+    if not config.asks_raters:
+        return []
     result = _rated(run, config, imitated, groups=groups, raters=raters, round_index=round_index)
     if result.value is not None:
         run.summary["survey"] = result.value
@@ -237,7 +244,7 @@ def pair(
     *,
     round_index: int = 1,
 ) -> Path:
-    """Score every candidate (Eq. 10); best and worst of a group make a pair: the table of them."""
+    """The table of pairs: best and worst of a group by Eq. 10, and those of `dpo.contrast`."""
     result = _paired(run, config, imitated, groups=groups, ratings=ratings, round_index=round_index)
     return result.artifacts["pairs"]
 
@@ -252,22 +259,40 @@ def _paired(
     *,
     round_index: int,
 ) -> PhaseResult:
-    scales = None
-    if config.ratings is not None and config.score.rater_scales:
-        scales = RaterScales.fit(ratings)
     by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
-    pairs, counts = pairs_of(
+    rated: list[Pair] = []
+    scores: Scores = {}
+    counts: dict[str, float] = {}
+    if config.asks_raters:
+        scales = None
+        if config.ratings is not None and config.score.rater_scales:
+            scales = RaterScales.fit(ratings)
+        recorded = {key for key, candidate in by_id.items() if candidate.source == GROUND_TRUTH}
+        rated, scores, rated_counts = pairs_of(
+            step, ratings, _members(groups), config.score, recorded=recorded, scales=scales
+        )
+        counts |= rated_counts
+    contrast, pool, contrast_counts = contrasted(
         step,
-        ratings,
-        _members(groups),
-        config=config.score,
-        batch_size=config.dpo.batch_size,
-        recorded={key for key, candidate in by_id.items() if candidate.source == GROUND_TRUTH},
-        scales=scales,
+        config,
+        imitated,
+        groups,
+        rated=len(rated),
+        scores=scores,
+        round_index=round_index,
     )
+    counts |= contrast_counts
+    counts["rated_pairs"] = len(rated)
+    counts["pairs"] = len(rated) + len(contrast)
+    require_batch(counts, config.dpo.batch_size)
+    rows = chain(pair_rows(rated, by_id, imitated), contrast_rows(contrast, pool, imitated))
     table = step.directory / "pairs.arrow"
-    write_table(table, pair_rows(pairs, by_id, imitated), pair_schema(imitated.policy))
-    return PhaseResult(artifacts={"pairs": table}, counts=counts)
+    write_table(table, rows, pair_schema(imitated.policy))
+    return PhaseResult(
+        artifacts={"pairs": table},
+        counts=counts,
+        metrics={"contrast_share": len(contrast) / counts["pairs"]},
+    )
 
 
 def pairs_of(
@@ -276,10 +301,9 @@ def pairs_of(
     members: Mapping[str, list[str]],
     config: ScoreConfig,
     *,
-    batch_size: int,
     recorded: Collection[tuple[str, str]],
     scales: RaterScales | None = None,
-) -> tuple[list[Pair], dict[str, int]]:
+) -> tuple[list[Pair], Scores, dict[str, int]]:
     """Score every candidate (Eq. 10); best and worst of a group make a pair.
 
     Args:
@@ -287,27 +311,33 @@ def pairs_of(
         ratings: of the candidates.
         members: prompt id -> candidate ids.
         config: weights of the criteria, least margin.
-        batch_size: fewer pairs are an error.
         recorded: prompt and candidate ids of recorded listeners.
         scales: of the raters, where each one's scale is taken into account.
 
     Returns:
-        the pairs, and counts of what was scored and paired.
+        the pairs, the scores, and counts of what was scored and paired.
     """
     scores, scored = score_candidates(ratings, config.weights, members, scales=scales)
     pairs, paired = make_pairs(scores, config.minimum_margin)
-    if len(pairs) < batch_size:
-        raise RunError(
-            f"{len(pairs)} pairs are fewer than one batch (dpo.batch_size={batch_size}): "
-            f"{asdict(paired)}"
+    counts = asdict(scored) | asdict(paired)
+    if pairs:
+        share = float(np.mean([(pair.prompt_id, pair.chosen_id) in recorded for pair in pairs]))
+        margin = np.mean([pair.margin for pair in pairs])
+        step.say(
+            f"{len(pairs)} rated pairs, mean margin {margin:.3f}, recorded listener chosen in "
+            f"{share:.0%}"
         )
-    share = float(np.mean([(pair.prompt_id, pair.chosen_id) in recorded for pair in pairs]))
-    margin = np.mean([pair.margin for pair in pairs])
-    step.say(
-        f"{len(pairs)} pairs, mean margin {margin:.3f}, recorded listener chosen in {share:.0%}"
-    )
-    step.logger.log({"pairs": len(pairs), "ground_truth_chosen": share})
-    return pairs, asdict(scored) | asdict(paired)
+        step.logger.log({"rated_pairs": len(pairs), "ground_truth_chosen": share})
+    return pairs, scores, counts
+
+
+def require_batch(counts: Mapping[str, float], batch_size: int) -> None:
+    """Raise `RunError` where pairs do not fill a batch; it says what became of the groups."""
+    if counts["pairs"] < batch_size:
+        raise RunError(
+            f"{counts['pairs']:g} pairs are fewer than one batch (dpo.batch_size={batch_size}): "
+            f"{dict(counts)}"
+        )
 
 
 def pair_rows(
@@ -324,4 +354,5 @@ def pair_rows(
             "rejected": policy.pack(rejected.actions),
             "chosen_score": pair.chosen_score,
             "rejected_score": pair.rejected_score,
+            "made_for": None,
         }

@@ -181,9 +181,16 @@ def candidates(
     *,
     round_index: int = 1,
 ) -> CandidateGroups:
-    """Sampled here and rendered where there are renderers, or those of an earlier `rollout` run."""
+    """Sampled here and rendered where there are renderers, or those of an earlier `rollout` run.
+
+    Where recorded listeners make all pairs, prompts are chosen and nothing is sampled for them.
+    """
     if config.candidates is not None:
         return read_candidates(earlier(config.candidates, "candidates"))
+    if not config.samples_candidates:
+        clip_ids = imitated.corpus.clip_ids("train")
+        ids = prompts_of_round(config, imitated.policy, clip_ids, round_index=round_index)
+        return {clip_id: [] for clip_id in ids}
     groups = roll_out(run, config, imitated, fleet=fleet, round_index=round_index)
     if renderers is not None:
         render_candidates(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from rapport.settings import Section
@@ -15,6 +17,9 @@ class HeldOutConfig(Section):
 
 
 class BootstrapConfig(Section):
+    split: Literal["validation", "test"] = "test"
+    """whose reactions are judged: validation's for all that is chosen, test's for the one number
+    that is reported"""
     bootstrap: int = Field(2000, ge=100)
     """bootstrap resamples of the confidence intervals"""
 
@@ -26,6 +31,32 @@ class ComparisonConfig(HeldOutConfig, BootstrapConfig):
 class EvaluationConfig(ComparisonConfig):
     clips: int = Field(4, ge=0)
     """videos of held-out clips: speaker, ground truth and policies side by side; 0 = none"""
+
+
+class CurveConfig(Section):
+    points: int = Field(2, ge=0)
+    """times that a round is judged on the validation split, after equal parts of its steps: what
+    the rating that was optimised has come to, beside the numbers that were not; 0 = never"""
+    prompts: int = Field(32, ge=1)
+    """validation prompts of a point (fewer if the corpus has fewer)"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Nobody is asked."""
+        return {} if self.points else {"curve.points=0 draws no curve": ("prompts",)}
+
+
+class StudyConfig(Section):
+    prompts: int = Field(0, ge=0)
+    """held-out prompts whose answers people are given to rate, methods side by side and blind
+    (Table III); 0 = no package"""
+    forms: int = Field(2, ge=1)
+    """forms of the package, to be shared out among raters: each has an order of its own"""
+    methods: list[str] = []
+    """who is rated, by their names in the table; empty = recorded listeners and all policies"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Nothing is handed out."""
+        return {} if self.prompts else {"study.prompts=0 hands nothing out": ("forms", "methods")}
 
 
 class MovementConfig(Section):

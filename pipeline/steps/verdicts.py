@@ -108,7 +108,12 @@ class Verdict:
         row = judge(self.held_out.by_clip(answers))
         values = row.metrics | {"truth_affect_error": mean_of(row.truth_errors.values())}
         present = {name: float(value) for name, value in values.items() if value is not None}
-        return present | self._with_interval("simulated_rating", row.scores)
+        judged = {"simulated_rating": row.scores, **row.yardsticks}
+        for name, by_prompt in judged.items():
+            present |= with_interval(
+                name, by_prompt, self.config.evaluation.bootstrap, row.conversations or None
+            )
+        return present
 
     def _moved(self, judge: MovementJudge, motions: Sequence[Motion]) -> dict[str, float]:
         by_window: Mapping[str, Mapping[str, float]] = {}
@@ -139,19 +144,25 @@ class Verdict:
         return with_interval(name, by_prompt, self.config.evaluation.bootstrap)
 
 
-def with_interval(name: str, by_prompt: Mapping[str, float], bootstrap: int) -> dict[str, float]:
+def with_interval(
+    name: str,
+    by_prompt: Mapping[str, float],
+    bootstrap: int,
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, float]:
     """NAME, NAME/low, NAME/high; no bounds of a single prompt, nothing of none.
 
     Args:
         name: of the metric.
         by_prompt: prompt id -> value.
         bootstrap: resamples of the interval.
+        groups: prompt id -> what is resampled, where prompts are not independent.
     """
     if not by_prompt:
         return {}
     if len(by_prompt) == 1:
         return {name: float(np.mean(list(by_prompt.values())))}
-    interval = mean_interval(by_prompt, resamples=bootstrap)
+    interval = mean_interval(by_prompt, resamples=bootstrap, groups=groups)
     return {name: interval.mean, f"{name}/low": interval.low, f"{name}/high": interval.high}
 
 

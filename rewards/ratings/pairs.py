@@ -1,13 +1,17 @@
-"""Preference pairs: the best candidate of each group against the worst.
+"""Preference pairs: by raters, or by whom a reaction was made for.
 
-Source: section III-D of the VLA + DPO paper.
+Raters' pairs are the best candidate of each group against the worst (VLA + DPO paper, III-D).
+Contrast pairs need no rater: a reaction to the speaker against one that was made for another.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,31 @@ class Pair:
     def margin(self) -> float:
         """By how much the chosen score is higher."""
         return self.chosen_score - self.rejected_score
+
+
+@dataclass(frozen=True)
+class ReactionId:
+    """A reaction, and the prompt that it answers."""
+
+    prompt_id: str
+    candidate_id: str
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """`chosen` answers the prompt, `rejected` somebody else's.
+
+    Args:
+        prompt_id: whose speaker both are shown beside.
+        chosen: made for this speaker.
+        rejected: made for another one.
+        gap: |log ratio| of their amplitudes; 0 = equally lively.
+    """
+
+    prompt_id: str
+    chosen: ReactionId
+    rejected: ReactionId
+    gap: float
 
 
 @dataclass(frozen=True)
@@ -124,3 +153,96 @@ def _pick(prompt_id: str, candidates: Iterable[str]) -> str:
         return hashlib.sha256(f"{prompt_id}\0{candidate}".encode()).digest(), candidate
 
     return min(candidates, key=key)
+
+
+def contrast_pairs(
+    amplitudes: Mapping[str, Mapping[ReactionId, float]],
+    conversations: Mapping[str, str],
+    count: int,
+    *,
+    drawn: int = 8,
+    seed: int = 0,
+) -> list[ContrastPair]:
+    """Pairs that only listening tells apart: a reaction against one made for another speaker.
+
+    Of `drawn` reactions from other conversations, the rejected one is that whose amplitude is
+    nearest to the chosen one's. A reaction is chosen about as often as it is rejected, so nothing
+    that all speakers get alike (a smile, a still head, the noise of a sampler) is preferred. Avatar
+    Forcing (arXiv 2601.00664) rejects what was generated without the speaker, which is less lively,
+    too; here both were made for somebody.
+
+    Args:
+        amplitudes: prompt id -> reactions that may be chosen there -> how far they move, see
+            `amplitude`.
+        conversations: prompt id -> who speaks; others are other people.
+        count: of pairs. Prompts take turns, so no two differ by more than one pair.
+        drawn: reactions from other conversations, at most.
+        seed: of order and draws.
+
+    Raises:
+        ValueError: nobody speaks but one person, or nothing was given to choose from.
+    """
+    prompts = sorted(prompt for prompt, group in amplitudes.items() if group)
+    if len({conversations[prompt] for prompt in prompts}) < 2:
+        raise ValueError(
+            f"{len(prompts)} prompts with reactions are all of one speaker: a contrast needs "
+            "reactions to two or more"
+        )
+    rng = np.random.default_rng([seed, len(prompts)])
+    order = rng.permutation(len(prompts))
+    pairs = []
+    for number in range(count):
+        prompt = prompts[order[number % len(prompts)]]
+        chosen = _drawn(amplitudes[prompt], rng)
+        others = [other for other in prompts if conversations[other] != conversations[prompt]]
+        picked = rng.permutation(len(others))[:drawn]
+        rivals = [_drawn(amplitudes[others[place]], rng) for place in picked]
+        own = amplitudes[prompt][chosen]
+        gaps = {
+            rival: _gap(own, amplitudes[others[place]][rival])
+            for place, rival in zip(picked, rivals, strict=True)
+        }
+        rejected = min(rivals, key=lambda rival: gaps[rival])
+        pairs.append(ContrastPair(prompt, chosen, rejected, gaps[rejected]))
+    return pairs
+
+
+def contrast_count(rated: int, prompts: int, share: float) -> int:
+    """How many contrast pairs make up `share` of all, beside `rated` pairs of raters.
+
+    Ratings are dear and these pairs are not, so none of the former is left out for them. With
+    share 1 there are no others, and each prompt has one.
+    """
+    return prompts if share == 1 else round(rated * share / (1 - share))
+
+
+def amplitude(motion: np.ndarray, scale: np.ndarray) -> float:
+    """How far a face moves about its own mean: root mean square over time and channels.
+
+    Args:
+        motion: (time, dim).
+        scale: (dim,) what each channel is measured in, see `spread`; where it is 0, nobody moves
+            and the channel does not count.
+    """
+    moving = scale > 0
+    if not moving.any():
+        return 0.0
+    return float(np.sqrt(np.mean((motion.std(axis=0)[moving] / scale[moving]) ** 2)))
+
+
+def spread(motions: Sequence[np.ndarray]) -> np.ndarray:
+    """(dim,) how far people move in each channel: root mean square of their deviations."""
+    variances = np.stack([motion.var(axis=0) for motion in motions])
+    return np.asarray(np.sqrt(variances.mean(axis=0)))
+
+
+def _drawn(group: Mapping[ReactionId, float], rng: np.random.Generator) -> ReactionId:
+    reactions = list(group)
+    return reactions[rng.integers(len(reactions))]
+
+
+def _gap(one: float, other: float) -> float:
+    """|log ratio|; 0 where neither moves, infinite where one does."""
+    if one == other:
+        return 0.0
+    return abs(math.log(one / other)) if one > 0 and other > 0 else math.inf

@@ -214,12 +214,14 @@ def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Ite
         found = f"; it holds {', '.join(file.name for file in files[:5])}" if files else ""
         raise RatingError(f"{path}: no such ratings file, and no folder of them{found}")
     sheets = [file for file in files if file.suffix.lower() in SUFFIXES]
+    # A video of several faces is called as they are, without their letters.
+    handed_out = {*videos, *(name.rpartition("-")[0] for name in videos)}
     others = [
         str(file.relative_to(path))
         for file in files
         if file not in sheets
         and file.name != INSTRUCTIONS
-        and not (file.suffix == ".mp4" and file.stem in videos)
+        and not (file.suffix == ".mp4" and file.stem in handed_out)
     ]
     if len(others) > len(sheets):
         raise RatingError(

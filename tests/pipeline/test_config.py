@@ -10,6 +10,8 @@ from rapport.pipeline import settings
 from rapport.pipeline.config import describe, load_config
 from rapport.pipeline.run import OTHER, RECIPES, config_of, main, say_unheeded
 from rapport.pipeline.settings import DpoOfVla, GdpoOfFlow, PrepareConfig
+from rapport.pipeline.steps.outcomes import reported
+from rapport.pipeline.tune_settings import TUNED
 from rapport.rewards.dynamics import GroupWeightsConfig
 from rapport.settings import ConfigError
 
@@ -278,6 +280,37 @@ def test_printed_configs_are_those_of_the_snapshots(command, recipe):
     )
 
 
+CHOOSING = {"ablate", "tune"}
+
+
+@pytest.mark.parametrize(("command", "recipe"), list(all_configs()))
+def test_what_is_chosen_is_judged_on_validation_and_what_is_reported_on_test(command, recipe):
+    if not issubclass(recipe, settings.Judged):
+        return
+    chooses = command.split()[0] in CHOOSING
+    assert recipe().evaluation.split == ("validation" if chooses else "test")
+    assert recipe().judged_splits >= {recipe().evaluation.split}
+
+
+@pytest.mark.parametrize("subject", ["dpo", "dpo policy=flow", "gdpo", "gdpo policy=vla"])
+def test_a_sweep_cannot_see_the_test_split(subject, capsys):
+    assert main(["tune", *subject.split(), "evaluation.split=test", "--print-config"]) == 2
+    refused = capsys.readouterr().err
+    assert "a sweep chooses" in refused and "--config best.yaml" in refused
+
+
+def test_the_best_of_a_sweep_is_reported_on_the_test_split():
+    sweep = TUNED["dpo"]["vla"]()
+    assert sweep.of_trial({"dpo.beta": 3.0}).evaluation.split == "validation"
+    best = reported(sweep.of_trial({"dpo.beta": 3.0}))
+    assert (best.evaluation.split, best.dpo.beta) == ("test", 3.0)
+
+
+def test_pairs_that_trials_share_cannot_be_swept(capsys):
+    assert main(["tune", "dpo", "tune.space.dpo.contrast=grid(0, 0.5)", "--print-config"]) == 2
+    assert "what trials share depends on it" in capsys.readouterr().err
+
+
 def test_sections_of_earlier_versions_are_still_read(tmp_path):
     """`policy` was the section of the VLA's sizes; it now says which policy there is."""
     file = tmp_path / "c.yaml"
@@ -330,6 +363,15 @@ MOOT = {
     "learner.world_size=1": "evaluate checkpoint=x",
     "rollout.workers=3": "evaluate --pred a --target b",
     "files.protocol=dim": "evaluate",
+    "rollout.samples=2": "dpo dpo.contrast=1",
+    "score.minimum_margin=0.2": "dpo dpo.contrast=1",
+    "dpo.contrast_of=sampled": "dpo",
+    "curve.prompts=8": "dpo curve.points=0",
+    "curve.points=4": "ablate",
+    "study.forms=3": "evaluate",
+    "sft.steps=3": "evaluate reactions=x",
+    "evaluation.prompts=9": "evaluate reactions=x",
+    "evaluation.clips=2": "evaluate reactions=x",
     "rollout.kv_cache_gib=1": "rollout rollout.engine=hf",
     "rollout.batch_prompts=2": "rank",
     "head.topology=flame2020": "dpo",
@@ -369,6 +411,12 @@ def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
         "dpo candidates=x ratings=y score.rater_scales=false raters.count=3",
         "dpo dpo.loss=robust dpo.label_smoothing=0.2",
         "dpo dpo.rounds=2 dpo.reference=previous",
+        "dpo dpo.contrast=1 dpo.contrast_of=sampled rollout.samples=2",
+        "dpo dpo.contrast=0.5 score.minimum_margin=0.1",
+        "evaluate reactions=x files.protocol=dim files.variant=corrected raters.count=3",
+        "evaluate reactions=x corpus.kind=parquet corpus.root=y",
+        "evaluate study.prompts=8 study.methods=[policy,x]",
+        "tune dpo evaluation.prompts=9",
         "dpo render.videos=0 render.crf=20",
         "evaluate policy=flow checkpoint=x vae.size=paper learner.gpus=1",
         "tune dpo tune.search=random tune.trials=2 tune.space.dpo.beta=uniform(1,2)",

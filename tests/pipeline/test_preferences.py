@@ -16,6 +16,7 @@ from rapport.pipeline.steps.preferences import (
     keep_ratings,
     pairs_of,
     peoples_ratings,
+    require_batch,
 )
 from rapport.rewards.ratings.ratings import Rating, RatingError, read_ratings
 from rapport.rewards.ratings.scores import ScoreConfig
@@ -36,23 +37,29 @@ def phase(tmp_path):
 
 
 def test_best_and_worst_of_a_group_make_a_pair(phase, capsys):
-    pairs, counts = pairs_of(
-        phase, RATINGS, MEMBERS, ScoreConfig(), batch_size=2, recorded={("p", "a"), ("q", "a")}
+    pairs, scores, counts = pairs_of(
+        phase, RATINGS, MEMBERS, ScoreConfig(), recorded={("p", "a"), ("q", "a")}
     )
+    assert scores["q"] == {"a": 0.0, "b": 1.0, "c": 0.5}
     assert {p.prompt_id: (p.chosen_id, p.margin) for p in pairs} == {
         "q": ("b", 1.0),
         "p": ("a", 0.5),
     }
     assert (counts["groups"], counts["pairs"], counts["all_tied"]) == (3, 2, 1)
-    assert phase.logger.logged == [{"pairs": 2, "ground_truth_chosen": 0.5}]
-    assert "2 pairs, mean margin 0.750, recorded listener chosen in 50%" in capsys.readouterr().out
+    assert phase.logger.logged == [{"rated_pairs": 2, "ground_truth_chosen": 0.5}]
+    assert (
+        "2 rated pairs, mean margin 0.750, recorded listener chosen in 50%"
+        in capsys.readouterr().out
+    )
 
 
 def test_fewer_pairs_than_a_batch_are_an_error_that_says_why(phase):
+    _, _, counts = pairs_of(phase, RATINGS, MEMBERS, ScoreConfig(), recorded=set())
+    require_batch(counts, 2)
     with pytest.raises(
         RunError, match=r"2 pairs are fewer than one batch \(dpo.batch_size=4\): .*'all_tied': 1"
     ):
-        pairs_of(phase, RATINGS, MEMBERS, ScoreConfig(), batch_size=4, recorded=set())
+        require_batch(counts, 4)
 
 
 def test_ratings_are_kept_in_order(phase):

@@ -3,12 +3,12 @@
 import contextlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rapport.actors.rater import Viewer
 from rapport.pipeline.data.candidates import Candidate
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.store import CorpusError, load_truth
@@ -22,22 +22,22 @@ from rapport.pipeline.settings import (
     OfVla,
 )
 from rapport.pipeline.steps import judging, sampling
-from rapport.pipeline.steps.corpus import choose
+from rapport.pipeline.steps.corpus import choose, require_splits
+from rapport.pipeline.steps.curve import judged_at, on_validation
 from rapport.pipeline.steps.imitation_vla import action_layout, untrained_vla
 from rapport.pipeline.steps.judging import Judge, MethodRow, tabulate
 from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.movement import HeldOut
 from rapport.pipeline.steps.preferences import pair_rows, watched
 from rapport.pipeline.steps.sampling import earlier
-from rapport.pipeline.steps.settings import EvaluationConfig
-from rapport.policies.head.settings import HeadConfig
+from rapport.pipeline.steps.settings import CurveConfig, EvaluationConfig
 from rapport.policies.motion import Layout, LayoutError
 from rapport.policies.policy import weight_digest
 from rapport.policies.vla.settings import ActionConfig, VlaConfig
-from rapport.rewards.ratings.beside import Beside
 from rapport.rewards.ratings.pairs import Pair
-from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.scores import ScoreConfig
 from tests.pipeline.bare import bare_run
+from tests.pipeline.graders import Graders
 
 
 def test_choice_of_clips_follows_the_seed(tiny_corpus):
@@ -114,6 +114,33 @@ def test_what_an_earlier_run_left_is_found_or_named(tmp_path):
         earlier(tmp_path, "sft_policy")
     with pytest.raises(RunError, match="no 'candidates'.*'corpus'"):
         earlier(tmp_path, "candidates")
+
+
+def test_a_corpus_without_a_split_says_how_to_get_one(tiny_corpus):
+    require_splits(tiny_corpus, ["validation", "test"])
+    lacking = SimpleNamespace(path="c", splits=["test", "train"])
+    with pytest.raises(RunError, match="c has no validation split, only test, train.*Write one"):
+        require_splits(lacking, {"test", "validation"})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_held_out_prompts_are_of_the_split_that_is_judged(tiny_corpus, tiny_checkpoint, split):
+    config = JudgedOfVla(evaluation={"split": split, "prompts": 3})
+    held_out = HeldOut.from_corpus(config, Imitated(tiny_corpus, tiny_checkpoint))
+    assert {window.clip_id for window in held_out.windows} <= set(tiny_corpus.clip_ids(split))
+
+
+def test_the_curve_is_judged_on_validation_whatever_is_reported():
+    config = on_validation(DpoOfVla(curve={"prompts": 7}), CurveConfig(prompts=7))
+    assert (config.evaluation.split, config.evaluation.prompts) == ("validation", 7)
+    config = on_validation(DpoOfFlow(), CurveConfig(prompts=7))
+    assert (config.evaluation.split, config.judge.windows) == ("validation", 7)
+
+
+def test_a_point_of_the_curve_is_what_the_judge_says_of_the_policy():
+    policies = [(0, Path("sft")), (24, Path("half"))]
+    rows = judged_at(policies, lambda folder: {"rating": float(len(folder.name))})
+    assert rows == [{"step": 0, "rating": 3.0}, {"step": 24, "rating": 4.0}]
 
 
 def test_every_round_takes_other_prompts_until_all_were_taken(tiny_corpus):
@@ -203,35 +230,25 @@ def judge(tiny_corpus, tmp_path):
     """A judge whose raters give every reaction of clip number k the grade 2 + k % 3, and no
     empathy.
     """
-    asked = []
+    ids = tiny_corpus.clip_ids("test")
 
-    class Pool:
-        viewer = Viewer(HeadConfig())
+    def grades(prompt, motion):
+        grade = 2.0 + ids.index(prompt.prompt_id) % 3
+        return None, grade, grade, 5.0
 
-        def rate_beside(self, groups, panel):
-            asked.append(panel)
-            ids = tiny_corpus.clip_ids("test")
-            for group in groups:
-                grade = 2.0 + ids.index(group.prompt_id) % 3
-                own = [
-                    Rating(group.prompt_id, c, "r", None, grade, grade, 5.0)
-                    for c in group.candidates
-                ]
-                seen = {c: self.viewer(motion) for c, motion in group.candidates.items()}
-                yield group, Beside(own, [], seen)
-
+    pool = Graders(grades)
     weights = ScoreConfig(empathy=0.5, appropriateness=0.3, engagement=0.1, naturalness=0.1)
     config = JudgedOfVla(evaluation=EvaluationConfig(prompts=3), score=weights)
     layout = tiny_corpus.layout.subset({"expr": 50, "rot": 3, "jaw": 3})
     judge = Judge.from_corpus(
-        SimpleNamespace(directory=tmp_path, summary={"metrics": {}}),
+        bare_run(tmp_path),
         config,
         tiny_corpus,
         layout,
         choose(tiny_corpus, "test", config.evaluation.prompts, config.seed),
-        Pool(),
+        pool,
     )
-    return judge, asked
+    return judge, pool.panels
 
 
 def test_the_judge_weighs_criteria_then_averages_raters_of_a_prompt(judge, tiny_corpus):

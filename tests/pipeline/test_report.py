@@ -83,9 +83,10 @@ def summary_of(recipe="dpo", **metrics):
         "before": rows["SFT"],
         "after": rows["SFT + DPO"],
         "change": change,
-        "rounds": [
+        "curve": [
             {
-                "round": k,
+                "step": 24 * k,
+                "round": 1,
                 "simulated_rating": 3.25 + k / 4,
                 "truth_affect_error": None,
                 "l2": 0.02,
@@ -247,7 +248,7 @@ def test_the_numbers_are_the_summarys():
     )
     assert "0.81" in sections["agreement"] and "SIMULATED raters" in sections["agreement"]
     assert "0.875" in sections["pairs"] and "0.125" in sections["pairs"]
-    assert "3.7500" in sections["rounds"]
+    assert "3.7500" in sections["curve"] and "divergence" not in sections["curve"]
 
 
 def test_how_listeners_move_before_and_after():
@@ -311,7 +312,35 @@ def test_any_policys_report_has_the_rating_before_and_after_and_its_change():
     assert "From supervised to Flow-DPO the SIMULATED rating" in sections["worse"]
     assert "fell on 1 of 2" in sections["worse"] and "-1.00" in sections["worse"]
     assert "SFT" not in text
-    assert set(sections) == set(read(page(facts())).sections) - {"rounds"} | {"moves"}
+    assert set(sections) == set(read(page(facts())).sections) - {"curve"} | {"moves"}
+
+
+def test_what_people_think_of_results_stands_beside_the_papers_table():
+    value = {"mean": 4.25, "low": 3.5, "high": 4.75, "ratings": 12}
+    alone = {"mean": 2.0, "low": None, "high": None, "ratings": 1}
+    study = {
+        "means": {
+            "SFT": {"empathy": value, "overall": alone},
+            "GDPO": dict.fromkeys(("empathy", "overall")),
+        },
+        "preferred": [
+            {"method": "SFT", "to": "GDPO"} | value | {"mean": 0.75},
+            {"method": "GDPO", "to": "SFT"} | value | {"mean": 0.25},
+        ],
+        "survey": {
+            "raters": {"rater-1": 6, "rater-2": 6},
+            "rated": 12,
+            "candidates": 14,
+            "alpha": {"empathy": 0.61},
+            "reliability": {"empathy": 0.76},
+            "warnings": ["two faces were rated by nobody"],
+        },
+    }
+    text = read(page(facts(summary=summary_of(study=study)))).sections["people"]
+    assert "2 people rated 12 of 14 faces" in text and "two faces were rated by nobody" in text
+    assert "4.25 [3.50, 4.75]" in text and "0.75 [3.50, 4.75]" in text and "0.25 [" not in text
+    assert "0.61" in text and "4.1" in text, "agreement, and the paper's empathy of SFT + RL"
+    assert "people" not in read(page(facts())).sections
 
 
 def test_each_section_appears_when_its_data_is_there():
@@ -334,7 +363,9 @@ def test_methods_are_compared_by_their_names_in_the_summary():
     # others it is a row of the paper's.
     assert [a.get("class") for tag, a in tags if tag == "tr"].count("marked") == 7
     sections = read(page(facts(summary=summary_of(**metrics)))).sections
-    assert "From a to b" in sections["short"] and "round 0 is a." in sections["rounds"]
+    assert "From a to b" in sections["short"] and "step 0 is a." in sections["curve"].replace(
+        "\n", " "
+    )
     assert read_summary(summary_of()).compared == ("SFT", "SFT + DPO"), "of an old summary"
     assert read_summary(summary_of(evaluation={"policy": {}})).compared is None
 

@@ -183,7 +183,7 @@ def test_a_later_round_may_be_tied_to_an_earlier_policy(
 def test_a_batch_of_pairs_carries_its_own_references_and_margins(
     tiny_checkpoint, pair_table, tmp_path
 ):
-    task = dpo_task(tiny_checkpoint, pair_table, tmp_path)
+    task = dpo_task(tiny_checkpoint, pair_table, tmp_path, loss="margin")
     task.reference_log_likelihoods = torch.arange(16.0).reshape(8, 2)
     rows = batch_rows(1, 4, 8, seed=3)
     batch = task.batch(1, rank=1, world_size=2)
@@ -241,6 +241,32 @@ def test_training_the_inputs_leaves_the_language_model_as_it_was(
     assert all(p.requires_grad for p in everything.parameters())
 
 
+def test_imitation_of_the_chosen_is_weighed_per_action(tiny_checkpoint, pair_table, tmp_path):
+    """A module without an opinion gives each of 256 bins the same chance."""
+    module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731
+    losses = []
+    for weight in (0.0, 0.5):
+        task = dpo_task(tiny_checkpoint, pair_table, tmp_path, chosen_nll=weight)
+        task.reference_log_likelihoods = torch.full((8, 2), -45 * np.log(256))
+        loss, metrics = task.loss(module, task.batch(0, 0, 1))
+        losses.append(loss.item())
+        assert metrics["chosen_nll"].item() == pytest.approx(np.log(256), rel=1e-5)
+    assert losses == pytest.approx([np.log(2), np.log(2) + 0.5 * np.log(256)], rel=1e-5)
+
+
+def test_pairs_without_scores_are_learnt_from(tiny_corpus, tiny_checkpoint, tmp_path):
+    rows = [
+        row | {"chosen_score": None, "rejected_score": None, "made_for": "another"}
+        for row in pair_rows(tiny_corpus, tiny_checkpoint)
+    ]
+    file = tmp_path / "contrast.arrow"
+    write_table(file, rows, pair_schema(VlaPolicy))
+    task = dpo_task(tiny_checkpoint, file, tmp_path)
+    task.reference_log_likelihoods = torch.zeros(8, 2)
+    batch = task.batch(0, 0, 1)
+    assert "margin" not in batch and batch["actions"].shape == (4, 2, 45)
+
+
 def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pair_table, tmp_path):
     losses = {}
     for kind in ("sigmoid", "margin", "robust", "ipo"):
@@ -251,7 +277,8 @@ def test_the_margin_loss_asks_for_more_than_the_sigmoid_one(tiny_checkpoint, pai
         batch = task.batch(0, 0, 1)
         module = lambda prompts, frames, actions: torch.zeros(*actions.shape, 256)  # noqa: E731 (D = 0)
         losses[kind] = task.loss(module, batch)[0].item()
-    margins = batch["margin"].numpy()
+        if kind == "margin":
+            margins = batch["margin"].numpy()
     assert losses["sigmoid"] == pytest.approx(np.log(2))
     assert losses["robust"] == pytest.approx(np.log(2))  # no difference, nothing to turn round
     assert losses["margin"] == pytest.approx(np.log1p(np.exp(margins)).mean(), rel=1e-5)

@@ -20,7 +20,7 @@ from rapport.pipeline import tracking
 from rapport.pipeline.config import TrackingConfig
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.settings import PrepareConfig
-from rapport.pipeline.tracking import MetricLogger, Tracker, TrackingError
+from rapport.pipeline.tracking import MetricLogger, Tracker, TrackingError, metric_key
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +252,12 @@ def test_what_the_server_refuses_is_our_mistake_and_raises(store):
         tracker.log({"a,b": 1.0})
     assert not tracker.outbox.path.exists()
     tracker.close(failed=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("SFT + DPO", "sft_dpo"), ("mirror, late", "mirror_late"), ("GDPO (dpo, X)", "gdpo_dpo_x")],
+)
+def test_a_methods_name_is_a_metrics_name(method, key):
+    """MLflow refuses commas, brackets and plus signs."""
+    assert metric_key(method) == key

@@ -52,6 +52,15 @@ def test_margin():
     assert got.tolist() == pytest.approx([-log_sigmoid(0.5 - 0.3), -log_sigmoid(-0.2)])
 
 
+def test_imitation_of_the_chosen_is_added_per_token():
+    nll = torch.tensor([9.8, 10.1])  # 98 and 101 nats over ten tokens
+    added = loss(chosen_nll=0.3).losses - loss().losses
+    assert added.tolist() == pytest.approx((0.3 * nll).tolist(), rel=1e-5)
+    assert loss().metrics["chosen_nll"].tolist() == pytest.approx(nll.tolist())
+    by_pair = loss(chosen_nll=1.0, tokens=torch.tensor([10.0, 20.0])).losses - loss().losses
+    assert by_pair.tolist() == pytest.approx([9.8, 5.05], rel=1e-5)
+
+
 def test_metrics():
     metrics = loss().metrics
     assert metrics["accuracy"].tolist() == [1, 0]
@@ -100,6 +109,7 @@ def test_large_differences_stay_finite():
     [
         ({"kind": "hinge"}, "unknown DPO loss"),
         ({"beta": 0.0}, "beta"),
+        ({"chosen_nll": -0.1}, "chosen_nll"),
         ({"label_smoothing": 0.1}, "label_smoothing"),
         ({"kind": "robust", "label_smoothing": 0.5}, "label_smoothing"),
         ({"kind": "margin"}, "score_margin"),
