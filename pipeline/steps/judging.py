@@ -310,11 +310,13 @@ class Judge:
         """What a policy's answers are worth that no speaker asked for.
 
         Two constants are changed in each; and each is given to the speaker of another conversation.
+        The first answer to each prompt is taken: it is one more rating of every answer else.
 
         Args:
             name: of the policy in the table.
             answers: its own.
         """
+        answers = {clip_id: motions[:1] for clip_id, motions in answers.items()}
         rows = {}
         if self.rules.actor is not None:
             changed = {

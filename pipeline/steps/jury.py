@@ -161,9 +161,6 @@ class Jury:
         """Both tables: how reactions were judged, and how they move."""
         before, after = self.compared
         bootstrap = self.config.evaluation.bootstrap
-        if self.baselines:
-            by_clip = self.held_out.by_clip(self.answers[before])
-            self.rows |= self.judge.controls(before, by_clip)
         compare(self.rows, self.run, before=before, after=after, bootstrap=bootstrap)
         movement = _movement(self.run, self)
         tabulate_movement(movement.value, self.run, before=before, after=after)
