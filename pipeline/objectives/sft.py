@@ -68,9 +68,11 @@ class Sft(PolicyObjective):
         absent = {name: torch.from_numpy(values[share]) for name, values in draws.absent.items()}
         seen = without(sizes, batch, absent)
         forgotten = torch.from_numpy(draws.forgotten[share])
-        blank = sizes.blank_token_id
-        seen["own"] = torch.where(forgotten[:, : sizes.action_dims], blank, seen["own"])
-        inputs = torch.where(forgotten[:, sizes.action_dims :], blank, actions)
+        before, within = forgotten.tensor_split([sizes.action_dims], dim=1)
+        seen["own"] = torch.where(before, sizes.blank_token_id, seen["own"])
+        # Of whom nothing is known, that is told as for a clip without a past.
+        seen["own"][before.all(dim=1)] = sizes.absent_token_id
+        inputs = torch.where(within, sizes.blank_token_id, actions)
         return seen | {"actions": actions, "inputs": inputs}
 
     def draws(self, step: int, rows: int, count: int) -> Draws:

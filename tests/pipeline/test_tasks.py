@@ -125,7 +125,8 @@ def test_streams_are_absent_and_the_past_forgotten_in_the_shares_asked_for(
     batch = sft_task(tiny_checkpoint, sft_table, absent=0.0, forget=0.66).batch(0, 0, 1)
     forgotten = batch["inputs"] == blank
     assert forgotten.all(dim=1).any()
-    assert (batch["own"] == blank).all(dim=1)[forgotten.all(dim=1)].all()
+    absent = task.policy.model.config.absent_token_id
+    assert (batch["own"] == absent).all(dim=1)[forgotten.all(dim=1)].all()
     assert (batch["actions"] >= 344).all(), "what is to be said stays"
 
 
