@@ -133,7 +133,14 @@ def test_a_typo_does_not_burn_the_run_directory(tmp_path):
 def test_candidates_that_were_moved_are_read_where_they_are(tmp_path):
     """Or named where what they were made from is gone, before Ray starts."""
     keys = ["rollout.engine=hf", "rollout.prompts=4", "rollout.samples=2", "render.videos=12"]
-    keys += ["sft.steps=2", "rollout.workers=1", "render.size=64", "corpus.seconds=2", *FEW]
+    keys += [
+        "sft.steps=2",
+        "pretraining.steps=2",
+        "rollout.workers=1",
+        "render.size=64",
+        "corpus.seconds=2",
+        *FEW,
+    ]
     finished_run("rollout", tmp_path / "here" / "candidates", *keys)
     moved = tmp_path / "there"
     shutil.move(tmp_path / "here", moved)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
 SMALL = [
     "sft.steps=4",
+    "pretraining.steps=4",
     "rollout.prompts=16",
     "rollout.samples=2",
     "dpo.epochs=1",
@@ -430,6 +431,7 @@ def test_a_run_killed_in_sft_goes_on_to_the_same_policy(dpo_run, tmp_path):
         "corpus.listeners=1",
         *corpus,
         "sft.steps=4",
+        "pretraining.steps=4",
         "learner.checkpoint_every=2",
         "--run-dir",
         tmp_path / "killed",
