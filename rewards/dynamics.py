@@ -64,6 +64,8 @@ class GroupWeightsConfig(Section):
     """eye rotations"""
     rot: float = Field(default=1.0, ge=0)
     """global head rotation"""
+    trans: float = Field(default=1.0, ge=0)
+    """head translation; the paper's corpus has none"""
 
 
 DEFAULT_WEIGHTS = RewardConfig()

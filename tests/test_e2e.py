@@ -41,7 +41,8 @@ SMALL = [
 ]
 # Start-up is most of a small run.
 LEAN = ["rollout.workers=1", "raters.workers=1", "render.workers=1", "cluster.preflight=false"]
-PHASES = ["prepare", "sft", "rollout", "render", "rate", "pair", "dpo", "judge", "clips"]
+PHASES = ["prepare", "pretraining", "sft", "rollout", "render", "rate", "pair", "dpo", "curve"]
+PHASES += ["judge", "clips"]
 
 
 @pytest.fixture(scope="module")
