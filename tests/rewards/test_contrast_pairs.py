@@ -27,8 +27,8 @@ def groups(seed=0):
 
 
 def test_the_rejected_one_was_made_for_somebody_else():
-    pairs = contrast_pairs(groups(), SPEAKERS, 48)
-    assert Counter(pair.prompt_id for pair in pairs) == dict.fromkeys(PROMPTS, 2)
+    pairs = contrast_pairs(groups(), SPEAKERS, 480)  # a speaker's other prompt would be drawn, too
+    assert Counter(pair.prompt_id for pair in pairs) == dict.fromkeys(PROMPTS, 20)
     for pair in pairs:
         assert pair.chosen.prompt_id == pair.prompt_id
         assert SPEAKERS[pair.rejected.prompt_id] != SPEAKERS[pair.prompt_id]
