@@ -7,6 +7,7 @@ shapes, the oracle a hidden truth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,9 +73,8 @@ class Rules:
     @classmethod
     def of_corpus(
         cls,
-        corpus: Corpus,
+        listeners: Listeners,
         clips: Mapping[str, Clip],
-        layout: Layout,
         viewer: Viewer,
         truth: Mapping[str, Truth] | None,
         *,
@@ -83,14 +83,14 @@ class Rules:
         """Rules for some clips of a corpus.
 
         Args:
-            corpus: whose training listeners lend their heads and their mean face.
+            listeners: of its training clips, who lend their heads and their mean face, in the
+                layout of the answers.
             clips: that are answered, with speakers, words and past.
-            layout: of the answers.
             viewer: sees the speakers' faces.
             truth: what would have fitted, where somebody knows.
             seed: of the heads that are drawn.
         """
-        listeners = Listeners(corpus, "train", layout)
+        layout = listeners.layout
         rng = np.random.default_rng([seed, 1])
         heads = {}
         for clip_id, clip in clips.items():
@@ -104,7 +104,7 @@ class Rules:
             clips,
             layout,
             heads=heads,
-            mean=mean_face(corpus, layout),
+            mean=mean_face(listeners.corpus, layout),
             viewer=viewer,
             actor=actor,
             truth=truth,
@@ -206,11 +206,8 @@ class Rules:
 def mean_face(corpus: Corpus, layout: Layout) -> np.ndarray:
     """Mean of the training listeners over all frames, (dim,); of a larger corpus every n-th."""
     step = -(-corpus.count("train") // MEAN_OF)
-    means = [
-        motion.subset(layout).values.mean(axis=0)
-        for place, (_, motion) in enumerate(corpus.listeners("train"))
-        if place % step == 0
-    ]
+    some = itertools.islice(corpus.listeners("train"), 0, None, step)
+    means = [motion.subset(layout).values.mean(axis=0) for _, motion in some]
     mean: np.ndarray = np.mean(means, axis=0)
     return mean
 
