@@ -115,9 +115,11 @@ def recorded_pairs(
     """
     appropriate = load_appropriate(corpus.path)
     moments = corpus.moments(split)
-    first = {moment: clip_id for clip_id, moment in reversed(moments.items())}
+    first: dict[tuple[str, float], str] = {}
+    for clip_id, moment in moments.items():
+        first.setdefault(moment, clip_id)
     every = -(-len(first) // MOMENTS)
-    taken = dict(list(reversed(first.items()))[::every])
+    taken = dict(itertools.islice(first.items(), 0, None, every))
     numbers = {moment: number for number, moment in enumerate(taken)}
     speakers: list[np.ndarray] = []
     for some in _batches((corpus.clip(clip_id, HEARD) for clip_id in taken.values()), AT_ONCE):
@@ -157,15 +159,17 @@ def validated(
 
     Of all listeners, and of those known to fit; over conversations, where there are two or more.
     """
-    rng = np.random.default_rng(0)
     heard = judge.heard([padded(x, steps) for x in speakers], len(pairs[0].listener))
+    rng = np.random.default_rng(0)
+    of = np.array([pair.conversation for pair in pairs])
+    speaker = np.array([pair.speaker for pair in pairs])
+    foreign = {conversation: speaker[of != conversation] for conversation in np.unique(of)}
+    if len(foreign) < 2:
+        return {}
     right: dict[str, dict[str, float]] = {"accuracy": {}, "accuracy_of_fitting": {}}
     conversations: dict[str, str] = {}
     for place, pair in enumerate(pairs):
-        foreign = [p.speaker for p in pairs if p.conversation != pair.conversation]
-        if not foreign:
-            return {}
-        tried = [pair.speaker, *rng.choice(foreign, size=STRANGERS)]
+        tried = [pair.speaker, *rng.choice(foreign[pair.conversation], size=STRANGERS)]
         own, *others = judge(heard[tried], pair.listener)
         key = str(place)
         conversations[key] = pair.conversation
