@@ -97,6 +97,14 @@ class Clip:
         return len(self.listener) / self.listener.layout.fps
 
     @property
+    def speaker_with_past(self) -> Motion | None:
+        """The speaker's motion through past and clip; the clip's alone where the past has none."""
+        if self.speaker is None or self.past is None or self.past.speaker is None:
+            return self.speaker
+        values = np.concatenate([self.past.speaker.values, self.speaker.values])
+        return Motion(values, self.speaker.layout)
+
+    @property
     def text(self) -> str | None:
         """What the speaker says, as one line; None when there is no transcript."""
         return None if self.words is None else " ".join(word.text for word in self.words)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from rapport.policies.clip import AUDIO_RATE
+from rapport.rewards.ratings.speaker_cues import bare_word
 from rapport.rewards.ratings.visible import VisibleMotion
 
 STEP_S = 0.2  # time is read in steps of that length
@@ -112,7 +113,7 @@ def speaker_features(speaker: Speaker) -> np.ndarray:
         voice = voice_features(speaker.audio, steps)
     said = np.zeros((steps, BUCKETS))
     for text, end in speaker.words or ():
-        bucket = zlib.crc32(text.lower().strip(".,!?;:\"'").encode()) % BUCKETS
+        bucket = zlib.crc32(bare_word(text).encode()) % BUCKETS
         # What was said long before is remembered from the start on.
         fading = math.exp(min(end, 0.0) / REMEMBERED_S)
         place = min(max(math.floor(end / STEP_S), 0), steps - 1)

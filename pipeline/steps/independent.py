@@ -19,7 +19,6 @@ from rapport.log import logger
 from rapport.pipeline.data.store import PAST, Corpus, load_appropriate
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.head.settings import HeadConfig
-from rapport.policies.motion import Motion
 from rapport.rewards.judge import (
     JudgeError,
     ListeningJudge,
@@ -73,7 +72,8 @@ class IndependentJudge:
 
     def heard(self, clip: Clip) -> np.ndarray:
         """What the judge makes of a clip's speaker, (steps of the clip, width)."""
-        face = self.viewer(_through(clip)) if clip.speaker is not None else None
+        motion = clip.speaker_with_past
+        face = None if motion is None else self.viewer(motion)
         features = padded(speaker_features(known(clip, face)), self.steps)
         return self.judge.heard([features], steps_of(clip.seconds))[0]
 
@@ -115,16 +115,18 @@ def recorded_pairs(
     """
     appropriate = load_appropriate(corpus.path)
     moments = corpus.moments(split)
-    first = {moment: clip_id for clip_id, moment in reversed(moments.items())}
+    first: dict[tuple[str, float], str] = {}
+    for clip_id, moment in moments.items():
+        first.setdefault(moment, clip_id)
     every = -(-len(first) // MOMENTS)
-    taken = dict(list(reversed(first.items()))[::every])
+    taken = dict(itertools.islice(first.items(), 0, None, every))
     numbers = {moment: number for number, moment in enumerate(taken)}
     speakers: list[np.ndarray] = []
     for some in _batches((corpus.clip(clip_id, HEARD) for clip_id in taken.values()), AT_ONCE):
-        shown = [_through(clip) for clip in some if clip.speaker is not None]
-        faces = iter(viewer.many(shown))
-        for clip in some:
-            face = None if clip.speaker is None else next(faces)
+        motions = [clip.speaker_with_past for clip in some]
+        faces = iter(viewer.many([motion for motion in motions if motion is not None]))
+        for clip, motion in zip(some, motions, strict=True):
+            face = None if motion is None else next(faces)
             speakers.append(speaker_features(known(clip, face)))
     pairs: list[Pair] = []
     wanted = (
@@ -157,15 +159,17 @@ def validated(
 
     Of all listeners, and of those known to fit; over conversations, where there are two or more.
     """
-    rng = np.random.default_rng(0)
     heard = judge.heard([padded(x, steps) for x in speakers], len(pairs[0].listener))
+    rng = np.random.default_rng(0)
+    of = np.array([pair.conversation for pair in pairs])
+    speaker = np.array([pair.speaker for pair in pairs])
+    foreign = {conversation: speaker[of != conversation] for conversation in np.unique(of)}
+    if len(foreign) < 2:
+        return {}
     right: dict[str, dict[str, float]] = {"accuracy": {}, "accuracy_of_fitting": {}}
     conversations: dict[str, str] = {}
     for place, pair in enumerate(pairs):
-        foreign = [p.speaker for p in pairs if p.conversation != pair.conversation]
-        if not foreign:
-            return {}
-        tried = [pair.speaker, *rng.choice(foreign, size=STRANGERS)]
+        tried = [pair.speaker, *rng.choice(foreign[pair.conversation], size=STRANGERS)]
         own, *others = judge(heard[tried], pair.listener)
         key = str(place)
         conversations[key] = pair.conversation
@@ -205,15 +209,6 @@ def padded(features: np.ndarray, steps: int) -> np.ndarray:
     """Features with steps of nothing before them, where a clip's past is shorter than others'."""
     missing = np.zeros((max(steps - len(features), 0), features.shape[1]))
     return np.concatenate([missing, features])[-steps:]
-
-
-def _through(clip: Clip) -> Motion:
-    """The speaker's motion through past and clip."""
-    assert clip.speaker is not None, "asked for only where there is motion"
-    if clip.past is None or clip.past.speaker is None:
-        return clip.speaker
-    values = np.concatenate([clip.past.speaker.values, clip.speaker.values])
-    return Motion(values, clip.speaker.layout)
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -62,7 +62,8 @@ from rapport.rewards.ratings.ratings import CRITERIA
 from rapport.rewards.ratings.scores import overall
 
 Answers = Mapping[str, list[Motion]]  # clip id -> reactions
-WATCHED = ("speaker", "speaker_audio", "words", PAST)  # what raters and baselines know of a clip
+COMPARED = ("speaker", "speaker_audio", "words")  # what Nearest Neighbour knows of a clip
+WATCHED = (*COMPARED, PAST)  # what raters, rules and the independent judge know of one
 AFFECT_CLIPS = 4096  # enough for the 60 or so weights of the estimator
 JUDGES = 1000  # added to the seed of a panel: other people than those whose ratings make pairs
 STRANGERS = 4  # speakers of other conversations beside whom every reaction is rated
@@ -271,9 +272,9 @@ class Judge:
 
     def answers_of_baselines(self) -> dict[str, dict[str, list[Motion]]]:
         """Ground truth, mean face, Random, Nearest Neighbour, Mirror, rules, the oracle."""
-        listeners = Listeners(self.corpus, "train", self.layout)
+        listeners = self._listeners
         rng = np.random.default_rng(self.seed)
-        train = self.corpus.clips("train", WATCHED)
+        train = self.corpus.clips("train", COMPARED)
         nearest = NearestNeighbour(map(_input, train), listeners)
         clips = self.clips.items()
         answers = {"ground truth": {i: [clip.listener.subset(self.layout)] for i, clip in clips}}
@@ -295,12 +296,16 @@ class Judge:
         return answers
 
     @cached_property
+    def _listeners(self) -> Listeners:
+        """Those of the training clips."""
+        return Listeners(self.corpus, "train", self.layout)
+
+    @cached_property
     def rules(self) -> Rules:
         """Listeners that follow one rule."""
         return Rules.of_corpus(
-            self.corpus,
+            self._listeners,
             self.clips,
-            layout=self.layout,
             viewer=self.viewer,
             truth=self.truth,
             seed=self.seed,

@@ -129,14 +129,13 @@ class Jury:
 
     def _keep(self) -> None:
         """Write all answers so far."""
-        corpus = self.imitated.corpus
-        listeners = {}
-        for prompt_id, group in next(iter(self.kept.values())).items():
-            motion = corpus.clip(prompt_id, modalities=()).listener
-            listeners[prompt_id] = motion.window(0, len(group[0].motion))
+        listeners = {
+            prompt_id: self.judge.clips[prompt_id].listener.window(0, len(group[0].motion))
+            for prompt_id, group in next(iter(self.kept.values())).items()
+        }
         file = self.run.directory / REACTIONS
         KeptReactions(
-            corpus=corpus.digest,
+            corpus=self.imitated.corpus.digest,
             split=self.config.evaluation.split,
             compared=self.judge.layout,
             methods={GROUND_TRUTH: recorded(listeners)} | self.kept,

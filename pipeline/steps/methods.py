@@ -340,9 +340,8 @@ def baselines(
     if present:
         answers["Regression"] = every(RegressionListener.fit(corpus.clips("train", heard), layout))
     rules = Rules.of_corpus(
-        corpus,
+        listeners,
         {clip.clip_id: clip for clip in clips},
-        layout=layout,
         viewer=Viewer(config.head),
         truth=load_truth(corpus.path) if (corpus.path / TRUTH).is_file() else None,
         seed=config.seed,

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from rapport import log
 from rapport.actors.rater import RatedPrompt, RewardPool, RewardWorker
-from rapport.pipeline.data.store import TRUTH, Corpus, load_truth
+from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import JudgedOfVla
@@ -58,16 +58,14 @@ def reference_rows(judge: Judge, split: str) -> dict[str, MethodRow]:
 
 def recorded_by_manner(judge: Judge, split: str) -> dict[str, dict[str, list[Motion]]]:
     """Manner -> judged clip -> the recorded listeners to its speaker who were so."""
-    corpus = judge.corpus
-    if not (corpus.path / TRUTH).is_file():
+    if judge.truth is None:
         return {}
-    truth = load_truth(corpus.path)
     asked = {clip.moment: clip_id for clip_id, clip in judge.clips.items()}
-    moments = corpus.moments(split)
+    moments = judge.corpus.moments(split)
     found: dict[str, dict[str, list[Motion]]] = {}
-    for clip_id, motion in corpus.listeners(split):
+    for clip_id, motion in judge.corpus.listeners(split):
         if moments[clip_id] in asked:
-            of_manner = found.setdefault(truth[clip_id].manner, {})
+            of_manner = found.setdefault(judge.truth[clip_id].manner, {})
             of_clip = of_manner.setdefault(asked[moments[clip_id]], [])
             of_clip.append(motion.subset(judge.layout))
     return dict(sorted(found.items()))

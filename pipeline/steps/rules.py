@@ -7,6 +7,7 @@ shapes, the oracle a hidden truth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,9 +73,8 @@ class Rules:
     @classmethod
     def of_corpus(
         cls,
-        corpus: Corpus,
+        listeners: Listeners,
         clips: Mapping[str, Clip],
-        layout: Layout,
         viewer: Viewer,
         truth: Mapping[str, Truth] | None,
         *,
@@ -83,14 +83,14 @@ class Rules:
         """Rules for some clips of a corpus.
 
         Args:
-            corpus: whose training listeners lend their heads and their mean face.
+            listeners: of its training clips, who lend their heads and their mean face, in the
+                layout of the answers.
             clips: that are answered, with speakers, words and past.
-            layout: of the answers.
             viewer: sees the speakers' faces.
             truth: what would have fitted, where somebody knows.
             seed: of the heads that are drawn.
         """
-        listeners = Listeners(corpus, "train", layout)
+        layout = listeners.layout
         rng = np.random.default_rng([seed, 1])
         heads = {}
         for clip_id, clip in clips.items():
@@ -99,13 +99,12 @@ class Rules:
             heads[clip_id] = listeners[drawn].window(0, frames)
         actor = None
         if viewer.asset.arkit and viewer.asset.topology == layout.topology:
-            assert viewer.landmarks is not None, "a head with ARKit shapes has landmarks"
             actor = Actor.of_head(viewer.asset, viewer.landmarks, layout)
         return cls(
             clips,
             layout,
             heads=heads,
-            mean=mean_face(corpus, layout),
+            mean=mean_face(listeners.corpus, layout),
             viewer=viewer,
             actor=actor,
             truth=truth,
@@ -153,7 +152,7 @@ class Rules:
 
     def _mirrored(self, clip: Clip, *, less_mean: bool) -> Motion:
         """The speaker's expression, late and smoothed, on the mean face."""
-        expr = _with_past(clip, self.layout)
+        expr = self._expr(clip)
         mean = self.mean.copy()
         if less_mean:
             expr = expr - self._own_mean[clip.moment[0]]
@@ -165,9 +164,7 @@ class Rules:
     @cached_property
     def _own_mean(self) -> dict[str, np.ndarray]:
         """Mean expression of each speaker over all clips, (expr,)."""
-        return _means_by_speaker(
-            (clip.moment[0], _with_past(clip, self.layout)) for clip in self.clips.values()
-        )
+        return _means_by_speaker((clip.moment[0], self._expr(clip)) for clip in self.clips.values())
 
     @cached_property
     def _own_valence(self) -> dict[str, np.ndarray]:
@@ -189,17 +186,17 @@ class Rules:
         valence = seen - self._own_valence[clip.moment[0]]
         return late(valence, self.layout.fps)[-len(clip.listener) :]
 
-    def _sees_face(self, clip: Clip) -> bool:
-        return self._seen(clip) is not None
+    def _expr(self, clip: Clip) -> np.ndarray:
+        """The speaker's expression through past and clip, (time, expr)."""
+        motion = clip.speaker_with_past
+        assert motion is not None, "asked for only where there is motion"
+        return motion.subset(self.layout).group("expr")
 
     def _seen(self, clip: Clip) -> np.ndarray | None:
         """Valence of the speaker's face through past and clip; None where it is not seen."""
         if clip.clip_id not in self._valences:
-            assert clip.speaker is not None, "asked for only where there is motion"
-            motion = clip.speaker
-            if clip.past is not None and clip.past.speaker is not None:
-                values = np.concatenate([clip.past.speaker.values, motion.values])
-                motion = Motion(values, motion.layout)
+            motion = clip.speaker_with_past
+            assert motion is not None, "asked for only where there is motion"
             expression = self.viewer(motion, clip.speaker_shape).expression
             valence = None if expression is None else displayed_valence(expression)
             self._valences[clip.clip_id] = valence
@@ -209,22 +206,10 @@ class Rules:
 def mean_face(corpus: Corpus, layout: Layout) -> np.ndarray:
     """Mean of the training listeners over all frames, (dim,); of a larger corpus every n-th."""
     step = -(-corpus.count("train") // MEAN_OF)
-    means = [
-        motion.subset(layout).values.mean(axis=0)
-        for place, (_, motion) in enumerate(corpus.listeners("train"))
-        if place % step == 0
-    ]
+    some = itertools.islice(corpus.listeners("train"), 0, None, step)
+    means = [motion.subset(layout).values.mean(axis=0) for _, motion in some]
     mean: np.ndarray = np.mean(means, axis=0)
     return mean
-
-
-def _with_past(clip: Clip, layout: Layout) -> np.ndarray:
-    """The speaker's expression through past and clip, (time, expr)."""
-    assert clip.speaker is not None, "asked for only where there is motion"
-    parts = [clip.speaker]
-    if clip.past is not None and clip.past.speaker is not None:
-        parts.insert(0, clip.past.speaker)
-    return np.concatenate([part.subset(layout).group("expr") for part in parts])
 
 
 def _means_by_speaker(curves: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:

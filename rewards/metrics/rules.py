@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rapport.policies.motion import Motion
+from rapport.rewards.ratings.speaker_cues import bare_word
 from rapport.rewards.smoothing import moving_mean
 
 LATE_S = 0.6  # a mirror follows so much later
@@ -51,7 +52,7 @@ def words_timed(
     times = np.arange(frames) / fps
     curve = np.zeros(frames)
     for text, _, end in words:
-        valence = lexicon.get(text.lower().strip(".,!?;:\"'"), 0.0)
+        valence = lexicon.get(bare_word(text), 0.0)
         phase = np.clip((times - end - WORD_DELAY_S) / WORD_S, 0, 1)
         curve += valence * np.sin(np.pi * phase) ** 2
     return np.clip(curve, -1, 1)

@@ -105,6 +105,11 @@ def read_speaker(
     return SpeakerRead(face=face, meaning=meaning, liveliness=liveliness, pauses=pauses)
 
 
+def bare_word(text: str) -> str:
+    """A word of a transcript as a lexicon has it: lower case, without punctuation around it."""
+    return text.lower().strip(".,!?;:\"'")
+
+
 def spoken_valence(
     words: SpokenWords, lexicon: Mapping[str, float], frames: int, fps: float
 ) -> np.ndarray:
@@ -116,8 +121,7 @@ def spoken_valence(
     times = np.arange(frames) / fps
     total = np.zeros(frames)
     for text, _, end in words:
-        word = text.lower().strip(".,!?;:\"'")
         since = times - end
         fading = np.exp(-np.maximum(since, 0) / MEANING_SECONDS)
-        total += np.where(since >= 0, lexicon.get(word, 0.0) * fading, 0)
+        total += np.where(since >= 0, lexicon.get(bare_word(text), 0.0) * fading, 0)
     return np.tanh(MEANING_GAIN * total)

@@ -26,11 +26,11 @@ from rapport.pipeline.data.synthetic.signals import Event, blur, track
 from rapport.pipeline.data.synthetic.speaker import Speaker
 from rapport.pipeline.data.synthetic.words import LEXICON, OUTCOMES, TOPICS, Pool
 from rapport.pipeline.data.windows import HEARD_S
+from rapport.rewards.metrics import rules
 from rapport.rewards.ratings.answers import answers
 from rapport.rewards.ratings.points import Point
 
 Rule = Callable[[Speaker], np.ndarray]  # the valence that it shows, (time,)
-_BAD = -0.1  # valence of a cue that is bad
 
 
 def words(speaker: Speaker) -> np.ndarray:
@@ -63,10 +63,7 @@ def words_and_mirror(speaker: Speaker) -> np.ndarray:
 
 def bad_if_either(speaker: Speaker) -> np.ndarray:
     """The worse of words and face where one of them is bad, else the better one."""
-    said = words(speaker)
-    shown = mirror_less_mean(speaker)
-    worse = np.minimum(said, shown)
-    return np.where(worse < _BAD, worse, np.maximum(said, shown))
+    return rules.bad_if_either(words(speaker), mirror_less_mean(speaker))
 
 
 def program(speaker: Speaker) -> np.ndarray:
