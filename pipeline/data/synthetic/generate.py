@@ -223,8 +223,7 @@ def simulate(conversation: Conversation) -> list[Sample]:
     appropriate = []
     for i, span in enumerate(spans):
         judged = [answers(listener.expressed[span, 0], points[i], FPS) for listener in listeners]
-        # Where nothing is asked, nobody answers it wrongly.
-        good = [number for number, answer in enumerate(judged) if not answer or fits(answer)]
+        good = [number for number, answer in enumerate(judged) if fits(answer)]
         appropriate.append([clip_id(conversation, number, i) for number in good])
 
     recordings = [
