@@ -10,6 +10,7 @@ from rapport.pipeline.data.prompts import require_unlike_prompts
 from rapport.pipeline.data.readers.dualtalk import import_dualtalk, read_dualtalk
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener, read_lm_listener
 from rapport.pipeline.data.readers.pictures import Drawing, Filming
+from rapport.pipeline.data.readers.splits import require_splits
 from rapport.pipeline.data.readers.transcripts import load_transcriber
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
@@ -42,13 +43,8 @@ def open_corpus(config: CorpusConfig, folder: Path, head: HeadConfig = BUILT_IN)
         corpus = _open(config, folder, head)
     except PermissionError as error:
         raise CorpusError(f"{error.filename or folder} may not be read or written") from error
-    required = ("train", "test") if config.kind == "parquet" else SPLITS
-    for split in required:
-        if split not in corpus.splits:
-            raise CorpusError(
-                f"{config.root or corpus.path}: no {split} clip of {config.seconds:g} s. "
-                "Recordings, or what of a single one is held out, are shorter: lower corpus.seconds"
-            )
+    wanted = ("train", "test") if config.kind == "parquet" else SPLITS
+    require_splits(corpus.splits, config.root or corpus.path, config.seconds, wanted)
     return corpus
 
 

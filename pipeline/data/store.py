@@ -161,6 +161,11 @@ class CorpusWriter:
         together.append(clip.clip_id)
         self._appropriate[clip.clip_id] = together if appropriate is None else appropriate
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that have clips by now."""
+        return list(self._shards)
+
     def _side_file(
         self, name: str, schema: pa.Schema, to_table: Callable[[list], pa.Table]
     ) -> _Shards:

@@ -39,7 +39,7 @@ from rapport.pipeline.data.readers.splits import (
     require_splits,
 )
 from rapport.pipeline.data.readers.transcripts import KINDS, Transcripts, read_transcript
-from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError, CorpusWriter
+from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.windows import cut, window_starts
 from rapport.policies.clip import AUDIO_RATE, Clip, Word
 from rapport.policies.motion import Layout, LayoutError, Motion, require_radians
@@ -144,7 +144,6 @@ def import_dualtalk(
         CorpusError: no such files, damaged ones, or nothing to learn from; names the file.
     """
     counts = ReadCounts()
-    clips_of_split = dict.fromkeys(SPLITS, 0)
     source = {"kind": "dualtalk", "seconds": seconds, "stride": stride, "past": past}
     source |= {"transcriber": transcriber}
     with CorpusWriter(path, source) as writer:
@@ -159,8 +158,7 @@ def import_dualtalk(
         )
         for clip in clips:
             writer.add(clip)
-            clips_of_split[clip.split] += 1
-        require_splits(clips_of_split, root, seconds)
+        require_splits(writer.splits, root, seconds)
         writer.source["counts"] = asdict(counts)
     if counts.pose_only:
         logger.warning(
@@ -214,16 +212,17 @@ def read_dualtalk(
         sides = {side: _read_side(paths, counts) for side, paths in recording.files.items()}
         _require_rate(recording, sides)
         lasting = _seconds(recording, sides)
+        longest = max(lasting.values(), default=0.0)
         before = told.get(recording.conversation, 0.0)
-        told[recording.conversation] = before + max(lasting.values(), default=0.0)
+        told[recording.conversation] = before + longest
         if all(side.motion is None for side in sides.values()):
             logger.warning(f"  {recording.name} has no motion: it is left out")
             counts.without_motion.append(recording.name)
-            counts.lengths.lose(max(lasting.values(), default=0.0))
+            counts.lengths.lose(longest)
             continue
         counts.lengths.add(lasting)
         for number, side in sides.items():
-            heard = _words(side, recording, number, seconds=max(lasting.values()), ask=transcripts)
+            heard = _words(side, recording, number, seconds=longest, ask=transcripts)
             sides[number] = replace(side, words=heard)
         for number in sides:
             role = _role(recording, number, sides=sides, start=before)

@@ -129,7 +129,6 @@ def import_lm_listener(
             frame rate, or nothing to learn from; names the file and the segment.
     """
     counts = ReadCounts()
-    clips_of_split = dict.fromkeys(SPLITS, 0)
     source: dict[str, Any] = {"kind": "lm_listener", "seconds": seconds, "stride": stride}
     with CorpusWriter(path, source | {"past": past}) as writer:
         clips = read_lm_listener(
@@ -137,14 +136,13 @@ def import_lm_listener(
         )
         for clip in clips:
             writer.add(clip)
-            clips_of_split[clip.split] += 1
         if counts.words_outside > counts.words:
             raise CorpusError(
                 f"{root}: {counts.words_outside} of {counts.words + counts.words_outside} words "
                 "lie outside their segments; their times must be seconds from the start of the "
                 "recording"
             )
-        require_splits(clips_of_split, root, seconds)
+        require_splits(writer.splits, root, seconds)
         files = {split: file.name for split, file in _files(Path(root)).items()}
         writer.source |= {"files": files, "counts": asdict(counts)}
     return Corpus(path)

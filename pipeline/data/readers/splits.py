@@ -72,20 +72,23 @@ def _cut(stretch: Stretch, split: str, share: float) -> list[Stretch]:
     return [replace(stretch, end=border), replace(stretch, split=split, begin=border)]
 
 
-def require_splits(clips: dict[str, int], root: object, seconds: float) -> None:
+def require_splits(
+    there: Collection[str], root: object, seconds: float, wanted: Sequence[str] = SPLITS
+) -> None:
     """Raise `CorpusError` where a split has no clip.
 
     Args:
-        clips: split -> how many it has.
+        there: splits that have one.
         root: of the files, for the message.
         seconds: length of a clip.
+        wanted: splits that must have one.
     """
-    if not sum(clips.values()):
+    if not there:
         raise CorpusError(
             f"{root} gave no clip of {seconds:g} s: lower corpus.seconds or add recordings"
         )
-    for split in SPLITS:
-        if not clips.get(split):
+    for split in wanted:
+        if split not in there:
             raise CorpusError(
                 f"{root}: no {split} clip of {seconds:g} s. Recordings, or what of a single one "
                 "is held out, are shorter: lower corpus.seconds"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rapport.pipeline.data.columns import Truth
+from rapport.pipeline.data.readers.pictures import Drawing, Painter, with_frames
 from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.data.synthetic.face import FaceBasis
 from rapport.pipeline.data.synthetic.figures import FIGURES, FPS
@@ -29,9 +30,6 @@ from rapport.pipeline.data.synthetic.speaker import Speaker, draw_speaker, motio
 from rapport.pipeline.data.windows import HEARD_S, cut
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import BUILTIN_CHECKSUM, load_head
-from rapport.policies.head.flame import FlameHead
-from rapport.policies.head.raster import Rasterizer
-from rapport.policies.motion import Motion
 from rapport.rewards.ratings.answers import answers, fits
 from rapport.rewards.ratings.points import Point
 
@@ -57,6 +55,16 @@ class Design:
     riddles: float = 1.0
     frames: int = 2
     image_size: int = 56
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of motion in a clip."""
+        return round(self.seconds * FPS)
+
+    @property
+    def past_frames(self) -> int:
+        """Frames of motion in its past."""
+        return round(self.past * FPS)
 
 
 DESIGN = Design()
@@ -84,6 +92,12 @@ class Conversation:
     def speaker_id(self) -> str:
         """Name of the speaker, unique in the corpus."""
         return f"{self.split}-{self.number:04d}"
+
+    @property
+    def starts(self) -> list[int]:
+        """First frame of each clip, counted from the start of what is simulated."""
+        first = round(HEARD_S * FPS)
+        return [first + i * self.design.clip_frames for i in range(self.clips)]
 
     def dyad_id(self, listener: int) -> str:
         """Name of the speaker and one who listens."""
@@ -198,26 +212,18 @@ def _whole(*numbers: float) -> bool:
 
 def simulate(conversation: Conversation) -> list[Sample]:
     """All clips of a conversation in order of time, each moment with one listener after another."""
+    design = conversation.design
+    length = design.clip_frames
     speaker = speaker_of(conversation)
     scenes = _scenes(conversation, speaker)
-    listeners = [
-        listener_of(conversation, speaker, number)
-        for number in range(conversation.design.listeners)
-    ]
-    # Frames of the clips, counted from the start of what is simulated.
-    length = round(conversation.design.seconds * FPS)
-    past = round(conversation.design.past * FPS)
-    spans = [
-        slice(first := round(HEARD_S * FPS) + i * length, first + length)
-        for i in range(conversation.clips)
-    ]
-    points = [points_between(speaker, scene.start, conversation.design.seconds) for scene in scenes]
+    listeners = [listener_of(conversation, speaker, number) for number in range(design.listeners)]
+    spans = [slice(start, start + length) for start in conversation.starts]
+    points = [points_between(speaker, scene.start, design.seconds) for scene in scenes]
     fitting = fitting_affect(speaker.points, speaker.clock)
     appropriate = []
     for i, span in enumerate(spans):
         judged = [answers(listener.expressed[span, 0], points[i], FPS) for listener in listeners]
-        # Where nothing is asked, nobody answers it wrongly.
-        good = [number for number, answer in enumerate(judged) if not answer or fits(answer)]
+        good = [number for number, answer in enumerate(judged) if fits(answer)]
         appropriate.append([clip_id(conversation, number, i) for number in good])
 
     recordings = [
@@ -228,6 +234,7 @@ def simulate(conversation: Conversation) -> list[Sample]:
     for i, (scene, span) in enumerate(zip(scenes, spans, strict=True)):
         for number, (listener, recording) in enumerate(zip(listeners, recordings, strict=True)):
             name = clip_id(conversation, number, i)
+            listening = cut(recording, span.start, length, name, past=design.past_frames)
             # The lead-in has a manner of its own.
             truth = Truth(
                 fitting[span].astype(np.float32),
@@ -236,7 +243,7 @@ def simulate(conversation: Conversation) -> list[Sample]:
             )
             samples.append(
                 Sample(
-                    clip=_heard(scene, cut(recording, span.start, length, name, past=past)),
+                    clip=_heard(scene, listening),
                     expressed=listener.expressed[span].astype(np.float32),
                     truth=truth,
                     points=points[i],
@@ -337,41 +344,15 @@ def _scenes(conversation: Conversation, speaker: Speaker) -> list[Clip]:
         speaker_id=conversation.speaker_id,
         start=-HEARD_S,
     )
-    length = round(conversation.design.seconds * FPS)
-    before = round(conversation.design.past * FPS)
-    starts = [round(HEARD_S * FPS) + i * length for i in range(conversation.clips)]
-    scenes = [cut(recording, start, length, clip_id="", past=before) for start in starts]
-    if not conversation.design.frames:
-        return scenes
-    return _with_frames(scenes, starts, recording, conversation)
-
-
-def _with_frames(
-    scenes: list[Clip], starts: list[int], recording: Clip, conversation: Conversation
-) -> list[Clip]:
-    """Render evenly spaced frames of the speaker, each moment once, all in one batch."""
     design = conversation.design
-    inside = _moments(design.seconds, design.frames)
-    before = _moments(design.past, design.frames) - round(design.past * FPS)
-    wanted = [start + np.concatenate([before, inside]) for start in starts]
-    moments, places = np.unique(np.concatenate(wanted), return_inverse=True)
-    assert recording.speaker is not None
-    poses = Motion(recording.speaker.values[moments], recording.speaker.layout)
-    head, rasterizer = _camera(design.image_size)
-    images = rasterizer.render(head.vertices_of(poses, shape=recording.speaker_shape))
-    shown = images[places].reshape(len(starts), -1, *images.shape[1:])
-    framed = []
-    for scene, frames in zip(scenes, shown, strict=True):
-        earlier = scene.past
-        if earlier is not None:
-            earlier = replace(earlier, speaker_frames=frames[: len(before)])
-        framed.append(replace(scene, speaker_frames=frames[len(before) :], past=earlier))
-    return framed
-
-
-def _moments(seconds: float, rate: int) -> np.ndarray:
-    """Frames of motion at which `rate` video frames a second are taken: (k + .5) / rate seconds."""
-    return ((np.arange(round(seconds * rate)) + 0.5) / rate * FPS).astype(int)
+    scenes = [
+        cut(recording, start, design.clip_frames, clip_id="", past=design.past_frames)
+        for start in conversation.starts
+    ]
+    if not design.frames:
+        return scenes
+    look = _painter(design.frames, design.image_size).of(motion, speaker.person.shape)
+    return with_frames(scenes, recording, design.frames, look)
 
 
 @cache
@@ -380,9 +361,8 @@ def _basis() -> FaceBasis:
 
 
 @cache
-def _camera(size: int) -> tuple[FlameHead, Rasterizer]:
-    asset = load_head()
-    return FlameHead(asset), Rasterizer(asset, size=size, supersample=2)
+def _painter(rate: int, size: int) -> Painter:
+    return Painter(Drawing(rate, size))
 
 
 def _run(conversations: Sequence[Conversation], workers: int) -> Iterator[list[Sample]]:

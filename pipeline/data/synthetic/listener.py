@@ -114,15 +114,15 @@ def fitting_affect(points: Sequence[Point], clock: np.ndarray) -> np.ndarray:
     Returns:
         (time, 2) valence and arousal: gladness is livelier than concern.
     """
-    answers = [
-        Event(
-            point.time + FIGURES.answer_s, rise=0.5, hold=1.4, fall=1.1, size=SHOWN * point.meaning
-        )
-        for point in points
-    ]
-    answers = _one_at_a_time(answers)
-    valence = track(answers, clock)
+    answers = [fitting_answer(point.time, point.meaning) for point in points]
+    valence = track(_one_at_a_time(answers), clock)
     return np.stack([valence, np.where(valence > 0, 0.4, 0.15) * np.abs(valence)], axis=1)
+
+
+def fitting_answer(time: float, meaning: float) -> Event:
+    """The valence that answers a point made at `time` seconds."""
+    start = time + FIGURES.answer_s
+    return Event(start, rise=0.5, hold=1.4, fall=1.1, size=SHOWN * meaning)
 
 
 def draw_style(rng: np.random.Generator) -> Style:
@@ -241,9 +241,10 @@ def _answers(
             # Anger at somebody else is met with disapproval, grief with concern.
             name = "disapproval" if said.arousal > 0 else "concern"
             named.append((name, _sized(frown, -SHOWN * said.meaning * manner.size * varied)))
+    named.sort(key=lambda entry: entry[1].start)
     cut = _one_at_a_time([event for _, event in named])
     answers: dict[str, list[Event]] = {"laugh": laughs}
-    for (name, _), event in zip(sorted(named, key=lambda entry: entry[1].start), cut, strict=True):
+    for (name, _), event in zip(named, cut, strict=True):
         answers.setdefault(name, []).append(event)
     return answers
 

@@ -59,15 +59,21 @@ def track(events: Iterable[Event], clock: np.ndarray) -> np.ndarray:
         clock: (time,) evenly spaced seconds.
     """
     total = np.zeros(len(clock))
-    step = clock[1] - clock[0]
     for event in events:
-        first = max(int((event.start - clock[0]) / step), 0)
-        last = max(int((event.falls + event.fall - clock[0]) / step) + 2, 0)
-        now = clock[first:last] - event.start
+        during = _around(clock, event.start, event.falls + event.fall)
+        now = clock[during] - event.start
         sag = 1 - _SAGS * np.clip((now - event.rise) / event.hold, 0, 1)
         falling = jerk((now - event.rise - event.hold) / event.fall)
-        total[first:last] += event.size * jerk(now / event.rise) * sag * (1 - falling)
+        total[during] += event.size * jerk(now / event.rise) * sag * (1 - falling)
     return total
+
+
+def _around(clock: np.ndarray, start: float, end: float) -> slice:
+    """The places of an evenly spaced `clock` from `start` to `end`, one more at either side."""
+    step = clock[1] - clock[0]
+    first = int((start - clock[0]) / step)
+    last = int((end - clock[0]) / step) + 2
+    return slice(max(first, 0), max(last, 0))
 
 
 def steps(
@@ -139,13 +145,11 @@ def lid_closure(
     """Lid closure (time,) in [0, 1] by blinks: closing, closed, opening for `blink_s` seconds."""
     close, closed, opening = blink_s
     closure = np.zeros(len(clock))
-    step = clock[1] - clock[0]
     for start in times:
-        first = max(int((start - clock[0]) / step), 0)
-        last = max(int((start + sum(blink_s) - clock[0]) / step) + 2, 0)
-        now = clock[first:last] - start
+        during = _around(clock, start, start + sum(blink_s))
+        now = clock[during] - start
         down = jerk(now / close) * (1 - jerk((now - close - closed) / opening))
-        closure[first:last] = np.maximum(closure[first:last], down)
+        closure[during] = np.maximum(closure[during], down)
     return closure
 
 

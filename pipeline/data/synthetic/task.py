@@ -20,17 +20,19 @@ from rapport.pipeline.data.synthetic.generate import (
     points_between,
     speaker_of,
 )
-from rapport.pipeline.data.synthetic.listener import SHOWN, fitting_affect
+from rapport.pipeline.data.synthetic.listener import fitting_affect, fitting_answer
 from rapport.pipeline.data.synthetic.script import KINDS
-from rapport.pipeline.data.synthetic.signals import Event, blur, track
+from rapport.pipeline.data.synthetic.signals import blur, track
 from rapport.pipeline.data.synthetic.speaker import Speaker
-from rapport.pipeline.data.synthetic.words import LEXICON, OUTCOMES, TOPICS, Pool
+from rapport.pipeline.data.synthetic.words import LEXICON, OUTCOMES, TOPICS
 from rapport.pipeline.data.windows import HEARD_S
-from rapport.rewards.metrics import rules
+from rapport.rewards.metrics.rules import BOTH, LATE_S, SHARE, bad_if_either
 from rapport.rewards.ratings.answers import answers
 from rapport.rewards.ratings.points import Point
 
 Rule = Callable[[Speaker], np.ndarray]  # the valence that it shows, (time,)
+# Rule or "recorded, MANNER" -> kind -> for each point 1 right, .5 not answered, 0 wrong.
+Rights = dict[str, dict[str, list[float]]]
 
 
 def words(speaker: Speaker) -> np.ndarray:
@@ -46,8 +48,8 @@ def words(speaker: Speaker) -> np.ndarray:
 def mirror(speaker: Speaker) -> np.ndarray:
     """The speaker's face, smoothed over 1 s, 0.6 s later, 0.6 of it."""
     smooth = blur(speaker.affect[:, 0], 0.3, FPS)
-    late = np.maximum(np.arange(len(smooth)) - round(0.6 * FPS), 0)
-    return 0.6 * smooth[late]
+    late = np.maximum(np.arange(len(smooth)) - round(LATE_S * FPS), 0)
+    return SHARE * smooth[late]
 
 
 def mirror_less_mean(speaker: Speaker) -> np.ndarray:
@@ -58,18 +60,18 @@ def mirror_less_mean(speaker: Speaker) -> np.ndarray:
 
 def words_and_mirror(speaker: Speaker) -> np.ndarray:
     """Words and face, added."""
-    return 0.65 * words(speaker) + 0.65 * mirror(speaker) / 0.6
+    return BOTH * words(speaker) + BOTH * mirror(speaker) / SHARE
 
 
-def bad_if_either(speaker: Speaker) -> np.ndarray:
+def bad_if_words_or_face_are(speaker: Speaker) -> np.ndarray:
     """The worse of words and face where one of them is bad, else the better one."""
-    return rules.bad_if_either(words(speaker), mirror_less_mean(speaker))
+    return bad_if_either(words(speaker), mirror_less_mean(speaker))
 
 
 def program(speaker: Speaker) -> np.ndarray:
     """All cues, with knowledge of how they go together; it is told when points are made."""
     read = [
-        Event(phrase.point + 0.45, 0.5, 1.4, 1.1, SHOWN * _meaning(speaker, phrase.point))
+        fitting_answer(phrase.point, _meaning(speaker, phrase.point))
         for phrase in speaker.speech.phrases
     ]
     return track(read, speaker.clock)
@@ -83,10 +85,10 @@ def _meaning(speaker: Speaker, time: float) -> float:
     for word in speaker.speech.words:
         if word.end > time + 1e-6:
             break
-        topic = next((s for s, pool in TOPICS.items() if word.text in _all(pool)), topic)
+        topic = next((s for s, pool in TOPICS.items() if word.text in pool.words), topic)
         if abs(word.end - time) < 1e-6:
             said = LEXICON.get(word.text, 0.0)
-            outcome = next((s for s, pool in OUTCOMES.items() if word.text in _all(pool)), 0)
+            outcome = next((s for s, pool in OUTCOMES.items() if word.text in pool.words), 0)
     frame = min(int((time - speaker.clock[0]) * FPS), len(speaker.clock) - 1)
     face = speaker.affect[frame, 0] - np.median(speaker.affect[:, 0])
     excited = speaker.affect[frame, 1]
@@ -99,22 +101,14 @@ def _meaning(speaker: Speaker, time: float) -> float:
     return 1.0 if face > 0.15 and excited > 0.2 else -1.0
 
 
-def _all(pool: Pool) -> tuple[str, ...]:
-    return pool.known + pool.held_out
-
-
 RULES: Mapping[str, Rule] = {
     "words, timed": words,
     "mirror, late and smoothed": mirror,
     "mirror less own mean": mirror_less_mean,
     "words + mirror": words_and_mirror,
-    "bad if words or face are bad": bad_if_either,
+    "bad if words or face are bad": bad_if_words_or_face_are,
     "program that knows the table": program,
 }
-
-
-Rights = dict[str, dict[str, list[float]]]
-# Rule or "recorded, MANNER" -> kind -> for each point 1 right, .5 not answered, 0 wrong.
 
 
 def measure(seed: int, riddles: float, conversations: int) -> Rights:
@@ -132,7 +126,7 @@ def measure(seed: int, riddles: float, conversations: int) -> Rights:
         speaker = speaker_of(conversation)
         shown = {name: rule(speaker) for name, rule in RULES.items()}
         for name, valence in shown.items():
-            _add(found, name, valence, speaker, clip=0, seconds=4 * design.seconds)
+            _add(found, name, valence, speaker, clip=0, seconds=conversation.clips * design.seconds)
         for place in range(design.listeners):
             listener = listener_of(conversation, speaker, place)
             for clip, manner in enumerate(listener.manners[1:]):

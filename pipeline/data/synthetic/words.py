@@ -1,4 +1,4 @@
-"""What the speaker says: sentences that mean something or nothing, and a lexicon of their words.
+"""What the speaker says: sentences that mean something or nothing; and a lexicon.
 
 A glad word is said in joy, in jest at a mishap's end and in irony alike: the words of a sentence do
 not tell how it is meant. `script.py` says who says what, and how.
@@ -84,9 +84,14 @@ class Pool:
     known: tuple[str, ...]
     held_out: tuple[str, ...]
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.known + self.held_out
+
     def draw(self, rng: np.random.Generator, held_out: bool) -> str:
         """One of them; with `held_out` one of all."""
-        choices = self.known + self.held_out if held_out else self.known
+        choices = self.words if held_out else self.known
         return choices[rng.integers(len(choices))]
 
 
@@ -145,7 +150,7 @@ OUTCOMES = {
 FILLERS = ("um", "uh")
 
 # Valence in [-1, 1] of words as most people would rate them: ours, in steps of a tenth, not from a
-# rating study.
+# rating study. Raters read recordings with it, too: it has more words than are said here.
 LEXICON: dict[str, float] = {
     **dict.fromkeys(
         ("wonderful", "amazing", "love", "loved", "perfect", "hilarious", "funniest"), 0.9
