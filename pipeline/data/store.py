@@ -287,18 +287,26 @@ class Corpus:
         """Clips in a split."""
         return sum(group.rows for group in self._split(split))
 
-    def clips(self, split: str, modalities: Collection[str] = EVERYTHING) -> Iterator[Clip]:
+    def clips(
+        self,
+        split: str,
+        modalities: Collection[str] = EVERYTHING,
+        only: Collection[str] | None = None,
+    ) -> Iterator[Clip]:
         """Clips of a split in the order they were written; one row group in memory at a time.
 
         Args:
             split: of the corpus.
             modalities: what is read beside the listener's motion; the others are None. With `PAST`
                 among them, the past is read in the same modalities.
+            only: ids of those that are wanted; None = all.
         """
         columns = self._columns(modalities)
         for group in self._split(split):
             table = self._read(group, columns)
-            yield from (self._clip(table, row, group.file) for row in range(group.rows))
+            for row in range(group.rows):
+                if only is None or table["clip_id"][row].as_py() in only:
+                    yield self._clip(table, row, group.file)
 
     def listeners(self, split: str) -> Iterator[tuple[str, Motion]]:
         """Clip id and the listener's motion of every clip of a split, in order.
@@ -325,6 +333,13 @@ class Corpus:
             for row in self._read(group, columns).to_pylist():
                 moments[row["clip_id"]] = (row["speaker_id"] or row["dyad_id"], row["start"])
         return moments
+
+    def first_listeners(self, split: str) -> dict[str, tuple[str, float]]:
+        """`moments`, with the first of the clips that show listeners to the same one."""
+        first: dict[tuple[str, float], str] = {}
+        for clip_id, moment in self.moments(split).items():
+            first.setdefault(moment, clip_id)
+        return {clip_id: moment for moment, clip_id in first.items()}
 
     def at(self, split: str, index: int, modalities: Collection[str] = EVERYTHING) -> Clip:
         """Clip number `index` of a split; `modalities` as of `clips`."""

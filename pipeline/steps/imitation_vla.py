@@ -60,9 +60,9 @@ def _pretraining(step: Phase, config: OfVla, corpus: Corpus) -> PhaseResult:
     width = layout.width("expr") if "expr" in layout.names else 0
     table = step.directory / "chunks.arrow"
     channels = Channels.of(head, width)
-    chunks = perceived_chunks(
-        corpus.clips("train"), policy.model.config, channels, limit=config.pretraining.chunks
-    )
+    # A clip is dear to decode, and one listener to each moment is enough to know its speaker.
+    clips = corpus.clips("train", only=corpus.first_listeners("train"))
+    chunks = perceived_chunks(clips, policy.model.config, channels, limit=config.pretraining.chunks)
     rows = write_table(table, chunks, PERCEPTION_SCHEMA)
     if not rows:
         step.say("skipped: the corpus has neither frames nor voice beside its speakers' motion")
@@ -115,7 +115,8 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
         if vla.openvla is not None:
             logger.info(f"[sft] {load_openvla(model, read_weights(Path(vla.openvla)))}")
     else:
-        texts = (clip.text for clip in corpus.clips("train") if clip.text is not None)
+        clips = corpus.clips("train", ("words",))
+        texts = (clip.text for clip in clips if clip.text is not None)
         tokenizer = build_text_tokenizer(
             texts,
             text_vocabulary=vla.vocabulary - vla.action.bins,

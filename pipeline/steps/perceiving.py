@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from rapport.log import logger
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import OfVla
-from rapport.policies.clip import Clip
 from rapport.policies.vla.perception import Cost, drawn_others, perception
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.rewards.metrics.statistics import mean_interval
@@ -30,11 +29,11 @@ def perceive(run: Workspace, config: OfVla, corpus: Corpus, policy: Path) -> Non
     """
     if not config.sft.perceived:
         return
-    clips = asked_clips(corpus, config.sft.perceived)
-    if len({conversation(clip) for clip in clips}) < FEWEST:
+    asked = asked_clips(corpus, config.sft.perceived)
+    if len(set(asked.values())) < FEWEST:
         logger.info(f"[perception] not asked: {SPLIT} has fewer than {FEWEST} conversations")
         return
-    found = _perception(run, config, clips, policy).metrics
+    found = _perception(run, config, corpus, asked, policy).metrics
     for name in found["streams"]:
         values = found[name]
         logger.info(
@@ -49,9 +48,12 @@ def perceive(run: Workspace, config: OfVla, corpus: Corpus, policy: Path) -> Non
 
 
 @phase("perception")
-def _perception(step: Phase, config: OfVla, clips: Sequence[Clip], path: Path) -> PhaseResult:
+def _perception(
+    step: Phase, config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
+) -> PhaseResult:
     policy = VlaPolicy.load(path)
-    names = [conversation(clip) for clip in clips]
+    clips = list(corpus.clips(SPLIT, only=asked))
+    names = [asked[clip.clip_id] for clip in clips]
     actions = np.stack([policy.actions_of(clip.listener) for clip in clips])
     costs = perception(
         policy.model,
@@ -72,19 +74,15 @@ def _perception(step: Phase, config: OfVla, clips: Sequence[Clip], path: Path) -
     )
 
 
-def asked_clips(corpus: Corpus, limit: int) -> list[Clip]:
-    """Clips of the validation split, one of each moment, evenly spread over it."""
-    found: dict[tuple[str, float], Clip] = {}
-    for clip in corpus.clips(SPLIT):
-        found.setdefault(clip.moment, clip)
-    clips = list(found.values())
-    places = np.unique(np.linspace(0, len(clips) - 1, min(limit, len(clips))).round().astype(int))
-    return [clips[place] for place in places]
+def asked_clips(corpus: Corpus, limit: int) -> dict[str, str]:
+    """Conversations of clips of the validation split by clip id, in order.
 
-
-def conversation(clip: Clip) -> str:
-    """Who speaks, or the dyad where that is not known."""
-    return clip.speaker_id or clip.dyad_id
+    The clips are one of each moment, evenly spread over it.
+    """
+    moments = list(corpus.first_listeners(SPLIT).items())
+    count = min(limit, len(moments))
+    places = np.unique(np.linspace(0, len(moments) - 1, count).round().astype(int))
+    return {clip_id: who for clip_id, (who, _) in (moments[place] for place in places)}
 
 
 def summarised(cost: Cost, conversations: Sequence[str]) -> dict[str, Any]:

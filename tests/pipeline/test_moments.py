@@ -10,6 +10,7 @@ from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.settings import GdpoOfFlow
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.imitation_flow import people
+from rapport.pipeline.steps.perceiving import asked_clips
 
 LISTENERS = 3
 
@@ -56,3 +57,21 @@ def test_a_speaker_is_learnt_once_a_moment(corpus, roles, speakers):
     config = SimpleNamespace(vae=GdpoOfFlow().vae, roles=roles)
     learnt = Counter(window.role for window in people(config, corpus, "train"))
     assert learnt["listener"] == 10 * LISTENERS and learnt["speaker"] == speakers
+
+
+def test_one_listener_to_each_moment_is_enough_to_know_its_speaker(corpus):
+    first = corpus.first_listeners("train")
+    assert list(first) == [i for i in corpus.clip_ids("train") if i.split("-")[2] == "0"]
+    assert first == {i: moment for i, moment in corpus.moments("train").items() if i in first}
+    read = list(corpus.clips("train", (), only=first))
+    assert {clip.clip_id: clip.moment for clip in read} == first
+
+
+@pytest.mark.parametrize(("limit", "places"), [(9, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 5])])
+def test_what_a_policy_perceives_is_asked_of_one_listener_a_moment(
+    monkeypatch, corpus, limit, places
+):
+    monkeypatch.setattr("rapport.pipeline.steps.perceiving.SPLIT", "test")
+    first = list(corpus.first_listeners("test").items())
+    wanted = {first[place][0]: first[place][1][0] for place in places}
+    assert asked_clips(corpus, limit) == wanted
