@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import cloudpickle
 import ray
@@ -33,11 +33,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import ClusterError, on_nodes, worker_environment
+from rapport.actors.lifeline import Lifeline
 from rapport.actors.mailbox import open_mailbox
 from rapport.actors.precision import exact_float32
 from rapport.actors.settings import LearnerConfig
+from rapport.log import logger
 
 CHECKPOINT_TAG = "zero"
+END_TIMEOUT_S = 120.0  # for processes of learners to end, or to start and end
 
 
 class Objective(Protocol):
@@ -144,11 +147,11 @@ class Milestones:
 
 
 class Learners:
-    """A long-lived group of DeepSpeed learners that works beside this process.
+    """A long-lived group of DeepSpeed learners beside this process; a context manager that ends it.
 
-        learners = Learners(objective, config.learner, step.directory, log=..., say=...)
-        for iteration in learners.iterations():          # none where nothing is asked for
-            learners.learn(Experience(...))
+        with Learners(objective, config.learner, step.directory, log=..., say=...) as learners:
+            for iteration in learners.iterations():      # none where nothing is asked for
+                learners.learn(Experience(...))
         result = learners.result
 
     Args:
@@ -188,6 +191,23 @@ class Learners:
                 "steps after which data is made anew: a learner cannot restart in between"
             )
         self._mailbox = open_mailbox()
+        self._fitting: Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End learners that still learn, and wait for the thread that waits for them.
+
+        It would ask a cluster that is gone after an error here, and Ray ends the process of whoever
+        does, before anybody hears of the error.
+        """
+        ray.kill(self._mailbox)
+        if self._fitting is None:
+            return
+        self._fitting.join(END_TIMEOUT_S)
+        if self._fitting.is_alive():
+            logger.warning(f"learners in {self.directory} did not end in {END_TIMEOUT_S:g} s")
 
     def iterations(self) -> Iterator[Iteration]:
         """Whenever the learners want to be given an experience; ends when they have learnt.
@@ -198,7 +218,8 @@ class Learners:
         """
         outcome: Future[dict[str, Any]] = Future()
         asked_at = time.time()
-        Thread(target=self._fit, args=(outcome,), daemon=True).start()
+        self._fitting = Thread(target=self._fit, args=(outcome,), daemon=True)
+        self._fitting.start()
         deadline = time.monotonic() + self.config.timeout_s
         while not outcome.done():
             for request in ray.get(self._mailbox.take.remote(0.5), timeout=self.config.timeout_s):
@@ -259,6 +280,7 @@ class Learners:
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                callbacks=[Lifeline(self._mailbox)],
             ),
         )
         try:
@@ -297,9 +319,13 @@ def fit(
     Returns `final` metrics, `steps`, `seconds_per_step` and `engine`. Arguments are those of
     `Learners`.
     """
-    learners = Learners(objective, config, directory, log=log, say=say, milestones=milestones)
-    for iteration in learners.iterations():
-        raise RuntimeError(f"step {iteration.step} asks for an experience, and nobody gives one")
+    with Learners(
+        objective, config, directory, log=log, say=say, milestones=milestones
+    ) as learners:
+        for iteration in learners.iterations():
+            raise RuntimeError(
+                f"step {iteration.step} asks for an experience, and nobody gives one"
+            )
     return learners.result
 
 

@@ -38,6 +38,10 @@ class Mailbox:
             return []
         return [request]
 
+    async def until_gone(self) -> None:
+        """Fails once there is no mailbox any more; it has no other end."""
+        await asyncio.get_running_loop().create_future()
+
     async def reply(self, answer: Any = None, error: Exception | None = None) -> None:
         """Answer the request that was taken last, or raise `error` where it was asked."""
         if error is not None:

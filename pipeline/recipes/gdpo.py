@@ -47,14 +47,16 @@ def post_train(
 ) -> PhaseResult:
     """Sync and sample, reward, find advantages, learn; then again with the new weights."""
     scenes = scenes_of(step, config, imitated)
-    sample = sampled_by(fleet, scenes, config)
-    learners = gdpo_learners(step, config, imitated, scenes=scenes, milestones=milestones)
-    for iteration in learners.iterations():
-        batch = scenes.of_iteration(iteration.index)
-        groups = sample(iteration.weights, iteration.index)
-        measured = scenes.measured(batch, groups)
-        rewards = rewards_of(measured, config.reward)
-        advantages = advantages_of(rewards, config.groups, scenes.names, config=config.gdpo)
-        rollouts = rollouts_of(batch, groups, advantages)
-        learners.learn(Experience(rollouts, scenes.metrics(batch, measured, rewards)))
+    with (
+        sampled_by(fleet, scenes, config) as sample,
+        gdpo_learners(step, config, imitated, scenes=scenes, milestones=milestones) as learners,
+    ):
+        for iteration in learners.iterations():
+            batch = scenes.of_iteration(iteration.index)
+            groups = sample(iteration.weights, iteration.index)
+            measured = scenes.measured(batch, groups)
+            rewards = rewards_of(measured, config.reward)
+            advantages = advantages_of(rewards, config.groups, scenes.names, config=config.gdpo)
+            rollouts = rollouts_of(batch, groups, advantages)
+            learners.learn(Experience(rollouts, scenes.metrics(batch, measured, rewards)))
     return learnt(learners.result, step, rollouts=config.gdpo.answered * config.gdpo.group_size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from rapport.actors.fleet import Fleet
 from rapport.actors.learner import Learners, Milestones, milestone_step
@@ -139,10 +140,11 @@ def gdpo_learners(
     )
 
 
+@contextmanager
 def sampled_by(
     fleet: Fleet, scenes: Scenes, config: Rewarded
-) -> Callable[[Any, int], list[list[Reaction]]]:
-    """A function of the learners' weights and the iteration's number: groups of reactions.
+) -> Iterator[Callable[[Any, int], list[list[Reaction]]]]:
+    """Yields a function of the learners' weights and the iteration's number: groups of reactions.
 
     It gives the fleet the weights, then asks it. With `gdpo.asynchronous`, reactions of the next
     iteration are sampled while this one is learnt.
@@ -156,11 +158,17 @@ def sampled_by(
         groups = fleet.groups(batch.prompts, config.gdpo.group_size, batch.seeds)
         return [groups[place] for place in batch.order]
 
-    return OneAhead(roll_out, config.gdpo.iterations) if config.gdpo.asynchronous else roll_out
+    if not config.gdpo.asynchronous:
+        yield roll_out
+        return
+    with OneAhead(roll_out, config.gdpo.iterations) as ahead:
+        yield ahead
 
 
 class OneAhead(Generic[Rolled]):
-    """Hands out what was begun an iteration before, and begins the next.
+    """Hands out what was begun an iteration before, and begins the next; a context manager.
+
+    It leaves nothing begun behind: a fleet that ends meanwhile would be taken for one that is lost.
 
     Staleness is bounded: what is handed out was sampled with the weights of the iteration before,
     never older ones; the first time, and after a restart, with the present ones.
@@ -176,6 +184,12 @@ class OneAhead(Generic[Rolled]):
         self._thread = ThreadPoolExecutor(1)
         self._begun: Future[Rolled] | None = None
         self._begun_for: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
 
     def __call__(self, weights: Any, index: int) -> Rolled:
         """What iteration `index` is given; begins the following one with `weights`."""
