@@ -280,7 +280,7 @@ class Learners:
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                callbacks=[Lifeline(self._mailbox)],
+                callbacks=[Lifeline(self._mailbox)],  # type: ignore[list-item]
             ),
         )
         try:
