@@ -174,8 +174,8 @@ def refreshed(task, step=0):
     """The task's module, with the data of an iteration."""
     module = task.module()
     index = step // task.config.sync_every
-    roll_out = sampled_by(LocalFleet(task), task.scenes, task.recipe)
-    groups = roll_out(module.state_dict(), index)
+    with sampled_by(LocalFleet(task), task.scenes, task.recipe) as roll_out:
+        groups = roll_out(module.state_dict(), index)
     given = experience_of(task, groups, index)
     task.refresh(module, given.data, 0, 1)
     return module, given.metrics
@@ -392,18 +392,19 @@ def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
 def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path, asynchronous=True, clip=0.9, learning_rate=1e-3)
     module = task.module()
-    roll_out = sampled_by(LocalFleet(task), task.scenes, task.recipe)
 
-    def refresh(index):
+    def refresh(roll_out, index):
         weights = {name: value.clone() for name, value in module.state_dict().items()}
         groups = roll_out(weights, index)
         given = experience_of(task, groups, index)
         task.refresh(module, given.data, 0, 1)
 
-    refresh(0)
-    assert task.loss(module, task.batch(0, 0, 1))[1]["ratio"].item() == pytest.approx(1, abs=1e-4)
-    descend(task, module, 2, 1e-2)
-    refresh(1)
+    with sampled_by(LocalFleet(task), task.scenes, task.recipe) as roll_out:
+        refresh(roll_out, 0)
+        ratio = task.loss(module, task.batch(0, 0, 1))[1]["ratio"].item()
+        assert ratio == pytest.approx(1, abs=1e-4)
+        descend(task, module, 2, 1e-2)
+        refresh(roll_out, 1)
     _, metrics = task.loss(module, task.batch(2, 0, 1))
     assert metrics["approx_kl"].item() > 1e-4, (
         "sampled before the last two steps, and so they are weighted"

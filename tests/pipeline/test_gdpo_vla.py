@@ -66,8 +66,8 @@ def task(tiny_corpus, tiny_checkpoint, tmp_path):
 
 def iteration(task, module, state, index):
     """Sample, reward and replay an iteration; its metrics."""
-    roll_out = sampled_by(task.fleet, task.scenes, task.recipe)
-    groups = roll_out(state, index)
+    with sampled_by(task.fleet, task.scenes, task.recipe) as roll_out:
+        groups = roll_out(state, index)
     given = experience_of(task, groups, index)
     task.refresh(module, given.data, 0, 1)
     return given.metrics
