@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from rapport.policies.clip import Clip
 from rapport.policies.motion import LayoutError
 from rapport.policies.vla.policy import VlaPolicy
 
 
-def examples(clips: Iterable[Clip], policy: VlaPolicy) -> Iterator[dict[str, Any]]:
-    """SFT rows: the prompt and the recorded listener as action tokens.
+def faces_at_rest(clips: Iterable[Clip], policy: VlaPolicy) -> dict[str, np.ndarray]:
+    """What a listener mostly does: the median action, (dims,) ids, by dyad.
 
     Raises:
         LayoutError: a clip's motion is not of the policy's layout or length; names the clip.
     """
+    actions = defaultdict(list)
     for clip in clips:
-        try:
-            tokens = policy.actions_of(clip.listener)
-        except LayoutError as error:
-            raise LayoutError(
-                f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
-                "Take a policy of this corpus, or the corpus of this policy"
-            ) from error
-        yield policy.prompt_row(policy.encode(clip)) | {"actions": tokens.tolist()}
+        steps = _actions_of(clip, policy).reshape(-1, policy.actions.space.dims)
+        actions[clip.dyad_id].append(np.median(steps, axis=0))
+    return {
+        dyad: np.median(medians, axis=0).round().astype(np.int64)
+        for dyad, medians in actions.items()
+    }
+
+
+def examples(
+    clips: Iterable[Clip], policy: VlaPolicy, rests: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """SFT rows: the prompt, the recorded listener as action tokens, and that listener at rest.
+
+    Clips that show listeners to the same moment, one after the other, share what they perceive.
+
+    Args:
+        clips: of training.
+        policy: that learns from them.
+        rests: of `faces_at_rest`.
+    """
+    moment = None
+    for clip in clips:
+        tokens = _actions_of(clip, policy)
+        if clip.moment != moment:
+            moment, shared = clip.moment, policy.encode(clip)
+        prompt = replace(shared, prompt_id=clip.clip_id, own=policy.own_of(clip))
+        row = policy.prompt_row(prompt)
+        yield row | {"actions": tokens.tolist(), "rest": rests[clip.dyad_id].tolist()}
+
+
+def _actions_of(clip: Clip, policy: VlaPolicy) -> np.ndarray:
+    try:
+        return policy.actions_of(clip.listener)
+    except LayoutError as error:
+        raise LayoutError(
+            f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
+            "Take a policy of this corpus, or the corpus of this policy"
+        ) from error

@@ -29,11 +29,11 @@ class PerceptionTraining(ImitationConfig):
     It stands for what published DINOv2 and SigLIP bring with them.
     """
 
-    steps: int = Field(320, ge=0)
+    steps: int = Field(600, ge=0)
     """optimiser steps; 0 = encoders stay random, and learn by imitation"""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
     """chunks per step over all learners"""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """peak; same schedule as SFT"""
     chunks: int = Field(4096, ge=1)
     """chunks of training conversations, at most"""
@@ -61,6 +61,9 @@ class SftConfig(ImitationConfig):
     absent: float = Field(0.4, ge=0, lt=1)
     """share of the rows in which a stream is absent: pictures, voice, words, each by itself; so
     that none starves the others"""
+    lend: float = Field(0.9, ge=0, le=1)
+    """share of the rows whose listener is lent the face at rest of another, so that who listens to
+    whom cannot be learnt by heart"""
     perceived: int = Field(128, ge=0)
     """validation clips on which is asked what the policy perceives; 0 = it is not asked"""
     lambda_exp: float = Field(1.0, ge=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +25,13 @@ class Draws(NamedTuple):
         absent: stream -> (rows,) bool.
         forgotten: (rows, dims + actions) bool: the last action before the context and those in it
             that are not seen by what follows.
+        lenders: (rows,) row of the table whose listener lends the face at rest; -1 = none does.
     """
 
     starts: np.ndarray
     absent: dict[str, np.ndarray]
     forgotten: np.ndarray
+    lenders: np.ndarray
 
 
 class Sft(PolicyObjective):
@@ -60,8 +62,10 @@ class Sft(PolicyObjective):
         share = slice(rank, None, world_size)
         rows = [self.rows[index] for index in self.share(step, rank, world_size, batch_size)]
         contexts = [
-            self._context(row, int(start), count)
-            for row, start in zip(rows, draws.starts[share], strict=True)
+            self._context(self._lent(row, int(lender)), int(start), count)
+            for row, start, lender in zip(
+                rows, draws.starts[share], draws.lenders[share], strict=True
+            )
         ]
         batch = {name: torch.cat([row[name] for row in contexts]) for name in contexts[0]}
         actions = batch.pop("actions")
@@ -92,7 +96,32 @@ class Sft(PolicyObjective):
         every_other = rng.random((rows, sizes.action_dims + count)) < 0.5
         all_of_it = kind < self.config.forget
         forgotten = all_of_it | ((kind < 1.5 * self.config.forget) & every_other)
-        return Draws(starts, absent, forgotten)
+        lenders = rng.integers(len(self.rows), size=rows)
+        lenders[rng.random(rows) >= self.config.lend] = -1
+        return Draws(starts, absent, forgotten, lenders)
+
+    def _lent(self, row: Mapping[str, Any], lender: int) -> Mapping[str, Any]:
+        """A row whose listener does the same with the face at rest of another row's.
+
+        Who listens to whom says nothing of how anybody reacts, and is easily learnt by heart.
+        """
+        if lender < 0:
+            return row
+        lent = np.array(self.rows[lender]["rest"]) - np.array(row["rest"])
+        return {
+            **row,
+            "own": self._moved(row["own"], lent),
+            "actions": self._moved(row["actions"], lent),
+        }
+
+    def _moved(self, ids: Sequence[int], by: np.ndarray) -> list[int]:
+        """Actions (n * dims,) moved by bins (dims,) within their range; what is none stays."""
+        sizes = self.policy.model.config
+        first = sizes.action_token_start
+        actions = np.array(ids)
+        moved = actions + np.tile(by, len(actions) // len(by))
+        moved = moved.clip(first, first + sizes.action_bins - 1)
+        return np.where(actions < first, actions, moved).tolist()
 
     def _context(self, row: Mapping[str, Any], start: int, count: int) -> dict[str, Tensor]:
         """The tensors of a row from chunk `start` on, (1, ...) each, and its `actions`."""

@@ -9,7 +9,7 @@ import torch
 from rapport.log import logger
 from rapport.pipeline.data.perception import PERCEPTION_SCHEMA, Channels, perceived_chunks
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.data.vla import examples
+from rapport.pipeline.data.vla import examples, faces_at_rest
 from rapport.pipeline.objectives.perception import Perception
 from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
@@ -81,7 +81,8 @@ def _sft(step: Phase, config: OfVla, corpus: Corpus, start: Path | None) -> Phas
         untrained_vla(config, corpus).save(initial)
     policy = VlaPolicy.load(initial)
     table = step.directory / "examples.arrow"
-    rows = write_table(table, examples(corpus.clips("train"), policy), SFT_SCHEMA)
+    rests = faces_at_rest(corpus.clips("train", ()), policy)
+    rows = write_table(table, examples(corpus.clips("train"), policy, rests), SFT_SCHEMA)
     objective = Sft(initial, table, config.sft, seed=config.seed, policy_config=config.vla)
     sizes = policy.model.config
     step.say(

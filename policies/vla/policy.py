@@ -92,10 +92,7 @@ class VlaPolicy(Policy):
 
     def encode(self, clip: Clip) -> VlaPrompt:
         """What is seen, heard and said, chunk by chunk; what the clip lacks is marked absent."""
-        own = None
-        if clip.past is not None:
-            own = self.last_action(clip.past.listener)
-        return build_prompt(self.model.config, clip, self.word_ids, own)
+        return build_prompt(self.model.config, clip, self.word_ids, self.own_of(clip))
 
     def word_ids(self, word: str) -> Sequence[int]:
         """Ids of a word."""
@@ -106,10 +103,14 @@ class VlaPolicy(Policy):
             )
         return self._word_ids[word]
 
-    def last_action(self, past: Motion) -> np.ndarray | None:
-        """The last action of a motion, (dims,) ids; None where it is shorter than one."""
-        knot = self.actions.space.last_knot(past.subset(self.layout))
-        return None if knot is None else self.actions.encode(knot[None])
+    def own_of(self, clip: Clip) -> np.ndarray:
+        """The listener's last action before a clip, (dims,) ids; <absent> where none is known."""
+        knot = None
+        if clip.past is not None:
+            knot = self.actions.space.last_knot(clip.past.listener.subset(self.layout))
+        if knot is None:
+            return np.full(self.model.config.action_dims, self.model.config.absent_token_id)
+        return self.actions.encode(knot[None])
 
     def canary(self, clip: Clip) -> VlaPrompt:
         """A prompt whose answer has begun, so that few actions reach beyond a chunk's end."""

@@ -57,16 +57,14 @@ def heard_of(clip: Clip) -> list[Heard]:
     return [*stretches, Heard(0.0, clip.seconds, clip.speaker_frames, clip.speaker_audio, words)]
 
 
-def build_prompt(
-    config: FaceVLAConfig, clip: Clip, encode: Encode, own: np.ndarray | None
-) -> VlaPrompt:
+def build_prompt(config: FaceVLAConfig, clip: Clip, encode: Encode, own: np.ndarray) -> VlaPrompt:
     """What a policy is shown of a clip.
 
     Args:
         config: of the policy.
         clip: with its past, where there is one.
         encode: ids of a word.
-        own: (dims,) ids of the last action before the clip; None = not known.
+        own: (dims,) ids of the last action before the clip.
 
     Raises:
         ValueError: the clip is shorter than the reactions of the policy, or has frames that are no
@@ -89,8 +87,6 @@ def build_prompt(
     words = streams[-1].words
     before = clip.past is not None and clip.past.words is not None
     starts = [index * chunk for index in range(config.chunks)]
-    absent = config.absent_token_id
-    own_ids = np.full(config.action_dims, absent) if own is None else own
     heads = []
     said = []
     for start in starts:
@@ -110,7 +106,7 @@ def build_prompt(
         present=np.array(present, bool).reshape(config.items, 2),
         heard=np.array(heads, np.int64),
         said=np.array(said, np.int64),
-        own=np.asarray(own_ids, np.int64),
+        own=np.asarray(own, np.int64),
     )
 
 

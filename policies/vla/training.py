@@ -24,7 +24,9 @@ PROMPT_COLUMNS = {
     "said": pa.list_(pa.int32()),
     "own": pa.list_(pa.int32()),
 }
-SFT_SCHEMA = pa.schema(PROMPT_COLUMNS | {"actions": pa.list_(pa.int32())})
+SFT_SCHEMA = pa.schema(
+    PROMPT_COLUMNS | {"actions": pa.list_(pa.int32()), "rest": pa.list_(pa.int32())}
+)
 
 
 def row_of(prompt: VlaPrompt) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.vla import examples
+from rapport.pipeline.data.vla import examples, faces_at_rest
 from rapport.policies.vla.policy import VlaPolicy
 
 
@@ -17,7 +17,8 @@ def policy(tiny_checkpoint):
 
 
 def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
-    rows = list(examples(tiny_corpus.clips("train"), policy))
+    rests = faces_at_rest(tiny_corpus.clips("train", ()), policy)
+    rows = list(examples(tiny_corpus.clips("train"), policy, rests))
     assert [row["prompt_id"] for row in rows] == tiny_corpus.clip_ids("train")
     clip, row = tiny_corpus.at("train", 3), rows[3]
     tokens = np.array(row["actions"])
@@ -31,7 +32,11 @@ def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
     assert (
         np.abs(found - wanted)[inside] <= np.broadcast_to(0.51 * width + 1e-6, wanted.shape)[inside]
     ).all()
-    assert {**row, "actions": None} == policy.prompt_row(policy.encode(clip)) | {"actions": None}
+    prompt = policy.prompt_row(policy.encode(clip))
+    assert {name: row[name] for name in prompt} == prompt
+    at_rest = np.median([np.reshape(row["actions"], (-1, space.dims)) for row in rows], axis=1)
+    assert len({clip.dyad_id for clip in tiny_corpus.clips("train", ())}) == 1
+    assert np.abs(np.median(at_rest, axis=0) - row["rest"]).max() <= 0.5
 
 
 def test_a_row_without_video_says_none(tiny_corpus, policy):
@@ -39,3 +44,18 @@ def test_a_row_without_video_says_none(tiny_corpus, policy):
     past = replace(clip.past, speaker_frames=None)
     row = policy.prompt_row(policy.encode(replace(clip, speaker_frames=None, past=past)))
     assert row["frames"] is None and not any(row["present"][::2]) and any(row["present"][1::2])
+
+
+def test_who_listens_to_the_same_moment_perceives_the_same_and_has_a_past_of_their_own(
+    tiny_corpus, policy
+):
+    clip = tiny_corpus.at("train", 0)
+    moved = replace(clip.past.listener, values=clip.past.listener.values + 0.05)
+    second = replace(clip, clip_id="second", past=replace(clip.past, listener=moved))
+    later = tiny_corpus.at("train", 1)
+    rests = faces_at_rest([clip, second, later], policy)
+    rows = list(examples([clip, second, later, clip], policy, rests))
+    for row, wanted in zip(rows, [clip, second, later, clip], strict=True):
+        prompt = policy.prompt_row(policy.encode(wanted))
+        assert {name: row[name] for name in prompt} == prompt
+    assert rows[0]["own"] != rows[1]["own"]

@@ -1,12 +1,13 @@
 """The learning tasks without Ray: batches, losses and reference log-probs are as in the paper."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rapport.pipeline.data.vla import examples
+from rapport.pipeline.data.vla import examples, faces_at_rest
 from rapport.pipeline.objectives.dpo import (
     Dpo,
     ReferenceMismatch,
@@ -32,9 +33,10 @@ HEAD, OBSERVATION = 20, 6
 @pytest.fixture(scope="module")
 def sft_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("sft") / "examples.arrow"
-    write_table(
-        file, examples(tiny_corpus.clips("train"), VlaPolicy.load(tiny_checkpoint)), SFT_SCHEMA
-    )
+    policy = VlaPolicy.load(tiny_checkpoint)
+    # As if every clip had another listener.
+    clips = [replace(clip, dyad_id=clip.clip_id) for clip in tiny_corpus.clips("train")]
+    write_table(file, examples(clips, policy, faces_at_rest(clips, policy)), SFT_SCHEMA)
     return file
 
 
@@ -87,7 +89,7 @@ def test_whole_contexts_come_after_the_windows(tiny_checkpoint, sft_table):
 
 
 def test_a_row_is_a_context_that_begins_with_some_chunk(tiny_checkpoint, sft_table):
-    keys = {"window_steps": 2, "window_share": 0.9, "absent": 0.0, "forget": 0.0}
+    keys = {"window_steps": 2, "window_share": 0.9, "absent": 0.0, "forget": 0.0, "lend": 0.0}
     task = sft_task(tiny_checkpoint, sft_table, **keys)
     sizes = task.policy.model.config
     starts = set()
@@ -128,6 +130,30 @@ def test_streams_are_absent_and_the_past_forgotten_in_the_shares_asked_for(
     absent = task.policy.model.config.absent_token_id
     assert (batch["own"] == absent).all(dim=1)[forgotten.all(dim=1)].all()
     assert (batch["actions"] >= 344).all(), "what is to be said stays"
+
+
+def test_a_listener_lent_another_face_at_rest_moves_as_before(tiny_checkpoint, sft_table):
+    keys = {"window_share": 0.0, "absent": 0.0, "forget": 0.0}
+    lent = sft_task(tiny_checkpoint, sft_table, lend=1.0, **keys)
+    plain = sft_task(tiny_checkpoint, sft_table, lend=0.0, **keys)
+    sizes = lent.policy.model.config
+    low, high = sizes.action_token_start, sizes.action_token_start + sizes.action_bins - 1
+    rests = set()
+    for step in range(4):
+        batch, own = lent.batch(step, 0, 1), plain.batch(step, 0, 1)
+        for place, row in enumerate(batch_rows(step, 2, 8, seed=3)):
+            lender = int(lent.draws(step, 2, 27).lenders[place])
+            by = np.array(lent.rows[lender]["rest"]) - np.array(lent.rows[int(row)]["rest"])
+            rests.add(tuple(by))
+            for name in ("own", "actions"):
+                before = own[name][place].numpy().reshape(-1, DIMS)
+                wanted = (before + by).clip(low, high)
+                np.testing.assert_array_equal(
+                    batch[name][place].numpy().reshape(-1, DIMS), wanted, err_msg=name
+                )
+    assert len(rests) > 2, "faces differ"
+    unknown = {"own": [sizes.absent_token_id] * DIMS, "actions": [low] * DIMS, "rest": [low] * DIMS}
+    assert lent._lent(unknown, 0)["own"] == unknown["own"], "what is not known stays so"
 
 
 def test_a_batch_is_a_function_of_its_step_and_ranks_share_it(tiny_checkpoint, sft_table):
