@@ -43,13 +43,21 @@ def examples(
         rests: of `faces_at_rest`.
     """
     moment = None
+    face = policy.actions.space.expression
+    if not face.any():
+        face = ~face
     for clip in clips:
         tokens = _actions_of(clip, policy)
         if clip.moment != moment:
             moment, shared = clip.moment, policy.encode(clip)
         prompt = replace(shared, prompt_id=clip.clip_id, own=policy.own_of(clip))
-        row = policy.prompt_row(prompt)
-        yield row | {"actions": tokens.tolist(), "rest": rests[clip.dyad_id].tolist()}
+        rest = rests[clip.dyad_id]
+        away = np.abs(tokens.reshape(-1, len(rest)) - rest)[:, face]
+        yield policy.prompt_row(prompt) | {
+            "actions": tokens.tolist(),
+            "rest": rest.tolist(),
+            "moves": away.mean(axis=1).tolist(),
+        }
 
 
 def _actions_of(clip: Clip, policy: VlaPolicy) -> np.ndarray:

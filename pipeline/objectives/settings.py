@@ -49,12 +49,17 @@ class PerceptionTraining(ImitationConfig):
 class SftConfig(ImitationConfig):
     """Imitation by the VLA (Eq. 7-9)."""
 
+    steps: int = Field(300, ge=1)
+    """optimiser steps"""
     checkpoint: Path | None = None
     """skip SFT and start from this policy checkpoint"""
-    window_steps: int = Field(2, ge=1)
+    window_steps: int = Field(1, ge=1)
     """action steps of a window in the first phase: as much data in many short pieces"""
-    window_share: float = Field(0.6, ge=0, lt=1)
+    window_share: float = Field(0.7, ge=0, lt=1)
     """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
+    lively: float = Field(2.0, ge=0)
+    """power of the distance of a listener from rest with which windows are drawn, so that most
+    show one who reacts; 0 = as they come"""
     forget: float = Field(0.5, ge=0, le=0.66)
     """share of the rows that see none of the own past, which would explain everything away; half
     as many see every other action of it"""
@@ -78,7 +83,7 @@ class SftConfig(ImitationConfig):
         if self.checkpoint is not None:
             others = tuple(name for name in type(self).model_fields if name != "checkpoint")
             return {"sft.checkpoint is there already": others}
-        return {} if self.window_share else {"sft.window_share=0": ("window_steps",)}
+        return {} if self.window_share else {"sft.window_share=0": ("window_steps", "lively")}
 
 
 class VaeTraining(ImitationConfig):

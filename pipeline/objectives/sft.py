@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,16 +12,20 @@ from torch import Tensor
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import SftConfig
+from rapport.policies.tables import batch_rows, rank_share
 from rapport.policies.vla.loss import sft_loss
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.sequence import STREAMS, later, seen_in, seen_of, without
 from rapport.policies.vla.training import prompt_of_row
+
+TREMBLE = 1.0  # bins; of a face that does not move at all
 
 
 class Draws(NamedTuple):
     """What is drawn for the rows of a step, all of them on every rank.
 
     Args:
+        rows: (rows,) of the table.
         starts: (rows,) chunk of the clip with which a row's context begins.
         absent: stream -> (rows,) bool.
         forgotten: (rows, dims + actions) bool: the last action before the context and those in it
@@ -28,6 +33,7 @@ class Draws(NamedTuple):
         lenders: (rows,) row of the table whose listener lends the face at rest; -1 = none does.
     """
 
+    rows: np.ndarray
     starts: np.ndarray
     absent: dict[str, np.ndarray]
     forgotten: np.ndarray
@@ -48,19 +54,22 @@ class Sft(PolicyObjective):
 
         Past actions predict most of a clip, so the policy can ignore the speaker (the copycat
         problem of imitation): some rows do not see them. A batch of windows holds more rows, so
-        that both hold about as many tokens.
+        that both hold about as many tokens. Most of the time a face is at rest, and there is
+        nothing to learn of what moves it: windows where it moves are drawn more often, and whole
+        contexts then tell how often that is.
         """
         sizes = self.policy.model.config
         count = min(sizes.context_chunks, sizes.chunks) * sizes.chunk_tokens
         batch_size = self.config.batch_size
-        if step < self.config.window_share * self.config.steps:
+        windows = step < self.config.window_share * self.config.steps
+        if windows:
             whole = sizes.context_length
             count = min(self.config.window_steps * sizes.action_dims, count)
             short = sizes.head_length + sizes.observation_length + count
             batch_size *= max(1, whole // short)
-        draws = self.draws(step, batch_size, count)
+        draws = self.draws(step, batch_size, count, lively=self.config.lively if windows else 0)
         share = slice(rank, None, world_size)
-        rows = [self.rows[index] for index in self.share(step, rank, world_size, batch_size)]
+        rows = [self.rows[index] for index in rank_share(draws.rows, rank, world_size).tolist()]
         contexts = [
             self._context(self._lent(row, int(lender)), int(start), count)
             for row, start, lender in zip(
@@ -79,18 +88,26 @@ class Sft(PolicyObjective):
         inputs = torch.where(within, sizes.blank_token_id, actions)
         return seen | {"actions": actions, "inputs": inputs}
 
-    def draws(self, step: int, rows: int, count: int) -> Draws:
+    def draws(self, step: int, rows: int, count: int, lively: float = 0.0) -> Draws:
         """A function of seed and step.
 
         Args:
             step: of the optimiser.
             rows: of the whole batch.
             count: actions of a row.
+            lively: how much more often contexts are drawn whose listener moves; 0 = every row
+                comes once in an epoch.
         """
         sizes = self.policy.model.config
         rng = np.random.default_rng([self.seed, step])
         last = sizes.chunks - -(-count // sizes.chunk_tokens)
+        drawn = batch_rows(step, rows, len(self.rows), seed=self.seed)
         starts = rng.integers(last + 1, size=rows)
+        if lively:
+            chances = self._moves[:, : last + 1].flatten() ** lively
+            upto = np.cumsum(chances)
+            places = np.searchsorted(upto, rng.random(rows) * upto[-1])
+            drawn, starts = np.divmod(places, last + 1)
         absent = {name: rng.random(rows) < self.config.absent for name in STREAMS}
         kind = rng.random(rows)[:, None]
         every_other = rng.random((rows, sizes.action_dims + count)) < 0.5
@@ -98,7 +115,14 @@ class Sft(PolicyObjective):
         forgotten = all_of_it | ((kind < 1.5 * self.config.forget) & every_other)
         lenders = rng.integers(len(self.rows), size=rows)
         lenders[rng.random(rows) >= self.config.lend] = -1
-        return Draws(starts, absent, forgotten, lenders)
+        return Draws(drawn, starts, absent, forgotten, lenders)
+
+    @cached_property
+    def _moves(self) -> np.ndarray:
+        """How far the face is from rest when a chunk begins, (rows, chunks)."""
+        sizes = self.policy.model.config
+        steps = np.array(self.rows["moves"], np.float64).reshape(len(self.rows), sizes.chunks, -1)
+        return steps[:, :, : self.config.window_steps].mean(axis=2) + TREMBLE
 
     def _lent(self, row: Mapping[str, Any], lender: int) -> Mapping[str, Any]:
         """A row whose listener does the same with the face at rest of another row's.

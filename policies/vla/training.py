@@ -25,7 +25,12 @@ PROMPT_COLUMNS = {
     "own": pa.list_(pa.int32()),
 }
 SFT_SCHEMA = pa.schema(
-    PROMPT_COLUMNS | {"actions": pa.list_(pa.int32()), "rest": pa.list_(pa.int32())}
+    PROMPT_COLUMNS
+    | {
+        "actions": pa.list_(pa.int32()),
+        "rest": pa.list_(pa.int32()),  # (dims,) the listener's median action
+        "moves": pa.list_(pa.float32()),  # (steps,) mean distance of the expression to it, bins
+    }
 )
 
 

@@ -90,6 +90,7 @@ def test_whole_contexts_come_after_the_windows(tiny_checkpoint, sft_table):
 
 def test_a_row_is_a_context_that_begins_with_some_chunk(tiny_checkpoint, sft_table):
     keys = {"window_steps": 2, "window_share": 0.9, "absent": 0.0, "forget": 0.0, "lend": 0.0}
+    keys["lively"] = 0.0
     task = sft_task(tiny_checkpoint, sft_table, **keys)
     sizes = task.policy.model.config
     starts = set()
@@ -130,6 +131,22 @@ def test_streams_are_absent_and_the_past_forgotten_in_the_shares_asked_for(
     absent = task.policy.model.config.absent_token_id
     assert (batch["own"] == absent).all(dim=1)[forgotten.all(dim=1)].all()
     assert (batch["actions"] >= 344).all(), "what is to be said stays"
+
+
+def test_windows_in_which_a_listener_moves_are_drawn_more_often(tiny_checkpoint, sft_table):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=1, lively=2.0)
+    draws = task.draws(0, 20_000, DIMS, lively=2.0)
+    found = np.zeros((8, STEPS))
+    np.add.at(found, (draws.rows, draws.starts), 1 / 20_000)
+    moves = np.array(task.rows["moves"]).reshape(8, STEPS)
+    for row, example in enumerate(task.rows):
+        away = np.abs(np.reshape(example["actions"], (STEPS, DIMS)) - np.array(example["rest"]))
+        face = task.policy.actions.space.expression
+        np.testing.assert_allclose(moves[row], away[:, face].mean(axis=1), rtol=1e-6)
+    wanted = (moves + 1.0) ** 2
+    assert np.abs(found - wanted / wanted.sum()).max() < 0.01
+    even = task.draws(0, 8, DIMS)
+    assert sorted(even.rows) == list(range(8)), "without, every row comes once in an epoch"
 
 
 def test_a_listener_lent_another_face_at_rest_moves_as_before(tiny_checkpoint, sft_table):
