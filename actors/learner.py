@@ -202,9 +202,9 @@ class Learners:
         It would ask a cluster that is gone after an error here, and Ray ends the process of whoever
         does, before anybody hears of the error.
         """
-        ray.kill(self._mailbox)
-        if self._fitting is None:
+        if self._fitting is None or not self._fitting.is_alive():
             return
+        ray.kill(self._mailbox)
         self._fitting.join(END_TIMEOUT_S)
         if self._fitting.is_alive():
             logger.warning(f"learners in {self.directory} did not end in {END_TIMEOUT_S:g} s")
