@@ -53,11 +53,11 @@ class SftConfig(ImitationConfig):
     """optimiser steps"""
     checkpoint: Path | None = None
     """skip SFT and start from this policy checkpoint"""
-    window_steps: int = Field(1, ge=1)
+    window_steps: int = Field(5, ge=1)
     """action steps of a window in the first phase: as much data in many short pieces"""
     window_share: float = Field(0.7, ge=0, lt=1)
     """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
-    lively: float = Field(2.0, ge=0)
+    lively: float = Field(1.5, ge=0)
     """power of the distance of a listener from rest with which windows are drawn, so that most
     show one who reacts; 0 = as they come"""
     forget: float = Field(0.5, ge=0, le=0.66)
