@@ -375,7 +375,7 @@ MOOT = {
     "rollout.kv_cache_gib=1": "rollout rollout.engine=hf",
     "rollout.batch_prompts=2": "rank",
     "head.topology=flame2020": "dpo",
-    "sft.window_steps=5": "sft sft.window_share=0",
+    "sft.window_steps=2": "sft sft.window_share=0",
     "sft.lambda_exp=2": "sft sft.checkpoint=x",
     "dpo.label_smoothing=0.2": "dpo",
     "dpo.reference=previous": "dpo policy=flow",
