@@ -42,6 +42,7 @@ def examples(
         policy: that learns from them.
         rests: of `faces_at_rest`.
     """
+    sizes = policy.model.config
     moment = None
     face = policy.actions.space.expression
     if not face.any():
@@ -52,11 +53,11 @@ def examples(
             moment, shared = clip.moment, policy.encode(clip)
         prompt = replace(shared, prompt_id=clip.clip_id, own=policy.own_of(clip))
         rest = rests[clip.dyad_id]
-        away = np.abs(tokens.reshape(-1, len(rest)) - rest)[:, face]
+        before = np.where(prompt.own == sizes.absent_token_id, rest, prompt.own)
         yield policy.prompt_row(prompt) | {
             "actions": tokens.tolist(),
             "rest": rest.tolist(),
-            "moves": away.mean(axis=1).tolist(),
+            "moves": _moves(tokens, before, sizes.chunk_tokens, face).tolist(),
         }
 
 
@@ -68,3 +69,18 @@ def _actions_of(clip: Clip, policy: VlaPolicy) -> np.ndarray:
             f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
             "Take a policy of this corpus, or the corpus of this policy"
         ) from error
+
+
+def _moves(tokens: np.ndarray, before: np.ndarray, chunk: int, face: np.ndarray) -> np.ndarray:
+    """How far the face is in each chunk from where it was before it, (chunks,) bins, on average.
+
+    Args:
+        tokens: (chunks * chunk,) ids of a reaction.
+        before: (dims,) ids of the action before it.
+        chunk: tokens of a chunk.
+        face: (dims,) bool, the dimensions that count.
+    """
+    actions = tokens.reshape(-1, chunk // len(before), len(before))
+    starts = np.concatenate([before[None], actions[:-1, -1]])
+    moves: np.ndarray = np.abs(actions - starts[:, None])[..., face].mean(axis=(1, 2))
+    return moves

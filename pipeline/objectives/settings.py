@@ -58,8 +58,8 @@ class SftConfig(ImitationConfig):
     window_share: float = Field(0.7, ge=0, lt=1)
     """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
     lively: float = Field(1.5, ge=0)
-    """power of the distance of a listener from rest with which windows are drawn, so that most
-    show one who reacts; 0 = as they come"""
+    """power of how far a face moves in a window with which it is drawn, so that most show somebody
+    who reacts; 0 = as they come"""
     forget: float = Field(0.5, ge=0, le=0.66)
     """share of the rows that see none of the own past, which would explain everything away; half
     as many see every other action of it"""

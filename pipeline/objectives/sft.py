@@ -53,10 +53,10 @@ class Sft(PolicyObjective):
         """Whole contexts; before them, in the first `window_share` of the steps, short windows.
 
         Past actions predict most of a clip, so the policy can ignore the speaker (the copycat
-        problem of imitation): some rows do not see them. A batch of windows holds more rows, so
-        that both hold about as many tokens. Most of the time a face is at rest, and there is
-        nothing to learn of what moves it: windows where it moves are drawn more often, and whole
-        contexts then tell how often that is.
+        problem of imitation): some rows do not see them, and windows in which the face leaves
+        where it was are drawn more often (keyframes, Wen et al., ICML 2021). Whole contexts then
+        tell how often it does. A batch of windows holds more rows, so that both hold about as many
+        tokens.
         """
         sizes = self.policy.model.config
         count = min(sizes.context_chunks, sizes.chunks) * sizes.chunk_tokens
@@ -119,10 +119,8 @@ class Sft(PolicyObjective):
 
     @cached_property
     def _moves(self) -> np.ndarray:
-        """How far the face is from rest when a chunk begins, (rows, chunks)."""
-        sizes = self.policy.model.config
-        steps = np.array(self.rows["moves"], np.float64).reshape(len(self.rows), sizes.chunks, -1)
-        return steps[:, :, : self.config.window_steps].mean(axis=2) + TREMBLE
+        """How far the face goes in each chunk, (rows, chunks) bins."""
+        return np.array(self.rows["moves"], np.float64) + TREMBLE
 
     def _lent(self, row: Mapping[str, Any], lender: int) -> Mapping[str, Any]:
         """A row whose listener does the same with the face at rest of another row's.

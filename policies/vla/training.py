@@ -29,7 +29,7 @@ SFT_SCHEMA = pa.schema(
     | {
         "actions": pa.list_(pa.int32()),
         "rest": pa.list_(pa.int32()),  # (dims,) the listener's median action
-        "moves": pa.list_(pa.float32()),  # (steps,) mean distance of the expression to it, bins
+        "moves": pa.list_(pa.float32()),  # (chunks,) how far the face goes in each, bins
     }
 )
 

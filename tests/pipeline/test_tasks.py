@@ -138,11 +138,12 @@ def test_windows_in_which_a_listener_moves_are_drawn_more_often(tiny_checkpoint,
     draws = task.draws(0, 20_000, DIMS, lively=2.0)
     found = np.zeros((8, STEPS))
     np.add.at(found, (draws.rows, draws.starts), 1 / 20_000)
-    moves = np.array(task.rows["moves"]).reshape(8, STEPS)
-    for row, example in enumerate(task.rows):
-        away = np.abs(np.reshape(example["actions"], (STEPS, DIMS)) - np.array(example["rest"]))
-        face = task.policy.actions.space.expression
-        np.testing.assert_allclose(moves[row], away[:, face].mean(axis=1), rtol=1e-6)
+    moves = np.array(task.rows["moves"])
+    face = task.policy.actions.space.expression
+    for row, example in enumerate(task.rows):  # a chunk is one action here
+        actions = np.array([*example["own"], *example["actions"]]).reshape(1 + STEPS, DIMS)
+        went = np.abs(np.diff(actions, axis=0))[:, face].mean(axis=1)
+        np.testing.assert_allclose(moves[row], went, rtol=1e-6)
     wanted = (moves + 1.0) ** 2
     assert np.abs(found - wanted / wanted.sum()).max() < 0.01
     even = task.draws(0, 8, DIMS)
