@@ -41,9 +41,10 @@ class Draws(NamedTuple):
 
 
 class Sft(PolicyObjective):
-    """L_SFT over the examples in `table` (SFT_SCHEMA).
+    """L_SFT over the examples in `table`.
 
-    A row is a context that begins with some chunk of a clip, as a policy would begin it there.
+    It is of SFT_SCHEMA; without windows and lending IMITATION_SCHEMA will do. A row is a context
+    that begins with some chunk of a clip, as a policy would begin it there.
     """
 
     config: SftConfig

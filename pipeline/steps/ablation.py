@@ -20,7 +20,7 @@ from rapport.pipeline.steps.alignment import align
 from rapport.pipeline.steps.learning import Imitated, learn
 from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
 from rapport.policies.tables import read_table, write_table
-from rapport.policies.vla.training import SFT_SCHEMA
+from rapport.policies.vla.training import IMITATION_SCHEMA
 
 VARIANTS = ("Full", "Random-Prefer", "SFT-Preferred", "SFT-Only")
 LEARNT = VARIANTS[:3]
@@ -87,7 +87,7 @@ def imitate_preferred(
     table = step.directory / "preferred.arrow"
     chosen = preferred_rows(read_table(pairs), config)
     rows = write_table(
-        table, chosen, SFT_SCHEMA if isinstance(config, AblateOfVla) else FLOW_SCHEMA
+        table, chosen, IMITATION_SCHEMA if isinstance(config, AblateOfVla) else FLOW_SCHEMA
     )
     dpo = config.dpo
     as_dpo = {
@@ -98,7 +98,7 @@ def imitate_preferred(
     }
     objective: Sft | RectifiedFlow
     if isinstance(config, AblateOfVla):
-        sft = config.sft.model_copy(update=as_dpo | {"window_share": 0.0})
+        sft = config.sft.model_copy(update=as_dpo | {"window_share": 0.0, "lend": 0.0})
         objective = Sft(initial, table, sft, seed=config.seed, policy_config=config.vla)
     else:
         flow = config.flow.model_copy(update=as_dpo)
@@ -111,11 +111,11 @@ def preferred_rows(
 ) -> Iterator[dict[str, Any]]:
     """The prompt of every pair with its chosen reaction, as the policy's imitation wants it.
 
-    Rows of SFT_SCHEMA with action tokens, or of FLOW_SCHEMA with latents as bytes.
+    Rows of IMITATION_SCHEMA with action tokens, or of FLOW_SCHEMA with latents as bytes.
     """
     for row in pairs:
         if isinstance(config, AblateOfVla):
-            prompt = {name: row[name] for name in SFT_SCHEMA.names if name in row}
+            prompt = {name: row[name] for name in IMITATION_SCHEMA.names if name in row}
             yield prompt | {"actions": row["chosen"]}
         else:
             prompt = {name: row[name] for name in FLOW_SCHEMA.names if name in row}

@@ -24,10 +24,11 @@ PROMPT_COLUMNS = {
     "said": pa.list_(pa.int32()),
     "own": pa.list_(pa.int32()),
 }
+IMITATION_COLUMNS = PROMPT_COLUMNS | {"actions": pa.list_(pa.int32())}
+IMITATION_SCHEMA = pa.schema(IMITATION_COLUMNS)
 SFT_SCHEMA = pa.schema(
-    PROMPT_COLUMNS
+    IMITATION_COLUMNS
     | {
-        "actions": pa.list_(pa.int32()),
         "rest": pa.list_(pa.int32()),  # (dims,) the listener's median action
         "moves": pa.list_(pa.float32()),  # (chunks,) how far the face goes in each, bins
     }

@@ -14,7 +14,7 @@ from rapport.pipeline.steps.ablation import (
     preferred_rows,
 )
 from rapport.policies.flow.training import FLOW_SCHEMA, from_bytes
-from rapport.policies.vla.training import SFT_SCHEMA
+from rapport.policies.vla.training import IMITATION_SCHEMA
 
 PAIRS = [
     {
@@ -51,7 +51,7 @@ def test_the_vla_imitates_the_chosen_tokens():
     pair = prompt | {"chosen": [7, 8], "rejected": [9]}
     [row] = preferred_rows([pair | SCORES], AblateOfVla())
     assert row == prompt | {"actions": [7, 8]}
-    assert set(row) == set(SFT_SCHEMA.names)
+    assert set(row) == set(IMITATION_SCHEMA.names)
 
 
 def test_ar_flow_imitates_the_chosen_latents():

@@ -18,13 +18,13 @@ from rapport.pipeline.objectives.dpo import (
 from rapport.pipeline.objectives.imitation import Imitation
 from rapport.pipeline.objectives.settings import ImitationConfig, SftConfig, VlaDpoConfig
 from rapport.pipeline.objectives.sft import Sft
-from rapport.policies.tables import batch_rows, write_table
+from rapport.policies.tables import batch_rows, read_table, write_table
 from rapport.policies.vla.loading import load_checkpoint
 from rapport.policies.vla.loss import sft_loss
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.sequence import seen_in, seen_of
 from rapport.policies.vla.settings import VlaConfig
-from rapport.policies.vla.training import SFT_SCHEMA, prompt_of_row
+from rapport.policies.vla.training import IMITATION_SCHEMA, SFT_SCHEMA, prompt_of_row
 
 DIMS, STEPS = 9, 5  # of the tiny policy, whose chunks are single steps and contexts 3 chunks
 HEAD, OBSERVATION = 20, 6
@@ -172,6 +172,17 @@ def test_a_listener_lent_another_face_at_rest_moves_as_before(tiny_checkpoint, s
     assert len(rests) > 2, "faces differ"
     unknown = {"own": [sizes.absent_token_id] * DIMS, "actions": [low] * DIMS, "rest": [low] * DIMS}
     assert lent._lent(unknown, 0)["own"] == unknown["own"], "what is not known stays so"
+
+
+def test_whole_contexts_of_listeners_as_they_are_need_nothing_but_actions(
+    tiny_checkpoint, sft_table, tmp_path
+):
+    rows = [{name: row[name] for name in IMITATION_SCHEMA.names} for row in read_table(sft_table)]
+    write_table(tmp_path / "actions.arrow", rows, IMITATION_SCHEMA)
+    keys = {"window_share": 0.0, "lend": 0.0}
+    found = sft_task(tiny_checkpoint, tmp_path / "actions.arrow", **keys).batch(0, 0, 1)
+    wanted = sft_task(tiny_checkpoint, sft_table, **keys).batch(0, 0, 1)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_batch_is_a_function_of_its_step_and_ranks_share_it(tiny_checkpoint, sft_table):
