@@ -10,12 +10,9 @@ LOOP = Path(__file__).with_name("failing_loop.py")
 
 
 @pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        ("loop", "no such reward"),
-        pytest.param("log", "no such metric", marks=pytest.mark.long),
-    ],
+    ("place", "message"), [("loop", "no such reward"), ("log", "no such metric")]
 )
 def test_an_error_beside_learners_is_heard(tmp_path, place, message):
     command = [sys.executable, str(LOOP), str(tmp_path), place]
