@@ -74,17 +74,6 @@ class Channels:
         return widths
 
 
-def speaker_of(clip: Clip) -> tuple[Motion, float] | None:
-    """How the speaker moves, past included, and where it begins, seconds; None = not known."""
-    if clip.speaker is None:
-        return None
-    past = None if clip.past is None else clip.past.speaker
-    if past is None:
-        return clip.speaker, 0.0
-    values = np.concatenate([past.values, clip.speaker.values])
-    return Motion(values, clip.speaker.layout), -len(past) / clip.speaker.layout.fps
-
-
 def perceived_chunks(
     clips: Iterable[Clip], config: FaceVLAConfig, channels: Channels, limit: int
 ) -> Iterator[dict[str, Any]]:
@@ -99,12 +88,13 @@ def perceived_chunks(
     moments = set()
     count = 0
     for clip in clips:
-        if clip.moment in moments or (moved := speaker_of(clip)) is None:
+        motion = clip.speaker_with_past
+        if clip.moment in moments or motion is None:
             continue
         moments.add(clip.moment)
         streams = heard_of(clip)
-        motion, start = moved
         fps = motion.layout.fps
+        start = (len(clip.listener) - len(motion)) / fps
         values = channels(motion)
         chunk = config.chunk_seconds
         before = int(-streams[0].start / chunk + SAME_S)

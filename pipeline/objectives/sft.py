@@ -102,13 +102,14 @@ class Sft(PolicyObjective):
         sizes = self.policy.model.config
         rng = np.random.default_rng([self.seed, step])
         last = sizes.chunks - -(-count // sizes.chunk_tokens)
-        drawn = batch_rows(step, rows, len(self.rows), seed=self.seed)
         starts = rng.integers(last + 1, size=rows)
         if lively:
             chances = self._moves[:, : last + 1].flatten() ** lively
             upto = np.cumsum(chances)
             places = np.searchsorted(upto, rng.random(rows) * upto[-1])
             drawn, starts = np.divmod(places, last + 1)
+        else:
+            drawn = batch_rows(step, rows, len(self.rows), seed=self.seed)
         absent = {name: rng.random(rows) < self.config.absent for name in STREAMS}
         kind = rng.random(rows)[:, None]
         every_other = rng.random((rows, sizes.action_dims + count)) < 0.5
@@ -123,6 +124,11 @@ class Sft(PolicyObjective):
         """How far the face goes in each chunk, (rows, chunks) bins."""
         return np.array(self.rows["moves"], np.float64) + TREMBLE
 
+    @cached_property
+    def _rests(self) -> np.ndarray:
+        """Every row's listener at rest, (rows, dims) ids: a row is dear to read for that alone."""
+        return np.array(self.rows["rest"])
+
     def _lent(self, row: Mapping[str, Any], lender: int) -> Mapping[str, Any]:
         """A row whose listener does the same with the face at rest of another row's.
 
@@ -130,7 +136,7 @@ class Sft(PolicyObjective):
         """
         if lender < 0:
             return row
-        lent = np.array(self.rows[lender]["rest"]) - np.array(row["rest"])
+        lent = self._rests[lender] - np.array(row["rest"])
         return {
             **row,
             "own": self._moved(row["own"], lent),

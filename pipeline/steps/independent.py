@@ -115,14 +115,12 @@ def recorded_pairs(
     """
     appropriate = load_appropriate(corpus.path)
     moments = corpus.moments(split)
-    first: dict[tuple[str, float], str] = {}
-    for clip_id, moment in moments.items():
-        first.setdefault(moment, clip_id)
+    first = corpus.first_listeners(split)
     every = -(-len(first) // MOMENTS)
     taken = dict(itertools.islice(first.items(), 0, None, every))
-    numbers = {moment: number for number, moment in enumerate(taken)}
+    numbers = {moment: number for number, moment in enumerate(taken.values())}
     speakers: list[np.ndarray] = []
-    for some in _batches((corpus.clip(clip_id, HEARD) for clip_id in taken.values()), AT_ONCE):
+    for some in _batches((corpus.clip(clip_id, HEARD) for clip_id in taken), AT_ONCE):
         motions = [clip.speaker_with_past for clip in some]
         faces = iter(viewer.many([motion for motion in motions if motion is not None]))
         for clip, motion in zip(some, motions, strict=True):
@@ -132,7 +130,7 @@ def recorded_pairs(
     wanted = (
         (clip_id, motion)
         for clip_id, motion in corpus.listeners(split)
-        if moments[clip_id] in taken and (clip_id in appropriate[clip_id] or not only_fitting)
+        if moments[clip_id] in numbers and (clip_id in appropriate[clip_id] or not only_fitting)
     )
     for listeners in _batches(wanted, AT_ONCE):
         seen = viewer.many([motion for _, motion in listeners])
