@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.vla import examples, faces_at_rest
+from rapport.pipeline.data.vla import _moves, examples, faces_at_rest
 from rapport.policies.vla.policy import VlaPolicy
 
 
@@ -59,3 +59,18 @@ def test_who_listens_to_the_same_moment_perceives_the_same_and_has_a_past_of_the
         prompt = policy.prompt_row(policy.encode(wanted))
         assert {name: row[name] for name in prompt} == prompt
     assert rows[0]["own"] != rows[1]["own"]
+
+
+def test_how_far_a_face_goes_is_counted_from_the_end_of_the_chunk_before():
+    tokens = np.array([10, 0, 14, 0, 20, 9, 24, 9])  # two chunks of two actions of two dimensions
+    found = _moves(tokens, np.array([8, 50]), chunk=4, face=np.array([True, False]))
+    assert found.tolist() == [(2 + 6) / 2, (6 + 10) / 2]
+
+
+def test_the_speaker_moves_through_the_past_and_then_the_clip(tiny_corpus):
+    clip = tiny_corpus.at("train", 2)
+    whole = clip.speaker_with_past.values
+    assert len(whole) == len(clip.past.speaker) + len(clip.speaker)
+    np.testing.assert_array_equal(whole[-len(clip.speaker) :], clip.speaker.values)
+    np.testing.assert_array_equal(whole[: -len(clip.speaker)], clip.past.speaker.values)
+    assert replace(clip, past=None).speaker_with_past is clip.speaker

@@ -2,6 +2,7 @@
 reward rise.
 """
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from rapport.pipeline.objectives.settings import (
 from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import GdpoOfFlow
-from rapport.pipeline.steps.alignment import sampled_by
+from rapport.pipeline.steps.alignment import OneAhead, sampled_by
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rewarding import (
     Scenes,
@@ -415,6 +416,19 @@ def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy,
         "of the weights of the iteration before"
     )
     assert roll_out._begun is None, "nothing is begun after the last iteration"
+
+
+def test_what_was_begun_ahead_ends_before_the_fleet_does():
+    done = []
+
+    def work(weights, index):
+        time.sleep(0.2 * index)
+        done.append(index)
+
+    with pytest.raises(KeyError), OneAhead(work, iterations=3) as ahead:
+        ahead({}, 0)
+        raise KeyError("in the loop")
+    assert done == [0, 1]
 
 
 def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):

@@ -150,6 +150,25 @@ def test_windows_in_which_a_listener_moves_are_drawn_more_often(tiny_checkpoint,
     assert sorted(even.rows) == list(range(8)), "without, every row comes once in an epoch"
 
 
+def test_windows_are_those_that_are_drawn_and_whole_contexts_come_as_they_are(
+    tiny_checkpoint, sft_table
+):
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=1, lively=2.0, lend=0.0)
+    unlike = 0
+    for step in range(10):
+        actions = task.batch(step, 0, 1)["actions"]
+        windows = step < 7
+        drawn = task.draws(step, len(actions), actions.shape[1], lively=2.0 if windows else 0.0)
+        epoch = batch_rows(step, len(actions), 8, seed=3)
+        for place, (row, start) in enumerate(zip(drawn.rows, drawn.starts, strict=True)):
+            first = start * DIMS
+            wanted = task.rows[int(row)]["actions"][first : first + actions.shape[1]]
+            assert actions[place].tolist() == wanted
+        unlike += windows and list(drawn.rows) != list(epoch)
+        assert windows or list(drawn.rows) == list(epoch)
+    assert unlike > 3
+
+
 def test_a_listener_lent_another_face_at_rest_moves_as_before(tiny_checkpoint, sft_table):
     keys = {"window_share": 0.0, "absent": 0.0, "forget": 0.0}
     lent = sft_task(tiny_checkpoint, sft_table, lend=1.0, **keys)
