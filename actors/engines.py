@@ -109,7 +109,7 @@ class TokenEngine:
 
     def sample(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Any],
         samples: int,
         seeds: Sequence[int],
         actions: int | None = None,
@@ -126,6 +126,7 @@ class TokenEngine:
                     log_probs=log_probs,
                     versions=(0,) * self._chunks(prompt, len(tokens)),
                     seed=seed,
+                    rest=prompt.rest,
                 )
                 for k, (tokens, log_probs) in enumerate(candidates)
             ]

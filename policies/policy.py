@@ -64,6 +64,7 @@ class Reaction:
         motion: decoded where it was sampled, because that is done in batches; None = not yet.
         failed: whether the sampler ran into numbers that are none.
         versions: of the weights of each chunk, where it was sampled chunk by chunk.
+        rest: (dims,) the face at rest that its actions are told from, where they are told so.
     """
 
     prompt_id: str
@@ -75,6 +76,7 @@ class Reaction:
     motion: Motion | None = None
     failed: bool = False
     versions: tuple[int, ...] = ()
+    rest: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +129,12 @@ class Policy(ABC):
         """How the face moves, in `layout`."""
 
     @abstractmethod
-    def actions_of(self, motion: Motion) -> np.ndarray:
-        """A recorded motion in the policy's own terms, so that it can stand among its samples."""
+    def recorded(self, clip: Clip) -> Reaction:
+        """The recorded listener in the policy's own terms, to stand among its samples."""
+
+    def rest_of(self, clip: Clip) -> np.ndarray | None:
+        """The face at rest that reactions to a clip are told from; None = they are not."""
+        return None
 
     def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
         """A seed for each prompt, the same whichever engine, batch or order it is sampled in.

@@ -123,7 +123,8 @@ def random_prompts(
             present=present,
             heard=rng.integers(6, 262, (config.chunks, config.text_tokens)),
             said=rng.integers(6, 262, (config.chunks, config.chunk_text)),
-            own=first + rng.integers(0, config.action_bins, config.action_dims),
+            own=first + rng.integers(0, config.action_bins, len(config.pose_dims)),
+            rest=np.zeros(config.action_dims),
         )
         prompts.append(prompt)
     return prompts

@@ -25,6 +25,7 @@ COLUMNS = (
     "log_probs",
     "weight_version",
     "seed",
+    "rest",
 )
 
 
@@ -45,6 +46,7 @@ class Candidate:
         log_probs: of the sampler; None for the recorded listener, whom nobody sampled.
         weight_version: of the sampler; None likewise.
         seed: of the sampler; None likewise.
+        rest: see `Reaction`.
     """
 
     prompt_id: str
@@ -54,11 +56,12 @@ class Candidate:
     log_probs: np.ndarray | None = None
     weight_version: int | None = None
     seed: int | None = None
+    rest: np.ndarray | None = None
 
     @property
     def reaction(self) -> Reaction:
         """As the policy takes it."""
-        return Reaction(self.prompt_id, 0, self.actions)
+        return Reaction(self.prompt_id, 0, self.actions, rest=self.rest)
 
 
 def sampled(reaction: Reaction, policy: Policy) -> Candidate:
@@ -74,12 +77,20 @@ def sampled(reaction: Reaction, policy: Policy) -> Candidate:
         log_probs=log_probs,
         weight_version=reaction.weight_version,
         seed=reaction.seed,
+        rest=reaction.rest,
     )
 
 
-def recorded(prompt_id: str, actions: np.ndarray, policy: Policy) -> Candidate:
+def recorded(reaction: Reaction, policy: Policy) -> Candidate:
     """The ground truth, through the policy's own terms so that nothing else gives it away."""
-    return Candidate(prompt_id, policy.recorded_id(prompt_id), GROUND_TRUTH, actions=actions)
+    prompt_id = reaction.prompt_id
+    return Candidate(
+        prompt_id,
+        policy.recorded_id(prompt_id),
+        GROUND_TRUTH,
+        actions=reaction.actions,
+        rest=reaction.rest,
+    )
 
 
 def candidate_schema(policy: Policy) -> pa.Schema:
@@ -92,6 +103,7 @@ def candidate_schema(policy: Policy) -> pa.Schema:
         pa.list_(pa.float32()),
         pa.int32(),
         pa.int64(),
+        pa.list_(pa.float64()),
     )
     return pa.schema(dict(zip(COLUMNS, types, strict=True)))
 
@@ -110,6 +122,7 @@ def _row(candidate: Candidate, policy: Policy) -> dict[str, Any]:
     return vars(candidate) | {
         "actions": policy.pack(candidate.actions),
         "log_probs": None if log_probs is None else np.ravel(log_probs).tolist(),
+        "rest": None if candidate.rest is None else candidate.rest.tolist(),
     }
 
 
@@ -126,6 +139,8 @@ def read_candidates(path: Path) -> dict[str, list[Candidate]]:
         row["actions"] = np.array(row["actions"], dtype)
         if row["log_probs"] is not None:
             row["log_probs"] = np.array(row["log_probs"], np.float32)
+        if row["rest"] is not None:
+            row["rest"] = np.array(row["rest"])
         groups.setdefault(row["prompt_id"], []).append(Candidate(**row))
     return groups
 

@@ -58,17 +58,14 @@ class SftConfig(ImitationConfig):
     window_share: float = Field(0.7, ge=0, lt=1)
     """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
     lively: float = Field(1.5, ge=0)
-    """power of how far a face moves in a window with which it is drawn, so that most show somebody
-    who reacts; 0 = as they come"""
+    """power of how far from rest a face is in a window with which it is drawn, so that most show
+    somebody who reacts; 0 = as they come"""
     forget: float = Field(0.5, ge=0, le=0.66)
-    """share of the rows that see none of the own past, which would explain everything away; half
-    as many see every other action of it"""
+    """share of the rows that see none of the own actions before the one that is learnt, which would
+    explain everything away; half as many see every other of them"""
     absent: float = Field(0.4, ge=0, lt=1)
     """share of the rows in which a stream is absent: pictures, voice, words, each by itself; so
     that none starves the others"""
-    lend: float = Field(0.9, ge=0, le=1)
-    """share of the rows whose listener is lent the face at rest of another, so that who listens to
-    whom cannot be learnt by heart"""
     perceived: int = Field(128, ge=0)
     """validation clips on which is asked what the policy perceives; 0 = it is not asked"""
     lambda_exp: float = Field(1.0, ge=0)

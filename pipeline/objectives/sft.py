@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,7 +15,14 @@ from rapport.pipeline.objectives.settings import SftConfig
 from rapport.policies.tables import batch_rows, rank_share
 from rapport.policies.vla.loss import sft_loss
 from rapport.policies.vla.policy import VlaPolicy
-from rapport.policies.vla.sequence import STREAMS, later, seen_in, seen_of, without
+from rapport.policies.vla.sequence import (
+    STREAMS,
+    later,
+    pose_before,
+    seen_in,
+    seen_of,
+    without,
+)
 from rapport.policies.vla.training import prompt_of_row
 
 TREMBLE = 1.0  # bins; of a face that does not move at all
@@ -28,23 +35,21 @@ class Draws(NamedTuple):
         rows: (rows,) of the table.
         starts: (rows,) chunk of the clip with which a row's context begins.
         absent: stream -> (rows,) bool.
-        forgotten: (rows, dims + actions) bool: the last action before the context and those in it
-            that are not seen by what follows.
-        lenders: (rows,) row of the table whose listener lends the face at rest; -1 = none does.
+        forgotten: (rows, pose + actions) bool: what of the pose before the context, and which of
+            the actions in it, are not seen by what follows.
     """
 
     rows: np.ndarray
     starts: np.ndarray
     absent: dict[str, np.ndarray]
     forgotten: np.ndarray
-    lenders: np.ndarray
 
 
 class Sft(PolicyObjective):
     """L_SFT over the examples in `table`.
 
-    It is of SFT_SCHEMA; without windows and lending IMITATION_SCHEMA will do. A row is a context
-    that begins with some chunk of a clip, as a policy would begin it there.
+    It is of SFT_SCHEMA; without windows IMITATION_SCHEMA will do. A row is a context that begins
+    with some chunk of a clip, as a policy would begin it there.
     """
 
     config: SftConfig
@@ -54,9 +59,9 @@ class Sft(PolicyObjective):
         """Whole contexts; before them, in the first `window_share` of the steps, short windows.
 
         Past actions predict most of a clip, so the policy can ignore the speaker (the copycat
-        problem of imitation): some rows do not see them, and windows in which the face leaves
-        where it was are drawn more often (keyframes, Wen et al., ICML 2021). Whole contexts then
-        tell how often it does. A batch of windows holds more rows, so that both hold about as many
+        problem of imitation): some rows do not see them, and windows in which the face is far from
+        rest are drawn more often (keyframes, Wen et al., ICML 2021). Whole contexts then tell how
+        often it is. A batch of windows holds more rows, so that both hold about as many
         tokens.
         """
         sizes = self.policy.model.config
@@ -72,17 +77,15 @@ class Sft(PolicyObjective):
         share = slice(rank, None, world_size)
         rows = [self.rows[index] for index in rank_share(draws.rows, rank, world_size).tolist()]
         contexts = [
-            self._context(self._lent(row, int(lender)), int(start), count)
-            for row, start, lender in zip(
-                rows, draws.starts[share], draws.lenders[share], strict=True
-            )
+            self._context(row, int(start), count)
+            for row, start in zip(rows, draws.starts[share], strict=True)
         ]
         batch = {name: torch.cat([row[name] for row in contexts]) for name in contexts[0]}
         actions = batch.pop("actions")
         absent = {name: torch.from_numpy(values[share]) for name, values in draws.absent.items()}
         seen = without(sizes, batch, absent)
         forgotten = torch.from_numpy(draws.forgotten[share])
-        before, within = forgotten.tensor_split([sizes.action_dims], dim=1)
+        before, within = forgotten.tensor_split([len(sizes.pose_dims)], dim=1)
         seen["own"] = torch.where(before, sizes.blank_token_id, seen["own"])
         # Of whom nothing is known, that is told as for a clip without a past.
         seen["own"][before.all(dim=1)] = sizes.absent_token_id
@@ -112,45 +115,15 @@ class Sft(PolicyObjective):
             drawn = batch_rows(step, rows, len(self.rows), seed=self.seed)
         absent = {name: rng.random(rows) < self.config.absent for name in STREAMS}
         kind = rng.random(rows)[:, None]
-        every_other = rng.random((rows, sizes.action_dims + count)) < 0.5
+        every_other = rng.random((rows, len(sizes.pose_dims) + count)) < 0.5
         all_of_it = kind < self.config.forget
         forgotten = all_of_it | ((kind < 1.5 * self.config.forget) & every_other)
-        lenders = rng.integers(len(self.rows), size=rows)
-        lenders[rng.random(rows) >= self.config.lend] = -1
-        return Draws(drawn, starts, absent, forgotten, lenders)
+        return Draws(drawn, starts, absent, forgotten)
 
     @cached_property
     def _moves(self) -> np.ndarray:
-        """How far the face goes in each chunk, (rows, chunks) bins."""
+        """How far the face is from rest in each chunk, (rows, chunks) bins."""
         return np.array(self.rows["moves"], np.float64) + TREMBLE
-
-    @cached_property
-    def _rests(self) -> np.ndarray:
-        """Every row's listener at rest, (rows, dims) ids: a row is dear to read for that alone."""
-        return np.array(self.rows["rest"])
-
-    def _lent(self, row: Mapping[str, Any], lender: int) -> Mapping[str, Any]:
-        """A row whose listener does the same with the face at rest of another row's.
-
-        Who listens to whom says nothing of how anybody reacts, and is easily learnt by heart.
-        """
-        if lender < 0:
-            return row
-        lent = self._rests[lender] - np.array(row["rest"])
-        return {
-            **row,
-            "own": self._moved(row["own"], lent),
-            "actions": self._moved(row["actions"], lent),
-        }
-
-    def _moved(self, ids: Sequence[int], by: np.ndarray) -> list[int]:
-        """Actions (n * dims,) moved by bins (dims,) within their range; what is none stays."""
-        sizes = self.policy.model.config
-        first = sizes.action_token_start
-        actions = np.array(ids)
-        moved = actions + np.tile(by, len(actions) // len(by))
-        moved = moved.clip(first, first + sizes.action_bins - 1)
-        return np.where(actions < first, actions, moved).tolist()
 
     def _context(self, row: Mapping[str, Any], start: int, count: int) -> dict[str, Tensor]:
         """The tensors of a row from chunk `start` on, (1, ...) each, and its `actions`."""
@@ -159,7 +132,7 @@ class Sft(PolicyObjective):
         actions = torch.tensor(row["actions"])[None]
         first = start * sizes.chunk_tokens
         if start:
-            seen = later(seen, start, actions[:, first - sizes.action_dims : first])
+            seen = later(seen, start, pose_before(sizes, actions[:, :first]))
         chunks = -(-count // sizes.chunk_tokens)
         lengths = {"heard": chunks, "said": chunks}
         for name in ("frames", "voice", "present"):

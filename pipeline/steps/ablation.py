@@ -98,7 +98,7 @@ def imitate_preferred(
     }
     objective: Sft | RectifiedFlow
     if isinstance(config, AblateOfVla):
-        sft = config.sft.model_copy(update=as_dpo | {"window_share": 0.0, "lend": 0.0})
+        sft = config.sft.model_copy(update=as_dpo | {"window_share": 0.0})
         objective = Sft(initial, table, sft, seed=config.seed, policy_config=config.vla)
     else:
         flow = config.flow.model_copy(update=as_dpo)

@@ -46,7 +46,7 @@ def ode_sampler(judge: MovementConfig) -> Sampler:
 def coded(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
     """The recorded motion through the VAE: what coding alone costs."""
     return [
-        policy.to_motion(Reaction(window.window_id, 0, policy.actions_of(window.motion)))
+        policy.to_motion(Reaction(window.window_id, 0, policy.coded(window.motion)))
         for window in held_out.windows
     ]
 

@@ -120,5 +120,5 @@ def _other(step: Phase, config: OfOther, corpus: Corpus) -> PhaseResult:
 
 def _recorded(policy: Policy, corpus: Corpus) -> Iterator[dict[str, Any]]:
     for clip in corpus.clips("train"):
-        actions = policy.actions_of(clip.listener.subset(policy.layout))
-        yield policy.prompt_row(policy.encode(clip)) | {"actions": policy.pack(actions)}
+        actions = policy.pack(policy.recorded(clip).actions)
+        yield policy.prompt_row(policy.encode(clip)) | {"actions": actions}

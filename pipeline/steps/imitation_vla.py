@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rapport.log import logger
 from rapport.pipeline.data.perception import PERCEPTION_SCHEMA, Channels, perceived_chunks
-from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.data.vla import examples, faces_at_rest
+from rapport.pipeline.data.store import PAST, Corpus
+from rapport.pipeline.data.vla import examples, resting_faces
 from rapport.pipeline.objectives.perception import Perception
 from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
@@ -81,8 +83,7 @@ def _sft(step: Phase, config: OfVla, corpus: Corpus, start: Path | None) -> Phas
         untrained_vla(config, corpus).save(initial)
     policy = VlaPolicy.load(initial)
     table = step.directory / "examples.arrow"
-    rests = faces_at_rest(corpus.clips("train", ()), policy)
-    rows = write_table(table, examples(corpus.clips("train"), policy, rests), SFT_SCHEMA)
+    rows = write_table(table, examples(corpus.clips("train"), policy), SFT_SCHEMA)
     objective = Sft(initial, table, config.sft, seed=config.seed, policy_config=config.vla)
     sizes = policy.model.config
     step.say(
@@ -99,8 +100,8 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
     vla = config.vla
     layout = action_layout(vla.action, corpus.layout)
     space = ActionSpace(layout, vla.action.rate, config.corpus.seconds)
-    knots = (space.to_knots(listener.subset(layout)) for _, listener in corpus.listeners("train"))
-    low, high = fit_bounds(knots, tail=100 * vla.action.truncation)
+    rest = _resting_face(corpus, space)
+    low, high = fit_bounds(_from_rest(corpus, space, rest), tail=100 * vla.action.truncation)
     clip = corpus.at("train", 0)
     frames = clip.speaker_frames
     sequence = sequence_sizes(vla, 0 if frames is None else len(frames) / clip.seconds)
@@ -130,9 +131,31 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
         model = build_tiny(sizes, seed=config.seed)
         cast_weights(model, dtype)
     actions = ActionTokenizer(
-        space, low, high, first_token=model.config.action_token_start, bins=vla.action.bins
+        space,
+        low,
+        high,
+        first_token=model.config.action_token_start,
+        bins=vla.action.bins,
+        rest=rest,
     )
     return VlaPolicy(model, tokenizer, actions)
+
+
+def _resting_face(corpus: Corpus, space: ActionSpace) -> np.ndarray:
+    """What training listeners mostly look like: where clips have no past, in the clips."""
+    found = resting_faces(corpus.clips("train", (PAST,)), space)
+    if not len(found):
+        listeners = (motion.subset(space.layout) for _, motion in corpus.listeners("train"))
+        found = np.array([np.median(space.to_knots(motion), axis=0) for motion in listeners])
+    return np.median(found, axis=0)
+
+
+def _from_rest(corpus: Corpus, space: ActionSpace, rest: np.ndarray) -> Iterator[np.ndarray]:
+    """Knots of training listeners, each from the face at rest; `rest` where that is not known."""
+    for clip in corpus.clips("train", (PAST,)):
+        own = resting_faces([clip], space)
+        knots = space.to_knots(clip.listener.subset(space.layout))
+        yield knots - (own[0] if len(own) else rest)
 
 
 def published_parts(config: VlaConfig) -> PublishedParts:

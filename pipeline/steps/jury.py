@@ -306,11 +306,13 @@ def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> ReportVideo:
     captions = {"chosen": "chosen", "rejected": "rejected"}
     if row["made_for"] is not None:
         captions["rejected"] = "made for another"
+    policy = imitated.policy
+    rest = policy.rest_of(clip)
     motions = {}
     scores = {}
     for name, caption in captions.items():
         actions = np.array(row[name])
-        motions[caption] = imitated.policy.to_motion(Reaction(clip.clip_id, 0, actions))
+        motions[caption] = policy.to_motion(Reaction(clip.clip_id, 0, actions, rest=rest))
         if row["made_for"] is None:
             scores[caption] = row[f"{name}_score"]
     file = "-".join(filter(None, (f"pairs/{clip.clip_id}", row["made_for"]))) + ".mp4"

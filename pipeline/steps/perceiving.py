@@ -54,7 +54,7 @@ def _perception(
     policy = VlaPolicy.load(path)
     clips = list(corpus.clips(SPLIT, only=asked))
     names = [asked[clip.clip_id] for clip in clips]
-    actions = np.stack([policy.actions_of(clip.listener) for clip in clips])
+    actions = np.stack([policy.recorded(clip).actions for clip in clips])
     costs = perception(
         policy.model,
         [policy.encode(clip) for clip in clips],

@@ -255,8 +255,12 @@ class FlowPolicy(Policy):
         latents = torch.from_numpy(np.asarray(reaction.actions, np.float32))
         return self.vae.to_motion(latents if latents.ndim == 2 else latents[:, -1])
 
-    def actions_of(self, motion: Motion) -> np.ndarray:
-        """A recorded motion as latents, of as many whole ones as there are."""
+    def recorded(self, clip: Clip) -> Reaction:
+        """The recorded listener as latents, of as many whole ones as there are."""
+        return Reaction(clip.clip_id, 0, self.coded(clip.listener.subset(self.layout)))
+
+    def coded(self, motion: Motion) -> np.ndarray:
+        """A motion as latents, of as many whole ones as there are."""
         frames = len(motion) // self.vae.config.downsample * self.vae.config.downsample
         return self.latents(motion.window(0, frames)).cpu().numpy()
 

@@ -183,8 +183,8 @@ class ActionSpace:
         """Nothing is drawn yet."""
         return Drawn(knots=0, last=np.zeros((0, self.dims)), frames=0)
 
-    def last_knot(self, motion: Motion) -> np.ndarray | None:
-        """The last knot of what came before, (dims,); None where it is shorter than a block.
+    def knots_before(self, motion: Motion) -> np.ndarray:
+        """The knots of what came before, as many as it has whole blocks, (n, dims).
 
         Args:
             motion: of any length, in the space's layout.
@@ -192,11 +192,12 @@ class ActionSpace:
         require_same_layout(motion.layout, self.layout, "encode motion as actions")
         blocks = int(len(motion) * self.rate / self.layout.fps + WHOLE_TOLERANCE)
         if not blocks:
-            return None
+            return np.zeros((0, self.dims))
         frames = round(blocks * self.layout.fps / self.rate)
-        inverse = _spline_inverse(frames, blocks)
-        knot: np.ndarray = inverse[-1] @ motion.values[-frames:].astype(np.float64)
-        return knot
+        knots: np.ndarray = _spline_inverse(frames, blocks) @ motion.values[-frames:].astype(
+            np.float64
+        )
+        return knots
 
     def draw(
         self, drawn: Drawn, knots: np.ndarray, *, ends: bool = False
@@ -287,17 +288,22 @@ def _smallest(
 class ActionTokenizer:
     """Knots <-> token ids, step by step and within a step in the order of the layout's columns.
 
-    Uniform bins between `low` and `high` (Eq. 5); values outside are clipped; a token stands for
-    the centre of its bin (Eq. 6). Bin 0 is `first_token`, ids rise with the value and take the last
-    `bins` ids of the language model's vocabulary (the place OpenVLA uses). A dimension that never
-    moves in the corpus (low == high) keeps bin 0 and its constant value.
+    A token says how far its dimension is from where it rests: uniform bins between `low` and `high`
+    (Eq. 5); values outside are clipped; a token stands for the centre of its bin (Eq. 6). Bin 0 is
+    `first_token`, ids rise with the value and take the last `bins` ids of the language model's
+    vocabulary (the place OpenVLA uses). A dimension that never moves in the corpus (low == high)
+    keeps bin 0 and its constant value.
+
+    So people with different faces do the same when they smile, and nothing of whose face it is has
+    to be learnt.
 
     Args:
         space: what the knots are.
-        low: (dims,) lower end of the bins.
+        low: (dims,) lower end of the bins, from the face at rest.
         high: (dims,) upper end.
         first_token: id of bin 0.
         bins: bins of every dimension.
+        rest: (dims,) the face at rest of somebody of whom nothing is known; None = zeros.
     """
 
     space: ActionSpace
@@ -305,6 +311,7 @@ class ActionTokenizer:
     high: np.ndarray
     first_token: int
     bins: int = 256
+    rest: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         low = np.asarray(self.low, dtype=np.float64)
@@ -315,8 +322,12 @@ class ActionTokenizer:
             )
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
             raise ActionError("bin bounds must be finite with low <= high in every dimension")
+        rest = np.zeros(self.space.dims) if self.rest is None else np.asarray(self.rest, np.float64)
+        if rest.shape != low.shape or not np.isfinite(rest).all():
+            raise ActionError(f"a face at rest must be ({self.space.dims},), finite; {rest.shape}")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
+        object.__setattr__(self, "rest", rest)
 
     @property
     def moves(self) -> np.ndarray:
@@ -325,23 +336,23 @@ class ActionTokenizer:
 
     @cached_property
     def centres(self) -> np.ndarray:
-        """Value of every bin, (dims, bins)."""
+        """How far from rest every bin is, (dims, bins)."""
         fraction = (np.arange(self.bins) + 0.5) / self.bins
         centres: np.ndarray = self.low[:, None] + (self.high - self.low)[:, None] * fraction
         return centres
 
-    def encode(self, knots: np.ndarray) -> np.ndarray:
-        """Knots (steps, dims) -> token ids (steps * dims,) int64."""
+    def encode(self, knots: np.ndarray, rest: np.ndarray) -> np.ndarray:
+        """Knots (steps, dims) of somebody with a face at rest (dims,) -> ids (steps * dims,)."""
         if knots.ndim != 2 or knots.shape[1] != self.space.dims:
             raise ActionError(f"knots must be (steps, {self.space.dims}), got {knots.shape}")
         width = np.where(self.moves, self.high - self.low, 1.0)
-        fraction = np.where(self.moves, (knots - self.low) / width, 0.0)
+        fraction = np.where(self.moves, (knots - rest - self.low) / width, 0.0)
         bins = np.clip(np.floor(fraction * self.bins), 0, self.bins - 1).astype(np.int64)
         tokens: np.ndarray = bins.reshape(-1) + self.first_token
         return tokens
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids (steps * dims,) -> knots (steps, dims).
+    def decode(self, tokens: np.ndarray, rest: np.ndarray) -> np.ndarray:
+        """Token ids (steps * dims,) on a face at rest (dims,) -> knots (steps, dims).
 
         Raises:
             ActionError: some ids are no actions.
@@ -359,16 +370,27 @@ class ActionTokenizer:
                 f"token {bins[step, dim] + self.first_token} at step {step}, dimension {dim} is "
                 f"no action: actions are [{self.first_token}, {self.first_token + self.bins})"
             )
-        knots: np.ndarray = self.centres[np.arange(self.space.dims), bins]
+        knots: np.ndarray = rest + self.centres[np.arange(self.space.dims), bins]
         return knots
 
-    def to_tokens(self, motion: Motion) -> np.ndarray:
+    def to_tokens(self, motion: Motion, rest: np.ndarray) -> np.ndarray:
         """Motion of exactly the space's layout and length -> token ids (steps * dims,)."""
-        return self.encode(self.space.to_knots(motion))
+        return self.encode(self.space.to_knots(motion), rest)
 
-    def to_motion(self, tokens: np.ndarray) -> Motion:
+    def to_motion(self, tokens: np.ndarray, rest: np.ndarray) -> Motion:
         """Token ids (steps * dims,) of a whole action sequence -> motion."""
-        return self.space.to_motion(self.decode(tokens))
+        return self.space.to_motion(self.decode(tokens, rest))
+
+    def rest_of(self, past: Motion | None) -> np.ndarray:
+        """A face at rest, (dims,): what it mostly was before, by dimension.
+
+        Args:
+            past: what came before, in the space's layout; None = not known.
+        """
+        knots = None if past is None else self.space.knots_before(past)
+        if knots is None or not len(knots):
+            return np.asarray(self.rest)
+        return np.median(knots, axis=0)
 
     def to_json(self) -> str:
         """A text that `from_json` reads."""
@@ -380,6 +402,7 @@ class ActionTokenizer:
             "first_token": self.first_token,
             "low": self.low.tolist(),
             "high": self.high.tolist(),
+            "rest": np.asarray(self.rest).tolist(),
         }
         return json.dumps(values, indent=1)
 
@@ -393,6 +416,7 @@ class ActionTokenizer:
             high=np.array(values["high"]),
             first_token=values["first_token"],
             bins=values["bins"],
+            rest=np.array(values["rest"]),
         )
 
     def save(self, folder: Path) -> None:

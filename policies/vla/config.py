@@ -67,6 +67,8 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
         chunk_text: words of a chunk, in tokens.
         chunk_steps: actions of a chunk.
         context_chunks: a context begins anew with every so many chunks.
+        pose_dims: those of them that move the head: of the last action before a context, its head
+            tells these.
         action_dims: dimensions of an action; a reaction has `action_steps * action_dims` tokens.
         action_steps: actions of a reaction.
         action_bins: ids [action_token_start, action_token_start + action_bins) are actions.
@@ -96,6 +98,7 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
     chunk_steps: int = 5
     context_chunks: int = 4
     action_dims: int = 56
+    pose_dims: list[int] = field(default_factory=lambda: [50, 51, 52])
     action_steps: int = 20
     action_bins: int = 256
     action_token_start: int = 1280
@@ -141,6 +144,10 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
                 "the LLaMA's head must be a table of its own (tie_word_embeddings=False); "
                 "load_pretrained makes it one"
             )
+        if not set(self.pose_dims) <= set(range(self.action_dims)):
+            raise ValueError(
+                f"pose_dims {self.pose_dims} are not among {self.action_dims} dimensions"
+            )
         if self.action_steps % self.chunk_steps:
             raise ValueError(
                 f"a reaction of {self.action_steps} actions is no whole number of chunks of "
@@ -181,8 +188,8 @@ class FaceVLAConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its _
 
     @property
     def head_length(self) -> int:
-        """<s>, history of pictures and voice, words of the past, the last action of the past."""
-        return 1 + self.history * self.item_tokens + self.text_tokens + self.action_dims
+        """<s>, history of pictures and voice, words of the past, the pose of the past."""
+        return 1 + self.history * self.item_tokens + self.text_tokens + len(self.pose_dims)
 
     @property
     def observation_length(self) -> int:

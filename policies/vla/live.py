@@ -61,7 +61,8 @@ class State:
         present: (items, 2) bool.
         heard: (text_tokens,) ids in the head.
         said: (chunks, chunk_text) ids, of the chunks of the context.
-        own: (dims,) ids of the last action before the context.
+        own: (n,) ids of the pose before the context.
+        rest: (dims,) the listener's face at rest.
         actions: (k,) ids of those in the context.
         known: ids of the words before the last chunk, the newest at the end; None = no transcript.
         latest: ids of those of the last chunk.
@@ -79,6 +80,7 @@ class State:
     heard: np.ndarray
     said: np.ndarray
     own: np.ndarray
+    rest: np.ndarray
     actions: np.ndarray
     known: tuple[int, ...] | None
     latest: tuple[int, ...] | None
@@ -123,7 +125,8 @@ class LiveVla:
                 present=np.zeros((config.items, 2), bool),
                 heard=np.full((config.chunks, config.text_tokens), absent),
                 said=np.full((config.chunks, config.chunk_text), absent),
-                own=np.full(config.action_dims, absent),
+                own=np.full(len(config.pose_dims), absent),
+                rest=self.policy.actions.rest_of(None),
             )
         with torch.no_grad():
             tokens = self.model.perceive(self._on_device(prompt))[0, :items]
@@ -136,6 +139,7 @@ class LiveVla:
             heard=prompt.heard[0],
             said=prompt.said[:1],
             own=prompt.own,
+            rest=prompt.rest,
             actions=np.zeros(0, np.int64),
             known=self._words(prompt.heard[0]),
             latest=self._words(prompt.said[0]),
@@ -183,7 +187,7 @@ class LiveVla:
         after = []
         for place, state in enumerate(observed):
             actions = acted[place]
-            knots = self.policy.actions.decode(actions)
+            knots = self.policy.actions.decode(actions, state.rest)
             values, drawn = self.policy.actions.space.draw(state.drawn, knots)
             motions.append(Motion(values, self.policy.layout))
             whole = np.concatenate([state.actions, actions])
@@ -233,7 +237,7 @@ class LiveVla:
             present=state.present[-items:],
             heard=self._region(known, config.text_tokens),
             said=state.said[-1:],
-            own=state.actions[-config.action_dims :],
+            own=state.actions[-config.action_dims :][config.pose_dims],
             actions=state.actions[:0],
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
@@ -59,7 +60,7 @@ class SequenceSizes:
         tokens_per_frame: a square number.
         voice: whether the policy hears the speaker.
         chunk: seconds.
-        context: seconds after which a context begins anew.
+        context: seconds after which a context begins anew; None = with every chunk.
         history: seconds of pictures and voice in its head.
         text_tokens: words of the past in its head.
         chunk_text: words of a chunk.
@@ -69,7 +70,7 @@ class SequenceSizes:
     tokens_per_frame: int = 1
     voice: bool = True
     chunk: float = 1.0
-    context: float = 4.0
+    context: float | None = None
     history: float = 3.0
     text_tokens: int = 24
     chunk_text: int = 8
@@ -89,9 +90,9 @@ class SequenceSizes:
             space.seconds / self.chunk,
             f"a clip of {space.seconds:g} s / vla.chunk {self.chunk:g} s",
         )
+        seconds = self.chunk if self.context is None else self.context
         context = whole(
-            self.context / self.chunk,
-            f"vla.context {self.context:g} s / vla.chunk {self.chunk:g} s",
+            seconds / self.chunk, f"vla.context {seconds:g} s / vla.chunk {self.chunk:g} s"
         )
         return {
             "frames": self.frames,
@@ -105,6 +106,7 @@ class SequenceSizes:
             # Longer contexts than clips are never met in training.
             "context_chunks": min(context, chunks),
             "action_dims": space.dims,
+            "pose_dims": np.flatnonzero(~space.expression).tolist(),
             "action_steps": space.steps,
         }
 

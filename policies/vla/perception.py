@@ -1,11 +1,10 @@
 """How much of what a policy does it owes to what it perceives, in nats.
 
-Asked of the first action of every chunk, with a context that begins there and no action before it,
-so that nothing but the speaker can tell. It is asked with the conversation's own streams, and with
-those of another one: what the swap costs is how much they tell. A stream alone, with the others
-absent, says more than a stream swapped beside the others: these say the same, and the better
-listener would lose less. What is confidently wrong costs most, so the swap's cost is read beside
-the gain over no stream at all.
+Asked of the first action of every chunk, with a context that begins there: as a rollout asks. It is
+asked with the conversation's own streams, and with those of another one: what the swap costs is how
+much they tell. A stream alone, with the others absent, says more than a stream swapped beside the
+others: these say the same, and the better listener would lose less. What is confidently wrong costs
+most, so the swap's cost is read beside the gain over no stream at all.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rapport.policies.vla.model import FaceVLA, action_log_probs
-from rapport.policies.vla.sequence import STREAMS, later, seen_of, without
+from rapport.policies.vla.sequence import STREAMS, later, pose_before, seen_of, without
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 BATCH = 64  # contexts at once
@@ -124,9 +123,11 @@ def _nats(model: FaceVLA, clips: _Clips, speakers: np.ndarray, shown: Sequence[s
         everywhere = torch.ones(len(speaker), dtype=torch.bool, device=speaker.device)
         absent = {name: everywhere for name in STREAMS if name not in shown}
         seen = without(config, seen, absent)
-        own = torch.full_like(seen["own"], config.absent_token_id)
+        own = clips.seen["own"][rows]
         for chunk in range(config.chunks):
             first = chunk * config.chunk_tokens
+            if chunk:
+                own = pose_before(config, clips.actions[rows, :first])
             actions = clips.actions[rows, first : first + config.action_dims]
             logits = model.logits_of(later(seen, chunk, own), perceived[:, chunk:], actions)
             log_probs = action_log_probs(logits, actions, config.action_token_start)

@@ -92,7 +92,10 @@ class VlaPolicy(Policy):
 
     def encode(self, clip: Clip) -> VlaPrompt:
         """What is seen, heard and said, chunk by chunk; what the clip lacks is marked absent."""
-        return build_prompt(self.model.config, clip, self.word_ids, self.own_of(clip))
+        config = self.model.config
+        return build_prompt(
+            config, clip, self.word_ids, own=self.pose_of(clip), rest=self.rest_of(clip)
+        )
 
     def word_ids(self, word: str) -> Sequence[int]:
         """Ids of a word."""
@@ -103,14 +106,24 @@ class VlaPolicy(Policy):
             )
         return self._word_ids[word]
 
-    def own_of(self, clip: Clip) -> np.ndarray:
-        """The listener's last action before a clip, (dims,) ids; <absent> where none is known."""
-        knot = None
-        if clip.past is not None:
-            knot = self.actions.space.last_knot(clip.past.listener.subset(self.layout))
-        if knot is None:
-            return np.full(self.model.config.action_dims, self.model.config.absent_token_id)
-        return self.actions.encode(knot[None])
+    def pose_of(self, clip: Clip) -> np.ndarray:
+        """The listener's pose before a clip, (n,) ids; <absent> where it is not known."""
+        config = self.model.config
+        past = self._past_of(clip)
+        knots = None if past is None else self.actions.space.knots_before(past)
+        if knots is None or not len(knots):
+            return np.full(len(config.pose_dims), config.absent_token_id)
+        return self.actions.encode(knots[-1:], self.rest_of(clip))[config.pose_dims]
+
+    def rest_of(self, clip: Clip) -> np.ndarray:
+        """The listener's face at rest, (dims,): what it mostly was before the clip.
+
+        Where nothing of that is known, it is the training corpus' mean one.
+        """
+        return self.actions.rest_of(self._past_of(clip))
+
+    def _past_of(self, clip: Clip) -> Motion | None:
+        return None if clip.past is None else clip.past.listener.subset(self.layout)
 
     def canary(self, clip: Clip) -> VlaPrompt:
         """A prompt whose answer has begun, so that few actions reach beyond a chunk's end."""
@@ -118,7 +131,7 @@ class VlaPolicy(Policy):
         prompt = self.encode(clip)
         if config.chunks == 1:
             return prompt
-        begun = self.actions_of(clip.listener)[: config.chunk_tokens - config.action_dims]
+        begun = self.recorded(clip).actions[: config.chunk_tokens - config.action_dims]
         return replace(prompt, begun=begun)
 
     def sample(
@@ -132,19 +145,33 @@ class VlaPolicy(Policy):
             )
             groups.append(
                 [
-                    Reaction(prompt.prompt_id, k, tokens[k], log_probs=log_probs[k], seed=seed)
+                    Reaction(
+                        prompt.prompt_id,
+                        k,
+                        tokens[k],
+                        log_probs=log_probs[k],
+                        seed=seed,
+                        rest=prompt.rest,
+                    )
                     for k in range(samples)
                 ]
             )
         return groups
 
     def to_motion(self, reaction: Reaction) -> Motion:
-        """Tokens to knots to a spline at the corpus' frame rate."""
-        return self.actions.to_motion(reaction.actions)
+        """Tokens to knots on the face at rest to a spline at the corpus' frame rate."""
+        if reaction.rest is None:
+            raise ValueError(
+                f"a reaction to {reaction.prompt_id!r} does not say on which face at rest it is "
+                "made: `rest_of` its clip does"
+            )
+        return self.actions.to_motion(reaction.actions, reaction.rest)
 
-    def actions_of(self, motion: Motion) -> np.ndarray:
-        """A recorded motion as action tokens, (steps * dims,)."""
-        return self.actions.to_tokens(motion.subset(self.layout))
+    def recorded(self, clip: Clip) -> Reaction:
+        """The recorded listener as action tokens, (steps * dims,)."""
+        rest = self.rest_of(clip)
+        tokens = self.actions.to_tokens(clip.listener.subset(self.layout), rest)
+        return Reaction(clip.clip_id, 0, tokens, rest=rest)
 
     def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
         """A function of the stage's root and the prompt's id."""

@@ -57,14 +57,17 @@ def heard_of(clip: Clip) -> list[Heard]:
     return [*stretches, Heard(0.0, clip.seconds, clip.speaker_frames, clip.speaker_audio, words)]
 
 
-def build_prompt(config: FaceVLAConfig, clip: Clip, encode: Encode, own: np.ndarray) -> VlaPrompt:
+def build_prompt(
+    config: FaceVLAConfig, clip: Clip, encode: Encode, own: np.ndarray, rest: np.ndarray
+) -> VlaPrompt:
     """What a policy is shown of a clip.
 
     Args:
         config: of the policy.
         clip: with its past, where there is one.
         encode: ids of a word.
-        own: (dims,) ids of the last action before the clip.
+        own: (n,) ids of the pose before the clip.
+        rest: (dims,) the listener's face at rest.
 
     Raises:
         ValueError: the clip is shorter than the reactions of the policy, or has frames that are no
@@ -107,6 +110,7 @@ def build_prompt(config: FaceVLAConfig, clip: Clip, encode: Encode, own: np.ndar
         heard=np.array(heads, np.int64),
         said=np.array(said, np.int64),
         own=np.asarray(own, np.int64),
+        rest=np.asarray(rest, np.float64),
     )
 
 

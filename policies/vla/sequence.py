@@ -1,6 +1,6 @@
 """One interleaved sequence of what is perceived and done.
 
-    <s> [history] [words of the past] [last action of the past]
+    <s> [history] [words of the past] [pose of the last action]
     then for each chunk: [pictures, voice] [words] <act> [actions]
 
 Pictures, voice and words of a chunk are those of the second (the chunk) before it, so that its
@@ -79,7 +79,7 @@ def later(seen: Seen, chunk: int, own: Tensor) -> dict[str, Tensor]:
     Args:
         seen: of prompts, (rows, ...).
         chunk: the first chunk of the context.
-        own: (rows, dims) ids of the action before it.
+        own: (rows, n) ids of the pose before it.
     """
     shown = {name: values[:, chunk:] for name, values in seen.items() if name != "own"}
     return shown | {"own": own}
@@ -106,8 +106,14 @@ def context_of(
     first = actions.shape[1] // tokens * tokens
     if not first:
         return dict(seen), actions
-    own = actions[:, first - config.action_dims : first]
+    own = pose_before(config, actions[:, :first])
     return later(seen, first // config.chunk_tokens, own), actions[:, first:]
+
+
+def pose_before(config: FaceVLAConfig, actions: Tensor) -> Tensor:
+    """The pose of the last action (rows, n) of a reaction so far, ids (rows, k)."""
+    last = actions[:, -config.action_dims :]
+    return last[:, config.pose_dims]
 
 
 def context_ids(config: FaceVLAConfig, seen: Seen, actions: Tensor) -> Tensor:
@@ -177,8 +183,8 @@ def slot_tables(config: FaceVLAConfig) -> dict[str, Tensor]:
     tables["next"][positions] = actions % config.action_dims
     tables["step"][positions] = actions % config.chunk_tokens // config.action_dims
     flags["predicts"][positions] = True
-    past = torch.arange(config.head_length - config.action_dims, config.head_length)
-    tables["own"][past] = torch.arange(config.action_dims)
+    past = torch.arange(config.head_length - len(config.pose_dims), config.head_length)
+    tables["own"][past] = torch.tensor(config.pose_dims, dtype=torch.long)
     tables["own"][positions + 1] = actions % config.action_dims
     flags["holds"][past] = True
     flags["holds"][positions + 1] = True

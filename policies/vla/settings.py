@@ -27,8 +27,10 @@ class SequenceConfig(Section):
 
     chunk: float = Field(1.0, gt=0)
     """seconds that the policy acts before it perceives again"""
-    context: float = Field(4.0, gt=0)
-    """seconds after which its context begins anew, with a head of what was known then"""
+    context: float | None = Field(None, gt=0)
+    """seconds after which its context begins anew, with a head of what was known then, of its own
+    past only the pose; empty = with every chunk. In a longer one it goes on with its own face, and
+    hardly looks at the speaker"""
     history: float = Field(3.0, ge=0)
     """seconds of pictures and voice in that head, before the last chunk"""
     tokens_per_frame: int = Field(1, ge=1)

@@ -23,16 +23,12 @@ PROMPT_COLUMNS = {
     "heard": pa.list_(pa.int32()),
     "said": pa.list_(pa.int32()),
     "own": pa.list_(pa.int32()),
+    "rest": pa.list_(pa.float64()),
 }
 IMITATION_COLUMNS = PROMPT_COLUMNS | {"actions": pa.list_(pa.int32())}
 IMITATION_SCHEMA = pa.schema(IMITATION_COLUMNS)
-SFT_SCHEMA = pa.schema(
-    IMITATION_COLUMNS
-    | {
-        "rest": pa.list_(pa.int32()),  # (dims,) the listener's median action
-        "moves": pa.list_(pa.float32()),  # (chunks,) how far the face goes in each, bins
-    }
-)
+# `moves`: (chunks,) how far the face is from rest in each, bins.
+SFT_SCHEMA = pa.schema(IMITATION_COLUMNS | {"moves": pa.list_(pa.float32())})
 
 
 def row_of(prompt: VlaPrompt) -> dict[str, Any]:
@@ -45,6 +41,7 @@ def row_of(prompt: VlaPrompt) -> dict[str, Any]:
         "heard": prompt.heard.flatten().tolist(),
         "said": prompt.said.flatten().tolist(),
         "own": prompt.own.tolist(),
+        "rest": prompt.rest.tolist(),
     }
 
 
@@ -62,6 +59,7 @@ def prompt_of_row(row: Mapping[str, Any], config: FaceVLAConfig) -> VlaPrompt:
         heard=np.array(row["heard"], np.int64).reshape(config.chunks, config.text_tokens),
         said=np.array(row["said"], np.int64).reshape(config.chunks, config.chunk_text),
         own=np.array(row["own"], np.int64),
+        rest=np.array(row["rest"], np.float64),
     )
 
 

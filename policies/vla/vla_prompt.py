@@ -24,7 +24,10 @@ class VlaPrompt:
         heard: (n, text_tokens) ids: the words before the last chunk, as each chunk would have them
             in its head if a context began with it.
         said: (n, chunk_text) ids: the words of the chunk before each.
-        own: (dims,) ids: the last action before the reaction, or <absent>.
+        own: (n,) ids: the pose of the last action before the reaction, or <absent>. Nothing else of
+            the listener's own past is told: a policy that sees its own face goes on with it, and
+            hardly looks at the speaker (de Haan et al., NeurIPS 2019).
+        rest: (dims,) the listener's face at rest, which actions are told from.
         begun: (k,) action ids that are there already; engines go on from them.
     """
 
@@ -35,4 +38,5 @@ class VlaPrompt:
     heard: np.ndarray
     said: np.ndarray
     own: np.ndarray
+    rest: np.ndarray
     begun: np.ndarray | None = None
