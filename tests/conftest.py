@@ -51,6 +51,7 @@ def tiny_checkpoint(tiny_corpus, tmp_path_factory):
 
 
 def save_tiny_policy(path, corpus, seed):
+    from rapport.pipeline.data.vla import resting_faces
     from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
     from rapport.policies.vla.loading import (
         SequenceSizes,
@@ -62,7 +63,9 @@ def save_tiny_policy(path, corpus, seed):
 
     clips = list(corpus.clips("train"))
     space = ActionSpace(corpus.layout.subset({"expr": 3, "rot": 3, "jaw": 3}), rate=5, seconds=1)
-    low, high = fit_bounds(space.to_knots(clip.listener.subset(space.layout)) for clip in clips)
+    rests = resting_faces(clips, space)
+    knots = [space.to_knots(clip.listener.subset(space.layout)) for clip in clips]
+    low, high = fit_bounds(each - rest for each, rest in zip(knots, rests, strict=True))
     tokenizer = build_text_tokenizer([clip.text for clip in clips], text_vocabulary=344)
     config = tiny_config(
         tokenizer,
@@ -76,7 +79,8 @@ def save_tiny_policy(path, corpus, seed):
         tower_hidden=16,
         tower_layers=2,
     )
-    actions = ActionTokenizer(space, np.asarray(low), np.asarray(high), config.action_token_start)
+    start = config.action_token_start
+    actions = ActionTokenizer(space, low, high, start, rest=np.median(rests, axis=0))
     save_checkpoint(build_tiny(config, seed), tokenizer, actions, path)
     return path
 

@@ -62,8 +62,9 @@ class Gaussian(Policy):
         columns = [np.interp(place, np.arange(KNOTS), column) for column in knots.T]
         return Motion(np.stack(columns, axis=1), self.layout)
 
-    def actions_of(self, motion):
-        return self._knots(motion.values).ravel()
+    def recorded(self, clip):
+        knots = self._knots(clip.listener.subset(self.layout).values)
+        return Reaction(clip.clip_id, 0, knots.ravel())
 
     def module(self):
         return self.mean

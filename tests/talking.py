@@ -27,7 +27,8 @@ def small_policy(
     small = {"image_size": 28, "hidden": 32, "layers": 2, "heads": 2, "tower_hidden": 16}
     config = tiny_config(TOKENIZER, space, sequence, **small | sizes)
     bound = np.full(space.dims, 2.0)
-    actions = ActionTokenizer(space, -bound, bound, config.action_token_start)
+    rest = np.linspace(-0.2, 0.3, space.dims)  # of whom nothing is known
+    actions = ActionTokenizer(space, -bound, bound, config.action_token_start, rest=rest)
     model = build_tiny(config, seed=seed).eval()
     return VlaPolicy(model, TOKENIZER, actions)
 

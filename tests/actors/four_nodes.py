@@ -24,7 +24,7 @@ from rapport.actors.rater import RatedPrompt, RewardPool
 from rapport.actors.renderer import Panel, RenderPool, VideoJob
 from rapport.actors.settings import EngineConfig, LearnerConfig, RatersConfig, RenderConfig
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.data.vla import examples, faces_at_rest
+from rapport.pipeline.data.vla import examples
 from rapport.pipeline.objectives.settings import SftConfig
 from rapport.pipeline.objectives.sft import Sft
 from rapport.policies.head.settings import HeadConfig
@@ -131,8 +131,7 @@ def main(checkpoint: str, corpus: str, folder: Path) -> dict:
             pool, (int(group.prompt_id) for group, _ in pool.rate(groups, 0))
         )
 
-    rests = faces_at_rest(clips, policy)
-    write_table(folder / "examples.arrow", examples(clips, policy, rests), SFT_SCHEMA)
+    write_table(folder / "examples.arrow", examples(clips, policy), SFT_SCHEMA)
     home_file = folder / "learner"
 
     class Watched(Sft):

@@ -28,7 +28,7 @@ def policies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tied")
     parts = save_parts(folder, LLAMA_3, width=64, heads=2, tie_word_embeddings=True)
     model, tokenizer = load_pretrained(
-        parts, SPACE, SequenceSizes(text_tokens=4), dtype=torch.float32
+        parts, SPACE, SequenceSizes(context=2.0, text_tokens=4), dtype=torch.float32
     )
     start = model.config.action_token_start
     actions = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), first_token=start)

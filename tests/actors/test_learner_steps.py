@@ -8,7 +8,7 @@ from rapport.actors.learner import full_state_dict, split_rows, start_engine, tr
 from rapport.actors.precision import exact_float32
 from rapport.actors.settings import LearnerConfig
 from rapport.pipeline.config import ConfigError, load_config
-from rapport.pipeline.data.vla import examples, faces_at_rest
+from rapport.pipeline.data.vla import examples
 from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.settings import SftConfig, VlaDpoConfig
 from rapport.pipeline.objectives.sft import Sft
@@ -27,8 +27,7 @@ def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     """Files of SFT examples and of preference pairs."""
     folder = tmp_path_factory.mktemp("tables")
     policy = VlaPolicy.load(tiny_checkpoint)
-    rests = faces_at_rest(tiny_corpus.clips("train", ()), policy)
-    rows = list(examples(tiny_corpus.clips("train"), policy, rests))
+    rows = list(examples(tiny_corpus.clips("train"), policy))
     rng = np.random.default_rng(0)
     pairs = [
         {name: row[name] for name in policy.prompt_columns}

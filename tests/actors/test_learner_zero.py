@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rapport.actors.learner import fit
 from rapport.actors.settings import LearnerConfig
-from rapport.pipeline.data.vla import examples, faces_at_rest
+from rapport.pipeline.data.vla import examples
 from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.objective import PolicyObjective
 from rapport.pipeline.objectives.settings import SftConfig, VlaDpoConfig
@@ -41,8 +41,7 @@ DPO = VlaDpoConfig(epochs=4, batch_size=8, learning_rate=1e-3)
 def tables(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     """Files of SFT examples and of preference pairs (recorded over random)."""
     folder, policy = tmp_path_factory.mktemp("tables"), VlaPolicy.load(tiny_checkpoint)
-    rests = faces_at_rest(tiny_corpus.clips("train", ()), policy)
-    rows = list(examples(tiny_corpus.clips("train"), policy, rests))
+    rows = list(examples(tiny_corpus.clips("train"), policy))
     rng = np.random.default_rng(0)
     pairs = (
         policy.prompt_row(policy.encode(clip))

@@ -47,7 +47,7 @@ SCORES = {"chosen_score": 1.0, "rejected_score": 0.0}
 
 def test_the_vla_imitates_the_chosen_tokens():
     seen = {"frames": b"", "voice": b"", "present": [True, True]}
-    prompt = {"prompt_id": "a", "heard": [1], "said": [2], "own": [3]} | seen
+    prompt = {"prompt_id": "a", "heard": [1], "said": [2], "own": [3], "rest": [0.5]} | seen
     pair = prompt | {"chosen": [7, 8], "rejected": [9]}
     [row] = preferred_rows([pair | SCORES], AblateOfVla())
     assert row == prompt | {"actions": [7, 8]}

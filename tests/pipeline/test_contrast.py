@@ -46,7 +46,7 @@ def groups(imitated):
             Candidate(clip.clip_id, name, POLICY, reaction.actions)
             for name, reaction in zip(names, reactions, strict=True)
         ]
-        actions = policy.actions_of(clip.listener)
+        actions = policy.recorded(clip).actions
         made[clip.clip_id].append(Candidate(clip.clip_id, "truth", GROUND_TRUTH, actions))
     return made
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.vla import _moves, examples, faces_at_rest
+from rapport.pipeline.data.vla import _moves, examples, resting_faces
 from rapport.policies.vla.policy import VlaPolicy
+from tests.talking import small_policy
 
 
 @pytest.fixture(scope="module")
@@ -17,26 +18,24 @@ def policy(tiny_checkpoint):
 
 
 def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
-    rests = faces_at_rest(tiny_corpus.clips("train", ()), policy)
-    rows = list(examples(tiny_corpus.clips("train"), policy, rests))
+    rows = list(examples(tiny_corpus.clips("train"), policy))
     assert [row["prompt_id"] for row in rows] == tiny_corpus.clip_ids("train")
     clip, row = tiny_corpus.at("train", 3), rows[3]
     tokens = np.array(row["actions"])
     assert len(tokens) == 45 and tokens.min() >= 344 and tokens.max() < 600
     space = policy.actions.space
     wanted = space.to_knots(clip.listener.subset(space.layout))
-    found = space.to_knots(policy.actions.to_motion(tokens))
+    rest = np.median(space.knots_before(clip.past.listener.subset(space.layout)), axis=0)
+    np.testing.assert_array_equal(row["rest"], rest)
+    found = space.to_knots(policy.actions.to_motion(tokens, rest))
     width = (policy.actions.high - policy.actions.low) / policy.actions.bins
-    inside = (wanted > policy.actions.low) & (wanted < policy.actions.high)
+    inside = (wanted - rest > policy.actions.low) & (wanted - rest < policy.actions.high)
     assert inside.mean() > 0.8
     assert (
         np.abs(found - wanted)[inside] <= np.broadcast_to(0.51 * width + 1e-6, wanted.shape)[inside]
     ).all()
     prompt = policy.prompt_row(policy.encode(clip))
     assert {name: row[name] for name in prompt} == prompt
-    at_rest = np.median([np.reshape(row["actions"], (-1, space.dims)) for row in rows], axis=1)
-    assert len({clip.dyad_id for clip in tiny_corpus.clips("train", ())}) == 1
-    assert np.abs(np.median(at_rest, axis=0) - row["rest"]).max() <= 0.5
 
 
 def test_a_row_without_video_says_none(tiny_corpus, policy):
@@ -50,21 +49,39 @@ def test_who_listens_to_the_same_moment_perceives_the_same_and_has_a_past_of_the
     tiny_corpus, policy
 ):
     clip = tiny_corpus.at("train", 0)
-    moved = replace(clip.past.listener, values=clip.past.listener.values + 0.05)
-    second = replace(clip, clip_id="second", past=replace(clip.past, listener=moved))
+    values = clip.past.listener.values
+    turning = replace(clip.past.listener, values=values + np.linspace(0, 0.1, len(values))[:, None])
+    second = replace(clip, clip_id="second", past=replace(clip.past, listener=turning))
     later = tiny_corpus.at("train", 1)
-    rests = faces_at_rest([clip, second, later], policy)
-    rows = list(examples([clip, second, later, clip], policy, rests))
+    rows = list(examples([clip, second, later, clip], policy))
     for row, wanted in zip(rows, [clip, second, later, clip], strict=True):
         prompt = policy.prompt_row(policy.encode(wanted))
         assert {name: row[name] for name in prompt} == prompt
-    assert rows[0]["own"] != rows[1]["own"]
+    assert rows[0]["own"] != rows[1]["own"] and rows[0]["rest"] != rows[1]["rest"]
+    assert rows[0]["actions"] != rows[1]["actions"], "told from another face"
 
 
-def test_how_far_a_face_goes_is_counted_from_the_end_of_the_chunk_before():
-    tokens = np.array([10, 0, 14, 0, 20, 9, 24, 9])  # two chunks of two actions of two dimensions
-    found = _moves(tokens, np.array([8, 50]), chunk=4, face=np.array([True, False]))
-    assert found.tolist() == [(2 + 6) / 2, (6 + 10) / 2]
+def test_a_face_at_rest_is_known_of_those_who_have_a_past(tiny_corpus, policy):
+    space = policy.actions.space
+    clips = [tiny_corpus.at("train", index) for index in range(3)]
+    pasts = [clip.past.listener.subset(space.layout) for clip in clips]
+    wanted = [np.median(space.knots_before(past), axis=0) for past in pasts]
+    np.testing.assert_array_equal(resting_faces(clips, space), wanted)
+    clips[1] = replace(clips[1], past=None)
+    short = clips[2].past.listener.window(0, 1)
+    clips[2] = replace(clips[2], past=replace(clips[2].past, listener=short))
+    np.testing.assert_array_equal(resting_faces(clips, space), wanted[:1])
+    assert resting_faces(clips[1:], space).shape == (0, space.dims)
+
+
+def test_how_far_a_face_is_from_rest_is_a_mean_over_a_chunk_and_does_not_count_the_head():
+    policy = small_policy()  # 4 chunks of 2 actions of 3 dimensions of the face and 3 of the head
+    still = policy.model.config.action_token_start + 128  # the bins go from -2 to 2
+    tokens = np.full((4, 2, 6), still)
+    tokens[1, 0, :3] += [3, -3, 6]
+    tokens[2, :, 3:] += 50
+    tokens[3, :, 1] -= 12
+    assert _moves(tokens.ravel(), policy).tolist() == [0.0, 2.0, 0.0, 4.0]
 
 
 def test_the_speaker_moves_through_the_past_and_then_the_clip(tiny_corpus):

@@ -39,7 +39,10 @@ class LocalFleet:
     def groups(self, prompts, samples, seeds):
         sampled = self.engine.sample(prompts, samples, seeds)
         return [
-            [Reaction(prompt.prompt_id, k, *both, seed=seed) for k, both in enumerate(group)]
+            [
+                Reaction(prompt.prompt_id, k, *both, seed=seed, rest=prompt.rest)
+                for k, both in enumerate(group)
+            ]
             for prompt, seed, group in zip(prompts, seeds, sampled, strict=True)
         ]
 

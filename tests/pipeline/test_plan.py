@@ -284,12 +284,14 @@ def test_the_papers_policy_is_planned_without_its_weights():
         f"vla.{part}={name}"
         for part, name in zip(("llama", "dino", "siglip"), PUBLISHED, strict=True)
     ]
-    size = model_size(config("vla.size=pretrained", *known, "corpus.frames=4"), PUBLISHED)
+    asked = ["vla.size=pretrained", *known, "corpus.frames=4"]
+    size = model_size(config(*asked), PUBLISHED)
     assert 7.3e9 < size.parameters < 7.6e9  # LLaMA-2-7B, both towers, projector
-    assert (size.layers, size.hidden) == (
-        32,
-        4096,
-    ) and size.prompt_tokens == 1 + 3 * 6 + 24 + 56 + 4 * (6 + 8 + 1)  # 4 frames a second
+    assert (size.layers, size.hidden) == (32, 4096)
+    head, chunk = 1 + 3 * 6 + 24 + 3, 6 + 8 + 1  # 4 frames a second
+    assert size.prompt_tokens == 4 * (head + chunk)
+    whole = model_size(config(*asked, "vla.context=4"), PUBLISHED)
+    assert whole.prompt_tokens == head + 4 * chunk
 
 
 def test_the_command_line_has_a_short_form():

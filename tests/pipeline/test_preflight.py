@@ -133,8 +133,10 @@ def test_the_size_of_the_tiny_policy_is_that_of_the_one_that_is_built():
     size = model_size(config())
     assert size.parameters == size.trainable == 1_393_152  # what `sft` prints as 1.39 M
     assert (size.layers, size.hidden, size.kv_heads, size.head_dim) == (3, 128, 2, 32)
-    head = 1 + 3 * (2 + 2) + 24 + 56  # history of pictures and voice, words, the last action
-    assert size.prompt_tokens == head + 4 * (2 + 2 + 8 + 1) and size.action_tokens == 1120
+    head = 1 + 3 * (2 + 2) + 24 + 3  # history of pictures and voice, words, the last pose
+    assert size.prompt_tokens == 4 * (head + 2 + 2 + 8 + 1) and size.action_tokens == 1120
+    whole = model_size(config("vla.context=4"))  # all chunks are in one context
+    assert whole.prompt_tokens == head + 4 * (2 + 2 + 8 + 1)
 
 
 def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_path):
@@ -153,9 +155,9 @@ def test_the_size_of_published_checkpoints_is_read_without_their_weights(tmp_pat
     paths = [f"vla.{name}={tmp_path / name}" for name in ("llama", "dino", "siglip")]
     size = model_size(config("vla.size=pretrained", *paths, "vla.dtype=bfloat16"))
     assert LLAMA_7B < size.parameters < 1.02 * LLAMA_7B  # and small towers, projector, slots
-    assert size.prompt_tokens == 93 + 4 * 13  # a token a frame, however many patches
+    assert size.prompt_tokens == 4 * (40 + 13)  # a token a frame, however many patches
     many = model_size(config("vla.size=pretrained", *paths, "vla.tokens_per_frame=16"))
-    assert many.prompt_tokens == 93 + 4 * 13 + (3 + 4) * 2 * 15
+    assert many.prompt_tokens == 4 * (40 + 13 + (3 + 1) * 2 * 15)
     adapted = model_size(
         config(
             "vla.size=pretrained",

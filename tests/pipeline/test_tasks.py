@@ -1,13 +1,12 @@
 """The learning tasks without Ray: batches, losses and reference log-probs are as in the paper."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rapport.pipeline.data.vla import examples, faces_at_rest
+from rapport.pipeline.data.vla import examples
 from rapport.pipeline.objectives.dpo import (
     Dpo,
     ReferenceMismatch,
@@ -27,16 +26,15 @@ from rapport.policies.vla.settings import VlaConfig
 from rapport.policies.vla.training import IMITATION_SCHEMA, SFT_SCHEMA, prompt_of_row
 
 DIMS, STEPS = 9, 5  # of the tiny policy, whose chunks are single steps and contexts 3 chunks
-HEAD, OBSERVATION = 20, 6
+POSE = slice(3, 6)  # of an action, behind the expression and before the jaw
+HEAD, OBSERVATION = 14, 6
 
 
 @pytest.fixture(scope="module")
 def sft_table(tiny_corpus, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("sft") / "examples.arrow"
     policy = VlaPolicy.load(tiny_checkpoint)
-    # As if every clip had another listener.
-    clips = [replace(clip, dyad_id=clip.clip_id) for clip in tiny_corpus.clips("train")]
-    write_table(file, examples(clips, policy, faces_at_rest(clips, policy)), SFT_SCHEMA)
+    write_table(file, examples(tiny_corpus.clips("train"), policy), SFT_SCHEMA)
     return file
 
 
@@ -89,8 +87,7 @@ def test_whole_contexts_come_after_the_windows(tiny_checkpoint, sft_table):
 
 
 def test_a_row_is_a_context_that_begins_with_some_chunk(tiny_checkpoint, sft_table):
-    keys = {"window_steps": 2, "window_share": 0.9, "absent": 0.0, "forget": 0.0, "lend": 0.0}
-    keys["lively"] = 0.0
+    keys = {"window_steps": 2, "window_share": 0.9, "absent": 0.0, "forget": 0.0, "lively": 0.0}
     task = sft_task(tiny_checkpoint, sft_table, **keys)
     sizes = task.policy.model.config
     starts = set()
@@ -104,7 +101,7 @@ def test_a_row_is_a_context_that_begins_with_some_chunk(tiny_checkpoint, sft_tab
             example = task.rows[int(row)]
             whole = example["actions"]
             assert batch["actions"][place].tolist() == whole[start * DIMS : (start + 2) * DIMS]
-            own = whole[(start - 1) * DIMS : start * DIMS] if start else example["own"]
+            own = whole[(start - 1) * DIMS : start * DIMS][POSE] if start else example["own"]
             assert batch["own"][place].tolist() == own
             prompt = prompt_of_row(example, sizes)
             for name, length in (("present", 4), ("frames", 4), ("voice", 4), ("said", 2)):
@@ -133,17 +130,19 @@ def test_streams_are_absent_and_the_past_forgotten_in_the_shares_asked_for(
     assert (batch["actions"] >= 344).all(), "what is to be said stays"
 
 
-def test_windows_in_which_a_listener_moves_are_drawn_more_often(tiny_checkpoint, sft_table):
+def test_windows_in_which_a_face_is_far_from_rest_are_drawn_more_often(tiny_checkpoint, sft_table):
     task = sft_task(tiny_checkpoint, sft_table, window_steps=1, lively=2.0)
     draws = task.draws(0, 20_000, DIMS, lively=2.0)
     found = np.zeros((8, STEPS))
     np.add.at(found, (draws.rows, draws.starts), 1 / 20_000)
     moves = np.array(task.rows["moves"])
-    face = task.policy.actions.space.expression
+    bins = task.policy.actions
+    still = 344 + np.floor(bins.bins * -bins.low / (bins.high - bins.low))
+    face = np.delete(np.arange(DIMS), POSE)
     for row, example in enumerate(task.rows):  # a chunk is one action here
-        actions = np.array([*example["own"], *example["actions"]]).reshape(1 + STEPS, DIMS)
-        went = np.abs(np.diff(actions, axis=0))[:, face].mean(axis=1)
-        np.testing.assert_allclose(moves[row], went, rtol=1e-6)
+        actions = np.array(example["actions"]).reshape(STEPS, DIMS)
+        far = np.abs(actions - still)[:, face].mean(axis=1)
+        np.testing.assert_allclose(moves[row], far, rtol=1e-6)
     wanted = (moves + 1.0) ** 2
     assert np.abs(found - wanted / wanted.sum()).max() < 0.01
     even = task.draws(0, 8, DIMS)
@@ -153,7 +152,7 @@ def test_windows_in_which_a_listener_moves_are_drawn_more_often(tiny_checkpoint,
 def test_windows_are_those_that_are_drawn_and_whole_contexts_come_as_they_are(
     tiny_checkpoint, sft_table
 ):
-    task = sft_task(tiny_checkpoint, sft_table, window_steps=1, lively=2.0, lend=0.0)
+    task = sft_task(tiny_checkpoint, sft_table, window_steps=1, lively=2.0)
     unlike = 0
     for step in range(10):
         actions = task.batch(step, 0, 1)["actions"]
@@ -169,38 +168,12 @@ def test_windows_are_those_that_are_drawn_and_whole_contexts_come_as_they_are(
     assert unlike > 3
 
 
-def test_a_listener_lent_another_face_at_rest_moves_as_before(tiny_checkpoint, sft_table):
-    keys = {"window_share": 0.0, "absent": 0.0, "forget": 0.0}
-    lent = sft_task(tiny_checkpoint, sft_table, lend=1.0, **keys)
-    plain = sft_task(tiny_checkpoint, sft_table, lend=0.0, **keys)
-    sizes = lent.policy.model.config
-    low, high = sizes.action_token_start, sizes.action_token_start + sizes.action_bins - 1
-    rests = set()
-    for step in range(4):
-        batch, own = lent.batch(step, 0, 1), plain.batch(step, 0, 1)
-        for place, row in enumerate(batch_rows(step, 2, 8, seed=3)):
-            lender = int(lent.draws(step, 2, 27).lenders[place])
-            by = np.array(lent.rows[lender]["rest"]) - np.array(lent.rows[int(row)]["rest"])
-            rests.add(tuple(by))
-            for name in ("own", "actions"):
-                before = own[name][place].numpy().reshape(-1, DIMS)
-                wanted = (before + by).clip(low, high)
-                np.testing.assert_array_equal(
-                    batch[name][place].numpy().reshape(-1, DIMS), wanted, err_msg=name
-                )
-    assert len(rests) > 2, "faces differ"
-    unknown = {"own": [sizes.absent_token_id] * DIMS, "actions": [low] * DIMS, "rest": [low] * DIMS}
-    assert lent._lent(unknown, 0)["own"] == unknown["own"], "what is not known stays so"
-
-
-def test_whole_contexts_of_listeners_as_they_are_need_nothing_but_actions(
-    tiny_checkpoint, sft_table, tmp_path
-):
+def test_whole_contexts_need_nothing_but_actions(tiny_checkpoint, sft_table, tmp_path):
     rows = [{name: row[name] for name in IMITATION_SCHEMA.names} for row in read_table(sft_table)]
     write_table(tmp_path / "actions.arrow", rows, IMITATION_SCHEMA)
-    keys = {"window_share": 0.0, "lend": 0.0}
-    found = sft_task(tiny_checkpoint, tmp_path / "actions.arrow", **keys).batch(0, 0, 1)
-    wanted = sft_task(tiny_checkpoint, sft_table, **keys).batch(0, 0, 1)
+    table = tmp_path / "actions.arrow"
+    found = sft_task(tiny_checkpoint, table, window_share=0.0).batch(0, 0, 1)
+    wanted = sft_task(tiny_checkpoint, sft_table, window_share=0.0).batch(0, 0, 1)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 

@@ -15,6 +15,7 @@ from rapport.policies.vla.actions import (
 
 LAYOUT = Layout((("expr", 2), ("rot", 3), ("jaw", 1)), 25, "flame2020")
 SPACE = ActionSpace(LAYOUT, rate=5, seconds=4)
+STILL = np.zeros(6)  # a face at rest
 
 
 def tokenizer(low=-1.0, high=1.0, bins=256, first=768):
@@ -74,14 +75,16 @@ def test_a_motion_drawn_piece_by_piece_is_the_whole(fps, at_once):
     np.testing.assert_allclose(np.concatenate(pieces), space.basis @ knots, atol=1e-12)
 
 
-def test_the_last_knot_of_a_past_is_that_of_its_own_spline():
+def test_the_knots_of_a_past_are_those_of_its_own_spline():
     knots = np.random.default_rng(1).normal(size=(20, 6))
     past = SPACE.to_motion(knots)
-    np.testing.assert_allclose(SPACE.last_knot(past), knots[-1], atol=1e-5)
     short = ActionSpace(LAYOUT, rate=5, seconds=1)
+    np.testing.assert_allclose(short.knots_before(past), knots, atol=1e-5)
     # Frames before a whole number of blocks are left out.
-    assert short.last_knot(past.window(1, 99)).shape == (6,)
-    assert short.last_knot(past.window(0, 4)) is None
+    before = short.knots_before(past.window(1, 99))
+    assert before.shape == (19, 6)
+    np.testing.assert_array_equal(before, short.knots_before(past.window(5, 95)))
+    assert short.knots_before(past.window(0, 4)).shape == (0, 6)
 
 
 def test_motion_round_trip_through_knots():
@@ -94,19 +97,19 @@ def test_motion_round_trip_through_knots():
 def test_bins_by_hand():
     four = tokenizer(low=0.0, high=1.0, bins=4, first=100)  # [0, .25) -> 100 ... [.75, 1] -> 103
     knots = np.array([[-5.0, 0.0, 0.24, 0.25, 0.99, 1.0]])
-    assert four.encode(knots).tolist() == [100, 100, 100, 101, 103, 103]
+    assert four.encode(knots, STILL).tolist() == [100, 100, 100, 101, 103, 103]
     np.testing.assert_allclose(
-        four.decode(np.array([100, 101, 102, 103, 100, 100]))[0],
+        four.decode(np.array([100, 101, 102, 103, 100, 100]), STILL)[0],
         [0.125, 0.375, 0.625, 0.875, 0.125, 0.125],
     )
 
 
 def test_both_ends_of_the_range_round_trip():
     tok = tokenizer()
-    assert set(tok.encode(np.full((1, 6), -9.0))) == {768} and set(
-        tok.encode(np.full((1, 6), 9.0))
+    assert set(tok.encode(np.full((1, 6), -9.0), STILL)) == {768} and set(
+        tok.encode(np.full((1, 6), 9.0), STILL)
     ) == {768 + 255}
-    ends = tok.decode(np.array([768] * 6 + [1023] * 6))
+    ends = tok.decode(np.array([768] * 6 + [1023] * 6), STILL)
     np.testing.assert_allclose(ends, [[-1 + 1 / 256] * 6, [1 - 1 / 256] * 6])
 
 
@@ -114,16 +117,16 @@ def test_both_ends_of_the_range_round_trip():
 @settings(max_examples=50, deadline=None)
 def test_a_value_within_range_moves_at_most_half_a_bin_and_tokens_are_fixed_points(values, bins):
     tok = tokenizer(bins=bins)
-    tokens = tok.encode(np.array([values]))
-    decoded = tok.decode(tokens)
+    tokens = tok.encode(np.array([values]), STILL)
+    decoded = tok.decode(tokens, STILL)
     assert np.abs(decoded - values).max() <= 1 / bins + 1e-9
-    assert (tok.encode(decoded) == tokens).all()
+    assert (tok.encode(decoded, STILL) == tokens).all()
 
 
 def test_tokens_are_step_major():
     knots = np.zeros((20, 6))
     knots[3, 2] = 0.9
-    tokens = tokenizer().encode(knots)
+    tokens = tokenizer().encode(knots, STILL)
     assert np.flatnonzero(tokens != tokens[0]).tolist() == [3 * 6 + 2]
 
 
@@ -131,9 +134,9 @@ def test_constant_dimension_keeps_its_value_without_nan():
     low, high = np.full(6, -1.0), np.full(6, 1.0)
     low[4] = high[4] = 0.3
     tok = ActionTokenizer(SPACE, low, high, 768)
-    tokens = tok.encode(np.random.default_rng(0).normal(size=(20, 6))).reshape(20, 6)
+    tokens = tok.encode(np.random.default_rng(0).normal(size=(20, 6)), STILL).reshape(20, 6)
     assert (tokens[:, 4] == 768).all() and not tok.moves[4]
-    np.testing.assert_allclose(tok.decode(tokens.ravel())[:, 4], 0.3)
+    np.testing.assert_allclose(tok.decode(tokens.ravel(), STILL)[:, 4], 0.3)
 
 
 @pytest.mark.parametrize("token", [767, 1024, 0])
@@ -141,15 +144,46 @@ def test_token_that_is_no_action_is_named(token):
     tokens = np.full(120, 800)
     tokens[6 * 2 + 1] = token
     with pytest.raises(ActionError, match=f"token {token} at step 2, dimension 1"):
-        tokenizer().decode(tokens)
+        tokenizer().decode(tokens, STILL)
 
 
 def test_motion_of_another_layout_or_length_is_refused():
     other = Layout((("expr", 2), ("jaw", 1), ("rot", 3)), 25, "flame2020")
     with pytest.raises(LayoutError, match="unlike layouts"):
-        tokenizer().to_tokens(Motion(np.zeros((100, 6)), other))
+        tokenizer().to_tokens(Motion(np.zeros((100, 6)), other), STILL)
     with pytest.raises(LayoutError, match="99"):
-        tokenizer().to_tokens(Motion(np.zeros((99, 6)), LAYOUT))
+        tokenizer().to_tokens(Motion(np.zeros((99, 6)), LAYOUT), STILL)
+
+
+def test_a_smile_has_the_same_tokens_on_every_face():
+    tok = tokenizer()
+    rng = np.random.default_rng(4)
+    smile = tok.decode(rng.integers(768, 1024, 120), STILL)  # knots at the centres of their bins
+    faces = rng.normal(0, 5, (2, 6))
+    one, other = (SPACE.to_motion(face + smile) for face in faces)
+    tokens = tok.to_tokens(one, faces[0])
+    np.testing.assert_array_equal(tokens, tok.to_tokens(other, faces[1]))
+    assert (tokens != tok.to_tokens(one, faces[1])).any(), "or the face did not count"
+    moved = tok.to_motion(tokens, faces[1]).values - tok.to_motion(tokens, faces[0]).values
+    np.testing.assert_allclose(moved, np.broadcast_to(faces[1] - faces[0], moved.shape), atol=1e-5)
+    np.testing.assert_allclose(tok.to_motion(tokens, faces[0]).values, one.values, atol=1e-5)
+
+
+def test_a_face_at_rest_is_the_median_of_what_it_was_before():
+    known = np.linspace(-0.3, 0.4, 6)
+    tok = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), 768, rest=known)
+    knots = np.random.default_rng(5).normal(size=(20, 6))
+    past = SPACE.to_motion(knots)
+    np.testing.assert_allclose(tok.rest_of(past), np.median(knots, axis=0), atol=1e-5)
+    for unknown in (None, past.window(0, 0), past.window(0, 4)):  # not a whole block
+        np.testing.assert_array_equal(tok.rest_of(unknown), known)
+    np.testing.assert_array_equal(tokenizer().rest_of(None), STILL)
+
+
+def test_a_face_at_rest_that_is_none_is_refused():
+    for rest in (np.zeros(5), np.full(6, np.nan)):
+        with pytest.raises(ActionError, match="a face at rest must be"):
+            ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), 768, rest=rest)
 
 
 def test_bounds_are_the_percentiles_and_do_not_depend_on_how_the_corpus_is_cut():
@@ -175,12 +209,15 @@ def test_empty_or_broken_corpus_is_refused():
 
 
 def test_file_round_trip_and_digest(tmp_path):
-    tok = ActionTokenizer(SPACE, *fit_bounds([np.random.default_rng(3).normal(size=(50, 6))]), 768)
+    low, high = fit_bounds([np.random.default_rng(3).normal(size=(50, 6))])
+    tok = ActionTokenizer(SPACE, low, high, 768, rest=np.linspace(-0.3, 0.4, 6))
     tok.save(tmp_path)
     again = ActionTokenizer.load(tmp_path)
     assert again.digest == tok.digest and again.space == tok.space
     assert (again.low == tok.low).all() and (again.high == tok.high).all()
-    assert ActionTokenizer(SPACE, tok.low, tok.high + 1e-9, 768).digest != tok.digest
+    np.testing.assert_array_equal(again.rest_of(None), np.linspace(-0.3, 0.4, 6))
+    assert ActionTokenizer(SPACE, low, high + 1e-9, 768, rest=tok.rest).digest != tok.digest
+    assert ActionTokenizer(SPACE, low, high, 768).digest != tok.digest
 
 
 def test_folder_without_description_says_so(tmp_path):

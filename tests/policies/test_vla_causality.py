@@ -25,7 +25,7 @@ def policy():
 def test_logits_until_a_moment_do_not_know_what_comes_after(policy, moment, training):
     clip = talking()
     policy.model.train(training)
-    actions = torch.from_numpy(policy.actions_of(clip.listener))[None]
+    actions = torch.from_numpy(policy.recorded(clip).actions)[None]
     logits = []
     with torch.no_grad():
         for shown in (clip, changed_after(clip, moment)):
@@ -80,6 +80,7 @@ def test_the_own_past_tells_nothing_of_what_follows(policy):
     clip = talking()
     other = replace(clip, listener=talking(seed=5).listener)
     np.testing.assert_array_equal(policy.encode(clip).own, policy.encode(other).own)
+    np.testing.assert_array_equal(policy.encode(clip).rest, policy.encode(other).rest)
     assert (policy.encode(clip).own >= policy.model.config.action_token_start).all()
 
 

@@ -36,7 +36,7 @@ def build(seed=0):
         "tower_hidden": 16,
     }
     return build_tiny(
-        tiny_config(TOKENIZER, SPACE, SequenceSizes(text_tokens=4), **sizes), seed=seed
+        tiny_config(TOKENIZER, SPACE, SequenceSizes(context=2.0, text_tokens=4), **sizes), seed=seed
     ).eval()
 
 

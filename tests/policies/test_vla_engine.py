@@ -90,7 +90,7 @@ def test_chunks_agree_with_one_pass_and_agree_again_after_a_hot_update(engine):
 def test_an_answer_that_has_begun_goes_on_across_the_end_of_its_chunk(engine):
     """As canaries do: a fixed past, and few actions on either side of a new observation."""
     begun = [
-        replace(PROMPTS[0], begun=policy_of(0).actions_of(talking().listener)[:n]) for n in (6, 18)
+        replace(PROMPTS[0], begun=policy_of(0).recorded(talking()).actions[:n]) for n in (6, 18)
     ]
     for prompt in begun:
         assert worst_difference(engine, policy_of(seed=0), [prompt], tokens=12) < 1e-4
@@ -157,7 +157,7 @@ def test_items_are_told_apart_by_all_that_they_hold():
 def test_a_prompt_holds_the_items_of_its_context():
     seen = seen_of(CONFIG, PROMPTS[:1])
     items = engine_items(CONFIG, seen)
-    actions = torch.from_numpy(POLICY.actions_of(talking().listener))[None]
+    actions = torch.from_numpy(POLICY.recorded(talking()).actions)[None]
     for count, held in ((0, (0, 3)), (12, (0, 4)), (23, (0, 4)), (24, (2, 5)), (47, (2, 6))):
         asked = engine_prompt(CONFIG, seen, items, actions[:, :count])
         assert asked["mm_hashes"]["image"] == [item.digest for item in items[slice(*held)]]

@@ -32,7 +32,7 @@ def model():
 
 def batch(policy=POLICY, size=2, **changes):
     clips = [replace(talking(seed=seed), **changes) for seed in range(size)]
-    actions = np.stack([policy.actions_of(clip.listener) for clip in clips])
+    actions = np.stack([policy.recorded(clip).actions for clip in clips])
     return seen_of(policy.model.config, [policy.encode(c) for c in clips]), torch.from_numpy(
         actions
     )
@@ -50,14 +50,14 @@ def test_the_sequence_by_hand():
     assert len(head) == CONFIG.head_length and len(chunks) == 2 * CONFIG.period - 12
 
 
-def test_a_second_context_begins_with_the_last_action_and_what_was_known_then():
+def test_a_second_context_begins_with_the_last_pose_and_what_was_known_then():
     seen, actions = batch(size=1)
     shown, before = context_of(CONFIG, seen, actions[:, :24])  # two chunks of 12 make a context
-    assert before.shape == (1, 0) and torch.equal(shown["own"], actions[:, 18:24])
+    assert before.shape == (1, 0) and torch.equal(shown["own"], actions[:, 21:24])
     prompt = POLICY.encode(talking())
     ids = context_ids(CONFIG, shown, before)[0].tolist()
     head = ids[: CONFIG.head_length]
-    assert head[7:13] == prompt.heard[2].tolist() and head[13:] == actions[0, 18:24].tolist()
+    assert head[7:13] == prompt.heard[2].tolist() and head[13:] == actions[0, 21:24].tolist()
     np.testing.assert_array_equal(shown["frames"][0, 0], prompt.frames[2])
 
 
@@ -68,9 +68,7 @@ def test_action_logits_are_the_slice_of_the_full_forward(model):
     assert logits.shape == (2, 48, 256)
     for start in (0, 2):
         part = slice(12 * start, 12 * start + 24)
-        shown = later(seen, start, actions[:, 6:12] if start else seen["own"])
-        if start:
-            shown["own"] = actions[:, 18:24]
+        shown = later(seen, start, actions[:, 21:24] if start else seen["own"])
         ids = context_ids(CONFIG, shown, actions[:, part][:, :-1])
         full = model(ids, perceived[:, start:])
         # Behind <act>, and behind every action but the last of a chunk.
@@ -194,7 +192,7 @@ def test_all_that_is_shown_reaches_the_actions(model, stream):
         other[stream][0] = 255 - other[stream][0]
     else:
         other[stream][0, ..., -1] += 1
-    # `own` is replaced by the policy's own action in the second context.
+    # `own` is replaced by the pose of the policy's own action in the second context.
     until = 24 if stream == "own" else 48
     assert ((model.action_logits(other, actions) - base)[:, :until].abs().amax(-1) > 0).all()
 
@@ -286,7 +284,7 @@ def test_slots_by_hand(model):
         added = (model.embed(ids, perceived) - plain.embed(ids, perceived))[0]
         own, ahead, step = (t.weight for t in (table.own, table.next, table.step))
         expected = torch.zeros_like(added)
-        expected[CONFIG.head_length - 6 : CONFIG.head_length] = own
+        expected[CONFIG.head_length - 3 : CONFIG.head_length] = own[3:]  # of the pose
         for chunk in range(2):
             act = CONFIG.head_length + chunk * CONFIG.period + CONFIG.observation_length - 1
             for action in range(12):

@@ -13,7 +13,7 @@ CLIPS = [talking(seed=seed) for seed in range(6)]
 
 def costs_of(policy, clips=CLIPS):
     prompts = [policy.encode(clip) for clip in clips]
-    actions = np.stack([policy.actions_of(clip.listener) for clip in clips])
+    actions = np.stack([policy.recorded(clip).actions for clip in clips])
     others = np.array([[(i + 1) % len(clips), (i + 2) % len(clips)] for i in range(len(clips))])
     return perception(policy.model, prompts, actions, others), prompts, actions, others
 
@@ -29,8 +29,9 @@ def test_it_is_the_nats_of_the_first_action_of_every_chunk_by_hand():
         seen = without(config, seen, {name: torch.tensor([True]) for name in absent})
         total = 0.0
         for chunk in range(config.chunks):
-            own = torch.full((1, config.action_dims), config.absent_token_id)
-            shown = later(seen, chunk, own)
+            # The pose of what this listener did before; the rotation is behind the expression.
+            own = actions[clip, 12 * chunk - 3 : 12 * chunk] if chunk else prompts[clip].own
+            shown = later(seen, chunk, torch.from_numpy(own)[None])
             first = torch.from_numpy(actions[clip, 12 * chunk : 12 * chunk + 6])[None]
             total -= policy.model.action_log_probs(shown, first).sum().item()
         return total / config.chunks

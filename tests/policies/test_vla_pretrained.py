@@ -27,7 +27,7 @@ from tests.talking import made_up
 
 SPACE = ActionSpace(Layout((("expr", 3), ("rot", 3)), 25, "flame2020"), rate=5, seconds=2)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SEQUENCE = SequenceSizes(text_tokens=4)
+SEQUENCE = SequenceSizes(context=2.0, text_tokens=4)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
@@ -134,6 +134,7 @@ def lineage_config(**changes):
         "frames": 2,
         "text_tokens": 4,
         "action_dims": 6,
+        "pose_dims": [3, 4, 5],
         "action_steps": 10,
         "context_chunks": 2,
         "tokens_per_frame": 16,
@@ -429,7 +430,7 @@ def broken(parts, what):
         case "too few positions":
             config = json.loads((llama / "config.json").read_text())
             (llama / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
-            return parts, "do not go together: a context of 2 chunks needs 109 positions"
+            return parts, "do not go together: a context of 2 chunks needs 106 positions"
         case "a layer too few":
             config = json.loads((llama / "config.json").read_text())
             (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.prompt import Heard, pictures, resized, text_region, voice_of
+from rapport.policies.vla.sequence import context_ids, seen_of
 from rapport.policies.vla.sound import BANDS, log_mel, sound_before, voice_frames
 from rapport.policies.vla.text import (
     SPECIALS,
@@ -104,7 +106,7 @@ def test_what_a_clip_lacks_is_absent_and_silence_is_not(policy):
     prompt = policy.encode(clip)
     assert prompt.present[: sizes.history + 1].sum() == 0  # nothing is known of before
     assert prompt.present[sizes.history + 1 :].all()
-    assert (prompt.own == ABSENT).all() and (prompt.said[0] == ABSENT).all()
+    assert prompt.own.tolist() == [ABSENT] * 3 and (prompt.said[0] == ABSENT).all()
     assert (prompt.heard[:2] == ABSENT).all() and not (prompt.heard[2:] == ABSENT).any()
     mute = policy.encode(replace(clip, words=()))
     assert (mute.said[1:] == BLANK).all()
@@ -119,7 +121,57 @@ def test_what_a_clip_lacks_is_absent_and_silence_is_not(policy):
 def test_a_past_fills_the_head(policy):
     prompt = policy.encode(talking(past=1.2))
     assert prompt.present.all() and not (prompt.heard == ABSENT).any()
-    assert (prompt.own >= policy.model.config.action_token_start).all()
+    assert len(prompt.own) == 3 and (prompt.own >= policy.model.config.action_token_start).all()
+
+
+def test_of_the_own_past_a_prompt_tells_the_pose_from_the_face_at_rest(policy):
+    clip, sizes = talking(past=1.2), policy.model.config
+    assert sizes.pose_dims == [3, 4, 5], "the rotation of the head"
+    knots = policy.actions.space.knots_before(clip.past.listener)
+    rest = np.median(knots, axis=0)
+    prompt = policy.encode(clip)
+    np.testing.assert_allclose(prompt.rest, rest)
+    bins = np.floor((knots[-1] - rest + 2) / 4 * 256)[3:]  # they go from -2 to 2
+    assert (prompt.own - sizes.action_token_start).tolist() == bins.tolist()
+    unknown = policy.encode(replace(clip, past=None))
+    np.testing.assert_array_equal(unknown.rest, policy.actions.rest)
+
+
+def mirrored(clip, columns):
+    """A clip before which a listener's columns were as far on the other side of their median."""
+    space = small_policy().actions.space
+    past = clip.past.listener
+    values = past.values.copy()
+    rest = np.median(space.knots_before(past), axis=0)
+    values[:, columns] = 2 * rest[columns] - values[:, columns]
+    return replace(clip, past=replace(clip.past, listener=replace(past, values=values)))
+
+
+def test_nothing_of_the_own_expression_before_reaches_the_sequence(policy):
+    clip = talking(past=1.2)
+    other = mirrored(clip, slice(0, 3))
+    assert np.abs(other.past.listener.values - clip.past.listener.values)[-5:, :3].max() > 0.05
+    first, second = (policy.encode(shown) for shown in (clip, other))
+    np.testing.assert_allclose(second.rest, first.rest, atol=1e-6)
+    none = torch.zeros((1, 0), dtype=torch.long)
+    ids = [
+        context_ids(policy.model.config, seen_of(policy.model.config, [prompt]), none)
+        for prompt in (first, second, policy.encode(mirrored(clip, slice(3, 6))))
+    ]
+    assert torch.equal(ids[0], ids[1])
+    assert not torch.equal(ids[0], ids[2]), "the pose reaches it"
+
+
+def test_a_reaction_that_does_not_say_on_which_face_is_refused(policy):
+    clip = talking()
+    reaction = policy.recorded(clip)
+    np.testing.assert_array_equal(reaction.rest, policy.rest_of(clip))
+    [[sampled]] = policy.sample([policy.encode(clip)], 1, [0])
+    np.testing.assert_array_equal(sampled.rest, reaction.rest)
+    moved = policy.to_motion(replace(reaction, rest=reaction.rest + 1)).values
+    np.testing.assert_allclose(moved, policy.to_motion(reaction).values + 1, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'talking-0' does not say on which face.*rest_of"):
+        policy.to_motion(replace(reaction, rest=None))
 
 
 def test_a_policy_without_a_voice_hears_none():
@@ -245,6 +297,7 @@ def test_tokenizer_without_special_tokens_is_refused(tmp_path):
         ({"chunk_steps": 3}, "no whole number of chunks"),
         ({"tokens_per_frame": 2}, "square"),
         ({"tokens_per_frame": 25}, "16 patches"),
+        ({"pose_dims": [55, 56]}, r"pose_dims \[55, 56\] are not among 56"),
     ],
 )
 def test_config_that_cannot_work_is_refused(change, message):
