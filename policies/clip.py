@@ -69,6 +69,7 @@ class Clip:
         start: seconds from the start of the recording. Clips of one speaker with the same start
             are several listeners to the same words.
         past: what came before; None where nothing is known of it.
+        rest: the listener's face at rest, one frame; None where it is not known.
     """
 
     clip_id: str
@@ -85,6 +86,7 @@ class Clip:
     speaker_id: str = ""
     start: float = 0.0
     past: Past | None = None
+    rest: Motion | None = None
 
     @property
     def moment(self) -> tuple[str, float]:

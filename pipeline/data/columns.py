@@ -19,7 +19,7 @@ from rapport.policies.clip import Clip, Past, Word
 from rapport.policies.motion import Layout, Motion
 from rapport.rewards.ratings.points import Point
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 JPEG_QUALITY = 95
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float32()), ("end", pa.float32())])
 _FULL_SCALE = 32767  # int16 value of a sample of 1.0
@@ -73,6 +73,7 @@ def clip_schema(layout: Layout) -> pa.Schema:
 
 
 LABEL_SCHEMA = pa.schema([("clip_id", pa.string()), ("expressed_affect", sequence_type(2))])
+RESTS_SCHEMA = pa.schema([("clip_id", pa.string()), ("rest", pa.list_(pa.float32()))])
 APPROPRIATE_SCHEMA = pa.schema([("clip_id", pa.string()), ("appropriate", pa.list_(pa.string()))])
 _POINT = pa.struct(
     [

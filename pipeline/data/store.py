@@ -5,6 +5,7 @@
       train-00000.parquet ...   clips (columns.clip_schema)
       validation-00000.parquet ...
       test-00000.parquet ...
+      rests.parquet             for each clip its listener's face at rest
       appropriate.parquet       for each clip the clips whose listeners fit its speaker
       points.parquet            what the speaker means and when (may be absent)
       labels.parquet            the listener's expressed affect, as a labelled corpus gives it
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,7 @@ from rapport.pipeline.data.columns import (
     APPROPRIATE_SCHEMA,
     LABEL_SCHEMA,
     POINTS_SCHEMA,
+    RESTS_SCHEMA,
     SCHEMA_VERSION,
     TRUTH_SCHEMA,
     Truth,
@@ -55,6 +58,7 @@ LABELS = "labels.parquet"
 TRUTH = "truth.parquet"
 POINTS = "points.parquet"
 APPROPRIATE = "appropriate.parquet"
+RESTS = "rests.parquet"
 ROW_GROUP = 4  # clips decoded at once, for one at random, too
 SHARD = 512  # clips in a file
 SPLITS = ("train", "validation", "test")
@@ -93,6 +97,8 @@ class CorpusWriter:
         self._ids: set[str] = set()
         self._moments: dict[tuple[str, float], list[str]] = {}
         self._appropriate: dict[str, Sequence[str]] = {}
+        self._dyads: dict[str, str] = {}  # by clip id
+        self._mostly: dict[str, list[np.ndarray]] = defaultdict(list)  # faces of clips, by dyad
         self._present: dict[str, int] = {}
 
     def __enter__(self) -> CorpusWriter:
@@ -160,6 +166,10 @@ class CorpusWriter:
         together = self._moments.setdefault(clip.moment, [])
         together.append(clip.clip_id)
         self._appropriate[clip.clip_id] = together if appropriate is None else appropriate
+        self._dyads[clip.clip_id] = clip.dyad_id
+        past = [] if clip.past is None else [clip.past.listener.values]
+        seen = np.concatenate([*past, clip.listener.values])
+        self._mostly[clip.dyad_id].append(np.median(seen, axis=0))
 
     @property
     def splits(self) -> list[str]:
@@ -212,6 +222,9 @@ class CorpusWriter:
             raise CorpusError(f"no clip was added to {self.path}: an empty corpus is not written")
         for entry in self._appropriate.items():
             self._side_file(APPROPRIATE, APPROPRIATE_SCHEMA, _appropriate_table).add(entry)
+        rests = {dyad: np.median(faces, axis=0) for dyad, faces in self._mostly.items()}
+        for clip_id, dyad in self._dyads.items():
+            self._side_file(RESTS, RESTS_SCHEMA, _rests_table).add((clip_id, rests[dyad]))
         rows_by_file: dict[str, int] = {}
         for shards in (*self._shards.values(), *self._side_files.values()):
             shards.close()
@@ -274,7 +287,7 @@ class Corpus:
         shards = {
             name: entry["sha256"]
             for name, entry in self.manifest["files"].items()
-            if name not in (LABELS, TRUTH, POINTS, APPROPRIATE)
+            if name not in (LABELS, TRUTH, POINTS, APPROPRIATE, RESTS)
         }
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
@@ -282,6 +295,13 @@ class Corpus:
     def points(self) -> dict[str, tuple[Point, ...]] | None:
         """What the speakers mean, by clip id; None where the corpus does not say."""
         return load_points(self.path) if (self.path / POINTS).is_file() else None
+
+    @cached_property
+    def rests(self) -> dict[str, np.ndarray]:
+        """By clip id its listener's face at rest, (dim,): what it mostly is in the dyad's clips."""
+        table = _read_side_file(self.path, RESTS, RESTS_SCHEMA, what="faces at rest")
+        cells = zip(table["clip_id"].to_pylist(), table["rest"], strict=True)
+        return {clip_id: np.array(cell.values) for clip_id, cell in cells}
 
     def count(self, split: str) -> int:
         """Clips in a split."""
@@ -417,7 +437,8 @@ class Corpus:
 
     def _clip(self, table: pa.RecordBatch, row: int, file: str) -> Clip:
         with self._naming_clip(table, row, file):
-            return row_to_clip(table, row, self.layout, frame_size=self.manifest["frame_size"])
+            clip = row_to_clip(table, row, self.layout, frame_size=self.manifest["frame_size"])
+            return replace(clip, rest=Motion(self.rests[clip.clip_id][None], self.layout))
 
     @contextmanager
     def _naming_clip(self, table: pa.RecordBatch, row: int, file: str) -> Iterator[None]:
@@ -590,6 +611,14 @@ def _points_table(rows: list[tuple[str, Sequence[Point]]]) -> pa.Table:
         pa.array(points, POINTS_SCHEMA.field("points").type),
     ]
     return pa.Table.from_arrays(arrays, schema=POINTS_SCHEMA)
+
+
+def _rests_table(rows: list[tuple[str, np.ndarray]]) -> pa.Table:
+    arrays = [
+        pa.array([clip_id for clip_id, _ in rows]),
+        pa.array([rest.astype(np.float32) for _, rest in rows], pa.list_(pa.float32())),
+    ]
+    return pa.Table.from_arrays(arrays, schema=RESTS_SCHEMA)
 
 
 def _appropriate_table(rows: list[tuple[str, Sequence[str]]]) -> pa.Table:

@@ -11,24 +11,7 @@ import numpy as np
 
 from rapport.policies.clip import Clip
 from rapport.policies.motion import LayoutError
-from rapport.policies.vla.actions import ActionSpace
 from rapport.policies.vla.policy import VlaPolicy
-
-
-def resting_faces(clips: Iterable[Clip], space: ActionSpace) -> np.ndarray:
-    """What listeners mostly looked like before clips, (clips, dims); without those of no past.
-
-    Raises:
-        LayoutError: a clip's motion is not of the space's layout; names the clip.
-    """
-    found = []
-    for clip in clips:
-        with _of_clip(clip):
-            past = None if clip.past is None else clip.past.listener.subset(space.layout)
-        knots = np.zeros((0, space.dims)) if past is None else space.knots_before(past)
-        if len(knots):
-            found.append(np.median(knots, axis=0))
-    return np.array(found).reshape(-1, space.dims)
 
 
 def examples(clips: Iterable[Clip], policy: VlaPolicy) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rapport.pipeline.data.candidates import POLICY, Candidate
-from rapport.pipeline.data.store import PAST, load_appropriate
+from rapport.pipeline.data.store import load_appropriate
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Preferences
 from rapport.pipeline.steps.learning import Imitated
@@ -118,7 +118,7 @@ def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
         pool.conversations[prompt_id] = speaker_of(corpus.clip(prompt_id, modalities=()))
         pool.groups[prompt_id] = []
         for clip_id in others or listeners:
-            listener = corpus.clip(clip_id, modalities=(PAST,))
+            listener = corpus.clip(clip_id, modalities=())
             reaction = ReactionId(prompt_id, clip_id)
             pool.groups[prompt_id].append(reaction)
             pool.actions[reaction] = policy.recorded(listener).actions

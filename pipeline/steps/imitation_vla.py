@@ -10,8 +10,8 @@ import torch
 
 from rapport.log import logger
 from rapport.pipeline.data.perception import PERCEPTION_SCHEMA, Channels, perceived_chunks
-from rapport.pipeline.data.store import PAST, Corpus
-from rapport.pipeline.data.vla import examples, resting_faces
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.data.vla import examples
 from rapport.pipeline.objectives.perception import Perception
 from rapport.pipeline.objectives.sft import Sft
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
@@ -19,7 +19,7 @@ from rapport.pipeline.settings import OfVla
 from rapport.pipeline.steps.learning import learn
 from rapport.pipeline.steps.perceiving import perceive
 from rapport.policies.head.asset import load_head
-from rapport.policies.motion import Layout
+from rapport.policies.motion import Layout, Motion
 from rapport.policies.tables import write_table
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
 from rapport.policies.vla.loading import (
@@ -100,8 +100,8 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
     vla = config.vla
     layout = action_layout(vla.action, corpus.layout)
     space = ActionSpace(layout, vla.action.rate, config.corpus.seconds)
-    rest = _resting_face(corpus, space)
-    low, high = fit_bounds(_from_rest(corpus, space, rest), tail=100 * vla.action.truncation)
+    low, high = fit_bounds(_from_rest(corpus, space), tail=100 * vla.action.truncation)
+    mostly = np.median([corpus.rests[clip_id] for clip_id in corpus.clip_ids("train")], axis=0)
     clip = corpus.at("train", 0)
     frames = clip.speaker_frames
     sequence = sequence_sizes(vla, 0 if frames is None else len(frames) / clip.seconds)
@@ -136,26 +136,17 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
         high,
         first_token=model.config.action_token_start,
         bins=vla.action.bins,
-        rest=rest,
+        rest=Motion(mostly[None], corpus.layout).subset(layout).values[0],
     )
     return VlaPolicy(model, tokenizer, actions)
 
 
-def _resting_face(corpus: Corpus, space: ActionSpace) -> np.ndarray:
-    """What training listeners mostly look like: where clips have no past, in the clips."""
-    found = resting_faces(corpus.clips("train", (PAST,)), space)
-    if not len(found):
-        listeners = (motion.subset(space.layout) for _, motion in corpus.listeners("train"))
-        found = np.array([np.median(space.to_knots(motion), axis=0) for motion in listeners])
-    return np.median(found, axis=0)
-
-
-def _from_rest(corpus: Corpus, space: ActionSpace, rest: np.ndarray) -> Iterator[np.ndarray]:
-    """Knots of training listeners, each from the face at rest; `rest` where that is not known."""
-    for clip in corpus.clips("train", (PAST,)):
-        own = resting_faces([clip], space)
-        knots = space.to_knots(clip.listener.subset(space.layout))
-        yield knots - (own[0] if len(own) else rest)
+def _from_rest(corpus: Corpus, space: ActionSpace) -> Iterator[np.ndarray]:
+    """Knots of training listeners, each from their own face at rest."""
+    rests = corpus.rests
+    for clip_id, listener in corpus.listeners("train"):
+        rest = Motion(rests[clip_id][None], corpus.layout).subset(space.layout)
+        yield space.to_knots(listener.subset(space.layout)) - rest.values
 
 
 def published_parts(config: VlaConfig) -> PublishedParts:

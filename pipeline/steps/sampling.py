@@ -26,7 +26,7 @@ from rapport.pipeline.data.candidates import (
     write_candidates,
 )
 from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
-from rapport.pipeline.data.store import PAST, Corpus
+from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, found, phase
 from rapport.pipeline.settings import (
     GdpoOfFlow,
@@ -237,7 +237,7 @@ def _rollout(
     whole = answered.candidates()
     actions = sum(len(candidate.actions) for candidate in whole)
     for clip_id in ids:
-        whole.append(recorded(policy.recorded(imitated.corpus.clip(clip_id, (PAST,))), policy))
+        whole.append(recorded(policy.recorded(imitated.corpus.clip(clip_id, ())), policy))
     file = step.directory / "candidates.parquet"
     count = write_candidates(file, whole, policy)
     answered.forget()

@@ -183,8 +183,8 @@ class ActionSpace:
         """Nothing is drawn yet."""
         return Drawn(knots=0, last=np.zeros((0, self.dims)), frames=0)
 
-    def knots_before(self, motion: Motion) -> np.ndarray:
-        """The knots of what came before, as many as it has whole blocks, (n, dims).
+    def last_knot(self, motion: Motion) -> np.ndarray | None:
+        """The last knot of what came before, (dims,); None where it is shorter than a block.
 
         Args:
             motion: of any length, in the space's layout.
@@ -192,12 +192,11 @@ class ActionSpace:
         require_same_layout(motion.layout, self.layout, "encode motion as actions")
         blocks = int(len(motion) * self.rate / self.layout.fps + WHOLE_TOLERANCE)
         if not blocks:
-            return np.zeros((0, self.dims))
+            return None
         frames = round(blocks * self.layout.fps / self.rate)
-        knots: np.ndarray = _spline_inverse(frames, blocks) @ motion.values[-frames:].astype(
-            np.float64
-        )
-        return knots
+        inverse = _spline_inverse(frames, blocks)
+        knot: np.ndarray = inverse[-1] @ motion.values[-frames:].astype(np.float64)
+        return knot
 
     def draw(
         self, drawn: Drawn, knots: np.ndarray, *, ends: bool = False
@@ -380,17 +379,6 @@ class ActionTokenizer:
     def to_motion(self, tokens: np.ndarray, rest: np.ndarray) -> Motion:
         """Token ids (steps * dims,) of a whole action sequence -> motion."""
         return self.space.to_motion(self.decode(tokens, rest))
-
-    def rest_of(self, past: Motion | None) -> np.ndarray:
-        """A face at rest, (dims,): what it mostly was before, by dimension.
-
-        Args:
-            past: what came before, in the space's layout; None = not known.
-        """
-        knots = None if past is None else self.space.knots_before(past)
-        if knots is None or not len(knots):
-            return np.asarray(self.rest)
-        return np.median(knots, axis=0)
 
     def to_json(self) -> str:
         """A text that `from_json` reads."""

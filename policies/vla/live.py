@@ -126,7 +126,7 @@ class LiveVla:
                 heard=np.full((config.chunks, config.text_tokens), absent),
                 said=np.full((config.chunks, config.chunk_text), absent),
                 own=np.full(len(config.pose_dims), absent),
-                rest=self.policy.actions.rest_of(None),
+                rest=np.asarray(self.policy.actions.rest),
             )
         with torch.no_grad():
             tokens = self.model.perceive(self._on_device(prompt))[0, :items]

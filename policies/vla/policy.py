@@ -109,21 +109,19 @@ class VlaPolicy(Policy):
     def pose_of(self, clip: Clip) -> np.ndarray:
         """The listener's pose before a clip, (n,) ids; <absent> where it is not known."""
         config = self.model.config
-        past = self._past_of(clip)
-        knots = None if past is None else self.actions.space.knots_before(past)
-        if knots is None or not len(knots):
+        knot = None
+        if clip.past is not None:
+            knot = self.actions.space.last_knot(clip.past.listener.subset(self.layout))
+        if knot is None:
             return np.full(len(config.pose_dims), config.absent_token_id)
-        return self.actions.encode(knots[-1:], self.rest_of(clip))[config.pose_dims]
+        return self.actions.encode(knot[None], self.rest_of(clip))[config.pose_dims]
 
     def rest_of(self, clip: Clip) -> np.ndarray:
-        """The listener's face at rest, (dims,): what it mostly was before the clip.
-
-        Where nothing of that is known, it is the training corpus' mean one.
-        """
-        return self.actions.rest_of(self._past_of(clip))
-
-    def _past_of(self, clip: Clip) -> Motion | None:
-        return None if clip.past is None else clip.past.listener.subset(self.layout)
+        """The listener's face at rest, (dims,); where it is not known, that of training."""
+        if clip.rest is None:
+            return np.asarray(self.actions.rest)
+        rest: np.ndarray = clip.rest.subset(self.layout).values[0].astype(np.float64)
+        return rest
 
     def canary(self, clip: Clip) -> VlaPrompt:
         """A prompt whose answer has begun, so that few actions reach beyond a chunk's end."""
