@@ -51,7 +51,6 @@ def tiny_checkpoint(tiny_corpus, tmp_path_factory):
 
 
 def save_tiny_policy(path, corpus, seed):
-    from rapport.pipeline.data.vla import resting_faces
     from rapport.policies.vla.actions import ActionSpace, ActionTokenizer, fit_bounds
     from rapport.policies.vla.loading import (
         SequenceSizes,
@@ -63,7 +62,7 @@ def save_tiny_policy(path, corpus, seed):
 
     clips = list(corpus.clips("train"))
     space = ActionSpace(corpus.layout.subset({"expr": 3, "rot": 3, "jaw": 3}), rate=5, seconds=1)
-    rests = resting_faces(clips, space)
+    rests = np.concatenate([clip.rest.subset(space.layout).values for clip in clips])
     knots = [space.to_knots(clip.listener.subset(space.layout)) for clip in clips]
     low, high = fit_bounds(each - rest for each, rest in zip(knots, rests, strict=True))
     tokenizer = build_text_tokenizer([clip.text for clip in clips], text_vocabulary=344)

@@ -64,6 +64,7 @@ def talking(
         speaker_audio=audio[heard:],
         words=tuple(word for word in words if word.end > 0),
         past=before if past else None,
+        rest=Motion(np.median(listener[:cut], axis=0)[None], LAYOUT) if past else None,
     )
 
 

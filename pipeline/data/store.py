@@ -222,7 +222,8 @@ class CorpusWriter:
             raise CorpusError(f"no clip was added to {self.path}: an empty corpus is not written")
         for entry in self._appropriate.items():
             self._side_file(APPROPRIATE, APPROPRIATE_SCHEMA, _appropriate_table).add(entry)
-        rests = {dyad: np.median(faces, axis=0) for dyad, faces in self._mostly.items()}
+        # A clip with NaN is named when it is read; others of its dyad are as they are without it.
+        rests = {dyad: np.nanmedian(faces, axis=0) for dyad, faces in self._mostly.items()}
         for clip_id, dyad in self._dyads.items():
             self._side_file(RESTS, RESTS_SCHEMA, _rests_table).add((clip_id, rests[dyad]))
         rows_by_file: dict[str, int] = {}

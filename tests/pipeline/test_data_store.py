@@ -158,12 +158,28 @@ def test_many_clips_go_to_several_shards(tmp_path, monkeypatch):
     rows = {name: entry["rows"] for name, entry in corpus.manifest["files"].items()}
     assert rows == {
         "appropriate.parquet": 5 * ROW_GROUP,
+        "rests.parquet": 5 * ROW_GROUP,
         "train-00000.parquet": 2 * ROW_GROUP,
         "train-00001.parquet": 2 * ROW_GROUP,
         "train-00002.parquet": ROW_GROUP,
     }
     assert corpus.at("train", 3 * ROW_GROUP).clip_id == f"c{3 * ROW_GROUP}"
     assert len(list(corpus.clips("train"))) == 5 * ROW_GROUP
+
+
+def test_a_face_at_rest_is_what_it_mostly_is_in_the_clips_of_a_dyad(tmp_path):
+    clips = [replace(full_clip("a" * n), dyad_id="a") for n in (1, 2, 3)]
+    other = replace(bare_clip("b", seed=9), dyad_id="b")
+    corpus = write(tmp_path / "c", [*clips, other])
+    mostly = [
+        np.median(np.concatenate([clip.past.listener.values, clip.listener.values]), axis=0)
+        for clip in clips
+    ]
+    for clip in (*clips, other):
+        wanted = np.median(mostly, axis=0) if clip in clips else np.median(other.listener.values, 0)
+        found = corpus.clip(clip.clip_id, ()).rest
+        np.testing.assert_allclose(found.values, wanted[None], atol=1e-6)
+        assert found.layout == corpus.layout
 
 
 def test_hugging_face_datasets_streams_it(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapport.pipeline.data.vla import _moves, examples, resting_faces
+from rapport.pipeline.data.vla import _moves, examples
 from rapport.policies.vla.policy import VlaPolicy
 from tests.talking import small_policy
 
@@ -25,7 +25,7 @@ def test_rows_hold_the_prompt_and_the_recorded_listener(tiny_corpus, policy):
     assert len(tokens) == 45 and tokens.min() >= 344 and tokens.max() < 600
     space = policy.actions.space
     wanted = space.to_knots(clip.listener.subset(space.layout))
-    rest = np.median(space.knots_before(clip.past.listener.subset(space.layout)), axis=0)
+    rest = clip.rest.subset(space.layout).values[0]
     np.testing.assert_array_equal(row["rest"], rest)
     found = space.to_knots(policy.actions.to_motion(tokens, rest))
     width = (policy.actions.high - policy.actions.low) / policy.actions.bins
@@ -51,7 +51,9 @@ def test_who_listens_to_the_same_moment_perceives_the_same_and_has_a_past_of_the
     clip = tiny_corpus.at("train", 0)
     values = clip.past.listener.values
     turning = replace(clip.past.listener, values=values + np.linspace(0, 0.1, len(values))[:, None])
-    second = replace(clip, clip_id="second", past=replace(clip.past, listener=turning))
+    other = replace(clip.rest, values=clip.rest.values + 0.05)
+    past = replace(clip.past, listener=turning)
+    second = replace(clip, clip_id="second", past=past, rest=other)
     later = tiny_corpus.at("train", 1)
     rows = list(examples([clip, second, later, clip], policy))
     for row, wanted in zip(rows, [clip, second, later, clip], strict=True):
@@ -59,19 +61,6 @@ def test_who_listens_to_the_same_moment_perceives_the_same_and_has_a_past_of_the
         assert {name: row[name] for name in prompt} == prompt
     assert rows[0]["own"] != rows[1]["own"] and rows[0]["rest"] != rows[1]["rest"]
     assert rows[0]["actions"] != rows[1]["actions"], "told from another face"
-
-
-def test_a_face_at_rest_is_known_of_those_who_have_a_past(tiny_corpus, policy):
-    space = policy.actions.space
-    clips = [tiny_corpus.at("train", index) for index in range(3)]
-    pasts = [clip.past.listener.subset(space.layout) for clip in clips]
-    wanted = [np.median(space.knots_before(past), axis=0) for past in pasts]
-    np.testing.assert_array_equal(resting_faces(clips, space), wanted)
-    clips[1] = replace(clips[1], past=None)
-    short = clips[2].past.listener.window(0, 1)
-    clips[2] = replace(clips[2], past=replace(clips[2].past, listener=short))
-    np.testing.assert_array_equal(resting_faces(clips, space), wanted[:1])
-    assert resting_faces(clips[1:], space).shape == (0, space.dims)
 
 
 def test_how_far_a_face_is_from_rest_is_a_mean_over_a_chunk_and_does_not_count_the_head():

@@ -75,16 +75,15 @@ def test_a_motion_drawn_piece_by_piece_is_the_whole(fps, at_once):
     np.testing.assert_allclose(np.concatenate(pieces), space.basis @ knots, atol=1e-12)
 
 
-def test_the_knots_of_a_past_are_those_of_its_own_spline():
+def test_the_last_knot_of_a_past_is_that_of_its_own_spline():
     knots = np.random.default_rng(1).normal(size=(20, 6))
     past = SPACE.to_motion(knots)
     short = ActionSpace(LAYOUT, rate=5, seconds=1)
-    np.testing.assert_allclose(short.knots_before(past), knots, atol=1e-5)
+    np.testing.assert_allclose(short.last_knot(past), knots[-1], atol=1e-5)
     # Frames before a whole number of blocks are left out.
-    before = short.knots_before(past.window(1, 99))
-    assert before.shape == (19, 6)
-    np.testing.assert_array_equal(before, short.knots_before(past.window(5, 95)))
-    assert short.knots_before(past.window(0, 4)).shape == (0, 6)
+    before = short.last_knot(past.window(1, 99))
+    np.testing.assert_array_equal(before, short.last_knot(past.window(5, 95)))
+    assert short.last_knot(past.window(0, 4)) is None
 
 
 def test_motion_round_trip_through_knots():
@@ -169,17 +168,6 @@ def test_a_smile_has_the_same_tokens_on_every_face():
     np.testing.assert_allclose(tok.to_motion(tokens, faces[0]).values, one.values, atol=1e-5)
 
 
-def test_a_face_at_rest_is_the_median_of_what_it_was_before():
-    known = np.linspace(-0.3, 0.4, 6)
-    tok = ActionTokenizer(SPACE, np.full(6, -1.0), np.ones(6), 768, rest=known)
-    knots = np.random.default_rng(5).normal(size=(20, 6))
-    past = SPACE.to_motion(knots)
-    np.testing.assert_allclose(tok.rest_of(past), np.median(knots, axis=0), atol=1e-5)
-    for unknown in (None, past.window(0, 0), past.window(0, 4)):  # not a whole block
-        np.testing.assert_array_equal(tok.rest_of(unknown), known)
-    np.testing.assert_array_equal(tokenizer().rest_of(None), STILL)
-
-
 def test_a_face_at_rest_that_is_none_is_refused():
     for rest in (np.zeros(5), np.full(6, np.nan)):
         with pytest.raises(ActionError, match="a face at rest must be"):
@@ -215,7 +203,7 @@ def test_file_round_trip_and_digest(tmp_path):
     again = ActionTokenizer.load(tmp_path)
     assert again.digest == tok.digest and again.space == tok.space
     assert (again.low == tok.low).all() and (again.high == tok.high).all()
-    np.testing.assert_array_equal(again.rest_of(None), np.linspace(-0.3, 0.4, 6))
+    np.testing.assert_array_equal(again.rest, np.linspace(-0.3, 0.4, 6))
     assert ActionTokenizer(SPACE, low, high + 1e-9, 768, rest=tok.rest).digest != tok.digest
     assert ActionTokenizer(SPACE, low, high, 768).digest != tok.digest
 

@@ -127,23 +127,20 @@ def test_a_past_fills_the_head(policy):
 def test_of_the_own_past_a_prompt_tells_the_pose_from_the_face_at_rest(policy):
     clip, sizes = talking(past=1.2), policy.model.config
     assert sizes.pose_dims == [3, 4, 5], "the rotation of the head"
-    knots = policy.actions.space.knots_before(clip.past.listener)
-    rest = np.median(knots, axis=0)
+    knot = policy.actions.space.last_knot(clip.past.listener)
     prompt = policy.encode(clip)
-    np.testing.assert_allclose(prompt.rest, rest)
-    bins = np.floor((knots[-1] - rest + 2) / 4 * 256)[3:]  # they go from -2 to 2
+    np.testing.assert_array_equal(prompt.rest, clip.rest.values[0])
+    bins = np.floor((knot - prompt.rest + 2) / 4 * 256)[3:]  # they go from -2 to 2
     assert (prompt.own - sizes.action_token_start).tolist() == bins.tolist()
-    unknown = policy.encode(replace(clip, past=None))
+    unknown = policy.encode(replace(clip, rest=None))
     np.testing.assert_array_equal(unknown.rest, policy.actions.rest)
 
 
 def mirrored(clip, columns):
-    """A clip before which a listener's columns were as far on the other side of their median."""
-    space = small_policy().actions.space
+    """A clip before which a listener's columns were as far on the other side of rest."""
     past = clip.past.listener
     values = past.values.copy()
-    rest = np.median(space.knots_before(past), axis=0)
-    values[:, columns] = 2 * rest[columns] - values[:, columns]
+    values[:, columns] = 2 * clip.rest.values[0, columns] - values[:, columns]
     return replace(clip, past=replace(clip.past, listener=replace(past, values=values)))
 
 
