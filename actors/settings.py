@@ -86,7 +86,7 @@ class EngineConfig(FleetConfig):
     """CPU share Ray reserves per engine"""
     gpus: float = Field(0, ge=0)
     """GPUs per engine (times tensor_parallel)"""
-    batch_prompts: int = Field(16, ge=1)
+    batch_prompts: int = Field(32, ge=1)
     """prompts per call to an engine"""
     tensor_parallel: int = Field(1, ge=1)
     """shards of one engine"""
@@ -94,7 +94,7 @@ class EngineConfig(FleetConfig):
     """dtype of the engine"""
     kv_cache_gib: float = Field(0.5, gt=0)
     """key-value cache of a shard of an engine, GiB"""
-    max_num_seqs: int = Field(64, ge=1)
+    max_num_seqs: int = Field(128, ge=1)
     """sequences decoded together, as far as the cache holds them; others wait"""
     enforce_eager: bool | None = None
     """compute step by step, without captured graphs; empty = on CPUs only"""

@@ -49,7 +49,7 @@ class PerceptionTraining(ImitationConfig):
 class SftConfig(ImitationConfig):
     """Imitation by the VLA (Eq. 7-9)."""
 
-    steps: int = Field(300, ge=1)
+    steps: int = Field(400, ge=1)
     """optimiser steps"""
     checkpoint: Path | None = None
     """skip SFT and start from this policy checkpoint"""
@@ -57,10 +57,10 @@ class SftConfig(ImitationConfig):
     """action steps of a window in the first phase: as much data in many short pieces"""
     window_share: float = Field(0.7, ge=0, lt=1)
     """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
-    lively: float = Field(1.5, ge=0)
+    lively: float = Field(1.0, ge=0)
     """power of how far from rest a face is in a window with which it is drawn, so that most show
     somebody who reacts; 0 = as they come"""
-    forget: float = Field(0.5, ge=0, le=0.66)
+    forget: float = Field(0.2, ge=0, le=0.66)
     """share of the rows that see none of the own actions before the one that is learnt, which would
     explain everything away; half as many see every other of them"""
     absent: float = Field(0.4, ge=0, lt=1)

@@ -17,7 +17,7 @@ from rapport.policies.vla.perception import Cost, drawn_others, perception
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.rewards.metrics.statistics import mean_interval
 
-OTHERS = 4  # conversations whose streams each clip is shown in place of its own
+OTHERS = 2  # conversations whose streams each clip is shown in place of its own
 SPLIT = "validation"
 FEWEST = 2  # conversations that a swap needs
 
