@@ -194,16 +194,13 @@ class DpoConfig(Section):
 class VlaDpoConfig(DpoConfig):
     """DPO of the VLA."""
 
-    beta: float = Field(1.0, gt=0)
-    """strength of the tie to the reference (Eq. 11)"""
     train: Literal["inputs", "all"] = "inputs"
     """inputs = vision, projector and embeddings: LLaMA's blocks and head stay as SFT left them,
     so that what the policy makes of the speaker changes more than what it does with everyone;
     all = everything that vla.* lets train"""
-    first_steps: int | None = Field(5, ge=1)
-    """action steps whose log-probs count: a reaction is decided early, and the noise of a
-    thousand later tokens drowns it; empty = all of them, the paper's Eq. 11"""
-    learning_rate: float = Field(7e-4, gt=0)
+    first_steps: int | None = Field(None, ge=1)
+    """leading action steps whose log-probs count; empty = all of them (Eq. 11)"""
+    learning_rate: float = Field(4e-4, gt=0)
     """peak; same schedule as SFT (train=all wants about a fifth)"""
 
     @property
