@@ -67,7 +67,7 @@ def test_types_and_defaults_are_written_for_people():
     assert rows["learner.zero_stage"] == ("1|2|3", "2")
     assert rows["corpus.root"] == ("path or empty", "")
     assert rows["tracking.system_metrics"] == ("bool", "true")
-    assert rows["dpo.beta"] == ("float", "1.0")
+    assert rows["dpo.beta"] == ("float", "0.1")
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
