@@ -228,14 +228,13 @@ def measure(config: DpoBench) -> dict[str, Any]:
 
 def _one_chunk(workload: DpoWorkload, space: ActionSpace) -> SequenceSizes:
     """A prompt of the workload's length and then all actions, as TRL has it."""
-    pose = int((~space.expression).sum())
     sizes = SequenceSizes(
         frames=1,
         voice=False,
         chunk=space.seconds,
         context=space.seconds,
         history=0.0,
-        text_tokens=workload.prompt_tokens - pose - 4,  # <s>, a picture, a word, <act>
+        text_tokens=workload.prompt_tokens - len(space.pose) - 4,  # <s>, a picture, a word, <act>
         chunk_text=1,
     )
     return sizes

@@ -304,6 +304,10 @@ class Corpus:
         cells = zip(table["clip_id"].to_pylist(), table["rest"], strict=True)
         return {clip_id: np.array(cell.values) for clip_id, cell in cells}
 
+    def rest_of(self, clip_id: str) -> Motion:
+        """`Clip.rest` of a clip."""
+        return Motion(self.rests[clip_id][None], self.layout)
+
     def count(self, split: str) -> int:
         """Clips in a split."""
         return sum(group.rows for group in self._split(split))
@@ -439,7 +443,7 @@ class Corpus:
     def _clip(self, table: pa.RecordBatch, row: int, file: str) -> Clip:
         with self._naming_clip(table, row, file):
             clip = row_to_clip(table, row, self.layout, frame_size=self.manifest["frame_size"])
-            return replace(clip, rest=Motion(self.rests[clip.clip_id][None], self.layout))
+            return replace(clip, rest=self.rest_of(clip.clip_id))
 
     @contextmanager
     def _naming_clip(self, table: pa.RecordBatch, row: int, file: str) -> Iterator[None]:

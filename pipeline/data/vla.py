@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +27,13 @@ def examples(clips: Iterable[Clip], policy: VlaPolicy) -> Iterator[dict[str, Any
     """
     moment = None
     for clip in clips:
-        with _of_clip(clip):
+        try:
             listener = policy.recorded(clip)
+        except LayoutError as error:
+            raise LayoutError(
+                f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
+                "Take a policy of this corpus, or the corpus of this policy"
+            ) from error
         if clip.moment != moment:
             moment, shared = clip.moment, policy.encode(clip)
         prompt = replace(
@@ -39,17 +43,6 @@ def examples(clips: Iterable[Clip], policy: VlaPolicy) -> Iterator[dict[str, Any
             "actions": listener.actions.tolist(),
             "moves": _moves(listener.actions, policy).tolist(),
         }
-
-
-@contextmanager
-def _of_clip(clip: Clip) -> Iterator[None]:
-    try:
-        yield
-    except LayoutError as error:
-        raise LayoutError(
-            f"clip {clip.clip_id!r} is not in the policy's action space: {error}. "
-            "Take a policy of this corpus, or the corpus of this policy"
-        ) from error
 
 
 def _moves(tokens: np.ndarray, policy: VlaPolicy) -> np.ndarray:

@@ -51,10 +51,13 @@ class SftConfig(ImitationConfig):
 
     steps: int = Field(400, ge=1)
     """optimiser steps"""
+    batch_size: int = Field(8, ge=1)
+    """contexts per step over all learners, each begun with any chunk of a clip"""
     checkpoint: Path | None = None
     """skip SFT and start from this policy checkpoint"""
     window_steps: int = Field(5, ge=1)
-    """action steps of a window in the first phase: as much data in many short pieces"""
+    """action steps of a window in the first phase, at most those of a context; shorter ones are
+    more to a batch"""
     window_share: float = Field(0.7, ge=0, lt=1)
     """share of the steps on windows, before those on whole contexts; 0 = whole contexts only"""
     lively: float = Field(1.0, ge=0)
@@ -201,7 +204,7 @@ class VlaDpoConfig(DpoConfig):
     first_steps: int | None = Field(None, ge=1)
     """leading action steps whose log-probs count; empty = all of them (Eq. 11)"""
     learning_rate: float = Field(4e-4, gt=0)
-    """peak; same schedule as SFT (train=all wants about a fifth)"""
+    """peak; same schedule as SFT (train=all wants about a quarter)"""
 
     @property
     def counted_steps(self) -> int | None:

@@ -143,9 +143,8 @@ def untrained_vla(config: OfVla, corpus: Corpus) -> VlaPolicy:
 
 def _from_rest(corpus: Corpus, space: ActionSpace) -> Iterator[np.ndarray]:
     """Knots of training listeners, each from their own face at rest."""
-    rests = corpus.rests
     for clip_id, listener in corpus.listeners("train"):
-        rest = Motion(rests[clip_id][None], corpus.layout).subset(space.layout)
+        rest = corpus.rest_of(clip_id).subset(space.layout)
         yield space.to_knots(listener.subset(space.layout)) - rest.values
 
 

@@ -148,6 +148,12 @@ class ActionSpace:
             [np.full(width, name not in HEAD_POSE_GROUPS) for name, width in groups]
         )
 
+    @property
+    def pose(self) -> list[int]:
+        """Numbers of the dimensions that move the head."""
+        numbers: list[int] = np.flatnonzero(~self.expression).tolist()
+        return numbers
+
     @cached_property
     def basis(self) -> np.ndarray:
         """The spline through the knots, (frames, steps)."""

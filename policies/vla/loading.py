@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
@@ -106,7 +105,7 @@ class SequenceSizes:
             # Longer contexts than clips are never met in training.
             "context_chunks": min(context, chunks),
             "action_dims": space.dims,
-            "pose_dims": np.flatnonzero(~space.expression).tolist(),
+            "pose_dims": space.pose,
             "action_steps": space.steps,
         }
 
