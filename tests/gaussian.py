@@ -88,8 +88,7 @@ class Gaussian(Policy):
         with atomic(path) as partial:
             partial.mkdir()
             save_file(self.weights(state), partial / "model.safetensors")
-            about = [self.layout.to_json(), self.frames]
-            (partial / "config.json").write_text(json.dumps(about))
+            (partial / "config.json").write_text(json.dumps([self.layout.to_json(), self.frames]))
             write_kind(partial, self.kind)
 
     @classmethod
