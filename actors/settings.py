@@ -21,15 +21,15 @@ class ClusterConfig(Section):
 
 
 class LearnerConfig(Section):
-    world_size: int = Field(2, ge=1)
-    """learner processes"""
-    cpus: float = Field(0.4, gt=0)
+    world_size: int = Field(1, ge=1)
+    """learner processes; on CPUs one with several threads is quicker than several with one"""
+    cpus: float = Field(0.8, gt=0)
     """CPU share Ray reserves per learner"""
     gpus: float = Field(0, ge=0)
     """GPUs per learner"""
     nodes: str | None = None
     """custom Ray resource of the nodes that learners may run on, e.g. learner; empty = any node"""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(2, ge=1)
     """torch threads per learner on CPU"""
     zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed ZeRO stage"""

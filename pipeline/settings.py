@@ -382,6 +382,10 @@ class DpoOfFlow(JudgedOfFlow, Preferences):
     rollout: CandidateFlowConfig = CandidateFlowConfig()
     dpo: FlowDpoConfig = FlowDpoConfig()
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """A window is answered once."""
+        return super().moot() | {"AR-Flow answers a window once": ("curve.samples",)}
+
     @model_validator(mode="after")
     def _candidates_bring_their_policy(self) -> Self:
         given = [name for name in ("imitation", *STAGE_ONE) if not is_default(self, name)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -249,8 +250,14 @@ def _frames(cell: pa.ListScalar, size: tuple[int, int] | None) -> np.ndarray | N
     if not cell.is_valid:
         return None
     assert size is not None, "the writer of a corpus with frames notes their size"
-    images = [np.asarray(Image.open(io.BytesIO(frame.as_py()))) for frame in cell.values]
+    images = [_image(frame.as_py()) for frame in cell.values]
     return np.stack(images).reshape(-1, *size, 3)
+
+
+# Listeners of one moment saw the same frames, and stand one after the other.
+@lru_cache(maxsize=32)
+def _image(encoded: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
 def _audio(cell: pa.ListScalar) -> np.ndarray | None:

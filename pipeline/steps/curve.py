@@ -91,6 +91,6 @@ def on_validation(config: Preferences, curve: CurveConfig) -> Preferences:
         update["judge"] = config.judge.model_copy(update={"windows": curve.prompts})
     else:
         update["evaluation"] = config.evaluation.model_copy(
-            update=held_out | {"prompts": curve.prompts}
+            update=held_out | {"prompts": curve.prompts, "samples": curve.samples}
         )
     return config.model_copy(update=update)

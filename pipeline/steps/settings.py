@@ -39,10 +39,12 @@ class CurveConfig(Section):
     the rating that was optimised has come to, beside the numbers that were not; 0 = never"""
     prompts: int = Field(32, ge=1)
     """validation prompts of a point (fewer if the corpus has fewer)"""
+    samples: int = Field(2, ge=1)
+    """reactions per prompt of a point"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """Nobody is asked."""
-        return {} if self.points else {"curve.points=0 draws no curve": ("prompts",)}
+        return {} if self.points else {"curve.points=0 draws no curve": ("prompts", "samples")}
 
 
 class StudyConfig(Section):

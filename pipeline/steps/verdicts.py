@@ -98,11 +98,11 @@ class Verdict:
             values |= self._rated(self.judge, answers)
         if self.movement is not None:
             values |= self._moved(self.movement, self.held_out.flat(answers))
+        at_start = path == self.imitated.policy_path
         if isinstance(self.config, Rewarded):
             # The start has no steps, and no distance to itself.
-            at_start = path == self.imitated.policy_path
             return values | {"kl": 0.0 if at_start else training_kl(path.parent / "steps.jsonl")}
-        return values | self._divergence(policy, groups)
+        return values | self._divergence(policy, groups, at_start=at_start)
 
     def _rated(self, judge: Judge, answers: Sequence[list[Motion]]) -> dict[str, float]:
         row = judge(self.held_out.by_clip(answers))
@@ -127,13 +127,20 @@ class Verdict:
             | self._with_interval("MSE", listening_mse(judge, motions))
         )
 
-    def _divergence(self, policy: Policy, groups: Sequence[Sequence[Reaction]]) -> dict[str, float]:
-        """KL(policy || start) of whole reactions, nats, where the policy has a likelihood."""
+    def _divergence(
+        self, policy: Policy, groups: Sequence[Sequence[Reaction]], *, at_start: bool
+    ) -> dict[str, float]:
+        """KL(policy || start) of whole reactions, nats, where the policy has a likelihood.
+
+        Of the first reaction to each prompt: prompts differ more than reactions to one of them.
+        """
         start = self.imitated.policy
         if not (isinstance(policy, VlaPolicy) and isinstance(start, VlaPolicy)):
             return {}
+        if at_start:
+            return {"kl": 0.0, "kl/low": 0.0, "kl/high": 0.0}
         by_prompt = prompt_means(
-            (window.clip_id, policy.divergence(start, cast(VlaPrompt, prompt), group))
+            (window.clip_id, policy.divergence(start, cast(VlaPrompt, prompt), group[:1]))
             for window, prompt, group in zip(
                 self.held_out.windows, self.held_out.prompts, groups, strict=True
             )
