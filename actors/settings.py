@@ -23,7 +23,7 @@ class ClusterConfig(Section):
 class LearnerConfig(Section):
     world_size: int = Field(1, ge=1)
     """learner processes; on CPUs one with several threads is quicker than several with one"""
-    cpus: float = Field(0.8, gt=0)
+    cpus: float = Field(0.4, gt=0)
     """CPU share Ray reserves per learner"""
     gpus: float = Field(0, ge=0)
     """GPUs per learner"""
@@ -138,7 +138,7 @@ class CandidateFleetConfig(FleetConfig):
 class CandidateEngineConfig(EngineConfig, CandidateFleetConfig):
     """The same of the VLA."""
 
-    prompts: int = Field(192, ge=1)
+    prompts: int = Field(64, ge=1)
     """training prompts to roll out (fewer if the corpus has fewer)"""
 
 

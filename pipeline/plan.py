@@ -23,6 +23,7 @@ from rapport.pipeline.estimate import DTYPE_BYTES, ModelSize, decoding_bytes, kv
 from rapport.pipeline.plan_settings import PlanConfig
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import PreflightConfig
+from rapport.rewards.ratings.pairs import contrast_count
 
 FPS = 25
 BACKWARD = 2  # times a forward pass
@@ -234,16 +235,19 @@ def plan_round(config: PreflightConfig, size: ModelSize, costs: UnitCosts) -> Ro
     counted = size.action_tokens if dpo.first_steps is None else dpo.first_steps * step_tokens
     pair_tokens = 2 * (size.prompt_tokens + min(counted, size.action_tokens))
     passes = dpo.epochs * (1 + BACKWARD) + 1  # the last one is the reference's
-    videos = min(config.render.videos, rollout.prompts * (rollout.samples + 1))
+    rated = rollout.prompts if config.asks_raters else 0
+    pairs = rated + contrast_count(rated, rollout.prompts, dpo.contrast)
+    samples = rollout.samples if config.samples_candidates else 0
+    candidates = rollout.prompts * (samples + 1)  # the recorded reaction too
+    videos = min(config.render.videos, candidates)
     frames = 2 * videos * config.corpus.seconds * FPS  # speaker and listener
-    candidates = rollout.prompts * (rollout.samples + 1)  # the recorded reaction too
     return Round(
         tokens_per_s=tokens_per_s,
         seconds={
-            "rollout": sampling_s(rollout.prompts, rollout.samples),
+            "rollout": sampling_s(rollout.prompts, samples),
             "render": frames / (costs.frames * min(config.render.workers, cores)),
-            "rate": candidates / (costs.candidates * min(config.raters.workers, cores)),
-            "dpo": rollout.prompts * passes * pair_tokens / trained_per_s,
+            "rate": rated * (samples + 1) / (costs.candidates * min(config.raters.workers, cores)),
+            "dpo": pairs * passes * pair_tokens / trained_per_s,
             "hand over": size.parameters * DTYPE_BYTES[config.vla.dtype] / HAND_OVER_BYTES_S,
             "judge": sampling_s(config.evaluation.prompts, config.evaluation.samples),
         },

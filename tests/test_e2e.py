@@ -32,6 +32,7 @@ SMALL = [
     "rollout.samples=2",
     "dpo.epochs=1",
     "dpo.batch_size=4",
+    "dpo.contrast=0.5",
     "evaluation.prompts=8",
     "evaluation.samples=1",
     "evaluation.clips=1",
@@ -59,6 +60,8 @@ def dpo_run(ray_cluster, tmp_path_factory):
         "corpus.test_clips=16",
         "corpus.listeners=1",
         *SMALL,
+        "learner.world_size=2",
+        "learner.threads=1",
         "raters.workers=1",
         "render.workers=1",
         "--run-dir",
@@ -112,7 +115,8 @@ def test_the_summary_keeps_its_contract(dpo_run):
         counts["rollout_prompts"] == 16 and counts["candidates"] == 16 * 3
     )  # the recorded listener too
     assert counts["action_tokens"] == 32 * 560 and counts["ratings"] == 16 * 3 * 5
-    assert 1 <= counts["dpo_steps"] <= 4
+    assert 1 <= counts["dpo_steps"] <= 8
+    assert counts["contrast_pairs"] == counts["rated_pairs"]
 
 
 def test_metrics_are_there_before_and_after(dpo_run):
@@ -142,6 +146,7 @@ def test_metrics_are_there_before_and_after(dpo_run):
         "Nearest Neighbour",
         "Mirror",
         "mean face",
+        "face at rest",
         "mirror, late",
         "mirror less own mean",
         "words",
@@ -297,7 +302,6 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(
         *LEAN,
         f"candidates={package}",
         f"ratings={tmp_path / 'sheets'}",
-        "learner.world_size=1",
         "--run-dir",
         str(run),
     )

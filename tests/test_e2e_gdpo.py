@@ -47,10 +47,7 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
         4,
         16,
     )
-    assert (
-        summary["engines"]["gdpo_learner"]["world_size"] == 2
-        and "tiny-t5" in summary["engines"]["encoders"]["text"]
-    )
+    assert "tiny-t5" in summary["engines"]["encoders"]["text"]
     metrics = summary["metrics"]
     assert set(metrics["judgement"]) == {
         "VAE",

@@ -22,6 +22,7 @@ LEAN = [
     "rollout.samples=2",
     "dpo.epochs=1",
     "dpo.batch_size=4",
+    "dpo.contrast=0",
     "evaluation.prompts=4",
     "corpus.kind=parquet",
     "corpus.seconds=1",

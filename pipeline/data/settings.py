@@ -40,7 +40,7 @@ class CorpusConfig(Section):
     """moments that results are reported on, of other people (synthetic)"""
     listeners: int = Field(4, ge=1)
     """people who listen to each speaker, each for themselves (synthetic)"""
-    riddles: float = Field(1.0, ge=0, le=1)
+    riddles: float = Field(0.5, ge=0, le=1)
     """how often words, face and voice disagree: 0 = never (synthetic)"""
     image_size: int = Field(56, ge=14)
     """speaker frames: height and width, pixels"""

@@ -29,13 +29,13 @@ class PerceptionTraining(ImitationConfig):
     It stands for what published DINOv2 and SigLIP bring with them.
     """
 
-    steps: int = Field(600, ge=0)
+    steps: int = Field(300, ge=0)
     """optimiser steps; 0 = encoders stay random, and learn by imitation"""
     batch_size: int = Field(32, ge=1)
     """chunks per step over all learners"""
     learning_rate: float = Field(3e-3, gt=0)
     """peak; same schedule as SFT"""
-    chunks: int = Field(4096, ge=1)
+    chunks: int = Field(2048, ge=1)
     """chunks of training conversations, at most"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
@@ -49,7 +49,7 @@ class PerceptionTraining(ImitationConfig):
 class SftConfig(ImitationConfig):
     """Imitation by the VLA (Eq. 7-9)."""
 
-    steps: int = Field(400, ge=1)
+    steps: int = Field(500, ge=1)
     """optimiser steps"""
     batch_size: int = Field(8, ge=1)
     """contexts per step over all learners, each begun with any chunk of a clip"""
@@ -75,8 +75,9 @@ class SftConfig(ImitationConfig):
     """weight of the expression tokens (Eq. 7)"""
     lambda_pose: float = Field(1.0, ge=0)
     """weight of the pose tokens (Eq. 7)"""
-    lambda_reg: float = Field(0.1, ge=0)
-    """weight of temporal coherence and identity (Eq. 8-9)"""
+    lambda_reg: float = Field(20.0, ge=0)
+    """weight of temporal coherence and identity (Eq. 8-9), which are squares of shares of a bin's
+    range: at 20 about a twentieth of the loss"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """Nothing is learnt where a checkpoint is there."""
@@ -197,14 +198,23 @@ class DpoConfig(Section):
 class VlaDpoConfig(DpoConfig):
     """DPO of the VLA."""
 
-    train: Literal["inputs", "all"] = "inputs"
+    contrast: float = Field(0.875, ge=0, le=1)
+    """share of pairs that no rater makes: rejected is a reaction to ANOTHER speaker, as lively as
+    the chosen one, so that only listening tells them apart; 0 = the paper's, 1 = no rater is
+    asked"""
+    chosen_nll: float = Field(20.0, ge=0)
+    """weight of imitating the chosen reaction, per action, beside the loss (RPO): keeps what is
+    preferred likely, where the loss alone only pushes the rejected one away; 0 = the paper's"""
+    epochs: int = Field(1, ge=1)
+    """passes over the pairs"""
+    train: Literal["inputs", "all"] = "all"
     """inputs = vision, projector and embeddings: LLaMA's blocks and head stay as SFT left them,
     so that what the policy makes of the speaker changes more than what it does with everyone;
     all = everything that vla.* lets train"""
     first_steps: int | None = Field(None, ge=1)
     """leading action steps whose log-probs count; empty = all of them (Eq. 11)"""
-    learning_rate: float = Field(4e-4, gt=0)
-    """peak; same schedule as SFT (train=all wants about a quarter)"""
+    learning_rate: float = Field(1.6e-3, gt=0)
+    """peak; same schedule as SFT"""
 
     @property
     def counted_steps(self) -> int | None:

@@ -10,6 +10,7 @@ from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.curve import follow
 from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.jury import Jury
+from rapport.pipeline.steps.perceiving import perceive
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
 from rapport.pipeline.steps.sampling import candidates, fleet_of, starting_point
 from rapport.pipeline.steps.showing import render_pool
@@ -45,6 +46,7 @@ def run(config: Preferences, run: Run) -> None:
                 policy = load_policy(current)
                 fleet.update(policy.weights(), policy)
             jury.hear(policy, fleet, round_index=config.dpo.rounds)
+            perceive(run, config, imitated.corpus, current, aligned=True)
             jury.conclude()
             jury.show(renderers, pairs)
     write_report(run)

@@ -16,6 +16,7 @@ from rapport.pipeline.report.curves import training_curves, while_learning
 from rapport.pipeline.report.dynamics import how_listeners_move
 from rapport.pipeline.report.facts import Facts, read_facts
 from rapport.pipeline.report.people import as_people_rate
+from rapport.pipeline.report.perceived import what_it_perceives
 from rapport.pipeline.report.ran import what_ran
 from rapport.pipeline.report.results import results_by_method
 from rapport.pipeline.report.templates import FOLDER, render
@@ -36,6 +37,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Facts], Content | None]]] = {
     "agreement": ("Do the raters agree?", rater_agreement),
     "curves": ("Training curves", training_curves),
     "curve": ("While it learnt", while_learning),
+    "perceives": ("What it perceives", what_it_perceives),
     "ran": ("What ran", what_ran),
 }
 

@@ -11,6 +11,7 @@ IntervalValues = Mapping[str, float]  # mean, low, high, n
 MetricValues = Mapping[str, Any]
 # Methods that runs compared before their summaries said which.
 FORMERLY_COMPARED = ("SFT", "SFT + DPO")
+PERCEPTIONS = {"perception": "imitating policy", "perception_after": "aligned policy"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Summary:
         judgement: method -> metric -> value: how listeners move.
         change_percent: metric of `judgement` -> how far the second method is from the first.
         curve: what the policy came to on validation prompts while it learnt.
+        perception: imitating or aligned policy -> stream -> what a foreign one costs.
         study: what people think of results, as `steps.study` gives it.
         independent_judge: how far the judge that is not the raters can be trusted.
         raters_understand_speech: None where no SIMULATED raters judged.
@@ -41,6 +43,7 @@ class Summary:
     judgement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     change_percent: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[MetricValues] = ()
+    perception: Mapping[str, MetricValues] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
     independent_judge: Mapping[str, Any] = field(default_factory=dict)
     raters_understand_speech: bool | None = None
@@ -66,6 +69,9 @@ def read_summary(values: Mapping[str, Any]) -> Summary:
         judgement=metrics.get("judgement", {}),
         change_percent=metrics.get("change_percent", {}),
         curve=metrics.get("curve", ()),
+        perception={
+            name: metrics[key] for key, name in PERCEPTIONS.items() if metrics.get(key) is not None
+        },
         study=metrics.get("study", {}),
         independent_judge=metrics.get("independent_judge") or {},
         raters_understand_speech=metrics.get("raters_understand_speech"),

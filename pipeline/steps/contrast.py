@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,9 @@ from rapport.pipeline.data.candidates import POLICY, Candidate
 from rapport.pipeline.data.store import load_appropriate
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Preferences
+from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import CandidateGroups, Prompts
-from rapport.policies.clip import Clip
 from rapport.rewards.ratings.pairs import (
     ContrastPair,
     ReactionId,
@@ -32,14 +32,14 @@ class Pool:
 
     Args:
         conversations: prompt id -> who speaks.
-        groups: prompt id -> reactions that may be chosen there.
         actions: of each reaction, in the policy's own terms.
+        groups: prompt id -> reactions that may be chosen there.
         motions: of each reaction, (time, dim).
     """
 
-    conversations: dict[str, str] = field(default_factory=dict)
+    conversations: Mapping[str, str]
+    actions: Mapping[ReactionId, np.ndarray]
     groups: dict[str, list[ReactionId]] = field(default_factory=dict)
-    actions: dict[ReactionId, np.ndarray] = field(default_factory=dict)
     motions: dict[ReactionId, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -50,6 +50,29 @@ class Pool:
             prompt_id: {reaction: amplitude(self.motions[reaction], scale) for reaction in group}
             for prompt_id, group in self.groups.items()
         }
+
+
+class RecordedActions(Mapping[ReactionId, np.ndarray]):
+    """What recorded listeners did, in the policy's terms; read when it is asked for.
+
+    Args:
+        imitated: corpus and policy.
+        reactions: whose candidate ids are clips of the corpus.
+    """
+
+    def __init__(self, imitated: Imitated, reactions: Collection[ReactionId]) -> None:
+        self.imitated = imitated
+        self.reactions = reactions
+
+    def __getitem__(self, reaction: ReactionId) -> np.ndarray:
+        clip = self.imitated.corpus.clip(reaction.candidate_id, modalities=())
+        return self.imitated.policy.recorded(clip).actions
+
+    def __iter__(self) -> Iterator[ReactionId]:
+        return iter(self.reactions)
+
+    def __len__(self) -> int:
+        return len(self.reactions)
 
 
 def contrasted(
@@ -78,16 +101,19 @@ def contrasted(
     """
     share = config.dpo.contrast
     if not share:
-        return [], Pool(), {}
+        return [], Pool({}, {}), {}
+    seed = config.seed + round_index - 1
     if config.dpo.contrast_of == "recorded":
-        pool = recorded_pool(imitated, groups)
+        # Recordings cost nothing: also those of moments that the policy was not asked about.
+        wanted = max(contrast_count(rated, len(groups), share), len(groups))
+        asked = choose(imitated.corpus, "train", wanted, seed=seed)
+        pool = recorded_pool(imitated, asked)
     else:
+        asked = list(groups)
         pool = sampled_pool(imitated, groups, scores)
     count = contrast_count(rated, len(pool.groups), share)
     try:
-        pairs = contrast_pairs(
-            pool.amplitudes, pool.conversations, count, seed=config.seed + round_index - 1
-        )
+        pairs = contrast_pairs(pool.amplitudes, pool.conversations, count, seed=seed)
     except ValueError as error:
         raise RunError(f"dpo.contrast={share:g}: {error}") from error
     gap = float(np.median([pair.gap for pair in pairs])) if pairs else 0.0
@@ -96,7 +122,7 @@ def contrasted(
         f"amplitudes differ by {np.expm1(gap):.0%} (median)"
     )
     step.logger.log({"contrast_pairs": len(pairs), "contrast_amplitude_gap": gap})
-    return pairs, pool, {"contrast_pairs": len(pairs), "unanswered": len(groups) - len(pool.groups)}
+    return pairs, pool, {"contrast_pairs": len(pairs), "unanswered": len(asked) - len(pool.groups)}
 
 
 def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
@@ -106,38 +132,44 @@ def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
     from the past that the prompt holds, which would tell it from others without any listening.
     """
     corpus = imitated.corpus
-    policy = imitated.policy
+    layout = imitated.policy.layout
     fitting = load_appropriate(corpus.path)
-    train = set(corpus.clip_ids("train"))
-    pool = Pool()
+    moments = corpus.moments("train")
+    groups: dict[str, list[ReactionId]] = {}
+    answers: dict[str, list[ReactionId]] = {}
     for prompt_id in prompt_ids:
-        listeners = [clip_id for clip_id in fitting[prompt_id] if clip_id in train]
+        listeners = [clip_id for clip_id in fitting[prompt_id] if clip_id in moments]
         others = [clip_id for clip_id in listeners if clip_id != prompt_id]
-        if not listeners:
-            continue
-        pool.conversations[prompt_id] = speaker_of(corpus.clip(prompt_id, modalities=()))
-        pool.groups[prompt_id] = []
         for clip_id in others or listeners:
-            listener = corpus.clip(clip_id, modalities=())
             reaction = ReactionId(prompt_id, clip_id)
-            pool.groups[prompt_id].append(reaction)
-            pool.actions[reaction] = policy.recorded(listener).actions
-            pool.motions[reaction] = listener.listener.subset(policy.layout).values
-    return pool
+            groups.setdefault(prompt_id, []).append(reaction)
+            answers.setdefault(clip_id, []).append(reaction)
+    motions = {
+        reaction: motion.subset(layout).values
+        for clip_id, motion in corpus.listeners("train")
+        for reaction in answers.get(clip_id, ())
+    }
+    return Pool(
+        conversations={prompt_id: moments[prompt_id][0] for prompt_id in groups},
+        actions=RecordedActions(imitated, motions.keys()),
+        groups=groups,
+        motions=motions,
+    )
 
 
 def sampled_pool(imitated: Imitated, groups: CandidateGroups, scores: Scores) -> Pool:
     """For each prompt the policy's samples; of a rated group only those with the best score."""
     policy = imitated.policy
-    pool = Pool()
+    moments = imitated.corpus.moments("train")
+    actions: dict[ReactionId, np.ndarray] = {}
+    pool = Pool({prompt_id: moments[prompt_id][0] for prompt_id in groups}, actions)
     for prompt_id, group in groups.items():
         sampled = [candidate for candidate in group if candidate.source == POLICY]
-        pool.conversations[prompt_id] = speaker_of(imitated.corpus.clip(prompt_id, modalities=()))
         pool.groups[prompt_id] = []
         for candidate in _best(sampled, scores.get(prompt_id, {})):
             reaction = ReactionId(prompt_id, candidate.candidate_id)
             pool.groups[prompt_id].append(reaction)
-            pool.actions[reaction] = candidate.actions
+            actions[reaction] = candidate.actions
             pool.motions[reaction] = policy.to_motion(candidate.reaction).values
     return pool
 
@@ -156,11 +188,6 @@ def contrast_rows(
             "rejected_score": None,
             "made_for": pair.rejected.prompt_id,
         }
-
-
-def speaker_of(clip: Clip) -> str:
-    """Who speaks, as far as the corpus says it: the person, else the dyad."""
-    return clip.speaker_id or clip.dyad_id
 
 
 def _best(group: list[Candidate], scores: Mapping[str, float | None]) -> list[Candidate]:

@@ -32,7 +32,7 @@ from rapport.rewards.metrics.statistics import mean_interval
 from rapport.rewards.ratings.visible import VisibleMotion
 
 HEARD = ("speaker", "speaker_audio", "words", PAST)  # what it knows of a clip
-MOMENTS = 1024  # of a split that it is fitted or tried on, at most
+MOMENTS = 512  # of a split that it is fitted or tried on, at most
 AT_ONCE = 32  # motions that are looked at in one go
 Item = TypeVar("Item")
 STRANGERS = 4  # speakers of other conversations that each validation listener is tried with

@@ -62,6 +62,7 @@ from rapport.rewards.ratings.ratings import CRITERIA
 from rapport.rewards.ratings.scores import overall
 
 Answers = Mapping[str, list[Motion]]  # clip id -> reactions
+ANOTHER = "another listener"
 COMPARED = ("speaker", "speaker_audio", "words")  # what Nearest Neighbour knows of a clip
 WATCHED = (*COMPARED, PAST)  # what raters, rules and the independent judge know of one
 AFFECT_CLIPS = 4096  # enough for the 60 or so weights of the estimator
@@ -271,13 +272,16 @@ class Judge:
         return {name: self(answers) for name, answers in self.answers_of_baselines().items()}
 
     def answers_of_baselines(self) -> dict[str, dict[str, list[Motion]]]:
-        """Ground truth, mean face, Random, Nearest Neighbour, Mirror, rules, the oracle."""
+        """Ground truth, who else listened, Random, Nearest Neighbour, Mirror, rules, the oracle."""
         listeners = self._listeners
         rng = np.random.default_rng(self.seed)
         train = self.corpus.clips("train", COMPARED)
         nearest = NearestNeighbour(map(_input, train), listeners)
         clips = self.clips.items()
         answers = {"ground truth": {i: [clip.listener.subset(self.layout)] for i, clip in clips}}
+        another = self._another_listener()
+        if another.keys() == self.clips.keys():
+            answers[ANOTHER] = another
         drawn = {}
         for clip_id, clip in clips:
             frames = len(clip.listener)
@@ -294,6 +298,26 @@ class Judge:
         for name, by_clip in self.rules.answers().items():
             answers[name] = {i: [motion] for i, motion in by_clip.items()}
         return answers
+
+    def _another_listener(self) -> dict[str, list[Motion]]:
+        """Somebody else who listened to the same moment, with this listener's face at rest.
+
+        So far from what was recorded is a policy that does what people do. {} of clips to which
+        nobody else listened.
+        """
+        here: dict[tuple[str, float], list[str]] = {}
+        for split in {clip.split for clip in self.clips.values()}:
+            for clip_id, moment in self.corpus.moments(split).items():
+                here.setdefault(moment, []).append(clip_id)
+        found = {}
+        for clip_id, clip in self.clips.items():
+            others = [other for other in here[clip.moment] if other != clip_id]
+            if others and clip.rest is not None:
+                other = self.corpus.clip(others[0], ()).listener.subset(self.layout)
+                rests = (clip.rest, self.corpus.rest_of(others[0]))
+                own, theirs = (rest.subset(self.layout).values for rest in rests)
+                found[clip_id] = [Motion(other.values + own - theirs, self.layout)]
+        return found
 
     @cached_property
     def _listeners(self) -> Listeners:

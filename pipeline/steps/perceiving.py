@@ -12,7 +12,7 @@ import numpy as np
 from rapport.log import logger
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
-from rapport.pipeline.settings import OfVla
+from rapport.pipeline.settings import Learning, OfVla
 from rapport.policies.vla.perception import Cost, drawn_others, perception
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.rewards.metrics.statistics import mean_interval
@@ -22,35 +22,59 @@ SPLIT = "validation"
 FEWEST = 2  # conversations that a swap needs
 
 
-def perceive(run: Workspace, config: OfVla, corpus: Corpus, policy: Path) -> None:
-    """Measure what the policy perceives; `metrics.perception` of the summary.
+def perceive(
+    run: Workspace, config: Learning, corpus: Corpus, policy: Path, *, aligned: bool = False
+) -> None:
+    """Measure what the VLA perceives; another policy is not asked.
 
     A stream that is there and tells nothing alone is said aloud.
+
+    Args:
+        run: takes `metrics.perception`, or `metrics.perception_after`.
+        config: of the recipe.
+        corpus: with a validation split.
+        policy: its folder.
+        aligned: whether alignment changed it.
     """
-    if not config.sft.perceived:
+    if not isinstance(config, OfVla) or not config.sft.perceived:
         return
     asked = asked_clips(corpus, config.sft.perceived)
     if len(set(asked.values())) < FEWEST:
         logger.info(f"[perception] not asked: {SPLIT} has fewer than {FEWEST} conversations")
         return
-    found = _perception(run, config, corpus, asked, policy).metrics
+    phase_of = _after if aligned else _before
+    found = phase_of(run, config, corpus, asked, policy).metrics
+    whom = "the aligned policy" if aligned else "the imitating policy"
     for name in found["streams"]:
         values = found[name]
         logger.info(
-            f"[perception] {name}: a foreign one costs {_shown(values)} nats a chunk, its own "
-            f"gains {_shown(values['gain'])} over none"
+            f"[perception] {whom}, {name}: a foreign one costs {_shown(values)} nats a chunk, its "
+            f"own gains {_shown(values['gain'])} over none"
         )
         if values["low"] <= 0:
             logger.warning(
-                f"[perception] WARNING: the policy makes nothing of {name}: its reactions would be "
-                "as likely beside another speaker"
+                f"[perception] WARNING: {whom} makes nothing of {name}: its reactions would be as "
+                "likely beside another speaker"
             )
 
 
 @phase("perception")
-def _perception(
+def _before(
     step: Phase, config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
 ) -> PhaseResult:
+    return PhaseResult(metrics=_perceived(config, corpus, asked, path))
+
+
+@phase("perception_after")
+def _after(
+    step: Phase, config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
+) -> PhaseResult:
+    return PhaseResult(metrics=_perceived(config, corpus, asked, path))
+
+
+def _perceived(
+    config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
+) -> dict[str, Any]:
     policy = VlaPolicy.load(path)
     clips = list(corpus.clips(SPLIT, only=asked))
     names = [asked[clip.clip_id] for clip in clips]
@@ -62,16 +86,13 @@ def _perception(
         others=drawn_others(names, OTHERS, seed=config.seed),
     )
     streams = {name: summarised(cost, names) for name, cost in costs.items()}
-    return PhaseResult(
-        metrics={
-            "unit": "nats_per_chunk",
-            "split": SPLIT,
-            "clips": len(clips),
-            "conversations": len(set(names)),
-            "streams": list(streams),
-        }
-        | streams
-    )
+    return {
+        "unit": "nats_per_chunk",
+        "split": SPLIT,
+        "clips": len(clips),
+        "conversations": len(set(names)),
+        "streams": list(streams),
+    } | streams
 
 
 def asked_clips(corpus: Corpus, limit: int) -> dict[str, str]:

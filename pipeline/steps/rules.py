@@ -36,6 +36,7 @@ from rapport.rewards.ratings.acting import Actor
 from rapport.rewards.ratings.visible import displayed_valence
 
 MEAN_FACE = "mean face"
+AT_REST = "face at rest"
 MIRROR_LATE = "mirror, late"
 MIRROR_LESS_MEAN = "mirror less own mean"
 WORDS = "words"
@@ -114,6 +115,8 @@ class Rules:
         """Rule -> clip id -> its reaction; rules that no clip has the cues for are left out."""
         clips = self.clips.items()
         rules = {MEAN_FACE: {i: motionless(self.mean, like=self.heads[i]) for i, _ in clips}}
+        if all(clip.rest is not None for clip in self.clips.values()):
+            rules[AT_REST] = {i: self._at_rest(clip) for i, clip in clips}
         has_motion = all(clip.speaker is not None for clip in self.clips.values())
         if has_motion and "expr" in self.layout.names:
             rules[MIRROR_LATE] = {i: self._mirrored(clip, less_mean=False) for i, clip in clips}
@@ -149,6 +152,12 @@ class Rules:
             clip_id: with_expression(self.heads[clip_id], self.mean, self.actor(wanted(clip)))
             for clip_id, clip in self.clips.items()
         }
+
+    def _at_rest(self, clip: Clip) -> Motion:
+        """The listener's own face, motionless, as a policy is told it."""
+        assert clip.rest is not None, "asked for only where it is known"
+        rest = clip.rest.subset(self.layout).values[0]
+        return motionless(rest, like=self.heads[clip.clip_id])
 
     def _mirrored(self, clip: Clip, *, less_mean: bool) -> Motion:
         """The speaker's expression, late and smoothed, on the mean face."""

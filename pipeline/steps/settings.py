@@ -10,7 +10,7 @@ from rapport.settings import Section
 
 
 class HeldOutConfig(Section):
-    prompts: int = Field(96, ge=1)
+    prompts: int = Field(64, ge=1)
     """held-out prompts (fewer if the corpus has fewer)"""
     samples: int = Field(4, ge=1)
     """reactions per prompt"""

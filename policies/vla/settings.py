@@ -49,7 +49,7 @@ class VlaConfig(SequenceConfig):
     action: ActionConfig = ActionConfig()
     hidden: int = Field(128, ge=32)
     """LLaMA width (tiny)"""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(2, ge=1)
     """LLaMA layers (tiny)"""
     heads: int = Field(4, ge=1)
     """LLaMA attention heads (tiny)"""

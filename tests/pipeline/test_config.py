@@ -139,15 +139,21 @@ def test_given_candidates_are_one_round():
         ("seed=1.5", ["seed", "1.5"]),
         ("score.empathy=0.5", ["score", "sum to 1", "1.25"]),
         ("ratings=r.csv", ["ratings=FILE needs candidates=RUN_DIR"]),
-        ("policy.lora_rank=4", ["dpo.train=all"]),
-        ("sft.batch_size=7", ["sft.batch_size=7 must be a multiple of learner.world_size=2"]),
-        ("dpo.batch_size=5", ["dpo.batch_size=5 must be a multiple of learner.world_size=2"]),
+        ("policy.lora_rank=4 dpo.train=inputs", ["dpo.train=all"]),
+        (
+            "sft.batch_size=7 learner.world_size=2",
+            ["sft.batch_size=7 must be a multiple of learner.world_size=2"],
+        ),
+        (
+            "dpo.batch_size=5 learner.world_size=2",
+            ["dpo.batch_size=5 must be a multiple of learner.world_size=2"],
+        ),
         ("policy.size=pretrained", ["vla.llama", "vla.dino", "vla.siglip"]),
     ],
 )
 def test_a_bad_override_is_named_with_the_way_out(override, parts):
     with pytest.raises(ConfigError) as error:
-        load(override)
+        load(*override.split())
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
@@ -253,15 +259,15 @@ def test_configs_are_frozen():
     ("override", "parts"),
     [
         ("gdpo.sync_every=7", ["learner.checkpoint_every=80", "gdpo.sync_every=7"]),
-        ("gdpo.batch_size=3", ["gdpo.batch_size=3", "learner.world_size=2"]),
-        ("vae.batch_size=5", ["vae.batch_size=5", "learner.world_size=2"]),
+        ("gdpo.batch_size=3 learner.world_size=2", ["gdpo.batch_size=3", "learner.world_size=2"]),
+        ("vae.batch_size=5 learner.world_size=2", ["vae.batch_size=5", "learner.world_size=2"]),
         ("gdpo.group_size=1", ["gdpo.group_size", "greater than or equal to 2"]),
         ("gdpo.sigme=1", ["unknown key 'gdpo.sigme'", "gdpo.sigma"]),
     ],
 )
 def test_gdpo_refuses_what_cannot_work(override, parts):
     with pytest.raises(ConfigError) as error:
-        load(override, recipe=GdpoOfFlow)
+        load(*override.split(), recipe=GdpoOfFlow)
     assert all(part in str(error.value) for part in parts)
 
 

@@ -15,7 +15,6 @@ from rapport.pipeline.steps.contrast import (
     contrasted,
     recorded_pool,
     sampled_pool,
-    speaker_of,
 )
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import candidates
@@ -72,12 +71,6 @@ def test_recorded_ones_fit_the_speaker_and_none_goes_on_from_the_prompts_own_pas
         assert names <= set(fitting[prompt_id])
         assert prompt_id not in names or fitting[prompt_id] == [prompt_id]
         assert {corpus.clip(name).moment for name in names} == {corpus.clip(prompt_id).moment}
-
-
-def test_a_speaker_is_a_person_else_a_dyad(imitated):
-    clip = imitated.corpus.at("train", 0)
-    assert speaker_of(clip) == clip.speaker_id
-    assert speaker_of(SimpleNamespace(speaker_id="", dyad_id="d")) == "d"
 
 
 def test_of_a_rated_group_the_best_sample_is_taken_and_never_the_recorded_listener(

@@ -65,6 +65,19 @@ def means(row):
     return {name: np.mean(list(values.values())) for name, values in row.yardsticks.items()}
 
 
+def test_somebody_else_who_listened_has_this_listeners_face_at_rest(judge, corpus):
+    answers = judge.answers_of_baselines()["another listener"]
+    assert answers.keys() == judge.clips.keys()
+    ids = corpus.clip_ids("test")
+    for clip_id, [motion] in list(answers.items())[:3]:
+        other = corpus.clip(ids[ids.index(clip_id) + 1])
+        assert other.moment == judge.clips[clip_id].moment
+        moved = motion.values - judge.clips[clip_id].rest.subset(judge.layout).values
+        theirs = other.listener.values - other.rest.values
+        expected = Motion(theirs, corpus.layout).subset(judge.layout).values
+        np.testing.assert_allclose(moved, expected, atol=1e-5)
+
+
 def test_who_answers_what_is_meant_is_told_from_a_face_that_answers_nobody(rows):
     oracle, blank = means(rows["oracle"]), means(rows["mean face"])
     assert oracle["own_minus_another"] > blank["own_minus_another"] + 0.4

@@ -70,6 +70,7 @@ def test_a_round_by_hand():
         *GPUS,
         "rollout.prompts=40",
         "rollout.samples=4",
+        "dpo.contrast=0.5",
         "dpo.epochs=2",
         "dpo.first_steps=",
         "render.videos=10",
@@ -91,7 +92,7 @@ def test_a_round_by_hand():
             * 100
             / (100 * 2),  # two faces, 10 videos of 100 frames, 2 workers of 100 frames/s
             "rate": 40 * 5 / (10 * 5),
-            "dpo": 40
+            "dpo": (40 + 40)  # rated pairs, and as many that nobody rates
             * (2 * 3 + 1)
             * 2
             * (50 + 100)
@@ -104,11 +105,17 @@ def test_a_round_by_hand():
 
 
 def test_only_the_steps_that_count_are_learnt():
-    keys = (*GPUS, "dpo.epochs=1", "rollout.prompts=10", "vla.action.expr_dims=14")
+    keys = (*GPUS, "dpo.epochs=1", "dpo.contrast=0", "rollout.prompts=10")
+    keys += ("vla.action.expr_dims=14",)
     short = plan_round(config(*keys, "dpo.first_steps=2"), SIZE, COSTS).seconds["dpo"]
     assert short == pytest.approx(10 * 4 * 2 * (50 + 40) / 2000)  # 2 steps of 20 tokens
     endless = plan_round(config(*keys, "dpo.first_steps=50"), SIZE, COSTS).seconds["dpo"]
     assert endless == pytest.approx(10 * 4 * 2 * (50 + 100) / 2000), "no more than there are"
+
+
+def test_pairs_of_recorded_listeners_ask_no_engine_and_no_rater():
+    seconds = plan_round(config(*GPUS, "dpo.contrast=1"), SIZE, COSTS).seconds
+    assert seconds["rollout"] == seconds["rate"] == 0 < seconds["dpo"]
 
 
 def test_processes_without_gpus_share_the_cores():
@@ -258,7 +265,7 @@ def test_the_default_fits_the_machine_it_is_made_for():
     c = config("plan.nodes=1")
     checks = {check.name: check for check in plan_checks(c, model_size(c), CPU)}
     assert set(states(checks.values()).values()) == {"ok"}
-    assert checks["placement"].found.startswith("node 1: 2 engines, 2 learners")
+    assert checks["placement"].found.startswith("node 1: 2 engines, 1 learner")
     assert (
         4000 < plan_round(c, model_size(c), CPU).tokens_per_s < 12_000
     )  # 8,000 in the README's run

@@ -181,7 +181,7 @@ def test_baselines_and_protocols_of_a_corpus(ranked):
     rows = values["reactface"]["all"]["corrected"]
     learnt = [GROUND_TRUTH, "Random", "Mirror", "NN motion", "NN audio", "Regression"]
     rules = ["mirror, late", "mirror less own mean", "words", "words + mirror", "bad if either is"]
-    assert list(rows) == [*learnt, "mean face", *rules, "oracle"]
+    assert list(rows) == [*learnt, "mean face", "face at rest", *rules, "oracle"]
     assert rows["Mirror"]["FRSyn"] == 0 and rows[GROUND_TRUTH]["FRCorr"] == pytest.approx(1)
     assert rows["Regression"]["FRDiv"] == 0 < rows["Random"]["FRDiv"]
     assert values["lm_listener"]["all"]["reference"][GROUND_TRUTH]["L2"] == 0

@@ -251,6 +251,21 @@ def test_the_numbers_are_the_summarys():
     assert "3.7500" in sections["curve"] and "divergence" not in sections["curve"]
 
 
+def test_what_it_perceives_before_and_after():
+    def stream(cost):
+        bounds = {"mean": cost, "low": cost - 0.25, "high": cost + 0.25}
+        return bounds | {"gain": bounds, "own": bounds}
+
+    asked = {"split": "validation", "clips": 32, "conversations": 16, "streams": ["all", "voice"]}
+    summary = summary_of()
+    assert "perceives" not in read(page(facts(summary=summary))).sections
+    summary["metrics"]["perception"] = asked | {"all": stream(0.5), "voice": stream(0.125)}
+    summary["metrics"]["perception_after"] = asked | {"all": stream(1.5), "voice": stream(0.75)}
+    text = read(page(facts(summary=summary))).sections["perceives"]
+    assert "0.50 [0.25, 0.75]" in text and "1.50 [1.25, 1.75]" in text
+    assert "makes nothing of: voice (imitating policy)." in text and "16 speakers" in text
+
+
 def test_how_listeners_move_before_and_after():
     before = {
         "listen/unils/FDD": 60.0,

@@ -126,7 +126,7 @@ def test_default_spaces_are_eight_trials():
         ),
         (
             TuneDpoOfVla,
-            ["tune.space.dpo.batch_size=grid(8, 5)"],
+            ["tune.space.dpo.batch_size=grid(8, 5)", "learner.world_size=2"],
             ["refuses 5", "learner.world_size=2"],
         ),
         (

@@ -52,7 +52,7 @@ class Design:
     seconds: float = 4.0
     past: float = 4.0
     listeners: int = 4
-    riddles: float = 1.0
+    riddles: float = 0.5
     frames: int = 2
     image_size: int = 56
 

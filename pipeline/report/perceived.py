@@ -1,0 +1,46 @@
+"""What the VLA makes of what it sees, hears and reads."""
+
+from __future__ import annotations
+
+from rapport.pipeline.report.facts import Facts
+from rapport.pipeline.report.tables import Table, interval
+
+COLUMNS = (
+    "policy",
+    "stream",
+    "a foreign one costs",
+    "its own gains over none",
+    "nats with its own",
+)
+
+
+def what_it_perceives(facts: Facts) -> dict[str, object] | None:
+    """Stream by stream, before and after alignment; None where no policy was asked."""
+    found = facts.summary.perception
+    if not found:
+        return None
+    rows = [
+        [
+            policy,
+            stream,
+            interval(asked[stream]),
+            interval(asked[stream]["gain"]),
+            interval(asked[stream]["own"]),
+        ]
+        for policy, asked in found.items()
+        for stream in asked["streams"]
+    ]
+    silent = [
+        f"{stream} ({policy})"
+        for policy, asked in found.items()
+        for stream in asked["streams"]
+        if asked[stream]["low"] <= 0
+    ]
+    first = next(iter(found.values()))
+    return {
+        "table": Table("Nats a chunk, intervals over conversations", COLUMNS, rows),
+        "silent": ", ".join(silent),
+        "clips": first["clips"],
+        "conversations": first["conversations"],
+        "split": first["split"],
+    }
