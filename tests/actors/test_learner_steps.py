@@ -19,7 +19,7 @@ from rapport.policies.vla.settings import VlaConfig
 from rapport.policies.vla.training import SFT_SCHEMA
 
 SFT = SftConfig(steps=2, batch_size=6, window_share=0.5, learning_rate=3e-3)
-DPO = VlaDpoConfig(epochs=2, batch_size=6, learning_rate=1e-3)
+DPO = VlaDpoConfig(epochs=2, batch_size=6, learning_rate=1e-3, chosen_nll=0)
 
 
 @pytest.fixture(scope="module")

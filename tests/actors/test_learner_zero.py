@@ -34,7 +34,7 @@ OPTIONS = LearnerConfig(
     timeout_s=300,
 )
 SFT = SftConfig(steps=4, batch_size=4, window_share=0.5, learning_rate=3e-3)
-DPO = VlaDpoConfig(epochs=4, batch_size=8, learning_rate=1e-3)
+DPO = VlaDpoConfig(epochs=4, batch_size=8, learning_rate=1e-3, chosen_nll=0)
 
 
 @pytest.fixture(scope="module")

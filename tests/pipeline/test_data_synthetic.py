@@ -63,7 +63,7 @@ from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.voice import RECORDING, step_levels, voice_activity
 
 CONVERSATIONS = 12
-UNSEEN = Design(frames=0)
+UNSEEN = Design(frames=0, riddles=1)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_clip_has_every_modality_and_its_past(tmp_path):
     assert np.array_equal(clip.past.speaker.values, before.speaker.values)
     assert np.array_equal(clip.past.speaker_audio, before.speaker_audio)
     assert np.array_equal(clip.past.speaker_frames, before.speaker_frames)
-    assert -HEARD_S <= clip.past.words[0].start < -HEARD_S + 5 and clip.past.words[-1].end < 1
+    assert -HEARD_S <= clip.past.words[0].end < -HEARD_S + 5 and clip.past.words[-1].end < 1
     assert len(before.past.listener) == 100, "the first clip has its whole past, too"
     assert before.past.speaker_audio.std() > 0.01
 

@@ -62,7 +62,7 @@ def sft_task(checkpoint, table, **keys):
 
 
 def dpo_task(checkpoint, table, folder, reference=None, **keys):
-    config = VlaDpoConfig(**{"batch_size": 4, "epochs": 3} | keys)
+    config = VlaDpoConfig(**{"batch_size": 4, "epochs": 3, "contrast": 0, "chosen_nll": 0} | keys)
     return Dpo(
         checkpoint,
         reference or checkpoint,
