@@ -60,6 +60,8 @@ def dpo_run(ray_cluster, tmp_path_factory):
         "corpus.test_clips=16",
         "corpus.listeners=1",
         *SMALL,
+        "learner.world_size=2",
+        "learner.threads=1",
         "raters.workers=1",
         "render.workers=1",
         "--run-dir",
@@ -104,7 +106,7 @@ def test_the_summary_keeps_its_contract(dpo_run):
     assert engines["rollout"]["version"] and engines["rollout"]["canary_gap"] < 1e-3
     for learner in ("sft_learner", "dpo_learner"):
         assert engines[learner]["name"] == "deepspeed"
-        assert engines[learner]["zero_stage"] == 2
+        assert (engines[learner]["zero_stage"], engines[learner]["world_size"]) == (2, 2)
     assert "SIMULATED" in engines["raters"] and engines["render"]["codec"] == "libx264"
     assert {*PHASES, "fleet_start", "total"} <= set(summary["timings_s"])
     counts = summary["counts"]

@@ -24,6 +24,8 @@ LEAN = [
     "gdpo.group_size=2",
     "gdpo.batch_size=2",
     "learner.checkpoint_every=2",
+    "learner.world_size=2",
+    "learner.threads=1",
     "rollout.workers=1",
     "judge.windows=4",
     "judge.omegas=[2]",
@@ -47,7 +49,10 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
         4,
         16,
     )
-    assert "tiny-t5" in summary["engines"]["encoders"]["text"]
+    assert (
+        summary["engines"]["gdpo_learner"]["world_size"] == 2
+        and "tiny-t5" in summary["engines"]["encoders"]["text"]
+    )
     metrics = summary["metrics"]
     assert set(metrics["judgement"]) == {
         "VAE",

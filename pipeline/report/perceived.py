@@ -19,23 +19,16 @@ def what_it_perceives(facts: Facts) -> dict[str, object] | None:
     found = facts.summary.perception
     if not found:
         return None
+    asked = [
+        (policy, stream, metrics[stream])
+        for policy, metrics in found.items()
+        for stream in metrics["streams"]
+    ]
     rows = [
-        [
-            policy,
-            stream,
-            interval(asked[stream]),
-            interval(asked[stream]["gain"]),
-            interval(asked[stream]["own"]),
-        ]
-        for policy, asked in found.items()
-        for stream in asked["streams"]
+        [policy, stream, interval(cost), interval(cost["gain"]), interval(cost["own"])]
+        for policy, stream, cost in asked
     ]
-    silent = [
-        f"{stream} ({policy})"
-        for policy, asked in found.items()
-        for stream in asked["streams"]
-        if asked[stream]["low"] <= 0
-    ]
+    silent = [f"{stream} ({policy})" for policy, stream, cost in asked if cost["low"] <= 0]
     first = next(iter(found.values()))
     return {
         "table": Table("Nats a chunk, intervals over conversations", COLUMNS, rows),

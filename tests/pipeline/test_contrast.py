@@ -100,6 +100,15 @@ def test_rows_hold_both_reactions_and_whose_the_rejected_one_is(imitated, groups
         assert speakers[0] != speakers[1]
 
 
+def test_recordings_are_not_only_of_the_moments_that_were_rolled_out(imitated, groups, phase):
+    few = dict(list(groups.items())[:4])
+    pairs, pool, counts = contrasted(
+        phase, config_of(contrast=0.75), imitated, few, rated=4, scores={}, round_index=1
+    )
+    assert counts["contrast_pairs"] == len(pairs) == 12
+    assert len(pool.groups) > 4 and not set(pool.groups) <= set(few)
+
+
 def test_all_of_one_speaker_are_an_error(imitated, groups, phase):
     one = next(iter(groups))
     with pytest.raises(RunError, match="dpo.contrast=1: 1 prompts .* all of one speaker"):

@@ -112,7 +112,7 @@ def turn_statistics(speaker: np.ndarray, listener: np.ndarray) -> dict[str, floa
 
 
 def test_a_clip_has_every_modality_and_its_past(tmp_path):
-    design = Design(listeners=2, frames=2, image_size=32)
+    design = Design(listeners=2, riddles=1, frames=2, image_size=32)
     corpus = generate_corpus(tmp_path / "c", 2, 1, 1, design=design, workers=0)
     assert corpus.manifest["clips"] == {"test": 2, "train": 4, "validation": 2}
     clip = corpus.clip("train-0000-1-1")
@@ -133,7 +133,7 @@ def test_a_clip_has_every_modality_and_its_past(tmp_path):
     assert np.array_equal(clip.past.speaker.values, before.speaker.values)
     assert np.array_equal(clip.past.speaker_audio, before.speaker_audio)
     assert np.array_equal(clip.past.speaker_frames, before.speaker_frames)
-    assert -HEARD_S <= clip.past.words[0].end < -HEARD_S + 5 and clip.past.words[-1].end < 1
+    assert -HEARD_S <= clip.past.words[0].start < -HEARD_S + 5 and clip.past.words[-1].end < 1
     assert len(before.past.listener) == 100, "the first clip has its whole past, too"
     assert before.past.speaker_audio.std() > 0.01
 

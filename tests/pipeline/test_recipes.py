@@ -131,7 +131,8 @@ def test_held_out_prompts_are_of_the_split_that_is_judged(tiny_corpus, tiny_chec
 
 
 def test_the_curve_is_judged_on_validation_whatever_is_reported():
-    config = on_validation(DpoOfVla(curve={"prompts": 7}), CurveConfig(prompts=7))
+    config = on_validation(DpoOfVla(), CurveConfig(prompts=7, samples=3))
+    assert config.evaluation.samples == 3
     assert (config.evaluation.split, config.evaluation.prompts) == ("validation", 7)
     config = on_validation(DpoOfFlow(), CurveConfig(prompts=7))
     assert (config.evaluation.split, config.judge.windows) == ("validation", 7)
