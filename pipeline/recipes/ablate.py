@@ -3,6 +3,8 @@
 All variants of a seed start from the same imitating policy and learn from the same candidates. They
 differ in the labels and in the loss: Full is `dpo`; Random-Prefer is DPO on pairs whose labels a
 coin decides; SFT-Preferred imitates the preferred reaction of every pair; SFT-Only stops before.
+Where some pairs are no rater's, there are variants that learn from one kind alone; where the loss
+imitates beside, one that does not.
 """
 
 from __future__ import annotations
@@ -11,7 +13,12 @@ from typing import Any
 
 from rapport.pipeline.rundir import Run, Workspace
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
-from rapport.pipeline.steps.ablation import LEARNT, VARIANTS, compare_variants, learn_variant
+from rapport.pipeline.steps.ablation import (
+    VARIANTS,
+    compare_variants,
+    learn_variant,
+    learnt_variants,
+)
 from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
@@ -61,11 +68,12 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
         groups = candidates(part, config, imitated, fleet=fleet, renderers=renderers)
         ratings = rate(part, config, imitated, groups=groups, raters=raters)
         pairs = pair(part, config, imitated, groups=groups, ratings=ratings)
-        for name in LEARNT:
-            with part.part(name.lower(), config) as variant:
+        names = learnt_variants(config, pairs)
+        for name in names:
+            with part.part(name.lower().replace(" ", "-"), config) as variant:
                 path = learn_variant(variant, config, name, imitated=imitated, pairs=pairs)
                 policy = load_policy(path)
                 fleet.update(policy.weights(), policy)
                 jury.hear(policy, fleet, name=name)
-    table = {name: jury.rows[name] for name in VARIANTS}
+    table = {name: jury.rows[name] for name in [*names, VARIANTS[-1]]}
     return tabulate(table, part, bootstrap=config.evaluation.bootstrap)

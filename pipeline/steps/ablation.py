@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -18,21 +18,38 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
 from rapport.pipeline.steps.alignment import align
 from rapport.pipeline.steps.learning import Imitated, learn
+from rapport.pipeline.tracking import metric_key
 from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
 from rapport.policies.tables import read_table, write_table
 from rapport.policies.vla.training import IMITATION_SCHEMA
 
-VARIANTS = ("Full", "Random-Prefer", "SFT-Preferred", "SFT-Only")
-LEARNT = VARIANTS[:3]
+VARIANTS = ("Full", "Random-Prefer", "SFT-Preferred", "SFT-Only")  # the paper's
 # On RealTalk: other data and another affect estimator, so compare the order, not the size.
 PAPER = dict(zip(VARIANTS, ABLATION.rows.values(), strict=True))
-COLUMNS = ("l2", "fd", "l2_affect", "truth_affect_error", "simulated_rating")
+# Which of what Full learns from did it, where it is more than the paper's.
+RATED = "Rated pairs alone"
+CONTRAST = "Contrast pairs alone"
+LOSS = "Without imitation"
+COLUMNS = (
+    "l2",
+    "fd",
+    "l2_affect",
+    "truth_affect_error",
+    "simulated_rating",
+    "own_minus_another",
+    "matched",
+    "right",
+    "independent_own_minus_another",
+)
 COINS = {
     "chosen": "rejected",
     "rejected": "chosen",
     "chosen_score": "rejected_score",
     "rejected_score": "chosen_score",
 }
+
+
+_Config = TypeVar("_Config", AblateOfVla, AblateOfFlow)
 
 
 def learn_variant(
@@ -43,7 +60,7 @@ def learn_variant(
     imitated: Imitated,
     pairs: Path,
 ) -> Path:
-    """Full, Random-Prefer or SFT-Preferred; returns the policy's folder.
+    """One of `learnt_variants`; returns the policy's folder.
 
     Args:
         part: of the variant.
@@ -61,8 +78,37 @@ def learn_variant(
         labels = coin_labels(read_table(pairs), config.seed)
         write_table(table, labels, pair_schema(imitated.policy))
         pairs = table
+    elif name in (RATED, CONTRAST):
+        rows = read_table(pairs)
+        kept = [row for row in rows if (row["made_for"] is None) == (name == RATED)]
+        config = with_dpo(config, epochs=round(config.dpo.epochs * len(rows) / len(kept)))
+        pairs = part.directory / "pairs.arrow"
+        write_table(pairs, kept, pair_schema(imitated.policy))
+    elif name == LOSS:
+        config = with_dpo(config, chosen_nll=0.0)
     aligned = align(part, config, initial=start, reference=start, pairs=pairs)
     return aligned.artifacts["dpo_policy"]
+
+
+def learnt_variants(config: AblateOfVla | AblateOfFlow, pairs: Path) -> list[str]:
+    """Those of the paper that learn, and those that say what else did it.
+
+    Pairs of one kind alone are learnt from for as many steps as all of them.
+
+    Args:
+        config: of the recipe.
+        pairs: that all learn from.
+    """
+    rated = [row["made_for"] is None for row in read_table(pairs)]
+    others = [RATED, CONTRAST] if any(rated) and not all(rated) else []
+    if config.dpo.chosen_nll:
+        others.append(LOSS)
+    return [VARIANTS[0], *others, *VARIANTS[1:3]]
+
+
+def with_dpo(config: _Config, **changes: Any) -> _Config:
+    """The config with other keys of `dpo`."""
+    return config.model_copy(update={"dpo": config.dpo.model_copy(update=changes)})
 
 
 def coin_labels(pairs: Sequence[Mapping[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
@@ -139,20 +185,20 @@ def compare_variants(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]])
         table.add_column(column.replace("_", " "), justify="right")
     table.add_column(f"paper: {', '.join(ABLATION.columns).replace('_', ' ')}", justify="right")
     by_variant = {}
-    for variant in VARIANTS:
+    for variant in seeds[0]:
         metrics = {
             column: over_seeds([value(rows[variant], column) for rows in seeds])
             for column in COLUMNS
         }
         by_variant[variant] = metrics
         cells = [
-            "-" if each is None else f"{each['mean']:.4f} ± {each['std']:.4f}"
+            "-" if each is None else f"{each['mean']:.3f} ± {each['std']:.3f}"
             for each in metrics.values()
         ]
-        table.add_row(variant, *cells, ", ".join(f"{number:.2f}" for number in PAPER[variant]))
+        table.add_row(variant, *cells, ", ".join(f"{n:.2f}" for n in PAPER.get(variant, ())))
         known = {name: each["mean"] for name, each in metrics.items() if each is not None}
-        run.tracker.log({f"{variant.lower()}/{name}": mean for name, mean in known.items()})
-    Console(width=160).print(table)
+        run.tracker.log({f"{metric_key(variant)}/{name}": mean for name, mean in known.items()})
+    Console(width=200).print(table)
     run.summary["metrics"]["ablation"] = by_variant
 
 

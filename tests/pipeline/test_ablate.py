@@ -5,15 +5,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rapport.pipeline.objectives.dpo import pair_schema
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
+from rapport.pipeline.steps import ablation
 from rapport.pipeline.steps.ablation import (
+    CONTRAST,
+    LOSS,
+    RATED,
     VARIANTS,
     coin_labels,
     compare_variants,
+    learn_variant,
+    learnt_variants,
     over_seeds,
     preferred_rows,
 )
 from rapport.policies.flow.training import FLOW_SCHEMA, from_bytes
+from rapport.policies.tables import read_table, write_table
+from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.training import IMITATION_SCHEMA
 
 PAIRS = [
@@ -54,6 +63,46 @@ def test_the_vla_imitates_the_chosen_tokens():
     assert set(row) == set(IMITATION_SCHEMA.names)
 
 
+def pairs_of_two_kinds(folder, rated, contrast):
+    """A table of so many pairs of raters, then so many that no rater made."""
+    seen = {"frames": b"", "voice": b"", "present": [True, True]}
+    prompt = {"prompt_id": "a", "heard": [1], "said": [2], "own": [3], "rest": [0.5]} | seen
+    pair = prompt | {"chosen": [7], "rejected": [9]} | SCORES
+    rows = [pair | {"made_for": None}] * rated + [pair | {"made_for": "b"}] * contrast
+    path = folder / "pairs.arrow"
+    write_table(path, rows, pair_schema(VlaPolicy))
+    return path
+
+
+def test_what_else_did_it_is_asked_where_there_is_something_else(tmp_path):
+    config = AblateOfVla()
+    both = pairs_of_two_kinds(tmp_path, rated=2, contrast=6)
+    assert learnt_variants(config, both) == ["Full", RATED, CONTRAST, LOSS, *VARIANTS[1:3]]
+    papers = config.model_copy(update={"dpo": config.dpo.model_copy(update={"chosen_nll": 0.0})})
+    assert learnt_variants(papers, pairs_of_two_kinds(tmp_path, 2, 0)) == list(VARIANTS[:3])
+
+
+@pytest.mark.parametrize(("name", "kept", "epochs"), [(RATED, 2, 4), (CONTRAST, 6, 1)])
+def test_pairs_of_one_kind_are_learnt_from_for_as_many_steps(
+    tmp_path, monkeypatch, name, kept, epochs
+):
+    asked = {}
+
+    def align(part, config, **given):
+        asked.update(given, epochs=config.dpo.epochs, chosen_nll=config.dpo.chosen_nll)
+        return SimpleNamespace(artifacts={"dpo_policy": tmp_path / "aligned"})
+
+    monkeypatch.setattr(ablation, "align", align)
+    imitated = SimpleNamespace(policy_path=tmp_path / "sft", policy=VlaPolicy)
+    (tmp_path / "part").mkdir()
+    part = SimpleNamespace(directory=tmp_path / "part")
+    pairs = pairs_of_two_kinds(tmp_path, rated=2, contrast=6)
+    learn_variant(part, AblateOfVla(), name, imitated=imitated, pairs=pairs)
+    rows = read_table(asked["pairs"])
+    assert len(rows) == kept and asked["epochs"] == epochs and asked["chosen_nll"] > 0
+    assert {row["made_for"] for row in rows} == {None if name == RATED else "b"}
+
+
 def test_ar_flow_imitates_the_chosen_latents():
     conditions = {name: b"" for name in FLOW_SCHEMA.names if name != "latents"}
     chosen = [[0.5, -1.0], [2.0, 3.0]]
@@ -77,6 +126,10 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
             "l2_affect": None,
             "truth_affect_error": 0.5,
             "simulated_rating": {"mean": 3 + x},
+            "own_minus_another": {"mean": x, "low": 0.0, "high": 1.0},
+            "matched": None,
+            "right": None,
+            "independent_own_minus_another": None,
         }
 
     seeds = [{name: row(i + 0.1 * k) for k, name in enumerate(VARIANTS)} for i in (0, 1, 2)]
@@ -92,4 +145,4 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
     )
     assert logged["random-prefer/fd"] == pytest.approx(11.0) and "full/l2_affect" not in logged
     printed = capsys.readouterr().out
-    assert "3 seeds" in printed and "1.2000 ± 1.0000" in printed and "15.25" in printed
+    assert "3 seeds" in printed and "1.200 ± 1.000" in printed and "15.25" in printed

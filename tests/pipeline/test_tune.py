@@ -221,7 +221,9 @@ def test_a_trial_asks_for_learners_and_for_the_fleet_it_brings(tiny_corpus, tiny
     config = load_config(TuneDpoOfVla, None, ["learner.world_size=2"])
     assert dpo.demand(config) == {"CPU": pytest.approx(0.8), "GPU": 0}
     gdpo = GdpoTrials(tiny_corpus.path, tiny_checkpoint, None, post_train)
-    config = load_config(TuneGdpoOfFlow, None, ["rollout.gpus=1", "learner.gpus=1", "learner.world_size=2"])
+    config = load_config(
+        TuneGdpoOfFlow, None, ["rollout.gpus=1", "learner.gpus=1", "learner.world_size=2"]
+    )
     assert gdpo.demand(config) == {"CPU": pytest.approx(1.0), "GPU": 4}
     again = pickle.loads(ray.cloudpickle.dumps(gdpo))
     assert again.post_train is post_train and again.start == tiny_checkpoint
