@@ -69,8 +69,9 @@ class SftConfig(ImitationConfig):
     absent: float = Field(0.4, ge=0, lt=1)
     """share of the rows in which a stream is absent: pictures, voice, words, each by itself; so
     that none starves the others"""
-    perceived: int = Field(128, ge=0)
-    """validation clips on which is asked what the policy perceives; 0 = it is not asked"""
+    perceived: int = Field(512, ge=0)
+    """validation clips, each of a listener, on which is asked what the policy perceives; 0 = it is
+    not asked"""
     lambda_exp: float = Field(1.0, ge=0)
     """weight of the expression tokens (Eq. 7)"""
     lambda_pose: float = Field(1.0, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -47,9 +47,6 @@ COINS = {
     "chosen_score": "rejected_score",
     "rejected_score": "chosen_score",
 }
-
-
-_Config = TypeVar("_Config", AblateOfVla, AblateOfFlow)
 
 
 def learn_variant(
@@ -106,7 +103,7 @@ def learnt_variants(config: AblateOfVla | AblateOfFlow, pairs: Path) -> list[str
     return [VARIANTS[0], *others, *VARIANTS[1:3]]
 
 
-def with_dpo(config: _Config, **changes: Any) -> _Config:
+def with_dpo(config: AblateOfVla | AblateOfFlow, **changes: Any) -> AblateOfVla | AblateOfFlow:
     """The config with other keys of `dpo`."""
     return config.model_copy(update={"dpo": config.dpo.model_copy(update=changes)})
 

@@ -17,7 +17,7 @@ from rapport.policies.vla.perception import Cost, drawn_others, perception
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.rewards.metrics.statistics import mean_interval
 
-OTHERS = 2  # conversations whose streams each clip is shown in place of its own
+OTHERS = 1  # conversations whose streams each clip is shown in place of its own
 SPLIT = "validation"
 FEWEST = 2  # conversations that a swap needs
 
@@ -98,9 +98,10 @@ def _perceived(
 def asked_clips(corpus: Corpus, limit: int) -> dict[str, str]:
     """Conversations of clips of the validation split by clip id, in order.
 
-    The clips are one of each moment, evenly spread over it.
+    The clips are evenly spread over it. All who listened to a moment are asked, as one of them may
+    have thought of something else.
     """
-    moments = list(corpus.first_listeners(SPLIT).items())
+    moments = list(corpus.moments(SPLIT).items())
     count = min(limit, len(moments))
     places = np.unique(np.linspace(0, len(moments) - 1, count).round().astype(int))
     return {clip_id: who for clip_id, (who, _) in (moments[place] for place in places)}

@@ -67,11 +67,9 @@ def test_one_listener_to_each_moment_is_enough_to_know_its_speaker(corpus):
     assert {clip.clip_id: clip.moment for clip in read} == first
 
 
-@pytest.mark.parametrize(("limit", "places"), [(9, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 5])])
-def test_what_a_policy_perceives_is_asked_of_one_listener_a_moment(
-    monkeypatch, corpus, limit, places
-):
+@pytest.mark.parametrize(("limit", "places"), [(99, range(18)), (3, [0, 8, 17])])
+def test_what_a_policy_perceives_is_asked_of_all_who_listened(monkeypatch, corpus, limit, places):
     monkeypatch.setattr("rapport.pipeline.steps.perceiving.SPLIT", "test")
-    first = list(corpus.first_listeners("test").items())
-    wanted = {first[place][0]: first[place][1][0] for place in places}
+    everybody = list(corpus.moments("test").items())
+    wanted = {everybody[place][0]: everybody[place][1][0] for place in places}
     assert asked_clips(corpus, limit) == wanted
