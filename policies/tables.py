@@ -32,18 +32,33 @@ def read_table(path: Path) -> datasets.Dataset:
     return datasets.Dataset.from_file(str(path))
 
 
-def batch_rows(step: int, batch_size: int, size: int, seed: int) -> np.ndarray:
+def batch_rows(
+    step: int, batch_size: int, size: int, seed: int, *, together: int = 1
+) -> np.ndarray:
     """Row numbers (batch_size,) of the global batch of `step`.
 
     Every row comes once in an epoch, in another order in each.
 
     A function of its arguments alone, so a resumed run reads on where it stopped.
+
+    Args:
+        step: of the optimiser.
+        batch_size: rows.
+        size: rows of the table.
+        seed: of the order.
+        together: so many rows that follow each other stay together, where they divide batch and
+            table.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(positions // size)
-    }
+    orders = {e: _order(size, together, [seed, int(e)]) for e in np.unique(positions // size)}
     return np.array([orders[p // size][p % size] for p in positions])
+
+
+def _order(size: int, together: int, seed: list[int]) -> np.ndarray:
+    whole = size // together
+    blocks = np.random.default_rng(seed).permutation(whole)
+    rows = (blocks[:, None] * together + np.arange(together)).ravel()
+    return np.concatenate([rows, np.arange(whole * together, size)])
 
 
 def rank_share(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -60,6 +60,7 @@ class Dpo(PolicyObjective):
         policy_config: the policy's own section.
     """
 
+    TOGETHER = 2  # twins of contrast pairs
     config: DpoConfig
 
     def __init__(

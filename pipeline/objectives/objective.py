@@ -27,6 +27,8 @@ class TableObjective:
         seed: of batches and draws.
     """
 
+    TOGETHER = 1  # rows that follow each other and are learnt in one step
+
     def __init__(self, table: Path, config: Any, seed: int) -> None:
         self.table = str(table)
         self.config = config
@@ -69,7 +71,11 @@ class TableObjective:
             batch_size: over all learners; None = that of the config.
         """
         order = batch_rows(
-            step, batch_size or self.config.batch_size, len(self.rows), seed=self.seed
+            step,
+            batch_size or self.config.batch_size,
+            len(self.rows),
+            seed=self.seed,
+            together=self.TOGETHER,
         )
         shared: list[int] = rank_share(order, rank, world_size).tolist()
         return shared

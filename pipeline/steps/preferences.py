@@ -285,7 +285,8 @@ def _paired(
     counts["rated_pairs"] = len(rated)
     counts["pairs"] = len(rated) + len(contrast)
     require_batch(counts, config.dpo.batch_size)
-    rows = chain(pair_rows(rated, by_id, imitated), contrast_rows(contrast, pool, imitated))
+    # Twins first: their number is even, so that no rated pair comes between two.
+    rows = chain(contrast_rows(contrast, pool, imitated), pair_rows(rated, by_id, imitated))
     table = step.directory / "pairs.arrow"
     write_table(table, rows, pair_schema(imitated.policy))
     return PhaseResult(

@@ -166,16 +166,17 @@ def contrast_pairs(
     """Pairs that only listening tells apart: a reaction against one made for another speaker.
 
     Of `drawn` reactions from other conversations, the rejected one is that whose amplitude is
-    nearest to the chosen one's. A reaction is chosen about as often as it is rejected, so nothing
-    that all speakers get alike (a smile, a still head, the noise of a sampler) is preferred. Avatar
-    Forcing (arXiv 2601.00664) rejects what was generated without the speaker, which is less lively,
-    too; here both were made for somebody.
+    nearest to the chosen one's. Its twin follows, in which the two change places beside the other
+    speaker. So nothing that all speakers get alike (a smile, a still head, the noise of a sampler)
+    is preferred, and in a batch that holds both, what makes one reaction likelier than the other
+    whoever speaks cancels from the gradient. Avatar Forcing (arXiv 2601.00664) rejects what was
+    generated without the speaker, which is less lively, too; here both were made for somebody.
 
     Args:
         amplitudes: prompt id -> reactions that may be chosen there -> how far they move, see
             `amplitude`.
         conversations: prompt id -> who speaks; others are other people.
-        count: of pairs. Prompts take turns, so no two differ by more than one pair.
+        count: of pairs, twins included; even. Prompts take turns to have one with its twin.
         drawn: reactions from other conversations, at most.
         seed: of order and draws.
 
@@ -191,7 +192,7 @@ def contrast_pairs(
     rng = np.random.default_rng([seed, len(prompts)])
     order = rng.permutation(len(prompts))
     pairs = []
-    for number in range(count):
+    for number in range(count // 2):
         prompt = prompts[order[number % len(prompts)]]
         chosen = _drawn(amplitudes[prompt], rng)
         others = [other for other in prompts if conversations[other] != conversations[prompt]]
@@ -203,17 +204,20 @@ def contrast_pairs(
             for place, rival in zip(picked, rivals, strict=True)
         }
         rejected = min(rivals, key=lambda rival: gaps[rival])
-        pairs.append(ContrastPair(prompt, chosen, rejected, gaps[rejected]))
+        gap = gaps[rejected]
+        pairs.append(ContrastPair(prompt, chosen, rejected, gap))
+        pairs.append(ContrastPair(rejected.prompt_id, rejected, chosen, gap))
     return pairs
 
 
 def contrast_count(rated: int, prompts: int, share: float) -> int:
-    """How many contrast pairs make up `share` of all, beside `rated` pairs of raters.
+    """How many contrast pairs make up `share` of all, beside `rated` pairs of raters; even.
 
     Ratings are dear and these pairs are not, so none of the former is left out for them. With
-    share 1 there are no others, and each prompt has one.
+    share 1 there are no others, and as many as prompts.
     """
-    return prompts if share == 1 else round(rated * share / (1 - share))
+    wanted = prompts if share == 1 else rated * share / (1 - share)
+    return 2 * round(wanted / 2)
 
 
 def amplitude(motion: np.ndarray, scale: np.ndarray) -> float:
