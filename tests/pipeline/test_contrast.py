@@ -136,7 +136,7 @@ def test_mixed_with_ratings_no_rated_pair_is_left_out(imitated, groups, phase):
     rows = read_table(result.artifacts["pairs"]).to_list()
     assert (result.counts["rated_pairs"], result.counts["contrast_pairs"]) == (6, 6)
     assert result.metrics == {"contrast_share": 0.5} and len(rows) == result.counts["pairs"] == 12
-    assert [row["made_for"] is None for row in rows] == [True] * 6 + [False] * 6
+    assert [row["made_for"] is None for row in rows] == [False] * 6 + [True] * 6, "twins first"
 
 
 def test_without_raters_no_pair_is_a_rated_one(imitated, groups, phase):

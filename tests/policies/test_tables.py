@@ -35,13 +35,28 @@ def test_a_table_that_fails_half_way_keeps_the_old_one(tmp_path):
     assert list(read_table(tmp_path / "t.arrow")) == old
 
 
-@given(size=st.integers(1, 40), batch_size=st.integers(1, 17), seed=st.integers(0, 5))
+@given(
+    size=st.integers(1, 40),
+    batch_size=st.integers(1, 17),
+    seed=st.integers(0, 5),
+    together=st.integers(1, 3),
+)
 @settings(max_examples=40, deadline=None)
-def test_every_row_comes_once_per_epoch(size, batch_size, seed):
+def test_every_row_comes_once_per_epoch(size, batch_size, seed, together):
     steps = -(-3 * size // batch_size)
-    order = np.concatenate([batch_rows(step, batch_size, size, seed) for step in range(steps)])
+    batches = [batch_rows(step, batch_size, size, seed, together=together) for step in range(steps)]
+    order = np.concatenate(batches)
     for epoch in range(3):
         assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [40, 41])
+def test_rows_that_belong_together_are_learnt_together(size):
+    for step in range(5):
+        rows = batch_rows(step, 8, size, seed=3, together=2).tolist()
+        assert [row + 1 for row in rows[::2]] == rows[1::2] and not any(r % 2 for r in rows[::2])
+    alone = np.concatenate([batch_rows(step, 8, 40, seed=3) for step in range(5)])
+    assert any(a + 1 != b for a, b in zip(alone[::2], alone[1::2], strict=True))
 
 
 def test_the_order_is_a_function_of_its_arguments_and_changes_with_epoch_and_seed():

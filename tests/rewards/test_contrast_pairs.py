@@ -28,10 +28,21 @@ def groups(seed=0):
 
 def test_the_rejected_one_was_made_for_somebody_else():
     pairs = contrast_pairs(groups(), SPEAKERS, 480)  # a speaker's other prompt would be drawn, too
-    assert Counter(pair.prompt_id for pair in pairs) == dict.fromkeys(PROMPTS, 20)
+    assert Counter(pair.prompt_id for pair in pairs[::2]) == dict.fromkeys(PROMPTS, 10)
     for pair in pairs:
         assert pair.chosen.prompt_id == pair.prompt_id
         assert SPEAKERS[pair.rejected.prompt_id] != SPEAKERS[pair.prompt_id]
+
+
+def test_every_pair_has_its_twin_in_which_the_reactions_change_places():
+    pairs = contrast_pairs(groups(), SPEAKERS, 96)
+    assert len(pairs) == 96
+    for pair, twin in zip(pairs[::2], pairs[1::2], strict=True):
+        assert (twin.chosen, twin.rejected, twin.gap) == (pair.rejected, pair.chosen, pair.gap)
+        assert (
+            twin.prompt_id == pair.rejected.prompt_id and pair.prompt_id == twin.rejected.prompt_id
+        )
+    assert Counter(pair.chosen for pair in pairs) == Counter(pair.rejected for pair in pairs)
 
 
 def test_both_are_as_lively_the_more_there_are_to_choose_from():
@@ -75,6 +86,7 @@ def test_the_share_is_of_all_pairs():
     assert contrast_count(rated=60, prompts=64, share=0.25) == 20
     assert contrast_count(rated=60, prompts=64, share=0.5) == 60
     assert contrast_count(rated=0, prompts=64, share=1.0) == 64
+    assert contrast_count(rated=61, prompts=64, share=0.25) == 20, "twins are two"
 
 
 def test_amplitude_is_the_deviation_in_units_of_the_people():
