@@ -5,7 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
+from rapport.rewards.dpo_loss import PairLogProbs, dpo_loss
 from rapport.rewards.ratings.pairs import (
     ReactionId,
     amplitude,
@@ -43,6 +45,30 @@ def test_every_pair_has_its_twin_in_which_the_reactions_change_places():
             twin.prompt_id == pair.rejected.prompt_id and pair.prompt_id == twin.rejected.prompt_id
         )
     assert Counter(pair.chosen for pair in pairs) == Counter(pair.rejected for pair in pairs)
+
+
+def test_what_is_likelier_whoever_speaks_cancels_between_twins():
+    """log p(y | x) = habit[y] + heard[x, y]: at the reference, only what is heard is learnt."""
+    habit = torch.tensor([0.3, -1.2], requires_grad=True)
+    heard = torch.tensor([[0.5, 0.1], [-0.4, 0.9]], requires_grad=True)
+
+    def gradients(pairs):
+        speaker, chosen, rejected = torch.tensor(pairs).T
+        likely = habit + heard
+        pair = PairLogProbs(
+            policy_chosen=likely[speaker, chosen],
+            policy_rejected=likely[speaker, rejected],
+            reference_chosen=likely[speaker, chosen].detach(),
+            reference_rejected=likely[speaker, rejected].detach(),
+            num_tokens=1,
+        )
+        return torch.autograd.grad(dpo_loss(pair, 0.1, "sigmoid").losses.mean(), [habit, heard])
+
+    alone, _ = gradients([(0, 0, 1)])
+    assert alone.abs().min() > 0.01
+    twins, listening = gradients([(0, 0, 1), (1, 1, 0)])
+    assert twins.abs().max() < 1e-7
+    assert torch.equal(listening.sign(), torch.tensor([[-1.0, 1.0], [1.0, -1.0]]))
 
 
 def test_both_are_as_lively_the_more_there_are_to_choose_from():
