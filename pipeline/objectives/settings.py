@@ -49,7 +49,7 @@ class PerceptionTraining(ImitationConfig):
 class SftConfig(ImitationConfig):
     """Imitation by the VLA (Eq. 7-9)."""
 
-    steps: int = Field(500, ge=1)
+    steps: int = Field(1200, ge=1)
     """optimiser steps"""
     batch_size: int = Field(8, ge=1)
     """contexts per step over all learners, each begun with any chunk of a clip"""
@@ -199,7 +199,7 @@ class DpoConfig(Section):
 class VlaDpoConfig(DpoConfig):
     """DPO of the VLA."""
 
-    contrast: float = Field(0.875, ge=0, le=1)
+    contrast: float = Field(0.9375, ge=0, le=1)
     """share of pairs that no rater makes: rejected is a reaction to ANOTHER speaker, as lively as
     the chosen one, so that only listening tells them apart; 0 = the paper's, 1 = no rater is
     asked"""
@@ -214,7 +214,7 @@ class VlaDpoConfig(DpoConfig):
     all = everything that vla.* lets train"""
     first_steps: int | None = Field(None, ge=1)
     """leading action steps whose log-probs count; empty = all of them (Eq. 11)"""
-    learning_rate: float = Field(1.6e-3, gt=0)
+    learning_rate: float = Field(8e-4, gt=0)
     """peak; same schedule as SFT"""
 
     @property
