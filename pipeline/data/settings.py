@@ -32,7 +32,7 @@ class CorpusConfig(Section):
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
     nobody does (dualtalk)"""
-    train_clips: int = Field(512, ge=1)
+    train_clips: int = Field(1536, ge=1)
     """moments to train on, each listened to by corpus.listeners (synthetic)"""
     validation_clips: int = Field(128, ge=1)
     """moments on which choices are made, of other people (synthetic)"""

@@ -29,13 +29,13 @@ class PerceptionTraining(ImitationConfig):
     It stands for what published DINOv2 and SigLIP bring with them.
     """
 
-    steps: int = Field(300, ge=0)
+    steps: int = Field(400, ge=0)
     """optimiser steps; 0 = encoders stay random, and learn by imitation"""
     batch_size: int = Field(32, ge=1)
     """chunks per step over all learners"""
     learning_rate: float = Field(3e-3, gt=0)
     """peak; same schedule as SFT"""
-    chunks: int = Field(2048, ge=1)
+    chunks: int = Field(4096, ge=1)
     """chunks of training conversations, at most"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
