@@ -243,7 +243,7 @@ class TuneGdpoOfFlow(GdpoOfFlow, SweptRewards):
 
     RECIPE = GdpoOfFlow
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
-    corpus: CorpusConfig = CorpusConfig(seconds=4.0, frames=0)
+    corpus: CorpusConfig = CorpusConfig(seconds=4.0, frames=0, train_clips=512)
     gdpo: FlowGdpoConfig = FlowGdpoConfig(iterations=40)
     tune: TuneConfig = TuneConfig(
         space={"gdpo.sigma": "grid(0.25, 0.5, 0.75, 1.0)", "gdpo.group_size": "grid(4, 8)"},

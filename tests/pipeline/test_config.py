@@ -438,7 +438,7 @@ def test_a_key_that_does_something_is_taken(heeded, capsys):
 
 def test_a_file_may_serve_several_runs_and_what_is_not_heeded_of_it_is_said(tmp_path, capsys):
     file = tmp_path / "c.yaml"
-    file.write_text("corpus:\n  seconds: 2.0\n  train_clips: 512\nsft:\n  steps: 5\n")
+    file.write_text("corpus:\n  seconds: 2.0\n  train_clips: 1536\nsft:\n  steps: 5\n")
     assert load(file=file).unheeded() == {}
     config = load("candidates=x", file=file)
     assert set(config.unheeded()) == {"corpus.seconds", "sft.steps"}, "train_clips has its default"

@@ -120,7 +120,7 @@ class Sample(NamedTuple):
 
 def generate_corpus(
     path: str | Path,
-    n_train: int = 512,
+    n_train: int = 1536,
     n_validation: int = 128,
     n_test: int = 128,
     *,
