@@ -280,7 +280,8 @@ def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path)
         "chosen and rejected meet the same noise"
     )
     loss, metrics = task.loss(module, batch)
-    assert loss.item() == pytest.approx(np.log(2)) and metrics["margin"].item() == 0
+    assert loss.item() == pytest.approx(np.log(2), rel=1e-5)
+    assert metrics["margin"].item() == pytest.approx(0, abs=1e-4)
     values, metrics = descend(task, module, 30, 1e-3)
     assert np.mean(values[-5:]) < 0.4 and metrics["accuracy"] == 1
     assert all(p.grad is None for p in task.reference_policy.module().parameters())

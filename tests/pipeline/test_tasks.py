@@ -257,7 +257,7 @@ def test_a_batch_of_pairs_carries_its_own_references_and_margins(
 ):
     task = dpo_task(tiny_checkpoint, pair_table, tmp_path, loss="margin")
     task.reference_log_likelihoods = torch.arange(16.0).reshape(8, 2)
-    rows = batch_rows(1, 4, 8, seed=3)
+    rows = batch_rows(1, 4, 8, seed=3, together=2)
     batch = task.batch(1, rank=1, world_size=2)
     assert batch["reference"].tolist() == [[2.0 * r, 2.0 * r + 1] for r in rows[1::2]]
     torch.testing.assert_close(
