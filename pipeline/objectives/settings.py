@@ -209,8 +209,7 @@ class VlaDpoConfig(DpoConfig):
     epochs: int = Field(1, ge=1)
     """passes over the pairs"""
     train: Literal["inputs", "all"] = "all"
-    """inputs = vision, projector and embeddings: LLaMA's blocks and head stay as SFT left them,
-    so that what the policy makes of the speaker changes more than what it does with everyone;
+    """inputs = vision, projector and embeddings: LLaMA's blocks and head stay as SFT left them;
     all = everything that vla.* lets train"""
     first_steps: int | None = Field(None, ge=1)
     """leading action steps whose log-probs count; empty = all of them (Eq. 11)"""
