@@ -339,7 +339,7 @@ def test_a_job_can_be_left_alone_and_asked_about(ray_cluster):
     while "SUCCEEDED" not in (status := ray_cluster.job("status", "left-alone").stdout.upper()):
         assert "FAILED" not in status and time.monotonic() < deadline, status
         time.sleep(0.5)
-    assert "train_clips: 512" in ray_cluster.job("logs", "left-alone").stdout
+    assert "train_clips: 1536" in ray_cluster.job("logs", "left-alone").stdout
 
 
 @pytest.mark.long
