@@ -16,6 +16,7 @@ from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
 from rapport.pipeline.steps.ablation import (
     VARIANTS,
     compare_variants,
+    config_of,
     learn_variant,
     learnt_variants,
 )
@@ -70,8 +71,9 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
         pairs = pair(part, config, imitated, groups=groups, ratings=ratings)
         names = learnt_variants(config, pairs)
         for name in names:
-            with part.part(name.lower().replace(" ", "-"), config) as variant:
-                path = learn_variant(variant, config, name, imitated=imitated, pairs=pairs)
+            varied = config_of(config, name, pairs)
+            with part.part(name.lower().replace(" ", "-"), varied) as variant:
+                path = learn_variant(variant, varied, name, imitated=imitated, pairs=pairs)
                 policy = load_policy(path)
                 fleet.update(policy.weights(), policy)
                 jury.hear(policy, fleet, name=name)

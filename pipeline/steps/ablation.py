@@ -61,7 +61,7 @@ def learn_variant(
 
     Args:
         part: of the variant.
-        config: of the recipe.
+        config: of the variant.
         name: of the variant.
         imitated: the policy that all start from.
         pairs: that all learn from.
@@ -76,21 +76,15 @@ def learn_variant(
         write_table(table, labels, pair_schema(imitated.policy))
         pairs = table
     elif name in (RATED, CONTRAST):
-        rows = read_table(pairs)
-        kept = [row for row in rows if (row["made_for"] is None) == (name == RATED)]
-        config = with_dpo(config, epochs=round(config.dpo.epochs * len(rows) / len(kept)))
-        pairs = part.directory / "pairs.arrow"
-        write_table(pairs, kept, pair_schema(imitated.policy))
-    elif name == LOSS:
-        config = with_dpo(config, chosen_nll=0.0)
+        table = part.directory / "pairs.arrow"
+        write_table(table, _of_kind(read_table(pairs), name), pair_schema(imitated.policy))
+        pairs = table
     aligned = align(part, config, initial=start, reference=start, pairs=pairs)
     return aligned.artifacts["dpo_policy"]
 
 
 def learnt_variants(config: AblateOfVla | AblateOfFlow, pairs: Path) -> list[str]:
     """Those of the paper that learn, and those that say what else did it.
-
-    Pairs of one kind alone are learnt from for as many steps as all of them.
 
     Args:
         config: of the recipe.
@@ -103,9 +97,31 @@ def learnt_variants(config: AblateOfVla | AblateOfFlow, pairs: Path) -> list[str
     return [VARIANTS[0], *others, *VARIANTS[1:3]]
 
 
-def with_dpo(config: AblateOfVla | AblateOfFlow, **changes: Any) -> AblateOfVla | AblateOfFlow:
-    """The config with other keys of `dpo`."""
+def config_of(
+    config: AblateOfVla | AblateOfFlow, name: str, pairs: Path
+) -> AblateOfVla | AblateOfFlow:
+    """The config of a variant.
+
+    Pairs of one kind alone are learnt from for as many steps as all of them.
+
+    Args:
+        config: of the recipe.
+        name: of the variant.
+        pairs: that all learn from.
+    """
+    changes: dict[str, Any] = {}
+    if name in (RATED, CONTRAST):
+        rows = read_table(pairs)
+        kept = sum(1 for _ in _of_kind(rows, name))
+        changes = {"epochs": round(config.dpo.epochs * len(rows) / kept)}
+    elif name == LOSS:
+        changes = {"chosen_nll": 0.0}
     return config.model_copy(update={"dpo": config.dpo.model_copy(update=changes)})
+
+
+def _of_kind(pairs: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """Those that raters made, or those that no rater made."""
+    return (row for row in pairs if (row["made_for"] is None) == (name == RATED))
 
 
 def coin_labels(pairs: Sequence[Mapping[str, Any]], seed: int) -> Iterator[dict[str, Any]]:

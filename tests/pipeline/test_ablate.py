@@ -15,6 +15,7 @@ from rapport.pipeline.steps.ablation import (
     VARIANTS,
     coin_labels,
     compare_variants,
+    config_of,
     learn_variant,
     learnt_variants,
     over_seeds,
@@ -97,10 +98,19 @@ def test_pairs_of_one_kind_are_learnt_from_for_as_many_steps(
     (tmp_path / "part").mkdir()
     part = SimpleNamespace(directory=tmp_path / "part")
     pairs = pairs_of_two_kinds(tmp_path, rated=2, contrast=6)
-    learn_variant(part, AblateOfVla(), name, imitated=imitated, pairs=pairs)
+    config = config_of(AblateOfVla(), name, pairs)
+    learn_variant(part, config, name, imitated=imitated, pairs=pairs)
     rows = read_table(asked["pairs"])
     assert len(rows) == kept and asked["epochs"] == epochs and asked["chosen_nll"] > 0
     assert {row["made_for"] for row in rows} == {None if name == RATED else "b"}
+
+
+def test_a_variants_config_says_what_it_does_otherwise(tmp_path):
+    config = AblateOfVla()
+    pairs = pairs_of_two_kinds(tmp_path, rated=2, contrast=6)
+    assert config_of(config, LOSS, pairs).dpo.chosen_nll == 0 < config.dpo.chosen_nll
+    for name in VARIANTS:
+        assert config_of(config, name, pairs) == config
 
 
 def test_ar_flow_imitates_the_chosen_latents():

@@ -280,8 +280,10 @@ def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path)
         "chosen and rejected meet the same noise"
     )
     loss, metrics = task.loss(module, batch)
-    assert loss.item() == pytest.approx(np.log(2), rel=1e-5)
-    assert metrics["margin"].item() == pytest.approx(0, abs=1e-4)
+    # Two modules of the same weights, elsewhere in memory: one or two units of rounding apart.
+    rounding = 200.0 * 2 * float(np.finfo(np.float32).eps)
+    assert loss.item() == pytest.approx(np.log(2), abs=rounding)
+    assert abs(metrics["margin"].item()) <= rounding
     values, metrics = descend(task, module, 30, 1e-3)
     assert np.mean(values[-5:]) < 0.4 and metrics["accuracy"] == 1
     assert all(p.grad is None for p in task.reference_policy.module().parameters())
