@@ -17,6 +17,7 @@ from rapport.pipeline.steps.ablation import (
     VARIANTS,
     compare_variants,
     config_of,
+    full_less,
     learn_variant,
     learnt_variants,
 )
@@ -78,4 +79,5 @@ def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
                 fleet.update(policy.weights(), policy)
                 jury.hear(policy, fleet, name=name)
     table = {name: jury.rows[name] for name in [*names, VARIANTS[-1]]}
+    part.summary["metrics"]["full_less"] = full_less(table, config.evaluation.bootstrap)
     return tabulate(table, part, bootstrap=config.evaluation.bootstrap)

@@ -17,6 +17,7 @@ from rapport.pipeline.report.paper import ABLATION
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, Workspace, phase
 from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
 from rapport.pipeline.steps.alignment import align
+from rapport.pipeline.steps.judging import YARDSTICKS, MethodRow
 from rapport.pipeline.steps.learning import Imitated, learn
 from rapport.pipeline.tracking import metric_key
 from rapport.policies.flow.training import FLOW_SCHEMA, to_bytes
@@ -179,6 +180,21 @@ def preferred_rows(
         else:
             prompt = {name: row[name] for name in FLOW_SCHEMA.names if name in row}
             yield prompt | {"latents": to_bytes(np.array(row["chosen"], np.float32))}
+
+
+def full_less(table: Mapping[str, MethodRow], bootstrap: int) -> dict[str, dict[str, Any]]:
+    """By how much Full is above each other variant on the same prompts, by rating and yardstick.
+
+    Args:
+        table: variant -> its row.
+        bootstrap: resamples of the intervals.
+    """
+    full = table[VARIANTS[0]]
+    return {
+        name: {key: full.change(row, key, bootstrap) for key in ("scores", *YARDSTICKS)}
+        for name, row in table.items()
+        if row is not full
+    }
 
 
 def compare_variants(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:

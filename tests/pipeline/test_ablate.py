@@ -16,11 +16,13 @@ from rapport.pipeline.steps.ablation import (
     coin_labels,
     compare_variants,
     config_of,
+    full_less,
     learn_variant,
     learnt_variants,
     over_seeds,
     preferred_rows,
 )
+from rapport.pipeline.steps.judging import MethodRow
 from rapport.policies.flow.training import FLOW_SCHEMA, from_bytes
 from rapport.policies.tables import read_table, write_table
 from rapport.policies.vla.policy import VlaPolicy
@@ -111,6 +113,17 @@ def test_a_variants_config_says_what_it_does_otherwise(tmp_path):
     assert config_of(config, LOSS, pairs).dpo.chosen_nll == 0 < config.dpo.chosen_nll
     for name in VARIANTS:
         assert config_of(config, name, pairs) == config
+
+
+def test_full_is_compared_with_each_other_variant_on_the_same_prompts():
+    def row(*scores):
+        by_clip = {f"c{n}": score for n, score in enumerate(scores)}
+        return MethodRow({}, by_clip, {}, conversations={clip: clip for clip in by_clip})
+
+    found = full_less({"Full": row(3, 4, 5), "Random-Prefer": row(1, 4, 4)}, 100)
+    assert list(found) == ["Random-Prefer"]
+    assert found["Random-Prefer"]["scores"]["mean"] == pytest.approx(1)
+    assert found["Random-Prefer"]["right"] is None
 
 
 def test_ar_flow_imitates_the_chosen_latents():
