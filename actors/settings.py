@@ -145,8 +145,8 @@ class CandidateEngineConfig(EngineConfig, CandidateFleetConfig):
 class CandidateFlowConfig(CandidateFleetConfig):
     """The same of AR-Flow."""
 
-    steps: int = Field(10, ge=1)
-    """denoise steps of the ODE"""
+    evaluations: int = Field(10, ge=2, multiple_of=2)
+    """evaluations of the velocity a latent, by the midpoint rule"""
 
 
 class RenderConfig(Section):

@@ -52,8 +52,8 @@ from rapport.pipeline.steps.settings import (
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.vla.settings import VlaConfig
-from rapport.rewards.dynamics import GroupWeightsConfig, RewardConfig
 from rapport.rewards.ratings.scores import ScoreConfig
+from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
 from rapport.settings import Section
 
 DRAWN = ("size", "supersample", "codec", "crf")  # how a video is drawn

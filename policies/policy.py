@@ -221,7 +221,7 @@ class Policy(ABC):
         log_probs = self.action_log_probs(forward, batch)[0]
         return Likelihood(log_probs, log_probs)
 
-    def kl(self, policy: Likelihood, reference: Tensor) -> Tensor:
+    def kl(self, policy: Likelihood, reference: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """KL to the reference, action by action, like `policy.log_probs`.
 
         By default the estimate from samples that is never negative and without bias on policy
@@ -230,6 +230,7 @@ class Policy(ABC):
         Args:
             policy: what `likelihood` gave.
             reference: the `density` that `likelihood` gives of the same group under the reference.
+            batch: of the group.
         """
         apart = reference - policy.density
         return apart.exp() - apart - 1
@@ -243,9 +244,10 @@ class Policy(ABC):
         actions = [[row[name] for name in names] for row in rows]
         return torch.from_numpy(np.array(actions, np.float32))
 
-    def collate_group(self, reactions: Sequence[Reaction]) -> Tensor:
-        """The actions of a group, (1, samples, ...)."""
-        return torch.from_numpy(np.stack([reaction.actions for reaction in reactions]))[None]
+    def collate_group(self, reactions: Sequence[Reaction]) -> dict[str, Tensor]:
+        """What a batch has of the reactions to its one prompt: `actions` (1, samples, ...)."""
+        actions = np.stack([reaction.actions for reaction in reactions])
+        return {"actions": torch.from_numpy(actions)[None]}
 
     def counted(self, value: Any, steps: int | None) -> Any:
         """The first `steps` action steps of a reaction in a table; None = all of it."""
@@ -256,7 +258,11 @@ class Policy(ABC):
         return np.asarray(actions).tolist()
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
-        """A mask over frames, (frames,) bool, as one that fits a sample's `log_probs`."""
+        """Numbers of frames, (..., frames), as numbers of actions.
+
+        They fit a sample's `log_probs` after (...), or broadcast to it. A mask becomes the share of
+        an action's frames in it.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no likelihood of single actions")
 
     @property

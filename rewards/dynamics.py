@@ -1,76 +1,45 @@
-"""Dynamics rewards: whether a listener moves as much and as lively as the recorded one did.
+"""Dynamics rewards: whether listeners move as much and as lively as recorded ones do.
 
-Source: GDPO-Listener, section 3.3. Each component is a penalty, 0 at best, for every FLAME group by
-itself, on decoded motion and on listening frames only. Units are those of the group (expression
-coefficients, radians, eyelid closure), so numbers of unlike groups do not compare; group-decoupled
-advantages never add them before they are normalised.
+A reward belongs to a component of a FLAME group, to a sample and to a frame in which the actor
+listens. A component is a feature of the motion about that frame, and a distance from the recorded
+listener's. Components are never added before they are normalised one by one
+(`rapport.rewards.advantage`), so their units do not matter.
 
-`positional_variance`, `velocity_variance`, `mean_drift` and `mse` are the paper's. It writes the
-variances and the MSE as sums over frames; here they are means, so that a number does not depend on
-how long a clip is. `jerk` and `range` are guards: a policy can raise its variance by trembling or
-by leaving what a face can do.
+Two forms.
+
+- `energy`: minus the distance to the recorded listener, plus the mean distance to the other samples
+  of the group. This is the energy score (Gneiting & Raftery 2007), which is proper: it is best when
+  samples are spread as people are. Its features are where the face is on average, its path, and how
+  lively it is in three bands.
+- `paper`: minus the distance to the recorded listener alone (GDPO-Listener, section 3.3, which
+  writes sums over frames where here are means). It is best at the median of what people might do,
+  so it makes listeners alike; with few samples the difference is large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from rapport.policies.motion import Layout, Motion, require_same_layout
-from rapport.settings import Section
+from rapport.rewards.settings import RewardConfig
 
-
-class RewardConfig(Section):
-    """Weights of the penalties in the reward of a FLAME group.
-
-    The paper names the first four components and gives no values.
-    """
-
-    positional_variance: float = Field(default=1.0, ge=0)
-    """of standard deviations over time, against the recorded"""
-    velocity_variance: float = Field(default=8.0, ge=0)
-    """of those of frame-to-frame differences, which are about an eighth as large"""
-    mean_drift: float = Field(default=0.03, ge=0)
-    """of the distance of the means over time"""
-    mse: float = Field(default=0.05, ge=0)
-    """of the mean squared error"""
-    jerk: float = Field(default=8.0, ge=0)
-    """of third differences against the recorded: guards against trembling"""
-    range: float = Field(default=1.0, ge=0)
-    """of what lies outside the corpus' limits: guards against grimaces"""
-
-    @model_validator(mode="after")
-    def _something_counts(self) -> RewardConfig:
-        weights = self.model_dump()
-        if not all(np.isfinite(weight) for weight in weights.values()) or not any(weights.values()):
-            raise ValueError(f"the weights must be finite and not all 0, got {weights}")
-        return self
-
-
-class GroupWeightsConfig(Section):
-    """lambda_i of the FLAME groups (Eq. 9); one that the corpus lacks has no reward."""
-
-    expr: float = Field(default=1.0, ge=0)
-    """expression coefficients"""
-    jaw: float = Field(default=1.0, ge=0)
-    """jaw rotation"""
-    neck: float = Field(default=1.0, ge=0)
-    """neck rotation"""
-    eyelid: float = Field(default=1.0, ge=0)
-    """eyelid closure; in clips so short that most have no blink, the penalty is least without"""
-    eyepose: float = Field(default=1.0, ge=0)
-    """eye rotations"""
-    rot: float = Field(default=1.0, ge=0)
-    """global head rotation"""
-    trans: float = Field(default=1.0, ge=0)
-    """head translation; the paper's corpus has none"""
-
-
-DEFAULT_WEIGHTS = RewardConfig()
-COMPONENTS = tuple(RewardConfig.model_fields)
-Penalties = dict[str, dict[str, float]]  # component -> group -> penalty
+# Moving averages that part the bands, seconds; what passes them is halved at about .44 / length Hz.
+SHORT = 0.25
+LONG = 1.0
+# Over how much time the liveliness of a band is taken, seconds; of the slow one over the window.
+MIDDLE_SPAN = 2.0
+FAST_SPAN = 1.0
+# A reward needs so many listening frames; fewer say how somebody sat when the other one began.
+LEAST_FRAMES = 25
+# Added to squares before a root is taken: its slope at 0 is infinite.
+TINY = 1e-12
 
 
 def listening_frames(actor_speaks: np.ndarray, partner_speaks: np.ndarray) -> np.ndarray:
@@ -121,152 +90,187 @@ def motion_limits(motions: Iterable[Motion]) -> Motion:
     return limits
 
 
-def penalties(
-    generated: Motion, recorded: Motion, listening: np.ndarray, limits: Motion
-) -> Penalties:
-    """Every component for every group, averaged over the channels of the group.
-
-    The components:
-
-    - positional_variance: |std(generated) - std(recorded)| over time.
-    - velocity_variance: the same of frame-to-frame differences.
-    - mean_drift: |mean(generated) - mean(recorded)|.
-    - mse: mean squared difference.
-    - jerk: |rms of third differences, generated - recorded|, per frame^3.
-    - range: mean distance outside the limits.
-
-    Differences over time never reach across frames that are left out. Standard deviations have ddof
-    1. With too few frames (2 for a standard deviation, 3 in a row for that of velocities, 4 in a
-    row for jerk) a penalty is NaN: missing.
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What the reactions to a prompt are compared with.
 
     Args:
-        generated: motion of the policy.
-        recorded: what the listener really did, of the same layout and length.
+        motion: of the recorded listener.
         listening: (time,) bool, frames that count.
         limits: two frames, the lowest and highest value of each channel (see `motion_limits`).
 
-    Returns:
-        component -> group -> penalty.
-
     Raises:
-        LayoutError: unlike layouts.
-        ValueError: unlike lengths, or a mask or limits of another form.
+        LayoutError: limits of another layout.
+        ValueError: a mask or limits of another form.
     """
-    mask = _check(generated, recorded, listening, limits=limits)
-    x = generated.values.astype(np.float64)
-    y = recorded.values.astype(np.float64)
-    low, high = limits.values.astype(np.float64)
-    x_velocity = _differences(x, mask, order=1)
-    y_velocity = _differences(y, mask, order=1)
-    x_jerk = _differences(x, mask, order=3)
-    y_jerk = _differences(y, mask, order=3)
-    x = x[mask]
-    y = y[mask]
-    by_channel = {
-        "positional_variance": np.abs(_std(x) - _std(y)),
-        "velocity_variance": np.abs(_std(x_velocity) - _std(y_velocity)),
-        "mean_drift": np.abs(_mean(x) - _mean(y)),
-        "mse": _mean((x - y) ** 2),
-        "jerk": np.abs(_rms(x_jerk) - _rms(y_jerk)),
-        "range": _mean(np.maximum(x - high, 0) + np.maximum(low - x, 0)),
-    }
-    return {
-        component: by_group(values, generated.layout) for component, values in by_channel.items()
-    }
+
+    motion: Motion
+    listening: np.ndarray
+    limits: Motion
+
+    def __post_init__(self) -> None:
+        _check(self.motion, self.listening, self.limits)
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether somebody listens long enough."""
+        return enough_listening(self.listening)
 
 
-def missing_penalties(layout: Layout) -> Penalties:
-    """Those of a rollout that failed: NaN throughout."""
-    return {component: dict.fromkeys(layout.names, np.nan) for component in COMPONENTS}
+def enough_listening(listening: np.ndarray) -> bool:
+    """Whether so many frames of listening are there that a reward says something."""
+    return int(np.sum(listening)) >= LEAST_FRAMES
 
 
-def group_rewards(
-    penalties_by_component: Penalties, weights: RewardConfig = DEFAULT_WEIGHTS
-) -> dict[str, float]:
-    """R_i of every group: minus the weighted sum of its penalties.
+def group_rewards(samples: Tensor, recorded: Recorded, config: RewardConfig) -> Tensor:
+    """Rewards of a group of reactions to one prompt, (group, time, components, FLAME groups).
 
-    NaN where a penalty is NaN whose weight is positive.
-    """
-    used = [(component, weight) for component, weight in weights.model_dump().items() if weight]
-    groups = penalties_by_component[COMPONENTS[0]]
-    return {
-        group: -sum(weight * penalties_by_component[component][group] for component, weight in used)
-        for group in groups
-    }
-
-
-def variance_ratio(generated: Motion, recorded: Motion, listening: np.ndarray) -> dict[str, float]:
-    """Variance over time, generated over recorded; a collapsed policy is well below 1.
-
-    Variances are summed over the channels of a group before they are divided.
+    NaN = missing: in frames in which nobody listens, everywhere where somebody listens for less
+    than `LEAST_FRAMES`, and of samples that are not finite. Differentiable in the samples.
 
     Args:
-        generated: motion of the policy.
-        recorded: what the listener really did, of the same layout and length.
-        listening: (time,) bool, frames that count.
+        samples: (group, time, dim).
+        recorded: what they are compared with.
+        config: which form, and which components.
 
-    Returns:
-        group -> ratio; NaN with fewer than 2 frames, or where the recorded group stands still.
+    Raises:
+        ValueError: samples of another shape.
     """
-    mask = _check(generated, recorded, listening)
-    x = by_group(_std(generated.values[mask].astype(np.float64)) ** 2, generated.layout)
-    y = by_group(_std(recorded.values[mask].astype(np.float64)) ** 2, recorded.layout)
-    return {group: x[group] / y[group] if y[group] > 0 else np.nan for group in x}
-
-
-def by_group(values: np.ndarray, layout: Layout) -> dict[str, float]:
-    """Mean over the channels of each group, of (dim,) values."""
-    return {name: float(values[layout.columns(name)].mean()) for name in layout.names}
-
-
-def _differences(values: np.ndarray, mask: np.ndarray, order: int) -> np.ndarray:
-    """Differences of `order` over time, (n, dim), where `order + 1` frames in a row all count."""
-    whole = mask[:0]
-    if len(mask) > order:
-        whole = np.asarray(np.lib.stride_tricks.sliding_window_view(mask, order + 1).all(1))
-    differences: np.ndarray = np.diff(values, n=order, axis=0)[whole]
-    return differences
-
-
-def _std(values: np.ndarray) -> np.ndarray:
-    if len(values) < 2:
-        return np.full(values.shape[1], np.nan)
-    std: np.ndarray = values.std(0, ddof=1)
-    return std
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    if not len(values):
-        return np.full(values.shape[1], np.nan)
-    mean: np.ndarray = values.mean(0)
-    return mean
-
-
-def _rms(values: np.ndarray) -> np.ndarray:
-    rms: np.ndarray = np.sqrt(_mean(values**2))
-    return rms
-
-
-def _check(
-    generated: Motion, recorded: Motion, listening: np.ndarray, limits: Motion | None = None
-) -> np.ndarray:
-    """The listening mask, when everything goes together."""
-    require_same_layout(
-        generated.layout, recorded.layout, "dynamics rewards of generated and recorded motion"
+    values = torch.as_tensor(recorded.motion.values).to(samples)
+    if samples.ndim != 3 or samples.shape[1:] != values.shape:
+        raise ValueError(
+            f"samples {tuple(samples.shape)} are not (group, {', '.join(map(str, values.shape))}), "
+            "as the recorded motion is"
+        )
+    layout = recorded.motion.layout
+    listening = torch.as_tensor(recorded.listening, device=samples.device)
+    finite = samples.isfinite().flatten(1).all(1)
+    rewards = samples.new_full(
+        (*samples.shape[:2], len(config.weights), len(layout.names)), torch.nan
     )
-    if len(generated) != len(recorded):
+    if not recorded.rewarded or not finite.any():
+        return rewards
+    sound = samples[finite]
+    features = FEATURES[config.form]
+    ours = features(sound, listening, layout.fps)
+    theirs = features(values[None], listening, layout.fps)
+    components = []
+    for name in config.weights:
+        if name == "range":
+            components.append(-_by_group(_beyond(sound, recorded.limits), layout, "mean"))
+            continue
+        apart = _distance(ours[name], theirs[name], layout)
+        if config.form == "energy":
+            apart = apart - _among(ours[name], layout)
+        components.append(-apart)
+    counted = torch.stack(components, 2)
+    counted = torch.where(listening[:, None, None], counted, torch.nan)
+    return rewards.masked_scatter(finite[:, None, None, None].expand_as(rewards), counted)
+
+
+def energy_features(values: Tensor, listening: Tensor, fps: float) -> dict[str, Tensor]:
+    """Feature -> (samples, time, dim) of motion (samples, time, dim).
+
+    Bands are differences of moving averages, and how lively one is, the root of the mean square
+    over the listening frames about a frame.
+
+    Args:
+        values: motion.
+        listening: (time,) bool, at least one frame.
+        fps: frames per second.
+    """
+    mean = values[:, listening].mean(1, keepdim=True)
+    smooth = moving_average(values, SHORT * fps)
+    smoother = moving_average(values, LONG * fps)
+    slow = (smoother - mean)[:, listening].square().mean(1, keepdim=True)
+    return {
+        "mean": mean.expand_as(values),
+        "path": smooth,
+        "slow": (slow + TINY).sqrt().expand_as(values),
+        "middle": _liveliness(smooth - smoother, listening, MIDDLE_SPAN * fps),
+        "fast": _liveliness(values - smooth, listening, FAST_SPAN * fps),
+    }
+
+
+def paper_features(values: Tensor, listening: Tensor, fps: float) -> dict[str, Tensor]:
+    """The same of the paper's components; velocities never reach across frames left out."""
+    heard = values[:, listening]
+    velocity = values.diff(dim=1)[:, listening[1:] & listening[:-1]]
+    whole = {
+        "positional_variance": _std(heard),
+        "velocity_variance": _std(velocity),
+        "mean_drift": heard.mean(1, keepdim=True),
+    }
+    return {name: value.expand_as(values) for name, value in whole.items()} | {"mse": values}
+
+
+FEATURES: Mapping[str, Callable[[Tensor, Tensor, float], dict[str, Tensor]]] = {
+    "energy": energy_features,
+    "paper": paper_features,
+}
+
+
+def moving_average(values: Tensor, frames: float) -> Tensor:
+    """Over the nearest odd number of frames, (samples, time, dim); shorter at both ends."""
+    reach = int(frames / 2)
+    averaged: Tensor = F.avg_pool1d(
+        values.mT, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False
+    )
+    smoothed: Tensor = averaged.mT
+    return smoothed
+
+
+def _liveliness(band: Tensor, listening: Tensor, frames: float) -> Tensor:
+    """Root mean square over the listening frames within `frames` of each."""
+    counted = listening.to(band)[None, :, None]
+    power = moving_average(band.square() * counted, frames)
+    return (power / moving_average(counted, frames).clamp(min=TINY) + TINY).sqrt()
+
+
+def _std(values: Tensor) -> Tensor:
+    """(samples, 1, dim); 0 with a single frame."""
+    if values.shape[1] < 2:
+        return values.new_zeros(len(values), 1, values.shape[2])
+    return (values.var(1, keepdim=True) + TINY).sqrt()
+
+
+def _distance(ours: Tensor, theirs: Tensor, layout: Layout) -> Tensor:
+    """Euclidean distance in each FLAME group, (samples, time, groups), of (samples, time, dim)."""
+    return (_by_group((ours - theirs).square(), layout, "sum") + TINY).sqrt()
+
+
+def _among(ours: Tensor, layout: Layout) -> Tensor:
+    """Mean distance of each sample from the others, (samples, time, groups)."""
+    count = len(ours)
+    if count < 2:
+        return ours.new_zeros(1, ours.shape[1], len(layout.names))
+    # Each sample moves in the field of the others, which stand still: so gradients count a pair
+    # once, and are those of the score.
+    apart = torch.stack([_distance(ours, other[None], layout) for other in ours.detach()])
+    itself = torch.eye(count, dtype=torch.bool, device=ours.device)[:, :, None, None]
+    return torch.where(itself, 0.0, apart).sum(1) / (count - 1)
+
+
+def _beyond(values: Tensor, limits: Motion) -> Tensor:
+    low, high = torch.as_tensor(limits.values).to(values)
+    beyond: Tensor = (values - high).clamp(min=0) + (low - values).clamp(min=0)
+    return beyond
+
+
+def _by_group(values: Tensor, layout: Layout, reduction: Literal["mean", "sum"]) -> Tensor:
+    """(..., dim) -> (..., groups)."""
+    reduce = torch.sum if reduction == "sum" else torch.mean
+    return torch.stack([reduce(values[..., layout.columns(name)], -1) for name in layout.names], -1)
+
+
+def _check(motion: Motion, listening: np.ndarray, limits: Motion) -> None:
+    if listening.shape != (len(motion),) or listening.dtype != bool:
         raise ValueError(
-            f"generated motion has {len(generated)} frames, the recorded one {len(recorded)}"
+            f"the listening mask is {listening.dtype} {listening.shape}, it must be bool "
+            f"({len(motion)},)"
         )
-    mask = np.asarray(listening)
-    if mask.shape != (len(generated),) or mask.dtype != bool:
+    require_same_layout(motion.layout, limits.layout, "limits of the motion")
+    if len(limits) != 2 or (limits.values[0] > limits.values[1]).any():
         raise ValueError(
-            f"the listening mask is {mask.dtype} {mask.shape}, it must be bool ({len(generated)},)"
+            "limits are two frames, the lowest and the highest values; see motion_limits"
         )
-    if limits is not None:
-        require_same_layout(generated.layout, limits.layout, "limits of the motion")
-        if len(limits) != 2 or (limits.values[0] > limits.values[1]).any():
-            raise ValueError(
-                "limits are two frames, the lowest and the highest values; see motion_limits"
-            )
-    return mask

@@ -21,7 +21,7 @@ class PolicyActions:
         log_probs: (samples, ...) of the actions under the policy, with gradients.
         old_log_probs: the same under the behaviour policy. Computed by the same code on the same
             batch, the ratio of an unchanged policy is exactly 1.
-        advantages: (samples,).
+        advantages: (samples, ...) that broadcast to `log_probs`.
         kl: like `log_probs`, KL(policy || reference) of each action.
         mask: like `log_probs`, bool, actions that count (listening frames); None = all. A sample of
             which none counts adds 0.
@@ -50,10 +50,14 @@ class PolicyActions:
                 "log-probs, KL, mask and weights must have one shape (samples, actions ...), got "
                 f"{listed}"
             )
-        if self.advantages.shape != self.log_probs.shape[:1]:
+        advantages = tuple(self.advantages.shape)
+        actions = tuple(self.log_probs.shape)
+        fits = len(advantages) == len(actions) and advantages[0] == actions[0]
+        if not fits or any(
+            own not in (1, wanted) for own, wanted in zip(advantages, actions, strict=True)
+        ):
             raise ValueError(
-                f"advantages must be ({len(self.log_probs)},), one a sample, got "
-                f"{tuple(self.advantages.shape)}"
+                f"advantages must broadcast to log-probs {actions}, got {advantages}"
             )
 
 
@@ -100,7 +104,7 @@ def clipped_policy_loss(actions: PolicyActions, clip: float, beta: float) -> Pol
     log_ratio = torch.where(counted, log_ratio, 0.0)
     kl = torch.where(counted, actions.kl.flatten(1), 0.0)
     ratio = log_ratio.exp()
-    advantage = actions.advantages.to(log_ratio).unsqueeze(1)
+    advantage = actions.advantages.expand_as(actions.log_probs).flatten(1).to(log_ratio)
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     if actions.weights is not None:
         surrogate = surrogate * torch.where(counted, actions.weights.detach().flatten(1), 0.0)

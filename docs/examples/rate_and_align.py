@@ -74,7 +74,7 @@ def rate(
 def batch_of(policy: Policy, clip: Clip, reactions: list[Reaction]) -> dict[str, torch.Tensor]:
     """One prompt with some reactions to it, as tensors."""
     row = policy.prompt_row(policy.encode(clip))
-    return policy.collate([row]) | {"actions": policy.collate_group(reactions)}
+    return policy.collate([row]) | policy.collate_group(reactions)
 
 
 def align(policy: Policy, reference: Policy, batches: list[dict[str, torch.Tensor]]) -> None:

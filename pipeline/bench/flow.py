@@ -23,14 +23,13 @@ from rapport.pipeline.bench_settings import FlowBench
 from rapport.policies.flow.conditions import Conditions
 from rapport.policies.flow.config import PAPER_GROUPS, flow_config, vae_config
 from rapport.policies.flow.model import ARFlow, initialised
-from rapport.policies.flow.sampling import draw_noise, generate
-from rapport.policies.flow.sde import replay_velocities, rollout
+from rapport.policies.flow.rollouts import NoisyWindow, PaperSde, replay_means, rollout
+from rapport.policies.flow.sampling import draw_noise, generate, ode
 from rapport.policies.motion import Layout
 
-# GDPO-Listener, section 4.1.
-STEPS = 10
-ROLLOUT_STEPS = 4
+EVALUATIONS = 10
 SIGMA = 0.5
+EXPLORATION = NoisyWindow("midpoint", EVALUATIONS, SIGMA)
 GROUP_SIZES = (1, 2, 4, 8, 16)
 REPLAYED = 4  # rollouts, the paper's G
 T5_XXL = 4096  # wide
@@ -39,7 +38,7 @@ WAV2VEC2_LARGE = 1024  # wide
 
 @dataclass(frozen=True)
 class Replay:
-    """How much of a rollout is learnt from at once.
+    """How much of a rollout by the paper's SDE is learnt from at once.
 
     Args:
         latents: of the window.
@@ -94,15 +93,16 @@ def _generation(config: FlowBench, model: ARFlow, conditions: Conditions) -> dic
     }
     cached = {}
     for name, way in ways.items():
-        work = partial(generate, model, conditions, noise, steps=STEPS, **way)
+        work = partial(generate, model, conditions, noise, ode("midpoint", EVALUATIONS), **way)
         cached[name] = _repeated(work, config.bench.repeats)
     step = _repeated(partial(_uncached_step, model, conditions, noise), config.bench.repeats)
-    uncached = sizes.window * STEPS * step["median"]
+    uncached = sizes.window * EVALUATIONS * step["median"]
     frames_per_second = {name: sizes.frames / time["median"] for name, time in cached.items()}
     speed_up = uncached / cached["offline"]["median"]
     shown = ", ".join(f"{fps:.0f} frames/s {name}" for name, fps in frames_per_second.items())
     logger.info(
-        f"[flow] {STEPS} steps: {shown}; keeping prefix and history is {speed_up:.1f} times as fast"
+        f"[flow] {EVALUATIONS} evaluations: {shown}; keeping prefix and history is "
+        f"{speed_up:.1f} times as fast"
     )
     return {
         "generate_s": cached,
@@ -113,12 +113,13 @@ def _generation(config: FlowBench, model: ARFlow, conditions: Conditions) -> dic
 
 
 def _groups(config: FlowBench, model: ARFlow, conditions: Conditions) -> dict[str, Any]:
-    """By the SDE, for groups of several sizes."""
+    """With a noisy step, for groups of several sizes."""
     sizes = model.config
     groups = {}
     for size in GROUP_SIZES:
-        noise = draw_noise([config.seed], size, sizes.window, ROLLOUT_STEPS + 1, sizes.latent_dim)
-        work = partial(rollout, model, conditions, noise, sigma=SIGMA)
+        noise = draw_noise([config.seed], size, sizes.window, 2, sizes.latent_dim)
+        first = EXPLORATION.first([config.seed])
+        work = partial(rollout, model, conditions, noise, EXPLORATION, first)
         groups[str(size)] = _repeated(work, config.bench.repeats)
     relative = {size: time["median"] / groups["1"]["median"] for size, time in groups.items()}
     shown = ", ".join(f"G={size} {ratio:.2f}x" for size, ratio in relative.items())
@@ -156,13 +157,15 @@ def replay_memory(replay: Replay, seed: int, threads: int) -> float:
 def _growth(replay: Replay, seed: int, threads: int) -> float:
     torch.set_num_threads(threads)
     model, conditions = paper_size(seed, replay.latents)
-    shape = (1, REPLAYED, replay.latents, replay.steps + 1, model.config.latent_dim)
+    sde = PaperSde(replay.steps, SIGMA)
+    shape = (1, REPLAYED, replay.latents, replay.steps + 2, model.config.latent_dim)
     states = torch.randn(shape)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = getrusage(RUSAGE_SELF).ru_maxrss  # KiB
-    velocities = replay_velocities(model, conditions, states, chunk=replay.chunk)
-    velocities.square().mean().backward()
+    first = torch.zeros(1, dtype=torch.int64)
+    means = replay_means(model, conditions, states, sde, first, chunk=replay.chunk)
+    means.square().mean().backward()
     return (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
 
 

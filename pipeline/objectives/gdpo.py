@@ -16,6 +16,7 @@ from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import GdpoConfig
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.tables import rank_share
+from rapport.rewards.dynamics import enough_listening
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss, importance_weights
 
 
@@ -26,7 +27,7 @@ class Rollouts:
     Args:
         row: of the prompt in the table of scenes.
         reactions: the group.
-        advantages: (group,).
+        advantages: (group, frames), of frames in which somebody listens; 0 elsewhere.
     """
 
     row: int
@@ -111,7 +112,7 @@ class Gdpo(PolicyObjective):
         return {"prompts_of_step": self.replay[first : first + share]}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
-        """Eq. 10 where the actor listens; where they speak, the policy is held to the reference.
+        """Eq. 10 where there is a reward; elsewhere the policy is held to the reference.
 
         Prompt by prompt, as in the replay before: same shapes, hence the same sums to the last bit.
         """
@@ -121,8 +122,8 @@ class Gdpo(PolicyObjective):
         for stored in batch["prompts_of_step"]:
             row = to_device(stored, self.device)
             current = self.policy.likelihood(forward, row)
-            kl = self.policy.kl(current, row["reference"])
-            listening = row["listening"].expand_as(current.log_probs)
+            kl = self.policy.kl(current, row["reference"], row)
+            rewarded = row["rewarded"].expand_as(current.log_probs)
             weights = None
             if config.largest_weight is not None:
                 weights = importance_weights(row["old"], row["engine"], config.largest_weight)
@@ -131,17 +132,16 @@ class Gdpo(PolicyObjective):
                 old_log_probs=row["old"],
                 advantages=row["advantages"],
                 kl=kl,
-                mask=listening,
+                mask=rewarded,
                 weights=weights,
             )
             clipped = clipped_policy_loss(actions, config.clip, config.beta)
             loss = clipped.loss
             parts = clipped.metrics
-            if config.speaking_weight is not None:
-                speaking = row["speaking"].expand_as(listening)
-                held = torch.where(speaking, kl, 0.0).sum() / speaking.sum().clamp(min=1)
-                loss = loss + config.speaking_weight * held
-                parts["kl_speaking"] = held.detach()
+            if config.hold_weight is not None:
+                held = torch.where(rewarded, 0.0, kl).sum() / (~rewarded).sum().clamp(min=1)
+                loss = loss + config.hold_weight * held
+                parts["kl_unrewarded"] = held.detach()
             if weights is not None and config.largest_weight is not None:
                 parts |= self._mismatch(row, weights, config.largest_weight)
             parts["kl/reference"] = parts.pop("kl")
@@ -167,22 +167,27 @@ class Gdpo(PolicyObjective):
         """One prompt: its batch, `advantages`, masks, and log-probs of old policy and reference."""
         scene = self.rows[rollouts.row]
         policy = self.policy
-        actions = policy.collate_group(rollouts.reactions)
-        batch = to_device(policy.collate([scene]) | {"actions": actions}, self.device)
+        group = policy.collate_group(rollouts.reactions)
+        batch = to_device(policy.collate([scene]) | group, self.device)
         reference = self.reference.likelihood(self.reference.module(), batch).density
         engine = torch.from_numpy(np.stack([log_probs_of(r) for r in rollouts.reactions]))
         old = engine
         if not self.config.asynchronous or self.config.largest_weight is not None:
             old = policy.likelihood(forward, batch).log_probs
         row = batch | {
-            "advantages": rollouts.advantages,
+            "advantages": policy.of_actions(rollouts.advantages.numpy()),
             "engine": engine,
             "old": old,
             "reference": reference,
-            "listening": policy.of_actions(np.array(scene["listening"])),
-            "speaking": policy.of_actions(np.array(scene["speaking"])),
+            "rewarded": policy.of_actions(rewarded_frames(scene)) >= 0.5,
         }
         return to_device(row, torch.device("cpu"))
+
+
+def rewarded_frames(scene: Mapping[str, Any]) -> np.ndarray:
+    """(frames,) bool: where the actor of a scene listens, if they do for long enough."""
+    listening = np.array(scene["listening"])
+    return listening & enough_listening(listening)
 
 
 def log_probs_of(reaction: Reaction) -> np.ndarray:

@@ -268,8 +268,6 @@ class GdpoConfig(Section):
     """AdamW weight decay"""
     estimator: Literal["gdpo", "grpo"] = "gdpo"
     """rewards normalised one by one, or summed first"""
-    batch_norm: bool = False
-    """the batch-level step of the original GDPO"""
 
     @property
     def updates(self) -> int:
@@ -282,8 +280,8 @@ class GdpoConfig(Section):
         return self.updates * self.batch_size
 
     @property
-    def speaking_weight(self) -> float | None:
-        """Weight of the KL where the actor speaks; None = speaking is not held."""
+    def hold_weight(self) -> float | None:
+        """Weight of the KL where there is no reward; None = nothing holds the policy there."""
         return None
 
     @property
@@ -321,35 +319,44 @@ class FlowGdpoConfig(GdpoConfig):
     """optimiser steps on rollouts of one behaviour policy (the paper's 8)"""
     group_size: int = Field(8, ge=2)
     """rollouts per prompt, G (the paper's 4)"""
-    steps: int = Field(4, ge=1)
-    """SDE denoise steps of a rollout"""
+    estimator: Literal["gdpo", "grpo", "pathwise"] = "gdpo"  # type: ignore[assignment]
+    """rewards normalised one by one, or summed first; pathwise = normalised one by one, and their
+    gradient through decoder and denoising in place of the policy gradient"""
+    rollouts: Literal["window", "sde"] = "window"
+    """window = the judged sampler with noise in some denoise steps; sde = the paper's Eq. 7"""
     sigma: float = Field(0.5, gt=0)
-    """noise scale of the SDE (Eq. 7)"""
-    corrected: bool = True
-    """with Flow-GRPO's drift correction, so that rollouts are no more spread than what the ODE
-    gives (the paper leaves it out)"""
-    shared_start: bool = True
-    """rollouts of a prompt start from the same noise (DanceGRPO): they differ by their SDE
-    steps alone, which is all that log-probs know of"""
-    reduction: Literal["sum", "mean"] = "sum"
-    """log-probs over latent dims; mean wants a small clip"""
+    """noise of a rollout: of window the share of a state's remaining noise that is drawn anew, at
+    most 1; of sde the scale of Eq. 7"""
+    noisy_steps: int = Field(1, ge=1)
+    """denoise steps of the window, drawn anew for every prompt (window)"""
+    steps: int = Field(4, ge=1)
+    """denoise steps of a rollout (sde)"""
     hold: float = Field(0.02, ge=0)
-    """weight of the same KL where the actor speaks, so that speaking stays what it was"""
+    """weight of the same KL where there is no reward: while the actor speaks and in pauses"""
     anchor_share: float = Field(0.2, ge=0, lt=1)
     """share of prompts in which the actor never listens, for `hold` (fewer if the corpus has
     fewer)"""
     chunk: int = Field(100, ge=1)
-    """denoise steps of a rollout replayed at once, over all latents; fewer need less memory and
-    more time (the paper's 2 steps of 25 latents are 50)"""
+    """noisy steps of a rollout replayed at once, over all latents; fewer need less memory and more
+    time (the paper's 2 steps of 25 latents are 50)"""
     learning_rate: float = Field(3e-4, gt=0)
     """peak; same schedule as SFT (the paper's 5e-6)"""
 
     @property
-    def speaking_weight(self) -> float | None:
-        """Weight of the KL where the actor speaks."""
+    def hold_weight(self) -> float | None:
+        """Weight of the KL where there is no reward."""
         return self.hold
 
     @property
     def unrewarded_share(self) -> float:
         """Share of prompts in which the actor never listens."""
         return self.anchor_share
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What the other rollouts, or no rollouts with noise, would have taken."""
+        if self.estimator == "pathwise":
+            explored = ("rollouts", "sigma", "noisy_steps", "steps", "clip", "chunk")
+            return {"gdpo.estimator=pathwise has no drawn steps": explored}
+        if self.rollouts == "sde":
+            return {"gdpo.rollouts=sde draws every step": ("noisy_steps",)}
+        return {"gdpo.rollouts=window takes the judge's steps": ("steps",)}

@@ -13,10 +13,11 @@ from rapport.actors.fleet import Fleet
 from rapport.actors.learner import Learners, Milestones, milestone_step
 from rapport.pipeline.objectives.dpo import Dpo
 from rapport.pipeline.objectives.gdpo import Gdpo
+from rapport.pipeline.objectives.pathwise import Pathwise, RewardTerms
 from rapport.pipeline.rundir import Phase, PhaseResult, phase
-from rapport.pipeline.settings import Learning, OfVla, Preferences, Rewarded
+from rapport.pipeline.settings import GdpoOfFlow, Learning, OfVla, Preferences, Rewarded
 from rapport.pipeline.steps.learning import Imitated, learn
-from rapport.pipeline.steps.rewarding import Scenes
+from rapport.pipeline.steps.rewarding import Scenes, reward_weights
 from rapport.pipeline.steps.sampling import fleet_sampler
 from rapport.policies.policy import Reaction, load_policy
 
@@ -122,21 +123,39 @@ def gdpo_learners(
         scenes: training prompts.
         milestones: policies to write on the way.
     """
-    objective = Gdpo(
-        imitated.policy_path,
-        scenes.table,
-        config.gdpo,
-        seed=config.seed,
-        sampler=fleet_sampler(config, imitated.policy),
-        policy_config=policy_config(config),
-    )
     return Learners(
-        objective,
+        gdpo_objective(config, imitated, scenes),
         config.learner,
         step.directory,
         log=step.logger.log,
         say=step.say,
         milestones=milestones,
+    )
+
+
+def gdpo_objective(config: Rewarded, imitated: Imitated, scenes: Scenes) -> Gdpo:
+    """What the learners of GDPO optimise: the clipped objective, or the rewards themselves."""
+    sampler = fleet_sampler(config, imitated.policy)
+    if isinstance(config, GdpoOfFlow) and config.gdpo.estimator == "pathwise":
+        return Pathwise(
+            imitated.policy_path,
+            scenes.table,
+            config.gdpo,
+            seed=config.seed,
+            sampler=sampler,
+            terms=RewardTerms(
+                config.reward,
+                reward_weights(config.reward, config.groups, scenes.names),
+                scenes.limits,
+            ),
+        )
+    return Gdpo(
+        imitated.policy_path,
+        scenes.table,
+        config.gdpo,
+        seed=config.seed,
+        sampler=sampler,
+        policy_config=policy_config(config),
     )
 
 

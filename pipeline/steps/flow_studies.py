@@ -6,6 +6,7 @@ GDPO-Listener, Table 4 and supplement.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rapport.pipeline.steps.movement import HeldOut, motions_of
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.policy import FlowPolicy, FlowPrompt, Sampler
-from rapport.policies.flow.sampling import draw_noise, generate_long
+from rapport.policies.flow.sampling import draw_noise, generate_long, ode
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Reaction
@@ -26,7 +27,7 @@ LONG_SAMPLES = 8
 # The aligned policy with less than it was trained with (Table 4), and without look-ahead.
 WAYS: dict[str, dict[str, Any]] = {
     "without text": {"without_text": True},
-    "4 steps": {"steps": 4},
+    "4 evaluations": {"evaluations": 4},
     "streaming": {"streaming": True},
 }
 # Whose effect on the face is measured; see `describe_face`.
@@ -36,11 +37,12 @@ PROMPTS = {
 }
 
 
-def ode_sampler(judge: MovementConfig) -> Sampler:
-    """The ODE that held-out windows are answered by."""
-    return Sampler(
-        steps=judge.steps, omega_speak=judge.omega_speak, omega_listen=judge.omega_listen
-    )
+def ode_sampler(judge: MovementConfig, *, guided: bool = True) -> Sampler:
+    """The ODE that held-out windows are answered by; `guided` = with the judge's guidance."""
+    sampler = Sampler(judge.solver, judge.evaluations)
+    if not guided:
+        return sampler
+    return replace(sampler, omega_speak=judge.omega_speak, omega_listen=judge.omega_listen)
 
 
 def coded(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
@@ -132,7 +134,8 @@ def endless(listeners: HeldOut, policy: FlowPolicy, long_frames: int) -> dict[st
     noise = draw_noise(
         listeners.seeds[:1], LONG_SAMPLES, count * sizes.window, sizes.latent_dim
     ).to(parts["text"].device)
-    latents = generate_long(flow, conditions, noise, steps=policy.sampler.steps)[0]
+    denoise = ode(policy.sampler.solver, policy.sampler.evaluations)
+    latents = generate_long(flow, conditions, noise, denoise)[0]
     motions = [policy.vae.to_motion(sampled) for sampled in latents]
     first = [motion.window(0, sizes.frames) for motion in motions]
     last = [motion.window((count - 1) * sizes.frames, sizes.frames) for motion in motions]

@@ -259,7 +259,7 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
             "nobody listens for half of a held-out window: prompts, guidance, long sequences are "
             "not judged"
         )
-    step.say(f"{len(held_out.windows)} windows, {config.judge.steps} steps of the ODE")
+    step.say(f"{len(held_out.windows)} windows, {config.judge.evaluations} evaluations")
     return PhaseResult(value=rows, counts={"judged_windows": len(held_out.windows)})
 
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rapport.pipeline.data.flow import SCENE_COLUMNS, scene_row, windows
-from rapport.pipeline.objectives.gdpo import Rollouts
+from rapport.pipeline.objectives.gdpo import Rollouts, rewarded_frames
 from rapport.pipeline.objectives.settings import GdpoConfig
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Rewarded
@@ -27,26 +27,11 @@ from rapport.policies.flow.training import from_bytes
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Prompt, Reaction
 from rapport.policies.tables import batch_rows, read_table, write_table
-from rapport.rewards.advantage import (
-    advantage_moments,
-    decoupled_advantages,
-    grpo_advantages,
-    has_preference,
-    normalise_advantages,
-)
-from rapport.rewards.dynamics import (
-    COMPONENTS,
-    GroupWeightsConfig,
-    Penalties,
-    RewardConfig,
-    group_rewards,
-    missing_penalties,
-    motion_limits,
-    penalties,
-)
+from rapport.rewards.advantage import decoupled_advantages, grpo_advantages, has_preference
+from rapport.rewards.dynamics import Recorded, group_rewards, motion_limits
+from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
 
 RolloutGroups = Sequence[Sequence[Reaction]]  # one for each prompt of an iteration
-PenaltyGroups = Sequence[Sequence[Penalties]]  # the same, measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +86,10 @@ class Scenes:
 
     @cached_property
     def listened(self) -> np.ndarray:
-        """(rows,) bool: whether the actor listens in some action, so that there is a reward."""
-        masks = (self.policy.of_actions(np.array(mask)) for mask in self.rows["listening"])
-        return np.array([bool(mask.any()) for mask in masks])
+        """(rows,) bool: whether the actor listens for long enough, so that there is a reward."""
+        scenes = ({"listening": mask} for mask in self.rows["listening"])
+        masks = (self.policy.of_actions(rewarded_frames(scene)) for scene in scenes)
+        return np.array([bool((mask >= 0.5).any()) for mask in masks])
 
     @cached_property
     def prompts(self) -> list[int]:
@@ -137,31 +123,45 @@ class Scenes:
             ),
         )
 
-    def measured(self, batch: Batch, groups: RolloutGroups) -> PenaltyGroups:
-        """`measure` of all reactions of an iteration."""
-        return [
-            [self.measure(row, reaction) for reaction in group]
-            for row, group in zip(batch.rows, groups, strict=True)
-        ]
+    def rewards(self, batch: Batch, groups: RolloutGroups, config: RewardConfig) -> Tensor:
+        """Of all reactions of an iteration, see `group_rewards`.
 
-    def measure(self, row: int, reaction: Reaction) -> Penalties:
-        """How a reaction moves beside the recorded listener; missing where its sampler failed."""
-        if reaction.failed:
-            return missing_penalties(self.policy.layout)
-        scene = self.recorded[row]
-        return penalties(
-            self.policy.to_motion(reaction),
-            self._motion(scene["recorded"]),
-            np.array(scene["listening"]),
-            limits=self.limits,
+        (prompts, group_size, frames, components, FLAME groups), NaN where missing.
+        """
+        return torch.stack(
+            [
+                group_rewards(self._frames(group), self.recording(row), config)
+                for row, group in zip(batch.rows, groups, strict=True)
+            ]
         )
 
-    def metrics(self, batch: Batch, measured: PenaltyGroups, rewards: Tensor) -> dict[str, float]:
+    def recording(self, row: int) -> Recorded:
+        """What the reactions to the prompt in a row are compared with."""
+        scene = self.recorded[row]
+        return Recorded(self._motion(scene["recorded"]), np.array(scene["listening"]), self.limits)
+
+    def metrics(self, batch: Batch, rewards: Tensor, config: RewardConfig) -> dict[str, float]:
         """`reward_metrics` of the prompts in which somebody listens."""
         seen = [place for place, row in enumerate(batch.rows) if self.listened[row]]
         if not seen:
             return {}
-        return reward_metrics([measured[place] for place in seen], rewards[seen], self.names)
+        return reward_metrics(rewards[seen], config, self.names)
+
+    def _frames(self, group: Sequence[Reaction]) -> Tensor:
+        """(group, frames, dim); NaN where a sampler failed."""
+        motions = [
+            np.full(self.frame_shape, np.nan)
+            if reaction.failed
+            else self.policy.to_motion(reaction).values
+            for reaction in group
+        ]
+        return torch.from_numpy(np.stack(motions)).double()
+
+    @cached_property
+    def frame_shape(self) -> tuple[int, int]:
+        """Of a recorded listener: frames, channels."""
+        values: tuple[int, int] = self._motion(self.recorded[0]["recorded"]).values.shape
+        return values
 
     def _motion(self, values: bytes) -> Motion:
         layout = self.policy.layout
@@ -205,32 +205,29 @@ def scene_rows(imitated: Imitated) -> Iterator[dict[str, Any]]:
         yield policy.prompt_row(policy.encode(clip)) | scene
 
 
-def rewards_of(measured: PenaltyGroups, config: RewardConfig) -> Tensor:
-    """(prompts, group_size, FLAME groups) float64, NaN where missing (supplement, section 1)."""
-    values = [
-        [list(group_rewards(sample, config).values()) for sample in samples] for samples in measured
-    ]
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def advantages_of(
-    rewards: Tensor, groups: GroupWeightsConfig, names: Sequence[str], config: GdpoConfig
+    rewards: Tensor,
+    config: Rewarded,
+    names: Sequence[str],
 ) -> Tensor:
-    """A^j of Eq. 8-9, (prompts, group_size), over a whole iteration at once.
+    """A^j of Eq. 8-9, (prompts, group_size, frames): every component of every group for itself.
 
     Args:
-        rewards: as `rewards_of` returns them, one for each of the FLAME groups.
-        groups: lambda_i of Eq. 9.
+        rewards: (prompts, group_size, frames, components, FLAME groups).
+        config: which estimator, the weights of components, and lambda_i of the groups.
         names: of the FLAME groups.
-        config: which estimator.
     """
-    weights = [getattr(groups, name) for name in names]
-    estimate = decoupled_advantages if config.estimator == "gdpo" else grpo_advantages
-    advantages = estimate(rewards, weights)
-    if config.batch_norm:
-        moments = advantage_moments(advantages, rewards)
-        return normalise_advantages(advantages, rewards, moments)
-    return advantages
+    estimate = decoupled_advantages if config.gdpo.estimator == "gdpo" else grpo_advantages
+    return estimate(rewards.flatten(3), reward_weights(config.reward, config.groups, names))
+
+
+def reward_weights(
+    reward: RewardConfig, groups: GroupWeightsConfig, names: Sequence[str]
+) -> Tensor:
+    """(components x FLAME groups,) the weight of each reward."""
+    components = torch.tensor(list(reward.weights.values()), dtype=torch.float64)
+    lambdas = torch.tensor([getattr(groups, name) for name in names], dtype=torch.float64)
+    return torch.outer(components, lambdas).flatten()
 
 
 def rollouts_of(batch: Batch, groups: RolloutGroups, advantages: Tensor) -> list[Rollouts]:
@@ -241,23 +238,25 @@ def rollouts_of(batch: Batch, groups: RolloutGroups, advantages: Tensor) -> list
     ]
 
 
-def reward_metrics(
-    measured: PenaltyGroups, rewards: Tensor, names: Sequence[str]
-) -> dict[str, float]:
-    """Means over samples; a mean of nothing is left out.
+def reward_metrics(rewards: Tensor, config: RewardConfig, names: Sequence[str]) -> dict[str, float]:
+    """Means over samples and frames; a mean of nothing is left out.
 
-    `reward/GROUP`, `penalty/COMPONENT/GROUP`; `zero_std/GROUP`, the share of prompts in which a
-    reward teaches nothing; `missing`, the share of rewards that are.
+    `reward/COMPONENT/GROUP`, and `reward/GROUP`, their weighted sum; `zero_std/GROUP`, the share of
+    prompts and components in which a reward teaches nothing; `failed`, the share of samples
+    without any.
     """
-    flat = rewards.flatten(0, 1)
-    values = {f"reward/{name}": float(flat[:, i].nanmean()) for i, name in enumerate(names)}
-    samples = [sample for group in measured for sample in group]
-    for component in COMPONENTS:
-        for name in names:
-            penalty = torch.tensor([sample[component][name] for sample in samples])
-            values[f"penalty/{component}/{name}"] = float(penalty.nanmean())
-    silent = 1 - has_preference(rewards).double().mean(0)
-    values |= {f"zero_std/{name}": float(share) for name, share in zip(names, silent, strict=True)}
-    values["reward"] = float(flat.nanmean())
-    values["missing"] = float(flat.isnan().double().mean())
+    components = list(config.weights)
+    weights = list(config.weights.values())
+    means = rewards.flatten(0, 2).nanmean(0)
+    values = {
+        f"reward/{component}/{name}": float(means[i, j])
+        for i, component in enumerate(components)
+        for j, name in enumerate(names)
+    }
+    whole = torch.tensor(weights, dtype=means.dtype) @ means
+    values |= {f"reward/{name}": float(value) for name, value in zip(names, whole, strict=True)}
+    silent = 1 - has_preference(rewards.flatten(3)).double().mean(0)
+    shares = torch.unflatten(silent, 0, (len(components), -1)).mean(0)
+    values |= {f"zero_std/{name}": float(share) for name, share in zip(names, shares, strict=True)}
+    values["failed"] = float(rewards.isnan().flatten(2).all(2).double().mean())
     return {name: value for name, value in values.items() if np.isfinite(value)}

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rapport.pipeline.data.candidates import (
 )
 from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
 from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.objectives.settings import FlowGdpoConfig
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, found, phase
 from rapport.pipeline.settings import (
     GdpoOfFlow,
@@ -41,6 +43,7 @@ from rapport.pipeline.steps.imitation import imitate
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
 from rapport.policies.flow.policy import Sampler
+from rapport.policies.flow.rollouts import Exploration, NoisyWindow, PaperSde
 from rapport.policies.policy import Policy, Prompt
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy
 
@@ -106,19 +109,22 @@ def start_fleet(config: FleetConfig, losses: int, imitated: Imitated) -> Fleet:
 def fleet_sampler(config: Sampling, policy: Policy) -> Any:
     """How a recipe's fleet samples: candidates, rollouts to be rewarded, reactions to be judged."""
     if isinstance(config.rollout, CandidateFlowConfig):
-        # The path of the SDE without its noise: the ODE.
-        return Sampler(steps=config.rollout.steps, sigma=0.0)
+        return Sampler(evaluations=config.rollout.evaluations)
     if isinstance(config, GdpoOfFlow):
-        gdpo = config.gdpo
-        return Sampler(
-            steps=gdpo.steps,
-            sigma=gdpo.sigma,
-            corrected=gdpo.corrected,
-            shared_start=gdpo.shared_start,
-            reduction=gdpo.reduction,
-            chunk=gdpo.chunk,
+        judged = flow_studies.ode_sampler(config.judge, guided=False)
+        return replace(
+            judged, exploration=exploration_of(config.gdpo, judged), chunk=config.gdpo.chunk
         )
     return judged_sampler(config, policy)
+
+
+def exploration_of(gdpo: FlowGdpoConfig, judged: Sampler) -> Exploration | None:
+    """How rollouts of GDPO leave the sampler that is judged; None = they do not."""
+    if gdpo.estimator == "pathwise":
+        return None
+    if gdpo.rollouts == "sde":
+        return PaperSde(gdpo.steps, gdpo.sigma)
+    return NoisyWindow(judged.solver, judged.evaluations, gdpo.sigma, noisy=gdpo.noisy_steps)
 
 
 def judged_sampler(config: Sampling, policy: Policy) -> Any:

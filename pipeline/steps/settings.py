@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from rapport.policies.flow.settings import Solver, denoise_steps
 from rapport.settings import Section
 
 
@@ -62,14 +63,16 @@ class StudyConfig(Section):
 
 
 class MovementConfig(Section):
-    steps: int = Field(10, ge=1)
-    """denoise steps of the ODE that held-out windows are generated with"""
+    solver: Solver = "midpoint"
+    """rule of the ODE that held-out windows are generated with; euler is the paper's"""
+    evaluations: int = Field(10, ge=1)
+    """evaluations of the velocity a latent: midpoint takes two a denoise step, euler one"""
     omega_speak: float = Field(1.0, ge=0)
     """guidance where the actor speaks (Eq. 6); 1 = none"""
     omega_listen: float = Field(1.0, ge=0)
     """guidance elsewhere: the expressiveness slider"""
     ablations: bool = True
-    """also judge the aligned policy without text, with 4 denoise steps, and without anything
+    """also judge the aligned policy without text, with 4 evaluations, and without anything
     after the present frame (as in Table 4)"""
     omegas: list[float] = [3.0]
     """guidance scales whose effect on listeners is measured"""
@@ -79,3 +82,8 @@ class MovementConfig(Section):
     """held-out windows (fewer if the corpus has fewer)"""
     clips: int = Field(6, ge=0)
     """held-out listeners in the report, before and after; 0 = none"""
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        denoise_steps(self.solver, self.evaluations)
+        return self

@@ -18,15 +18,19 @@ from rapport.policies.clip import Clip
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.model import ARFlow
-from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale
-from rapport.policies.flow.sde import Reduction, rollout, step_kl, step_log_probs
-from rapport.policies.flow.settings import EncodersConfig, read_encoders, write_encoders
+from rapport.policies.flow.rollouts import Exploration, log_probs, rollout, step_kl
+from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale, ode
+from rapport.policies.flow.settings import (
+    EncodersConfig,
+    Solver,
+    read_encoders,
+    write_encoders,
+)
 from rapport.policies.flow.training import (
     CONDITION_COLUMNS,
     FlowModule,
     collate_conditions,
     flow_state,
-    of_latents,
     to_bytes,
 )
 from rapport.policies.flow.vae import MotionVAE
@@ -52,26 +56,22 @@ VAE_FOLDER = "vae"
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a window is sampled: by the ODE (Eq. 5-6), or by the SDE, whose steps have probabilities.
+    """How a window is sampled.
 
     Args:
-        steps: denoise steps of a latent.
-        sigma: noise scale of the SDE (Eq. 7); 0 takes its path without its noise, None is the ODE.
-        corrected: with Flow-GRPO's drift correction (SDE).
-        shared_start: whether the samples of a prompt start from the same noise (SDE).
-        reduction: of log-probs over latent dims (SDE).
+        solver: of the ODE.
+        evaluations: of the velocity, for a latent.
+        exploration: of rollouts, which have log-probs; None = the ODE.
         omega_speak: guidance scale where the actor speaks (ODE).
         omega_listen: guidance scale elsewhere (ODE).
         streaming: nothing after the present frame is heard or seen (ODE).
         without_text: prompts are left out (ODE).
-        chunk: denoise steps of a path whose velocities are computed at once; None = all of them.
+        chunk: drawn steps of a rollout that are replayed at once; None = all of them.
     """
 
-    steps: int = 10
-    sigma: float | None = None
-    corrected: bool = False
-    shared_start: bool = False
-    reduction: Reduction = "sum"
+    solver: Solver = "midpoint"
+    evaluations: int = 10
+    exploration: Exploration | None = None
     omega_speak: float = 1.0
     omega_listen: float = 1.0
     streaming: bool = False
@@ -153,12 +153,12 @@ class FlowPolicy(Policy):
     def sample(
         self, prompts: Sequence[FlowPrompt], samples: int, seeds: Sequence[int]
     ) -> list[list[Reaction]]:
-        """By the ODE or the SDE of `sampler`; the prefix of a prompt is computed once."""
+        """By the ODE, or as `sampler` explores; the prefix of a prompt is computed once."""
         groups: list[list[Reaction]] = []
         size = GPU_BATCH if self._device.type == "cuda" else BATCH
         for first in range(0, len(prompts), size):
             batch = slice(first, first + size)
-            by = self._by_ode if self.sampler.sigma is None else self._by_sde
+            by = self._by_ode if self.sampler.exploration is None else self._explored
             groups += by(prompts[batch], samples, seeds[batch])
         return groups
 
@@ -176,7 +176,7 @@ class FlowPolicy(Policy):
             self.flow,
             Conditions(**conditions),
             noise.to(self._device),
-            steps=sampler.steps,
+            ode(sampler.solver, sampler.evaluations),
             omega=self._guidance(prompts),
             streaming=sampler.streaming,
         ).cpu()
@@ -200,36 +200,29 @@ class FlowPolicy(Policy):
             downsample=self.flow.config.downsample,
         )
 
-    def _by_sde(
+    def _explored(
         self, prompts: Sequence[FlowPrompt], samples: int, seeds: Sequence[int]
     ) -> list[list[Reaction]]:
         sizes = self.flow.config
-        sampler = self.sampler
+        exploration = self._exploration
         conditions = self.collate([prompt.row for prompt in prompts])
-        shape = (samples, sizes.window, sampler.steps + 1, sizes.latent_dim)
-        noise = draw_noise(seeds, *shape).to(self._device)
-        if sampler.shared_start:
-            noise[:, :, :, 0] = noise[:, :1, :, 0]
+        shape = (samples, sizes.window, exploration.noisy + 1, sizes.latent_dim)
         self.flow.eval()
         path = rollout(
             self.flow,
             Conditions(**conditions),
-            noise,
-            sigma=sampler.sigma,
-            reduction=sampler.reduction,
-            corrected=sampler.corrected,
+            draw_noise(seeds, *shape).to(self._device),
+            exploration,
+            exploration.first(seeds),
         )
         states = path.states
         log_probs = path.log_probs.cpu().numpy()
         with torch.no_grad():
-            decoded = self.vae.decode(states[..., -1, :].flatten(0, 1))
+            decoded = self.vae.decode(path.latents.flatten(0, 1))
         frames = decoded.reshape(*states.shape[:2], *decoded.shape[1:]).cpu().numpy()
         actions = states.nan_to_num().cpu().numpy()
-        if not sampler.sigma:  # no step has a density: only where the path ended matters
-            actions = actions[..., -1, :]
-        groups = []
-        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            reactions = [
+        return [
+            [
                 Reaction(
                     prompt.prompt_id,
                     k,
@@ -240,8 +233,20 @@ class FlowPolicy(Policy):
                 )
                 for k in range(samples)
             ]
-            groups.append(reactions)
-        return groups
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+
+    @property
+    def _exploration(self) -> Exploration:
+        """How its rollouts are drawn.
+
+        Raises:
+            ValueError: they are those of the ODE, whose steps have no probability.
+        """
+        exploration: Exploration | None = self.sampler.exploration
+        if exploration is None:
+            raise ValueError("reactions by the ODE have no log-probs: Sampler.exploration is None")
+        return exploration
 
     def _decoded(self, frames: np.ndarray) -> dict[str, Any]:
         if np.isfinite(frames).all():
@@ -337,35 +342,44 @@ class FlowPolicy(Policy):
         )
         return -errors.mean((2, 3)) / 2
 
-    def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
-        """Log-probs of every denoise step of the SDE, (samples, latents, steps)."""
-        states = batch["actions"]
-        velocities = forward("velocities", _conditions(batch), states, self.sampler.chunk)
-        sampler = self.sampler
-        log_probs = step_log_probs(
-            states,
-            velocities,
-            sampler.sigma,
-            reduction=sampler.reduction,
-            corrected=sampler.corrected,
-        )
-        return Likelihood(log_probs[0], velocities)
+    def collate_group(self, reactions: Sequence[Reaction]) -> dict[str, Tensor]:
+        """Paths (1, samples, latents, states, latent_dim), and the first drawn step (1,)."""
+        group = super().collate_group(reactions)
+        if self.sampler.exploration is None:
+            return group
+        return group | {"first": self.sampler.exploration.first([reactions[0].seed])}
 
-    def kl(self, policy: Likelihood, reference: Tensor) -> Tensor:
+    def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
+        """Log-probs of every drawn denoise step, (samples, latents, steps)."""
+        states = batch["actions"]
+        exploration = self._exploration
+        first = batch["first"]
+        means = forward("means", _conditions(batch), states, exploration, first, self.sampler.chunk)
+        return Likelihood(log_probs(states, means, exploration, first)[0], means)
+
+    def kl(self, policy: Likelihood, reference: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Exact, step by step: both are Gaussians of one width."""
-        sampler = self.sampler
-        apart = step_kl(
-            policy.density,
-            reference,
-            sampler.sigma,
-            reduction=sampler.reduction,
-            corrected=sampler.corrected,
-        )
-        return apart[0]
+        return step_kl(policy.density, reference, self._exploration, batch["first"])[0]
+
+    def replayed(self, forward: Forward, batch: Mapping[str, Tensor], seed: int) -> Tensor:
+        """Latents (samples, window, latent_dim) of reactions by the ODE, made again with gradients.
+
+        Args:
+            forward: the module's forward pass.
+            batch: of `collate` and `collate_group`, of one prompt.
+            seed: that the reactions were sampled with.
+        """
+        latents = batch["actions"]
+        noise = draw_noise([seed], *latents.shape[1:]).to(latents)
+        denoise = ode(self.sampler.solver, self.sampler.evaluations)
+        again: Tensor = forward("latents", _conditions(batch), latents, noise, denoise)
+        return again[0]
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
-        """(latents, 1) bool: what most frames of a latent are."""
-        return torch.from_numpy(of_latents(frames, self.flow.config.downsample))[:, None]
+        """(..., latents, 1): means over the frames of each latent."""
+        r = self.flow.config.downsample
+        values = torch.as_tensor(frames, dtype=torch.float64)
+        return torch.unflatten(values, -1, (-1, r)).mean(-1, keepdim=True)
 
     @property
     def _device(self) -> torch.device:

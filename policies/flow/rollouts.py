@@ -25,13 +25,12 @@ from rapport.policies.flow.conditions import Conditions
 from rapport.policies.flow.model import ARFlow, History, Prefix
 from rapport.policies.flow.sampling import (
     Denoise,
-    Solver,
     Velocity,
     advance,
     autoregress,
-    denoise_steps,
     flow_time,
 )
+from rapport.policies.flow.settings import Solver, denoise_steps
 
 
 class Exploration(Protocol):
@@ -125,7 +124,7 @@ class NoisyWindow:
         return reached / farther * there
 
     def deviation(self, step: Tensor) -> Tensor:
-        """sigma times the noise of a state at the end of the step."""
+        """The share sigma of the noise of a state at the end of the step."""
         return self.sigma * (1 - (step + 1) / self.steps)
 
 
@@ -162,9 +161,7 @@ class PaperSde:
 
     def mean(self, velocity: Velocity, state: Tensor, step: Tensor, drawn: Tensor) -> Tensor:
         """Euler's."""
-        return advance(
-            velocity, state, step / self.steps, flow_time(1 / self.steps, step), "euler"
-        )
+        return advance(velocity, state, step / self.steps, flow_time(1 / self.steps, step), "euler")
 
     def deviation(self, step: Tensor) -> Tensor:
         """The same at every step."""
@@ -371,7 +368,7 @@ class Replay:
             predicted, _ = self.model(
                 self.prefix,
                 clean=self.nothing,
-                noisy=state,
+                noisy=state.to(self.nothing.dtype),
                 time=time.squeeze(-1) if time.ndim else time,
                 number=numbers,
                 past=self.past,
@@ -381,9 +378,7 @@ class Replay:
         return velocity
 
 
-def log_probs(
-    states: Tensor, means: Tensor, exploration: Exploration, first: Tensor
-) -> Tensor:
+def log_probs(states: Tensor, means: Tensor, exploration: Exploration, first: Tensor) -> Tensor:
     """Log-density of every drawn step, (batch, samples, latents, noisy), in float32 or finer.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from rapport.settings import Section
 
@@ -28,3 +29,22 @@ def write_encoders(folder: Path, config: EncodersConfig) -> None:
 def read_encoders(folder: Path) -> EncodersConfig:
     """The encoders of a checkpoint folder."""
     return EncodersConfig(**json.loads((folder / ENCODERS_FILE).read_text()))
+
+
+Solver = Literal["midpoint", "euler"]
+EVALUATIONS: dict[Solver, int] = {"midpoint": 2, "euler": 1}  # of the velocity, a denoise step
+
+
+def denoise_steps(solver: Solver, evaluations: int) -> int:
+    """Denoise steps that so many evaluations of the velocity make.
+
+    Raises:
+        ValueError: they make no whole step.
+    """
+    each = EVALUATIONS[solver]
+    if evaluations < each or evaluations % each:
+        raise ValueError(
+            f"{evaluations} evaluations make no whole denoise steps of the {solver} rule, each of "
+            f"which takes {each}"
+        )
+    return evaluations // each

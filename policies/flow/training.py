@@ -15,7 +15,8 @@ from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow
-from rapport.policies.flow.sde import replay_velocities
+from rapport.policies.flow.rollouts import Exploration, replay_latents, replay_means
+from rapport.policies.flow.sampling import Denoise
 
 # Arrays travel as float32 bytes; what a clip lacks is null.
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
@@ -62,12 +63,6 @@ def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowSizes) -> 
     }
 
 
-def of_latents(frames: np.ndarray, downsample: int) -> np.ndarray:
-    """(frames,) bool -> (frames / r,) bool, by the majority of the frames of a latent."""
-    majority: np.ndarray = np.asarray(frames).reshape(-1, downsample).mean(1) >= 0.5
-    return majority
-
-
 def fit_features(flow: ARFlow, table: Dataset) -> None:
     """`ARFlow.fit_features` on the conditions in a table of windows (FLOW_SCHEMA)."""
 
@@ -88,9 +83,10 @@ class FlowModule(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, asked: Literal["errors", "velocities"], *arguments: Any) -> Tensor:
-        """The errors of Eq. 4, or the velocities along stored paths."""
-        return self.errors(*arguments) if asked == "errors" else self.velocities(*arguments)
+    def forward(self, asked: Literal["errors", "means", "latents"], *arguments: Any) -> Tensor:
+        """The errors of Eq. 4, the means of drawn steps, or latents along the ODE."""
+        answer: Tensor = getattr(self, asked)(*arguments)
+        return answer
 
     def errors(
         self,
@@ -104,11 +100,24 @@ class FlowModule(nn.Module):
         prefix = self.flow.encode_prefix(Conditions(**conditions), streaming)
         return flow_errors(self.flow, prefix, latents, noise, time)
 
-    def velocities(
-        self, conditions: Mapping[str, Tensor], states: Tensor, chunk: int | None
+    def means(
+        self,
+        conditions: Mapping[str, Tensor],
+        states: Tensor,
+        exploration: Exploration,
+        first: Tensor,
+        chunk: int | None,
     ) -> Tensor:
-        """See `replay_velocities`."""
-        return replay_velocities(self.flow, Conditions(**conditions), states, chunk=chunk)
+        """See `replay_means`."""
+        return replay_means(
+            self.flow, Conditions(**conditions), states, exploration, first, chunk=chunk
+        )
+
+    def latents(
+        self, conditions: Mapping[str, Tensor], latents: Tensor, noise: Tensor, denoise: Denoise
+    ) -> Tensor:
+        """See `replay_latents`."""
+        return replay_latents(self.flow, Conditions(**conditions), latents, noise, denoise)
 
 
 def flow_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

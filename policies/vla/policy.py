@@ -222,10 +222,10 @@ class VlaPolicy(Policy):
         """Token ids (batch, names, tokens)."""
         return torch.tensor([[row[name] for name in names] for row in rows])
 
-    def collate_group(self, reactions: Sequence[Reaction]) -> Tensor:
+    def collate_group(self, reactions: Sequence[Reaction]) -> dict[str, Tensor]:
         """Token ids (1, samples, tokens)."""
         tokens = np.stack([reaction.actions for reaction in reactions]).astype(np.int64)
-        return torch.from_numpy(tokens)[None]
+        return {"actions": torch.from_numpy(tokens)[None]}
 
     def counted(self, value: Any, steps: int | None) -> Any:
         """The tokens of the first `steps` action steps of a reaction in a table; None = all."""
@@ -259,10 +259,11 @@ class VlaPolicy(Policy):
         return sequence_kl(self.model, reference.model, prompt, tokens=tokens)
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
-        """(tokens,) bool: what the frame at a token's knot is."""
+        """(..., tokens): of the frame at a token's knot."""
         space = self.actions.space
         at_knots = ((np.arange(space.steps) + 0.5) * space.frames / space.steps).astype(int)
-        return torch.from_numpy(np.repeat(np.asarray(frames)[at_knots], space.dims))
+        values = np.asarray(frames, np.float64)[..., at_knots]
+        return torch.from_numpy(np.repeat(values, space.dims, axis=-1))
 
     def _log_probs(
         self, forward: Forward, batch: Mapping[str, Tensor], temperature: float

@@ -12,7 +12,7 @@ from rapport.pipeline.run import OTHER, RECIPES, config_of, main, say_unheeded
 from rapport.pipeline.settings import DpoOfVla, GdpoOfFlow, PrepareConfig
 from rapport.pipeline.steps.outcomes import reported
 from rapport.pipeline.tune_settings import TUNED
-from rapport.rewards.dynamics import GroupWeightsConfig
+from rapport.rewards.settings import GroupWeightsConfig
 from rapport.settings import ConfigError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"

@@ -38,7 +38,7 @@ from rapport.policies.tables import write_table
 from rapport.settings import ConfigError
 from tests.pipeline.bare import bare_run
 
-JUDGE = MovementConfig(steps=2, windows=4, omegas=[3.0], long_frames=60)
+JUDGE = MovementConfig(evaluations=2, windows=4, omegas=[3.0], long_frames=60)
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +166,12 @@ def test_prompts_and_guidance_change_what_is_generated(made):
 def test_less_can_be_given_than_was_trained_with(made):
     held_out, _, policy = made
     plain = generate(held_out, policy)
-    for way in ({"streaming": True}, {"steps": 1}, {"without_text": True}):
+    for way in ({"streaming": True}, {"evaluations": 4}, {"without_text": True}):
         other = generate(held_out, policy, **way)
         assert any(
             not np.array_equal(a.values, b.values) for a, b in zip(plain, other, strict=True)
         ), way
-    same = generate(held_out, policy, steps=JUDGE.steps)
+    same = generate(held_out, policy, evaluations=JUDGE.evaluations)
     assert all(np.array_equal(a.values, b.values) for a, b in zip(plain, same, strict=True))
 
 

@@ -3,6 +3,7 @@ reward rise.
 """
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from rapport.pipeline.data.flow import WINDOW_SCHEMA
 from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.flow import RectifiedFlow
 from rapport.pipeline.objectives.gdpo import Gdpo
+from rapport.pipeline.objectives.pathwise import Pathwise, RewardTerms
 from rapport.pipeline.objectives.settings import (
     FlowDpoConfig,
     FlowGdpoConfig,
@@ -27,36 +29,32 @@ from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rewarding import (
     Scenes,
     advantages_of,
-    rewards_of,
+    reward_weights,
     scenes_of,
 )
 from rapport.pipeline.steps.sampling import fleet_sampler
+from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow import checkpoint, config
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.rollouts import PaperSde, log_probs, replay_means, rollout, step_kl
 from rapport.policies.flow.sampling import draw_noise
-from rapport.policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.training import (
     FLOW_SCHEMA,
     MOTION_SCHEMA,
     from_bytes,
-    of_latents,
     to_bytes,
 )
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
-from rapport.policies.policy import Reaction, load_policy
+from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
 from rapport.rewards.advantage import decoupled_advantages
-from rapport.rewards.dynamics import (
-    COMPONENTS,
-    GroupWeightsConfig,
-    missing_penalties,
-)
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
+from rapport.rewards.settings import EnergyWeights, GroupWeightsConfig, RewardConfig
 from tests.pipeline.iterations import experience_of
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
@@ -69,9 +67,14 @@ SIZES = config.FlowSizes(
     layers=2,
     heads=4,
     mlp=48,
-    window=3,
+    window=12,
 )
-SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "actor_audio": (12, 6)}
+SHAPES = {
+    "text": (5,),
+    "partner_audio": (48, 6),
+    "partner_motion": (12, 4),
+    "actor_audio": (48, 6),
+}
 
 
 def condition_row(rng, index, absent=()):
@@ -111,7 +114,7 @@ def flow_task(policy, tmp_path, **keys):
     rng = np.random.default_rng(0)
     rows = (
         condition_row(rng, i, ("text",) if i % 2 else ())
-        | {"latents": to_bytes(rng.normal(size=(3, 4)))}
+        | {"latents": to_bytes(rng.normal(size=(12, 4)))}
         for i in range(6)
     )
     write_table(tmp_path / "flow.arrow", rows, FLOW_SCHEMA)
@@ -126,34 +129,34 @@ SETTINGS = {
     "sync_every": 2,
     "iterations": 2,
     "group_size": 3,
-    "steps": 2,
 }
+JUDGE = MovementConfig(evaluations=4)
+LIMITS = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
 
 
 def gdpo_task(policy, tmp_path, prompts=4, **keys):
     """The learner's objective with `scenes`, the driver's side of it."""
     rng = np.random.default_rng(0)
-    listening = np.repeat([True, False, True], 4).tolist()
+    listening = np.repeat([True] * 6 + [False] * 2 + [True] * 4, 4).tolist()
     rows = (
         condition_row(rng, i)
         | {
-            "latents": to_bytes(rng.normal(size=(3, 4))),
-            "recorded": to_bytes(rng.normal(size=(12, 6))),
-            "listening": listening if i < prompts else [False] * 12,
-            "speaking": [False] * 12,
+            "latents": to_bytes(rng.normal(size=(12, 4))),
+            "recorded": to_bytes(rng.normal(size=(48, 6))),
+            "listening": listening if i < prompts else [False] * 48,
+            "speaking": [False] * 48,
         }
         for i in range(prompts + 2)
     )
     table = tmp_path / "windows.arrow"
     write_table(table, rows, WINDOW_SCHEMA)
     settings = FlowGdpoConfig(**SETTINGS | keys)
-    recipe = GdpoOfFlow.model_construct(gdpo=settings)
+    recipe = GdpoOfFlow(gdpo=settings, judge=JUDGE)
     sampler = fleet_sampler(recipe, load_policy(policy))
     task = Gdpo(policy, table, settings, 3, sampler)
     task.recipe = recipe
     task.scenes = Scenes(table, load_policy(policy), policy, settings, 3)
-    limits = Motion(np.stack([np.full(6, -3.0), np.full(6, 3.0)]), LAYOUT)
-    task.scenes.__dict__["limits"] = limits
+    task.scenes.__dict__["limits"] = LIMITS
     return task
 
 
@@ -257,7 +260,7 @@ def flow_dpo_task(policy, tmp_path, **keys):
     rng = np.random.default_rng(0)
     rows = (
         condition_row(rng, i)
-        | {name: rng.normal(size=(3, 4)).tolist() for name in ("chosen", "rejected")}
+        | {name: rng.normal(size=(12, 4)).tolist() for name in ("chosen", "rejected")}
         | {"chosen_score": 0.8, "rejected_score": 0.3}
         for i in range(6)
     )
@@ -273,7 +276,7 @@ def flow_dpo_task(policy, tmp_path, **keys):
 
 
 def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path):
-    task = flow_dpo_task(policy, tmp_path, beta=200.0)
+    task = flow_dpo_task(policy, tmp_path, beta=50.0)
     assert_batches_are_shared(task, ["actions", "noise", "time"])
     batch, module = task.batch(0, 0, 1), task.module()
     assert batch["noise"].shape[1] == batch["time"].shape[1] == 1, (
@@ -281,7 +284,7 @@ def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path)
     )
     loss, metrics = task.loss(module, batch)
     # Two modules of the same weights, elsewhere in memory: one or two units of rounding apart.
-    rounding = 200.0 * 2 * float(np.finfo(np.float32).eps)
+    rounding = 50.0 * 2 * float(np.finfo(np.float32).eps)
     assert loss.item() == pytest.approx(np.log(2), abs=rounding)
     assert abs(metrics["margin"].item()) <= rounding
     values, metrics = descend(task, module, 30, 1e-3)
@@ -333,15 +336,13 @@ def test_on_policy_the_ratio_is_exactly_1(policy, tmp_path, alone):
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_where_the_actor_speaks_the_policy_is_held(policy, tmp_path, alone):
+def test_where_there_is_no_reward_the_policy_is_held(policy, tmp_path, alone):
     kl = {}
     for hold in (0.0, 10.0):
         task = gdpo_task(policy, tmp_path, hold=hold, beta=0.0, clip=0.9)
         module, _ = refreshed(task)
-        for row in task.replay:
-            row["speaking"] = ~row["listening"]
         descend(task, module, 10, 1e-3)
-        kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_speaking"].item()
+        kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_unrewarded"].item()
     assert 0 < kl[10.0] < kl[0.0]
 
 
@@ -350,8 +351,12 @@ def test_only_who_listens_is_a_prompt_but_for_the_anchors(policy, tmp_path):
     assert gdpo_task(policy, tmp_path, anchor_share=0.2).scenes.prompts == [0, 1, 2, 3, 4]
 
 
-def test_a_latent_is_what_most_of_its_frames_are():
-    assert of_latents(np.array([1, 1, 0, 0, 1, 0, 0, 0], bool), 4).tolist() == [True, False]
+def test_a_latent_is_what_its_frames_are_on_average(policy):
+    frames = np.repeat([[1.0, 1, 0, 0], [1, 0, 0, 0]], 6, axis=0).ravel()
+    actions = load_policy(policy).of_actions(np.stack([frames, -frames]))
+    assert actions.shape == (2, 12, 1)
+    assert actions[0, :, 0].tolist() == [0.5] * 6 + [0.25] * 6
+    assert torch.equal(actions[1], -actions[0])
 
 
 def test_a_corpus_in_which_nobody_listens_is_refused(policy, tmp_path):
@@ -385,11 +390,10 @@ def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
 
 def test_every_component_and_group_has_a_metric(policy, tmp_path, alone):
     _, metrics = refreshed(gdpo_task(policy, tmp_path))
-    wanted = {f"penalty/{component}/{group}" for component in COMPONENTS for group in LAYOUT.names}
-    assert (
-        wanted | {"reward/expr", "zero_std/jaw", "missing", "reward"} <= set(metrics)
-        and metrics["missing"] == 0
-    )
+    components = EnergyWeights.model_fields
+    wanted = {f"reward/{component}/{group}" for component in components for group in LAYOUT.names}
+    assert wanted | {"reward/expr", "zero_std/jaw", "failed"} <= set(metrics)
+    assert metrics["failed"] == 0
     assert all(np.isfinite(value) for value in metrics.values())
 
 
@@ -439,69 +443,53 @@ def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path)
     batch = task.scenes.of_iteration(0)
     groups = LocalFleet(task).groups(batch.prompts, 3, batch.seeds)
-    measured = [
-        [task.scenes.measure(row, reaction) for reaction in group]
-        for row, group in zip(batch.rows, groups, strict=True)
-    ]
 
-    def advantages(measured):
-        rewards = rewards_of(measured, task.recipe.reward)
-        return advantages_of(rewards, task.recipe.groups, LAYOUT.names, task.config)
+    def advantages():
+        rewards = task.scenes.rewards(batch, groups, task.recipe.reward)
+        return advantages_of(rewards, task.recipe, LAYOUT.names)
 
-    whole = advantages(measured)
-    measured[1][2] = missing_penalties(LAYOUT)
-    broken = advantages(measured)
+    whole = advantages()
+    groups[1][2] = replace(groups[1][2], motion=None, failed=True)
+    broken = advantages()
     others = [i for i in range(len(groups)) if i != 1]
     assert torch.equal(whole[others], broken[others])
-    assert broken[1, 2] == 0 and broken[1, :2].tolist() == pytest.approx([0.0, 0.0], abs=0.8)
-    assert broken.isfinite().all() and broken[1, :2].sum().item() == pytest.approx(0, abs=1e-9)
+    assert (broken[1, 2] == 0).all() and (broken[1, :2] != 0).any()
+    assert broken.isfinite().all() and broken[1, :2].sum(0).abs().max() < 1e-9
 
 
-def test_a_rollout_that_is_not_finite_is_missing(policy, tmp_path):
-    task = gdpo_task(policy, tmp_path)
-    frames = np.ones((12, 6), np.float32)
+def test_a_rollout_that_is_not_finite_has_failed(policy, tmp_path):
+    scenes = gdpo_task(policy, tmp_path).scenes
+    frames = np.ones((48, 6), np.float32)
     frames[3, 2] = np.nan
-
-    def measured():
-        decoded = task.scenes.policy._decoded(frames)
-        return task.scenes.measure(0, Reaction("0", 0, np.zeros((3, 3, 4)), **decoded))
-
-    penalties = measured()
-    assert all(np.isnan(value) for groups in penalties.values() for value in groups.values())
+    assert scenes.policy._decoded(frames) == {"failed": True}
     frames[3, 2] = 1
-    assert all(np.isfinite(value) for value in measured()["mse"].values())
+    assert np.array_equal(scenes.policy._decoded(frames)["motion"].values, frames)
 
 
-def test_rollouts_of_a_prompt_share_their_start_unless_told_otherwise(policy, tmp_path):
-    for shared in (True, False):
-        task = gdpo_task(policy, tmp_path, shared_start=shared)
-        prompts = [task.scenes.policy.prompt_of(task.scenes.rows[row]) for row in (0, 1)]
-        groups = LocalFleet(task).groups(prompts, 3, [5, 6])
-        starts = [
-            torch.from_numpy(np.stack([reaction.actions[:, 0] for reaction in group]))
-            for group in groups
-        ]
-        assert all((start == start[:1]).all().item() == shared for start in starts)
-        assert not torch.equal(starts[0], starts[1])
+def test_samples_of_a_prompt_start_from_noise_of_their_own(policy, tmp_path):
+    """Or their spread would not be that of the policy's answers, which the energy score needs."""
+    task = gdpo_task(policy, tmp_path)
+    prompts = [task.scenes.policy.prompt_of(task.scenes.rows[row]) for row in (0, 1)]
+    for group in LocalFleet(task).groups(prompts, 3, [5, 6]):
+        assert not np.array_equal(group[0].actions, group[1].actions)
 
 
-def test_estimators_and_the_batch_step():
-    rewards = torch.tensor([[[1.0, 10.0], [2.0, 10.0], [3.0, 40.0]]])
+def test_estimators():
+    """One frame, one component, two FLAME groups."""
+    rewards = torch.tensor([[[1.0, 10.0], [2.0, 10.0], [3.0, 40.0]]])[:, :, None, None]
+    only = RewardConfig(energy=EnergyWeights(path=0, slow=0, middle=0, fast=0, range=0))
 
     def advantages(**keys):
-        return advantages_of(rewards, GroupWeightsConfig(), LAYOUT.names, FlowGdpoConfig(**keys))
+        recipe = GdpoOfFlow(reward=only, gdpo=FlowGdpoConfig(**keys))
+        return advantages_of(rewards, recipe, LAYOUT.names)[0, :, 0]
 
-    by_group = advantages()
-    assert by_group[0].tolist() == pytest.approx(
+    assert advantages().tolist() == pytest.approx(
         [(-1 - 3**-0.5) / 2, (0 - 3**-0.5) / 2, (1 + 2 * 3**-0.5) / 2]
     )
-    summed = advantages(estimator="grpo")
     total = np.array([11.0, 12.0, 43.0])
-    assert summed[0].tolist() == pytest.approx(
+    assert advantages(estimator="grpo").tolist() == pytest.approx(
         ((total - total.mean()) / total.std(ddof=1)).tolist()
     )
-    scaled = advantages(batch_norm=True)
-    torch.testing.assert_close(scaled, by_group / by_group.std())
 
 
 def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone):
@@ -509,20 +497,45 @@ def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone
     module, _ = refreshed(task)
     descend(task, module, 6, 1e-3)
     gains = []
+    task.policy.sampler = task.sampler
     for row in task.replay:
-        assert row["listening"][:, 0].tolist() == [True, False, True]
-        velocities = module(
-            "velocities",
-            {name: row[name] for name in (*MODALITIES, "present")},
-            row["actions"],
-            None,
-        )
-        gain = (
-            step_log_probs(row["actions"], velocities, task.config.sigma, "sum", corrected=True)
-            - row["old"]
-        )[0]
-        gains.append((gain[:, [0, 2]].sum((1, 2)) * row["advantages"]).sum())
+        assert row["rewarded"][:, 0].tolist() == [True] * 6 + [False] * 2 + [True] * 4
+        gain = task.policy.likelihood(module, row).log_probs - row["old"]
+        gains.append((gain * row["advantages"]).sum())
     assert torch.stack(gains).sum() > 0
+
+
+def pathwise_task(policy, tmp_path, **keys):
+    """The same prompts, learnt from by gradients of the rewards."""
+    task = gdpo_task(policy, tmp_path, estimator="pathwise", **keys)
+    terms = RewardTerms(
+        RewardConfig(), reward_weights(RewardConfig(), GroupWeightsConfig(), LAYOUT.names), LIMITS
+    )
+    learner = Pathwise(policy, task.table, task.config, seed=3, sampler=task.sampler, terms=terms)
+    learner.recipe = task.recipe
+    learner.scenes = task.scenes
+    return learner
+
+
+def test_pathwise_begins_where_it_was_sampled_and_its_rewards_rise(policy, tmp_path, alone):
+    task = pathwise_task(policy, tmp_path, beta=0.0, hold=0.0)
+    module, _ = refreshed(task)
+    loss, metrics = task.loss(module, task.batch(0, 0, 1))
+    assert metrics["moved"].item() < 1e-5 and metrics["kl/reference"].item() < 1e-9
+    values, metrics = descend(task, module, 20, 1e-3)
+    assert values[-1] < values[0] == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics["moved"].item() > 1e-3
+
+
+def test_pathwise_is_tied_to_the_reference(policy, tmp_path, alone):
+    kl = {}
+    for beta in (0.0, 10.0):
+        task = pathwise_task(policy, tmp_path, beta=beta, hold=beta)
+        module, _ = refreshed(task)
+        descend(task, module, 10, 1e-3)
+        metrics = task.loss(module, task.batch(0, 0, 1))[1]
+        kl[beta] = (metrics["kl/reference"].item(), metrics["kl_unrewarded"].item())
+    assert all(0 < tied < free for tied, free in zip(kl[10.0], kl[0.0], strict=True))
 
 
 def test_the_reference_holds_the_policy_back(policy, tmp_path, alone):
@@ -543,13 +556,14 @@ def test_a_reward_rises():
     rewards = []
     for iteration in range(25):
         noise = draw_noise(range(100 * iteration, 100 * iteration + 8), 8, 3, 3, 4)
-        sampled = rollout(flow, conditions, noise, sigma=0.5)
+        sde, first = PaperSde(2, 0.5), torch.zeros(8, dtype=torch.int64)
+        sampled = rollout(flow, conditions, noise, sde, first)
         reward = -(sampled.latents - 1).square().mean((2, 3))
-        advantages = decoupled_advantages(reward.unsqueeze(-1), [1.0]).flatten()
-        velocities = replay_velocities(flow, conditions, sampled.states, chunk=1)
-        log_probs = step_log_probs(sampled.states, velocities, 0.5, "sum").flatten(0, 1)
-        kl = step_kl(velocities, velocities.detach(), 0.5, "sum").flatten(0, 1)
-        actions = PolicyActions(log_probs, log_probs.detach(), advantages, kl)
+        advantages = decoupled_advantages(reward[:, :, None, None], [1.0]).flatten()[:, None, None]
+        means = replay_means(flow, conditions, sampled.states, sde, first, chunk=1)
+        likely = log_probs(sampled.states, means, sde, first).flatten(0, 1)
+        kl = step_kl(means, means.detach(), sde, first).flatten(0, 1)
+        actions = PolicyActions(likely, likely.detach(), advantages, kl)
         optimiser.zero_grad()
         clipped_policy_loss(actions, clip=0.2, beta=0.0).loss.backward()
         optimiser.step()

@@ -204,7 +204,7 @@ def test_optuna_that_is_not_installed_is_an_error(monkeypatch):
             TuneGdpoOfVla,
             GdpoOfVla,
             ["corpus.seconds=2", "rollout.cpus=0.2"],
-            {"gdpo.truncation": 3.0, "reward.jerk": 1.0},
+            {"gdpo.truncation": 3.0, "reward.energy.fast": 2.0},
         ),
     ],
 )

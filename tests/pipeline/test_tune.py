@@ -203,7 +203,7 @@ def imitated_by_flow(tiny_corpus, tmp_path_factory):
 
 
 def test_ar_flow_is_judged_by_how_it_moves(tiny_corpus, imitated_by_flow):
-    config = sweep_of(TuneGdpoOfFlow, tiny_corpus, "judge.windows=4", "judge.steps=2")
+    config = sweep_of(TuneGdpoOfFlow, tiny_corpus, "judge.windows=4", "judge.evaluations=2")
     found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
     assert found["kl"] == 0 and found["FDD/low"] <= found["FDD"] <= found["FDD/high"]
     assert found["FDD"] == pytest.approx(found["listen/unils/FDD"])
@@ -211,7 +211,7 @@ def test_ar_flow_is_judged_by_how_it_moves(tiny_corpus, imitated_by_flow):
 
 
 def test_flow_dpo_has_no_distance_in_nats(tiny_corpus, imitated_by_flow):
-    config = sweep_of(TuneDpoOfFlow, tiny_corpus, "judge.windows=2", "judge.steps=2")
+    config = sweep_of(TuneDpoOfFlow, tiny_corpus, "judge.windows=2", "judge.evaluations=2")
     found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
     assert "kl" not in found and "listen/jerk_ratio/jaw" in found
 

@@ -13,7 +13,7 @@ from rapport.policies.flow.conditions import MODALITIES, Conditions, dropout_mas
 from rapport.policies.flow.config import PAPER_GROUPS, FlowSizes, flow_config, vae_config
 from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow, initialised, time_features
-from rapport.policies.flow.sampling import generate
+from rapport.policies.flow.sampling import generate, ode
 from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.motion import Layout
 
@@ -199,7 +199,7 @@ def test_a_bfloat16_model_is_told_the_time_of_a_float32_one(model):
         copied = deepcopy(model).to(dtype)
         copied.time.register_forward_pre_hook(lambda _, args: seen.append(args[0].float()))
         heard = Conditions(*(getattr(conditions(1, 2), name).to(dtype) for name in MODALITIES))
-        generate(copied, heard, normal(1, 1, 2, 4, seed=1).to(dtype), steps=7)
+        generate(copied, heard, normal(1, 1, 2, 4, seed=1).to(dtype), ode("euler", 7))
         return torch.stack([when.flatten()[:256] for when in seen])
 
     exact = told(torch.float32)

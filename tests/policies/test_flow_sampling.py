@@ -9,16 +9,28 @@ import torch
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.model import initialised
+from rapport.policies.flow.rollouts import (
+    NoisyWindow,
+    PaperSde,
+    log_probs,
+    replay_latents,
+    replay_means,
+    rollout,
+    step_kl,
+)
 from rapport.policies.flow.sampling import (
     autoregress,
     draw_noise,
-    euler,
-    flow_times,
     generate,
     generate_long,
     guidance_scale,
+    ode,
 )
-from rapport.policies.flow.sde import replay_velocities, rollout, step_kl, step_log_probs
+from rapport.policies.flow.settings import denoise_steps
+
+EULER = ode("euler", 3)
+WINDOW = NoisyWindow("midpoint", 6, 0.5)
+SDE = PaperSde(4, 0.5)
 
 CONFIG = FlowSizes(
     latent_dim=4,
@@ -60,7 +72,7 @@ def uncached(model, conditions, noise, steps, omega=1.0):
     for l in range(noise.shape[2]):  # noqa: E741
         state, number = noise[:, :, l : l + 1], torch.tensor([l])
         for i in range(steps):
-            time = torch.tensor([i / steps])
+            time = torch.tensor([i / steps], dtype=noise.dtype)
             v = model(model.encode_prefix(conditions), latents, state, time, number)[0]
             if omega != 1:
                 free = model(model.encode_prefix(nothing), latents, state, time, number)[0]
@@ -87,15 +99,13 @@ class LinearField(torch.nn.Module):
 def test_cached_sampling_equals_uncached(model, omega):
     noise = normal(2, 3, 5, 4, seed=9)
     scale = None if omega == 1 else torch.full((2, 5), omega).double()
-    got = generate(model, conditions(), noise, steps=3, omega=scale)
+    got = generate(model, conditions(), noise, EULER, omega=scale)
     torch.testing.assert_close(
         got, uncached(model, conditions(), noise, 3, omega), atol=1e-10, rtol=1e-10
     )
     single = deepcopy(model).float()
     c = Conditions(*(getattr(conditions(), name).float() for name in MODALITIES))
-    got = generate(
-        single, c, noise.float(), steps=3, omega=None if scale is None else scale.float()
-    )
+    got = generate(single, c, noise.float(), EULER, omega=None if scale is None else scale.float())
     torch.testing.assert_close(
         got, uncached(single, c, noise.float(), 3, omega), atol=1e-5, rtol=1e-5
     )
@@ -103,9 +113,22 @@ def test_cached_sampling_equals_uncached(model, omega):
 
 def test_euler_by_hand_on_a_linear_field():
     # m <- m + (3 - 2 m) / 4, four times: 1.5 + (m_0 - 1.5) / 2^4
-    got = generate(LinearField(), None, normal(1, 2, 3, 4), steps=4)
+    got = generate(LinearField(), None, normal(1, 2, 3, 4), ode("euler", 4))
     torch.testing.assert_close(got, 1.5 + (normal(1, 2, 3, 4) - 1.5) / 16)
-    assert flow_times(4, torch.zeros(1)).tolist() == [0, 0.25, 0.5, 0.75]
+
+
+def test_midpoint_by_hand_on_a_linear_field():
+    # half a step of 1/2: m + (3 - 2 m) / 4; then m <- m + (3 - 2 half) / 2 = 1.5 + (m - 1.5) / 2
+    got = generate(LinearField(), None, normal(1, 2, 3, 4), ode("midpoint", 4))
+    torch.testing.assert_close(got, 1.5 + (normal(1, 2, 3, 4) - 1.5) / 4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "evaluations"), [("midpoint", 5), ("midpoint", 0), ("euler", 0)]
+)
+def test_evaluations_make_whole_steps(solver, evaluations):
+    with pytest.raises(ValueError, match="no whole denoise steps"):
+        denoise_steps(solver, evaluations)
 
 
 def test_each_prompt_has_noise_of_its_own():
@@ -115,11 +138,11 @@ def test_each_prompt_has_noise_of_its_own():
 
 def test_sampling_together_equals_one_by_one(model):
     noise = draw_noise([1, 2], 3, 5, 4).double()
-    whole = generate(model, conditions(), noise, steps=3)
+    whole = generate(model, conditions(), noise, EULER)
     for b in range(2):
         alone = Conditions(*(getattr(conditions(), name)[b : b + 1] for name in MODALITIES))
         for s in range(3):
-            one = generate(model, alone, noise[b : b + 1, s : s + 1], steps=3)
+            one = generate(model, alone, noise[b : b + 1, s : s + 1], EULER)
             torch.testing.assert_close(one[0, 0], whole[b, s], atol=1e-10, rtol=1e-10)
 
 
@@ -129,13 +152,15 @@ def test_guidance(model):
     def omega(*values):
         return torch.tensor(values).double().expand(2, 5)
 
-    plain = generate(model, conditions(), noise, 3)
-    assert torch.equal(generate(model, conditions(), noise, 3, omega(1, 1, 1, 1, 1)), plain)
+    plain = generate(model, conditions(), noise, EULER)
+    assert torch.equal(generate(model, conditions(), noise, EULER, omega(1, 1, 1, 1, 1)), plain)
     nothing = Conditions(present=torch.zeros(2, 4, dtype=torch.bool))
-    free = generate(model, nothing, noise, 3)
-    torch.testing.assert_close(generate(model, conditions(), noise, 3, omega(0, 0, 0, 0, 0)), free)
+    free = generate(model, nothing, noise, EULER)
+    torch.testing.assert_close(
+        generate(model, conditions(), noise, EULER, omega(0, 0, 0, 0, 0)), free
+    )
     # other scale from latent 2 on: the latents before it are as without
-    mixed = generate(model, conditions(), noise, 3, omega(1, 1, 4, 4, 4))
+    mixed = generate(model, conditions(), noise, EULER, omega(1, 1, 4, 4, 4))
     torch.testing.assert_close(mixed[:, :, :2], plain[:, :, :2])
     assert (mixed - plain)[:, :, 2:].abs().amax((0, 1, 3)).min() > 1e-4
 
@@ -148,98 +173,205 @@ def test_guidance_scale_is_that_of_most_frames():
 def test_a_window_can_be_gone_on_with(model):
     """Long sequences: each further window starts from the last latents before it."""
     c, noise = conditions(latents=11), normal(2, 2, 11, 4, seed=9)
-    long = generate_long(model, c, noise, steps=2, history=2)
+    two = ode("euler", 2)
+    long = generate_long(model, c, noise, two, history=2)
     assert long.shape == (2, 2, 11, 4)
     torch.testing.assert_close(
-        long[:, :, :5], generate(model, c.window(0, 5, 8), noise[:, :, :5], 2)
+        long[:, :, :5], generate(model, c.window(0, 5, 8), noise[:, :, :5], two)
     )
     changed = noise.clone()
     changed[:, :, 6] += 1
-    other = generate_long(model, c, changed, steps=2, history=2)
+    other = generate_long(model, c, changed, two, history=2)
     assert torch.equal(other[:, :, :6], long[:, :, :6])
     assert (other - long)[:, :, 6:].abs().amax((0, 1, 3)).min() > 1e-9
     # second window by hand: latents 3 and 4 are known, 5 to 7 new
     prefix = model.encode_prefix(c.window(3, 5, 8))
-    second = autoregress(model, prefix, noise[:, :, 5:8], 2, euler(2), start=long[:, :, 3:5])
+    second = autoregress(model, prefix, noise[:, :, 5:8], two, start=long[:, :, 3:5])
     torch.testing.assert_close(long[:, :, 5:8], second)
     with pytest.raises(ValueError, match="from 1 to 4"):
-        generate_long(model, c, noise, history=5)
+        generate_long(model, c, noise, two, history=5)
     with pytest.raises(ValueError, match="beyond the window of 5"):
-        generate(model, c, noise)
+        generate(model, c, noise, two)
 
 
-def test_sigma_0_is_the_ode_exactly(model):
-    noise = draw_noise([3, 4], 2, 5, 4 + 1, 4).double()
-    trajectory = rollout(model, conditions(), noise, sigma=0.0)
-    assert torch.equal(trajectory.latents, generate(model, conditions(), noise[..., 0, :], steps=4))
-    assert trajectory.log_probs.isnan().all()
+class GaussianField(LinearField):
+    """The exact velocity of rectified flow from N(0, I) to N(0, spread^2 I)."""
+
+    def __init__(self, spread):
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
+        time = time.unsqueeze(-1) if time.ndim else time
+        variance = (self.spread * time) ** 2 + (1 - time) ** 2
+        return noisy * (self.spread**2 * time - (1 - time)) / variance, past
 
 
-def test_states_are_the_path_and_noise_has_the_width_it_should(model):
+SPREADS = (0.15, 0.3, 0.55, 0.8)
+
+
+def kept(sampled, spread):
+    return (sampled.var() / spread**2).item()
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_ten_evaluations_of_the_midpoint_rule_keep_the_variance_and_eulers_do_not(spread):
+    noise = normal(1, 20_000, 1, 4, seed=5)
+    field = GaussianField(spread)
+    assert kept(generate(field, None, noise, ode("midpoint", 10)), spread) == pytest.approx(
+        1, abs=0.07
+    )
+    euler = kept(generate(field, None, noise, ode("euler", 10)), spread)
+    assert euler < 0.8
+    if spread > 0.15:
+        assert euler < kept(generate(field, None, noise, ode("midpoint", 4)), spread) < 1.1
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("sigma", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_rollouts_with_a_noisy_step_are_as_spread_as_the_answers(spread, sigma, first):
+    """GDPO judges answers by the ODE; what it learns from must be like them."""
+    noise = normal(1, 20_000, 1, 2, 4, seed=5)
+    window = NoisyWindow("midpoint", 10, sigma)
+    field = GaussianField(spread)
+    path = rollout(field, None, noise, window, torch.tensor([first]))
+    answers = generate(field, None, noise[..., 0, :], ode("midpoint", 10))
+    assert (path.latents.var() / answers.var()).item() == pytest.approx(1, abs=0.05)
+
+
+def test_rollouts_of_the_papers_sde_are_more_spread():
+    noise = normal(1, 20_000, 1, 5, 4, seed=5)
+    path = rollout(GaussianField(0.3), None, noise, SDE, torch.tensor([0]))
+    assert kept(path.latents, 0.3) > 1.1
+
+
+def test_a_noisy_step_draws_the_share_of_the_noise_that_sigma_says():
+    """At flow time t a state is t data + (1 - t) noise; of the noise sigma^2 is new."""
+    window = NoisyWindow("midpoint", 10, 0.6)
+    field = GaussianField(0.5)
+    begun = normal(1, 1, 1, 4).expand(1, 50_000, 1, 4)
+    noise = torch.stack([begun, normal(1, 50_000, 1, 4, seed=6)], 3)
+    path = rollout(field, None, noise, window, torch.tensor([1]))
+    after = path.states[0, :, 0, 1]
+    assert after.std(0).tolist() == pytest.approx([0.6 * 0.6] * 4, rel=0.02)  # 1 - t = .6
+
+
+def first_of(exploration, *seeds):
+    return exploration.first(seeds)
+
+
+def test_each_prompt_has_a_window_of_its_own_and_the_last_step_has_no_noise(model):
+    window = NoisyWindow("midpoint", 10, 0.5, noisy=2)
+    places = first_of(window, *range(200)).tolist()
+    assert set(places) == {0, 1, 2}
+    assert torch.equal(window.first([7, 9]), torch.cat([window.first([7]), window.first([9])]))
     noise = draw_noise([3, 4], 2, 5, 3, 4).double()
-    trajectory = rollout(model, conditions(), noise, sigma=0.5)
-    assert trajectory.states.shape == (2, 2, 5, 3, 4) and trajectory.steps == 2
-    assert torch.equal(trajectory.states[..., 0, :], noise[..., 0, :])
-    velocities = replay_velocities(model, conditions(), trajectory.states)
-    pushed = trajectory.states.diff(dim=3) - velocities / 2
-    torch.testing.assert_close(
-        pushed, 0.5 * math.sqrt(0.5) * noise[..., 1:, :], atol=1e-10, rtol=1e-10
-    )
-    assert not trajectory.states.requires_grad
+    both = rollout(model, conditions(), noise, window, torch.tensor([0, 2]))
+    for b, first in enumerate((0, 2)):
+        alone = Conditions(*(getattr(conditions(), name)[b : b + 1] for name in MODALITIES))
+        one = rollout(model, alone, noise[b : b + 1], window, torch.tensor([first]))
+        torch.testing.assert_close(both.states[b], one.states[0])
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_log_probs_are_those_of_the_gaussian(reduction):
-    states, velocities = normal(2, 3, 5, 4), normal(2, 3, 4, 4, seed=1)
-    got = step_log_probs(states, velocities, sigma=0.7, reduction=reduction)
-    step = torch.distributions.Normal(states[..., :-1, :] + velocities / 4, 0.7 * math.sqrt(1 / 4))
-    expected = step.log_prob(states[..., 1:, :])
-    torch.testing.assert_close(got, expected.sum(-1) if reduction == "sum" else expected.mean(-1))
-    half = step_log_probs(states.bfloat16(), velocities.bfloat16(), 0.7, reduction)
+def test_what_is_drawn_is_the_noise(model):
+    for exploration, noisy in ((WINDOW, 1), (SDE, 4)):
+        first = first_of(exploration, 3, 4)
+        noise = draw_noise([3, 4], 2, 5, noisy + 1, 4).double()
+        path = rollout(model, conditions(), noise, exploration, first)
+        assert path.states.shape == (2, 2, 5, noisy + 2, 4) and not path.states.requires_grad
+        means = replay_means(model, conditions(), path.states, exploration, first)
+        step = first[:, None] + torch.arange(noisy)
+        width = exploration.deviation(step.double())[:, None, None, :, None]
+        torch.testing.assert_close(
+            path.states[:, :, :, 1:-1] - means, width * noise[..., 1:, :], atol=1e-6, rtol=1e-6
+        )
+
+
+def test_the_papers_first_state_is_noise_and_its_last_is_the_latent(model):
+    noise = draw_noise([3, 4], 2, 5, 5, 4).double()
+    path = rollout(model, conditions(), noise, SDE, first_of(SDE, 3, 4))
+    assert torch.equal(path.states[..., 0, :], noise[..., 0, :])
+    assert torch.equal(path.states[..., -1, :], path.states[..., -2, :])
+
+
+def test_log_probs_are_those_of_the_gaussian():
+    states, means = normal(2, 3, 5, 6, 4), normal(2, 3, 5, 4, 4, seed=1)
+    first = torch.tensor([0, 0])
+    got = log_probs(states, means, PaperSde(4, 0.7), first)
+    step = torch.distributions.Normal(means, 0.7 * math.sqrt(1 / 4))
+    torch.testing.assert_close(got, step.log_prob(states[:, :, :, 1:-1]).sum(-1))
+    half = log_probs(states.bfloat16(), means.bfloat16(), PaperSde(4, 0.7), first)
     assert half.dtype == torch.float32
-
-
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_kl_is_that_of_the_gaussians(reduction):
-    v, w, sigma = normal(2, 4, 3), normal(2, 4, 3, seed=1), 0.7
-    width = sigma * math.sqrt(1 / 4)
-    expected = torch.distributions.kl_divergence(
-        torch.distributions.Normal(v / 4, width), torch.distributions.Normal(w / 4, width)
+    window = NoisyWindow("midpoint", 10, 0.5)
+    got = log_probs(states[:, :, :, :3], means[:, :, :, :1], window, torch.tensor([0, 3]))
+    width = torch.tensor([0.5 * 0.8, 0.5 * 0.2]).double()[:, None, None, None, None]
+    step = torch.distributions.Normal(means[:, :, :, :1], width)
+    torch.testing.assert_close(
+        got, step.log_prob(states[:, :, :, 1:2]).sum(-1), atol=1e-5, rtol=1e-5
     )
-    expected = expected.sum(-1) if reduction == "sum" else expected.mean(-1)
-    torch.testing.assert_close(step_kl(v, w, sigma, reduction), expected)
-    assert (step_kl(v, v, sigma, reduction) == 0).all()
 
 
+def test_kl_is_that_of_the_gaussians():
+    m, r = normal(2, 3, 5, 1, 4), normal(2, 3, 5, 1, 4, seed=1)
+    width = torch.tensor([0.5 * 0.8, 0.5 * 0.4]).double()[:, None, None, None, None]
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(m, width), torch.distributions.Normal(r, width)
+    )
+    window, first = NoisyWindow("midpoint", 10, 0.5), torch.tensor([0, 2])
+    torch.testing.assert_close(step_kl(m, r, window, first), expected.sum(-1), atol=1e-5, rtol=1e-5)
+    assert (step_kl(m, m, window, first) == 0).all()
+
+
+@pytest.mark.parametrize("exploration", [WINDOW, SDE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_on_policy_ratio_is_exactly_1(dtype):
+def test_on_policy_ratio_is_exactly_1(dtype, exploration):
     """Old log-probs by the same replay: equal to the last bit. Those of the rollout: up to the
     order of sums.
     """
     model = initialised(CONFIG, seed=0).to(dtype)
     c = Conditions(*(getattr(conditions(), name).to(dtype) for name in MODALITIES))
-    trajectory = rollout(model, c, draw_noise([3, 4], 3, 5, 5, 4).to(dtype), sigma=0.5)
+    first = first_of(exploration, 3, 4)
+    noise = draw_noise([3, 4], 3, 5, exploration.noisy + 1, 4).to(dtype)
+    path = rollout(model, c, noise, exploration, first)
+
+    def again():
+        means = replay_means(model, c, path.states, exploration, first)
+        return log_probs(path.states, means, exploration, first)
+
     with torch.no_grad():
-        old = step_log_probs(
-            trajectory.states, replay_velocities(model, c, trajectory.states), 0.5, "sum"
-        )
-    new = step_log_probs(
-        trajectory.states, replay_velocities(model, c, trajectory.states), 0.5, "sum"
-    )
+        old = again()
+    new = again()
     assert new.requires_grad and ((new - old).exp() == 1).all()
-    assert (new - trajectory.log_probs).abs().max() < (1e-4 if dtype == torch.float32 else 1e-10)
-    assert trajectory.log_probs.shape == (2, 3, 5, 4)
+    assert (new - path.log_probs).abs().max() < (1e-3 if dtype == torch.float32 else 1e-6)
+    assert path.log_probs.shape == (2, 3, 5, exploration.noisy)
+
+
+@pytest.mark.parametrize("exploration", [WINDOW, SDE])
+def test_rollouts_in_bfloat16(exploration):
+    model = initialised(CONFIG, seed=0).bfloat16()
+    c = Conditions(*(getattr(conditions(), name).bfloat16() for name in MODALITIES))
+    first = first_of(exploration, 3, 4)
+    noise = draw_noise([3, 4], 2, 5, exploration.noisy + 1, 4).bfloat16()
+    path = rollout(model, c, noise, exploration, first)
+    means = replay_means(model, c, path.states, exploration, first)
+    again = log_probs(path.states, means, exploration, first)
+    assert path.states.dtype == torch.bfloat16 and again.dtype == torch.float32
+    assert (again - path.log_probs).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7])
 def test_chunked_gradients_equal_full_ones(model, chunk):
-    states = rollout(model, conditions(), draw_noise([3, 4], 2, 5, 5, 4).double(), sigma=0.5).states
+    first = first_of(SDE, 3, 4)
+    states = rollout(
+        model, conditions(), draw_noise([3, 4], 2, 5, 5, 4).double(), SDE, first
+    ).states
 
     def gradients(chunk):
-        velocities = replay_velocities(model, conditions(), states, chunk=chunk)
+        means = replay_means(model, conditions(), states, SDE, first, chunk=chunk)
         model.zero_grad()
-        step_log_probs(states, velocities, 0.5, "sum").square().mean().backward()
-        return velocities.detach(), [p.grad.clone() for p in model.parameters()]
+        log_probs(states, means, SDE, first).square().mean().backward()
+        return means.detach(), [p.grad.clone() for p in model.parameters()]
 
     (v, full), (w, chunked) = gradients(None), gradients(chunk)
     torch.testing.assert_close(v, w, atol=1e-10, rtol=1e-10)
@@ -247,58 +379,27 @@ def test_chunked_gradients_equal_full_ones(model, chunk):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
 
 
-def test_more_noise_spreads_the_samples(model):
-    noise = draw_noise([3], 64, 5, 5, 4).double()
-    c = conditions(batch=1)
-    noise[..., 0, :] = noise[:, :1, :, 0]  # the same start: what differs is the noise on the way
-    spread = [
-        rollout(model, c, noise, sigma).latents.std(1).mean().item() for sigma in (0.0, 0.5, 1.0)
-    ]
-    assert spread[0] < 1e-9 < spread[1] < spread[2]
-
-
-class GaussianField(LinearField):
-    """The exact velocity of rectified flow from N(0, I) to N(0, 0.3^2 I)."""
-
-    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
-        variance = (0.3 * time) ** 2 + (1 - time) ** 2
-        return noisy * (0.3**2 * time - (1 - time)) / variance, past
-
-
-@pytest.mark.parametrize(("corrected", "low", "high"), [(True, 0.28, 0.34), (False, 0.40, 0.70)])
-def test_the_drift_correction_keeps_the_spread_of_the_data(corrected, low, high):
-    noise = normal(1, 4000, 1, 41, 4, seed=5)
-    sampled = rollout(GaussianField(), None, noise, sigma=0.8, corrected=corrected)
-    assert low < sampled.latents.std().item() < high
-
-
-def test_corrected_steps_have_their_own_log_probs_and_kl(model):
-    noise = normal(2, 3, 5, 4, 4, seed=8)
-    path = rollout(model, conditions(), noise, sigma=0.6, corrected=True)
-    velocities = replay_velocities(model, conditions(), path.states)
-    log_probs = step_log_probs(path.states, velocities, 0.6, "sum", corrected=True)
-    torch.testing.assert_close(log_probs, path.log_probs, atol=1e-9, rtol=1e-9)
-    # what was added to the mean is the noise itself
-    z = noise[..., 1:, :]
-    deviation = 0.6 * math.sqrt(1 / 3)
-    wanted = (-0.5 * z.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi)).sum(-1)
-    torch.testing.assert_close(log_probs, wanted, atol=1e-5, rtol=1e-5)  # flow times are float32
-    plain, corrected = (step_kl(velocities, velocities + 1, 0.6, "sum", c) for c in (False, True))
-    factor = torch.tensor(
-        [(1 + 0.18 * t / (1 - t)) ** 2 for t in (0, 1 / 3, 2 / 3)], dtype=torch.float64
-    )
-    torch.testing.assert_close(corrected, plain * factor, atol=1e-5, rtol=1e-5)
+def test_a_replay_along_the_ode_gives_the_sampled_latents_and_a_gradient(model):
+    noise = draw_noise([3, 4], 2, 5, 4).double()
+    denoise = ode("midpoint", 4)
+    sampled = generate(model, conditions(), noise, denoise)
+    again = replay_latents(model, conditions(), sampled, noise, denoise)
+    torch.testing.assert_close(again, sampled, atol=1e-10, rtol=1e-10)
+    assert again.requires_grad
 
 
 def test_what_does_not_fit_is_refused(model):
-    with pytest.raises(ValueError, match=r"steps \+ 1, latent_dim\), got \(2, 2, 5, 4\)"):
-        rollout(model, conditions(), normal(2, 2, 5, 4), sigma=0.5)
-    with pytest.raises(ValueError, match="negative"):
-        rollout(model, conditions(), normal(2, 2, 5, 3, 4), sigma=-1)
-    with pytest.raises(ValueError, match="not those of velocities"):
-        step_log_probs(normal(2, 3, 4), normal(2, 3, 4), 0.5, "sum")
-    with pytest.raises(ValueError, match="unknown reduction"):
-        step_log_probs(normal(2, 4, 4), normal(2, 3, 4), 0.5, "max")
+    with pytest.raises(ValueError, match=r"5, latent_dim\), of the start and the drawn steps"):
+        rollout(model, conditions(), normal(2, 2, 5, 4), SDE, torch.tensor([0, 0]))
+    for sigma in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="sigma is"):
+            NoisyWindow("midpoint", 10, sigma)
+    with pytest.raises(ValueError, match="the last one has none"):
+        NoisyWindow("midpoint", 4, 0.5, noisy=2)
+    with pytest.raises(ValueError, match="or no step has a density"):
+        PaperSde(4, 0)
+    with pytest.raises(ValueError, match="not those of means"):
+        log_probs(normal(2, 3, 5, 3, 4), normal(2, 3, 5, 2, 4), SDE, torch.tensor([0, 0]))
 
 
 def saved_bytes(work):
@@ -317,8 +418,12 @@ def saved_bytes(work):
 
 def test_what_a_chunked_replay_keeps_does_not_grow_with_the_steps(model):
     def kept(steps, chunk):
-        states = normal(1, 2, 5, steps + 1, 4)
-        return saved_bytes(lambda: replay_velocities(model, conditions(1), states, chunk=chunk))
+        states = normal(1, 2, 5, steps + 2, 4)
+        sde = PaperSde(steps, 0.5)
+        first = torch.tensor([0])
+        return saved_bytes(
+            lambda: replay_means(model, conditions(1), states, sde, first, chunk=chunk)
+        )
 
     few, many = kept(2, 10), kept(16, 10)
     assert many - few < 0.05 * few

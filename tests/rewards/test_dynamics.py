@@ -4,197 +4,211 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.dynamics import (
-    COMPONENTS,
-    RewardConfig,
+    LEAST_FRAMES,
+    Recorded,
+    energy_features,
     group_rewards,
     listening_frames,
     motion_limits,
-    penalties,
-    variance_ratio,
+    moving_average,
+    paper_features,
 )
+from rapport.rewards.settings import EnergyWeights, PaperWeights, RewardConfig
 
 LAYOUT = Layout((("expr", 2), ("jaw", 1)), 25, "builtin")
 LIMITS = Motion(np.array([[-10, -10, -1], [10, 10, 1]]), LAYOUT)
+FRAMES = 50
+PAPER = RewardConfig(form="paper")
+ENERGY = RewardConfig()
+FORMS = pytest.mark.parametrize("config", [PAPER, ENERGY], ids=["paper", "energy"])
 
 
-def motion(expr0, expr1, jaw):
-    return Motion(np.stack([expr0, expr1, jaw], axis=1), LAYOUT)
+def clip(seed=0, frames=FRAMES):
+    return np.random.default_rng(seed).normal(size=(frames, 3)) * [1, 1, 0.1]
 
 
-def everywhere(clip):
-    return np.ones(len(clip), bool)
+def group(*seeds, frames=FRAMES):
+    return torch.from_numpy(np.stack([clip(seed, frames) for seed in seeds]))
 
 
-def random_clip(seed, frames=40, scale=1.0):
-    return Motion(
-        np.random.default_rng(seed).normal(size=(frames, 3)) * scale * [1, 1, 0.1], LAYOUT
-    )
+def recorded(values=None, listening=None, limits=LIMITS):
+    values = clip() if values is None else values
+    mask = np.ones(len(values), bool) if listening is None else listening
+    return Recorded(Motion(np.asarray(values, np.float32), LAYOUT), mask, limits)
 
 
-def test_by_hand():
-    recorded = motion([0, 2, 0, 2], [1, 1, 1, 1], [0, 0, 0, 0])
-    generated = motion([1, 2, 1, 2], [1, 1, 1, 1], [0, 0, 0, 0.4])
-    p = penalties(generated, recorded, everywhere(recorded), LIMITS)
-    # expr 0: deviations +-1 and +-0.5 over 4 frames, ddof 1; half of it, as expr 1 stands still in
-    # both
-    assert p["positional_variance"]["expr"] == pytest.approx(
-        (math.sqrt(4 / 3) - math.sqrt(1 / 3)) / 2
-    )
-    # velocities 2, -2, 2 and 1, -1, 1: variances 16/3 and 4/3
-    assert p["velocity_variance"]["expr"] == pytest.approx(
-        (math.sqrt(16 / 3) - math.sqrt(4 / 3)) / 2
-    )
-    assert p["mean_drift"]["expr"] == pytest.approx(0.5 / 2)
-    assert p["mse"]["expr"] == pytest.approx(0.5 / 2)
-    # one third difference each: x3 - 3 x2 + 3 x1 - x0 = 8 and 4
-    assert p["jerk"]["expr"] == pytest.approx((8 - 4) / 2)
-    assert p["mean_drift"]["jaw"] == pytest.approx(0.1)
-    assert p["mse"]["jaw"] == pytest.approx(0.04)
-    assert p["jerk"]["jaw"] == pytest.approx(0.4)
-    assert p["range"] == {"expr": 0, "jaw": 0}
-    assert tuple(p) == COMPONENTS
+def rewards(samples, wanted, config, name):
+    """(samples, frames, groups) of one component."""
+    place = list(config.weights).index(name)
+    return group_rewards(samples, wanted, config)[:, :, place]
+
+
+def test_the_papers_components_by_hand():
+    still = np.tile([[1.0, 0.0, 0.0]], (FRAMES, 1))
+    swings = still.copy()
+    swings[::2, 0] = 3.0  # mean 2, deviation 1, velocities of 2
+    mine, theirs = torch.from_numpy(swings)[None], recorded(still)
+    unbiased = math.sqrt(FRAMES / (FRAMES - 1))
+    first = {name: rewards(mine, theirs, PAPER, name)[0, 0] for name in PAPER.weights}
+    assert first["positional_variance"].tolist() == pytest.approx([-unbiased, 0], abs=1e-5)
+    assert first["mean_drift"].tolist() == pytest.approx([-1, 0], abs=1e-5)
+    assert first["mse"].tolist() == pytest.approx([-2, 0], abs=1e-5)
+    deviation = np.diff(swings[:, 0]).std(ddof=1)
+    assert first["velocity_variance"].tolist() == pytest.approx([-deviation, 0], abs=1e-5)
+
+
+def test_moving_average_by_hand():
+    values = torch.tensor([0.0, 3.0, 6.0, 0.0])[None, :, None]
+    assert moving_average(values, 3.0)[0, :, 0].tolist() == [1.5, 3, 3, 3]
+    assert torch.equal(moving_average(values, 1.0), values)
+
+
+def test_the_energy_score_by_hand():
+    """Two samples at 1 and 4, the recorded face at 0: distances 1 and 4, and 3 between them."""
+    still = torch.tensor([1.0, 4.0])[:, None, None] * torch.tensor([1.0, 0, 0]).expand(FRAMES, 3)
+    wanted = recorded(np.zeros((FRAMES, 3)))
+    got = rewards(still, wanted, ENERGY, "mean")[:, 0, 0]
+    assert got.tolist() == pytest.approx([-(1 - 3), -(4 - 3)], abs=1e-5)
+
+
+def test_the_energy_score_is_best_for_the_spread_of_people_and_the_papers_form_for_none():
+    """People rest at N(0, 1). Mean score of groups drawn as wide as `spread`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def score(config, name, spread):
+        people = torch.randn(400, generator=generator)
+        groups = torch.randn(400, 8, generator=generator) * spread
+        total = 0.0
+        for person, drawn in zip(people, groups, strict=True):
+            still = drawn[:, None, None] * torch.tensor([1.0, 0, 0]).expand(LEAST_FRAMES, 3)
+            wanted = recorded(np.tile([[float(person), 0, 0]], (LEAST_FRAMES, 1)))
+            got = rewards(still, wanted, config, name)[:, 0, 0]
+            if config.form == "energy":  # the score counts each pair once
+                apart = (drawn[:, None] - drawn).abs().sum(1) / 7
+                got = got - apart / 2
+            total += float(got.mean())
+        return total / 400
+
+    energy = {spread: score(ENERGY, "mean", spread) for spread in (0.1, 1.0, 2.0)}
+    assert energy[1.0] > energy[0.1] + 0.05 and energy[1.0] > energy[2.0] + 0.05
+    paper = {spread: score(PAPER, "mean_drift", spread) for spread in (0.1, 1.0)}
+    assert paper[0.1] > paper[1.0] + 0.1
+
+
+def test_bands_hear_what_is_theirs():
+    time = np.arange(200) / 25
+
+    def liveliness(hertz):
+        wave = np.sin(2 * np.pi * hertz * time)
+        values = torch.from_numpy(np.stack([wave, 0 * wave, 0 * wave], 1))[None]
+        features = energy_features(values, torch.ones(200, dtype=torch.bool), 25)
+        return {name: features[name][0, 100, 0].item() for name in ("slow", "middle", "fast")}
+
+    for hertz, band in ((0.2, "slow"), (1.0, "middle"), (5.0, "fast")):
+        heard = liveliness(hertz)
+        assert max(heard, key=heard.get) == band
+        assert heard[band] > 0.4
+        assert all(value < 0.6 * heard[band] for name, value in heard.items() if name != band)
 
 
 def test_range_is_the_distance_outside():
-    clip = motion([0, 12, 0, 0], [0, 0, -14, 0], [0, 0, 0, 1.5])
-    p = penalties(clip, clip, everywhere(clip), LIMITS)["range"]
-    assert p == pytest.approx({"expr": (2 / 4 + 4 / 4) / 2, "jaw": 0.5 / 4})
-    own = motion_limits([clip, motion([-20] * 4, [0] * 4, [0] * 4)])
-    assert penalties(clip, clip, everywhere(clip), own)["range"] == {"expr": 0, "jaw": 0}
-    assert own.values.tolist() == [[-20, -14, 0], [12, 0, 1.5]]
-
-
-def test_the_recorded_motion_is_the_best():
-    clip = random_clip(0)
-    perfect = penalties(clip, clip, everywhere(clip), motion_limits([clip]))
-    assert all(value == 0 for groups in perfect.values() for value in groups.values())
-    assert group_rewards(perfect) == {"expr": 0, "jaw": 0}
-    for seed in (1, 2, 3):
-        rewards = group_rewards(
-            penalties(random_clip(seed), clip, everywhere(clip), motion_limits([clip]))
-        )
-        assert all(value < 0 for value in rewards.values())
-
-
-def test_a_still_face_loses_to_a_lively_one_with_another_timing():
-    """Regression to the mean has the better MSE and the worse reward."""
-    recorded, lively = random_clip(0, 200), random_clip(1, 200)
-    still = Motion(np.repeat(recorded.values.mean(0, keepdims=True), 200, axis=0), LAYOUT)
-    p_still, p_lively = (
-        penalties(x, recorded, everywhere(recorded), LIMITS) for x in (still, lively)
+    values = np.zeros((FRAMES, 3))
+    values[3] = [12, -14, 1.5]
+    got = rewards(torch.from_numpy(values)[None], recorded(), ENERGY, "range")[0]
+    assert got[3].tolist() == pytest.approx([-(2 + 4) / 2, -0.5])
+    assert (got[:3] == 0).all() and (got[4:] == 0).all()
+    limits = motion_limits(
+        [Motion(values.astype(np.float32), LAYOUT), Motion(-values.astype(np.float32), LAYOUT)]
     )
-    assert p_still["mse"]["expr"] < p_lively["mse"]["expr"]
-    assert group_rewards(p_still)["expr"] < group_rewards(p_lively)["expr"]
-    assert variance_ratio(still, recorded, everywhere(recorded))["expr"] < 1e-6
-    assert variance_ratio(lively, recorded, everywhere(recorded))["expr"] == pytest.approx(
-        1, abs=0.3
-    )
+    assert limits.values.tolist() == [[-12, -14, -1.5], [12, 14, 1.5]]
 
 
-def test_trembling_with_the_right_variance_is_caught_by_jerk():
-    time = np.arange(200)
-    smooth = motion(np.sin(time / 8), np.sin(time / 8), 0.1 * np.sin(time / 8))
-    tremble = motion(
-        *(a * np.std(np.sin(time / 8)) * np.where(time % 2, 1, -1) for a in (1, 1, 0.1))
-    )
-    p = penalties(tremble, smooth, everywhere(smooth), LIMITS)
-    assert p["positional_variance"]["expr"] < 0.01
-    assert (
-        p["jerk"]["expr"]
-        > 100 * penalties(smooth, smooth, everywhere(smooth), LIMITS)["jerk"]["expr"] + 1
-    )
+@FORMS
+def test_the_recorded_motion_is_the_best_of_the_papers_form_and_near_it_in_distance(config):
+    wanted = recorded()
+    samples = torch.cat([torch.from_numpy(wanted.motion.values).double()[None], group(1, 2, 3)])
+    got = group_rewards(samples, wanted, config).nansum((1, 2))
+    assert (got[0] > got[1:]).all()
 
 
-def test_groups_do_not_see_each_other():
-    recorded, generated = random_clip(0), random_clip(1)
-    other = Motion(
-        np.concatenate([generated.values[:, :2], generated.values[:, 2:] * 3], axis=1), LAYOUT
-    )
-    a, b = (penalties(x, recorded, everywhere(x), LIMITS) for x in (generated, other))
-    for component in COMPONENTS:
-        assert a[component]["expr"] == b[component]["expr"]
-    assert a["mse"]["jaw"] != b["mse"]["jaw"]
+@FORMS
+def test_groups_do_not_see_each_other(config):
+    samples = group(1, 2, 3)
+    other = samples * torch.tensor([1.0, 1.0, 3.0])
+    a, b = (group_rewards(each, recorded(), config) for each in (samples, other))
+    assert torch.equal(a[..., 0], b[..., 0]) and not torch.equal(a[..., 1], b[..., 1])
 
 
-def test_frames_that_do_not_listen_do_not_count():
-    recorded, generated = random_clip(0), random_clip(1)
-    mask = np.zeros(40, bool)
-    mask[5:15] = mask[20:30] = True
-    noise = np.random.default_rng(9).normal(size=(40, 3)) * 5
-    spoken = Motion(np.where(mask[:, None], generated.values, noise), LAYOUT)
-    assert penalties(generated, recorded, mask, LIMITS) == penalties(spoken, recorded, mask, LIMITS)
-    assert variance_ratio(generated, recorded, mask) == variance_ratio(spoken, recorded, mask)
+def test_the_papers_components_see_listening_frames_only():
+    mask = np.zeros(FRAMES, bool)
+    mask[5:20] = mask[30:45] = True
+    samples = group(1, 2)
+    spoken = torch.where(torch.from_numpy(mask)[None, :, None], samples, group(8, 9) * 5)
+    a, b = (group_rewards(each, recorded(listening=mask), PAPER) for each in (samples, spoken))
+    torch.testing.assert_close(a, b, equal_nan=True)
+    assert a[:, ~mask].isnan().all() and a[:, mask].isfinite().all()
 
 
 def test_no_velocity_reaches_across_a_gap():
-    values = np.r_[np.zeros(10), np.full(10, 5.0)]
-    mask = np.ones(20, bool)
+    values = torch.tensor([0.0] * 10 + [5.0] * 10)[None, :, None]
+    mask = torch.ones(20, dtype=torch.bool)
+    assert paper_features(values, mask, 25)["velocity_variance"][0, 0].item() > 1  # the jump
     mask[8:12] = False
-    still = motion(values, values, values / 5)
-    moving = motion(values * 0, values * 0, values * 0)
-    p = penalties(still, moving, mask, LIMITS)
-    assert p["velocity_variance"]["expr"] == 0 and p["jerk"]["expr"] == 0
-    closed = penalties(still.window(0, 16), moving.window(0, 16), np.ones(16, bool), LIMITS)
-    assert closed["velocity_variance"]["expr"] > 1  # the jump, were it counted
+    assert paper_features(values, mask, 25)["velocity_variance"][0, 0].item() < 1e-5
 
 
-def test_the_length_of_a_clip_does_not_matter():
-    recorded, generated = random_clip(0), random_clip(1)
-    mask = np.tile(np.r_[np.ones(39, bool), False], 2)
-    twice = [Motion(np.tile(clip.values, (2, 1)), LAYOUT) for clip in (generated, recorded)]
-    once = penalties(generated, recorded, mask[:40], LIMITS)
-    again = penalties(*twice, mask, LIMITS)
-    for component in ("mean_drift", "mse", "range", "jerk"):
-        assert again[component] == pytest.approx(once[component], rel=1e-6)
-    assert again["positional_variance"]["expr"] == pytest.approx(
-        once["positional_variance"]["expr"], rel=0.05
-    )
+@FORMS
+def test_a_sample_that_is_not_finite_is_missing_and_changes_nothing_else(config):
+    samples = group(1, 2, 3)
+    broken = torch.cat([samples, torch.full((1, FRAMES, 3), torch.nan).double()])
+    got = group_rewards(broken, recorded(), config)
+    assert got[3].isnan().all()
+    torch.testing.assert_close(got[:3], group_rewards(samples, recorded(), config))
 
 
-def test_scale():
-    recorded, generated = random_clip(0), random_clip(1)
-    wide = Motion(LIMITS.values * 3, LAYOUT)
-    once = penalties(generated, recorded, everywhere(recorded), LIMITS)
-    thrice = penalties(
-        *(Motion(c.values * 3, LAYOUT) for c in (generated, recorded)), everywhere(recorded), wide
-    )
-    for component in COMPONENTS:
-        factor = 9 if component == "mse" else 3
-        assert thrice[component]["expr"] == pytest.approx(
-            factor * once[component]["expr"], rel=1e-4
-        )
+@FORMS
+def test_less_than_a_second_of_listening_gives_no_reward(config):
+    mask = np.zeros(FRAMES, bool)
+    mask[: LEAST_FRAMES - 1] = True
+    assert group_rewards(group(1, 2), recorded(listening=mask), config).isnan().all()
+    mask[:LEAST_FRAMES] = True
+    assert group_rewards(group(1, 2), recorded(listening=mask), config)[:, mask].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("frames", "missing"),
-    [
-        (0, set(COMPONENTS)),
-        (1, {"positional_variance", "velocity_variance", "jerk"}),
-        (2, {"velocity_variance", "jerk"}),
-        (3, {"jerk"}),
-        (4, set()),
-    ],
-)
-def test_too_few_frames_are_missing_not_zero(frames, missing):
-    clip, mask = random_clip(0), np.zeros(40, bool)
-    mask[:frames] = True
-    p = penalties(random_clip(1), clip, mask, LIMITS)
-    assert {name for name in COMPONENTS if math.isnan(p[name]["expr"])} == missing
-    assert math.isnan(group_rewards(p)["jaw"]) == bool(missing)
-    # a component without weight may be missing
-    assert math.isnan(group_rewards(p, RewardConfig(jerk=0))["jaw"]) == bool(missing - {"jerk"})
+def test_the_gradient_is_that_of_the_score():
+    """Each sample moves in the field of the others: the numerical gradient of the score, in which
+    each pair counts once.
+    """
+    samples, wanted = group(1, 2, 3), recorded()
 
+    def score(samples):
+        total = group_rewards(samples, wanted, ENERGY)[..., :5, :].sum()
+        distances = rewards(samples, wanted, ENERGY, "mean").sum()
+        return total, distances
 
-def test_group_rewards_by_hand():
-    p = {name: {"expr": float(i + 1), "jaw": 0.0} for i, name in enumerate(COMPONENTS)}
-    weights = RewardConfig(**{name: float(i + 1) for i, name in enumerate(COMPONENTS)})
-    assert group_rewards(p, weights) == {
-        "expr": -(1 + 4 + 9 + 16 + 25 + 36),
-        "jaw": 0,
-    }
+    moved = samples.clone().requires_grad_()
+    score(moved)[0].backward()
+    config = RewardConfig(energy=EnergyWeights(path=0, slow=0, middle=0, fast=0, range=0))
+    still = samples.clone().requires_grad_()
+    group_rewards(still, wanted, config).sum().backward()
+
+    def energy_score(samples):
+        means = samples.mean(1)
+        target = torch.from_numpy(wanted.motion.values).double().mean(0)
+        value = 0.0
+        for part in (slice(0, 2), slice(2, 3)):
+            apart = torch.cdist(means[:, part], means[:, part]).sum() / 2 / 2  # a pair once, of 2
+            value = value + apart - (means - target)[:, part].norm(dim=1).sum()
+        return value * FRAMES
+
+    by_hand = samples.clone().requires_grad_()
+    energy_score(by_hand).backward()
+    torch.testing.assert_close(still.grad, by_hand.grad, atol=1e-4, rtol=1e-4)
+    assert moved.grad.isfinite().all()
 
 
 def test_listening_means_that_the_partner_speaks_and_the_actor_does_not():
@@ -205,21 +219,20 @@ def test_listening_means_that_the_partner_speaks_and_the_actor_does_not():
 
 
 def test_what_does_not_fit_is_refused():
-    clip, mask = random_clip(0), np.ones(40, bool)
-    other = Motion(clip.values, Layout((("expr", 2), ("jaw", 1)), 30, "builtin"))
-    with pytest.raises(LayoutError, match="unlike"):
-        penalties(other, clip, mask, LIMITS)
+    motion = recorded().motion
+    other = Motion(motion.values, Layout((("expr", 2), ("jaw", 1)), 30, "builtin"))
+    mask = np.ones(FRAMES, bool)
     with pytest.raises(LayoutError, match="limits"):
-        penalties(clip, clip, mask, other.window(0, 2))
-    with pytest.raises(ValueError, match="40 frames, the recorded one 30"):
-        penalties(clip, clip.window(0, 30), mask, LIMITS)
-    with pytest.raises(ValueError, match=r"bool \(40,\)"):
-        penalties(clip, clip, mask.astype(float), LIMITS)
+        Recorded(motion, mask, other.window(0, 2))
+    with pytest.raises(ValueError, match=r"bool \(50,\)"):
+        Recorded(motion, mask.astype(float), LIMITS)
     with pytest.raises(ValueError, match="lowest and the highest"):
-        penalties(clip, clip, mask, Motion(LIMITS.values[::-1], LAYOUT))
+        Recorded(motion, mask, Motion(LIMITS.values[::-1], LAYOUT))
+    with pytest.raises(ValueError, match=r"\(2, 30, 3\) are not \(group, 50, 3\)"):
+        group_rewards(group(1, 2, frames=30), recorded(), ENERGY)
     with pytest.raises(ValueError, match="mse"):
-        RewardConfig(mse=-1)
+        PaperWeights(mse=-1)
     with pytest.raises(ValueError, match="not all 0"):
-        RewardConfig(**dict.fromkeys(COMPONENTS, 0.0))
+        RewardConfig(energy=EnergyWeights(**dict.fromkeys(EnergyWeights.model_fields, 0.0)))
     with pytest.raises(ValueError, match="finite"):
-        RewardConfig(jerk=math.inf)
+        RewardConfig(energy=EnergyWeights(fast=math.inf))

@@ -15,7 +15,7 @@ def loss(ratios, advantages, kl=ZERO, clip=0.2, beta=0.0, mask=None):
     actions = PolicyActions(
         log_probs=log_probs,
         old_log_probs=torch.zeros_like(log_probs),
-        advantages=torch.tensor(advantages),
+        advantages=torch.tensor(advantages).unsqueeze(1),
         kl=kl,
         mask=mask,
     )
@@ -72,7 +72,7 @@ def test_weights_scale_the_surrogate_and_not_the_kl():
     actions = PolicyActions(
         log_probs=log_probs,
         old_log_probs=torch.zeros(1, 2),
-        advantages=torch.tensor([3.0]),
+        advantages=torch.tensor([[3.0]]),
         kl=kl,
         weights=weights,
     )
@@ -85,7 +85,7 @@ def test_weights_scale_the_surrogate_and_not_the_kl():
 def test_shards_give_the_loss_of_the_whole():
     generator = torch.Generator().manual_seed(0)
     new, old, kl = (torch.randn(6, 3, 4, generator=generator) for _ in range(3))
-    advantages = torch.randn(6, generator=generator)
+    advantages = torch.randn(6, 3, 1, generator=generator)
     mask = torch.rand(6, 3, 4, generator=generator) > 0.3
 
     def loss_of(samples):
@@ -103,6 +103,18 @@ def test_shards_give_the_loss_of_the_whole():
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
+def test_an_action_has_the_advantage_of_its_own():
+    log_probs = torch.zeros(2, 2, requires_grad=True)
+    actions = PolicyActions(
+        log_probs=log_probs,
+        old_log_probs=torch.zeros(2, 2),
+        advantages=torch.tensor([[1.0, 2.0], [3.0, -4.0]]),
+        kl=ZERO,
+    )
+    clipped_policy_loss(actions, 0.2, 0.0).loss.backward()
+    assert log_probs.grad.tolist() == [[-0.25, -0.5], [-0.75, 1.0]]
+
+
 def test_without_advantage_nothing_is_learnt():
     value, _, log_probs = loss([[1.1, 0.9], [1.3, 0.5]], [0.0, 0.0])
     value.backward()
@@ -112,7 +124,7 @@ def test_without_advantage_nothing_is_learnt():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"advantages": [1.0]}, r"advantages must be \(2,\)"),
+        ({"advantages": [1.0]}, r"advantages must broadcast to log-probs \(2, 2\), got \(1, 1\)"),
         ({"kl": torch.zeros(2, 3)}, r"kl \(2, 3\)"),
         ({"mask": torch.ones(2, 1, dtype=torch.bool)}, r"mask \(2, 1\)"),
         ({"clip": 0.0}, "clip 0"),
