@@ -14,16 +14,24 @@ differences count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+# Over which groups the standard deviation of a reward is taken: each by itself as in Eq. 8, or all
+# that are given. By itself, a group whose recorded listener is unlike its samples counts less, as
+# its rewards differ by more: so who is unusual is heard less, and listeners become alike.
+Scale = Literal["all", "group"]
 
 # Rewards travel in float32. What differs by less than this, relative to its size, differs by
 # rounding, and dividing by such a standard deviation would make noise as loud as a preference.
 ROUNDING = 1e-6
 
 
-def decoupled_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+def decoupled_advantages(
+    rewards: Tensor, weights: Sequence[float] | Tensor, scale: Scale = "group"
+) -> Tensor:
     """A^j of Eq. 8-9: each reward normalised in its own group, then the weighted mean over rewards.
 
     There is no epsilon, as in the paper: TRL's 1e-4 would all but switch off a reward in squared
@@ -35,6 +43,7 @@ def decoupled_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> 
         rewards: (groups, group_size, places, rewards), NaN where missing; whole groups, in which a
             sample whose rollout or reward failed keeps its place.
         weights: (rewards,) lambda_i, not negative, not all 0.
+        scale: over which groups a standard deviation is taken.
 
     Returns:
         (groups, group_size, places) float64.
@@ -42,22 +51,24 @@ def decoupled_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> 
     Raises:
         ValueError: another shape, groups of one, infinite rewards, or weights that do not fit.
     """
-    components = component_advantages(rewards)
+    components = component_advantages(rewards, scale)
     weights = _check_weights(rewards, weights)
     return (components * weights).sum(-1) / weights.sum()
 
 
-def component_advantages(rewards: Tensor) -> Tensor:
+def component_advantages(rewards: Tensor, scale: Scale = "group") -> Tensor:
     """A_i^j of Eq. 8, (groups, group_size, places, rewards) float64: every reward for itself.
 
     Centred at every place, and over the standard deviation within places, unbiased (one degree of
     freedom a place), as in TRL and NVlabs' GDPO. See `decoupled_advantages`.
     """
-    centred, std = _spread(rewards)
-    return torch.where(has_preference(rewards)[:, None, None], centred / std[:, None, None], 0.0)
+    scales = reward_scales(rewards, scale)[:, None, None]
+    return _centred(_check_rewards(rewards)) / scales
 
 
-def grpo_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+def grpo_advantages(
+    rewards: Tensor, weights: Sequence[float] | Tensor, scale: Scale = "group"
+) -> Tensor:
     """GRPO for comparison: the weighted sum of the rewards, normalised in its group.
 
     Arguments and result as in `decoupled_advantages`. Where a sample lacks a reward of positive
@@ -65,15 +76,22 @@ def grpo_advantages(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tenso
     """
     weights = _check_weights(rewards, weights)
     total = torch.where(weights > 0, _check_rewards(rewards) * weights, 0.0).sum(-1, keepdim=True)
-    return component_advantages(total).squeeze(-1)
+    return component_advantages(total, scale).squeeze(-1)
 
 
-def reward_scales(rewards: Tensor) -> Tensor:
+def reward_scales(rewards: Tensor, scale: Scale = "group") -> Tensor:
     """What `component_advantages` divides by, (groups, rewards) float64; infinite where it is 0.
 
     For gradients of the rewards themselves: each is then as loud as under Eq. 8.
     """
-    _, std = _spread(rewards)
+    rewards = _check_rewards(rewards)
+    count = (~rewards.isnan()).sum(1)
+    freedom = (count - 1).clamp(min=0).sum(1)
+    squares = _centred(rewards).square().sum((1, 2))
+    if scale == "all":
+        freedom = freedom.sum(0, keepdim=True)
+        squares = squares.sum(0, keepdim=True)
+    std = (squares / freedom.clamp(min=1)).sqrt().expand(len(rewards), -1)
     return torch.where(has_preference(rewards), std, torch.inf)
 
 
@@ -90,19 +108,12 @@ def has_preference(rewards: Tensor) -> Tensor:
     return ((highest - lowest) > ROUNDING * magnitude).any(1)
 
 
-def _spread(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards less the mean of their place, and the standard deviation (groups, rewards) of that.
-
-    0 where a reward is missing.
-    """
-    rewards = _check_rewards(rewards)
+def _centred(rewards: Tensor) -> Tensor:
+    """Rewards less the mean of their place over the samples; 0 where one is missing."""
     is_present = ~rewards.isnan()
-    count = is_present.sum(1, keepdim=True)
     values = rewards.nan_to_num()
-    mean = values.sum(1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(is_present, values - mean, 0.0)
-    freedom = (count - 1).clamp(min=0).sum((1, 2)).clamp(min=1)
-    return centred, (centred.square().sum((1, 2)) / freedom).sqrt()
+    mean = values.sum(1, keepdim=True) / is_present.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(is_present, values - mean, 0.0)
 
 
 def _check_rewards(rewards: Tensor) -> Tensor:

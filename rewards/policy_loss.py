@@ -56,9 +56,7 @@ class PolicyActions:
         if not fits or any(
             own not in (1, wanted) for own, wanted in zip(advantages, actions, strict=True)
         ):
-            raise ValueError(
-                f"advantages must broadcast to log-probs {actions}, got {advantages}"
-            )
+            raise ValueError(f"advantages must broadcast to log-probs {actions}, got {advantages}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,11 +28,13 @@ class Rollouts:
         row: of the prompt in the table of scenes.
         reactions: the group.
         advantages: (group, frames), of frames in which somebody listens; 0 elsewhere.
+        scales: (rewards,) standard deviation of each reward; infinite where it teaches nothing.
     """
 
     row: int
     reactions: Sequence[Reaction]
     advantages: Tensor
+    scales: Tensor
 
 
 class Gdpo(PolicyObjective):

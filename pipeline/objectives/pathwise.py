@@ -17,7 +17,6 @@ from rapport.pipeline.objectives.settings import FlowGdpoConfig
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.motion import Motion
-from rapport.rewards.advantage import reward_scales
 from rapport.rewards.dynamics import Recorded, group_rewards
 from rapport.rewards.settings import RewardConfig
 
@@ -40,10 +39,10 @@ class RewardTerms:
 class Pathwise(Gdpo):
     """Reactions by the ODE are made again from their noise, given the latents sampled before each.
 
-    Their rewards, each over its standard deviation in the group as under Eq. 8, are then functions
-    of the weights, and so is their gradient: no likelihood is needed. What a latent does to later
-    ones is left out, as in the clipped objective. In place of the KL stands half the squared
-    distance of the latents from the reference's: the KL of Gaussians of unit width about them.
+    Their rewards, each over its standard deviation as under Eq. 8, are then functions of the
+    weights, and so is their gradient: no likelihood is needed. What a latent does to later ones is
+    left out, as in the clipped objective. In place of the KL stands half the squared distance of
+    the latents from the reference's: the KL of Gaussians of unit width about them.
 
     Args:
         initial: as of `Gdpo`.
@@ -79,9 +78,8 @@ class Pathwise(Gdpo):
             latents = self.policy.replayed(forward, row, stored["seed"])
             rewards = group_rewards(
                 self.policy.vae.decode(latents), stored["recorded"], self.terms.config
-            ).flatten(2)[None]
-            scales = reward_scales(rewards.detach())
-            normalised = (rewards.nan_to_num() / scales[:, None, None]).to(latents.dtype)
+            ).flatten(2)
+            normalised = (rewards.nan_to_num() / row["scales"]).to(latents.dtype)
             counted = row["rewarded_frames"].sum().clamp(min=1)
             weights = (self.terms.weights / self.terms.weights.sum()).to(normalised)
             reward = (normalised * weights).sum() / (len(latents) * counted)
@@ -109,6 +107,7 @@ class Pathwise(Gdpo):
             "reference": reference.replayed(reference.module(), batch, seed),
             "rewarded": policy.of_actions(frames)[:, 0] >= 0.5,
             "rewarded_frames": torch.from_numpy(frames),
+            "scales": rollouts.scales,
         }
         layout = policy.layout
         motion = Motion(from_bytes(scene["recorded"], -1, layout.dim).numpy(), layout)

@@ -268,6 +268,9 @@ class GdpoConfig(Section):
     """AdamW weight decay"""
     estimator: Literal["gdpo", "grpo"] = "gdpo"
     """rewards normalised one by one, or summed first"""
+    scale: Literal["all", "group"] = "all"
+    """whose rewards are normalised together: of all prompts of an iteration, or of each by itself
+    as in Eq. 8, which makes listeners more alike"""
 
     @property
     def updates(self) -> int:

@@ -13,7 +13,7 @@ from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.learning import Imitated, learnt
 from rapport.pipeline.steps.preferences import reward_pool
-from rapport.pipeline.steps.rewarding import advantages_of, rollouts_of, scenes_of
+from rapport.pipeline.steps.rewarding import rollouts_of, scenes_of
 from rapport.pipeline.steps.sampling import fleet_of
 from rapport.pipeline.steps.showing import render_pool
 from rapport.policies.policy import load_policy
@@ -55,7 +55,6 @@ def post_train(
             batch = scenes.of_iteration(iteration.index)
             groups = sample(iteration.weights, iteration.index)
             rewards = scenes.rewards(batch, groups, config.reward)
-            advantages = advantages_of(rewards, config, scenes.names)
-            rollouts = rollouts_of(batch, groups, advantages)
+            rollouts = rollouts_of(batch, groups, rewards, config, scenes.names)
             learners.learn(Experience(rollouts, scenes.metrics(batch, rewards, config.reward)))
     return learnt(learners.result, step, rollouts=config.gdpo.answered * config.gdpo.group_size)

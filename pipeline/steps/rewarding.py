@@ -27,7 +27,12 @@ from rapport.policies.flow.training import from_bytes
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Prompt, Reaction
 from rapport.policies.tables import batch_rows, read_table, write_table
-from rapport.rewards.advantage import decoupled_advantages, grpo_advantages, has_preference
+from rapport.rewards.advantage import (
+    decoupled_advantages,
+    grpo_advantages,
+    has_preference,
+    reward_scales,
+)
 from rapport.rewards.dynamics import Recorded, group_rewards, motion_limits
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
 
@@ -218,7 +223,8 @@ def advantages_of(
         names: of the FLAME groups.
     """
     estimate = decoupled_advantages if config.gdpo.estimator == "gdpo" else grpo_advantages
-    return estimate(rewards.flatten(3), reward_weights(config.reward, config.groups, names))
+    weights = reward_weights(config.reward, config.groups, names)
+    return estimate(rewards.flatten(3), weights, config.gdpo.scale)
 
 
 def reward_weights(
@@ -230,11 +236,15 @@ def reward_weights(
     return torch.outer(components, lambdas).flatten()
 
 
-def rollouts_of(batch: Batch, groups: RolloutGroups, advantages: Tensor) -> list[Rollouts]:
+def rollouts_of(
+    batch: Batch, groups: RolloutGroups, rewards: Tensor, config: Rewarded, names: Sequence[str]
+) -> list[Rollouts]:
     """What learners replay of an iteration."""
+    advantages = advantages_of(rewards, config, names)
+    scales = reward_scales(rewards.flatten(3), config.gdpo.scale)
     return [
-        Rollouts(row, group, own)
-        for row, group, own in zip(batch.rows, groups, advantages, strict=True)
+        Rollouts(row, group, own, scale)
+        for row, group, own, scale in zip(batch.rows, groups, advantages, scales, strict=True)
     ]
 
 

@@ -1,13 +1,12 @@
 """An iteration of GDPO outside the recipe: what its lines make of reactions."""
 
 from rapport.actors.learner import Experience
-from rapport.pipeline.steps.rewarding import advantages_of, rollouts_of
+from rapport.pipeline.steps.rewarding import rollouts_of
 
 
 def experience_of(task, groups, index) -> Experience:
     """What the recipe gives learners of an iteration."""
     batch = task.scenes.of_iteration(index)
     rewards = task.scenes.rewards(batch, groups, task.recipe.reward)
-    advantages = advantages_of(rewards, task.recipe, task.scenes.names)
     metrics = task.scenes.metrics(batch, rewards, task.recipe.reward)
-    return Experience(rollouts_of(batch, groups, advantages), metrics)
+    return Experience(rollouts_of(batch, groups, rewards, task.recipe, task.scenes.names), metrics)

@@ -440,7 +440,7 @@ def test_what_was_begun_ahead_ends_before_the_fleet_does():
 
 def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     """Its rewards are missing: the others are normalised without it, and its own weight is 0."""
-    task = gdpo_task(policy, tmp_path)
+    task = gdpo_task(policy, tmp_path, scale="group")
     batch = task.scenes.of_iteration(0)
     groups = LocalFleet(task).groups(batch.prompts, 3, batch.seeds)
 

@@ -210,6 +210,15 @@ def test_a_place_without_rewards_changes_nothing():
     assert (decoupled_advantages(gap, [1, 1, 1])[:, :, 2:4] == 0).all()
 
 
+def test_a_scale_over_all_groups_by_hand():
+    """Variances 1 and 4 of two groups: over all, the root of their mean."""
+    rewards = tensor([[1, 2, 3], [0, 2, 4]])[:, :, None, None]
+    assert reward_scales(rewards, "all")[:, 0].tolist() == [pytest.approx(2.5**0.5)] * 2
+    torch.testing.assert_close(
+        component_advantages(rewards, "all")[1, :, 0, 0], tensor([-2, 0, 2]) / 2.5**0.5
+    )
+
+
 def test_a_reward_that_teaches_nothing_has_no_scale():
     rewards = torch.cat([random_rewards(shape=(1, 4, 2, 3)), torch.ones(1, 4, 2, 1)], -1)
     scales = reward_scales(rewards)[0]
