@@ -43,13 +43,13 @@ def bands(
     """
     if len(recorded) < 2:
         raise ValueError(f"what is between windows needs two or more of them, got {len(recorded)}")
-    for x, y in zip(generated, recorded, strict=True):
-        require_same_layout(x.layout, y.layout, "power by band")
+    for motion, other in zip(generated, recorded, strict=True):
+        require_same_layout(motion.layout, other.layout, "power by band")
     layout = recorded[0].layout
     values = {}
     for group in layout.names:
-        x = [motion.group(group).astype(np.float64) for motion in generated]
-        y = [motion.group(group).astype(np.float64) for motion in recorded]
+        x = [each.group(group).astype(np.float64) for each in generated]
+        y = [each.group(group).astype(np.float64) for each in recorded]
         of_people = [amplitude(each[part]) for each, part in zip(y, counted, strict=True)]
         if not any(of_people):
             continue

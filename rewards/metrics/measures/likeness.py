@@ -44,13 +44,13 @@ def likeness(
         LayoutError: unlike layouts.
         ValueError: all windows are of one conversation.
     """
-    for x, y in zip(generated, recorded, strict=True):
-        require_same_layout(x.layout, y.layout, "likeness")
+    for motion, other in zip(generated, recorded, strict=True):
+        require_same_layout(motion.layout, other.layout, "likeness")
     halves = half_of_people(conversations, seed)
     values: dict[str, dict[str, float]] = {}
     for group in recorded[0].layout.names:
-        x = [motion.group(group).astype(np.float64) for motion in generated]
-        y = [motion.group(group).astype(np.float64) for motion in recorded]
+        x = [each.group(group).astype(np.float64) for each in generated]
+        y = [each.group(group).astype(np.float64) for each in recorded]
         parts = list(zip(x, y, counted, strict=True))
         kinds = {
             "position": [(a[part], b[part]) for a, b, part in parts],
