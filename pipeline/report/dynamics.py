@@ -99,7 +99,12 @@ def _errors(summary: Summary, compared: tuple[str, str]) -> Table | None:
             percent = summary.change_percent.get(key)
             relative = None if percent is None else f"{percent:+.0f}{PERCENT}"
             rows.append([key, *cells, relative, _interval(summary.change.get(f"{key}_change"))])
-    columns = ("metric", *summary.judgement, f"{compared[0]} to {compared[1]}", f"95{PERCENT} interval")
+    columns = (
+        "metric",
+        *summary.judgement,
+        f"{compared[0]} to {compared[1]}",
+        f"95{PERCENT} interval",
+    )
     return (
         Table("Deviation from the recorded person, lower is better", columns, rows)
         if rows

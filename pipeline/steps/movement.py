@@ -21,7 +21,6 @@ from rapport.pipeline.settings import Judged, JudgedOfFlow
 from rapport.pipeline.steps.corpus import choose, require_splits
 from rapport.pipeline.steps.faces import PROTOCOLS, Faces, faces_of
 from rapport.pipeline.steps.imitation_flow import people
-from rapport.pipeline.steps.judging import interval_json
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.settings import ComparisonConfig
 from rapport.policies.motion import Motion
@@ -193,11 +192,9 @@ class Movement:
         first = self.by_window[before]
         last = self.by_window[after]
         return {
-            name: interval_json(
-                paired_interval(
-                    first[name], last[name], resamples=bootstrap, groups=self.conversations
-                )
-            )
+            name: paired_interval(
+                first[name], last[name], resamples=bootstrap, groups=self.conversations
+            ).to_json()
             for name in first
             if name in last and len(first[name].keys() & last[name].keys()) > 1
         }
