@@ -247,7 +247,7 @@ class TuneGdpoOfFlow(GdpoOfFlow, SweptRewards):
     gdpo: FlowGdpoConfig = FlowGdpoConfig(iterations=40)
     tune: TuneConfig = TuneConfig(
         space={"gdpo.sigma": "grid(0.25, 0.5, 0.75, 1.0)", "gdpo.group_size": "grid(4, 8)"},
-        metric="FDD",
+        metric="likeness",
         mode="min",
         model="rapport-gdpo",
     )

@@ -27,7 +27,7 @@ LEAN = [
     "learner.world_size=2",
     "learner.threads=1",
     "rollout.workers=1",
-    "judge.windows=4",
+    "judge.windows=16",
     "judge.omegas=[2]",
     "judge.long_frames=96",
     "judge.clips=2",
@@ -57,6 +57,8 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     assert set(metrics["judgement"]) == {
         "VAE",
         "others",
+        "Regression",
+        "mean face",
         "supervised",
         "GDPO",
         "GDPO without text",
@@ -66,7 +68,9 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     }
     for row in metrics["judgement"].values():
         assert {
-            "listen/unils/FDD",
+            "likeness/expr/position",
+            "bands/rot/between",
+            "listen/unils/FDD_lids_apart",
             "listen/gdpo_paper/PDD",
             "listen/variance_ratio/expr",
             "speak/unils/LVE",
@@ -75,6 +79,9 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
         } <= set(row)
         assert all(np.isfinite(value) for value in row.values())
     assert "listen/unils/FDD" in (folder / "judgement.md").read_text()
+    assert set(metrics["likeness"]) == set(metrics["bands"]) == set(metrics["judgement"])
+    assert {"mean", "low", "high"} <= set(metrics["change"]["listen/unils/PDD_change"])
+    assert summary["counts"]["judged_listeners"] + summary["counts"]["listeners_left_out"] == 8
     videos = sorted((folder / "clips").glob("*.mp4"))
     report = (folder / "report.html").read_text()
     assert (
@@ -158,6 +165,8 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     assert "vae_learner" not in summary["engines"] and set(summary["metrics"]["judgement"]) == {
         "VAE",
         "others",
+        "Regression",
+        "mean face",
         "supervised",
         "Flow-DPO",
     }

@@ -55,6 +55,7 @@ class Window:
         text: the prompt.
         actor_audio, partner_audio: (samples,) at 16 kHz, of the whole clip.
         actor_speaks, partner_speaks: (frames,) bool.
+        conversation: that it is of; windows of one are not independent.
     """
 
     clip_id: str
@@ -66,6 +67,7 @@ class Window:
     partner_audio: np.ndarray | None
     actor_speaks: np.ndarray
     partner_speaks: np.ndarray
+    conversation: str
 
     @property
     def window_id(self) -> str:
@@ -127,6 +129,7 @@ def windows(
         partner_audio=clip.speaker_audio,
         actor_speaks=listener,
         partner_speaks=speaker,
+        conversation=clip.moment[0],
     )
     if both and other is not None:
         yield Window(
@@ -139,6 +142,7 @@ def windows(
             partner_audio=clip.listener_audio,
             actor_speaks=speaker,
             partner_speaks=listener,
+            conversation=clip.moment[0],
         )
 
 

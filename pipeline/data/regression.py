@@ -22,6 +22,7 @@ _BLOCKS_PER_SECOND = 5  # knots of the default action space: what a policy here 
 _LAGS = (0, 1, 2, 4, 6, 9, 13, 20)
 _RIDGES = 10.0 ** np.arange(0, 7)  # tried on the last quarter of the training clips
 _FEWEST = 8  # clips to train on
+_QUIET = 1e-6  # power that silence counts as, of 1 at most
 
 
 # Below this deviation, relative to its size, a column is constant but for the rounding of float32.
@@ -37,8 +38,8 @@ class RegressionListener:
     """Ridge regression from what the speaker has done so far to how the listener moves now.
 
     Everything is a mean over a block of 0.2 s, standardised. Features are the speaker's motion and
-    sound level in the last 4 s, as far as the clips have them, and their past. What is constant in
-    training is no feature, and is answered as it was.
+    the sound levels of both in the last 4 s, as far as the clips have them, and the speaker's past.
+    What is constant in training is no feature, and is answered as it was.
 
     Args:
         layout: of the answers.
@@ -121,9 +122,10 @@ class RegressionListener:
 
 
 def cues(clip: Clip) -> np.ndarray:
-    """(blocks, cues) float64 of the speaker, in blocks of 0.2 s up to the end of the clip.
+    """(blocks, cues) float64 of what the listener hears and sees, in blocks of 0.2 s.
 
-    It begins with the clip's past, where it has one.
+    It ends with the clip and begins with its past, where the clip has one. A listener's own voice,
+    of which no past is known, is heard where the clip has it; before, it is taken as silent.
 
     Raises:
         RegressionError: the clip has neither motion nor sound of the speaker.
@@ -135,17 +137,22 @@ def cues(clip: Clip) -> np.ndarray:
         parts.append(_block_means(clip.speaker.values, block))
         if past is not None and past.speaker is not None:
             parts[-1] = np.concatenate([_before(past.speaker.values, block), parts[-1]])
+    block = AUDIO_RATE // _BLOCKS_PER_SECOND
     if clip.speaker_audio is not None:
-        block = AUDIO_RATE // _BLOCKS_PER_SECOND
         power = _block_means(clip.speaker_audio[:, None] ** 2, block)
         if past is not None and past.speaker_audio is not None:
             before = _before(past.speaker_audio[:, None] ** 2, block)
             power = np.concatenate([before, power])
-        parts.append(np.log10(power + 1e-6))
+        parts.append(np.log10(power + _QUIET))
     if not parts:
         raise RegressionError(
             f"clip {clip.clip_id!r} has neither speaker motion nor sound: nothing to regress on"
         )
+    if clip.listener_audio is not None:
+        power = _block_means(clip.listener_audio[:, None] ** 2, block)
+        earlier = max(0, max(map(len, parts)) - len(power))
+        power = np.pad(power, ((earlier, 0), (0, 0)))
+        parts.append(np.log10(power + _QUIET))
     blocks = min(map(len, parts))
     return np.concatenate([part[-blocks:] if blocks else part[:0] for part in parts], axis=1)
 

@@ -13,6 +13,7 @@ from rapport.pipeline.report.ranking import Ranking, write_ranking
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.corpus import choose, prepare
+from rapport.pipeline.steps.faces import faces_of
 from rapport.pipeline.steps.judging import fit_affect
 from rapport.pipeline.steps.methods import (
     ALGORITHMS,
@@ -23,7 +24,6 @@ from rapport.pipeline.steps.methods import (
     common_corpus,
     ranked_layout,
 )
-from rapport.pipeline.steps.movement import faces_of
 from rapport.pipeline.steps.protocols import (
     RankedClips,
     common_frames,

@@ -16,8 +16,9 @@ NAMES = {
     "simulated_rating": "SIMULATED rating, 1 to 5",
     "kl": "KL to the policy that trials start from, nats",
     "fd": "FD",
-    "FDD": "FDD where the actor listens",
-    "MSE": "MSE where the actor listens",
+    "likeness": "distance of amplitudes from people's, 1 = as people",
+    "FDD": "FDD where a listener listens, lids apart",
+    "MSE": "MSE where a listener listens",
 }
 STYLE = """
 svg { background: #fdfdfc; font: 12px system-ui, sans-serif; }

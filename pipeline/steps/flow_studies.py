@@ -59,11 +59,16 @@ def ways(held_out: HeldOut, policies: Mapping[str, FlowPolicy]) -> dict[str, lis
     last = list(policies)[-1]
     answers = {}
     for way, changes in WAYS.items():
-        answers[f"{last} {way}"] = _answer(held_out, policies[last].with_sampler(**changes))
-    answers[f"{first} streaming"] = _answer(
+        answers[f"{last} {way}"] = answered(held_out, policies[last].with_sampler(**changes))
+    answers[f"{first} streaming"] = answered(
         held_out, policies[first].with_sampler(**WAYS["streaming"])
     )
     return answers
+
+
+def by_euler(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
+    """What a policy answers by the paper's rule, with as many evaluations."""
+    return answered(held_out, policy.with_sampler(solver="euler"))
 
 
 def controls(
@@ -91,7 +96,7 @@ def controls(
     values: dict[str, float] = {}
     if affect is not None:
         for name, features in texts.items():
-            motions = _answer(_told(listeners, features), policy)
+            motions = answered(_told(listeners, features), policy)
             valences = [
                 affect(motion)[mask, 0].mean()
                 for motion, mask in zip(motions, listening, strict=True)
@@ -99,7 +104,7 @@ def controls(
             ]
             values[f"text/valence/{name}"] = float(np.mean(valences))
     for omega in omegas:
-        motions = _answer(listeners, policy.with_sampler(omega_listen=omega))
+        motions = answered(listeners, policy.with_sampler(omega_listen=omega))
         ratios = flame_groups.variance_ratio(motions, recorded, listening)
         for group, ratio in ratios.items():
             values[f"omega_{omega:g}/variance_ratio/{group}"] = ratio
@@ -113,7 +118,8 @@ def _told(held_out: HeldOut, features: Tensor) -> HeldOut:
     return HeldOut(held_out.windows, prompts, held_out.seeds, samples=held_out.samples)
 
 
-def _answer(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
+def answered(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
+    """A motion of each window, as the policy's sampler has it."""
     return held_out.flat(motions_of(policy, held_out.ask(policy)))
 
 

@@ -52,7 +52,6 @@ from rapport.rewards.metrics.baselines import (
 )
 from rapport.rewards.metrics.protocols import lm_listener
 from rapport.rewards.metrics.statistics import (
-    Interval,
     mean_interval,
     paired_interval,
     prompt_means,
@@ -123,7 +122,7 @@ class MethodRow:
         if len(first.keys() & last.keys()) < 2:
             return None
         groups = self.conversations or None
-        return interval_json(paired_interval(first, last, resamples=bootstrap, groups=groups))
+        return paired_interval(first, last, resamples=bootstrap, groups=groups).to_json()
 
     def values(self, name: str) -> Mapping[str, float]:
         """Those of a yardstick, of `scores` or of `truth_errors`; {} of none."""
@@ -134,7 +133,7 @@ class MethodRow:
         if len(values) < 2:
             return None
         groups = self.conversations or None
-        return interval_json(mean_interval(values, resamples=bootstrap, groups=groups))
+        return mean_interval(values, resamples=bootstrap, groups=groups).to_json()
 
 
 @dataclass(frozen=True, eq=False)
@@ -509,11 +508,6 @@ def compare(
         if key in changes:
             of = changes[key]
             logger.info(f"{what}: {of['mean']:+.2f} [{of['low']:+.2f}, {of['high']:+.2f}]")
-
-
-def interval_json(interval: Interval) -> dict[str, float]:
-    """An interval as JSON."""
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:

@@ -25,6 +25,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.checks import say_what_raters_miss
+from rapport.pipeline.steps.flow_standards import deterministic
 from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.judging import (
     Judge,
@@ -35,11 +36,12 @@ from rapport.pipeline.steps.judging import (
 )
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
+    FEWEST_LISTENING,
     HeldOut,
     MovementJudge,
     motions_of,
-    tabulate_movement,
 )
+from rapport.pipeline.steps.movement_tables import tabulate_movement
 from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
@@ -162,7 +164,7 @@ class Jury:
         bootstrap = self.config.evaluation.bootstrap
         compare(self.rows, self.run, before=before, after=after, bootstrap=bootstrap)
         movement = _movement(self.run, self)
-        tabulate_movement(movement.value, self.run, before=before, after=after)
+        tabulate_movement(**movement.value, run=self.run, before=before, after=after)
 
     def show(self, renderers: RenderPool, pairs: Path | None = None) -> None:
         """Videos: held-out clips, those that got worse, and pairs that were learnt from.
@@ -229,38 +231,85 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
     """How the first and the last policy move, beside what tells how much is much."""
     before, after = jury.compared
     held_out = jury.held_out
-    chosen = {name: held_out.flat(jury.answers[name]) for name in (before, after)}
     config = jury.config
     judge = MovementJudge.of_run(config, jury.imitated, held_out)
-    if not isinstance(config, JudgedOfFlow):
-        return PhaseResult(value=judge.score(chosen))
+    answers = {name: held_out.flat(jury.answers[name]) for name in (before, after)}
     policies = {
         name: policy
         for name, policy in jury.policies.items()
         if name in (before, after) and isinstance(policy, FlowPolicy)
     }
-    answers = {"VAE": flow_studies.coded(held_out, policies[before]), "others": judge.others()}
-    answers |= chosen
+    if isinstance(config, JudgedOfFlow):
+        answers = methods_of_flow(config, jury, judge, answers=answers, policies=policies)
+    movement = judge.score(answers)
+    if isinstance(config, JudgedOfFlow):
+        for name, values in _studied(step, config, jury, policies=policies).items():
+            movement.rows[name].update(values)
+        step.say(f"{config.judge.evaluations} evaluations, {config.judge.solver}")
+    counts = {
+        "judged_windows": len(held_out.windows),
+        "judged_listeners": len(judge.listeners),
+        "listeners_left_out": judge.left_out,
+    }
+    step.say(
+        f"{counts['judged_windows']} windows, {counts['judged_listeners']} of listeners; "
+        f"{judge.left_out} others listen for less than {FEWEST_LISTENING} frames"
+    )
+    changes = movement.changes(before, after, config.evaluation.bootstrap)
+    return PhaseResult(value={"rows": movement.rows, "changes": changes}, counts=counts)
+
+
+def methods_of_flow(
+    config: JudgedOfFlow,
+    jury: Jury,
+    judge: MovementJudge,
+    *,
+    answers: Mapping[str, list[Motion]],
+    policies: Mapping[str, FlowPolicy],
+) -> dict[str, list[Motion]]:
+    """The methods of AR-Flow's table in its order: standards, policies, ways to sample them.
+
+    Args:
+        config: of the recipe.
+        jury: that heard the policies.
+        judge: of the same windows.
+        answers: of both policies, a motion of each window.
+        policies: both, by name.
+    """
+    held_out = jury.held_out
+    supervised = next(iter(policies.values()))
+    methods = {
+        "VAE": flow_studies.coded(held_out, supervised),
+        "others": judge.others(),
+        **deterministic(config, jury.imitated.corpus, held_out.windows),
+        **answers,
+        f"{next(iter(policies))}, Euler": flow_studies.by_euler(held_out, supervised),
+    }
     if config.judge.ablations:
-        answers |= flow_studies.ways(held_out, policies)
-    rows = judge.score(answers)
-    listeners = held_out.listeners()
-    if listeners.windows:
-        corpus = jury.imitated.corpus
-        affect = fit_affect(corpus, corpus.layout)
-        texts = flow_studies.text_features(policies[before])
-        for name, policy in policies.items():
-            rows[name] |= flow_studies.controls(
-                listeners, policy, texts, affect=affect, omegas=config.judge.omegas
-            )
-            rows[name] |= flow_studies.endless(listeners, policy, config.judge.long_frames)
-    else:
+        methods |= flow_studies.ways(held_out, policies)
+    return methods
+
+
+def _studied(
+    step: Phase, config: JudgedOfFlow, jury: Jury, *, policies: Mapping[str, FlowPolicy]
+) -> dict[str, dict[str, float]]:
+    """What prompts, guidance and length do to each policy; {} where nobody listens long enough."""
+    listeners = jury.held_out.listeners()
+    if not listeners.windows:
         step.say(
             "nobody listens for half of a held-out window: prompts, guidance, long sequences are "
             "not judged"
         )
-    step.say(f"{len(held_out.windows)} windows, {config.judge.evaluations} evaluations")
-    return PhaseResult(value=rows, counts={"judged_windows": len(held_out.windows)})
+        return {}
+    judge = config.judge
+    corpus = jury.imitated.corpus
+    affect = fit_affect(corpus, corpus.layout)
+    texts = flow_studies.text_features(next(iter(policies.values())))
+    return {
+        name: flow_studies.controls(listeners, policy, texts, affect=affect, omegas=judge.omegas)
+        | flow_studies.endless(listeners, policy, judge.long_frames)
+        for name, policy in policies.items()
+    }
 
 
 @phase("clips")

@@ -338,7 +338,9 @@ def baselines(
         nearest = NearestNeighbour((_only(clip, modality) for clip in train), listeners)
         answers[f"NN {modality}"] = every(partial(_nearest, nearest, modality))
     if present:
-        answers["Regression"] = every(RegressionListener.fit(corpus.clips("train", heard), layout))
+        # It has seen in training what it is shown here, the past included, as the policies have.
+        train = corpus.clips("train", (*heard, PAST))
+        answers["Regression"] = every(RegressionListener.fit(train, layout))
     rules = Rules.of_corpus(
         listeners,
         {clip.clip_id: clip for clip in clips},

@@ -1,54 +1,40 @@
-"""How held-out people move, by FLAME group, listening and speaking apart (supplement, 1)."""
+"""How held-out people move, listening and speaking apart (GDPO-Listener, supplement, 1).
+
+Somebody listens where the partner speaks and they do not, in windows of a clip's listener. A
+speaker's pauses are no listening.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from rapport.actors import timeline
 from rapport.actors.fleet import Fleet
-from rapport.files import strict_json, write_atomic
-from rapport.log import logger
 from rapport.pipeline.data.flow import Window, windows
 from rapport.pipeline.report.videos import evenly_spaced
-from rapport.pipeline.rundir import Workspace
 from rapport.pipeline.settings import Judged, JudgedOfFlow
 from rapport.pipeline.steps.corpus import choose, require_splits
+from rapport.pipeline.steps.faces import PROTOCOLS, Faces, faces_of
 from rapport.pipeline.steps.imitation_flow import people
-from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.settings import ComparisonConfig
-from rapport.policies.head.asset import HeadAsset, load_head
-from rapport.policies.head.flame import FlameHead
-from rapport.policies.head.landmarks import face_regions
-from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction
 from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.measures import flame_groups
-from rapport.rewards.metrics.measures.mesh import Face, Regions
+from rapport.rewards.metrics.measures.bands import bands
+from rapport.rewards.metrics.measures.distance import mse
+from rapport.rewards.metrics.measures.flame_groups import FEWEST
+from rapport.rewards.metrics.measures.likeness import likeness
+from rapport.rewards.metrics.statistics import paired_interval, prompt_means
 
-# On the terminal; the files have all.
-HEADLINES = (
-    "text",
-    "long",
-    "omega",
-    "unils",
-    "gdpo_paper",
-    "listen/MSE",
-    "listen/variance_ratio",
-    "listen/jerk_ratio",
-)
-# Rows that say how much is much.
-STANDARDS = {
-    "VAE": "VAE = the recorded motion, coded and decoded",
-    "others": "others = somebody else's recorded motion",
-}
-PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
+# Frames in which somebody listens, without which a window says little of how much they move.
+FEWEST_LISTENING = 25
 
 
 Answer = TypeVar("Answer")  # a reaction, or its motion
@@ -141,8 +127,8 @@ class HeldOut:
         return [window for window in self.windows for _ in range(self.samples)]
 
     def listeners(self) -> Self:
-        """Of those windows only whose actor listens in at least half of the frames."""
-        return self._only(lambda window: window.listening.mean() >= 0.5)
+        """Of those windows of a listener only who listens in at least half of the frames."""
+        return self.of_listeners()._only(lambda window: window.listening.mean() >= 0.5)
 
     def of_listeners(self) -> Self:
         """Of those windows only whose actor is the listener of a clip."""
@@ -180,6 +166,41 @@ def _in_layout(window: Window, policy: Policy) -> Window:
 
 
 @dataclass(frozen=True, eq=False)
+class Movement:
+    """How some methods move.
+
+    Args:
+        rows: method -> metric -> value.
+        by_window: method -> metric -> window -> value, of those metrics that windows have.
+        conversations: window -> the conversation that it is of.
+    """
+
+    rows: Mapping[str, dict[str, float]]
+    by_window: Mapping[str, Mapping[str, Mapping[str, float]]]
+    conversations: Mapping[str, str]
+
+    def changes(self, before: str, after: str, bootstrap: int) -> dict[str, dict[str, float]]:
+        """Metric -> by how much `after` is above `before`, `{mean, low, high, n}`.
+
+        Over the windows that both have, resampled by conversation; nothing of a single window.
+
+        Args:
+            before: method to compare with.
+            after: method that is compared.
+            bootstrap: resamples of the intervals.
+        """
+        first = self.by_window[before]
+        last = self.by_window[after]
+        return {
+            name: paired_interval(
+                first[name], last[name], resamples=bootstrap, groups=self.conversations
+            ).to_json()
+            for name in first
+            if name in last and len(first[name].keys() & last[name].keys()) > 1
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class MovementJudge:
     """Recorded windows and what they are compared by.
 
@@ -204,8 +225,37 @@ class MovementJudge:
         """
         faces = None
         if isinstance(config, JudgedOfFlow):
-            faces = faces_of(config.head, imitated.corpus.layout.topology)
+            device = own_device(config.learner)
+            faces = faces_of(config.head, imitated.corpus.layout.topology, device)
         return cls(held_out.repeated, held_out.both_roles, faces)
+
+    @cached_property
+    def listening(self) -> list[np.ndarray]:
+        """(frames,) bool of each window: where the listener of a clip listens."""
+        return [
+            window.listening if window.role == "listener" else np.zeros(len(window.motion), bool)
+            for window in self.windows
+        ]
+
+    @cached_property
+    def listeners(self) -> list[int]:
+        """Places of the windows in which somebody listens for `FEWEST_LISTENING` frames."""
+        return [
+            place
+            for place, frames in enumerate(self.listening)
+            if np.count_nonzero(frames) >= FEWEST_LISTENING
+        ]
+
+    @property
+    def left_out(self) -> int:
+        """Windows of a listener who listens for fewer frames."""
+        of_listeners = sum(window.role == "listener" for window in self.windows)
+        return of_listeners - len(self.listeners)
+
+    @property
+    def conversations(self) -> dict[str, str]:
+        """Window -> the conversation that it is of."""
+        return {window.window_id: window.conversation for window in self.windows}
 
     def others(self) -> list[Motion]:
         """For each window the recorded motion of somebody else in the same role.
@@ -222,25 +272,57 @@ class MovementJudge:
             partner_of |= dict(zip(members, members[half:] + members[:half], strict=True))
         return [self.windows[partner_of[place]].motion for place in range(len(self.windows))]
 
-    def score(self, answers: Mapping[str, Sequence[Motion]]) -> dict[str, dict[str, float]]:
-        """Method -> `PART/NAME/GROUP` of `flame_groups`, and `PART/PROTOCOL/NAME` on vertices.
+    def score(self, answers: Mapping[str, Sequence[Motion]]) -> Movement:
+        """All that is measured of some methods.
+
+        Metrics are `PART/NAME/GROUP` of `flame_groups`, `PART/PROTOCOL/NAME` on vertices,
+        `listen/MSE` over all channels, `likeness/GROUP/KIND` and `bands/GROUP/NAME`.
 
         Args:
             answers: method -> a motion of each window.
         """
         with timeline.noted("judge"):
-            rows = {method: self.by_group(motions) for method, motions in answers.items()}
+            by_window = {method: self.errors(motions) for method, motions in answers.items()}
             if self.faces is not None:
                 for method, by_name in self.on_vertices(answers).items():
-                    for name, by_window in by_name.items():
-                        rows[method][name] = float(np.mean(list(by_window.values())))
-        return rows
+                    by_window[method] |= by_name
+            rows = {}
+            for method, motions in answers.items():
+                means = {
+                    name: float(np.mean(list(values.values())))
+                    for name, values in by_window[method].items()
+                }
+                rows[method] = self.as_crowd(motions) | means | self.by_group(motions)
+        return Movement(rows, by_window, self.conversations)
+
+    def as_crowd(self, motions: Sequence[Motion]) -> dict[str, float]:
+        """How alike people the listeners of one method move, taken together.
+
+        Nothing where there are no two conversations to tell people from people.
+        """
+        places = self.listeners
+        conversations = [self.windows[place].conversation for place in places]
+        if len(set(conversations)) < 2:
+            return {}
+        generated = [motions[place] for place in places]
+        recorded = [self.windows[place].motion for place in places]
+        frames = [self.listening[place] for place in places]
+        parts = {
+            "likeness": likeness(generated, recorded, frames, conversations),
+            "bands": bands(generated, recorded, frames),
+        }
+        return {
+            f"{part}/{group}/{name}": value
+            for part, groups in parts.items()
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
 
     def by_group(self, motions: Sequence[Motion]) -> dict[str, float]:
         """What `flame_groups` says of one method."""
         recorded = [window.motion for window in self.windows]
         partners = [window.partner for window in self.windows]
-        parts = {"listen": [window.listening for window in self.windows]}
+        parts = {"listen": self.listening}
         if self.both_roles:
             parts["speak"] = [window.actor_speaks for window in self.windows]
         values = {}
@@ -249,126 +331,76 @@ class MovementJudge:
                 values[f"{part}/{name}"] = value
         return values
 
+    def errors(self, motions: Sequence[Motion]) -> dict[str, dict[str, float]]:
+        """`listen/MSE` -> window -> mean squared error over all channels, while somebody listens.
+
+        {} where nobody listens for the 4 frames that `flame_groups` asks for.
+        """
+        errors = prompt_means(
+            (window.window_id, mse(motion.values[frames], window.motion.values[frames]))
+            for motion, window, frames in zip(motions, self.windows, self.listening, strict=True)
+            if np.count_nonzero(frames) >= FEWEST
+        )
+        return {"listen/MSE": errors} if errors else {}
+
     def on_vertices(
         self, answers: Mapping[str, Sequence[Motion]]
     ) -> dict[str, dict[str, dict[str, float]]]:
         """Both definitions of LVE, MHD, FDD, PDD, JDD.
 
-        Method -> `PART/PROTOCOL/NAME` -> window -> value. Window by window, so that the recorded
-        face is made once, whatever the number of methods.
+        Method -> `PART/PROTOCOL/NAME` -> window -> value. Listening is that of `listeners`, where
+        `FDD_lids_apart` is FDD with all lids open: how many blinks fall into a window is chance,
+        and they outweigh all the rest. Frames of a part are taken as if they followed each other,
+        as both protocols have it. Vertices are made of those frames only, and window by window, so
+        that the recorded face is made once, whatever the number of methods.
         """
-        faces = self.faces
-        if faces is None:
-            raise ValueError("motion of this topology has no vertices: `faces` is needed")
-        values: dict[str, dict[str, dict[str, float]]] = {method: {} for method in answers}
+        values: dict[str, dict[str, list[tuple[str, float]]]] = {name: {} for name in answers}
+        listeners = set(self.listeners)
         for place, window in enumerate(self.windows):
-            # Only where somebody speaks are distances over the whole head asked for.
-            whole = bool(window.actor_speaks.any())
-            recorded = faces(window.motion, whole)
-            speech = np.stack([window.actor_speaks, window.partner_speaks])
-            for method, motions in answers.items():
-                face = faces(motions[place], whole)
-                for protocol, who in PROTOCOLS.items():
-                    mask = speech if who == 2 else speech[0]
-                    for name, value in evaluate(protocol, face, recorded, speech_mask=mask).items():
-                        metric, part = name.rsplit("_", 1)
-                        by_window = values[method].setdefault(f"{part}/{protocol}/{metric}", {})
-                        by_window[window.window_id] = value
-        return values
+            shown = [window.motion, *(motions[place] for motions in answers.values())]
+            measured = []
+            if place in listeners:
+                measured.append(self._of_part("listen", shown, window.listening))
+                lids_apart = self._of_part("listen", shown, window.listening, lids=False)
+                measured.append(
+                    [
+                        {f"{name}_lids_apart": row[name] for name in row if name.endswith("FDD")}
+                        for row in lids_apart
+                    ]
+                )
+            if self.both_roles and window.actor_speaks.any():
+                measured.append(self._of_part("speak", shown, window.actor_speaks))
+            for rows in measured:
+                for method, row in zip(answers, rows, strict=True):
+                    for name, value in row.items():
+                        values[method].setdefault(name, []).append((window.window_id, value))
+        return {
+            method: {name: prompt_means(pairs) for name, pairs in by_name.items()}
+            for method, by_name in values.items()
+        }
 
+    def _of_part(
+        self, part: str, motions: Sequence[Motion], frames: np.ndarray, lids: bool = True
+    ) -> list[dict[str, float]]:
+        """`PART/PROTOCOL/NAME` -> value of every motion but the first, against the first.
 
-@dataclass(frozen=True, eq=False)
-class Faces:
-    """Motion as vertices, the head's rotation apart.
-
-    Args:
-        head: the FLAME layer.
-        regions: of the face.
-        used: the vertices of the regions, sorted.
-    """
-
-    head: FlameHead
-    regions: Regions
-    used: np.ndarray
-
-    def __call__(self, motion: Motion, whole: bool) -> Face:
-        """All vertices, or a fifth of the work: only those of the regions."""
-        layout = motion.layout
-        still = motion.values.copy()
-        turning = [name for name in ("rot", "neck") if name in layout.names]
-        for name in turning:
-            still[:, layout.columns(name)] = 0
-        regions = self.regions
-        if not whole:
-            parts = (regions.lip, regions.upper)
-            regions = Regions(*(tuple(np.searchsorted(self.used, part)) for part in parts))
-        vertices = self.head.vertices_of(
-            Motion(still, layout), vertices=None if whole else self.used
-        )
-        return Face(vertices, motion.group(turning[0]), motion.group("jaw"), regions=regions)
-
-
-def faces_of(config: HeadConfig, topology: str) -> Faces | None:
-    """The configured head, if motion of this topology means something on it."""
-    asset: HeadAsset = load_head(config.path, config.topology)
-    if asset.topology != topology or not asset.arkit:
-        logger.info(
-            f"[judge] no vertices of {topology} motion on the {asset.topology} head: LVE, MHD, "
-            "FDD, PDD, JDD are left out; give head.path=FILE"
-        )
-        return None
-    regions = face_regions(asset)
-    used = np.unique(np.concatenate(list(regions.values())))
-    lip, upper = (tuple(regions[name].tolist()) for name in ("lip", "upper"))
-    return Faces(FlameHead(asset), Regions(lip, upper), used)
-
-
-def tabulate_movement(
-    rows: Mapping[str, Mapping[str, float]], run: Workspace, *, before: str, after: str
-) -> None:
-    """What matters most on the terminal, all of it as a table and as JSON, numbers in MLflow.
-
-    Args:
-        rows: method -> metric -> value; the terminal shows those up to `after`.
-        run: takes the summary.
-        before: method to compare with.
-        after: method that is compared.
-    """
-    first = rows[before]
-    last = rows[after]
-    sizes = {
-        name: value for name, value in first.items() if value > 0 and not name.startswith("text")
-    }
-    change = {name: 100 * (last[name] / value - 1) for name, value in sizes.items() if name in last}
-    title = ["how held-out people move"]
-    title += [meaning for name, meaning in STANDARDS.items() if name in rows]
-    shown = Table(title="; ".join(title))
-    main = 2 + list(rows).index(after)
-    heading = ["", *rows]
-    heading.insert(main, "change")
-    for column in heading[: main + 1]:
-        shown.add_column(column, justify="right" if column else "left")
-    lines = []
-    for metric in first:
-        line = [metric]
-        line += [f"{row[metric]:.4g}" if metric in row else "-" for row in rows.values()]
-        line.insert(main, f"{change[metric]:+.0f} %" if metric in change else "-")
-        lines.append(line)
-        if any(part in metric for part in HEADLINES):
-            shown.add_row(*line[: main + 1])
-    Console(width=120).print(shown)
-    table = [heading, ["---"] * len(heading), *lines]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    write_atomic(run.directory / "judgement.md", text + "\n")
-    content = dict(rows) | {"change_percent": change}
-    write_atomic(run.directory / "judgement.json", strict_json(content, indent=2))
-    for kind in ("md", "json"):
-        run.leave({f"judgement_{kind}": run.directory / f"judgement.{kind}"})
-    summary = run.summary["metrics"]
-    summary |= {"judgement": rows, "compared": [before, after], "change_percent": change}
-    summary["before"] = summary.get("before", {}) | dict(first)
-    summary["after"] = summary.get("after", {}) | dict(last)
-    for name, row in rows.items():
-        run.tracker.log(
-            {f"{name.replace(' + ', '_')}/{metric}": value for metric, value in row.items()}
-        )
+        Args:
+            part: `listen` or `speak`; only the latter has distances over the whole head.
+            motions: the recorded one, and those that are compared with it.
+            frames: (time,) bool, frames of the part.
+            lids: whether they move.
+        """
+        if self.faces is None:
+            raise ValueError("motion of this topology has no vertices: `faces` is needed")
+        speaks = np.full(np.count_nonzero(frames), part == "speak")
+        cut = [Motion(motion.values[frames], motion.layout) for motion in motions]
+        recorded, *generated = self.faces(cut, whole=part == "speak", lids=lids)
+        rows = []
+        for face in generated:
+            row = {}
+            for protocol, who in PROTOCOLS.items():
+                mask = np.stack([speaks, ~speaks]) if who == 2 else speaks
+                for name, value in evaluate(protocol, face, recorded, speech_mask=mask).items():
+                    row[f"{part}/{protocol}/{name.removesuffix(f'_{part}')}"] = value
+            rows.append(row)
+        return rows

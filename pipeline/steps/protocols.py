@@ -13,7 +13,7 @@ from rapport.pipeline.data.flow import windows
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.report.ranking import GROUND_TRUTH
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
-from rapport.pipeline.steps.movement import PROTOCOLS, Faces
+from rapport.pipeline.steps.faces import PROTOCOLS, Faces
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.affect import AffectEstimator
 from rapport.rewards.metrics import evaluate, named
@@ -292,8 +292,7 @@ def _scores_of_faces(
     masks = np.frombuffer(speech, bool).reshape(2, -1)
     # Only where somebody speaks are distances over the whole head asked for.
     whole = bool(masks[0].any())
-    predicted_face = faces(reaction, whole)
-    recorded_face = faces(recorded, whole)
+    predicted_face, recorded_face = faces([reaction, recorded], whole=whole)
     scores = {}
     for name, people in PROTOCOLS.items():
         mask = masks if people == 2 else masks[0]

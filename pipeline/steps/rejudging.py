@@ -23,8 +23,8 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Run, RunError, found
 from rapport.pipeline.settings import Evaluated, FilesConfig
 from rapport.pipeline.steps.corpus import prepare
+from rapport.pipeline.steps.faces import faces_of
 from rapport.pipeline.steps.judging import Judge, compare, fit_affect, tabulate
-from rapport.pipeline.steps.movement import faces_of
 from rapport.pipeline.steps.preferences import reward_pool
 from rapport.pipeline.steps.protocols import RankedClips, scorers
 

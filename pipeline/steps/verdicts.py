@@ -29,9 +29,10 @@ from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.vla_prompt import VlaPrompt
-from rapport.rewards.metrics.measures.distance import mse
-from rapport.rewards.metrics.measures.flame_groups import FEWEST
 from rapport.rewards.metrics.statistics import mean_interval, prompt_means
+
+# What a sweep may be decided by, under a name of its own -> metric of movement that windows have.
+INTERVALS = {"FDD": "listen/unils/FDD_lids_apart", "MSE": "listen/MSE"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +117,17 @@ class Verdict:
         return present
 
     def _moved(self, judge: MovementJudge, motions: Sequence[Motion]) -> dict[str, float]:
-        by_window: Mapping[str, Mapping[str, float]] = {}
-        if judge.faces is not None:
-            by_window = judge.on_vertices({"": motions})[""]
-        means = {name: float(np.mean(list(values.values()))) for name, values in by_window.items()}
-        return (
-            judge.by_group(motions)
-            | means
-            | self._with_interval("FDD", by_window.get("listen/unils/FDD", {}))
-            | self._with_interval("MSE", listening_mse(judge, motions))
-        )
+        movement = judge.score({"": motions})
+        values = dict(movement.rows[""])
+        apart = [value for name, value in values.items() if name.startswith("likeness/")]
+        if apart:
+            values["likeness"] = float(np.mean(apart))
+        for name, metric in INTERVALS.items():
+            by_window = movement.by_window[""].get(metric, {})
+            values |= with_interval(
+                name, by_window, self.config.evaluation.bootstrap, movement.conversations
+            )
+        return values
 
     def _divergence(
         self, policy: Policy, groups: Sequence[Sequence[Reaction]], *, at_start: bool
@@ -171,18 +173,6 @@ def with_interval(
         return {name: float(np.mean(list(by_prompt.values())))}
     interval = mean_interval(by_prompt, resamples=bootstrap, groups=groups)
     return {name: interval.mean, f"{name}/low": interval.low, f"{name}/high": interval.high}
-
-
-def listening_mse(judge: MovementJudge, motions: Sequence[Motion]) -> dict[str, float]:
-    """Window -> mean squared error over all channels, on frames in which the actor listens."""
-    return prompt_means(
-        (
-            window.window_id,
-            mse(motion.values[window.listening], window.motion.values[window.listening]),
-        )
-        for motion, window in zip(motions, judge.windows, strict=True)
-        if np.count_nonzero(window.listening) >= FEWEST
-    )
 
 
 def training_kl(steps: Path) -> float:

@@ -22,6 +22,10 @@ class Interval:
     n: int
     confidence: float
 
+    def to_json(self) -> dict[str, float]:
+        """As summaries have it, without the confidence, which is theirs throughout."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
     def __str__(self) -> str:
         return (
             f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n}, {self.confidence:.0%})"

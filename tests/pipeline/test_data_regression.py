@@ -9,10 +9,10 @@ import pytest
 
 from rapport.files import strict_json
 from rapport.pipeline.data.collapse import regression_collapse
-from rapport.pipeline.data.regression import RegressionError, RegressionListener
+from rapport.pipeline.data.regression import RegressionError, RegressionListener, cues
 from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
 from rapport.pipeline.recipes.prepare import describe_corpus
-from rapport.policies.clip import Clip
+from rapport.policies.clip import AUDIO_RATE, Clip, Past
 from rapport.policies.motion import Layout, Motion
 
 LAYOUT = Layout((("expr", 4), ("rot", 3)), 25, "builtin")
@@ -107,3 +107,17 @@ def test_a_corpus_in_degrees_is_named_by_its_clip(tmp_path):
     clips[1] = replace(clips[1], listener=Motion(values, LAYOUT))
     with pytest.raises(CorpusError, match="clip 'train1': rot turns by 30 at frame 3, column 1"):
         described(write(tmp_path / "c", clips))
+
+
+def test_a_listeners_own_voice_is_heard_where_the_clip_has_it():
+    """After as much silence as there is past."""
+    one = clip(0, frames=50)
+    voice = np.zeros(2 * AUDIO_RATE, np.float32)
+    voice[AUDIO_RATE:] = 0.1
+    past = Past(listener=clip(1, frames=25).listener, speaker=clip(2, frames=25).speaker)
+    heard = replace(one, listener_audio=voice, past=past)
+    own = cues(heard)[:, -1]
+    assert cues(heard).shape == (15, LAYOUT.dim + 1)
+    np.testing.assert_allclose(own[:10], -6)
+    np.testing.assert_allclose(own[10:], -2, atol=1e-3)
+    np.testing.assert_array_equal(cues(heard)[:, :-1], cues(replace(one, past=past)))

@@ -1,8 +1,9 @@
-"""The judge of AR-Flow: perfect answers, what is left out without a head, prompts and guidance, the
-report.
+"""The judge of AR-Flow: perfect answers, what counts as listening, what stands beside policies,
+what is left out without a head, prompts and guidance, the tables.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,20 +12,24 @@ import torch
 from rapport.actors.settings import LearnerConfig
 from rapport.pipeline.config import load_config, to_yaml
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.objectives.settings import FlowTraining
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow, RolloutOfFlow
-from rapport.pipeline.steps import flow_studies
+from rapport.pipeline.steps import flow_standards, flow_studies
+from rapport.pipeline.steps.faces import faces_of
+from rapport.pipeline.steps.flow_standards import Regressions, deterministic
 from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.imitation_flow import earlier_flow
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
+    FEWEST_LISTENING,
     HeldOut,
+    Movement,
     MovementJudge,
-    faces_of,
     motions_of,
-    tabulate_movement,
 )
+from rapport.pipeline.steps.movement_tables import tabulate_movement
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow import config
 from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
@@ -34,20 +39,30 @@ from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.head.settings import HeadConfig
+from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
+from rapport.rewards.metrics import evaluate
 from rapport.settings import ConfigError
 from tests.pipeline.bare import bare_run
 
-JUDGE = MovementConfig(evaluations=2, windows=4, omegas=[3.0], long_frames=60)
+JUDGE = MovementConfig(evaluations=2, windows=16, omegas=[3.0], long_frames=60)
 
 
 @pytest.fixture(scope="module")
-def made(tiny_corpus, tmp_path_factory):
-    """A judge of the tiny corpus' test windows, and a policy with random weights."""
+def corpus(tmp_path_factory):
+    """Clips of 2 s: in those of 1 s nobody listens long enough to be judged."""
+    folder = tmp_path_factory.mktemp("corpus") / "flow"
+    design = Design(seconds=2, past=1, listeners=1, frames=1, image_size=28)
+    return generate_corpus(folder, 12, 1, 8, design=design, workers=0)
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory):
+    """Test windows, a judge of them, and a policy with random weights."""
     folder = tmp_path_factory.mktemp("judge")
     torch.manual_seed(0)
-    vae = MotionVAE(config.VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
-    vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
+    vae = MotionVAE(config.VaeSizes(corpus.layout, hidden=32, latent_dim=4)).eval()
+    vae.fit_channels(clip.listener for clip in corpus.clips("train"))
     text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
     features = Features(
         text=text,
@@ -55,16 +70,16 @@ def made(tiny_corpus, tmp_path_factory):
         text_cache=FeatureCache(folder, text.name),
         audio_cache=FeatureCache(folder, audio.name),
     )
-    held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
+    held_out = [window for clip in corpus.clips("test") for window in windows(clip, 8)]
     write_table(folder / "test.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
     sizes = config.FlowSizes(
-        latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=3
+        latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=6
     )
     FlowPolicy(initialised(sizes, 0), vae, EncodersConfig()).save(folder / "flow")
-    imitated = Imitated(tiny_corpus, folder / "flow", folder)
+    imitated = Imitated(corpus, folder / "flow", folder)
     recipe = GdpoOfFlow(judge=JUDGE)
     held_out = HeldOut.from_corpus(recipe, imitated)
-    faces = faces_of(recipe.head, tiny_corpus.layout.topology)
+    faces = faces_of(recipe.head, corpus.layout.topology)
     policy = imitated.policy.with_sampler(flow_studies.ode_sampler(recipe.judge))
     return held_out, MovementJudge(held_out.windows, held_out.both_roles, faces), policy
 
@@ -74,19 +89,181 @@ def generate(held_out, policy, **changes):
     return held_out.flat(motions_of(changed, held_out.ask(changed)))
 
 
+def changed(motion, group, factor):
+    """The motion with one group scaled about its mean."""
+    values = motion.values.copy()
+    columns = motion.layout.columns(group)
+    mean = values[:, columns].mean(axis=0)
+    values[:, columns] = mean + factor * (values[:, columns] - mean)
+    return Motion(values, motion.layout)
+
+
+def recorded_of(judge):
+    return [window.motion for window in judge.windows]
+
+
 def test_the_recorded_motion_is_perfect(made):
     held_out, judge, policy = made
-    recorded = [window.motion for window in judge.windows]
     coded = flow_studies.coded(held_out, policy)
-    values = judge.score({"coded": coded, "recorded": recorded})["recorded"]
+    values = judge.score({"coded": coded, "recorded": recorded_of(judge)}).rows["recorded"]
     for name, value in values.items():
-        if name.split("/")[1] in ("MSE", "FD", "P-FD", "rPCC", "unils", "gdpo_paper"):
-            assert value == pytest.approx(0, abs=1e-6), name
-        elif name.split("/")[1].endswith("_ratio"):
+        part, metric, *_ = name.split("/")
+        if part in ("likeness", "bands") or metric.endswith("_ratio"):
             assert value == pytest.approx(1), name
-    assert {"listen/unils/FDD", "listen/gdpo_paper/JDD", "speak/unils/LVE", "speak/MSE/jaw"} <= set(
-        values
-    )
+        elif metric in ("MSE", "FD", "P-FD", "rPCC", "unils", "gdpo_paper"):
+            assert value == pytest.approx(0, abs=1e-6), name
+    assert {
+        "likeness/expr/position",
+        "likeness/rot/velocity",
+        "bands/expr/between",
+        "bands/rot/fast",
+        "listen/unils/FDD",
+        "listen/unils/FDD_lids_apart",
+        "listen/gdpo_paper/FDD_lids_apart",
+        "listen/gdpo_paper/JDD",
+        "listen/MSE",
+        "speak/unils/LVE",
+        "speak/gdpo_paper/MHD",
+        "speak/MSE/jaw",
+    } <= set(values)
+
+
+def test_a_speakers_pauses_are_no_listening(made):
+    """Their windows have frames in which only the partner speaks, too."""
+    _, judge, _ = made
+    windows = []
+    for window in judge.windows:
+        pauses = np.arange(len(window.motion)) % 2 == 0
+        if window.role == "speaker":
+            window = replace(window, actor_speaks=~pauses, partner_speaks=pauses)
+        windows.append(window)
+    turns = replace(judge, windows=windows)
+    motions = [
+        changed(window.motion, "jaw", 5 if window.role == "speaker" else 1) for window in windows
+    ]
+    values = turns.score({"": motions}).rows[""]
+    for name in ("listen/unils/JDD", "listen/gdpo_paper/JDD", "listen/MSE"):
+        assert values[name] == pytest.approx(0, abs=1e-6), name
+    assert values["listen/variance_ratio/jaw"] == pytest.approx(1)
+    assert values["likeness/jaw/position"] == pytest.approx(1)
+    assert values["speak/unils/JDD"] > 0
+    assert turns.listeners == [i for i, w in enumerate(windows) if w.role == "listener"]
+
+
+def test_who_hardly_listens_is_left_out_and_counted(made):
+    _, judge, _ = made
+    first, *others = judge.windows
+    assert first.role == "listener"
+    few = np.zeros(len(first.motion), bool)
+    few[: FEWEST_LISTENING - 1] = True
+    fewer = replace(judge, windows=[replace(first, partner_speaks=few), *others])
+    assert judge.left_out == 0 and fewer.left_out == 1
+    assert fewer.listeners == judge.listeners[1:]
+    by_window = fewer.score({"": recorded_of(judge)}).by_window[""]
+    assert first.window_id not in by_window["listen/unils/FDD"]
+    assert len(by_window["listen/unils/FDD"]) == len(fewer.listeners)
+
+
+def test_lids_are_taken_apart_from_the_rest_of_the_face(made):
+    _, judge, _ = made
+    blinking = [changed(window.motion, "eyelid", 3) for window in judge.windows]
+    smiling = [changed(window.motion, "expr", 2) for window in judge.windows]
+    rows = judge.score({"blinking": blinking, "smiling": smiling}).rows
+    for protocol in ("unils", "gdpo_paper"):
+        assert rows["blinking"][f"listen/{protocol}/FDD"] > 0.1
+        assert rows["blinking"][f"listen/{protocol}/FDD_lids_apart"] == pytest.approx(0, abs=1e-6)
+        assert rows["smiling"][f"listen/{protocol}/FDD_lids_apart"] > 0.1
+
+
+def test_vertices_of_the_frames_that_count_give_what_all_vertices_would(made):
+    """Frames of a part, windows of one after the other, the regions' vertices alone: no matter."""
+    held_out, judge, policy = made
+    motions = generate(held_out, policy)
+    by_window = judge.on_vertices({"": motions})[""]
+    place = next(i for i, window in enumerate(judge.windows) if window.actor_speaks.any())
+    for index in (judge.listeners[0], place):
+        window = judge.windows[index]
+        [generated] = judge.faces([motions[index]], whole=True)
+        [recorded] = judge.faces([window.motion], whole=True)
+        part = "listen" if index == judge.listeners[0] else "speak"
+        speech = np.stack([window.actor_speaks, window.partner_speaks])
+        expected = {
+            "unils": evaluate(
+                "unils",
+                generated,
+                recorded,
+                # There, listening is all that is not speaking.
+                speech_mask=~window.listening if part == "listen" else window.actor_speaks,
+            ),
+            "gdpo_paper": evaluate("gdpo_paper", generated, recorded, speech_mask=speech),
+        }
+        for protocol, values in expected.items():
+            for name in ("FDD", "PDD", "JDD"):
+                found = by_window[f"{part}/{protocol}/{name}"][window.window_id]
+                assert found == pytest.approx(values[f"{name}_{part}"], rel=1e-4), (protocol, name)
+
+
+def test_changes_are_resampled_by_conversation():
+    """Windows of one conversation that change alike are one change."""
+    before = {f"w{i}": 0.0 for i in range(40)}
+    after = {f"w{i}": 1.0 if i < 20 else -1.0 for i in range(40)}
+    by_window = {
+        "a": {"FDD": before, "once": {"w0": 1.0}},
+        "b": {"FDD": after, "once": {"w0": 2.0}},
+    }
+
+    def change(conversations):
+        return Movement({}, by_window, conversations).changes("a", "b", bootstrap=2000)
+
+    alike = change({f"w{i}": f"c{i // 20}" for i in range(40)})
+    alone = change({f"w{i}": f"c{i}" for i in range(40)})
+    assert list(alike) == ["FDD"], "a single window has no interval"
+    assert alike["FDD"]["mean"] == alone["FDD"]["mean"] == 0 and alone["FDD"]["n"] == 40
+    assert alike["FDD"]["high"] == 1 and alike["FDD"]["low"] == -1
+    assert alone["FDD"]["high"] < 0.4
+
+
+def test_people_of_one_conversation_cannot_be_told_from_each_other(made):
+    _, judge, _ = made
+    together = [replace(window, conversation="one") for window in judge.windows]
+    alone = replace(judge, windows=together, faces=None)
+    values = alone.score({"": recorded_of(judge)}).rows[""]
+    assert not any(name.startswith(("likeness", "bands")) for name in values)
+    assert "listen/MSE" in values
+
+
+def test_a_regression_answers_every_window_with_too_little_motion(made, corpus):
+    _, judge, _ = made
+    answers = deterministic(GdpoOfFlow(judge=JUDGE), corpus, judge.windows)
+    assert list(answers) == ["Regression", "mean face"]
+    for motions in answers.values():
+        assert [len(motion) for motion in motions] == [len(w.motion) for w in judge.windows]
+    assert all((np.ptp(motion.values, axis=0) == 0).all() for motion in answers["mean face"])
+    means = {w.role: m.values[0] for w, m in zip(judge.windows, answers["mean face"], strict=True)}
+    assert not np.allclose(means["listener"], means["speaker"])
+    rows = judge.score(answers).rows
+    for method in answers:
+        assert rows[method]["bands/expr/between"] < 0.8
+        assert rows[method]["listen/jerk_ratio/expr"] < 0.3
+
+
+def test_a_regression_hears_the_actors_own_voice(made, corpus):
+    _, judge, _ = made
+    regressions = Regressions.fit(GdpoOfFlow(judge=JUDGE), corpus, ["speaker"])
+    window = next(window for window in judge.windows if window.role == "speaker")
+    silent = replace(window, actor_audio=np.zeros_like(window.actor_audio))
+    [spoken], [unspoken] = (regressions.answers([each]) for each in (window, silent))
+    assert not np.allclose(spoken.group("jaw"), unspoken.group("jaw"), atol=1e-3)
+
+
+def test_where_there_is_too_little_to_regress_on_it_is_left_out_and_said(
+    made, corpus, capsys, monkeypatch
+):
+    _, judge, _ = made
+    monkeypatch.setattr(flow_standards, "people", lambda *_: iter(judge.windows[:6]))
+    assert deterministic(GdpoOfFlow(judge=JUDGE), corpus, judge.windows) == {}
+    said = capsys.readouterr().out
+    assert "Regression and mean face are left out: 3 training clips" in said
 
 
 def test_others_are_other_people_of_the_same_role(made):
@@ -101,7 +278,7 @@ def test_others_are_other_people_of_the_same_role(made):
     roles = [window.role for window in judge.windows]
     assert [roles[i] for i in others(judge)] == roles and len(set(roles)) == 2
     listeners = MovementJudge(held_out.of_listeners().windows, both_roles=True)
-    assert others(listeners) == [1, 2, 0], "each once, nobody themselves"
+    assert others(listeners) == [4, 5, 6, 7, 0, 1, 2, 3], "each once, of the other conversation"
 
 
 def test_some_windows_are_evenly_spread_and_keep_their_conditions(made):
@@ -129,23 +306,22 @@ def test_a_method_is_scored_as_if_it_were_alone(made):
         "coded": flow_studies.coded(held_out, policy),
         "sampled": generate(held_out, policy),
     }
-    together = judge.score(answers)
+    together = judge.score(answers).rows
     for method, motions in answers.items():
-        assert together[method] == pytest.approx(
-            judge.score({method: motions})[method], nan_ok=True
-        )
+        alone = judge.score({method: motions}).rows[method]
+        assert together[method] == pytest.approx(alone, nan_ok=True)
     assert together["coded"]["listen/unils/FDD"] != together["sampled"]["listen/unils/FDD"]
 
 
 def test_the_same_noise_whatever_the_policy_and_as_many_windows_as_asked(made):
     held_out, _, policy = made
-    assert len(held_out.windows) == len(held_out.prompts) == 4
+    assert len(held_out.windows) == len(held_out.prompts) == 16
     assert [prompt.prompt_id for prompt in held_out.prompts] == [
         window.window_id for window in held_out.windows
     ]
     first, again = generate(held_out, policy), generate(held_out, policy)
     assert all(np.array_equal(a.values, b.values) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0].values, first[1].values) and len(first[0]) == 24
+    assert not np.array_equal(first[0].values, first[1].values) and len(first[0]) == 48
 
 
 def test_prompts_and_guidance_change_what_is_generated(made):
@@ -188,31 +364,39 @@ def test_without_a_head_for_the_corpus_vertices_are_left_out_and_it_is_said(made
     assert "LVE, MHD, FDD, PDD, JDD are left out; give head.path" in capsys.readouterr().out
 
 
-def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, capsys):
+def test_the_files_have_all_numbers_and_the_terminal_the_main_ones(tmp_path, capsys):
     run = bare_run(tmp_path)
+    run.summary["metrics"]["change"] = {"right_change": {"mean": 0.5}}
+    fdd, lve = "listen/unils/FDD_lids_apart", "speak/gdpo_paper/LVE"
+    alike = {"likeness/jaw/position": 1.25, "likeness/jaw/velocity": 2.5, "bands/jaw/between": 0.75}
+    change = {"mean": -1.0, "low": -1.5, "high": -0.5, "n": 8}
     tabulate_movement(
         {
-            "VAE": {"listen/unils/FDD": 1.0},
-            "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
-            "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0},
-            "GDPO streaming": {"listen/unils/FDD": 5.0},
+            "VAE": {fdd: 1.0},
+            "supervised": alike | {fdd: 4.0, "speak/SID/jaw": 2.0, lve: 7.0},
+            "GDPO": alike | {fdd: 3.0, "speak/SID/jaw": 2.0},
+            "GDPO streaming": {fdd: 5.0},
         },
         run,
         before="supervised",
         after="GDPO",
+        changes={fdd: change},
     )
     shown = capsys.readouterr().out
-    assert "listen/unils/FDD" in shown and "-25 %" in shown
-    assert "streaming" not in shown and "speak/SID/jaw" not in shown
-    assert json.loads((tmp_path / "judgement.json").read_text())["change_percent"] == {
-        "listen/unils/FDD": -25.0,
-        "speak/SID/jaw": 0.0,
-    }
-    assert "| speak/SID/jaw | - | 2 | 2 | +0 % | - |" in (tmp_path / "judgement.md").read_text()
-    assert (
-        run.summary["metrics"]["after"]["listen/unils/FDD"] == 3.0
-        and {"GDPO/speak/SID/jaw": 2.0}.items() <= run.logged[2].items()
-    )
+    for text in ("1.25 / 2.50", "0.75", "FDD, lids apart", "-1 [-1.5, -0.5]", "LVE speaking"):
+        assert text in shown, text
+    assert "streaming" not in shown and "SID" not in shown and "PDD" not in shown
+    written = json.loads((tmp_path / "judgement.json").read_text())
+    assert written["change_percent"][fdd] == -25 and written["change"] == {fdd: change}
+    table = (tmp_path / "judgement.md").read_text()
+    assert "| speak/SID/jaw | - | 2 | 2 | +0 % | - | - |" in table
+    assert f"| {fdd} | 1 | 4 | 3 | -25 % | -1 [-1.5, -0.5] | 5 |" in table
+    metrics = run.summary["metrics"]
+    assert metrics["likeness"]["GDPO"] == {"jaw": {"position": 1.25, "velocity": 2.5}}
+    assert metrics["bands"] == {name: {"jaw": {"between": 0.75}} for name in ("supervised", "GDPO")}
+    assert metrics["change"] == {"right_change": {"mean": 0.5}, f"{fdd}_change": change}
+    assert metrics["after"][fdd] == 3
+    assert {"GDPO/speak/SID/jaw": 2.0}.items() <= run.logged[2].items()
 
 
 def test_an_imitation_is_taken_as_it_was_trained(tmp_path):

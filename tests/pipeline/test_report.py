@@ -268,27 +268,57 @@ def test_what_it_perceives_before_and_after():
 
 def test_how_listeners_move_before_and_after():
     before = {
-        "listen/unils/FDD": 60.0,
+        "likeness/expr/position": 2.25,
+        "likeness/expr/velocity": 3.5,
+        "bands/expr/between": 0.09,
+        "bands/expr/fast": 1.17,
+        "listen/unils/FDD_lids_apart": 60.0,
         "listen/variance_ratio/expr": 0.5,
         "listen/jerk_ratio/expr": 1.25,
     }
-    after = {"listen/unils/FDD": 45.0, "listen/variance_ratio/expr": 0.9}
-    rows = {"others": {"listen/unils/FDD": 50.0}, EVIL: before, "GDPO": after}
+    after = {
+        "likeness/expr/position": 1.75,
+        "bands/expr/between": 0.81,
+        "listen/unils/FDD_lids_apart": 45.0,
+        "listen/variance_ratio/expr": 0.9,
+        "speak/gdpo_paper/LVE": 2.95,
+    }
+    others = {"listen/unils/FDD_lids_apart": 50.0}
     metrics = {
-        "judgement": rows,
+        "judgement": {"others": others, "Regression": {}, EVIL: before, "GDPO": after},
         "compared": [EVIL, "GDPO"],
-        "change_percent": {"listen/unils/FDD": -25.0},
+        "change_percent": {"listen/unils/FDD_lids_apart": -25.0},
+        "change": {
+            "listen/unils/FDD_lids_apart_change": {"mean": -15, "low": -18.5, "high": -11.5, "n": 8}
+        },
     }
     summary = summary_of("gdpo") | {"engines": {}, "counts": {}, "metrics": metrics}
     text = page(facts(summary=summary, surveys={}, prompts={}, videos=[]))
     assert EVIL not in text
     sections = read(text).sections
-    assert all(
-        number in sections["moves"]
-        for number in ("0.5", "0.9", "1.25", "-25 %", "how far apart real people")
-    )
+    for shown in (
+        "2.25 / 3.50",
+        "1.75 / -",
+        "0.09",
+        "0.81",
+        "1.17",
+        "0.9",
+        "1.25",
+        "-25\N{NO-BREAK SPACE}%",
+        "-15 [-18.5, -11.5]",
+        "2.95",
+        "how far apart real people",
+        "least wrong on average",
+    ):
+        assert shown in sections["moves"], shown
     assert {"moves", "held-out", "curves", "ran"} == set(sections)
     assert "moves" not in read(page(facts())).sections
+
+
+def test_a_run_that_was_not_judged_by_likeness_says_nothing_of_it():
+    text = read(page(facts(summary=flow_summary()))).sections["moves"]
+    assert "How alike people" not in text and "Power by band" not in text
+    assert "least wrong on average" not in text and "expr" in text
 
 
 def flow_summary():
@@ -323,7 +353,7 @@ def test_any_policys_report_has_the_rating_before_and_after_and_its_change():
     assert "3.50 [3.30, 3.70]" in sections["tables"]
     assert "Flow-DPO 3.50, from 3.30 to 3.70" in text, "the chart, in words"
     assert "paper" not in sections["tables"] and "Left out" not in sections["tables"]
-    assert "expr" in sections["moves"] and "-25 %" in sections["moves"]
+    assert "expr" in sections["moves"] and "-25\N{NO-BREAK SPACE}%" in sections["moves"]
     assert "From supervised to Flow-DPO the SIMULATED rating" in sections["worse"]
     assert "fell on 1 of 2" in sections["worse"] and "-1.00" in sections["worse"]
     assert "SFT" not in text

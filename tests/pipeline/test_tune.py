@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -19,6 +20,7 @@ from rapport.actors.learner import Milestones
 from rapport.actors.mailbox import open_mailbox
 from rapport.pipeline.config import load_config
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.recipes.gdpo import post_train
 from rapport.pipeline.report.sweep import (
     Outcome,
@@ -179,14 +181,23 @@ def test_gdpo_of_a_vla_is_judged_by_how_it_moves_too(
 
 
 @pytest.fixture(scope="module")
-def imitated_by_flow(tiny_corpus, tmp_path_factory):
+def corpus_of_listeners(tmp_path_factory):
+    """Validation clips of 2 s: in those of 1 s nobody listens long enough to be judged."""
+    folder = tmp_path_factory.mktemp("corpus") / "flow"
+    design = Design(seconds=2, past=1, listeners=1, frames=1, image_size=28)
+    return generate_corpus(folder, 1, 8, 1, design=design, workers=0)
+
+
+@pytest.fixture(scope="module")
+def imitated_by_flow(corpus_of_listeners, tmp_path_factory):
     """An AR-Flow with random weights, and encoded windows of validation: sweeps see no test."""
     folder = tmp_path_factory.mktemp("flow")
+    corpus = corpus_of_listeners
     torch.manual_seed(0)
-    vae = MotionVAE(VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
-    vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
+    vae = MotionVAE(VaeSizes(corpus.layout, hidden=32, latent_dim=4)).eval()
+    vae.fit_channels(clip.listener for clip in corpus.clips("train"))
     features = Features.load(EncodersConfig(), folder)
-    clips = tiny_corpus.clips("validation")
+    clips = corpus.clips("validation")
     held_out = [window for clip in clips for window in windows(clip, 8)]
     write_table(folder / "validation.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
     sizes = FlowSizes(
@@ -196,22 +207,27 @@ def imitated_by_flow(tiny_corpus, tmp_path_factory):
         hidden=32,
         layers=1,
         mlp=48,
-        window=3,
+        window=6,
     )
     FlowPolicy(initialised(sizes, 0), vae, EncodersConfig()).save(folder / "policy")
-    return Imitated(tiny_corpus, folder / "policy", folder)
+    return Imitated(corpus, folder / "policy", folder)
 
 
-def test_ar_flow_is_judged_by_how_it_moves(tiny_corpus, imitated_by_flow):
-    config = sweep_of(TuneGdpoOfFlow, tiny_corpus, "judge.windows=4", "judge.evaluations=2")
+def test_ar_flow_is_judged_by_how_it_moves(imitated_by_flow):
+    corpus = imitated_by_flow.corpus
+    config = sweep_of(TuneGdpoOfFlow, corpus, "judge.windows=16", "judge.evaluations=2")
     found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
     assert found["kl"] == 0 and found["FDD/low"] <= found["FDD"] <= found["FDD/high"]
-    assert found["FDD"] == pytest.approx(found["listen/unils/FDD"])
+    assert found["FDD"] == pytest.approx(found["listen/unils/FDD_lids_apart"])
+    alike = [value for name, value in found.items() if name.startswith("likeness/")]
+    assert found["likeness"] == pytest.approx(np.mean(alike)) and len(alike) > 4
     assert {"MSE", "listen/MSE/jaw", "speak/MSE/jaw", "listen/gdpo_paper/JDD"} <= set(found)
 
 
-def test_flow_dpo_has_no_distance_in_nats(tiny_corpus, imitated_by_flow):
-    config = sweep_of(TuneDpoOfFlow, tiny_corpus, "judge.windows=2", "judge.evaluations=2")
+def test_flow_dpo_has_no_distance_in_nats(imitated_by_flow):
+    config = sweep_of(
+        TuneDpoOfFlow, imitated_by_flow.corpus, "judge.windows=2", "judge.evaluations=2"
+    )
     found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
     assert "kl" not in found and "listen/jerk_ratio/jaw" in found
 
