@@ -20,7 +20,7 @@ DISTANCES = {"l2": "L2", "fd": "FD"}
 
 
 def in_short(facts: Facts) -> dict[str, object] | None:
-    """The change of the rating and of what stands beside it; None where neither was measured."""
+    """The change of the rating and of what stands beside it; None where nothing was compared."""
     summary = facts.summary
     if summary.compared is None or not summary.change:
         return None
@@ -33,8 +33,6 @@ def in_short(facts: Facts) -> dict[str, object] | None:
     ]
     if distances:
         sentences.append(f"Distance to the recorded listener: {', '.join(distances)}.")
-    if not sentences:
-        return None
     judged = any("truth_affect_error" in summary.evaluation.get(m, {}) for m in summary.compared)
     return {
         "compared": summary.compared,

@@ -98,18 +98,12 @@ def _errors(summary: Summary, compared: tuple[str, str]) -> Table | None:
             cells = [number(value, ".4g") for value in values]
             percent = summary.change_percent.get(key)
             relative = None if percent is None else f"{percent:+.0f}{PERCENT}"
-            rows.append([key, *cells, relative, _interval(summary.change.get(f"{key}_change"))])
-    columns = (
-        "metric",
-        *summary.judgement,
-        f"{compared[0]} to {compared[1]}",
-        f"95{PERCENT} interval",
-    )
-    return (
-        Table("Deviation from the recorded person, lower is better", columns, rows)
-        if rows
-        else None
-    )
+            rows.append([key, *cells, relative, _interval(summary.judgement_change.get(key))])
+    if not rows:
+        return None
+    change = f"{compared[0]} to {compared[1]}"
+    columns = ("metric", *summary.judgement, change, f"95{PERCENT} interval")
+    return Table("Deviation from the recorded person, lower is better", columns, rows)
 
 
 def _interval(value: IntervalValues | None) -> str | None:

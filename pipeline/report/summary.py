@@ -24,6 +24,7 @@ class Summary:
         change: what alignment changed: `NAME_change` -> interval, `NAME_change_percent` -> value.
         judgement: method -> metric -> value: how listeners move.
         change_percent: metric of `judgement` -> how far the second method is from the first.
+        judgement_change: metric of `judgement` that windows have -> interval of its change.
         curve: what the policy came to on validation prompts while it learnt.
         perception: imitating or aligned policy -> stream -> what a foreign one costs.
         study: what people think of results, as `steps.study` gives it.
@@ -42,6 +43,7 @@ class Summary:
     change: Mapping[str, Any] = field(default_factory=dict)
     judgement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     change_percent: Mapping[str, float] = field(default_factory=dict)
+    judgement_change: Mapping[str, IntervalValues] = field(default_factory=dict)
     curve: Sequence[MetricValues] = ()
     perception: Mapping[str, MetricValues] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
@@ -68,6 +70,7 @@ def read_summary(values: Mapping[str, Any]) -> Summary:
         change=metrics.get("change", {}),
         judgement=metrics.get("judgement", {}),
         change_percent=metrics.get("change_percent", {}),
+        judgement_change=metrics.get("judgement_change", {}),
         curve=metrics.get("curve", ()),
         perception={
             name: metrics[key] for key, name in PERCEPTIONS.items() if metrics.get(key) is not None

@@ -66,8 +66,7 @@ def tabulate_movement(
     summary = run.summary["metrics"]
     summary |= {"judgement": rows, "compared": [before, after], "change_percent": percent}
     summary |= {part: crowd(rows, part) for part in CROWD}
-    of_windows = {f"{name}_change": change for name, change in changes.items()}
-    summary["change"] = summary.get("change", {}) | of_windows
+    summary["judgement_change"] = dict(changes)
     summary["before"] = summary.get("before", {}) | dict(first)
     summary["after"] = summary.get("after", {}) | dict(last)
     for name, row in rows.items():

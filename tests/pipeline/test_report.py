@@ -288,8 +288,8 @@ def test_how_listeners_move_before_and_after():
         "judgement": {"others": others, "Regression": {}, EVIL: before, "GDPO": after},
         "compared": [EVIL, "GDPO"],
         "change_percent": {"listen/unils/FDD_lids_apart": -25.0},
-        "change": {
-            "listen/unils/FDD_lids_apart_change": {"mean": -15, "low": -18.5, "high": -11.5, "n": 8}
+        "judgement_change": {
+            "listen/unils/FDD_lids_apart": {"mean": -15, "low": -18.5, "high": -11.5, "n": 8}
         },
     }
     summary = summary_of("gdpo") | {"engines": {}, "counts": {}, "metrics": metrics}
