@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rapport.files import atomic
 from rapport.policies.clip import Clip
 from rapport.policies.flow import checkpoint
-from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.conditions import LEAD, MODALITIES, Conditions, lead_frames
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale
 from rapport.policies.flow.sde import Reduction, rollout, step_kl, step_log_probs
@@ -62,7 +62,8 @@ class Sampler:
         reduction: of log-probs over latent dims (SDE).
         omega_speak: guidance scale where the actor speaks (ODE).
         omega_listen: guidance scale elsewhere (ODE).
-        streaming: nothing after the present frame is heard or seen (ODE).
+        lead: frames of a latent that are heard before it is generated, one of `LEADS`; None = all
+            of the window, the future too.
         without_text: prompts are left out (ODE).
         chunk: denoise steps of a path whose velocities are computed at once; None = all of them.
     """
@@ -74,7 +75,7 @@ class Sampler:
     reduction: Reduction = "sum"
     omega_speak: float = 1.0
     omega_listen: float = 1.0
-    streaming: bool = False
+    lead: int | None = LEAD
     without_text: bool = False
     chunk: int | None = None
 
@@ -178,7 +179,7 @@ class FlowPolicy(Policy):
             noise.to(self._device),
             steps=sampler.steps,
             omega=self._guidance(prompts),
-            streaming=sampler.streaming,
+            lead=sampler.lead,
         ).cpu()
         return [
             [
@@ -217,6 +218,7 @@ class FlowPolicy(Policy):
             noise,
             sigma=sampler.sigma,
             reduction=sampler.reduction,
+            lead=sampler.lead,
             corrected=sampler.corrected,
         )
         states = path.states
@@ -330,7 +332,7 @@ class FlowPolicy(Policy):
         errors: Tensor = forward(
             "errors",
             _conditions(batch),
-            torch.zeros(len(actions), dtype=torch.bool, device=actions.device),
+            torch.full((len(actions),), lead_frames(self.sampler.lead), device=actions.device),
             actions,
             batch["noise"].expand(-1, reactions, -1, -1, -1),
             batch["time"].expand(-1, reactions, -1, -1),
@@ -340,8 +342,8 @@ class FlowPolicy(Policy):
     def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
         """Log-probs of every denoise step of the SDE, (samples, latents, steps)."""
         states = batch["actions"]
-        velocities = forward("velocities", _conditions(batch), states, self.sampler.chunk)
         sampler = self.sampler
+        velocities = forward("velocities", _conditions(batch), states, sampler.chunk, sampler.lead)
         log_probs = step_log_probs(
             states,
             velocities,

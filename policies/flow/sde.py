@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rapport.policies.flow.conditions import Conditions
+from rapport.policies.flow.conditions import LEAD, Conditions
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.sampling import autoregress, flow_times
 
@@ -62,7 +62,7 @@ def rollout(
     noise: Tensor,
     sigma: float,
     reduction: Reduction = "sum",
-    streaming: bool = False,
+    lead: int | None = LEAD,
     corrected: bool = False,
 ) -> SdePath:
     """Sample a window by Eq. 7, without gradients; the prefix is computed once per prompt.
@@ -75,7 +75,7 @@ def rollout(
             its steps.
         sigma: noise scale; 0 is the ODE, whose steps have no density (log-probs are NaN).
         reduction: of the log-probs over latent dims.
-        streaming: as in `ARFlow.encode_prefix`.
+        lead: as in `ARFlow.encode_prefix`.
         corrected: with the drift correction.
     """
     if noise.ndim != 5 or noise.shape[3] < 2:
@@ -102,7 +102,7 @@ def rollout(
         return following
 
     with torch.no_grad():
-        prefix = model.encode_prefix(conditions, streaming)
+        prefix = model.encode_prefix(conditions, lead)
         autoregress(model, prefix, noise[..., 0, :], steps=steps, step=step)
         states = torch.unflatten(torch.stack(visited, dim=2), 2, (-1, steps + 1))
         velocities = torch.unflatten(torch.stack(visited_velocities, dim=2), 2, (-1, steps))
@@ -133,7 +133,7 @@ def replay_velocities(
     model: ARFlow,
     conditions: Conditions,
     states: Tensor,
-    streaming: bool = False,
+    lead: int | None = LEAD,
     chunk: int | None = None,
 ) -> Tensor:
     """Velocities (batch, samples, latents, steps, latent_dim) at stored states, with gradients.
@@ -147,14 +147,14 @@ def replay_velocities(
         model: the AR-Flow.
         conditions: of the window.
         states: `SdePath.states`.
-        streaming: as in the rollout.
+        lead: as in the rollout.
         chunk: states of a sample at a time (the paper's is 2 steps of 25 latents); None = all at
             once.
     """
     latents = states.shape[2]
     steps = states.shape[3] - 1
     device = states.device
-    prefix = model.encode_prefix(conditions, streaming)
+    prefix = model.encode_prefix(conditions, lead)
     # Finished latents first, with no noisy ones: their keys and values serve all states.
     nothing = states[:, :, :0, 0]
     _, past = model(

@@ -95,20 +95,25 @@ class FlowModule(nn.Module):
     def errors(
         self,
         conditions: Mapping[str, Tensor],
-        streaming: Tensor,
+        lead: Tensor,
         latents: Tensor,
         noise: Tensor,
         time: Tensor,
     ) -> Tensor:
         """See `flow_errors`."""
-        prefix = self.flow.encode_prefix(Conditions(**conditions), streaming)
+        prefix = self.flow.encode_prefix(Conditions(**conditions), lead)
         return flow_errors(self.flow, prefix, latents, noise, time)
 
     def velocities(
-        self, conditions: Mapping[str, Tensor], states: Tensor, chunk: int | None
+        self,
+        conditions: Mapping[str, Tensor],
+        states: Tensor,
+        chunk: int | None,
+        lead: int | None,
     ) -> Tensor:
         """See `replay_velocities`."""
-        return replay_velocities(self.flow, Conditions(**conditions), states, chunk=chunk)
+        heard = Conditions(**conditions)
+        return replay_velocities(self.flow, heard, states, lead=lead, chunk=chunk)
 
 
 def flow_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
