@@ -24,7 +24,7 @@ from rapport.policies.flow.conditions import Conditions
 from rapport.policies.flow.config import PAPER_GROUPS, flow_config, vae_config
 from rapport.policies.flow.model import ARFlow, initialised
 from rapport.policies.flow.rollouts import NoisyWindow, PaperSde, replay_means, rollout
-from rapport.policies.flow.sampling import draw_noise, generate, ode
+from rapport.policies.flow.sampling import draw_noise, generate, generate_long, ode
 from rapport.policies.motion import Layout
 
 EVALUATIONS = 10
@@ -86,15 +86,20 @@ def _generation(config: FlowBench, model: ARFlow, conditions: Conditions) -> dic
     """By the ODE, as it is done and with nothing kept."""
     sizes = model.config
     noise = draw_noise([config.seed], 1, sizes.window, sizes.latent_dim)
-    ways: dict[str, dict[str, Any]] = {
-        "offline": {},
-        "streaming": {"streaming": True},
-        "guided": {"omega": torch.full((1, sizes.window), 2.0)},
+    denoise = ode("midpoint", EVALUATIONS)
+    given: dict[str, Any] = {
+        "model": model,
+        "conditions": conditions,
+        "noise": noise,
+        "denoise": denoise,
     }
-    cached = {}
-    for name, way in ways.items():
-        work = partial(generate, model, conditions, noise, ode("midpoint", EVALUATIONS), **way)
-        cached[name] = _repeated(work, config.bench.repeats)
+    guided = torch.full((1, sizes.window), 2.0)
+    ways: dict[str, Callable[[], Any]] = {
+        "offline": partial(generate, **given),
+        "streaming": partial(generate_long, **given),
+        "guided": partial(generate, **given, omega=guided),
+    }
+    cached = {name: _repeated(work, config.bench.repeats) for name, work in ways.items()}
     step = _repeated(partial(_uncached_step, model, conditions, noise), config.bench.repeats)
     uncached = sizes.window * EVALUATIONS * step["median"]
     frames_per_second = {name: sizes.frames / time["median"] for name, time in cached.items()}

@@ -9,7 +9,7 @@ import torch
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import FlowTraining
-from rapport.policies.flow.conditions import MODALITIES, dropout_mask
+from rapport.policies.flow.conditions import MODALITIES, draw_leads, dropout_mask
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.tables import generator_of
@@ -22,7 +22,7 @@ class RectifiedFlow(PolicyObjective):
     policy: FlowPolicy
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Conditions, of which some are dropped, latents, noise and flow times.
+        """Conditions, of which some are dropped, how much of them is heard, latents, noise, times.
 
         Drawn for the whole batch, so that nothing depends on how it is shared.
         """
@@ -32,7 +32,7 @@ class RectifiedFlow(PolicyObjective):
         shape = (config.batch_size, 1, sizes.window, config.draws)
         noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
         time = torch.rand(shape, generator=generator)
-        streaming = torch.rand(config.batch_size, generator=generator) < config.streaming_share
+        lead = draw_leads(config.batch_size, config.whole_share, generator)
         kept = dropout_mask(
             config.batch_size, config.drop_each, config.drop_all, generator=generator
         )
@@ -42,7 +42,7 @@ class RectifiedFlow(PolicyObjective):
         latents = [from_bytes(row["latents"], 1, sizes.window, sizes.latent_dim) for row in rows]
         return conditions | {
             "present": conditions["present"] & kept[share].to(conditions["present"].device),
-            "streaming": streaming[share],
+            "lead": lead[share],
             "latents": torch.stack(latents),
             "noise": noise[share],
             "time": time[share],
@@ -54,7 +54,7 @@ class RectifiedFlow(PolicyObjective):
         errors = forward(
             "errors",
             conditions,
-            batch["streaming"],
+            batch["lead"],
             batch["latents"],
             batch["noise"],
             batch["time"],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rapport.pipeline.steps.movement import HeldOut, motions_of
 from rapport.pipeline.steps.settings import MovementConfig
-from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.conditions import LEAD, LEADS, MODALITIES, Conditions
 from rapport.policies.flow.policy import FlowPolicy, FlowPrompt, Sampler
 from rapport.policies.flow.sampling import draw_noise, generate_long, ode
 from rapport.policies.flow.training import to_bytes
@@ -24,12 +24,15 @@ from rapport.rewards.affect import AffectEstimator
 from rapport.rewards.metrics.measures import flame_groups
 
 LONG_SAMPLES = 8
-# The aligned policy with less than it was trained with (Table 4), and without look-ahead.
+# The aligned policy with less than it was trained with (Table 4).
 WAYS: dict[str, dict[str, Any]] = {
     "without text": {"without_text": True},
     "4 evaluations": {"evaluations": 4},
-    "streaming": {"streaming": True},
 }
+# Quality against delay: both policies with every lead but the default, which all others have.
+DELAYS: dict[str, dict[str, Any]] = {
+    f"lead {lead}": {"lead": lead} for lead in LEADS if lead != LEAD
+} | {"whole": {"lead": None}}
 # Whose effect on the face is measured; see `describe_face`.
 PROMPTS = {
     "happy": "happy and excited, looking ahead, nodding",
@@ -54,15 +57,13 @@ def coded(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
 
 
 def ways(held_out: HeldOut, policies: Mapping[str, FlowPolicy]) -> dict[str, list[Motion]]:
-    """The last policy in each of `WAYS`, and the first one streaming."""
-    first = next(iter(policies))
+    """The last policy in each of `WAYS`, and all with each of `DELAYS`."""
     last = list(policies)[-1]
     answers = {}
-    for way, changes in WAYS.items():
-        answers[f"{last} {way}"] = answered(held_out, policies[last].with_sampler(**changes))
-    answers[f"{first} streaming"] = answered(
-        held_out, policies[first].with_sampler(**WAYS["streaming"])
-    )
+    for name, policy in policies.items():
+        changed = DELAYS if name != last else WAYS | DELAYS
+        for way, changes in changed.items():
+            answers[f"{name} {way}"] = answered(held_out, policy.with_sampler(**changes))
     return answers
 
 

@@ -127,7 +127,11 @@ def encode(
         artifacts={"encode_tables": step.directory},
         counts=counts,
         engines={"encoders": names},
-        value={"text_dim": encoders.text.dim, "audio_dim": encoders.audio.dim},
+        value={
+            "text_dim": encoders.text.dim,
+            "audio_dim": encoders.audio.dim,
+            "learns_to_hear": config.encoders.audio is None,
+        },
     )
 
 
@@ -146,6 +150,7 @@ def _flow(
         encoded.value["text_dim"],
         audio_dim=encoded.value["audio_dim"],
         window=frames // coder.config.downsample,
+        learns_to_hear=encoded.value["learns_to_hear"],
     )
     flow = initialised(sizes, config.seed)
     fit_features(flow, read_table(table))

@@ -13,6 +13,11 @@ from torch import Tensor
 from rapport.policies.flow.config import FlowSizes
 
 MODALITIES = ("text", "partner_audio", "partner_motion", "actor_audio")
+# Frames of a latent that are heard before it is generated: how long a listener waits. 0 = none of
+# them, 8 = all of the 8 that it stands for, 12 = half of the next one's, too.
+LEADS = (0, 4, 8, 12)
+LEAD = 8
+WHOLE = 2**40  # frames; everything in the window, the future too (the paper's offline setting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,13 @@ class Conditions:
             return given.expand(self.batch, -1).to(next(iter(self.given.values())).device)
         return given.to(self.present.device) & self.present
 
+    def frames(self, downsample: int) -> int:
+        """Frames that they cover; 0 where nothing lasts."""
+        if self.partner_motion is not None:
+            return self.partner_motion.shape[1] * downsample
+        audio = self.partner_audio if self.partner_audio is not None else self.actor_audio
+        return 0 if audio is None else audio.shape[1]
+
     def window(self, first: int, length: int, downsample: int) -> Conditions:
         """What belongs to latents [first, first + length)."""
         latents = slice(first, first + length)
@@ -110,6 +122,35 @@ class Conditions:
             raise ValueError(
                 f"conditions must cover the same frames, got {frames} (r = {downsample})"
             )
+
+
+def lead_frames(lead: int | None) -> int:
+    """Frames of a lead, None = `WHOLE`.
+
+    Raises:
+        ValueError: it is none of `LEADS`, so no policy was trained with it.
+    """
+    if lead is None:
+        return WHOLE
+    if lead not in LEADS:
+        raise ValueError(
+            f"a lead of {lead} frames: AR-Flow is trained with {LEADS} frames, and with None, which "
+            "is the whole window"
+        )
+    return lead
+
+
+def draw_leads(batch: int, whole_share: float, generator: torch.Generator) -> Tensor:
+    """A lead for each sample, (batch,) int64 frames: any of `LEADS`, or `WHOLE`.
+
+    Args:
+        batch: samples.
+        whole_share: probability of `WHOLE`.
+        generator: that the draws come from.
+    """
+    leads = torch.tensor(LEADS)[torch.randint(len(LEADS), (batch,), generator=generator)]
+    whole = torch.rand(batch, generator=generator) < whole_share
+    return torch.where(whole, WHOLE, leads)
 
 
 def dropout_mask(batch: int, each: float, every: float, generator: torch.Generator) -> Tensor:

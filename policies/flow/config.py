@@ -56,6 +56,31 @@ class VaeSizes:
 
 
 @dataclass(frozen=True)
+class VoiceSizes:
+    """The encoder of voices inside AR-Flow.
+
+    Args:
+        hidden: width.
+        convolutions: before its blocks.
+        kernel: frames that each of them sees.
+        layers: blocks.
+        heads: their attention heads.
+        look_back: frames before its own that a frame attends to, in every block.
+    """
+
+    hidden: int = 64
+    convolutions: int = 3
+    kernel: int = 3
+    layers: int = 1
+    heads: int = 4
+    look_back: int = 50
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        _check_heads(self.hidden, self.heads)
+
+
+@dataclass(frozen=True)
 class FlowSizes:
     """AR-Flow.
 
@@ -63,13 +88,16 @@ class FlowSizes:
         latent_dim: of the VAE whose latents it generates.
         downsample: of the same VAE.
         text_dim: of the features of the frozen text encoder (`rapport.policies.flow.encoders`).
-        audio_dim: of the features of the frozen audio encoder.
+        audio_dim: of the features of sound.
         hidden: width D.
         layers: blocks.
         heads: attention heads.
         mlp: width inside a block's MLP.
-        window: W, the latents it is trained on and generates at once; longer ones come by sliding
-            it.
+        window: latents of a clip, which it is trained on and asked for.
+        span: latents that one looks back, in every layer, at what it heard, saw and did. It is
+            less than a window, so that training meets what endless sequences do: old ones go.
+        voice: encoder of log-mel bands; None = features of sound are projected as they are (the
+            paper's, Eq. 1).
     """
 
     latent_dim: int = 64
@@ -81,6 +109,8 @@ class FlowSizes:
     heads: int = 4
     mlp: int = 384
     window: int = 25
+    span: int = 16
+    voice: VoiceSizes | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -98,7 +128,9 @@ class FlowSizes:
     @classmethod
     def from_json(cls, text: str) -> FlowSizes:
         """Read what `to_json` wrote."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        voice = values.pop("voice")
+        return cls(**values, voice=None if voice is None else VoiceSizes(**voice))
 
 
 def vae_config(size: Size, layout: Layout) -> VaeSizes:
@@ -109,19 +141,26 @@ def vae_config(size: Size, layout: Layout) -> VaeSizes:
 
 
 def flow_config(
-    size: Size, vae: VaeSizes, text_dim: int, audio_dim: int, window: int = 25
+    size: Size,
+    vae: VaeSizes,
+    text_dim: int,
+    audio_dim: int,
+    window: int = 25,
+    learns_to_hear: bool = False,
 ) -> FlowSizes:
     """Sizes of an AR-Flow. `paper`: 6 layers, 16 heads, D = 512.
 
     With the features of T5-XXL (4096) and wav2vec2-large (1024), an MLP of 1600 makes the 19.3 M
-    trainable parameters that the paper reports; it does not say where they are.
+    trainable parameters that the paper reports; it does not say where they are. An encoder of
+    voices has 0.1 M more (`tiny`), or 3.6 M.
 
     Args:
         size: `tiny` or `paper`.
         vae: whose latents it generates.
         text_dim: of the features of the text encoder.
-        audio_dim: of the features of the audio encoder.
+        audio_dim: of the features of sound.
         window: latents generated at once.
+        learns_to_hear: with an encoder of voices, for log-mel bands.
     """
     tiny = FlowSizes(
         latent_dim=vae.latent_dim,
@@ -129,13 +168,15 @@ def flow_config(
         text_dim=text_dim,
         audio_dim=audio_dim,
         window=window,
+        voice=VoiceSizes() if learns_to_hear else None,
     )
     if size == "tiny":
         return tiny
-    return replace(tiny, hidden=512, layers=6, heads=16, mlp=1600)
+    voice = VoiceSizes(hidden=320, layers=2, heads=8) if learns_to_hear else None
+    return replace(tiny, hidden=512, layers=6, heads=16, mlp=1600, voice=voice)
 
 
-def _check_positive(config: VaeSizes | FlowSizes) -> None:
+def _check_positive(config: VaeSizes | VoiceSizes | FlowSizes) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, int) and value < 1:

@@ -1,10 +1,12 @@
 """Frozen encoders of text and audio (GDPO-Listener, Eq. 1), and files that keep their features.
 
-The paper's are T5-XXL and wav2vec 2.0 Large; any T5 or wav2vec2 checkpoint does. The `tiny` ones
-have random weights: they still tell texts and sounds apart, and need no download.
+The paper's are T5-XXL and wav2vec 2.0 Large; any T5 or wav2vec2 checkpoint does. Without a download
+there are a tiny T5 with random weights, which still tells texts apart, and log-mel bands, which
+AR-Flow learns to hear by itself (`rapport.policies.flow.voice`).
 
-wav2vec2 attends to a whole clip. Where features of one frame must not know of later sound, as when
-streaming, `AudioEncoder.stream` encodes what has been heard so far, once per latent.
+No feature of a frame knows of later sound. Log-mel bands are causal by nature. wav2vec2 attends to
+all that it is given and was trained on sound of one loudness, so it is given a few seconds at a
+time, which end where they are heard.
 """
 
 from __future__ import annotations
@@ -24,14 +26,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
-    Wav2Vec2Config,
     Wav2Vec2Model,
 )
 
 from rapport.arrays import load_array
 from rapport.files import atomic
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.sound import BANDS, band_levels
 
-AUDIO_RATE = 16_000  # Hz, of all published wav2vec2 checkpoints
+HOPS = 2  # windows of log-mel bands in a video frame; they end evenly spaced, the last with it
+QUIET_DB = -90.0  # below full scale; what is quieter counts as this
+CONTEXT_S = 4.0  # sound that wav2vec2 is given: after that much, more hardly changes its features
+CHUNK = 4  # video frames that it encodes at once; every delay of AR-Flow is a multiple
+BATCH = 16  # chunks in a forward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +80,44 @@ class TextEncoder:
         return (hidden * mask).sum(1) / mask.sum(1)
 
 
+@dataclass(frozen=True)
+class LogMel:
+    """Sound -> the log-mel bands of each video frame, `HOPS` windows of them.
+
+    Nothing is learnt here and nothing is kept: computing them is as quick as reading them.
+    """
+
+    name: str = f"log-mel-{HOPS}x{BANDS}"
+    dim: int = HOPS * BANDS
+
+    def __call__(self, audio: np.ndarray, frames: int, fps: float) -> Tensor:
+        """Audio that belongs to video frames -> bands (frames, dim) float32, in dB of full scale.
+
+        A frame's windows end in it, the last one with it.
+
+        Args:
+            audio: (samples,) at 16 kHz. It may be up to a frame longer or shorter than the video;
+                what is missing is silence.
+            frames: of the video.
+            fps: frames per second.
+
+        Raises:
+            ValueError: the audio is of another length, or not finite.
+        """
+        ends = np.round(np.arange(1, frames * HOPS + 1) * AUDIO_RATE / (fps * HOPS)).astype(int)
+        levels = band_levels(_samples_of(audio, frames, fps), ends).clip(min=QUIET_DB)
+        return torch.from_numpy(levels.astype(np.float32)).reshape(frames, self.dim)
+
+
 @dataclass(frozen=True, eq=False)
 class AudioEncoder:
-    """Sound -> one token per video frame, from a wav2vec2 encoder's last layer."""
+    """Sound -> one token per video frame, from a wav2vec2 encoder's last layer.
+
+    Frames are encoded `CHUNK` at a time, each chunk from the `CONTEXT_S` that end with it, silence
+    before the beginning: so features know nothing of what follows their chunk, and are the same
+    whether a clip is encoded whole or as it comes in. That costs CONTEXT_S x fps / CHUNK times as
+    much as encoding a clip once (25 times at 25 fps): do it on a GPU.
+    """
 
     model: Wav2Vec2Model
     name: str
@@ -83,22 +125,8 @@ class AudioEncoder:
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> AudioEncoder:
         """A published wav2vec2 checkpoint."""
-        return cls(_frozen(Wav2Vec2Model.from_pretrained(name_or_path, dtype=dtype)), name_or_path)
-
-    @classmethod
-    def tiny(cls, dim: int = 32, seed: int = 0) -> AudioEncoder:
-        """Random weights."""
-        config = Wav2Vec2Config(
-            hidden_size=dim,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=2 * dim,
-            conv_dim=(dim,) * 7,
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=2,
-        )
-        model = _random(lambda: Wav2Vec2Model(config), seed)
-        return cls(model, f"tiny-wav2vec2-{dim}-{seed}")
+        model = _frozen(Wav2Vec2Model.from_pretrained(name_or_path, dtype=dtype))
+        return cls(model, f"{name_or_path} {CONTEXT_S:g} s / {CHUNK} frames")
 
     @property
     def dim(self) -> int:
@@ -120,49 +148,60 @@ class AudioEncoder:
         Raises:
             ValueError: the audio is of another length, or not finite.
         """
-        samples = round(frames * AUDIO_RATE / fps)
-        audio = np.asarray(audio, np.float32)
-        if audio.ndim != 1 or abs(len(audio) - samples) > AUDIO_RATE / fps:
-            raise ValueError(
-                f"{frames} frames at {fps:g} fps have {samples} audio samples at {AUDIO_RATE} Hz, "
-                f"got an array of shape {audio.shape}"
-            )
-        if not np.isfinite(audio).all():
-            raise ValueError(
-                f"audio is not finite, first at sample {np.flatnonzero(~np.isfinite(audio))[0]}"
-            )
+        samples = _samples_of(audio, frames, fps)
+        context = round(CONTEXT_S * AUDIO_RATE)
+        heard = torch.from_numpy(np.pad(samples, (context, 0)))
+        ends = [min(first + CHUNK, frames) for first in range(0, frames, CHUNK)]
+        waves = [heard[end : end + context] for end in (round(e * AUDIO_RATE / fps) for e in ends)]
+        encoded = torch.cat(
+            [self._encode(waves[i : i + BATCH]) for i in range(0, len(ends), BATCH)]
+        )
+        parts = []
+        for features, first, end in zip(encoded, range(0, frames, CHUNK), ends, strict=True):
+            back = torch.arange(first - end, 0, device=features.device) + 0.5
+            parts.append(self._at(features, context + back * AUDIO_RATE / fps))
+        return torch.cat(parts)
+
+    def _encode(self, waves: Sequence[Tensor]) -> Tensor:
+        """Features (waves, n, dim) of equally long waves."""
+        together = torch.stack(list(waves))
+        # The checkpoints were trained on audio of zero mean and unit variance.
+        together = together - together.mean(1, keepdim=True)
+        together = together / (together.var(1, correction=0, keepdim=True) + 1e-7).sqrt()
+        parameter = next(self.model.parameters())
+        hidden: Tensor = self.model(together.to(parameter)).last_hidden_state
+        return hidden.float()
+
+    def _at(self, features: Tensor, sample: Tensor) -> Tensor:
+        """Features (n, dim) of a wave, interpolated at samples (frames,) of it."""
         config = self.model.config
         span, hop = _receptive_field(config.conv_kernel, config.conv_stride)
-        wave = torch.from_numpy(np.pad(audio, (0, max(samples - len(audio), span - len(audio), 0))))
-        # The checkpoints were trained on audio of zero mean and unit variance.
-        wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
-        parameter = next(self.model.parameters())
-        features: Tensor = self.model(wave.to(parameter)[None]).last_hidden_state[0].float()
         last = len(features) - 1
-        middle = (torch.arange(frames, device=features.device) + 0.5) * AUDIO_RATE / fps
-        place = ((middle - span / 2) / hop).clamp(0, last)
+        place = ((sample - span / 2) / hop).clamp(0, last)
         low = place.long()
         high = (low + 1).clamp(max=last)
         share = (place - low).unsqueeze(1)
         return features[low] * (1 - share) + features[high] * share
 
-    def stream(self, audio: np.ndarray, frames: int, fps: float, downsample: int) -> Tensor:
-        """Like a call, but frames [j r, (j + 1) r) know of no sound after them.
 
-        It encodes all that was heard so far once for each latent.
+def _samples_of(audio: np.ndarray, frames: int, fps: float) -> np.ndarray:
+    """Exactly the samples of the frames, float32; silence where the last ones are missing.
 
-        Args:
-            audio: as in a call.
-            frames: of the video.
-            fps: frames per second.
-            downsample: r, frames per latent.
-        """
-        parts: list[Tensor] = []
-        for end in range(downsample, frames + downsample, downsample):
-            end = min(end, frames)
-            heard = audio[: round(end * AUDIO_RATE / fps)]
-            parts.append(self(heard, end, fps)[len(parts) * downsample :])
-        return torch.cat(parts)
+    Raises:
+        ValueError: the audio is of another length, or not finite.
+    """
+    samples = round(frames * AUDIO_RATE / fps)
+    audio = np.asarray(audio, np.float32)
+    if audio.ndim != 1 or abs(len(audio) - samples) > AUDIO_RATE / fps:
+        raise ValueError(
+            f"{frames} frames at {fps:g} fps have {samples} audio samples at {AUDIO_RATE} Hz, "
+            f"got an array of shape {audio.shape}"
+        )
+    if not np.isfinite(audio).all():
+        raise ValueError(
+            f"audio is not finite, first at sample {np.flatnonzero(~np.isfinite(audio))[0]}"
+        )
+    return np.pad(audio, (0, max(samples - len(audio), 0)))[:samples]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rapport.policies.flow.encoders import AUDIO_RATE, AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, LogMel, TextEncoder
 from rapport.policies.flow.settings import EncodersConfig
 
 Role = Literal["listener", "speaker"]
@@ -27,38 +28,34 @@ class Features:
         text: encoder of prompts.
         audio: encoder of voices.
         text_cache: of prompts, by their words.
-        audio_cache: of voices, by clip and person.
+        audio_cache: of wav2vec2's features of voices, by clip and person; log-mel bands need none.
     """
 
     text: TextEncoder
-    audio: AudioEncoder
+    audio: LogMel | AudioEncoder
     text_cache: FeatureCache
-    audio_cache: FeatureCache
+    audio_cache: FeatureCache | None = None
 
     @classmethod
     def load(cls, config: EncodersConfig, cache: Path, device: torch.device | str = "cpu") -> Self:
-        """The encoders that `config` names; tiny random ones where it names none.
+        """The encoders that `config` names; where it names none, a tiny random T5 and log-mel bands.
 
         Args:
             config: which encoders.
             cache: folder of their features, where the config names none.
             device: where they compute; features are on the CPU once they are kept.
         """
+        folder = cache if config.cache is None else config.cache
         text = TextEncoder.tiny()
         if config.text is not None:
             text = TextEncoder.from_pretrained(config.text)
-        audio = AudioEncoder.tiny()
-        if config.audio is not None:
-            audio = AudioEncoder.from_pretrained(config.audio)
-        for encoder in (text, audio):
-            nn.Module.to(encoder.model, device)
-        folder = cache if config.cache is None else config.cache
-        return cls(
-            text=text,
-            audio=audio,
-            text_cache=FeatureCache(folder, text.name),
-            audio_cache=FeatureCache(folder, audio.name),
-        )
+        nn.Module.to(text.model, device)
+        text_cache = FeatureCache(folder, text.name)
+        if config.audio is None:
+            return cls(text, LogMel(), text_cache)
+        audio = AudioEncoder.from_pretrained(config.audio)
+        nn.Module.to(audio.model, device)
+        return cls(text, audio, text_cache, FeatureCache(folder, audio.name))
 
     def of_text(self, text: str | None) -> Tensor | None:
         """(text_dim,), None without a prompt."""
@@ -81,6 +78,8 @@ class Features:
         if audio is None:
             return None
         heard = audio[: round(frames * AUDIO_RATE / fps)]
+        if self.audio_cache is None:
+            return self.audio(heard, frames, fps)
         return self.audio_cache.get(f"{clip_id}/{role}", lambda: self.audio(heard, frames, fps))
 
 

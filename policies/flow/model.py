@@ -2,12 +2,21 @@
 
 It gives the velocity of the next motion latent from conditions and the latents before it.
 
-One transformer reads two kinds of tokens. The prefix (text, audio, partner motion) attends to
-itself. Motion tokens attend to the prefix, to the clean latents before them and to themselves; a
-noisy token is attended by nobody else. Flow time is added to noisy tokens only. So keys and values
-of the prefix and of clean latents depend neither on the noise nor on the flow time: they are
-computed once and kept, exactly, while a latent is denoised and while the sequence grows. And all
-latents, denoise steps and samples of a group are computed side by side when they are known.
+One transformer reads two kinds of tokens. The prefix is what was heard and seen: a token of audio
+or partner motion attends to those until its own frame, the prompt's to itself. Motion tokens attend
+to the prefix, to the clean latents before them and to themselves; a noisy token is attended by
+nobody else. Flow time is added to noisy tokens only. So keys and values of the prefix and of clean
+latents depend neither on what follows, nor on the noise or the flow time: they are computed once
+and kept, exactly, while a latent is denoised and while the sequence grows. And all latents, denoise
+steps and samples of a group are computed side by side when they are known.
+
+How much of the prefix a latent sees is its `lead`: latent l, which stands for frames [l r, (l+1) r),
+sees what is heard before frame l r + lead. A policy is trained with several, so one policy serves
+any delay. A latent of partner motion is complete with its last frame: with a lead of less than r
+the newest one is not there yet.
+
+Nothing is looked back at for longer than `span` latents, in every layer. What is older may be
+dropped without a trace: an endless sequence is what one pass over all of it would give.
 
 A velocity is the transformer's output plus the state itself times a gain that depends on the flow
 time: most of the velocity of a noisy state is minus its noise, which the transformer then need not
@@ -20,18 +29,19 @@ own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.conditions import LEAD, MODALITIES, Conditions, lead_frames
 from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.statistics import mean_and_std
-from rapport.policies.flow.tmrope import TEXT_TIME, audio_times, motion_times, rotate, rotations
+from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.flow.transformer import Block, Blocks, silent
+from rapport.policies.flow.voice import VoiceEncoder
 
 # Rows of the kind embedding after those of the modalities.
 CLEAN_KIND = len(MODALITIES)
@@ -47,22 +57,56 @@ class Prefix:
     In memory they are laid out in the order in which matrix products read them.
 
     Args:
-        keys: of each layer, rotated, (batch, heads, head_dim, tokens).
-        values: of each layer, (batch, heads, tokens, head_dim).
+        text: the prompt's keys and values, not rotated; 0 tokens without a prompt.
+        scene: those of audio and partner motion, rotated.
+        told: (batch, text tokens) bool, whether the sample has a prompt.
         present: (batch, tokens) bool, whether the sample has the token's modality.
         heard: (tokens,) int64, the frame at which a token is complete.
-        streaming: (batch,) bool, whether tokens later than the present frame are hidden.
+        lead: (batch,) int64, frames of a latent that are heard before it is generated.
+        frames: that were encoded so far, those that were dropped too.
+        voices: of each voice the last features that its next tokens depend on.
+    """
+
+    text: Layers
+    scene: Layers
+    told: Tensor
+    present: Tensor
+    heard: Tensor
+    lead: Tensor
+    frames: int
+    voices: Mapping[str, Tensor]
+
+    def since(self, frame: int) -> Prefix:
+        """Without the tokens of earlier frames."""
+        kept = self.heard >= frame
+        if kept.all():
+            return self
+        return replace(
+            self,
+            scene=self.scene.of_tokens(kept),
+            present=self.present[:, kept],
+            heard=self.heard[kept],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """Keys and values of the tokens of a prefix, of each layer.
+
+    Args:
+        keys: (batch, heads, head_dim, tokens) each.
+        values: (batch, heads, tokens, head_dim) each.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    present: Tensor
-    heard: Tensor
-    streaming: Tensor
 
-    def visible(self, now: Tensor) -> Tensor:
-        """(batch, n, tokens) bool: what is seen at the present frames `now` (n,)."""
-        return self.present.unsqueeze(1) & _timely(self.heard, now, self.streaming)
+    def of_tokens(self, kept: Tensor) -> Layers:
+        """Some of the tokens, by a mask (tokens,)."""
+        return Layers(
+            keys=tuple(keys[..., kept].contiguous() for keys in self.keys),
+            values=tuple(values[..., kept, :].contiguous() for values in self.values),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +114,32 @@ class History:
     """Keys and values of clean latents, of each layer.
 
     Each is (batch, slots, heads, latents, head_dim).
+
+    Args:
+        keys: of each layer.
+        values: of each layer.
+        first: number of the first latent.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    first: int = 0
 
-    def __len__(self) -> int:
-        return self.keys[0].shape[-2]
+    @property
+    def end(self) -> int:
+        """Number of the latent that follows."""
+        return self.first + self.keys[0].shape[-2]
+
+    def since(self, latent: int) -> History:
+        """Without the latents before this number."""
+        dropped = latent - self.first
+        if dropped <= 0:
+            return self
+        return History(
+            keys=tuple(keys[..., dropped:, :] for keys in self.keys),
+            values=tuple(values[..., dropped:, :] for values in self.values),
+            first=latent,
+        )
 
 
 class ARFlow(nn.Module):
@@ -101,8 +164,10 @@ class ARFlow(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
         self.project_text = nn.Linear(config.text_dim, hidden)
-        # Eq. 1: one projector for the audio of both people.
-        self.project_audio = nn.Linear(config.audio_dim, hidden)
+        # Eq. 1: one for the audio of both people.
+        self.project_audio: nn.Linear | VoiceEncoder = nn.Linear(config.audio_dim, hidden)
+        if config.voice is not None:
+            self.project_audio = VoiceEncoder(config.audio_dim, config.voice, hidden)
         self.project_motion = nn.Linear(config.latent_dim, hidden)
         self.project_latent = nn.Linear(config.latent_dim, hidden)
         # Without it, partner and actor audio of one frame would be the same token.
@@ -134,73 +199,165 @@ class ARFlow(nn.Module):
             self.audio_mean.copy_(audio_statistics[0])
             self.audio_std.copy_(audio_statistics[1])
 
-    def encode_prefix(self, conditions: Conditions, streaming: bool | Tensor = False) -> Prefix:
+    def encode_prefix(
+        self,
+        conditions: Conditions,
+        lead: int | Tensor | None = LEAD,
+        past: Prefix | None = None,
+    ) -> Prefix:
         """Keys and values of the conditions (Eq. 1-2), for any number of latents and samples.
+
+        They are causal: those of a token depend on what is heard and seen until its own frame.
 
         Args:
             conditions: of the prompts.
-            streaming: one for all or (batch,) bool. If true, a token sees only what is heard by its
-                own frame and a latent what is heard by the last frame it stands for: the delay is r
-                frames. Without it, everything in the window, the future too.
+            lead: frames of a latent that are heard before it is generated, one of `LEADS`, None =
+                everything in the window; or (batch,) int64 frames, as `draw_leads` gives them.
+            past: what these conditions follow, which goes on. Its prompt, and its lead, stay.
         """
         conditions.check(self.config)
-        streaming = torch.as_tensor(streaming, device=self.velocity.weight.device)
-        streaming = streaming.expand(conditions.batch)
         presence = conditions.presence()
+        if past is None:
+            past = self._nothing_heard(conditions, presence, lead)
+        elif conditions.text is not None:
+            raise ValueError("a prompt cannot change while a sequence grows; leave text out")
         tokens: list[Tensor] = []
         times: list[Tensor] = []
         completions: list[Tensor] = []
         kinds: list[int] = []
+        voices: dict[str, Tensor] = {}
         for kind, name in enumerate(MODALITIES):
-            if name not in conditions.given:
+            features = conditions.given.get(name)
+            if name == "text" or features is None:
                 continue
-            embedded, time, complete = self._condition_tokens(name, conditions.given[name])
             # What is absent may be anything, NaN too, and 0 times NaN is NaN.
-            embedded = torch.where(presence[:, kind, None, None], embedded, 0.0)
+            features = torch.where(presence[:, kind, None, None], features, 0.0)
+            if name == "partner_motion":
+                first = past.frames // self.config.downsample
+                latents = torch.arange(first, first + features.shape[1], device=features.device)
+                embedded = self.project_motion(features)
+                times.append(motion_times(latents, self.config.downsample))
+                completions.append((latents + 1) * self.config.downsample - 1)
+            else:
+                embedded, voices[name] = self._voice(features, past.voices.get(name))
+                frames = past.frames + audio_times(features.shape[1], features.device)
+                times.append(frames)
+                completions.append(frames)
             tokens.append(embedded + self.kinds.weight[kind])
-            times.append(time)
-            completions.append(complete)
-            kinds += [kind] * len(time)
+            kinds += [kind] * embedded.shape[1]
         if not tokens:
-            return self._empty_prefix(streaming)
-        x = torch.cat(tokens, dim=1)
+            return past
         heard = torch.cat(completions)
         present = presence[:, kinds]
-        seen = present.unsqueeze(1) & _timely(heard, heard, streaming)
-        # Every token sees itself, or the softmax of an absent one would have nothing to divide by.
-        itself = torch.eye(len(heard), dtype=torch.bool, device=seen.device)
-        seen = (seen | itself).unsqueeze(1)
+        everything = torch.cat([past.heard, heard])
         rotation = rotations(torch.cat(times), self.head_dim)
-        prefix_keys: list[Tensor] = []
-        prefix_values: list[Tensor] = []
+        seen = self._within_span(everything, heard // self.config.downsample)
+        seen = seen & (everything <= heard.unsqueeze(1))
+        seen = seen & torch.cat([past.present, present], dim=1).unsqueeze(1)
+        # Every token sees itself, or the softmax of an absent one would have nothing to divide by.
+        itself = torch.eye(len(heard), dtype=torch.bool, device=heard.device)
+        seen = (seen | F.pad(itself, (len(past.heard), 0))).unsqueeze(1)
+        scene = self._scene(torch.cat(tokens, dim=1), rotation, seen=seen, past=past.scene)
+        return replace(
+            past,
+            scene=scene,
+            present=torch.cat([past.present, present], dim=1),
+            heard=everything,
+            frames=past.frames + conditions.frames(self.config.downsample),
+            voices=voices,
+        )
+
+    def _nothing_heard(
+        self, conditions: Conditions, presence: Tensor, lead: int | Tensor | None
+    ) -> Prefix:
+        """The prefix before the first frame: the prompt, if there is one."""
+        batch = len(presence)
+        weight = self.velocity.weight
+        frames = lead if isinstance(lead, Tensor) else torch.tensor(lead_frames(lead))
+        none = torch.zeros(batch, 0, dtype=torch.bool, device=weight.device)
+        nothing = weight.new_zeros(batch, self.config.heads, 0, self.head_dim)
+        empty = Layers(
+            keys=(nothing.mT,) * self.config.layers, values=(nothing,) * self.config.layers
+        )
+        text = empty
+        told = none
+        if conditions.text is not None:
+            told = presence[:, :1]
+            text = self._prompt(torch.where(told, conditions.text, 0.0))
+        return Prefix(
+            text=text,
+            scene=empty,
+            told=told,
+            present=none,
+            heard=torch.zeros(0, dtype=torch.int64, device=weight.device),
+            lead=frames.to(weight.device).expand(batch),
+            frames=0,
+            voices={},
+        )
+
+    def _prompt(self, features: Tensor) -> Layers:
+        """Keys and values of the prompt (batch, text_dim), which attends to nothing but itself."""
+        standardised = (features - self.text_mean) / self.text_std
+        x = self.project_text(standardised).unsqueeze(1) + self.kinds.weight[0]
+        all_keys: list[Tensor] = []
+        all_values: list[Tensor] = []
+        for block in self.blocks:
+            _, keys, values = block.queries_keys_values(x)
+            all_keys.append(keys.mT.contiguous())
+            all_values.append(values.contiguous())
+            x = block.finish(x, values)
+        return Layers(tuple(all_keys), tuple(all_values))
+
+    def _voice(self, features: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens (batch, frames, hidden) of a voice, and the features that the next depend on.
+
+        Args:
+            features: (batch, frames, audio_dim), of the new frames.
+            before: features of the frames before them; None = there were none.
+        """
+        count = features.shape[1]
+        standardised = (features - self.audio_mean) / self.audio_std
+        if isinstance(self.project_audio, nn.Linear):
+            return self.project_audio(standardised), standardised[:, :0]
+        if before is not None:
+            standardised = torch.cat([before, standardised], dim=1)
+        tokens = self.project_audio(standardised)[:, -count:]
+        return tokens, standardised[:, -self.project_audio.reach :]
+
+    def _scene(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], seen: Tensor, past: Layers
+    ) -> Layers:
+        """Keys and values of earlier tokens and of new ones.
+
+        Args:
+            x: (batch, n, hidden), the new tokens.
+            rotation: of them.
+            seen: (batch, 1, n, tokens) bool, what they see of all.
+            past: of the earlier ones.
+        """
+        all_keys: list[Tensor] = []
+        all_values: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             queries, keys, values = block.queries_keys_values(x)
-            keys = rotate(keys, rotation)
-            prefix_keys.append(keys.mT.contiguous())
-            prefix_values.append(values.contiguous())
+            keys = torch.cat([past.keys[layer].mT, rotate(keys, rotation)], dim=-2)
+            values = torch.cat([past.values[layer], values], dim=-2)
+            all_keys.append(keys.mT.contiguous())
+            all_values.append(values.contiguous())
             # Nobody reads the prefix after its last keys.
             if layer < self.config.layers - 1:
                 queries = rotate(queries, rotation)
                 x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, seen))
-        return Prefix(
-            keys=tuple(prefix_keys),
-            values=tuple(prefix_values),
-            present=present,
-            heard=heard,
-            streaming=streaming,
-        )
+        return Layers(tuple(all_keys), tuple(all_values))
 
-    def _empty_prefix(self, streaming: Tensor) -> Prefix:
-        """The prefix of samples without any modality."""
-        batch = len(streaming)
-        nothing = self.velocity.weight.new_zeros(batch, self.config.heads, 0, self.head_dim)
-        return Prefix(
-            keys=(nothing.mT,) * self.config.layers,
-            values=(nothing,) * self.config.layers,
-            present=torch.zeros(batch, 0, dtype=torch.bool, device=nothing.device),
-            heard=torch.zeros(0, dtype=torch.int64, device=nothing.device),
-            streaming=streaming,
-        )
+    def _within_span(self, heard: Tensor, numbers: Tensor) -> Tensor:
+        """(n, tokens) bool: which tokens are of the last `span` latents before `numbers`, or later.
+
+        Args:
+            heard: (tokens,), the frame at which a token is complete.
+            numbers: (n,), of the latents that look, or in which who looks stands.
+        """
+        latents = heard // self.config.downsample
+        return latents >= numbers.unsqueeze(1) - self.config.span
 
     def forward(
         self,
@@ -221,8 +378,8 @@ class ARFlow(nn.Module):
             noisy: (batch, slots, n, latent_dim), states m_{l,t} on their way (n may be 0).
             time: flow time t of each noisy latent in [0, 1], (n,) or broadcast to (batch, slots,
                 n): 0 is noise.
-            number: (n,) int64, l of each noisy latent in the window; several may have the same. It
-                sees clean latents before l, which must all be there.
+            number: (n,) int64, l of each noisy latent in the sequence; several may have the same.
+                It sees the `span` clean latents before l, which must all be there.
             past: history so far.
             conditioned: (slots,) bool, which slots see the prefix; None = all. The others are
                 unconditional (Eq. 6).
@@ -232,25 +389,24 @@ class ARFlow(nn.Module):
         """
         self._check_latents(prefix, clean, noisy)
         self._check_numbers(clean, noisy, number=number, past=past)
-        known = 0 if past is None else len(past)
+        first = 0 if past is None else past.first
+        end = 0 if past is None else past.end
         count = clean.shape[2]
         time = time.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
         when = time_features(time).to(noisy.dtype).expand(*noisy.shape[:-1], -1)
         clean_tokens = self.project_latent(clean) + self.kinds.weight[CLEAN_KIND]
         noisy_tokens = self.project_latent(noisy) + self.kinds.weight[NOISY_KIND] + self.time(when)
         tokens = torch.cat([clean_tokens, noisy_tokens], dim=2)
-        numbers = torch.cat([torch.arange(known, known + count, device=clean.device), number])
+        numbers = torch.cat([torch.arange(end, end + count, device=clean.device), number])
         rotation = rotations(motion_times(numbers, self.config.downsample), self.head_dim)
-        prefix_mask = self._prefix_mask(prefix, numbers, conditioned)
-        history_mask = _or_none(
-            torch.arange(known + count, device=clean.device) < numbers.unsqueeze(1)
-        )
+        text_mask, scene_mask = self._prefix_masks(prefix, numbers, conditioned)
+        age = numbers.unsqueeze(1) - torch.arange(first, end + count, device=clean.device)
+        history_mask = _or_none((age > 0) & (age <= self.config.span))
 
         history_keys: list[Tensor] = []
         history_values: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
-            queries, keys, values = block.queries_keys_values(tokens)
-            queries = rotate(queries, rotation)
+            plain, keys, values = block.queries_keys_values(tokens)
             keys = rotate(keys, rotation)
             past_keys = keys[..., :count, :]
             past_values = values[..., :count, :]
@@ -263,49 +419,37 @@ class ARFlow(nn.Module):
             history_keys.append(past_keys)
             history_values.append(past_values)
             attended = _attend(
-                queries,
-                prefix=Attended(prefix.keys[layer], prefix.values[layer], prefix_mask),
+                rotate(plain, rotation),
+                plain,
+                text=Attended(prefix.text.keys[layer], prefix.text.values[layer], text_mask),
+                scene=Attended(prefix.scene.keys[layer], prefix.scene.values[layer], scene_mask),
                 history=Attended(past_keys, past_values, history_mask),
                 own=Attended(keys, values, None),
             )
             tokens = block.finish(tokens, attended)
         velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
-        return velocity, History(tuple(history_keys), tuple(history_values))
+        return velocity, History(tuple(history_keys), tuple(history_values), first)
 
-    def _prefix_mask(
+    def _prefix_masks(
         self, prefix: Prefix, numbers: Tensor, conditioned: Tensor | None
-    ) -> Tensor | None:
-        """(batch, 1 or slots, 1, tokens, prefix) bool: what latents see of the prefix; None = all.
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What latents see of prompt and scene, (batch, 1 or slots, 1, tokens, prefix) bool each.
 
-        A latent sees what is heard by the last frame that it stands for.
+        None = all of it.
         """
-        seen = prefix.visible((numbers + 1) * self.config.downsample - 1).unsqueeze(1)
+        now = numbers * self.config.downsample + prefix.lead.unsqueeze(1)
+        timely = (prefix.heard < now.unsqueeze(2)) & self._within_span(prefix.heard, numbers)
+        text = prefix.told[:, None, None].expand(-1, 1, len(numbers), -1)
+        scene = (prefix.present.unsqueeze(1) & timely).unsqueeze(1)
         if conditioned is not None:
-            seen = seen & conditioned[:, None, None]
-        return _or_none(seen.unsqueeze(2))
+            text = text & conditioned[:, None, None]
+            scene = scene & conditioned[:, None, None]
+        return _or_none(text.unsqueeze(2)), _or_none(scene.unsqueeze(2))
 
     @property
     def head_dim(self) -> int:
         """Channels of an attention head."""
         return self.config.hidden // self.config.heads
-
-    def _condition_tokens(self, name: str, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (batch, n, hidden) of one modality, and (n,) frames at which they stand.
-
-        Returns:
-            The tokens, their times of Eq. 2, and the frames at which they are complete.
-        """
-        r = self.config.downsample
-        device = features.device
-        if name == "text":
-            time = torch.full((1,), TEXT_TIME, device=device)
-            text = (features - self.text_mean) / self.text_std
-            return self.project_text(text).unsqueeze(1), time, time
-        if name == "partner_motion":
-            latents = torch.arange(features.shape[1], device=device)
-            return self.project_motion(features), motion_times(latents, r), (latents + 1) * r - 1
-        time = audio_times(features.shape[1], device)
-        return self.project_audio((features - self.audio_mean) / self.audio_std), time, time
 
     def _check_latents(self, prefix: Prefix, clean: Tensor, noisy: Tensor) -> None:
         """Raise `ValueError` unless shapes fit the config and each other."""
@@ -315,22 +459,28 @@ class ARFlow(nn.Module):
                     f"{name} latents must be (batch, slots, n, {self.config.latent_dim}), got "
                     f"{tuple(latents.shape)}"
                 )
-        if clean.shape[:2] != noisy.shape[:2] or len(clean) != len(prefix.present):
+        if clean.shape[:2] != noisy.shape[:2] or len(clean) != len(prefix.lead):
             raise ValueError(
-                f"prefix of {len(prefix.present)} prompts, clean latents {tuple(clean.shape)} "
+                f"prefix of {len(prefix.lead)} prompts, clean latents {tuple(clean.shape)} "
                 f"and noisy ones {tuple(noisy.shape)} must agree in batch and slots"
             )
 
     def _check_numbers(
         self, clean: Tensor, noisy: Tensor, number: Tensor, past: History | None
     ) -> None:
-        """Raise `ValueError` unless every latent before each noisy one is known."""
-        known = clean.shape[2] + (0 if past is None else len(past))
-        fits = number.shape == noisy.shape[2:3] and bool(((number >= 0) & (number <= known)).all())
-        if not fits:
+        """Raise `ValueError` unless every latent that a new one looks back at is known."""
+        first = 0 if past is None else past.first
+        known = 0 if past is None else past.end
+        end = known + clean.shape[2]
+        earliest = first + self.config.span if first else 0
+        fits = number.shape == noisy.shape[2:3] and bool(
+            ((number >= earliest) & (number <= end)).all()
+        )
+        if not fits or (clean.shape[2] and known < earliest):
             raise ValueError(
-                f"numbers {number.tolist()} of {noisy.shape[2]} noisy latents must be one each "
-                f"and at most {known}, the latents that are known"
+                f"numbers {number.tolist()} of {noisy.shape[2]} noisy latents must be one each, "
+                f"from {earliest} to {end}: latents {first} to {end - 1} are known, each of which "
+                f"looks back at {self.config.span}, and {known} is the first new one"
             )
 
 
@@ -358,14 +508,6 @@ def initialised(config: FlowSizes, seed: int) -> ARFlow:
         return ARFlow(config)
 
 
-def _timely(heard: Tensor, now: Tensor, streaming: Tensor) -> Tensor:
-    """(batch, n, tokens) bool: whether a token is heard at `now` (n,).
-
-    Where a sample does not stream, every token is.
-    """
-    return (heard <= now.unsqueeze(1)) | ~streaming[:, None, None]
-
-
 def _or_none(mask: Tensor) -> Tensor | None:
     """The mask, or None where it hides nothing, which spares the filling of scores."""
     return None if bool(mask.all()) else mask
@@ -380,35 +522,59 @@ class Attended:
     mask: Tensor | None
 
 
-def _attend(queries: Tensor, prefix: Attended, history: Attended, own: Attended) -> Tensor:
+def _attend(
+    queries: Tensor,
+    plain: Tensor,
+    text: Attended,
+    scene: Attended,
+    history: Attended,
+    own: Attended,
+) -> Tensor:
     """Attention of motion tokens over prefix, history and themselves in one softmax.
 
     Written out so that the prefix of a prompt is read once for all its slots, and a noisy token's
     key by itself only.
 
     Args:
-        queries: (batch, slots, heads, n, head_dim).
-        prefix: keys (batch, heads, head_dim, p), values (batch, heads, p, head_dim), mask (batch, 1
+        queries: (batch, slots, heads, n, head_dim), rotated.
+        plain: the same, not rotated: the prompt's.
+        text: keys (batch, heads, head_dim, p), values (batch, heads, p, head_dim), mask (batch, 1
             or slots, 1, n, p).
+        scene: likewise.
         history: keys and values (batch, slots, heads, h, head_dim), mask (n, h).
         own: keys and values of the tokens themselves, shaped like the queries.
     """
-    slots = queries.shape[1]
-    count = queries.shape[3]
-    queries = queries * queries.shape[-1] ** -0.5
-    # All slots of a prompt in one product with its prefix: (batch, heads, slots n, head_dim).
-    together = queries.transpose(1, 2).flatten(2, 3)
-    prefix_scores = torch.unflatten(together @ prefix.keys, 2, (slots, count)).transpose(1, 2)
-    if prefix.mask is not None:
-        prefix_scores = prefix_scores.masked_fill(~prefix.mask, -torch.inf)
+    scale = queries.shape[-1] ** -0.5
+    queries = queries * scale
+    text_scores = _of_all_slots(plain * scale, text.keys)
+    scene_scores = _of_all_slots(queries, scene.keys)
     history_scores = queries @ history.keys.mT
-    if history.mask is not None:
-        history_scores = history_scores.masked_fill(~history.mask, -torch.inf)
     own_scores = (queries * own.keys).sum(-1, keepdim=True)
-    weights = torch.cat([prefix_scores, history_scores, own_scores], dim=-1).softmax(dim=-1)
-    prefix_weights, history_weights, own_weights = torch.split(
-        weights, [prefix_scores.shape[-1], history_scores.shape[-1], 1], dim=-1
+    scores = [
+        _hidden(text_scores, text.mask),
+        _hidden(scene_scores, scene.mask),
+        _hidden(history_scores, history.mask),
+        own_scores,
+    ]
+    weights = torch.cat(scores, dim=-1).softmax(dim=-1)
+    of_text, of_scene, of_history, of_own = torch.split(
+        weights, [part.shape[-1] for part in scores], dim=-1
     )
-    from_prefix = prefix_weights.transpose(1, 2).flatten(2, 3) @ prefix.values
-    from_prefix = torch.unflatten(from_prefix, 2, (slots, count)).transpose(1, 2)
-    return from_prefix + history_weights @ history.values + own_weights * own.values
+    from_prefix = _of_all_slots(of_text, text.values) + _of_all_slots(of_scene, scene.values)
+    return from_prefix + of_history @ history.values + of_own * own.values
+
+
+def _of_all_slots(rows: Tensor, of_prompt: Tensor) -> Tensor:
+    """All slots of a prompt in one product with what belongs to it.
+
+    (batch, slots, heads, n, k) times (batch, heads, k, m) -> (batch, slots, heads, n, m).
+    """
+    slots = rows.shape[1]
+    count = rows.shape[3]
+    together = rows.transpose(1, 2).flatten(2, 3) @ of_prompt
+    return torch.unflatten(together, 2, (slots, count)).transpose(1, 2)
+
+
+def _hidden(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores, without those that a mask hides."""
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)

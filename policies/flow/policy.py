@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rapport.files import atomic
 from rapport.policies.clip import Clip
 from rapport.policies.flow import checkpoint
-from rapport.policies.flow.conditions import MODALITIES, Conditions
+from rapport.policies.flow.conditions import LEAD, MODALITIES, Conditions, lead_frames
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.rollouts import Exploration, log_probs, rollout, step_kl
 from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale, ode
@@ -64,7 +64,8 @@ class Sampler:
         exploration: of rollouts, which have log-probs; None = the ODE.
         omega_speak: guidance scale where the actor speaks (ODE).
         omega_listen: guidance scale elsewhere (ODE).
-        streaming: nothing after the present frame is heard or seen (ODE).
+        lead: frames of a latent that are heard before it is generated, one of `LEADS`; None = all
+            of the window, the future too.
         without_text: prompts are left out (ODE).
         chunk: drawn steps of a rollout that are replayed at once; None = all of them.
     """
@@ -74,7 +75,7 @@ class Sampler:
     exploration: Exploration | None = None
     omega_speak: float = 1.0
     omega_listen: float = 1.0
-    streaming: bool = False
+    lead: int | None = LEAD
     without_text: bool = False
     chunk: int | None = None
 
@@ -178,7 +179,7 @@ class FlowPolicy(Policy):
             noise.to(self._device),
             ode(sampler.solver, sampler.evaluations),
             omega=self._guidance(prompts),
-            streaming=sampler.streaming,
+            lead=sampler.lead,
         ).cpu()
         return [
             [
@@ -214,6 +215,7 @@ class FlowPolicy(Policy):
             draw_noise(seeds, *shape).to(self._device),
             exploration,
             exploration.first(seeds),
+            lead=self.sampler.lead,
         )
         states = path.states
         log_probs = path.log_probs.cpu().numpy()
@@ -335,7 +337,7 @@ class FlowPolicy(Policy):
         errors: Tensor = forward(
             "errors",
             _conditions(batch),
-            torch.zeros(len(actions), dtype=torch.bool, device=actions.device),
+            torch.full((len(actions),), lead_frames(self.sampler.lead), device=actions.device),
             actions,
             batch["noise"].expand(-1, reactions, -1, -1, -1),
             batch["time"].expand(-1, reactions, -1, -1),
@@ -354,7 +356,8 @@ class FlowPolicy(Policy):
         states = batch["actions"]
         exploration = self._exploration
         first = batch["first"]
-        means = forward("means", _conditions(batch), states, exploration, first, self.sampler.chunk)
+        how = (self.sampler.chunk, self.sampler.lead)
+        means = forward("means", _conditions(batch), states, exploration, first, *how)
         return Likelihood(log_probs(states, means, exploration, first)[0], means)
 
     def kl(self, policy: Likelihood, reference: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -372,7 +375,8 @@ class FlowPolicy(Policy):
         latents = batch["actions"]
         noise = draw_noise([seed], *latents.shape[1:]).to(latents)
         denoise = ode(self.sampler.solver, self.sampler.evaluations)
-        again: Tensor = forward("latents", _conditions(batch), latents, noise, denoise)
+        lead = self.sampler.lead
+        again: Tensor = forward("latents", _conditions(batch), latents, noise, denoise, lead)
         return again[0]
 
     def of_actions(self, frames: np.ndarray) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rapport.policies.flow.conditions import Conditions
+from rapport.policies.flow.conditions import LEAD, Conditions
 from rapport.policies.flow.model import ARFlow, History, Prefix
 from rapport.policies.flow.sampling import (
     Denoise,
@@ -194,7 +194,7 @@ def rollout(
     noise: Tensor,
     exploration: Exploration,
     first: Tensor,
-    streaming: bool = False,
+    lead: int | None = LEAD,
 ) -> Path:
     """Sample a window, without gradients; the prefix is computed once per prompt.
 
@@ -206,7 +206,7 @@ def rollout(
             those of the drawn steps.
         exploration: which steps are drawn, and how.
         first: (batch,) int64, the first drawn step.
-        streaming: as in `ARFlow.encode_prefix`.
+        lead: as in `ARFlow.encode_prefix`.
     """
     noisy = exploration.noisy
     if noise.ndim != 5 or noise.shape[3] != noisy + 1:
@@ -237,7 +237,7 @@ def rollout(
         return states[-1]
 
     with torch.no_grad():
-        prefix = model.encode_prefix(conditions, streaming)
+        prefix = model.encode_prefix(conditions, lead)
         autoregress(model, prefix, noise[..., 0, :], denoise)
         states = torch.stack(visited, 2)
         return Path(states, log_probs(states, torch.stack(means, 2), exploration, first))
@@ -255,7 +255,7 @@ def replay_means(
     states: Tensor,
     exploration: Exploration,
     first: Tensor,
-    streaming: bool = False,
+    lead: int | None = LEAD,
     chunk: int | None = None,
 ) -> Tensor:
     """Means (batch, samples, latents, noisy, latent_dim) of the drawn steps, with gradients.
@@ -271,13 +271,13 @@ def replay_means(
         states: `Path.states`.
         exploration: of the rollout.
         first: of the rollout.
-        streaming: as in the rollout.
+        lead: as in the rollout.
         chunk: drawn steps of a sample at a time (the paper's is 2 steps of 25 latents); None = all
             at once.
     """
     latents = states.shape[2]
     noisy = exploration.noisy
-    replay = Replay.of(model, conditions, states[..., -1, :], streaming)
+    replay = Replay.of(model, conditions, states[..., -1, :], lead)
     before = states[:, :, :, :noisy].flatten(2, 3)
     numbers = torch.arange(latents, device=states.device).repeat_interleave(noisy)
     steps = _steps(first, noisy, like=states).repeat(1, 1, latents, 1)
@@ -310,7 +310,7 @@ def replay_latents(
     latents: Tensor,
     noise: Tensor,
     denoise: Denoise,
-    streaming: bool = False,
+    lead: int | None = LEAD,
 ) -> Tensor:
     """The latents of a rollout along the ODE once more, with gradients; (batch, samples, n, dim).
 
@@ -323,9 +323,9 @@ def replay_latents(
         latents: that were sampled, (batch, samples, n, latent_dim).
         noise: that they were sampled from.
         denoise: that they were sampled by (`sampling.ode`).
-        streaming: as in the rollout.
+        lead: as in the rollout.
     """
-    replay = Replay.of(model, conditions, latents, streaming)
+    replay = Replay.of(model, conditions, latents, lead)
     numbers = torch.arange(latents.shape[2], device=latents.device)
     return denoise(replay.velocity(numbers), noise, 0)
 
@@ -347,9 +347,9 @@ class Replay:
     nothing: Tensor
 
     @classmethod
-    def of(cls, model: ARFlow, conditions: Conditions, latents: Tensor, streaming: bool) -> Self:
+    def of(cls, model: ARFlow, conditions: Conditions, latents: Tensor, lead: int | None) -> Self:
         """Keys and values of the finished latents (batch, samples, latents, latent_dim)."""
-        prefix = model.encode_prefix(conditions, streaming)
+        prefix = model.encode_prefix(conditions, lead)
         nothing = latents[:, :, :0]
         _, past = model(
             prefix,

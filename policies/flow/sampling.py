@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rapport.policies.flow.conditions import Conditions
+from rapport.policies.flow.conditions import LEAD, Conditions
 from rapport.policies.flow.model import ARFlow, History, Prefix
 from rapport.policies.flow.settings import Solver, denoise_steps
 
@@ -87,7 +88,7 @@ def guidance_scale(
 @torch.no_grad()
 def autoregress(
     model: ARFlow,
-    prefix: Prefix,
+    prefix: Prefix | Callable[[int], Prefix],
     noise: Tensor,
     denoise: Denoise,
     omega: Tensor | None = None,
@@ -95,16 +96,17 @@ def autoregress(
 ) -> Tensor:
     """Generate latents one after the other.
 
-    The prefix and finished latents are never computed again.
+    The prefix and finished latents are never computed again, and finished ones are forgotten when
+    no other looks back at them.
 
     Args:
         model: the AR-Flow.
-        prefix: of the prompts.
+        prefix: of the prompts; or called with the number of each latent, for what is heard by then.
         noise: (batch, slots, n, latent_dim), state m_{l,0} of each latent to generate.
         denoise: how a latent comes from it (`ode`, or `rapport.policies.flow.rollouts`).
         omega: (batch, n) guidance scale of each latent; None = 1 everywhere, which needs no
             unconditional pass.
-        start: (batch, slots, k, latent_dim), latents of the window that are there already.
+        start: (batch, slots, k, latent_dim), latents before them that are there already.
 
     Returns:
         (batch, slots, n, latent_dim), the new ones.
@@ -115,11 +117,6 @@ def autoregress(
         omega = None
     clean = noise[:, :, :0] if start is None else start
     first = clean.shape[2]
-    if first + count > model.config.window:
-        raise ValueError(
-            f"{first} + {count} latents are beyond the window of {model.config.window}; use "
-            "generate_long"
-        )
     conditioned: Tensor | None = None
     if omega is not None:
         # With guidance every sample takes two slots, of which the second sees no conditions.
@@ -132,7 +129,7 @@ def autoregress(
         # A flow time has more digits than bfloat16, and takes states along.
         noisy = state.to(noise.dtype).unsqueeze(2)
         predicted, past = model(
-            prefix,
+            heard,
             clean=clean if omega is None else torch.cat([clean, clean], dim=1),
             noisy=noisy if omega is None else torch.cat([noisy, noisy], dim=1),
             time=time,
@@ -152,6 +149,10 @@ def autoregress(
 
     for latent in range(count):
         number = torch.tensor([first + latent], device=noise.device)
+        heard = prefix(first + latent) if callable(prefix) else prefix
+        if past is not None:
+            # The latent before it, whose keys are computed now, looks back from its own place.
+            past = past.since(first + latent - 1 - model.config.span)
         state = denoise(velocity, noise[:, :, latent], latent)
         clean = state.unsqueeze(2)
         finished.append(state)
@@ -164,20 +165,20 @@ def generate(
     noise: Tensor,
     denoise: Denoise,
     omega: Tensor | None = None,
-    streaming: bool = False,
+    lead: int | None = LEAD,
 ) -> Tensor:
-    """One window, (batch, samples, n, latent_dim).
+    """A sequence, all of whose conditions are there: (batch, samples, n, latent_dim).
 
     Args:
         model: the AR-Flow.
-        conditions: of the window.
+        conditions: of the sequence.
         noise: (batch, samples, n, latent_dim).
         denoise: as in `autoregress`.
         omega: guidance, as in `autoregress`.
-        streaming: as in `ARFlow.encode_prefix`.
+        lead: as in `ARFlow.encode_prefix`.
     """
     with torch.no_grad():
-        prefix = model.encode_prefix(conditions, streaming)
+        prefix = model.encode_prefix(conditions, lead)
     return autoregress(model, prefix, noise, denoise, omega=omega)
 
 
@@ -187,50 +188,39 @@ def generate_long(
     noise: Tensor,
     denoise: Denoise,
     omega: Tensor | None = None,
-    streaming: bool = False,
-    history: int = 1,
+    lead: int = LEAD,
 ) -> Tensor:
-    """A sequence of any length by sliding the window.
+    """What `generate` gives, as it is done live: conditions come in latent by latent.
 
-    Each window starts with the last `history` latents of the one before. Time and memory of a
-    window do not depend on how long the sequence is.
+    A latent is generated as soon as its lead is heard. Keys and values are computed once and kept
+    for as long as somebody looks back at them, so time and memory of a latent do not depend on how
+    many there were before it.
 
     Args:
         model: the AR-Flow.
-        conditions: of the whole sequence.
+        conditions: of the whole sequence, of which something lasts; a latent looks at no frame
+            after its lead.
         noise: (batch, samples, n, latent_dim) for all n latents.
         denoise: as in `autoregress`.
         omega: (batch, n), or None.
-        streaming: as in `ARFlow.encode_prefix`.
-        history: k, latents carried over (the paper's is 1 of 25).
+        lead: frames of a latent that are heard before it is generated, one of `LEADS`.
 
     Returns:
         (batch, samples, n, latent_dim).
     """
-    window = model.config.window
-    count = noise.shape[2]
-    if not 1 <= history < window:
-        raise ValueError(
-            f"a history of {history} latents does not fit the window of {window}: from 1 to "
-            f"{window - 1}"
-        )
-    latents = noise[:, :, :0]
-    while latents.shape[2] < count:
-        end = latents.shape[2]
-        first = end - min(history, end)
-        length = min(window, count - first)
-        part = slice(end, first + length)
-        with torch.no_grad():
-            prefix = model.encode_prefix(
-                conditions.window(first, length, model.config.downsample), streaming
-            )
-        new = autoregress(
-            model,
-            prefix,
-            noise[:, :, part],
-            denoise,
-            omega=None if omega is None else omega[:, part],
-            start=latents[:, :, first:],
-        )
-        latents = torch.cat([latents, new], dim=2)
-    return latents
+    r = model.config.downsample
+    count = conditions.frames(r) // r
+    prompt = Conditions(text=conditions.text, present=conditions.presence())
+    with torch.no_grad():
+        heard = model.encode_prefix(prompt, lead)
+
+    def listen(latent: int) -> Prefix:
+        nonlocal heard
+        heard = heard.since((latent - 1 - model.config.span) * r)
+        ready = min(-(-(latent * r + lead) // r), count)
+        for block in range(heard.frames // r, ready):
+            following = replace(conditions.window(block, 1, r), text=None)
+            heard = model.encode_prefix(following, past=heard)
+        return heard
+
+    return autoregress(model, listen, noise, denoise, omega=omega)

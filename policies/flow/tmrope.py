@@ -1,14 +1,15 @@
 """Time-aligned multimodal RoPE (GDPO-Listener, Eq. 2).
 
-Every token is placed at the video frame that it is about.
+Every token is placed at the video frame that it is about. Only differences of times count in
+attention, and angles are computed in float64, so frames may be counted for days. The prompt is
+about no frame: the paper places it at 0, from which a long sequence goes ever farther away; here it
+is attended to without rotation, as if it stood wherever it is read.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-TEXT_TIME = 0
 
 
 def audio_times(frames: int, device: torch.device | None = None) -> Tensor:

@@ -91,13 +91,13 @@ class FlowModule(nn.Module):
     def errors(
         self,
         conditions: Mapping[str, Tensor],
-        streaming: Tensor,
+        lead: Tensor,
         latents: Tensor,
         noise: Tensor,
         time: Tensor,
     ) -> Tensor:
         """See `flow_errors`."""
-        prefix = self.flow.encode_prefix(Conditions(**conditions), streaming)
+        prefix = self.flow.encode_prefix(Conditions(**conditions), lead)
         return flow_errors(self.flow, prefix, latents, noise, time)
 
     def means(
@@ -106,18 +106,23 @@ class FlowModule(nn.Module):
         states: Tensor,
         exploration: Exploration,
         first: Tensor,
-        chunk: int | None,
+        *how: int | None,
     ) -> Tensor:
-        """See `replay_means`."""
-        return replay_means(
-            self.flow, Conditions(**conditions), states, exploration, first, chunk=chunk
-        )
+        """See `replay_means`; `how` = its chunk and its lead."""
+        chunk, lead = how
+        heard = Conditions(**conditions)
+        return replay_means(self.flow, heard, states, exploration, first, lead=lead, chunk=chunk)
 
     def latents(
-        self, conditions: Mapping[str, Tensor], latents: Tensor, noise: Tensor, denoise: Denoise
+        self,
+        conditions: Mapping[str, Tensor],
+        latents: Tensor,
+        noise: Tensor,
+        denoise: Denoise,
+        lead: int | None,
     ) -> Tensor:
         """See `replay_latents`."""
-        return replay_latents(self.flow, Conditions(**conditions), latents, noise, denoise)
+        return replay_latents(self.flow, Conditions(**conditions), latents, noise, denoise, lead)
 
 
 def flow_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The pre-norm block that the VAE and AR-Flow are made of; how tokens attend is up to them."""
+"""What the VAE and AR-Flow are made of: pre-norm blocks, and a transformer that looks back so far."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rapport.policies.flow.tmrope import rotate, rotations
 
 
 class Block(nn.Module):
@@ -51,6 +53,41 @@ class Blocks(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Block]:
         return cast(Iterator[Block], super().__iter__())
+
+
+class CausalTransformer(nn.Module):
+    """Blocks in which token j attends to tokens [j - look_back, j].
+
+    Positions are relative: what comes out for the last tokens of a sequence depends on the
+    `layers` x `look_back` before them, and not on how many there were before those.
+
+    Args:
+        hidden: width.
+        layers: blocks.
+        heads: attention heads.
+        look_back: tokens before its own that a token attends to, in every block.
+    """
+
+    def __init__(self, hidden: int, layers: int, heads: int, look_back: int) -> None:
+        super().__init__()
+        self.look_back = look_back
+        self.head_dim = hidden // heads
+        self.blocks = Blocks(Block(hidden, heads, 4 * hidden) for _ in range(layers))
+        self.norm = nn.RMSNorm(hidden, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (batch, tokens, hidden) -> the same shape."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        age = steps[:, None] - steps
+        mask = (age >= 0) & (age <= self.look_back)
+        rotation = rotations(steps, self.head_dim)
+        for block in self.blocks:
+            queries, keys, values = block.queries_keys_values(x)
+            queries = rotate(queries, rotation)
+            keys = rotate(keys, rotation)
+            x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, mask))
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 def silent(layer: nn.Linear) -> nn.Linear:

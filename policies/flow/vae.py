@@ -25,36 +25,8 @@ from torch import Tensor, nn
 
 from rapport.policies.flow.config import VaeSizes
 from rapport.policies.flow.statistics import mean_and_std
-from rapport.policies.flow.tmrope import rotate, rotations
-from rapport.policies.flow.transformer import Block, Blocks, silent
+from rapport.policies.flow.transformer import CausalTransformer, silent
 from rapport.policies.motion import Motion, require_same_layout
-
-
-class CausalTransformer(nn.Module):
-    """Blocks in which token j attends to tokens [j - look_back, j]."""
-
-    def __init__(self, config: VaeSizes) -> None:
-        super().__init__()
-        self.look_back = config.look_back
-        self.head_dim = config.hidden // config.heads
-        self.blocks = Blocks(
-            Block(config.hidden, config.heads, 4 * config.hidden) for _ in range(config.layers)
-        )
-        self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (batch, tokens, hidden) -> the same shape."""
-        steps = torch.arange(x.shape[1], device=x.device)
-        age = steps[:, None] - steps
-        mask = (age >= 0) & (age <= self.look_back)
-        rotation = rotations(steps, self.head_dim)
-        for block in self.blocks:
-            queries, keys, values = block.queries_keys_values(x)
-            queries = rotate(queries, rotation)
-            keys = rotate(keys, rotation)
-            x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, mask))
-        normed: Tensor = self.norm(x)
-        return normed
 
 
 class MotionVAE(nn.Module):
@@ -79,11 +51,11 @@ class MotionVAE(nn.Module):
         self.config = config
         patch = config.downsample * config.layout.dim
         self.patch_in = nn.Linear(patch, config.hidden)
-        self.encoder = CausalTransformer(config)
+        self.encoder = _half(config)
         self.posterior = silent(nn.Linear(config.hidden, 2 * config.latent_dim))
         self.linear_in = nn.Linear(patch, 2 * config.latent_dim, bias=False)
         self.latent_in = nn.Linear(config.latent_dim, config.hidden)
-        self.decoder = CausalTransformer(config)
+        self.decoder = _half(config)
         self.patch_out = silent(nn.Linear(config.hidden, 2 * patch))
         self.linear_out = nn.Linear(config.latent_dim, 2 * patch, bias=False)
         self.register_buffer("channel_mean", torch.zeros(config.layout.dim))
@@ -262,6 +234,13 @@ def vae_loss(
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _half(config: VaeSizes) -> CausalTransformer:
+    """The transformer of encoder or decoder."""
+    return CausalTransformer(
+        config.hidden, layers=config.layers, heads=config.heads, look_back=config.look_back
+    )
 
 
 def cosine_basis(length: int) -> Tensor:

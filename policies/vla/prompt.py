@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from rapport.policies.clip import AUDIO_RATE, Clip, Word
+from rapport.policies.sound import BANDS
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.sound import BANDS, log_mel, sound_before, voice_frames
+from rapport.policies.vla.sound import log_mel, sound_before, voice_frames
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 Encode = Callable[[str], Sequence[int]]  # of a word, into ids of the text vocabulary

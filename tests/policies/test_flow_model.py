@@ -9,10 +9,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rapport.policies.flow.conditions import MODALITIES, Conditions, dropout_mask
-from rapport.policies.flow.config import PAPER_GROUPS, FlowSizes, flow_config, vae_config
+from rapport.policies.flow.conditions import (
+    LEADS,
+    MODALITIES,
+    WHOLE,
+    Conditions,
+    draw_leads,
+    dropout_mask,
+    lead_frames,
+)
+from rapport.policies.flow.config import (
+    PAPER_GROUPS,
+    FlowSizes,
+    VoiceSizes,
+    flow_config,
+    vae_config,
+)
 from rapport.policies.flow.loss import flow_errors
-from rapport.policies.flow.model import ARFlow, initialised, time_features
+from rapport.policies.flow.model import ARFlow, History, initialised, time_features
 from rapport.policies.flow.sampling import generate, ode
 from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.motion import Layout
@@ -141,13 +155,25 @@ def test_paper_size_has_19_3_million_parameters():
     vae = vae_config("paper", Layout(PAPER_GROUPS, 25, "flame2020"))
     with torch.device("meta"):
         paper = ARFlow(flow_config("paper", vae, text_dim=4096, audio_dim=1024))
+        hearing = ARFlow(flow_config("paper", vae, 4096, audio_dim=64, learns_to_hear=True))
     assert (paper.config.layers, paper.config.heads, paper.config.hidden) == (6, 16, 512)
     assert sum(p.numel() for p in paper.parameters()) == pytest.approx(19.3e6, rel=0.01)
-    assert FlowSizes.from_json(paper.config.to_json()) == paper.config
+    voice = sum(p.numel() for p in hearing.project_audio.parameters())
+    assert voice == pytest.approx(3.6e6, rel=0.02)
+    for config in (paper.config, hearing.config):
+        assert FlowSizes.from_json(config.to_json()) == config
 
 
-def test_shapes_and_every_parameter_has_a_gradient():
-    model = initialised(CONFIG, seed=0)
+def test_the_tiny_encoder_of_voices_has_0_1_million_parameters():
+    vae = vae_config("tiny", Layout(PAPER_GROUPS, 25, "flame2020"))
+    tiny = ARFlow(flow_config("tiny", vae, text_dim=32, audio_dim=64, learns_to_hear=True))
+    voice = sum(p.numel() for p in tiny.project_audio.parameters())
+    assert voice == pytest.approx(0.1e6, rel=0.05)
+
+
+@pytest.mark.parametrize("voice", [None, VoiceSizes(16)])
+def test_shapes_and_every_parameter_has_a_gradient(voice):
+    model = initialised(replace(CONFIG, voice=voice), seed=0)
     c = conditions()
     c = Conditions(*(getattr(c, name).float() for name in MODALITIES))
     prefix = model.encode_prefix(c)
@@ -222,10 +248,14 @@ def test_one_softmax_over_prefix_history_and_itself(model):
     turn = rotations(torch.tensor(8 + 4), 8)
     for layer, block in enumerate(model.blocks):
         q, k, v = (h.squeeze(-2) for h in block.queries_keys_values(x[None]))
-        q, k = rotate(q, turn), rotate(k, turn)
-        keys = torch.cat([prefix.keys[layer][0].mT, past.keys[layer][0, 0], k[:, None]], dim=1)
-        values = torch.cat([prefix.values[layer][0], past.values[layer][0, 0], v[:, None]], dim=1)
-        weights = ((keys @ q[..., None]).squeeze(-1) / math.sqrt(8)).softmax(-1)
+        plain, q, k = q, rotate(q, turn), rotate(k, turn)
+        scene, told = prefix.scene, prefix.text
+        keys = torch.cat([scene.keys[layer][0].mT, past.keys[layer][0, 0], k[:, None]], dim=1)
+        values = torch.cat([scene.values[layer][0], past.values[layer][0, 0], v[:, None]], dim=1)
+        values = torch.cat([told.values[layer][0], values], dim=1)
+        scores = [(told.keys[layer][0].mT @ plain[..., None]).squeeze(-1)]
+        scores.append((keys @ q[..., None]).squeeze(-1))
+        weights = (torch.cat(scores, dim=1) / math.sqrt(8)).softmax(-1)
         x = block.finish(x[None], (weights[..., None] * values).sum(1, keepdim=True))[0]
     torch.testing.assert_close(
         got[0, 0, 0], model.velocity(model.norm(x)) + model.gain(when) * noisy[0, 0, 0]
@@ -282,8 +312,8 @@ def test_slots_and_prompts_do_not_mix(model):
 
 
 @pytest.mark.parametrize("lost", range(4))
-@pytest.mark.parametrize("streaming", [False, True])
-def test_an_absent_modality_is_as_if_it_had_never_been(model, lost, streaming):
+@pytest.mark.parametrize("lead", [None, 0, 12])
+def test_an_absent_modality_is_as_if_it_had_never_been(model, lost, lead):
     c = conditions()
     rest = {
         "clean": normal(2, 1, 5, 4, seed=5),
@@ -293,17 +323,17 @@ def test_an_absent_modality_is_as_if_it_had_never_been(model, lost, streaming):
     present = torch.ones(2, 4, dtype=torch.bool)
     present[:, lost] = False
     without = velocities(
-        model, model.encode_prefix(replace(c, **{MODALITIES[lost]: None}), streaming), **rest
+        model, model.encode_prefix(replace(c, **{MODALITIES[lost]: None}), lead), **rest
     )
     rubbish = {MODALITIES[lost]: torch.full_like(getattr(c, MODALITIES[lost]), torch.nan)}
     masked = velocities(
-        model, model.encode_prefix(replace(c, present=present, **rubbish), streaming), **rest
+        model, model.encode_prefix(replace(c, present=present, **rubbish), lead), **rest
     )
     torch.testing.assert_close(masked, without, atol=1e-10, rtol=1e-10)
-    whole = velocities(model, model.encode_prefix(c, streaming), **rest)
+    whole = velocities(model, model.encode_prefix(c, lead), **rest)
     assert (whole - without).abs().max() > 1e-4
     present[1] = True  # the other sample has it, and does not notice
-    mixed = velocities(model, model.encode_prefix(replace(c, present=present), streaming), **rest)
+    mixed = velocities(model, model.encode_prefix(replace(c, present=present), lead), **rest)
     torch.testing.assert_close(mixed[0], without[0], atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(mixed[1], whole[1], atol=1e-10, rtol=1e-10)
 
@@ -343,38 +373,128 @@ def test_partner_and_actor_audio_are_told_apart(model):
 
 
 @pytest.mark.parametrize("name", ["partner_audio", "partner_motion", "actor_audio"])
-def test_streaming_hears_nothing_after_the_present_frame(model, name):
-    c, latents = conditions(), 3
-    later = getattr(c, name).clone()
-    later[:, latents if name == "partner_motion" else latents * 8 :] += 1
-    rest = {
-        "clean": normal(2, 1, 5, 4, seed=5),
-        "noisy": normal(2, 1, 6, 4, seed=6),
-        "time": torch.zeros(6).double(),
-    }
-    for streaming in (False, True):
+@pytest.mark.parametrize("lead", [0, 4, 8, 12, None])
+def test_a_latent_hears_what_comes_before_its_lead_and_no_more(model, name, lead):
+    """One frame is changed; motion is complete with the last frame of a latent."""
+    c = conditions()
+    for latent in range(6):
+        frame = 8 * latent + (7 if name == "partner_motion" else 3)
+        other = getattr(c, name).clone()
+        other[:, latent if name == "partner_motion" else frame] += 1
         a, b = (
-            velocities(model, model.encode_prefix(x, streaming), **rest)
-            for x in (c, replace(c, **{name: later}))
+            velocities(model, model.encode_prefix(x, lead), **noisy_latents())
+            for x in (c, replace(c, **{name: other}))
         )
         change = (a - b).abs().amax((0, 1, 3))
-        assert (change[latents:] > 1e-6).all()
-        assert (change[:latents] == 0).all() if streaming else (change[:latents] > 1e-6).all()
-    # one batch may hold both
-    prefix = model.encode_prefix(c, torch.tensor([True, False]))
-    mixed = velocities(model, prefix, **rest)
-    for row, streaming in enumerate((True, False)):
-        alone = velocities(model, model.encode_prefix(c, streaming), **rest)
+        hears = torch.tensor([lead is None or frame < 8 * l + lead for l in range(6)])  # noqa: E741
+        assert (change[~hears] == 0).all() and (change[hears] > 1e-7).all(), latent
+
+
+def noisy_latents(count=6):
+    """The input of a pass over all latents."""
+    clean = normal(2, 1, count - 1, 4, seed=5)
+    noisy = normal(2, 1, count, 4, seed=6)
+    return {"clean": clean, "noisy": noisy, "time": torch.zeros(count).double()}
+
+
+def test_each_sample_of_a_batch_has_a_lead_of_its_own(model):
+    c = conditions()
+    mixed = velocities(
+        model, model.encode_prefix(c, torch.tensor([4, lead_frames(None)])), **noisy_latents()
+    )
+    for row, lead in enumerate((4, None)):
+        alone = velocities(model, model.encode_prefix(c, lead), **noisy_latents())
         torch.testing.assert_close(mixed[row], alone[row], atol=1e-10, rtol=1e-10)
 
 
-def test_a_streaming_prefix_may_grow(model):
+def test_a_lead_that_is_not_trained_is_refused(model):
+    with pytest.raises(
+        ValueError, match=r"a lead of 3 frames: .*\(0, 4, 8, 12\) frames, and with None"
+    ):
+        model.encode_prefix(conditions(), 3)
+
+
+def test_leads_are_drawn_alike_and_the_whole_window_as_often_as_asked():
+    drawn = draw_leads(5000, 0.2, torch.Generator().manual_seed(0))
+    shares = [(drawn == lead).double().mean().item() for lead in (*LEADS, WHOLE)]
+    assert shares == pytest.approx([0.2] * 5, abs=0.02)
+    assert (draw_leads(9, 1.0, torch.Generator()) == WHOLE).all()
+    assert (draw_leads(99, 0.0, torch.Generator()) <= 12).all()
+
+
+def test_the_prompt_sees_itself_alone_and_nobody_but_latents_sees_it(model):
     c = conditions()
-    whole = model.encode_prefix(c, streaming=True)
-    short = model.encode_prefix(c.window(0, 3, 8), streaming=True)
-    clean, noisy = normal(2, 1, 2, 4, seed=5), normal(2, 1, 3, 4, seed=6)
-    a, b = (velocities(model, p, clean, noisy, torch.zeros(3).double()) for p in (whole, short))
-    torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+    prefix = model.encode_prefix(c)
+    other = {name: getattr(c, name) + 1 for name in MODALITIES[1:]}
+    elsewhere = model.encode_prefix(replace(c, **other))
+    silent = model.encode_prefix(Conditions(text=c.text))
+    for layer in range(2):
+        assert torch.equal(elsewhere.text.keys[layer], prefix.text.keys[layer])
+        assert torch.equal(silent.text.values[layer], prefix.text.values[layer])
+    told = model.encode_prefix(replace(c, text=c.text + 1))
+    assert torch.equal(told.scene.keys[1], prefix.scene.keys[1])
+    change = velocities(model, told, **noisy_latents()) - velocities(
+        model, prefix, **noisy_latents()
+    )
+    assert (change.abs().amax((0, 1, 3)) > 1e-6).all()
+
+
+def test_the_prompt_is_as_near_after_an_hour(model):
+    """Latent 16 and latent 11,250, after the same history."""
+    prefix = model.encode_prefix(Conditions(text=conditions().text))
+    noisy = normal(2, 1, 1, 4, seed=6)
+    low = (torch.full((2, 1, 4, 16, 8), 0.0).double(),) * 2
+    past = History(low, low, first=11_250 - 16)
+    hour = model(prefix, noisy[:, :, :0], noisy, torch.zeros(1), torch.tensor([11_250]), past)[0]
+    early = History(low, low)
+    soon = model(prefix, noisy[:, :, :0], noisy, torch.zeros(1), torch.tensor([16]), early)[0]
+    torch.testing.assert_close(hour, soon, atol=1e-10, rtol=1e-10)
+    other = model.encode_prefix(Conditions(text=conditions(seed=9).text))
+    told = model(other, noisy[:, :, :0], noisy, torch.zeros(1), torch.tensor([11_250]), past)[0]
+    assert (told - hour).abs().max() > 1e-4
+
+
+def test_a_latent_looks_back_at_its_span_and_no_further(model):
+    """One layer, so that nothing comes round by others."""
+    config = replace(CONFIG, layers=1, span=3)
+    short = initialised(config, seed=0).double().eval()
+    c, given = conditions(), noisy_latents()
+    before = velocities(short, short.encode_prefix(c, 0), **given)
+    clean = given["clean"].clone()
+    clean[:, :, 1] += 1
+    after = velocities(short, short.encode_prefix(c, 0), **given | {"clean": clean})
+    change = (after - before).abs().amax((0, 1, 3))
+    assert (change > 1e-7).tolist() == [False, False, True, True, True, False]
+    for name in ("partner_audio", "partner_motion"):
+        other = getattr(c, name).clone()
+        other[:, 1 if name == "partner_motion" else slice(8, 16)] += 1
+        after = velocities(short, short.encode_prefix(replace(c, **{name: other}), 0), **given)
+        change = (after - before).abs().amax((0, 1, 3))
+        assert (change > 1e-9).tolist() == [False, False, True, True, True, False], name
+
+
+@pytest.mark.parametrize("voice", [None, VoiceSizes(16, look_back=9)])
+def test_a_prefix_may_grow_and_forget(voice):
+    """Keys and values that are computed latent by latent are those of one pass over all, and what
+    is older than the span may go.
+    """
+    config = replace(CONFIG, span=3, voice=voice)
+    built = initialised(config, seed=0).double().eval()
+    c = conditions(latents=12)
+    whole = built.encode_prefix(c, 8)
+    grown = built.encode_prefix(replace(c.window(0, 1, 8), text=c.text), 8)
+    for latent in range(1, 12):
+        grown = grown.since((latent - 3) * 8)
+        grown = built.encode_prefix(replace(c.window(latent, 1, 8), text=None), past=grown)
+    assert grown.frames == whole.frames == 96 and len(grown.heard) == 4 * 17
+    for layer in range(2):
+        for token, heard in enumerate(grown.heard.tolist()):
+            same = (whole.heard == heard).nonzero().flatten()
+            keys = whole.scene.keys[layer][..., same]
+            gap = (keys - grown.scene.keys[layer][..., token : token + 1]).abs().amax((0, 1, 2))
+            assert gap.min() < 1e-10
+    with pytest.raises(ValueError, match="prompt cannot change"):
+        built.encode_prefix(c.window(0, 1, 8), past=grown)
 
 
 def test_condition_dropout():
@@ -453,8 +573,20 @@ def test_what_does_not_fit_is_refused(model):
     with pytest.raises(ValueError, match="without any modality"):
         model.encode_prefix(Conditions())
     prefix = model.encode_prefix(c)
-    with pytest.raises(ValueError, match="at most 1, the latents that are known"):
+    with pytest.raises(ValueError, match="from 0 to 1: latents 0 to 0 are known"):
         model(prefix, normal(2, 1, 1, 4), normal(2, 1, 1, 4), torch.zeros(1), torch.tensor([2]))
+    dropped = History(*[(normal(2, 1, 4, 3, 8),) * 2] * 2, first=9)  # latents 9 to 11
+    with pytest.raises(
+        ValueError, match="latents 9 to 11 are known, each of which looks back at 16"
+    ):
+        model(
+            prefix,
+            normal(2, 1, 0, 4),
+            normal(2, 1, 1, 4),
+            torch.zeros(1),
+            torch.tensor([12]),
+            dropped,
+        )
     with pytest.raises(ValueError, match="agree in batch and slots"):
         model(prefix, normal(3, 1, 1, 4), normal(3, 1, 1, 4), torch.zeros(1), torch.tensor([0]))
     with pytest.raises(ValueError, match="clean latents must be"):

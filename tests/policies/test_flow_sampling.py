@@ -1,13 +1,14 @@
-"""ODE and SDE sampling, guidance, the sliding window, and replay of what was sampled."""
+"""ODE and SDE sampling, guidance, endless sequences, and replay of what was sampled."""
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rapport.policies.flow.conditions import MODALITIES, Conditions
-from rapport.policies.flow.config import FlowSizes
+from rapport.policies.flow.config import FlowSizes, VoiceSizes
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.rollouts import (
     NoisyWindow,
@@ -87,7 +88,7 @@ class LinearField(torch.nn.Module):
 
     config = CONFIG
 
-    def encode_prefix(self, conditions, streaming=False):
+    def encode_prefix(self, conditions, lead=8):
         return None
 
     def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
@@ -170,28 +171,65 @@ def test_guidance_scale_is_that_of_most_frames():
     assert guidance_scale(speaking, 2.0, 3.0, downsample=4).tolist() == [[2, 3, 3]]
 
 
-def test_a_window_can_be_gone_on_with(model):
-    """Long sequences: each further window starts from the last latents before it."""
-    c, noise = conditions(latents=11), normal(2, 2, 11, 4, seed=9)
+@pytest.mark.parametrize("lead", [0, 4, 8, 12])
+def test_an_hour_live_is_an_hour_at_once(lead):
+    """300 latents, step by step with what a span of 3 needs, against one pass over all of them; and
+    with the encoder of voices in front.
+    """
+    config = replace(CONFIG, span=3, voice=VoiceSizes(16, look_back=9))
+    endless = initialised(config, seed=0).eval()
+    double = conditions(batch=1, latents=300)
+    c = Conditions(*(getattr(double, name).float() for name in MODALITIES))
+    noise = normal(1, 2, 300, 4, seed=9).float()
     two = ode("euler", 2)
-    long = generate_long(model, c, noise, two, history=2)
-    assert long.shape == (2, 2, 11, 4)
-    torch.testing.assert_close(
-        long[:, :, :5], generate(model, c.window(0, 5, 8), noise[:, :, :5], two)
-    )
-    changed = noise.clone()
-    changed[:, :, 6] += 1
-    other = generate_long(model, c, changed, two, history=2)
-    assert torch.equal(other[:, :, :6], long[:, :, :6])
-    assert (other - long)[:, :, 6:].abs().amax((0, 1, 3)).min() > 1e-9
-    # second window by hand: latents 3 and 4 are known, 5 to 7 new
-    prefix = model.encode_prefix(c.window(3, 5, 8))
-    second = autoregress(model, prefix, noise[:, :, 5:8], two, start=long[:, :, 3:5])
-    torch.testing.assert_close(long[:, :, 5:8], second)
-    with pytest.raises(ValueError, match="from 1 to 4"):
-        generate_long(model, c, noise, two, history=5)
-    with pytest.raises(ValueError, match="beyond the window of 5"):
-        generate(model, c, noise, two)
+    live = generate_long(endless, c, noise, two, lead=lead)
+    assert (live - generate(endless, c, noise, two, lead=lead)).abs().max() < 1e-5
+    # And all latents side by side, each from those before it, as in training.
+    prefix = endless.encode_prefix(c, lead)
+    number = torch.arange(300)
+    state = noise
+    for i in range(2):
+        time = torch.full((300,), i / 2)
+        velocity, _ = endless(prefix, live[:, :, :-1], state, time, number)
+        state = state + velocity / 2
+    assert (state - live).abs().max() < 1e-5
+
+
+def test_what_is_kept_does_not_grow(monkeypatch):
+    kept = []
+    config = replace(CONFIG, span=3)
+    endless = initialised(config, seed=0).eval()
+    forward = endless.forward
+
+    def watched(prefix, *args, past=None, **keys):
+        latents = 0 if past is None else past.keys[0].shape[-2]
+        kept.append((len(prefix.heard), latents))
+        return forward(prefix, *args, past=past, **keys)
+
+    monkeypatch.setattr(endless, "forward", watched)
+    double = conditions(batch=1, latents=40)
+    c = Conditions(*(getattr(double, name).float() for name in MODALITIES))
+    generate_long(endless, c, normal(1, 1, 40, 4).float(), ode("euler", 1))
+    assert max(kept) == kept[-1] == (5 * 17, 3)
+
+
+def test_an_endless_sequence_may_be_guided(model):
+    c, noise = conditions(latents=7), normal(2, 2, 7, 4, seed=9)
+    omega = torch.tensor([1.0, 1, 3, 3, 1, 2, 2]).double().expand(2, 7)
+    two = ode("euler", 2)
+    live = generate_long(model, c, noise, two, omega=omega)
+    torch.testing.assert_close(live, generate(model, c, noise, two, omega), atol=1e-9, rtol=1e-9)
+    assert (live - generate(model, c, noise, two)).abs().max() > 1e-4
+
+
+def test_a_sequence_may_begin_with_latents_that_are_there(model):
+    """The last three of five, from the first two."""
+    c, noise = conditions(), normal(2, 2, 5, 4, seed=9)
+    two = ode("euler", 2)
+    whole = generate(model, c, noise, two)
+    prefix = model.encode_prefix(c)
+    rest = autoregress(model, prefix, noise[:, :, 2:], two, start=whole[:, :, :2])
+    torch.testing.assert_close(rest, whole[:, :, 2:], atol=1e-10, rtol=1e-10)
 
 
 class GaussianField(LinearField):
