@@ -36,6 +36,7 @@ class RectifiedFlow(PolicyObjective):
         kept = dropout_mask(
             config.batch_size, config.drop_each, config.drop_all, generator=generator
         )
+        remembers = torch.rand(config.batch_size, generator=generator) >= config.drop_past
         rows = [self.rows[index] for index in self.share(step, rank, world_size)]
         share = slice(rank, None, world_size)
         conditions = self.policy.collate(rows)
@@ -46,6 +47,7 @@ class RectifiedFlow(PolicyObjective):
             "latents": torch.stack(latents),
             "noise": noise[share],
             "time": time[share],
+            "remembers": remembers[share],
         }
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
@@ -58,5 +60,6 @@ class RectifiedFlow(PolicyObjective):
             batch["latents"],
             batch["noise"],
             batch["time"],
+            batch["remembers"],
         )
         return errors.mean(), {}

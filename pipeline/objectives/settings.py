@@ -125,6 +125,9 @@ class FlowTraining(ImitationConfig):
     """probability that a clip loses a modality, one by one"""
     drop_all: float = Field(0.1, ge=0, lt=1)
     """probability that it loses all, for guidance (Eq. 6)"""
+    drop_past: float = Field(0.25, ge=0, lt=1)
+    """probability that a clip loses its own past: it explains nearly all of the next latent, so
+    little would be learnt of the speaker"""
     whole_share: float = Field(0.2, ge=0, le=1)
     """share of the clips trained with all of the window, the future too, as the paper's are; the
     others hear 0, 4, 8 or 12 frames of a latent before it, so that one policy serves any delay"""

@@ -9,7 +9,12 @@ from rapport.policies.flow.model import ARFlow, Prefix
 
 
 def flow_errors(
-    model: ARFlow, prefix: Prefix, latents: Tensor, noise: Tensor, time: Tensor
+    model: ARFlow,
+    prefix: Prefix,
+    latents: Tensor,
+    noise: Tensor,
+    time: Tensor,
+    remembers: Tensor | None = None,
 ) -> Tensor:
     """|v_theta(m_{l,t}) - (m_l - m_{l,0})|^2 as the mean over dims.
 
@@ -23,6 +28,7 @@ def flow_errors(
         noise: (batch, slots, n, draws, latent_dim), m_{l,0}. Several draws of a latent share prefix
             and history.
         time: (batch, slots, n, draws), t in [0, 1].
+        remembers: (batch,) bool, who knows their own past; None = all.
 
     Returns:
         (batch, slots, n, draws).
@@ -45,6 +51,7 @@ def flow_errors(
         noisy=states.flatten(2, 3),
         time=time.flatten(2),
         number=number,
+        remembers=remembers,
     )
     velocity = torch.unflatten(velocity, 2, (count, draws))
     return (velocity - (goal - noise)).square().mean(-1)

@@ -368,6 +368,7 @@ class ARFlow(nn.Module):
         number: Tensor,
         past: History | None = None,
         conditioned: Tensor | None = None,
+        remembers: Tensor | None = None,
     ) -> tuple[Tensor, History]:
         """Velocities of noisy latents, and the history with the clean ones added.
 
@@ -383,6 +384,7 @@ class ARFlow(nn.Module):
             past: history so far.
             conditioned: (slots,) bool, which slots see the prefix; None = all. The others are
                 unconditional (Eq. 6).
+            remembers: (batch,) bool, whose noisy latents see clean ones; None = all.
 
         Returns:
             (batch, slots, n, latent_dim) and the history, to be passed on as `past`.
@@ -401,7 +403,10 @@ class ARFlow(nn.Module):
         rotation = rotations(motion_times(numbers, self.config.downsample), self.head_dim)
         text_mask, scene_mask = self._prefix_masks(prefix, numbers, conditioned)
         age = numbers.unsqueeze(1) - torch.arange(first, end + count, device=clean.device)
-        history_mask = _or_none((age > 0) & (age <= self.config.span))
+        known = (age > 0) & (age <= self.config.span)
+        if remembers is not None:
+            known = known & remembers[:, None, None, None, None]
+        history_mask = _or_none(known)
 
         history_keys: list[Tensor] = []
         history_values: list[Tensor] = []

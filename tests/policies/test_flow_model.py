@@ -519,7 +519,9 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.a, self.b, self.config = a, b, CONFIG
 
-    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
+    def forward(
+        self, prefix, clean, noisy, time, number, past=None, conditioned=None, remembers=None
+    ):
         return self.a * noisy + self.b, past
 
 
@@ -591,3 +593,20 @@ def test_what_does_not_fit_is_refused(model):
         model(prefix, normal(3, 1, 1, 4), normal(3, 1, 1, 4), torch.zeros(1), torch.tensor([0]))
     with pytest.raises(ValueError, match="clean latents must be"):
         model(prefix, normal(2, 1, 1, 5), normal(2, 1, 1, 4), torch.zeros(1), torch.tensor([0]))
+
+
+def test_who_does_not_remember_sees_nothing_of_its_past(model):
+    """And whoever does is answered as without the mask."""
+    c, noisy, time = conditions(2, 3), normal(2, 1, 3, 4, seed=5), torch.rand(3)
+    number = torch.arange(3)
+    prefix = model.encode_prefix(c)
+
+    def velocity(seed, remembers=None):
+        clean = normal(2, 1, 2, 4, seed=seed)
+        return model(prefix, clean, noisy, time, number, remembers=remembers)[0]
+
+    remembers = torch.tensor([True, False])
+    one, other = velocity(1, remembers), velocity(2, remembers)
+    torch.testing.assert_close(one[1], other[1])
+    assert (one[0, :, 1:] - other[0, :, 1:]).abs().min() > 0
+    torch.testing.assert_close(one[0], velocity(1)[0])
