@@ -153,7 +153,9 @@ class AudioEncoder:
         heard = torch.from_numpy(np.pad(samples, (context, 0)))
         ends = [min(first + CHUNK, frames) for first in range(0, frames, CHUNK)]
         waves = [heard[end : end + context] for end in (round(e * AUDIO_RATE / fps) for e in ends)]
-        encoded = torch.cat([self._encode(waves[i : i + BATCH]) for i in range(0, len(ends), BATCH)])
+        encoded = torch.cat(
+            [self._encode(waves[i : i + BATCH]) for i in range(0, len(ends), BATCH)]
+        )
         parts = []
         for features, first, end in zip(encoded, range(0, frames, CHUNK), ends, strict=True):
             back = torch.arange(first - end, 0, device=features.device) + 0.5

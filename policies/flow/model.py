@@ -10,10 +10,10 @@ latents depend neither on what follows, nor on the noise or the flow time: they 
 and kept, exactly, while a latent is denoised and while the sequence grows. And all latents, denoise
 steps and samples of a group are computed side by side when they are known.
 
-How much of the prefix a latent sees is its `lead`: latent l, which stands for frames [l r, (l+1) r),
-sees what is heard before frame l r + lead. A policy is trained with several, so one policy serves
-any delay. A latent of partner motion is complete with its last frame: with a lead of less than r
-the newest one is not there yet.
+How much of the prefix a latent sees is its `lead`: latent l, which stands for frames [l r, (l + 1)
+r), sees what is heard before frame l r + lead. A policy is trained with several, so one policy
+serves any delay. A latent of partner motion is complete with its last frame: with a lead of less
+than r the newest one is not there yet.
 
 Nothing is looked back at for longer than `span` latents, in every layer. What is older may be
 dropped without a trace: an endless sequence is what one pass over all of it would give.

@@ -18,8 +18,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from rapport.policies.vla.config import FaceVLAConfig, image_side, patch_grid
 from rapport.policies.sound import BANDS
+from rapport.policies.vla.config import FaceVLAConfig, image_side, patch_grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from rapport.policies.clip import AUDIO_RATE, Clip, Word
-from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.sound import BANDS
+from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.sound import log_mel, sound_before, voice_frames
 from rapport.policies.vla.vla_prompt import VlaPrompt
 

@@ -27,7 +27,7 @@ from rapport.pipeline.steps.movement import (
 )
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow import config
-from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
@@ -48,17 +48,12 @@ def made(tiny_corpus, tmp_path_factory):
     torch.manual_seed(0)
     vae = MotionVAE(config.VaeSizes(tiny_corpus.layout, hidden=32, latent_dim=4)).eval()
     vae.fit_channels(clip.listener for clip in tiny_corpus.clips("train"))
-    text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
-    features = Features(
-        text=text,
-        audio=audio,
-        text_cache=FeatureCache(folder, text.name),
-        audio_cache=FeatureCache(folder, audio.name),
-    )
+    text = TextEncoder.tiny(8)
+    features = Features(text, LogMel(), FeatureCache(folder, text.name))
     held_out = [window for clip in tiny_corpus.clips("test") for window in windows(clip, 8)]
     write_table(folder / "test.arrow", window_rows(held_out, features, vae), WINDOW_SCHEMA)
     sizes = config.FlowSizes(
-        latent_dim=4, text_dim=8, audio_dim=8, hidden=32, layers=1, mlp=48, window=3
+        latent_dim=4, text_dim=8, audio_dim=64, hidden=32, layers=1, mlp=48, window=3
     )
     FlowPolicy(initialised(sizes, 0), vae, EncodersConfig()).save(folder / "flow")
     imitated = Imitated(tiny_corpus, folder / "flow", folder)
@@ -166,7 +161,7 @@ def test_prompts_and_guidance_change_what_is_generated(made):
 def test_less_can_be_given_than_was_trained_with(made):
     held_out, _, policy = made
     plain = generate(held_out, policy)
-    for way in ({"streaming": True}, {"steps": 1}, {"without_text": True}):
+    for way in ({"lead": 0}, {"lead": None}, {"steps": 1}, {"without_text": True}):
         other = generate(held_out, policy, **way)
         assert any(
             not np.array_equal(a.values, b.values) for a, b in zip(plain, other, strict=True)
@@ -195,7 +190,7 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
             "VAE": {"listen/unils/FDD": 1.0},
             "supervised": {"listen/unils/FDD": 4.0, "speak/SID/jaw": 2.0},
             "GDPO": {"listen/unils/FDD": 3.0, "speak/SID/jaw": 2.0},
-            "GDPO streaming": {"listen/unils/FDD": 5.0},
+            "GDPO lead 0": {"listen/unils/FDD": 5.0},
         },
         run,
         before="supervised",
@@ -203,7 +198,7 @@ def test_the_report_has_all_numbers_and_the_terminal_the_main_ones(tmp_path, cap
     )
     shown = capsys.readouterr().out
     assert "listen/unils/FDD" in shown and "-25 %" in shown
-    assert "streaming" not in shown and "speak/SID/jaw" not in shown
+    assert "lead 0" not in shown and "speak/SID/jaw" not in shown
     assert json.loads((tmp_path / "judgement.json").read_text())["change_percent"] == {
         "listen/unils/FDD": -25.0,
         "speak/SID/jaw": 0.0,
@@ -272,7 +267,6 @@ def test_what_the_judge_computes_stays_on_the_device_of_the_policy(made):
     )
     assert moved.latents(window.motion).device.type == "meta"
     assert moved.features.text.model.device.type == "meta"
-    assert moved.features.audio.model.device.type == "meta"
     guided = moved.with_sampler(omega_listen=2.0)
     row = dict(held_out.prompts[0].row) | {"speaking": window.actor_speaks.tolist()}
     omega = guided._guidance([FlowPrompt("p", row)])

@@ -232,7 +232,7 @@ def test_a_clip_without_text_trains_without(policy, tmp_path):
 
 def test_ar_flow_learns_and_is_saved(policy, tmp_path):
     task = flow_task(policy, tmp_path)
-    names = ["latents", "noise", "time", "streaming", "present", *MODALITIES]
+    names = ["latents", "noise", "time", "lead", "present", *MODALITIES]
     assert_batches_are_shared(task, names)
     module = task.module()
     values, _ = descend(task, module, 80, 5e-3)
@@ -516,6 +516,7 @@ def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone
             {name: row[name] for name in (*MODALITIES, "present")},
             row["actions"],
             None,
+            8,
         )
         gain = (
             step_log_probs(row["actions"], velocities, task.config.sigma, "sum", corrected=True)

@@ -408,7 +408,9 @@ def test_each_sample_of_a_batch_has_a_lead_of_its_own(model):
 
 
 def test_a_lead_that_is_not_trained_is_refused(model):
-    with pytest.raises(ValueError, match=r"a lead of 3 frames: .*\(0, 4, 8, 12\) frames, and with None"):
+    with pytest.raises(
+        ValueError, match=r"a lead of 3 frames: .*\(0, 4, 8, 12\) frames, and with None"
+    ):
         model.encode_prefix(conditions(), 3)
 
 
@@ -574,9 +576,16 @@ def test_what_does_not_fit_is_refused(model):
     with pytest.raises(ValueError, match="from 0 to 1: latents 0 to 0 are known"):
         model(prefix, normal(2, 1, 1, 4), normal(2, 1, 1, 4), torch.zeros(1), torch.tensor([2]))
     dropped = History(*[(normal(2, 1, 4, 3, 8),) * 2] * 2, first=9)  # latents 9 to 11
-    with pytest.raises(ValueError, match="latents 9 to 11 are known, each of which looks back at 16"):
+    with pytest.raises(
+        ValueError, match="latents 9 to 11 are known, each of which looks back at 16"
+    ):
         model(
-            prefix, normal(2, 1, 0, 4), normal(2, 1, 1, 4), torch.zeros(1), torch.tensor([12]), dropped
+            prefix,
+            normal(2, 1, 0, 4),
+            normal(2, 1, 1, 4),
+            torch.zeros(1),
+            torch.tensor([12]),
+            dropped,
         )
     with pytest.raises(ValueError, match="agree in batch and slots"):
         model(prefix, normal(3, 1, 1, 4), normal(3, 1, 1, 4), torch.zeros(1), torch.tensor([0]))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.sound import BANDS
 from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.prompt import Heard, pictures, resized, text_region, voice_of
 from rapport.policies.vla.sequence import context_ids, seen_of
-from rapport.policies.sound import BANDS
 from rapport.policies.vla.sound import log_mel, sound_before, voice_frames
 from rapport.policies.vla.text import (
     SPECIALS,
