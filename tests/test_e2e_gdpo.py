@@ -11,6 +11,7 @@ from tests.runs import finished_run
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
 DYAD = ROOT.parent / "shared" / "data" / "dualtalk_demo"
+DELAYS = ("lead 0", "lead 4", "lead 12", "whole")
 LEAN = [
     "corpus.train_clips=16",
     "corpus.validation_clips=4",
@@ -63,8 +64,7 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
         "GDPO",
         "GDPO without text",
         "GDPO 4 steps",
-        "GDPO streaming",
-        "supervised streaming",
+        *(f"{name} {delay}" for name in ("supervised", "GDPO") for delay in DELAYS),
     }
     for row in metrics["judgement"].values():
         assert {

@@ -87,17 +87,11 @@ def _generation(config: FlowBench, model: ARFlow, conditions: Conditions) -> dic
     sizes = model.config
     noise = draw_noise([config.seed], 1, sizes.window, sizes.latent_dim)
     denoise = ode("midpoint", EVALUATIONS)
-    given: dict[str, Any] = {
-        "model": model,
-        "conditions": conditions,
-        "noise": noise,
-        "denoise": denoise,
-    }
-    guided = torch.full((1, sizes.window), 2.0)
+    offline = partial(generate, model, conditions, noise, denoise)
     ways: dict[str, Callable[[], Any]] = {
-        "offline": partial(generate, **given),
-        "streaming": partial(generate_long, **given),
-        "guided": partial(generate, **given, omega=guided),
+        "offline": offline,
+        "streaming": partial(generate_long, model, conditions, noise, denoise),
+        "guided": partial(offline, omega=torch.full((1, sizes.window), 2.0)),
     }
     cached = {name: _repeated(work, config.bench.repeats) for name, work in ways.items()}
     step = _repeated(partial(_uncached_step, model, conditions, noise), config.bench.repeats)

@@ -72,8 +72,8 @@ class MovementConfig(Section):
     omega_listen: float = Field(1.0, ge=0)
     """guidance elsewhere: the expressiveness slider"""
     ablations: bool = True
-    """also judge the aligned policy without text and with 4 evaluations (as in Table 4), and both
-    policies by how long they wait: with leads of 0, 4 and 12 frames, and hearing the whole window"""
+    """also judge the aligned policy without text and with 4 evaluations (as in Table 4), and
+    both policies by how long they wait: leads of 0, 4 and 12 frames, and the whole window"""
     omegas: list[float] = [3.0]
     """guidance scales whose effect on listeners is measured"""
     long_frames: int = Field(3600, ge=1)

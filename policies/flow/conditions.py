@@ -134,8 +134,8 @@ def lead_frames(lead: int | None) -> int:
         return WHOLE
     if lead not in LEADS:
         raise ValueError(
-            f"a lead of {lead} frames: AR-Flow is trained with {LEADS} frames, and with None, which "
-            "is the whole window"
+            f"a lead of {lead} frames: AR-Flow is trained with {LEADS} frames, and with None, "
+            "which is the whole window"
         )
     return lead
 

@@ -38,7 +38,7 @@ class Features:
 
     @classmethod
     def load(cls, config: EncodersConfig, cache: Path, device: torch.device | str = "cpu") -> Self:
-        """The encoders that `config` names; where it names none, a tiny random T5 and log-mel bands.
+        """The encoders that `config` names; without names, a tiny random T5 and log-mel bands.
 
         Args:
             config: which encoders.

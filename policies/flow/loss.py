@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rapport.policies.flow.model import ARFlow, Prefix
+from rapport.policies.flow.model import ARFlow, Prefix, Sight
 
 
 def flow_errors(
@@ -51,7 +51,7 @@ def flow_errors(
         noisy=states.flatten(2, 3),
         time=time.flatten(2),
         number=number,
-        remembers=remembers,
+        sight=Sight(remembers=remembers),
     )
     velocity = torch.unflatten(velocity, 2, (count, draws))
     return (velocity - (goal - noise)).square().mean(-1)

@@ -10,10 +10,10 @@ latents depend neither on what follows, nor on the noise or the flow time: they 
 and kept, exactly, while a latent is denoised and while the sequence grows. And all latents, denoise
 steps and samples of a group are computed side by side when they are known.
 
-How much of the prefix a latent sees is its `lead`: latent l, which stands for frames [l r, (l+1) r),
-sees what is heard before frame l r + lead. A policy is trained with several, so one policy serves
-any delay. A latent of partner motion is complete with its last frame: with a lead of less than r
-the newest one is not there yet.
+How much of the prefix a latent sees is its `lead`: latent l, which stands for frames [l r, (l + 1)
+r), sees what is heard before frame l r + lead. A policy is trained with several, so one policy
+serves any delay. A latent of partner motion is complete with its last frame: with a lead of less
+than r the newest one is not there yet.
 
 Nothing is looked back at for longer than `span` latents, in every layer. What is older may be
 dropped without a trace: an endless sequence is what one pass over all of it would give.
@@ -140,6 +140,20 @@ class History:
             values=tuple(values[..., dropped:, :] for values in self.values),
             first=latent,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Who sees what.
+
+    Args:
+        conditioned: (slots,) bool, which slots see the prefix; None = all. The others are
+            unconditional (Eq. 6).
+        remembers: (batch,) bool, whose noisy latents see clean ones; None = all.
+    """
+
+    conditioned: Tensor | None = None
+    remembers: Tensor | None = None
 
 
 class ARFlow(nn.Module):
@@ -367,8 +381,7 @@ class ARFlow(nn.Module):
         time: Tensor,
         number: Tensor,
         past: History | None = None,
-        conditioned: Tensor | None = None,
-        remembers: Tensor | None = None,
+        sight: Sight | None = None,
     ) -> tuple[Tensor, History]:
         """Velocities of noisy latents, and the history with the clean ones added.
 
@@ -382,9 +395,7 @@ class ARFlow(nn.Module):
             number: (n,) int64, l of each noisy latent in the sequence; several may have the same.
                 It sees the `span` clean latents before l, which must all be there.
             past: history so far.
-            conditioned: (slots,) bool, which slots see the prefix; None = all. The others are
-                unconditional (Eq. 6).
-            remembers: (batch,) bool, whose noisy latents see clean ones; None = all.
+            sight: what is hidden from some; None = nothing.
 
         Returns:
             (batch, slots, n, latent_dim) and the history, to be passed on as `past`.
@@ -401,11 +412,12 @@ class ARFlow(nn.Module):
         tokens = torch.cat([clean_tokens, noisy_tokens], dim=2)
         numbers = torch.cat([torch.arange(end, end + count, device=clean.device), number])
         rotation = rotations(motion_times(numbers, self.config.downsample), self.head_dim)
-        text_mask, scene_mask = self._prefix_masks(prefix, numbers, conditioned)
+        sight = sight or Sight()
+        text_mask, scene_mask = self._prefix_masks(prefix, numbers, sight.conditioned)
         age = numbers.unsqueeze(1) - torch.arange(first, end + count, device=clean.device)
         known = (age > 0) & (age <= self.config.span)
-        if remembers is not None:
-            known = known & remembers[:, None, None, None, None]
+        if sight.remembers is not None:
+            known = known & sight.remembers[:, None, None, None, None]
         history_mask = _or_none(known)
 
         history_keys: list[Tensor] = []

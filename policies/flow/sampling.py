@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rapport.policies.flow.conditions import LEAD, Conditions
-from rapport.policies.flow.model import ARFlow, History, Prefix
+from rapport.policies.flow.model import ARFlow, History, Prefix, Sight
 from rapport.policies.flow.settings import Solver, denoise_steps
 
 # (state, flow time) -> velocity. Flow times have the state's shape, with a last dim of 1, or one
@@ -117,10 +117,11 @@ def autoregress(
         omega = None
     clean = noise[:, :, :0] if start is None else start
     first = clean.shape[2]
-    conditioned: Tensor | None = None
+    sight: Sight | None = None
     if omega is not None:
         # With guidance every sample takes two slots, of which the second sees no conditions.
-        conditioned = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
+        seen = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
+        sight = Sight(conditioned=seen)
     past: History | None = None
     finished: list[Tensor] = []
 
@@ -135,7 +136,7 @@ def autoregress(
             time=time,
             number=number,
             past=past,
-            conditioned=conditioned,
+            sight=sight,
         )
         # The finished latents are in `past` from now on.
         clean = clean[:, :, :0]

@@ -15,8 +15,8 @@ class EncodersConfig(Section):
     text: str | None = None
     """T5 checkpoint, path or hub name; empty = tiny, random weights"""
     audio: str | None = None
-    """wav2vec2 checkpoint, path or hub name, which needs a GPU; empty = log-mel bands, which AR-Flow
-    learns to hear by itself"""
+    """wav2vec2 checkpoint, path or hub name, which needs a GPU; empty = log-mel bands, which
+    AR-Flow learns to hear by itself"""
     cache: Path | None = None
     """folder of their features, a file per clip; empty = in the run folder"""
 

@@ -1,4 +1,4 @@
-"""What the VAE and AR-Flow are made of: pre-norm blocks, and a transformer that looks back so far."""
+"""What the VAE and AR-Flow are made of: pre-norm blocks, and a transformer that looks back."""
 
 from __future__ import annotations
 

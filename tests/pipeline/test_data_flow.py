@@ -18,7 +18,7 @@ from rapport.pipeline.data.flow import (
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import MODALITIES
 from rapport.policies.flow.config import VaeSizes
-from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, TextEncoder
+from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.flow.vae import MotionVAE
@@ -34,13 +34,8 @@ def clip(tiny_corpus):
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    text, audio = TextEncoder.tiny(8), AudioEncoder.tiny(8)
-    return Features(
-        text=text,
-        audio=audio,
-        text_cache=FeatureCache(folder, text.name),
-        audio_cache=FeatureCache(folder, audio.name),
-    )
+    text, audio = TextEncoder.tiny(8), LogMel()
+    return Features(text, audio, FeatureCache(folder, text.name), FeatureCache(folder, audio.name))
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +117,8 @@ def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_p
     given = list(windows(clip, 8))
     assert write_table(tmp_path / "t.arrow", window_rows(given, features, vae), WINDOW_SCHEMA) == 2
     listener, speaker = read_table(tmp_path / "t.arrow")
-    assert from_bytes(listener["partner_audio"], 24, 8).equal(
-        from_bytes(speaker["actor_audio"], 24, 8)
+    assert from_bytes(listener["partner_audio"], 24, 64).equal(
+        from_bytes(speaker["actor_audio"], 24, 64)
     )
     assert from_bytes(listener["partner_motion"], 3, 4).equal(from_bytes(speaker["latents"], 3, 4))
     latents = vae.encode(torch.from_numpy(given[0].motion.values)[None])[0]

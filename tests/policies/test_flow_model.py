@@ -26,7 +26,7 @@ from rapport.policies.flow.config import (
     vae_config,
 )
 from rapport.policies.flow.loss import flow_errors
-from rapport.policies.flow.model import ARFlow, History, initialised, time_features
+from rapport.policies.flow.model import ARFlow, History, Sight, initialised, time_features
 from rapport.policies.flow.sampling import generate, ode
 from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.motion import Layout
@@ -351,7 +351,7 @@ def test_unconditional_slots_are_those_of_a_prompt_without_conditions(model):
         noisy,
         time,
         number,
-        conditioned=torch.tensor([True, False]),
+        sight=Sight(conditioned=torch.tensor([True, False])),
     )
     nothing = Conditions(present=torch.zeros(2, 4, dtype=torch.bool))
     empty = velocities(model, model.encode_prefix(nothing), clean, noisy, time)
@@ -519,9 +519,7 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.a, self.b, self.config = a, b, CONFIG
 
-    def forward(
-        self, prefix, clean, noisy, time, number, past=None, conditioned=None, remembers=None
-    ):
+    def forward(self, prefix, clean, noisy, time, number, past=None, sight=None):
         return self.a * noisy + self.b, past
 
 
@@ -603,7 +601,7 @@ def test_who_does_not_remember_sees_nothing_of_its_past(model):
 
     def velocity(seed, remembers=None):
         clean = normal(2, 1, 2, 4, seed=seed)
-        return model(prefix, clean, noisy, time, number, remembers=remembers)[0]
+        return model(prefix, clean, noisy, time, number, sight=Sight(remembers=remembers))[0]
 
     remembers = torch.tensor([True, False])
     one, other = velocity(1, remembers), velocity(2, remembers)

@@ -91,7 +91,7 @@ class LinearField(torch.nn.Module):
     def encode_prefix(self, conditions, lead=8):
         return None
 
-    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
+    def forward(self, prefix, clean, noisy, time, number, past=None, sight=None):
         return -2 * noisy + 3, past
 
 
@@ -239,7 +239,7 @@ class GaussianField(LinearField):
         super().__init__()
         self.spread = spread
 
-    def forward(self, prefix, clean, noisy, time, number, past=None, conditioned=None):
+    def forward(self, prefix, clean, noisy, time, number, past=None, sight=None):
         time = time.unsqueeze(-1) if time.ndim else time
         variance = (self.spread * time) ** 2 + (1 - time) ** 2
         return noisy * (self.spread**2 * time - (1 - time)) / variance, past

@@ -1,8 +1,9 @@
-"""Voice activity: two uses of one detector, each as its own textbook version has it."""
+"""Voice activity: two uses of one detector, each as its own textbook version has it; noise."""
 
 import numpy as np
 import pytest
 
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.policies.clip import AUDIO_RATE
 from rapport.rewards.ratings.voice import (
     CLIP,
@@ -13,10 +14,19 @@ from rapport.rewards.ratings.voice import (
 )
 
 
+def background_by_the_book(levels, pause, horizon):
+    """The quietest mean of `pause` moments around; beyond the ends the last moment repeats."""
+    power = np.pad(10.0 ** (levels.astype(np.float64) / 10), pause // 2, mode="edge")
+    means = [power[i : i + pause].mean() for i in range(len(levels))]
+    quietest = [min(means[max(i - horizon // 2, 0) : i + horizon // 2]) for i in range(len(means))]
+    return 10 * np.log10(quietest)
+
+
 def clip_by_the_book(levels):
     """Speech grows by 3 frames and shrinks by 3; beyond the ends the last frame repeats."""
     threshold = max(-50.0, float(np.quantile(levels, 0.95)) - 25.0)
-    speech = (levels > threshold).astype(float)
+    speech = levels > np.maximum(threshold, background_by_the_book(levels, 2, 150) + 6)
+    speech = speech.astype(float)
     window = np.ones(7)
     grown = np.convolve(np.pad(speech, 3, mode="edge"), window, mode="valid") > 0
     return np.convolve(np.pad(~grown, 3, mode="edge"), window, mode="valid") == 0
@@ -32,7 +42,8 @@ def recording_by_the_book(levels):
     loud = levels[levels > -60]
     if not len(loud):
         return np.zeros(len(levels), bool)
-    speech = levels > max(np.percentile(loud, 95) - 30, -60)
+    threshold = max(np.percentile(loud, 95) - 30, -60)
+    speech = levels > np.maximum(threshold, background_by_the_book(levels, 10, 600) + 6)
     for run in runs(speech):
         is_inside = run[0] > 0 and run[-1] < len(speech) - 1
         if not speech[run[0]] and is_inside and len(run) <= 20:
@@ -105,6 +116,91 @@ def test_short_gaps_are_bridged_long_ones_not():
 
     assert with_gap(0.1).all()
     assert not with_gap(0.5)[110:140].any()
+
+
+# Noise
+
+
+def pink(rng: np.random.Generator, samples: int) -> np.ndarray:
+    """As much power in every octave above 20 Hz."""
+    hz = np.fft.rfftfreq(samples, 1 / AUDIO_RATE)
+    spectrum = np.fft.rfft(rng.normal(size=samples)) / np.sqrt(np.maximum(hz, 20))
+    noise = np.fft.irfft(spectrum, samples)
+    return noise / noise.std()
+
+
+def noise_of(kind: str, rng: np.random.Generator, samples: int) -> np.ndarray:
+    """Of rms 1."""
+    return pink(rng, samples) if kind == "pink" else rng.normal(size=samples)
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """Synthetic speakers: sound, and (samples,) bool where their words are."""
+    corpus = generate_corpus(
+        tmp_path_factory.mktemp("voices") / "corpus",
+        8,
+        4,
+        4,
+        design=Design(seconds=8, past=0, listeners=1, frames=0),
+        workers=0,
+    )
+    pairs = []
+    for clip in corpus.clips("train", ("speaker_audio", "words")):
+        spoken = np.zeros(len(clip.speaker_audio), bool)
+        for word in clip.words:
+            spoken[round(word.start * AUDIO_RATE) : round(word.end * AUDIO_RATE)] = True
+        pairs.append((clip.speaker_audio.astype(np.float64), spoken))
+    return pairs
+
+
+def errors(voices, kind, snr_db, of_clip):
+    """Share of the time that is misjudged, mean over the voices, with noise that much below the
+    words.
+    """
+    rng = np.random.default_rng(0)
+    shares = []
+    for audio, spoken in voices:
+        heard = audio
+        if kind is not None:
+            loudness = np.sqrt(np.mean(audio[spoken] ** 2))
+            heard = audio + loudness * 10 ** (-snr_db / 20) * noise_of(kind, rng, len(audio))
+        if of_clip:
+            found = voice_activity(frame_levels(heard, AUDIO_RATE, frames=200, fps=25.0), CLIP)
+        else:
+            found = speaks(heard)
+        truth = spoken.reshape(len(found), -1).mean(1) >= 0.5
+        shares.append((found != truth).mean())
+    return np.mean(shares)
+
+
+@pytest.mark.parametrize("of_clip", [False, True])
+@pytest.mark.parametrize("kind", ["white", "pink"])
+@pytest.mark.parametrize("snr_db", [20, 10])
+def test_voices_are_found_in_noise_as_they_are_without(voices, kind, snr_db, of_clip):
+    clean = errors(voices, None, 0, of_clip)
+    assert clean < 0.1
+    assert errors(voices, kind, snr_db, of_clip) < clean + 0.03
+
+
+@pytest.mark.parametrize("kind", ["white", "pink"])
+@pytest.mark.parametrize("level", [0.3, 0.003])
+def test_noise_alone_is_no_speech(kind, level):
+    noise = level * noise_of(kind, np.random.default_rng(0), 20 * AUDIO_RATE)
+    assert speaks(noise).mean() < 0.02
+    frames = frame_levels(noise, AUDIO_RATE, frames=500, fps=25.0)
+    assert voice_activity(frames, CLIP).mean() < 0.02
+
+
+def test_the_background_is_followed_when_it_rises():
+    """A fan is switched on after 20 s: what is always there is no speech for long."""
+    rng = np.random.default_rng(0)
+    quiet, fan = (level * rng.normal(size=20 * AUDIO_RATE) for level in (1e-4, 0.02))
+    word = tone(1.0, level=0.3)
+    fan[12 * AUDIO_RATE : 13 * AUDIO_RATE] += word
+    found = speaks(np.concatenate([quiet, fan]))
+    assert found[3205:3295].all()
+    assert not found[:1995].any() and not found[2310:3190].any() and not found[3310:].any()
 
 
 def test_silence_has_no_speech_and_a_click_is_none():
