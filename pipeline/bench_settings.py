@@ -123,6 +123,8 @@ class RolloutWorkload(ThreadedConfig):
     """prompts sampled at once, rollout.samples each"""
     batch_sizes: list[int] = [16, 32, 64]
     """of transformers' generate; its best counts"""
+    chunks: list[float] = [1.0, 0.4]
+    """seconds of a chunk that are compared with one chunk for all of the clip (float32)"""
 
 
 class SampledEngineConfig(Section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,47 @@ def measure(config: RolloutBench) -> dict[str, Any]:
                 f"of {baseline['batch_size']}); {ours['ratio']:.2f} times"
             )
             result[dtype] = {"fleet": ours, "transformers": baseline}
-    return result
+    return result | {"by_chunk": _by_chunk(config)}
+
+
+def _by_chunk(config: RolloutBench) -> dict[str, Any]:
+    """Tokens a second of the fleet by the length of a chunk, in turns, against one for the clip.
+
+    A clip has as many tokens whatever its chunks. The engines take turns, so that what else the
+    machine does falls on all of them.
+    """
+    lengths = [config.corpus.seconds, *config.bench.chunks]
+    engine = EngineConfig(
+        engine="vllm",
+        dtype="float32",
+        threads=config.bench.threads,
+        kv_cache_gib=config.rollout.kv_cache_gib,
+        temperature=config.rollout.temperature,
+    )
+    rates: dict[float, list[float]] = {length: [] for length in lengths}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as engines:
+        asked = {}
+        for length in lengths:
+            checkpoint = Path(scratch) / f"{length:g}"
+            vla = config.vla.model_copy(update={"chunk": length, "context": config.corpus.seconds})
+            sizes = sampled_policy(config.model_copy(update={"vla": vla}), checkpoint)
+            prompts = random_prompts(sizes, count=config.bench.prompts, seed=config.seed)
+            seeds = [prompt_seed(config.seed, prompt.prompt_id) for prompt in prompts]
+            call = engines.enter_context(_engine(str(checkpoint), engine))
+            request = Request(
+                number=0, prompts=prompts, seeds=seeds, samples=config.rollout.samples
+            )
+            asked[length] = (call, request)
+            _fleet_rate(call, request)  # warm
+        for _ in range(config.bench.repeats):
+            for length, (call, request) in asked.items():
+                rates[length].append(_fleet_rate(call, request))
+    found = {f"{length:g}": median_and_range(each) for length, each in rates.items()}
+    whole = found[f"{lengths[0]:g}"]["median"]
+    shares = {length: each["median"] / whole for length, each in found.items()}
+    shown = ", ".join(f"{length} s {share:.2f}" for length, share in shares.items())
+    logger.info(f"[rollout] by length of a chunk, against one of {lengths[0]:g} s: {shown}")
+    return {"tokens_per_s": found, "share": shares}
 
 
 def _fleet(
@@ -144,14 +185,7 @@ def _fleet(
     seeds = [prompt_seed(config.seed, prompt.prompt_id) for prompt in prompts]
     request = Request(number=0, prompts=prompts, seeds=seeds, samples=config.rollout.samples)
     started = time.perf_counter()
-    with process(
-        RolloutWorker,
-        partial(TokenEngine, checkpoint, engine),
-        engine.threads,
-        threads=engine.threads,
-        gpus=engine.gpus,
-        environment=engine_environment(engine),
-    ) as call:
+    with _engine(checkpoint, engine) as call:
         described = call("describe")
         start = time.perf_counter() - started
         cold = _fleet_rate(call, request)
@@ -167,6 +201,18 @@ def _fleet(
         "cold_tokens_per_s": cold,
         "tokens_per_s": median_and_range(warm),
     }
+
+
+def _engine(checkpoint: str, engine: EngineConfig) -> AbstractContextManager[Callable[..., Any]]:
+    """A worker of the fleet in a process of its own."""
+    return process(
+        RolloutWorker,
+        partial(TokenEngine, checkpoint, engine),
+        engine.threads,
+        threads=engine.threads,
+        gpus=engine.gpus,
+        environment=engine_environment(engine),
+    )
 
 
 def _fleet_rate(call: Callable[..., Any], request: Request) -> float:
