@@ -28,7 +28,7 @@ def regression_collapse(corpus: Corpus) -> dict[str, float]:
         mean over dimensions; 1 for a faithful imitator, near 0 for one that has collapsed;
         `variation_ratio`: the same for the variance over time within a clip; `r2`: explained
         variance on test clips: above 0 the regression has learnt something and still collapses;
-        `ridge`, `columns` (those that vary), `train_clips`, `test_clips`.
+        `columns` (those that vary), `train_clips`, `test_clips`.
 
     Raises:
         RegressionError: the clips have neither speaker motion nor sound, there are fewer than 8 to
@@ -63,7 +63,6 @@ def regression_collapse(corpus: Corpus) -> dict[str, float]:
         "variance_ratio": float(variance_ratio),
         "variation_ratio": float(variation_ratio),
         "r2": float(1 - np.mean((predicted - truth) ** 2) / np.mean(truth**2)),
-        "ridge": regression.ridge,
         "columns": float(moves.sum()),
         "train_clips": float(corpus.count("train")),
         "test_clips": float(corpus.count("test")),

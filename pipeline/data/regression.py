@@ -43,7 +43,8 @@ class RegressionListener:
 
     Args:
         layout: of the answers.
-        ridge: chosen on held-back training clips.
+        ridges: of each group, chosen on held-back training clips: what can be foretold of one group
+            is not drowned by what cannot of the others.
         x_mean: (cues,) mean over the training clips.
         x_scale: (cues,) standard deviation over the training clips, 1 where constant.
         mean: (dim,) mean of the targets.
@@ -53,7 +54,7 @@ class RegressionListener:
     """
 
     layout: Layout
-    ridge: float
+    ridges: dict[str, float]
     x_mean: np.ndarray
     x_scale: np.ndarray
     mean: np.ndarray
@@ -93,16 +94,20 @@ class RegressionListener:
         scale, moves = _scale(y, axis=(0, 1))
         y = (y - mean) / scale
         x = np.stack([_lagged((track - x_mean) / x_scale, blocks) for track in seen])
-        ridge = _best_ridge(x, y)
+        ridges = _best_ridges(x, y, layout)
+        moments = _moments(x, y)
+        weights = np.empty((x.shape[-1], layout.dim))
+        for group, ridge in ridges.items():
+            weights[:, layout.columns(group)] = _solve(*moments, ridge)[:, layout.columns(group)]
         return cls(
             layout=layout,
-            ridge=ridge,
+            ridges=ridges,
             x_mean=x_mean,
             x_scale=x_scale,
             mean=mean,
             scale=scale,
             moves=moves,
-            weights=_solve(*_moments(x, y), ridge),
+            weights=weights,
         )
 
     def standardised(self, clip: Clip) -> np.ndarray:
@@ -190,18 +195,26 @@ def _lagged(track: np.ndarray, blocks: int) -> np.ndarray:
     return np.concatenate(means, axis=1).astype(np.float32)
 
 
-def _best_ridge(x: np.ndarray, y: np.ndarray) -> float:
-    """The ridge with the least error on the last quarter of the clips.
+def _best_ridges(x: np.ndarray, y: np.ndarray, layout: Layout) -> dict[str, float]:
+    """Group -> the ridge with the least error on the last quarter of the clips.
 
     Args:
         x: (clips, blocks, features).
         y: (clips, blocks, dim).
+        layout: of the targets.
     """
     # The last ones, not random ones: neighbours share a dyad, which must not be parted.
     first = len(x) * 3 // 4
     moments = _moments(x[:first], y[:first])
-    errors = [np.mean((x[first:] @ _solve(*moments, ridge) - y[first:]) ** 2) for ridge in _RIDGES]
-    return float(_RIDGES[int(np.argmin(errors))])
+    errors = []  # (ridges, dim)
+    for ridge in _RIDGES:
+        predicted = x[first:] @ _solve(*moments, ridge)
+        errors.append(np.mean((predicted - y[first:]) ** 2, axis=(0, 1)))
+    ridges = {}
+    for group in layout.names:
+        of_group = np.sum(np.stack(errors)[:, layout.columns(group)], axis=1)
+        ridges[group] = float(_RIDGES[int(np.argmin(of_group))])
+    return ridges
 
 
 def _moments(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

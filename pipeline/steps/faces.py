@@ -16,12 +16,13 @@ from rapport.policies.motion import Motion
 from rapport.rewards.metrics.measures.mesh import Face, Regions
 
 PROTOCOLS = {"unils": 1, "gdpo_paper": 2}  # whose speech masks: of the actor, or of both
+POSE = ("rot", "neck", "trans")  # of the head, which is no motion of the face
 BATCH = 256  # frames at once: the skinning of 5,000 vertices takes 60 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """Motion as vertices, the head's rotation apart.
+    """Motion as vertices, where the head is and how it is turned apart.
 
     Args:
         head: the FLAME layer.
@@ -42,11 +43,11 @@ class Faces:
             lids: false = the lids stay open, whatever the motion says.
         """
         layout = motions[0].layout
-        turning = [name for name in ("rot", "neck") if name in layout.names]
         still = np.concatenate([motion.values for motion in motions])
-        for name in (*turning, *(() if lids else ("eyelid",))):
-            if name in layout.names:
+        for name in layout.names:
+            if name in POSE or (name == "eyelid" and not lids):
                 still[:, layout.columns(name)] = 0
+        turning = next(name for name in ("rot", "neck") if name in layout.names)
         vertices = np.concatenate(
             [
                 self.head.vertices_of(
@@ -62,7 +63,7 @@ class Faces:
             regions = Regions(*(tuple(np.searchsorted(self.used, part)) for part in parts))
         ends = np.cumsum([len(motion) for motion in motions])[:-1]
         return [
-            Face(part, motion.group(turning[0]), motion.group("jaw"), regions=regions)
+            Face(part, motion.group(turning), motion.group("jaw"), regions=regions)
             for part, motion in zip(np.split(vertices, ends), motions, strict=True)
         ]
 

@@ -37,6 +37,7 @@ from rapport.pipeline.steps.judging import (
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
     FEWEST_LISTENING,
+    OTHERS,
     HeldOut,
     MovementJudge,
     motions_of,
@@ -280,7 +281,7 @@ def methods_of_flow(
     supervised = next(iter(policies.values()))
     methods = {
         "VAE": flow_studies.coded(held_out, supervised),
-        "others": judge.others(),
+        OTHERS: judge.others(),
         **deterministic(config, jury.imitated.corpus, held_out.windows),
         **answers,
         f"{next(iter(policies))}, Euler": flow_studies.by_euler(held_out, supervised),

@@ -35,6 +35,8 @@ from rapport.rewards.metrics.statistics import paired_interval, prompt_means
 
 # Frames in which somebody listens, without which a window says little of how much they move.
 FEWEST_LISTENING = 25
+# A method: the recorded motion of somebody else.
+OTHERS = "others"
 
 
 Answer = TypeVar("Answer")  # a reaction, or its motion
@@ -292,7 +294,9 @@ class MovementJudge:
                     name: float(np.mean(list(values.values())))
                     for name, values in by_window[method].items()
                 }
-                rows[method] = self.as_crowd(motions) | means | self.by_group(motions)
+                # Others are people in another order: taken together, they are as people.
+                crowd = {} if method == OTHERS else self.as_crowd(motions)
+                rows[method] = crowd | means | self.by_group(motions)
         return Movement(rows, by_window, self.conversations)
 
     def as_crowd(self, motions: Sequence[Motion]) -> dict[str, float]:

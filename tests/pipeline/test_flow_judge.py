@@ -228,6 +228,24 @@ def test_people_of_one_conversation_cannot_be_told_from_each_other(made):
     assert "listen/MSE" in values
 
 
+def test_others_deviate_as_people_do_and_are_people_taken_together(made):
+    _, judge, _ = made
+    values = replace(judge, faces=None).score({"others": judge.others()}).rows["others"]
+    assert values["listen/MSE"] > 0
+    assert not any(name.startswith(("likeness", "bands")) for name in values)
+
+
+def test_where_the_head_is_does_not_move_the_face(made):
+    _, judge, _ = made
+    motion = judge.windows[0].motion
+    moved = motion
+    for name in ("rot", "neck", "trans"):
+        moved = changed(moved, name, 3)
+    still, turned = judge.faces([motion, moved], whole=False)
+    np.testing.assert_array_equal(still.vertices, turned.vertices)
+    assert not np.array_equal(still.rot, turned.rot)
+
+
 def test_a_regression_answers_every_window_with_too_little_motion(made, corpus):
     _, judge, _ = made
     answers = deterministic(GdpoOfFlow(judge=JUDGE), corpus, judge.windows)
