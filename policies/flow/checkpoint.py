@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def load_vae(path: Path) -> MotionVAE:
 
 def load_flow(path: Path) -> ARFlow:
     """An AR-Flow, ready to train or to sample."""
-    flow = ARFlow(FlowSizes.from_json(_config(path)))
+    config = _config(path)
+    if "span" not in json.loads(config):
+        raise CheckpointError(
+            f"{path} is an AR-Flow of an earlier version, which heard the future; train it again"
+        )
+    flow = ARFlow(FlowSizes.from_json(config))
     flow.load_state_dict(load_file(path / WEIGHTS_FILE))
     return flow
 

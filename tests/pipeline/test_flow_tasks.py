@@ -2,6 +2,7 @@
 reward rise.
 """
 
+import json
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -50,7 +51,7 @@ from rapport.policies.flow.training import (
 )
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
-from rapport.policies.policy import load_policy
+from rapport.policies.policy import CheckpointError, load_policy
 from rapport.policies.tables import write_table
 from rapport.rewards.advantage import decoupled_advantages
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
@@ -246,6 +247,17 @@ def test_ar_flow_learns_and_is_saved(policy, tmp_path):
     assert all(
         torch.equal(saved[name], value) for name, value in task.policy.flow.state_dict().items()
     )
+
+
+def test_a_policy_of_an_earlier_version_is_refused(policy, tmp_path):
+    folder = tmp_path / "old"
+    checkpoint.save(checkpoint.load_flow(policy), folder)
+    file = folder / checkpoint.CONFIG_FILE
+    old = json.loads(file.read_text())
+    del old["span"], old["voice"]
+    file.write_text(json.dumps(old))
+    with pytest.raises(CheckpointError, match="earlier version, .* train it again"):
+        checkpoint.load_flow(folder)
 
 
 def test_the_loss_of_shares_is_that_of_the_batch(policy, tmp_path):

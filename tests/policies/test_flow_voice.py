@@ -1,0 +1,38 @@
+"""The encoder of voices: causal, and it reaches back exactly as far as it says."""
+
+import pytest
+import torch
+
+from rapport.policies.flow.config import VoiceSizes
+from rapport.policies.flow.voice import VoiceEncoder
+
+SIZES = VoiceSizes(16, convolutions=2, kernel=3, layers=2, heads=4, look_back=5)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return VoiceEncoder(6, SIZES, out=8).double()
+
+
+def features(frames=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, frames, 6, generator=generator, dtype=torch.float64)
+
+
+def test_a_frame_is_felt_from_itself_on_and_for_as_long_as_the_reach(encoder):
+    changed = features()
+    changed[:, 10] += 1
+    change = (encoder(changed) - encoder(features())).abs().amax((0, 2))
+    assert encoder.reach == 2 * 2 + 2 * 5
+    felt = torch.arange(40)
+    felt = (felt >= 10) & (felt <= 10 + encoder.reach)
+    assert (change[felt] > 0).all() and (change[~felt] < 1e-12).all()
+
+
+def test_the_last_frames_need_only_the_reach_before_them(encoder):
+    whole = encoder(features())[:, -8:]
+    alone = encoder(features()[:, -8 - encoder.reach :])[:, -8:]
+    torch.testing.assert_close(alone, whole, atol=1e-12, rtol=1e-12)
+    short = encoder(features()[:, -7 - encoder.reach :])[:, -8:]
+    assert (short - whole).abs().max() > 1e-9
