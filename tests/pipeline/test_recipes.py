@@ -12,6 +12,7 @@ import pytest
 from rapport.pipeline.data.candidates import Candidate
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.store import CorpusError, load_truth
+from rapport.pipeline.objectives.settings import FlowGdpoConfig
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     DpoOfFlow,
@@ -31,6 +32,7 @@ from rapport.pipeline.steps.movement import HeldOut
 from rapport.pipeline.steps.preferences import pair_rows, watched
 from rapport.pipeline.steps.sampling import earlier
 from rapport.pipeline.steps.settings import CurveConfig, EvaluationConfig
+from rapport.policies.flow.rollouts import NoisyWindow, PaperSde
 from rapport.policies.motion import Layout, LayoutError
 from rapport.policies.policy import weight_digest
 from rapport.policies.vla.settings import ActionConfig, VlaConfig
@@ -304,9 +306,11 @@ def test_baselines_the_corpus_cannot_give_are_left_out(judge):
 @pytest.mark.parametrize(
     ("config", "sampler"),
     [
-        (GdpoOfFlow(), {"sigma": 0.5, "steps": 4, "shared_start": True}),
-        (DpoOfFlow(), {"sigma": 0.0, "steps": 10}),
-        (EvaluateOfFlow(), {"sigma": None, "steps": 10}),
+        (GdpoOfFlow(), {"exploration": NoisyWindow("midpoint", 10, 0.5)}),
+        (GdpoOfFlow(gdpo=FlowGdpoConfig(rollouts="sde")), {"exploration": PaperSde(4, 0.5)}),
+        (GdpoOfFlow(gdpo=FlowGdpoConfig(estimator="pathwise")), {"exploration": None}),
+        (DpoOfFlow(), {"exploration": None, "evaluations": 10}),
+        (EvaluateOfFlow(), {"exploration": None, "evaluations": 10}),
         (DpoOfVla(), {"temperature": 1.0}),
     ],
 )

@@ -16,6 +16,7 @@ from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, LogMel, T
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.flow.rollouts import NoisyWindow, PaperSde
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
@@ -101,8 +102,8 @@ def known_at(frame, lead):
 @pytest.mark.parametrize("lead", LEADS)
 @pytest.mark.parametrize("frame", [8, 19, 24])
 def test_latents_whose_lead_is_heard_do_not_know_what_comes_after(policy, lead, frame):
-    for way in ({"sigma": None}, {"sigma": 0.5}):
-        asked = policy.with_sampler(lead=lead, steps=2, **way)
+    for exploration in (None, NoisyWindow("midpoint", 4, 0.5), PaperSde(2, 0.5)):
+        asked = policy.with_sampler(lead=lead, evaluations=4, exploration=exploration)
         clips = talking(), changed_from(talking(), frame)
         first, other = (asked.sample([policy.encode(clip)], 2, [4])[0] for clip in clips)
         known = known_at(frame, lead)
@@ -137,7 +138,7 @@ def test_errors_of_training_do_not_know_what_comes_after(policy, training):
 
 def test_with_the_whole_window_the_first_latent_knows_the_last_frame(policy):
     """So that the others can fail."""
-    asked = policy.with_sampler(lead=None, steps=2)
+    asked = policy.with_sampler(lead=None, evaluations=2)
     clips = talking(), changed_from(talking(), FRAMES - 1)
     first, other = (asked.sample([policy.encode(clip)], 1, [4])[0][0] for clip in clips)
     assert (first.actions[0] != other.actions[0]).any()
