@@ -68,8 +68,6 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
     }
     for row in metrics["judgement"].values():
         assert {
-            "likeness/expr/position",
-            "bands/rot/between",
             "listen/unils/FDD_lids_apart",
             "listen/gdpo_paper/PDD",
             "listen/variance_ratio/expr",
