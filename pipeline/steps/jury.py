@@ -284,7 +284,7 @@ def methods_of_flow(
         OTHERS: judge.others(),
         **deterministic(config, jury.imitated.corpus, held_out.windows),
         **answers,
-        f"{next(iter(policies))}, Euler": flow_studies.by_euler(held_out, supervised),
+        f"{next(iter(policies))} by Euler": flow_studies.by_euler(held_out, supervised),
     }
     if config.judge.ablations:
         methods |= flow_studies.ways(held_out, policies)
