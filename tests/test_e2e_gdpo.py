@@ -61,9 +61,10 @@ def test_gdpo_runs_from_the_corpus_to_the_judgement(gdpo_run):
         "Regression",
         "mean face",
         "supervised",
+        "supervised by Euler",
         "GDPO",
         "GDPO without text",
-        "GDPO 4 steps",
+        "GDPO 4 evaluations",
         *(f"{name} {delay}" for name in ("supervised", "GDPO") for delay in DELAYS),
     }
     for row in metrics["judgement"].values():
