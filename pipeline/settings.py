@@ -336,7 +336,7 @@ class Preferences(Judged, Rated):
             vla = tuple(f"vla.{name}" for name in VlaConfig.model_fields if name not in here)
             brought = ("corpus", "pretraining", "sft", "imitate", *vla)
             keys["candidates=RUN_DIR brings its own corpus and policy"] = brought
-            asked = ("rollout.prompts", "rollout.samples", "rollout.steps", "render.videos")
+            asked = ("rollout.prompts", "rollout.samples", "rollout.evaluations", "render.videos")
             keys["candidates=RUN_DIR brings them"] = asked
         return keys
 

@@ -142,7 +142,7 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
         "rollout.workers=1",
         "rollout.prompts=12",
         "rollout.samples=2",
-        "rollout.steps=2",
+        "rollout.evaluations=2",
         "raters.workers=1",
         "raters.count=2",
         "dpo.epochs=1",
@@ -152,7 +152,7 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
         "judge.ablations=false",
         "judge.omegas=[2]",
         "judge.long_frames=96",
-        "judge.steps=2",
+        "judge.evaluations=2",
         "judge.clips=1",
         "render.workers=1",
         "tracking.system_metrics=false",
@@ -168,6 +168,7 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
         "Regression",
         "mean face",
         "supervised",
+        "supervised by Euler",
         "Flow-DPO",
     }
     assert "supervised, Flow-DPO" in (tmp_path / "run" / "report.html").read_text()
