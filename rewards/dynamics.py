@@ -118,8 +118,8 @@ class Recorded:
 
 
 def enough_listening(listening: np.ndarray) -> bool:
-    """Whether so many frames of listening are there that a reward says something."""
-    return int(np.sum(listening)) >= LEAST_FRAMES
+    """Whether a reward says something: `LEAST_FRAMES` of listening, or half of a shorter clip's."""
+    return int(np.sum(listening)) >= min(LEAST_FRAMES, max(1, len(listening) / 2))
 
 
 def group_rewards(samples: Tensor, recorded: Recorded, config: RewardConfig) -> Tensor:

@@ -17,7 +17,6 @@ from rapport.policies.tables import read_table
 from rapport.policies.vla.hf_engine import HfEngine
 from rapport.policies.vla.policy import TokenSampler
 from rapport.policies.vla.settings import VlaConfig
-from rapport.rewards import dynamics
 from rapport.rewards.dynamics import motion_limits
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
 from tests.pipeline.iterations import experience_of
@@ -50,9 +49,7 @@ class LocalFleet:
 
 
 @pytest.fixture
-def task(tiny_corpus, tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(dynamics, "LEAST_FRAMES", 5)  # clips have 25
-
+def task(tiny_corpus, tiny_checkpoint, tmp_path):
     def make(vla=None, **keys):
         settings = VlaGdpoConfig(**SETTINGS | keys)
         recipe = SimpleNamespace(
