@@ -82,9 +82,7 @@ class Gaussian(Policy):
         return self._density(forward(batch["loudness"]), batch["actions"])
 
     def of_actions(self, frames):
-        values = np.moveaxis(np.asarray(frames, np.float64), -1, 0)
-        knots = np.moveaxis(self._knots(values), 0, -1)
-        return torch.from_numpy(np.repeat(knots, self.layout.dim, axis=-1))
+        return torch.from_numpy(np.repeat(self._knots(frames.T).T * 1.0, self.layout.dim, axis=-1))
 
     def save(self, path, state=None):
         with atomic(path) as partial:
