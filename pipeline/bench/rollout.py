@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,9 @@ def measure(config: RolloutBench) -> dict[str, Any]:
 
 
 def _by_chunk(config: RolloutBench) -> dict[str, Any]:
-    """Tokens a second of the fleet by the length of a chunk, in turns, against one for the clip.
+    """Tokens a second of the fleet by the length of a chunk, one after the other.
 
-    A clip has as many tokens whatever its chunks. The engines take turns, so that what else the
-    machine does falls on all of them.
+    A clip has as many tokens whatever its chunks; shares are those of one chunk for all of it.
     """
     lengths = [config.corpus.seconds, *config.bench.chunks]
     engine = EngineConfig(
@@ -152,24 +151,19 @@ def _by_chunk(config: RolloutBench) -> dict[str, Any]:
         kv_cache_gib=config.rollout.kv_cache_gib,
         temperature=config.rollout.temperature,
     )
-    rates: dict[float, list[float]] = {length: [] for length in lengths}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as engines:
-        asked = {}
-        for length in lengths:
-            checkpoint = Path(scratch) / f"{length:g}"
-            vla = config.vla.model_copy(update={"chunk": length, "context": config.corpus.seconds})
-            sizes = sampled_policy(config.model_copy(update={"vla": vla}), checkpoint)
+    rates: dict[float, list[float]] = {}
+    for length in lengths:
+        vla = config.vla.model_copy(update={"chunk": length, "context": config.corpus.seconds})
+        with tempfile.TemporaryDirectory() as scratch:
+            sizes = sampled_policy(config.model_copy(update={"vla": vla}), Path(scratch))
             prompts = random_prompts(sizes, count=config.bench.prompts, seed=config.seed)
             seeds = [prompt_seed(config.seed, prompt.prompt_id) for prompt in prompts]
-            call = engines.enter_context(_engine(str(checkpoint), engine))
             request = Request(
                 number=0, prompts=prompts, seeds=seeds, samples=config.rollout.samples
             )
-            asked[length] = (call, request)
-            _fleet_rate(call, request)  # warm
-        for _ in range(config.bench.repeats):
-            for length, (call, request) in asked.items():
-                rates[length].append(_fleet_rate(call, request))
+            with _engine(scratch, engine) as call:
+                _fleet_rate(call, request)  # warm
+                rates[length] = [_fleet_rate(call, request) for _ in range(config.bench.repeats)]
     found = {f"{length:g}": median_and_range(each) for length, each in rates.items()}
     whole = found[f"{lengths[0]:g}"]["median"]
     shares = {length: each["median"] / whole for length, each in found.items()}
