@@ -49,7 +49,7 @@ from rapport.pipeline.steps.settings import (
     MovementConfig,
     StudyConfig,
 )
-from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.flow.settings import EncodersConfig, check_window
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.vla.settings import VlaConfig
 from rapport.rewards.ratings.scores import ScoreConfig
@@ -436,6 +436,13 @@ class GdpoOfFlow(JudgedOfFlow, Rewarded):
     """`gdpo`."""
 
     gdpo: FlowGdpoConfig = FlowGdpoConfig()
+
+    @model_validator(mode="after")
+    def _rollouts_can_be_drawn(self) -> Self:
+        gdpo = self.gdpo
+        if gdpo.estimator != "pathwise" and gdpo.rollouts == "window":
+            check_window(self.judge.solver, self.judge.evaluations, gdpo.sigma, gdpo.noisy_steps)
+        return self
 
 
 class GdpoOfVla(JudgedOfVla, Rewarded):

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective, to_device
 from rapport.pipeline.objectives.settings import GdpoConfig
+from rapport.policies.flow.training import from_bytes
+from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction, load_policy
 from rapport.policies.tables import rank_share
-from rapport.rewards.dynamics import enough_listening
+from rapport.rewards.dynamics import Recorded, enough_listening
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss, importance_weights
 
 
@@ -167,10 +169,8 @@ class Gdpo(PolicyObjective):
 
     def _replayed(self, forward: Forward, rollouts: Rollouts) -> dict[str, Tensor]:
         """One prompt: its batch, `advantages`, masks, and log-probs of old policy and reference."""
-        scene = self.rows[rollouts.row]
         policy = self.policy
-        group = policy.collate_group(rollouts.reactions)
-        batch = to_device(policy.collate([scene]) | group, self.device)
+        batch = self._asked(rollouts)
         reference = self.reference.likelihood(self.reference.module(), batch).density
         engine = torch.from_numpy(np.stack([log_probs_of(r) for r in rollouts.reactions]))
         old = engine
@@ -181,15 +181,26 @@ class Gdpo(PolicyObjective):
             "engine": engine,
             "old": old,
             "reference": reference,
-            "rewarded": policy.of_actions(rewarded_frames(scene)) >= 0.5,
+            "rewarded": policy.of_actions(rewarded_frames(self.rows[rollouts.row])) >= 0.5,
         }
         return to_device(row, torch.device("cpu"))
+
+    def _asked(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """A prompt and the reactions to it, on the learner's device."""
+        prompt = self.policy.collate([self.rows[rollouts.row]])
+        return to_device(prompt | self.policy.collate_group(rollouts.reactions), self.device)
 
 
 def rewarded_frames(scene: Mapping[str, Any]) -> np.ndarray:
     """(frames,) bool: where the actor of a scene listens, if they do for long enough."""
     listening = np.array(scene["listening"])
     return listening & enough_listening(listening)
+
+
+def recorded_of(scene: Mapping[str, Any], layout: Layout, limits: Motion) -> Recorded:
+    """What reactions to the prompt of a scene are compared with."""
+    frames = from_bytes(scene["recorded"], -1, layout.dim).numpy()
+    return Recorded(Motion(frames, layout), np.array(scene["listening"]), limits)
 
 
 def log_probs_of(reaction: Reaction) -> np.ndarray:

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rapport.pipeline.objectives.gdpo import Gdpo, Rollouts, rewarded_frames
+from rapport.pipeline.objectives.gdpo import Gdpo, Rollouts, recorded_of, rewarded_frames
 from rapport.pipeline.objectives.objective import Forward, Loss, to_device
 from rapport.pipeline.objectives.settings import FlowGdpoConfig
 from rapport.policies.flow.policy import FlowPolicy
-from rapport.policies.flow.training import from_bytes
 from rapport.policies.motion import Motion
-from rapport.rewards.dynamics import Recorded, group_rewards
+from rapport.rewards.dynamics import group_rewards
 from rapport.rewards.settings import RewardConfig
 
 
@@ -97,8 +95,7 @@ class Pathwise(Gdpo):
         """One prompt: its batch, what it is compared with, and the reference's latents."""
         scene = self.rows[rollouts.row]
         policy = self.policy
-        group = policy.collate_group(rollouts.reactions)
-        batch = to_device(policy.collate([scene]) | group, self.device)
+        batch = self._asked(rollouts)
         seed = rollouts.reactions[0].seed
         reference = self.reference
         assert isinstance(reference, FlowPolicy)
@@ -109,12 +106,10 @@ class Pathwise(Gdpo):
             "rewarded_frames": torch.from_numpy(frames),
             "scales": rollouts.scales,
         }
-        layout = policy.layout
-        motion = Motion(from_bytes(scene["recorded"], -1, layout.dim).numpy(), layout)
         return {
             "tensors": to_device(row, torch.device("cpu")),
             "seed": seed,
-            "recorded": Recorded(motion, np.array(scene["listening"]), self.terms.limits),
+            "recorded": recorded_of(scene, policy.layout, self.terms.limits),
         }
 
 

@@ -136,27 +136,13 @@ def gdpo_learners(
 def gdpo_objective(config: Rewarded, imitated: Imitated, scenes: Scenes) -> Gdpo:
     """What the learners of GDPO optimise: the clipped objective, or the rewards themselves."""
     sampler = fleet_sampler(config, imitated.policy)
+    learnt_from = (imitated.policy_path, scenes.table)
     if isinstance(config, GdpoOfFlow) and config.gdpo.estimator == "pathwise":
-        return Pathwise(
-            imitated.policy_path,
-            scenes.table,
-            config.gdpo,
-            seed=config.seed,
-            sampler=sampler,
-            terms=RewardTerms(
-                config.reward,
-                reward_weights(config.reward, config.groups, scenes.names),
-                scenes.limits,
-            ),
-        )
-    return Gdpo(
-        imitated.policy_path,
-        scenes.table,
-        config.gdpo,
-        seed=config.seed,
-        sampler=sampler,
-        policy_config=policy_config(config),
-    )
+        weights = reward_weights(config.reward, config.groups, scenes.names)
+        terms = RewardTerms(config.reward, weights, scenes.limits)
+        return Pathwise(*learnt_from, config.gdpo, seed=config.seed, sampler=sampler, terms=terms)
+    own = policy_config(config)
+    return Gdpo(*learnt_from, config.gdpo, seed=config.seed, sampler=sampler, policy_config=own)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rapport.pipeline.data.flow import SCENE_COLUMNS, scene_row, windows
-from rapport.pipeline.objectives.gdpo import Rollouts, rewarded_frames
+from rapport.pipeline.objectives.gdpo import Rollouts, recorded_of, rewarded_frames
 from rapport.pipeline.objectives.settings import GdpoConfig
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Rewarded
@@ -142,8 +142,7 @@ class Scenes:
 
     def recording(self, row: int) -> Recorded:
         """What the reactions to the prompt in a row are compared with."""
-        scene = self.recorded[row]
-        return Recorded(self._motion(scene["recorded"]), np.array(scene["listening"]), self.limits)
+        return recorded_of(self.recorded[row], self.policy.layout, self.limits)
 
     def metrics(self, batch: Batch, rewards: Tensor, config: RewardConfig) -> dict[str, float]:
         """`reward_metrics` of the prompts in which somebody listens."""
@@ -222,7 +221,7 @@ def advantages_of(
         config: which estimator, the weights of components, and lambda_i of the groups.
         names: of the FLAME groups.
     """
-    estimate = decoupled_advantages if config.gdpo.estimator == "gdpo" else grpo_advantages
+    estimate = grpo_advantages if config.gdpo.estimator == "grpo" else decoupled_advantages
     weights = reward_weights(config.reward, config.groups, names)
     return estimate(rewards.flatten(3), weights, config.gdpo.scale)
 

@@ -30,7 +30,7 @@ from rapport.policies.flow.sampling import (
     autoregress,
     flow_time,
 )
-from rapport.policies.flow.settings import Solver, denoise_steps
+from rapport.policies.flow.settings import Solver, check_window, denoise_steps
 
 
 class Exploration(Protocol):
@@ -84,16 +84,7 @@ class NoisyWindow:
     noisy: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma <= 1:
-            raise ValueError(
-                f"sigma is {self.sigma:g}; it is the share of the remaining noise that is drawn "
-                "anew, above 0 and at most 1"
-            )
-        if not 1 <= self.noisy < self.steps:
-            raise ValueError(
-                f"{self.noisy} noisy steps of {self.steps}: at least 1, and the last one has none; "
-                f"raise the {self.evaluations} evaluations"
-            )
+        check_window(self.solver, self.evaluations, self.sigma, self.noisy)
 
     @property
     def steps(self) -> int:

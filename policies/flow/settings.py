@@ -36,6 +36,25 @@ Solver = Literal["midpoint", "euler"]
 EVALUATIONS: dict[Solver, int] = {"midpoint": 2, "euler": 1}  # of the velocity, a denoise step
 
 
+def check_window(solver: Solver, evaluations: int, sigma: float, noisy: int) -> None:
+    """Whether rollouts can draw `noisy` denoise steps of a sampler anew.
+
+    Raises:
+        ValueError: another sigma, or no step without noise at the end.
+    """
+    if not 0 < sigma <= 1:
+        raise ValueError(
+            f"sigma is {sigma:g}; it is the share of the remaining noise that is drawn anew, above "
+            "0 and at most 1"
+        )
+    steps = denoise_steps(solver, evaluations)
+    if not 1 <= noisy < steps:
+        raise ValueError(
+            f"{noisy} noisy steps of {steps}: at least 1, and the last one has none; raise the "
+            f"{evaluations} evaluations"
+        )
+
+
 def denoise_steps(solver: Solver, evaluations: int) -> int:
     """Denoise steps that so many evaluations of the velocity make.
 

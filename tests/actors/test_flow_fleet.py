@@ -23,29 +23,11 @@ from rapport.policies.flow.rollouts import NoisyWindow
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.flow.vae import MotionVAE
-from rapport.policies.motion import Layout
 from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
+from tests.small_flow import LAYOUT, SHAPES, SIZES
 
 pytestmark = pytest.mark.engine
-LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
-SIZES = config.FlowSizes(
-    latent_dim=4,
-    downsample=4,
-    text_dim=5,
-    audio_dim=6,
-    hidden=32,
-    layers=1,
-    heads=4,
-    mlp=48,
-    window=12,
-)
-SHAPES = {
-    "text": (5,),
-    "partner_audio": (48, 6),
-    "partner_motion": (12, 4),
-    "actor_audio": (48, 6),
-}
 ROWS, SEEDS = [0, 3, 1, 2, 0], [5, 6, 7, 8, 9]
 
 

@@ -10,3 +10,17 @@ def experience_of(task, groups, index) -> Experience:
     rewards = task.scenes.rewards(batch, groups, task.recipe.reward)
     metrics = task.scenes.metrics(batch, rewards, task.recipe.reward)
     return Experience(rollouts_of(batch, groups, rewards, task.recipe, task.scenes.names), metrics)
+
+
+class LocalFleet:
+    """Without Ray: its policy lives in this process."""
+
+    def __init__(self, policy, sampler):
+        self.policy = policy
+        self.policy.sampler = sampler
+
+    def update(self, weights, policy):
+        self.policy.load_weights(weights)
+
+    def groups(self, prompts, samples, seeds):
+        return self.policy.sample(prompts, samples, seeds)

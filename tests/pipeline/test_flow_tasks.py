@@ -50,32 +50,14 @@ from rapport.policies.flow.training import (
     to_bytes,
 )
 from rapport.policies.flow.vae import MotionVAE
-from rapport.policies.motion import Layout, Motion
+from rapport.policies.motion import Motion
 from rapport.policies.policy import CheckpointError, load_policy
 from rapport.policies.tables import write_table
 from rapport.rewards.advantage import decoupled_advantages
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
 from rapport.rewards.settings import EnergyWeights, GroupWeightsConfig, RewardConfig
-from tests.pipeline.iterations import experience_of
-
-LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
-SIZES = config.FlowSizes(
-    latent_dim=4,
-    downsample=4,
-    text_dim=5,
-    audio_dim=6,
-    hidden=32,
-    layers=2,
-    heads=4,
-    mlp=48,
-    window=12,
-)
-SHAPES = {
-    "text": (5,),
-    "partner_audio": (48, 6),
-    "partner_motion": (12, 4),
-    "actor_audio": (48, 6),
-}
+from tests.pipeline.iterations import LocalFleet, experience_of
+from tests.small_flow import LAYOUT, SHAPES, SIZES
 
 
 def condition_row(rng, index, absent=()):
@@ -161,25 +143,15 @@ def gdpo_task(policy, tmp_path, prompts=4, **keys):
     return task
 
 
-class LocalFleet:
-    """Without Ray: its policy lives in this process."""
-
-    def __init__(self, task):
-        self.policy = load_policy(task.initial)
-        self.policy.sampler = task.sampler
-
-    def update(self, weights, policy):
-        self.policy.load_weights(weights)
-
-    def groups(self, prompts, samples, seeds):
-        return self.policy.sample(prompts, samples, seeds)
+def local_fleet(task):
+    return LocalFleet(load_policy(task.initial), task.sampler)
 
 
 def refreshed(task, step=0):
     """The task's module, with the data of an iteration."""
     module = task.module()
     index = step // task.config.sync_every
-    with sampled_by(LocalFleet(task), task.scenes, task.recipe) as roll_out:
+    with sampled_by(local_fleet(task), task.scenes, task.recipe) as roll_out:
         groups = roll_out(module.state_dict(), index)
     given = experience_of(task, groups, index)
     task.refresh(module, given.data, 0, 1)
@@ -419,7 +391,7 @@ def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy,
         given = experience_of(task, groups, index)
         task.refresh(module, given.data, 0, 1)
 
-    with sampled_by(LocalFleet(task), task.scenes, task.recipe) as roll_out:
+    with sampled_by(local_fleet(task), task.scenes, task.recipe) as roll_out:
         refresh(roll_out, 0)
         ratio = task.loss(module, task.batch(0, 0, 1))[1]["ratio"].item()
         assert ratio == pytest.approx(1, abs=1e-4)
@@ -454,7 +426,7 @@ def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     """Its rewards are missing: the others are normalised without it, and its own weight is 0."""
     task = gdpo_task(policy, tmp_path, scale="group")
     batch = task.scenes.of_iteration(0)
-    groups = LocalFleet(task).groups(batch.prompts, 3, batch.seeds)
+    groups = local_fleet(task).groups(batch.prompts, 3, batch.seeds)
 
     def advantages():
         rewards = task.scenes.rewards(batch, groups, task.recipe.reward)
@@ -482,7 +454,7 @@ def test_samples_of_a_prompt_start_from_noise_of_their_own(policy, tmp_path):
     """Or their spread would not be that of the policy's answers, which the energy score needs."""
     task = gdpo_task(policy, tmp_path)
     prompts = [task.scenes.policy.prompt_of(task.scenes.rows[row]) for row in (0, 1)]
-    for group in LocalFleet(task).groups(prompts, 3, [5, 6]):
+    for group in local_fleet(task).groups(prompts, 3, [5, 6]):
         assert not np.array_equal(group[0].actions, group[1].actions)
 
 

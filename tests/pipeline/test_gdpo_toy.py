@@ -29,7 +29,7 @@ from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import load_policy
 from rapport.policies.tables import write_table
 from rapport.rewards.settings import EnergyWeights, PaperWeights, RewardConfig
-from tests.pipeline.iterations import experience_of
+from tests.pipeline.iterations import LocalFleet, experience_of
 
 LAYOUT = Layout((("expr", 1),), 25, "builtin")
 SIZES = config.FlowSizes(
@@ -80,20 +80,6 @@ def imitating(people, steps=300):
         optimiser.step()
         schedule.step()
     return flow
-
-
-class LocalFleet:
-    """Without Ray: its policy lives in this process."""
-
-    def __init__(self, policy, sampler):
-        self.policy = policy
-        self.policy.sampler = sampler
-
-    def update(self, weights, policy):
-        self.policy.load_weights(weights)
-
-    def groups(self, prompts, samples, seeds):
-        return self.policy.sample(prompts, samples, seeds)
 
 
 def plain(folder):

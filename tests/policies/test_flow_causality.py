@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.flow.conditions import LEADS, MODALITIES
 from rapport.policies.flow.config import FlowSizes, VaeSizes, VoiceSizes
-from rapport.policies.flow.encoders import AudioEncoder, FeatureCache, LogMel, TextEncoder
+from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import FlowPolicy
@@ -20,6 +19,7 @@ from rapport.policies.flow.rollouts import NoisyWindow, PaperSde
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
+from tests.hearing import random_wav2vec2
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 LATENTS = 6
@@ -30,16 +30,7 @@ def small_policy(folder, hears):
     """Random weights throughout, those that begin as 0 too; statistics of some other corpus."""
     audio = LogMel()
     if hears == "wav2vec2":
-        config = Wav2Vec2Config(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            conv_dim=(16,) * 7,
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=2,
-        )
-        audio = AudioEncoder(Wav2Vec2Model(config).eval(), "random")
+        audio = random_wav2vec2(16, layers=1)
     torch.manual_seed(0)
     vae = MotionVAE(VaeSizes(LAYOUT, latent_dim=4, hidden=32)).eval()
     torch.nn.init.normal_(vae.posterior.weight, std=0.1)

@@ -3,19 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.encoders import (
     CHUNK,
     HOPS,
-    AudioEncoder,
     FeatureCache,
     LogMel,
     TextEncoder,
     _receptive_field,
 )
 from rapport.policies.sound import BANDS, WINDOW, band_levels
+from tests.hearing import random_wav2vec2
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +25,7 @@ def text():
 @pytest.fixture(scope="module")
 def audio():
     """A wav2vec2 with random weights."""
-    config = Wav2Vec2Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        conv_dim=(32,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-    )
-    torch.manual_seed(0)
-    return AudioEncoder(Wav2Vec2Model(config).eval(), "random")
+    return random_wav2vec2(32, layers=2)
 
 
 @pytest.fixture(params=["log-mel", "wav2vec2"])
