@@ -36,7 +36,8 @@ LONG = 1.0
 # Over how much time the liveliness of a band is taken, seconds; of the slow one over the window.
 MIDDLE_SPAN = 2.0
 FAST_SPAN = 1.0
-# A reward needs so many listening frames; fewer say how somebody sat when the other one began.
+# Listening frames that rewards and the judge of movement need; fewer say how somebody sat when the
+# other one began.
 LEAST_FRAMES = 25
 # Added to squares before a root is taken: its slope at 0 is infinite.
 TINY = 1e-12

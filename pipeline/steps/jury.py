@@ -36,7 +36,6 @@ from rapport.pipeline.steps.judging import (
 )
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
-    FEWEST_LISTENING,
     OTHERS,
     HeldOut,
     MovementJudge,
@@ -49,6 +48,7 @@ from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction
 from rapport.policies.tables import read_table
 from rapport.policies.vla.settings import ActionConfig
+from rapport.rewards.dynamics import LEAST_FRAMES
 
 
 @dataclass
@@ -254,7 +254,7 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
     }
     step.say(
         f"{counts['judged_windows']} windows, {counts['judged_listeners']} of listeners; "
-        f"{judge.left_out} others listen for less than {FEWEST_LISTENING} frames"
+        f"{judge.left_out} others listen for less than {LEAST_FRAMES} frames"
     )
     changes = movement.changes(before, after, config.evaluation.bootstrap)
     return PhaseResult(value={"rows": movement.rows, "changes": changes}, counts=counts)

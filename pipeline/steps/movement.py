@@ -25,6 +25,7 @@ from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.settings import ComparisonConfig
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Reaction
+from rapport.rewards.dynamics import LEAST_FRAMES
 from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.measures import flame_groups
 from rapport.rewards.metrics.measures.bands import bands
@@ -33,8 +34,6 @@ from rapport.rewards.metrics.measures.flame_groups import FEWEST
 from rapport.rewards.metrics.measures.likeness import likeness
 from rapport.rewards.metrics.statistics import paired_interval, prompt_means
 
-# Frames in which somebody listens, without which a window says little of how much they move.
-FEWEST_LISTENING = 25
 # A method: the recorded motion of somebody else.
 OTHERS = "others"
 
@@ -241,11 +240,11 @@ class MovementJudge:
 
     @cached_property
     def listeners(self) -> list[int]:
-        """Places of the windows in which somebody listens for `FEWEST_LISTENING` frames."""
+        """Places of the windows in which somebody listens for `LEAST_FRAMES` frames."""
         return [
             place
             for place, frames in enumerate(self.listening)
-            if np.count_nonzero(frames) >= FEWEST_LISTENING
+            if np.count_nonzero(frames) >= LEAST_FRAMES
         ]
 
     @property

@@ -13,7 +13,7 @@ from rapport.actors.settings import LearnerConfig
 from rapport.pipeline.config import load_config, to_yaml
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
-from rapport.pipeline.objectives.settings import FlowTraining
+from rapport.pipeline.objectives.settings import FlowGdpoConfig, FlowTraining
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow, RolloutOfFlow
 from rapport.pipeline.steps import flow_standards, flow_studies
@@ -23,7 +23,6 @@ from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.imitation_flow import earlier_flow
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
-    FEWEST_LISTENING,
     HeldOut,
     Movement,
     MovementJudge,
@@ -41,11 +40,13 @@ from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
+from rapport.rewards.dynamics import LEAST_FRAMES
 from rapport.rewards.metrics import evaluate
 from rapport.settings import ConfigError
 from tests.pipeline.bare import bare_run
 
 JUDGE = MovementConfig(evaluations=2, windows=16, omegas=[3.0], long_frames=60)
+RECIPE = GdpoOfFlow(judge=JUDGE, gdpo=FlowGdpoConfig(estimator="pathwise"))  # no noisy steps
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,9 @@ def made(corpus, tmp_path_factory):
     )
     FlowPolicy(initialised(sizes, 0), vae, EncodersConfig()).save(folder / "flow")
     imitated = Imitated(corpus, folder / "flow", folder)
-    recipe = GdpoOfFlow(judge=JUDGE)
-    held_out = HeldOut.from_corpus(recipe, imitated)
-    faces = faces_of(recipe.head, corpus.layout.topology)
-    policy = imitated.policy.with_sampler(flow_studies.ode_sampler(recipe.judge))
+    held_out = HeldOut.from_corpus(RECIPE, imitated)
+    faces = faces_of(RECIPE.head, corpus.layout.topology)
+    policy = imitated.policy.with_sampler(flow_studies.ode_sampler(RECIPE.judge))
     return held_out, MovementJudge(held_out.windows, held_out.both_roles, faces), policy
 
 
@@ -151,7 +151,7 @@ def test_who_hardly_listens_is_left_out_and_counted(made):
     first, *others = judge.windows
     assert first.role == "listener"
     few = np.zeros(len(first.motion), bool)
-    few[: FEWEST_LISTENING - 1] = True
+    few[: LEAST_FRAMES - 1] = True
     fewer = replace(judge, windows=[replace(first, partner_speaks=few), *others])
     assert judge.listeners[0] == 0 and fewer.left_out == judge.left_out + 1
     assert fewer.listeners == judge.listeners[1:]
@@ -248,7 +248,7 @@ def test_where_the_head_is_does_not_move_the_face(made):
 
 def test_a_regression_answers_every_window_with_too_little_motion(made, corpus):
     _, judge, _ = made
-    answers = deterministic(GdpoOfFlow(judge=JUDGE), corpus, judge.windows)
+    answers = deterministic(RECIPE, corpus, judge.windows)
     assert list(answers) == ["Regression", "mean face"]
     for motions in answers.values():
         assert [len(motion) for motion in motions] == [len(w.motion) for w in judge.windows]
@@ -263,7 +263,7 @@ def test_a_regression_answers_every_window_with_too_little_motion(made, corpus):
 
 def test_a_regression_hears_the_actors_own_voice(made, corpus):
     _, judge, _ = made
-    regressions = Regressions.fit(GdpoOfFlow(judge=JUDGE), corpus, ["speaker"])
+    regressions = Regressions.fit(RECIPE, corpus, ["speaker"])
     window = next(window for window in judge.windows if window.role == "speaker")
     silent = replace(window, actor_audio=np.zeros_like(window.actor_audio))
     [spoken], [unspoken] = (regressions.answers([each]) for each in (window, silent))
@@ -275,7 +275,7 @@ def test_where_there_is_too_little_to_regress_on_it_is_left_out_and_said(
 ):
     _, judge, _ = made
     monkeypatch.setattr(flow_standards, "people", lambda *_: iter(judge.windows[:6]))
-    assert deterministic(GdpoOfFlow(judge=JUDGE), corpus, judge.windows) == {}
+    assert deterministic(RECIPE, corpus, judge.windows) == {}
     said = capsys.readouterr().out
     assert "Regression and mean face are left out: 3 training clips" in said
 

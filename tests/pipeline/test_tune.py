@@ -215,7 +215,7 @@ def imitated_by_flow(corpus_of_listeners, tmp_path_factory):
 
 def test_ar_flow_is_judged_by_how_it_moves(imitated_by_flow):
     corpus = imitated_by_flow.corpus
-    config = sweep_of(TuneGdpoOfFlow, corpus, "judge.windows=16", "judge.evaluations=2")
+    config = sweep_of(TuneGdpoOfFlow, corpus, "judge.windows=16", "judge.evaluations=4")
     found = Verdict.of_run(None, config, imitated_by_flow)(imitated_by_flow.policy_path)
     assert found["kl"] == 0 and found["FDD/low"] <= found["FDD"] <= found["FDD/high"]
     assert found["FDD"] == pytest.approx(found["listen/unils/FDD_lids_apart"])
