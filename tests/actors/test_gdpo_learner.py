@@ -110,7 +110,9 @@ def post_train(files, directory):
         say=print,
         logger=SimpleNamespace(log=lambda values, step: logged.append((step, values))),
     )
-    run = SimpleNamespace(once=lambda name, work, round_index: work(step), summary={"metrics": {}})
+    run = SimpleNamespace(
+        once=lambda name, work, round_index: work(step), summary={"metrics": {}}, root=directory
+    )
     imitated.policy.sampler = fleet_sampler(CONFIG, imitated.policy)
     with start_fleet(CONFIG.rollout, 0, imitated) as fleet:
         fleet.ready()
