@@ -1,4 +1,7 @@
-"""Imitation by AR-Flow: rectified flow over recorded windows (GDPO-Listener, Eq. 4)."""
+"""Imitation by AR-Flow: rectified flow over recorded windows (GDPO-Listener, Eq. 4).
+
+Beside it, where `expect` is above 0, what to expect of a face.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import FlowTraining
 from rapport.policies.flow.conditions import MODALITIES, draw_leads, dropout_mask
+from rapport.policies.flow.loss import paths
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.tables import generator_of
@@ -41,25 +45,21 @@ class RectifiedFlow(PolicyObjective):
         share = slice(rank, None, world_size)
         conditions = self.policy.collate(rows)
         latents = [from_bytes(row["latents"], 1, sizes.window, sizes.latent_dim) for row in rows]
+        stacked = torch.stack(latents)
         return conditions | {
             "present": conditions["present"] & kept[share].to(conditions["present"].device),
             "lead": lead[share],
-            "latents": torch.stack(latents),
+            "latents": stacked,
             "noise": noise[share],
             "time": time[share],
             "remembers": remembers[share],
+            "path": paths(self.policy.vae, stacked.squeeze(1).to(conditions["present"].device)),
         }
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
-        """Mean squared error of the velocities."""
+        """Mean squared errors of the velocities, and of what is expected."""
         conditions = {name: batch[name] for name in (*MODALITIES, "present")}
-        errors = forward(
-            "errors",
-            conditions,
-            batch["lead"],
-            batch["latents"],
-            batch["noise"],
-            batch["time"],
-            batch["remembers"],
-        )
-        return errors.mean(), {}
+        names = ("lead", "latents", "noise", "time", "remembers", "path")
+        velocity, path = forward("imitation", conditions, *(batch[name] for name in names))
+        loss = velocity + self.config.expect * path
+        return loss, {"velocity": velocity.detach(), "path": path.detach()}

@@ -128,6 +128,10 @@ class FlowTraining(ImitationConfig):
     drop_past: float = Field(0.25, ge=0, lt=1)
     """probability that a clip loses its own past: it explains nearly all of the next latent, so
     little would be learnt of the speaker"""
+    expect: float = Field(1.0, ge=0)
+    """weight of learning, by least squares and from what is heard and seen alone, where a face goes
+    in the next second, which the velocity is then told: without it next to nothing is learnt of the
+    speaker; 0 = the paper's"""
     whole_share: float = Field(0.2, ge=0, le=1)
     """share of the clips trained with all of the window, the future too, as the paper's are; the
     others hear 0, 4, 8 or 12 frames of a latent before it, so that one policy serves any delay"""

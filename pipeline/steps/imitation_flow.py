@@ -151,6 +151,7 @@ def _flow(
         audio_dim=encoded.value["audio_dim"],
         window=frames // coder.config.downsample,
         learns_to_hear=encoded.value["learns_to_hear"],
+        expects=config.flow.expect > 0,
     )
     flow = initialised(sizes, config.seed)
     fit_features(flow, read_table(table))

@@ -66,6 +66,8 @@ class VoiceSizes:
         layers: blocks.
         heads: their attention heads.
         look_back: frames before its own that a frame attends to, in every block.
+        stride: frames that come out as one token, complete with the last of them. Leads and latents
+            are multiples of it.
     """
 
     hidden: int = 64
@@ -74,6 +76,7 @@ class VoiceSizes:
     layers: int = 1
     heads: int = 4
     look_back: int = 50
+    stride: int = 4
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -98,6 +101,8 @@ class FlowSizes:
             less than a window, so that training meets what endless sequences do: old ones go.
         voice: encoder of log-mel bands; None = features of sound are projected as they are (the
             paper's, Eq. 1).
+        path: channels of the path that it expects of a face before it generates it
+            (`ARFlow.expect`); None = it expects nothing (the paper's).
     """
 
     latent_dim: int = 64
@@ -111,6 +116,7 @@ class FlowSizes:
     window: int = 25
     span: int = 16
     voice: VoiceSizes | None = None
+    path: int | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -147,12 +153,13 @@ def flow_config(
     audio_dim: int,
     window: int = 25,
     learns_to_hear: bool = False,
+    expects: bool = False,
 ) -> FlowSizes:
     """Sizes of an AR-Flow. `paper`: 6 layers, 16 heads, D = 512.
 
     With the features of T5-XXL (4096) and wav2vec2-large (1024), an MLP of 1600 makes the 19.3 M
     trainable parameters that the paper reports; it does not say where they are. An encoder of
-    voices has 0.1 M more (`tiny`), or 3.6 M.
+    voices has 0.1 M more (`tiny`), or 3.7 M.
 
     Args:
         size: `tiny` or `paper`.
@@ -161,6 +168,7 @@ def flow_config(
         audio_dim: of the features of sound.
         window: latents generated at once.
         learns_to_hear: with an encoder of voices, for log-mel bands.
+        expects: says what to expect of a face before it generates one.
     """
     tiny = FlowSizes(
         latent_dim=vae.latent_dim,
@@ -169,10 +177,11 @@ def flow_config(
         audio_dim=audio_dim,
         window=window,
         voice=VoiceSizes() if learns_to_hear else None,
+        path=vae.layout.dim if expects else None,
     )
     if size == "tiny":
         return tiny
-    voice = VoiceSizes(hidden=320, layers=2, heads=8) if learns_to_hear else None
+    voice = VoiceSizes(hidden=304, layers=2, heads=8) if learns_to_hear else None
     return replace(tiny, hidden=512, layers=6, heads=16, mlp=1600, voice=voice)
 
 

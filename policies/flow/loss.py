@@ -1,11 +1,16 @@
-"""Rectified-flow loss of AR-Flow (GDPO-Listener, Eq. 4)."""
+"""What AR-Flow learns by: the rectified-flow loss (GDPO-Listener, Eq. 4), and what to expect."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rapport.policies.flow.model import ARFlow, Prefix, Sight
+from rapport.policies.flow.vae import MotionVAE
+
+# Latents that a path is averaged over, a second or so: what a speaker explains is slow.
+PATH_LATENTS = 3
 
 
 def flow_errors(
@@ -15,6 +20,7 @@ def flow_errors(
     noise: Tensor,
     time: Tensor,
     remembers: Tensor | None = None,
+    expected: Tensor | None = None,
 ) -> Tensor:
     """|v_theta(m_{l,t}) - (m_l - m_{l,0})|^2 as the mean over dims.
 
@@ -29,6 +35,7 @@ def flow_errors(
             and history.
         time: (batch, slots, n, draws), t in [0, 1].
         remembers: (batch,) bool, who knows their own past; None = all.
+        expected: what `ARFlow.expect` says of the latents; None = it is asked.
 
     Returns:
         (batch, slots, n, draws).
@@ -44,14 +51,35 @@ def flow_errors(
     goal = latents.unsqueeze(3)
     t = time.unsqueeze(-1)
     states = t * goal + (1 - t) * noise
-    number = torch.arange(count, device=latents.device).repeat_interleave(draws)
+    numbers = torch.arange(count, device=latents.device)
+    if expected is None:
+        expected = model.expect(prefix, numbers)
     velocity, _ = model(
         prefix,
         clean=latents[:, :, :-1],
         noisy=states.flatten(2, 3),
         time=time.flatten(2),
-        number=number,
-        sight=Sight(remembers=remembers),
+        number=numbers.repeat_interleave(draws),
+        sight=Sight(remembers=remembers, expected=expected.repeat_interleave(draws, dim=2)),
     )
     velocity = torch.unflatten(velocity, 2, (count, draws))
     return (velocity - (goal - noise)).square().mean(-1)
+
+
+@torch.no_grad()
+def paths(vae: MotionVAE, latents: Tensor) -> Tensor:
+    """The slow part of what latents (batch, n, latent_dim) decode to: (batch, n, dim).
+
+    Means over the frames of `PATH_LATENTS` latents around each, fewer at the ends, in standard
+    deviations of the channels.
+    """
+    frames = vae.standardise(vae.decode(latents))
+    means = torch.unflatten(frames, 1, (latents.shape[1], -1)).mean(2)
+    around = F.avg_pool1d(
+        means.mT,
+        PATH_LATENTS,
+        stride=1,
+        padding=PATH_LATENTS // 2,
+        count_include_pad=False,
+    )
+    return around.mT

@@ -18,6 +18,12 @@ than r the newest one is not there yet.
 Nothing is looked back at for longer than `span` latents, in every layer. What is older may be
 dropped without a trace: an endless sequence is what one pass over all of it would give.
 
+Before a latent is generated, the transformer says what to expect: a token that is neither noisy nor
+knows the own past looks at what was heard and seen, and its output is the path that a face would
+take here on average (`ARFlow.expect`). That is learnt by least squares. A velocity alone teaches
+next to nothing of it: noise and the own past make up nearly all of its error, and what a speaker
+explains is lost among them. Noisy tokens are told what is expected. The paper has nothing of it.
+
 A velocity is the transformer's output plus the state itself times a gain that depends on the flow
 time: most of the velocity of a noisy state is minus its noise, which the transformer then need not
 carry through in every dimension.
@@ -46,6 +52,7 @@ from rapport.policies.flow.voice import VoiceEncoder
 # Rows of the kind embedding after those of the modalities.
 CLEAN_KIND = len(MODALITIES)
 NOISY_KIND = len(MODALITIES) + 1
+ASKING_KIND = len(MODALITIES) + 2
 
 TIME_FEATURES = 256
 
@@ -150,10 +157,13 @@ class Sight:
         conditioned: (slots,) bool, which slots see the prefix; None = all. The others are
             unconditional (Eq. 6).
         remembers: (batch,) bool, whose noisy latents see clean ones; None = all.
+        expected: what `ARFlow.expect` says of the noisy latents; None = it is asked. Whoever
+            evaluates a latent several times asks once.
     """
 
     conditioned: Tensor | None = None
     remembers: Tensor | None = None
+    expected: Tensor | None = None
 
 
 class ARFlow(nn.Module):
@@ -185,7 +195,7 @@ class ARFlow(nn.Module):
         self.project_motion = nn.Linear(config.latent_dim, hidden)
         self.project_latent = nn.Linear(config.latent_dim, hidden)
         # Without it, partner and actor audio of one frame would be the same token.
-        self.kinds = nn.Embedding(len(MODALITIES) + 2, hidden)
+        self.kinds = nn.Embedding(len(MODALITIES) + 3, hidden)
         self.time = nn.Sequential(
             nn.Linear(TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
         )
@@ -193,6 +203,10 @@ class ARFlow(nn.Module):
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.velocity = nn.Linear(hidden, config.latent_dim)
         self.gain = silent(nn.Linear(TIME_FEATURES, config.latent_dim))
+        if config.path is not None:
+            self.path_norm = nn.RMSNorm(hidden, eps=1e-6)
+            self.path = nn.Linear(hidden, config.path)
+            self.project_path = nn.Linear(config.path, hidden)
 
     def fit_features(self, text: Iterable[Tensor], audio: Iterable[Tensor]) -> None:
         """Mean and standard deviation of every channel over the features of a corpus.
@@ -254,9 +268,9 @@ class ARFlow(nn.Module):
                 completions.append((latents + 1) * self.config.downsample - 1)
             else:
                 embedded, voices[name] = self._voice(features, past.voices.get(name))
-                frames = past.frames + audio_times(features.shape[1], features.device)
-                times.append(frames)
-                completions.append(frames)
+                frames = audio_times(features.shape[1], self.stride, features.device)
+                times.append(past.frames + frames)
+                completions.append(past.frames + frames)
             tokens.append(embedded + self.kinds.weight[kind])
             kinds += [kind] * embedded.shape[1]
         if not tokens:
@@ -323,20 +337,22 @@ class ARFlow(nn.Module):
         return Layers(tuple(all_keys), tuple(all_values))
 
     def _voice(self, features: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, frames, hidden) of a voice, and the features that the next depend on.
+        """Tokens (batch, frames / stride, hidden) of a voice, and features that the next depend on.
 
         Args:
             features: (batch, frames, audio_dim), of the new frames.
             before: features of the frames before them; None = there were none.
         """
-        count = features.shape[1]
+        count = features.shape[1] // self.stride
         standardised = (features - self.audio_mean) / self.audio_std
         if isinstance(self.project_audio, nn.Linear):
             return self.project_audio(standardised), standardised[:, :0]
         if before is not None:
             standardised = torch.cat([before, standardised], dim=1)
         tokens = self.project_audio(standardised)[:, -count:]
-        return tokens, standardised[:, -self.project_audio.reach :]
+        # Whole strides, as tokens begin where a stride does.
+        reach = -(-self.project_audio.reach // self.stride) * self.stride
+        return tokens, standardised[:, -reach:]
 
     def _scene(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], seen: Tensor, past: Layers
@@ -407,19 +423,84 @@ class ARFlow(nn.Module):
         count = clean.shape[2]
         time = time.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
         when = time_features(time).to(noisy.dtype).expand(*noisy.shape[:-1], -1)
+        sight = sight or Sight()
         clean_tokens = self.project_latent(clean) + self.kinds.weight[CLEAN_KIND]
         noisy_tokens = self.project_latent(noisy) + self.kinds.weight[NOISY_KIND] + self.time(when)
+        if self.config.path is not None:
+            expected = sight.expected
+            if expected is None:
+                expected = self.expect(prefix, number, sight.conditioned)
+            noisy_tokens = noisy_tokens + self.project_path(expected)
         tokens = torch.cat([clean_tokens, noisy_tokens], dim=2)
         numbers = torch.cat([torch.arange(end, end + count, device=clean.device), number])
-        rotation = rotations(motion_times(numbers, self.config.downsample), self.head_dim)
-        sight = sight or Sight()
-        text_mask, scene_mask = self._prefix_masks(prefix, numbers, sight.conditioned)
         age = numbers.unsqueeze(1) - torch.arange(first, end + count, device=clean.device)
         known = (age > 0) & (age <= self.config.span)
         if sight.remembers is not None:
             known = known & sight.remembers[:, None, None, None, None]
-        history_mask = _or_none(known)
+        keys = () if past is None else past.keys
+        values = () if past is None else past.values
+        tokens, history = self._read(
+            prefix,
+            tokens,
+            numbers,
+            past=History(keys, values, first),
+            count=count,
+            known=_or_none(known),
+            conditioned=sight.conditioned,
+        )
+        velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
+        return velocity, history
 
+    def expect(self, prefix: Prefix, number: Tensor, conditioned: Tensor | None = None) -> Tensor:
+        """The path that a face takes on average at latents `number` (n,), given what is heard.
+
+        It is the mean over people and their moods, as far as the conditions leave them open, and so
+        stiller than anybody: a hint to the velocity, not a reaction.
+
+        Args:
+            prefix: of the prompts.
+            number: of the latents.
+            conditioned: (slots,) bool, which slots see the prefix; None = all, so that one answer
+                is that of all.
+
+        Returns:
+            (batch, slots or 1, n, path), as `loss.paths` has it; (batch, 1, n, 0) of a model that
+            expects nothing.
+        """
+        batch = len(prefix.lead)
+        if self.config.path is None:
+            return self.velocity.weight.new_zeros(batch, 1, len(number), 0)
+        slots = 1 if conditioned is None else len(conditioned)
+        asking = self.kinds.weight[ASKING_KIND].expand(batch, slots, len(number), -1)
+        tokens, _ = self._read(
+            prefix, asking, number, past=History((), ()), count=0, conditioned=conditioned
+        )
+        path: Tensor = self.path(self.path_norm(tokens))
+        return path
+
+    def _read(
+        self,
+        prefix: Prefix,
+        tokens: Tensor,
+        numbers: Tensor,
+        past: History,
+        count: int,
+        known: Tensor | None = None,
+        conditioned: Tensor | None = None,
+    ) -> tuple[Tensor, History]:
+        """Motion tokens through all blocks; the first `count` of them join the history.
+
+        Args:
+            prefix: that they see.
+            tokens: (batch, slots, n, hidden).
+            numbers: (n,), of the latents that they stand for.
+            past: history so far; without layers, there is none.
+            count: of the first tokens, those of clean latents that follow it.
+            known: what they see of the history, the new part included; None = all.
+            conditioned: (slots,), which slots see the prefix; None = all.
+        """
+        rotation = rotations(motion_times(numbers, self.config.downsample), self.head_dim)
+        text_mask, scene_mask = self._prefix_masks(prefix, numbers, conditioned)
         history_keys: list[Tensor] = []
         history_values: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
@@ -427,10 +508,10 @@ class ARFlow(nn.Module):
             keys = rotate(keys, rotation)
             past_keys = keys[..., :count, :]
             past_values = values[..., :count, :]
-            if past is not None and not count:
+            if past.keys and not count:
                 past_keys = past.keys[layer]
                 past_values = past.values[layer]
-            elif past is not None:
+            elif past.keys:
                 past_keys = torch.cat([past.keys[layer], past_keys], dim=-2)
                 past_values = torch.cat([past.values[layer], past_values], dim=-2)
             history_keys.append(past_keys)
@@ -440,12 +521,11 @@ class ARFlow(nn.Module):
                 plain,
                 text=Attended(prefix.text.keys[layer], prefix.text.values[layer], text_mask),
                 scene=Attended(prefix.scene.keys[layer], prefix.scene.values[layer], scene_mask),
-                history=Attended(past_keys, past_values, history_mask),
+                history=Attended(past_keys, past_values, known),
                 own=Attended(keys, values, None),
             )
             tokens = block.finish(tokens, attended)
-        velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
-        return velocity, History(tuple(history_keys), tuple(history_values), first)
+        return tokens, History(tuple(history_keys), tuple(history_values), past.first)
 
     def _prefix_masks(
         self, prefix: Prefix, numbers: Tensor, conditioned: Tensor | None
@@ -467,6 +547,11 @@ class ARFlow(nn.Module):
     def head_dim(self) -> int:
         """Channels of an attention head."""
         return self.config.hidden // self.config.heads
+
+    @property
+    def stride(self) -> int:
+        """Frames of a voice that are one token."""
+        return 1 if self.config.voice is None else self.config.voice.stride
 
     def _check_latents(self, prefix: Prefix, clean: Tensor, noisy: Tensor) -> None:
         """Raise `ValueError` unless shapes fit the config and each other."""

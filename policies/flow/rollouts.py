@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rapport.policies.flow.conditions import LEAD, Conditions
-from rapport.policies.flow.model import ARFlow, History, Prefix
+from rapport.policies.flow.model import ARFlow, History, Prefix, Sight
 from rapport.policies.flow.sampling import (
     Denoise,
     Velocity,
@@ -353,6 +353,7 @@ class Replay:
 
     def velocity(self, numbers: Tensor) -> Velocity:
         """Of states (batch, samples, n, latent_dim) of the latents `numbers` (n,)."""
+        sight = Sight(expected=self.model.expect(self.prefix, numbers))
 
         def velocity(state: Tensor, time: Tensor) -> Tensor:
             predicted: Tensor
@@ -363,6 +364,7 @@ class Replay:
                 time=time.squeeze(-1) if time.ndim else time,
                 number=numbers,
                 past=self.past,
+                sight=sight,
             )
             return predicted
 

@@ -117,11 +117,11 @@ def autoregress(
         omega = None
     clean = noise[:, :, :0] if start is None else start
     first = clean.shape[2]
-    sight: Sight | None = None
+    conditioned: Tensor | None = None
     if omega is not None:
         # With guidance every sample takes two slots, of which the second sees no conditions.
-        seen = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
-        sight = Sight(conditioned=seen)
+        conditioned = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
+    sight: Sight | None = None
     past: History | None = None
     finished: list[Tensor] = []
 
@@ -151,6 +151,7 @@ def autoregress(
     for latent in range(count):
         number = torch.tensor([first + latent], device=noise.device)
         heard = prefix(first + latent) if callable(prefix) else prefix
+        sight = Sight(conditioned, expected=model.expect(heard, number, conditioned))
         if past is not None:
             # The latent before it, whose keys are computed now, looks back from its own place.
             past = past.since(first + latent - 1 - model.config.span)

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 
-def audio_times(frames: int, device: torch.device | None = None) -> Tensor:
-    """Times t_i = i of audio tokens, one per video frame: (frames,) int64."""
-    return torch.arange(frames, device=device)
+def audio_times(frames: int, stride: int = 1, device: torch.device | None = None) -> Tensor:
+    """Times of audio tokens, each the last of its `stride` video frames: (frames / stride,) int64.
+
+    With one token a frame t_i = i.
+    """
+    return torch.arange(stride - 1, frames, stride, device=device)
 
 
 def motion_times(latents: Tensor, downsample: int) -> Tensor:

@@ -83,8 +83,10 @@ class FlowModule(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, asked: Literal["errors", "means", "latents"], *arguments: Any) -> Tensor:
-        """The errors of Eq. 4, the means of drawn steps, or latents along the ODE."""
+    def forward(
+        self, asked: Literal["errors", "imitation", "means", "latents"], *arguments: Any
+    ) -> Tensor:
+        """The errors of Eq. 4, both losses, the means of drawn steps, or latents along the ODE."""
         answer: Tensor = getattr(self, asked)(*arguments)
         return answer
 
@@ -95,11 +97,30 @@ class FlowModule(nn.Module):
         latents: Tensor,
         noise: Tensor,
         time: Tensor,
-        remembers: Tensor | None = None,
     ) -> Tensor:
         """See `flow_errors`."""
         prefix = self.flow.encode_prefix(Conditions(**conditions), lead)
-        return flow_errors(self.flow, prefix, latents, noise, time, remembers)
+        return flow_errors(self.flow, prefix, latents, noise, time)
+
+    def imitation(
+        self,
+        conditions: Mapping[str, Tensor],
+        lead: Tensor,
+        latents: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        remembers: Tensor,
+        path: Tensor,
+    ) -> Tensor:
+        """(2,): mean error of Eq. 4, and of what is expected against `path` (`loss.paths`)."""
+        flow = self.flow
+        prefix = flow.encode_prefix(Conditions(**conditions), lead)
+        expected = flow.expect(prefix, torch.arange(latents.shape[2], device=latents.device))
+        errors = flow_errors(flow, prefix, latents, noise, time, remembers, expected)
+        surprise = errors.new_zeros(())
+        if flow.config.path is not None:
+            surprise = (expected.squeeze(1) - path).square().mean()
+        return torch.stack([errors.mean(), surprise])
 
     def means(
         self,

@@ -1,15 +1,17 @@
 """How AR-Flow hears: a small causal encoder of log-mel bands, trained with it.
 
 One for the voices of both people (GDPO-Listener, Eq. 1, has one projector for them). A few
-convolutions find sounds, attention over the last seconds finds words and phrases. A frame's token
-depends on the `reach` frames before it and on none after it, so a voice may be encoded whole or as
-it comes in.
+convolutions find sounds, attention over the last seconds finds words and phrases. What it finds in
+a few frames is one token, as there are several times as many frames as things to hear in them. A
+token depends on its frames, the `reach` before them and on none after them, so a voice may be
+encoded whole or as it comes in.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from rapport.policies.flow.transformer import CausalTransformer
 
 
 class VoiceEncoder(nn.Module):
-    """Features of sound (batch, frames, audio_dim) -> tokens (batch, frames, out).
+    """Features of sound (batch, frames, audio_dim) -> tokens (batch, frames / stride, out).
 
     Args:
         audio_dim: channels of the features.
@@ -36,20 +38,22 @@ class VoiceEncoder(nn.Module):
         self.transformer = CausalTransformer(
             sizes.hidden, layers=sizes.layers, heads=sizes.heads, look_back=sizes.look_back
         )
-        self.project = nn.Linear(sizes.hidden, out)
+        self.project = nn.Linear(sizes.stride * sizes.hidden, out)
 
     @property
     def reach(self) -> int:
-        """Frames before its own that a token depends on."""
+        """Frames before its own ones that a token depends on."""
         sizes = self.sizes
         return sizes.convolutions * (sizes.kernel - 1) + sizes.layers * sizes.look_back
 
     def forward(self, features: Tensor) -> Tensor:
-        """Tokens of the frames; before the first there was nothing."""
+        """Tokens of whole strides of frames; before the first there was nothing."""
         x = self.widen(features)
         for convolution in self.convolutions:
             x = convolution(x)
-        return cast(Tensor, self.project(self.transformer(x)))
+        heard = self.transformer(x)
+        strides = torch.unflatten(heard, 1, (-1, self.sizes.stride)).flatten(2)
+        return cast(Tensor, self.project(strides))
 
 
 class CausalConvolution(nn.Module):

@@ -44,6 +44,7 @@ def small_policy(folder, hears):
         window=LATENTS,
         span=3,
         voice=VoiceSizes(16) if hears == "log-mel" else None,
+        path=LAYOUT.dim if hears == "log-mel" else None,
     )
     flow = initialised(sizes, 0)
     flow.fit_features([torch.randn(9, 8)], [20 * torch.randn(99, audio.dim) - 60])
