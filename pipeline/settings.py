@@ -107,6 +107,11 @@ class Learning(PrepareConfig):
     cluster: ClusterConfig = ClusterConfig()
     learner: LearnerConfig = LearnerConfig()
 
+    @property
+    def perception_clips(self) -> int:
+        """Validation clips on which is asked what the policy perceives; 0 = it is not asked."""
+        return 0
+
 
 class Sampling(PrepareConfig):
     """What recipes take that sample reactions."""
@@ -126,6 +131,11 @@ class OfVla(Learning):
     vla: VlaConfig = VlaConfig()
     pretraining: PerceptionTraining = PerceptionTraining()
     sft: SftConfig = SftConfig()
+
+    @property
+    def perception_clips(self) -> int:
+        """Validation clips on which is asked what the policy perceives; 0 = it is not asked."""
+        return self.sft.perceived
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """Published encoders are trained already; so is a policy that is there."""
@@ -159,6 +169,11 @@ class OfFlow(Learning):
     encoders: EncodersConfig = EncodersConfig()
     vae: VaeTraining = VaeTraining()
     flow: FlowTraining = FlowTraining()
+
+    @property
+    def perception_clips(self) -> int:
+        """Validation clips on which is asked what the policy perceives; 0 = it is not asked."""
+        return self.flow.perceived
 
     @model_validator(mode="after")
     def _one_imitation(self) -> Self:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Layout, Motion
+from rapport.policies.perception import Cost
 
 POLICY_FILE = "policy.json"  # which class a checkpoint folder is of
 BUILT_IN = {
@@ -110,6 +111,7 @@ class Policy(ABC):
     reads: ClassVar[tuple[str, ...]] = ("speaker", "speaker_frames", "speaker_audio", "words")
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
+    perception_unit: ClassVar[str] = ""  # of `perception`
     draw_count: int = 1  # draws of `log_likelihood` for each reaction, where it is of drawn noise
 
     # -- Reacting --
@@ -135,6 +137,21 @@ class Policy(ABC):
     def rest_of(self, clip: Clip) -> np.ndarray | None:
         """The face at rest that reactions to a clip are told from; None = they are not."""
         return None
+
+    def perception(
+        self, prompts: Sequence[Any], reactions: Sequence[Reaction], others: np.ndarray
+    ) -> Mapping[str, Cost]:
+        """What each stream of a speaker is worth to the policy; {} = it cannot say.
+
+        Args:
+            prompts: of clips.
+            reactions: what recorded listeners did.
+            others: (clips, n) numbers of clips of other conversations.
+
+        Returns:
+            `all`, and each stream alone that some clip has, in `perception_unit`.
+        """
+        return {}
 
     def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
         """A seed for each prompt, the same whichever engine, batch or order it is sampled in.

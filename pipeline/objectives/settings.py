@@ -121,6 +121,9 @@ class FlowTraining(ImitationConfig):
     """noise and flow times drawn per latent; they share prefix and history"""
     learning_rate: float = Field(1e-3, gt=0)
     """peak; same schedule as SFT (the paper's is 1e-4)"""
+    perceived: int = Field(512, ge=0)
+    """validation clips, each of a listener, on which is asked what the policy perceives; 0 = it is
+    not asked"""
     drop_each: float = Field(0.1, ge=0, lt=1)
     """probability that a clip loses a modality, one by one"""
     drop_all: float = Field(0.1, ge=0, lt=1)

@@ -12,6 +12,7 @@ from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import as_trained, imitate
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.learning import Imitated, learnt
+from rapport.pipeline.steps.perceiving import perceive
 from rapport.pipeline.steps.preferences import reward_pool
 from rapport.pipeline.steps.rewarding import rollouts_of, scenes_of
 from rapport.pipeline.steps.sampling import fleet_of
@@ -28,9 +29,11 @@ def run(config: Rewarded, run: Run) -> None:
             jury = Jury.of_run(run, config, imitated, raters)
             jury.hear(imitated.policy, fleet, round_index=0)
             trained = post_train(run, config, imitated, fleet=fleet)
-            aligned = load_policy(trained.artifacts["gdpo_policy"])
+            path = trained.artifacts["gdpo_policy"]
+            aligned = load_policy(path)
             fleet.update(aligned.weights(), aligned)
             jury.hear(aligned, fleet, round_index=1)
+            perceive(run, config, imitated.corpus, path, aligned=True)
             jury.conclude()
         with render_pool(config) as renderers:
             jury.show(renderers)

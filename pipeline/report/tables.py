@@ -31,9 +31,12 @@ def number(value: float | None, form: str = ".4f") -> str | None:
     return None if value is None else format(value, form)
 
 
-def interval(value: IntervalValues | None) -> str | None:
-    """A mean and the bounds of its interval."""
-    return None if value is None else "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**value)
+def interval(value: IntervalValues | None, digits: int = 2) -> str | None:
+    """A mean and the bounds of its interval, with as many digits after the point."""
+    if value is None:
+        return None
+    mean, low, high = (f"{value[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def percent(before: float | None, after: float | None) -> str | None:

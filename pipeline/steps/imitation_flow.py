@@ -23,6 +23,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, pha
 from rapport.pipeline.settings import OfFlow
 from rapport.pipeline.steps.corpus import prepared
 from rapport.pipeline.steps.learning import Imitated, learn, own_device
+from rapport.pipeline.steps.perceiving import perceive
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.config import VaeSizes, flow_config, vae_config
 from rapport.policies.flow.features import Features
@@ -39,12 +40,14 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
         assert earlier.windows is not None
         run.leave({"corpus": earlier.corpus.path, "flow_policy": earlier.policy_path})
         run.leave({"encode_tables": earlier.windows})
+        perceive(run, config, earlier.corpus, earlier.policy_path)
         return earlier
     corpus = prepared(run, config)
     vae = _vae(run, config, corpus).artifacts["vae_policy"]
     encoded = encode(run, config, corpus, vae=vae, features=run.directory / "features")
-    trained = _flow(run, config, corpus, vae=vae, encoded=encoded)
-    return Imitated(corpus, trained.artifacts["flow_policy"], encoded.artifacts["encode_tables"])
+    policy = _flow(run, config, corpus, vae=vae, encoded=encoded).artifacts["flow_policy"]
+    perceive(run, config, corpus, policy)
+    return Imitated(corpus, policy, encoded.artifacts["encode_tables"])
 
 
 def earlier_flow(directory: Path) -> Imitated:

@@ -1,4 +1,4 @@
-"""What the VLA perceives, as a number in every summary: see `rapport.policies.vla.perception`."""
+"""What a policy perceives, as a number in every summary: see `rapport.policies.perception`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from rapport.log import logger
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
-from rapport.pipeline.settings import Learning, OfVla
-from rapport.policies.vla.perception import Cost, drawn_others, perception
-from rapport.policies.vla.policy import VlaPolicy
+from rapport.pipeline.settings import Learning
+from rapport.policies.perception import Cost, drawn_others
+from rapport.policies.policy import load_policy
 from rapport.rewards.metrics.statistics import mean_interval
 
 OTHERS = 1  # conversations whose streams each clip is shown in place of its own
@@ -25,7 +25,7 @@ FEWEST = 2  # conversations that a swap needs
 def perceive(
     run: Workspace, config: Learning, corpus: Corpus, policy: Path, *, aligned: bool = False
 ) -> None:
-    """Measure what the VLA perceives; another policy is not asked.
+    """Measure what a policy perceives, where it can say.
 
     A stream that is there and tells nothing alone is said aloud.
 
@@ -36,9 +36,9 @@ def perceive(
         policy: its folder.
         aligned: whether alignment changed it.
     """
-    if not isinstance(config, OfVla) or not config.sft.perceived:
+    if not config.perception_clips:
         return
-    asked = asked_clips(corpus, config.sft.perceived)
+    asked = asked_clips(corpus, config.perception_clips)
     if len(set(asked.values())) < FEWEST:
         logger.info(f"[perception] not asked: {SPLIT} has fewer than {FEWEST} conversations")
         return
@@ -48,8 +48,8 @@ def perceive(
     for name in found["streams"]:
         values = found[name]
         logger.info(
-            f"[perception] {whom}, {name}: a foreign one costs {_shown(values)} nats a chunk, its "
-            f"own gains {_shown(values['gain'])} over none"
+            f"[perception] {whom}, {name}: a foreign one costs {_shown(values)}, its own gains "
+            f"{_shown(values['gain'])} over none ({found['unit']})"
         )
         if values["low"] <= 0:
             logger.warning(
@@ -60,34 +60,32 @@ def perceive(
 
 @phase("perception")
 def _before(
-    step: Phase, config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
+    step: Phase, config: Learning, corpus: Corpus, asked: Mapping[str, str], path: Path
 ) -> PhaseResult:
     return PhaseResult(metrics=_perceived(config, corpus, asked, path))
 
 
 @phase("perception_after")
 def _after(
-    step: Phase, config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
+    step: Phase, config: Learning, corpus: Corpus, asked: Mapping[str, str], path: Path
 ) -> PhaseResult:
     return PhaseResult(metrics=_perceived(config, corpus, asked, path))
 
 
 def _perceived(
-    config: OfVla, corpus: Corpus, asked: Mapping[str, str], path: Path
+    config: Learning, corpus: Corpus, asked: Mapping[str, str], path: Path
 ) -> dict[str, Any]:
-    policy = VlaPolicy.load(path)
+    policy = load_policy(path)
     clips = list(corpus.clips(SPLIT, only=asked))
     names = [asked[clip.clip_id] for clip in clips]
-    actions = np.stack([policy.recorded(clip).actions for clip in clips])
-    costs = perception(
-        policy.model,
+    costs = policy.perception(
         [policy.encode(clip) for clip in clips],
-        actions,
+        [policy.recorded(clip) for clip in clips],
         others=drawn_others(names, OTHERS, seed=config.seed),
     )
     streams = {name: summarised(cost, names) for name, cost in costs.items()}
     return {
-        "unit": "nats_per_chunk",
+        "unit": policy.perception_unit,
         "split": SPLIT,
         "clips": len(clips),
         "conversations": len(set(names)),
@@ -110,8 +108,8 @@ def asked_clips(corpus: Corpus, limit: int) -> dict[str, str]:
 def summarised(cost: Cost, conversations: Sequence[str]) -> dict[str, Any]:
     """What a swap costs, mean and interval by a bootstrap over conversations.
 
-    Beside it, likewise: `own`, the nats of the first action with the clip's own streams, and
-    `gain`, how many fewer these are than with no stream at all.
+    Beside it, likewise: `own`, how unlikely the reaction is with the clip's own streams, and
+    `gain`, how much less so than with no stream at all.
     """
     intervals = {}
     for name, values in cost._asdict().items():
@@ -125,4 +123,4 @@ def summarised(cost: Cost, conversations: Sequence[str]) -> dict[str, Any]:
 
 
 def _shown(values: dict[str, float]) -> str:
-    return f"{values['mean']:.2f} [{values['low']:.2f}, {values['high']:.2f}]"
+    return f"{values['mean']:.3g} [{values['low']:.3g}, {values['high']:.3g}]"

@@ -18,6 +18,7 @@ from rapport.policies.clip import Clip
 from rapport.policies.flow import checkpoint
 from rapport.policies.flow.conditions import LEAD, MODALITIES, Conditions, lead_frames
 from rapport.policies.flow.model import ARFlow
+from rapport.policies.flow.perception import perception
 from rapport.policies.flow.rollouts import Exploration, log_probs, rollout, step_kl
 from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale, ode
 from rapport.policies.flow.settings import (
@@ -35,6 +36,7 @@ from rapport.policies.flow.training import (
 )
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import LayoutError, Motion
+from rapport.policies.perception import Cost
 from rapport.policies.policy import (
     CheckpointError,
     Forward,
@@ -110,6 +112,7 @@ class FlowPolicy(Policy):
     prompt_columns = CONDITION_COLUMNS
     action_type = pa.list_(pa.list_(pa.float32()))
     likelihood_draws = True
+    perception_unit = "flow_error"
     seed_per_prompt = False
 
     def __init__(self, flow: ARFlow, vae: MotionVAE, encoders: EncodersConfig) -> None:
@@ -292,6 +295,21 @@ class FlowPolicy(Policy):
     def recorded_id(self, prompt_id: str) -> str:
         """The recorded listener."""
         return "ground_truth"
+
+    def perception(
+        self, prompts: Sequence[FlowPrompt], reactions: Sequence[Reaction], others: np.ndarray
+    ) -> dict[str, Cost]:
+        """See `rapport.policies.flow.perception`."""
+        window = self.flow.config.window
+        latents = np.stack([reaction.actions[:window] for reaction in reactions])
+        self.flow.eval()
+        return perception(
+            self.flow,
+            self.collate([prompt.row for prompt in prompts]),
+            torch.from_numpy(latents).to(self._device),
+            others,
+            lead=self.sampler.lead,
+        )
 
     # -- Learning --
 

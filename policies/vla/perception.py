@@ -1,10 +1,6 @@
-"""How much of what a policy does it owes to what it perceives, in nats.
+"""What the VLA makes of a speaker: nats of the first action of every chunk, means over chunks.
 
-Asked of the first action of every chunk, with a context that begins there: as a rollout asks. It is
-asked with the conversation's own streams, and with those of another one: what the swap costs is how
-much they tell. A stream alone, with the others absent, says more than a stream swapped beside the
-others: these say the same, and the better listener would lose less. What is confidently wrong costs
-most, so the swap's cost is read beside the gain over no stream at all.
+With a context that begins at the chunk, as a rollout asks.
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rapport.policies.perception import Cost
 from rapport.policies.vla.model import FaceVLA, action_log_probs
 from rapport.policies.vla.sequence import STREAMS, later, pose_before, seen_of, without
 from rapport.policies.vla.vla_prompt import VlaPrompt
@@ -23,20 +20,6 @@ from rapport.policies.vla.vla_prompt import VlaPrompt
 BATCH = 64  # contexts at once
 # What is asked: everything, and each stream alone.
 ASKED: Mapping[str, tuple[str, ...]] = {"all": STREAMS} | {name: (name,) for name in STREAMS}
-
-
-class Cost(NamedTuple):
-    """Nats of the first action of a chunk, mean over the chunks of each clip.
-
-    Args:
-        own: (clips,) with the clip's own streams.
-        swapped: (clips,) how much more with those of others, mean over these.
-        gain: (clips,) how much less with the clip's own than with no stream at all.
-    """
-
-    own: np.ndarray
-    swapped: np.ndarray
-    gain: np.ndarray
 
 
 class _Clips(NamedTuple):
@@ -133,26 +116,3 @@ def _nats(model: FaceVLA, clips: _Clips, speakers: np.ndarray, shown: Sequence[s
             log_probs = action_log_probs(logits, actions, config.action_token_start)
             found[rows] -= log_probs.sum(-1).double().cpu().numpy()
     return found / config.chunks
-
-
-def drawn_others(conversations: Sequence[str], count: int, seed: int = 0) -> np.ndarray:
-    """Clips of other conversations for each clip, (clips, n).
-
-    Args:
-        conversations: of each clip.
-        count: how many, at most.
-        seed: of the draw.
-
-    Raises:
-        ValueError: all clips are of one conversation.
-    """
-    names = np.array(conversations)
-    rng = np.random.default_rng(seed)
-    fewest = min(int((names != name).sum()) for name in set(conversations))
-    if not fewest:
-        raise ValueError("all clips are of one conversation: there is no other one to swap with")
-    others = [
-        rng.choice(np.flatnonzero(names != name), min(count, fewest), replace=False)
-        for name in names
-    ]
-    return np.stack(others)

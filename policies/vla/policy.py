@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
+from rapport.policies.perception import Cost
 from rapport.policies.policy import Forward, Likelihood, Policy, Reaction, Row, Stage
 from rapport.policies.vla.actions import ActionTokenizer
 from rapport.policies.vla.divergence import sequence_kl
@@ -28,6 +29,7 @@ from rapport.policies.vla.loading import (
 )
 from rapport.policies.vla.lora import add_lora, arrived_share, merge_lora
 from rapport.policies.vla.model import FaceVLA, action_log_probs
+from rapport.policies.vla.perception import perception
 from rapport.policies.vla.pretrained import (
     freeze_language_model,
     freeze_perception,
@@ -74,6 +76,7 @@ class VlaPolicy(Policy):
     reads = ("speaker_frames", "speaker_audio", "words")
     prompt_columns = PROMPT_COLUMNS
     action_type = pa.list_(pa.int32())
+    perception_unit = "nats_per_chunk"
 
     def __init__(
         self, model: FaceVLA, tokenizer: PreTrainedTokenizerBase, actions: ActionTokenizer
@@ -177,6 +180,13 @@ class VlaPolicy(Policy):
         if root is None:
             root = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
         return [prompt_seed(root, prompt_id) for prompt_id in prompt_ids]
+
+    def perception(
+        self, prompts: Sequence[VlaPrompt], reactions: Sequence[Reaction], others: np.ndarray
+    ) -> dict[str, Cost]:
+        """See `rapport.policies.vla.perception`."""
+        actions = np.stack([reaction.actions for reaction in reactions])
+        return perception(self.model, prompts, actions, others)
 
     # -- Learning --
 

@@ -256,7 +256,13 @@ def test_what_it_perceives_before_and_after():
         bounds = {"mean": cost, "low": cost - 0.25, "high": cost + 0.25}
         return bounds | {"gain": bounds, "own": bounds}
 
-    asked = {"split": "validation", "clips": 32, "conversations": 16, "streams": ["all", "voice"]}
+    asked = {
+        "unit": "nats_per_chunk",
+        "split": "validation",
+        "clips": 32,
+        "conversations": 16,
+        "streams": ["all", "voice"],
+    }
     summary = summary_of()
     assert "perceives" not in read(page(facts(summary=summary))).sections
     summary["metrics"]["perception"] = asked | {"all": stream(0.5), "voice": stream(0.125)}
@@ -264,6 +270,10 @@ def test_what_it_perceives_before_and_after():
     text = read(page(facts(summary=summary))).sections["perceives"]
     assert "0.50 [0.25, 0.75]" in text and "1.50 [1.25, 1.75]" in text
     assert "makes nothing of: voice (imitating policy)." in text and "16 speakers" in text
+    for name in ("perception", "perception_after"):
+        summary["metrics"][name] |= {"unit": "flow_error"}
+    text = read(page(facts(summary=summary))).sections["perceives"]
+    assert "0.1250 [-0.1250, 0.3750]" in text and "squared errors of the velocity" in text
 
 
 def test_how_listeners_move_before_and_after():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.policies.vla.perception import ASKED, drawn_others, perception
+from rapport.policies.perception import drawn_others
+from rapport.policies.vla.perception import ASKED, perception
 from rapport.policies.vla.sequence import later, seen_of, without
 from tests.talking import small_policy, talking
 
