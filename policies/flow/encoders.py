@@ -32,7 +32,7 @@ from transformers import (
 from rapport.arrays import load_array
 from rapport.files import atomic
 from rapport.policies.clip import AUDIO_RATE
-from rapport.policies.sound import BANDS, band_levels
+from rapport.policies.sound import BANDS, WINDOW, band_levels
 
 HOPS = 2  # windows of log-mel bands in a video frame; they end evenly spaced, the last with it
 QUIET_DB = -90.0  # below full scale; what is quieter counts as this
@@ -104,9 +104,47 @@ class LogMel:
         Raises:
             ValueError: the audio is of another length, or not finite.
         """
-        ends = np.round(np.arange(1, frames * HOPS + 1) * AUDIO_RATE / (fps * HOPS)).astype(int)
-        levels = band_levels(_samples_of(audio, frames, fps), ends).clip(min=QUIET_DB)
-        return torch.from_numpy(levels.astype(np.float32)).reshape(frames, self.dim)
+        return self._bands(_samples_of(audio, frames, fps), self._ends(0, frames, fps))
+
+    def follow(
+        self, before: np.ndarray, audio: np.ndarray, first: int, frames: int, fps: float
+    ) -> tuple[Tensor, np.ndarray]:
+        """Bands of frames that follow others, as if all had been there at once.
+
+        Args:
+            before: (n,) the end of the sound before them, `WINDOW` samples, or none where it was
+                silent.
+            audio: (samples,) at 16 kHz, from the sample at which the first of them begins to the
+                one at which the last ends, each to the nearest.
+            first: number of the first of them since the beginning.
+            frames: how many they are.
+            fps: frames per second.
+
+        Returns:
+            (frames, dim) float32, and the end of the sound, for the frames after them.
+
+        Raises:
+            ValueError: the audio is of another length, or not finite.
+        """
+        start, end = (round(frame * AUDIO_RATE / fps) for frame in (first, first + frames))
+        if audio.shape != (end - start,):
+            raise ValueError(
+                f"frames {first} to {first + frames - 1} at {fps:g} fps have {end - start} audio "
+                f"samples at {AUDIO_RATE} Hz, got an array of shape {audio.shape}"
+            )
+        _check_finite(audio)
+        sound = np.concatenate([before, audio]).astype(np.float32)
+        ends = self._ends(first, frames, fps) - start + len(before)
+        return self._bands(sound, ends), sound[-WINDOW:]
+
+    def _ends(self, first: int, frames: int, fps: float) -> np.ndarray:
+        """The sample after each window's last."""
+        windows = np.arange(first * HOPS + 1, (first + frames) * HOPS + 1)
+        return np.round(windows * AUDIO_RATE / (fps * HOPS)).astype(int)
+
+    def _bands(self, samples: np.ndarray, ends: np.ndarray) -> Tensor:
+        levels = band_levels(samples, ends).clip(min=QUIET_DB)
+        return torch.from_numpy(levels.astype(np.float32)).reshape(-1, self.dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +235,16 @@ def _samples_of(audio: np.ndarray, frames: int, fps: float) -> np.ndarray:
             f"{frames} frames at {fps:g} fps have {samples} audio samples at {AUDIO_RATE} Hz, "
             f"got an array of shape {audio.shape}"
         )
+    _check_finite(audio)
+    return np.pad(audio, (0, max(samples - len(audio), 0)))[:samples]
+
+
+def _check_finite(audio: np.ndarray) -> None:
+    """Raise `ValueError` unless all samples are numbers."""
     if not np.isfinite(audio).all():
         raise ValueError(
             f"audio is not finite, first at sample {np.flatnonzero(~np.isfinite(audio))[0]}"
         )
-    return np.pad(audio, (0, max(samples - len(audio), 0)))[:samples]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ carry through in every dimension.
 
 A sample of a group is a `slot`: slots share the prefix of their prompt and have histories of their
 own.
+
+Samples of a batch may be at places of their own, as live sessions are: then what counts frames and
+latents has a row for each, and all the work is of one shape, whatever the numbers are
+(`rapport.policies.flow.step`).
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.tmrope import audio_times, motion_times, rotate, rotations
 from rapport.policies.flow.transformer import Block, Blocks, silent
-from rapport.policies.flow.voice import VoiceEncoder
+from rapport.policies.flow.voice import Hearing, VoiceEncoder
 
 # Rows of the kind embedding after those of the modalities.
 CLEAN_KIND = len(MODALITIES)
@@ -68,10 +72,10 @@ class Prefix:
         scene: those of audio and partner motion, rotated.
         told: (batch, text tokens) bool, whether the sample has a prompt.
         present: (batch, tokens) bool, whether the sample has the token's modality.
-        heard: (tokens,) int64, the frame at which a token is complete.
+        heard: (tokens,) int64, the frame at which a token is complete; or (batch, tokens).
         lead: (batch,) int64, frames of a latent that are heard before it is generated.
-        frames: that were encoded so far, those that were dropped too.
-        voices: of each voice the last features that its next tokens depend on.
+        frames: that were encoded so far, those that were dropped too; or (batch, 1) int64.
+        voices: what the next tokens of each voice depend on.
     """
 
     text: Layers
@@ -80,8 +84,21 @@ class Prefix:
     present: Tensor
     heard: Tensor
     lead: Tensor
-    frames: int
-    voices: Mapping[str, Tensor]
+    frames: int | Tensor
+    voices: Mapping[str, Hearing]
+
+    def last(self, tokens: int) -> Prefix:
+        """With so many of the scene's tokens, the newest."""
+        scene = Layers(
+            keys=tuple(keys[..., -tokens:] for keys in self.scene.keys),
+            values=tuple(values[..., -tokens:, :] for values in self.scene.values),
+        )
+        return replace(
+            self,
+            scene=scene,
+            present=self.present[..., -tokens:],
+            heard=self.heard[..., -tokens:],
+        )
 
     def since(self, frame: int) -> Prefix:
         """Without the tokens of earlier frames."""
@@ -125,27 +142,31 @@ class History:
     Args:
         keys: of each layer.
         values: of each layer.
-        first: number of the first latent.
+        first: number of the first latent; or (batch, 1) int64. There are none below 0, whatever
+            stands in their places.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    first: int = 0
+    first: int | Tensor = 0
 
     @property
-    def end(self) -> int:
-        """Number of the latent that follows."""
-        return self.first + self.keys[0].shape[-2]
+    def latents(self) -> int:
+        """How many there are."""
+        return self.keys[0].shape[-2] if self.keys else 0
 
-    def since(self, latent: int) -> History:
-        """Without the latents before this number."""
-        dropped = latent - self.first
-        if dropped <= 0:
-            return self
+    @property
+    def end(self) -> int | Tensor:
+        """Number of the latent that follows."""
+        return self.first + self.latents
+
+    def last(self, latents: int) -> History:
+        """With so many latents at most, the newest."""
+        dropped = max(self.latents - latents, 0)
         return History(
             keys=tuple(keys[..., dropped:, :] for keys in self.keys),
             values=tuple(values[..., dropped:, :] for values in self.values),
-            first=latent,
+            first=self.first + dropped,
         )
 
 
@@ -249,49 +270,64 @@ class ARFlow(nn.Module):
             past = self._nothing_heard(conditions, presence, lead)
         elif conditions.text is not None:
             raise ValueError("a prompt cannot change while a sequence grows; leave text out")
+        frames = conditions.frames(self.config.downsample)
+        return self.grow(past, conditions.given, presence, frames)
+
+    def grow(
+        self, past: Prefix, features: Mapping[str, Tensor], presence: Tensor, frames: int
+    ) -> Prefix:
+        """The prefix with what is heard and seen in the frames that follow.
+
+        A voice that is absent in them begins anew when it is there again.
+
+        Args:
+            past: the prefix so far.
+            features: of `Conditions`, by modality, all of the same frames; a prompt is not read.
+            presence: (batch, 4) bool, which of `MODALITIES` each sample has in them.
+            frames: how many they are.
+        """
         tokens: list[Tensor] = []
         times: list[Tensor] = []
         completions: list[Tensor] = []
-        kinds: list[int] = []
-        voices: dict[str, Tensor] = {}
+        presences: list[Tensor] = []
+        voices: dict[str, Hearing] = {}
         for kind, name in enumerate(MODALITIES):
-            features = conditions.given.get(name)
-            if name == "text" or features is None:
+            if name == "text" or name not in features:
                 continue
+            there = presence[:, kind]
             # What is absent may be anything, NaN too, and 0 times NaN is NaN.
-            features = torch.where(presence[:, kind, None, None], features, 0.0)
+            values = torch.where(there[:, None, None], features[name], 0.0)
             if name == "partner_motion":
-                first = past.frames // self.config.downsample
-                latents = torch.arange(first, first + features.shape[1], device=features.device)
-                embedded = self.project_motion(features)
+                latents = torch.arange(values.shape[1], device=values.device)
+                embedded = self.project_motion(values)
                 times.append(motion_times(latents, self.config.downsample))
                 completions.append((latents + 1) * self.config.downsample - 1)
             else:
-                embedded, voices[name] = self._voice(features, past.voices.get(name))
-                frames = audio_times(features.shape[1], self.stride, features.device)
-                times.append(past.frames + frames)
-                completions.append(past.frames + frames)
+                embedded, hearing = self._voice(values, past.voices.get(name))
+                if hearing is not None:
+                    voices[name] = hearing.where(there)
+                times.append(audio_times(frames, self.stride, values.device))
+                completions.append(times[-1])
             tokens.append(embedded + self.kinds.weight[kind])
-            kinds += [kind] * embedded.shape[1]
+            presences.append(there.unsqueeze(1).expand(-1, embedded.shape[1]))
         if not tokens:
             return past
-        heard = torch.cat(completions)
-        present = presence[:, kinds]
-        everything = torch.cat([past.heard, heard])
-        rotation = rotations(torch.cat(times), self.head_dim)
+        heard = past.frames + torch.cat(completions)
+        everything = torch.cat([past.heard, heard], dim=-1)
+        present = torch.cat([past.present, *presences], dim=1)
         seen = self._within_span(everything, heard // self.config.downsample)
-        seen = seen & (everything <= heard.unsqueeze(1))
-        seen = seen & torch.cat([past.present, present], dim=1).unsqueeze(1)
+        seen = seen & (everything.unsqueeze(-2) <= heard.unsqueeze(-1)) & present.unsqueeze(1)
         # Every token sees itself, or the softmax of an absent one would have nothing to divide by.
-        itself = torch.eye(len(heard), dtype=torch.bool, device=heard.device)
-        seen = (seen | F.pad(itself, (len(past.heard), 0))).unsqueeze(1)
+        itself = torch.eye(heard.shape[-1], dtype=torch.bool, device=heard.device)
+        seen = (seen | F.pad(itself, (past.heard.shape[-1], 0))).unsqueeze(1)
+        rotation = rotations((past.frames + torch.cat(times)).unsqueeze(-2), self.head_dim)
         scene = self._scene(torch.cat(tokens, dim=1), rotation, seen=seen, past=past.scene)
         return replace(
             past,
             scene=scene,
-            present=torch.cat([past.present, present], dim=1),
+            present=present,
             heard=everything,
-            frames=past.frames + conditions.frames(self.config.downsample),
+            frames=past.frames + frames,
             voices=voices,
         )
 
@@ -336,23 +372,17 @@ class ARFlow(nn.Module):
             x = block.finish(x, values)
         return Layers(tuple(all_keys), tuple(all_values))
 
-    def _voice(self, features: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, frames / stride, hidden) of a voice, and features that the next depend on.
+    def _voice(self, features: Tensor, before: Hearing | None) -> tuple[Tensor, Hearing | None]:
+        """Tokens (batch, frames / stride, hidden) of a voice, and what the next ones depend on.
 
         Args:
             features: (batch, frames, audio_dim), of the new frames.
-            before: features of the frames before them; None = there were none.
+            before: of the frames before them; None = there were none.
         """
-        count = features.shape[1] // self.stride
         standardised = (features - self.audio_mean) / self.audio_std
         if isinstance(self.project_audio, nn.Linear):
-            return self.project_audio(standardised), standardised[:, :0]
-        if before is not None:
-            standardised = torch.cat([before, standardised], dim=1)
-        tokens = self.project_audio(standardised)[:, -count:]
-        # Whole strides, as tokens begin where a stride does.
-        reach = -(-self.project_audio.reach // self.stride) * self.stride
-        return tokens, standardised[:, -reach:]
+            return self.project_audio(standardised), None
+        return self.project_audio.follow(standardised, before)
 
     def _scene(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], seen: Tensor, past: Layers
@@ -361,7 +391,7 @@ class ARFlow(nn.Module):
 
         Args:
             x: (batch, n, hidden), the new tokens.
-            rotation: of them.
+            rotation: of them, (batch or 1, 1, n, head_dim / 2).
             seen: (batch, 1, n, tokens) bool, what they see of all.
             past: of the earlier ones.
         """
@@ -380,14 +410,17 @@ class ARFlow(nn.Module):
         return Layers(tuple(all_keys), tuple(all_values))
 
     def _within_span(self, heard: Tensor, numbers: Tensor) -> Tensor:
-        """(n, tokens) bool: which tokens are of the last `span` latents before `numbers`, or later.
+        """Which tokens are of the last `span` latents before `numbers`, or later.
 
         Args:
-            heard: (tokens,), the frame at which a token is complete.
-            numbers: (n,), of the latents that look, or in which who looks stands.
+            heard: (tokens,), the frame at which a token is complete; or (batch, tokens).
+            numbers: (n,), of the latents that look, or in which who looks stands; or (batch, n).
+
+        Returns:
+            (n, tokens) bool, or (batch, n, tokens).
         """
         latents = heard // self.config.downsample
-        return latents >= numbers.unsqueeze(1) - self.config.span
+        return latents.unsqueeze(-2) >= numbers.unsqueeze(-1) - self.config.span
 
     def forward(
         self,
@@ -409,7 +442,8 @@ class ARFlow(nn.Module):
             time: flow time t of each noisy latent in [0, 1], (n,) or broadcast to (batch, slots,
                 n): 0 is noise.
             number: (n,) int64, l of each noisy latent in the sequence; several may have the same.
-                It sees the `span` clean latents before l, which must all be there.
+                It sees the `span` clean latents before l, which must all be there. Or (batch, n),
+                where samples are at places of their own; those are not checked.
             past: history so far.
             sight: what is hidden from some; None = nothing.
 
@@ -418,8 +452,7 @@ class ARFlow(nn.Module):
         """
         self._check_latents(prefix, clean, noisy)
         self._check_numbers(clean, noisy, number=number, past=past)
-        first = 0 if past is None else past.first
-        end = 0 if past is None else past.end
+        past = History((), ()) if past is None else past
         count = clean.shape[2]
         time = time.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
         when = time_features(time).to(noisy.dtype).expand(*noisy.shape[:-1], -1)
@@ -432,20 +465,15 @@ class ARFlow(nn.Module):
                 expected = self.expect(prefix, number, sight.conditioned)
             noisy_tokens = noisy_tokens + self.project_path(expected)
         tokens = torch.cat([clean_tokens, noisy_tokens], dim=2)
-        numbers = torch.cat([torch.arange(end, end + count, device=clean.device), number])
-        age = numbers.unsqueeze(1) - torch.arange(first, end + count, device=clean.device)
-        known = (age > 0) & (age <= self.config.span)
-        if sight.remembers is not None:
-            known = known & sight.remembers[:, None, None, None, None]
-        keys = () if past is None else past.keys
-        values = () if past is None else past.values
+        clean_numbers = past.end + torch.arange(count, device=clean.device)
+        numbers = torch.cat([clean_numbers, number], dim=-1)
         tokens, history = self._read(
             prefix,
             tokens,
             numbers,
-            past=History(keys, values, first),
+            past=past,
             count=count,
-            known=_or_none(known),
+            known=self._known(past, numbers, count, sight.remembers),
             conditioned=sight.conditioned,
         )
         velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
@@ -459,7 +487,7 @@ class ARFlow(nn.Module):
 
         Args:
             prefix: of the prompts.
-            number: of the latents.
+            number: of the latents; or (batch, n).
             conditioned: (slots,) bool, which slots see the prefix; None = all, so that one answer
                 is that of all.
 
@@ -468,10 +496,11 @@ class ARFlow(nn.Module):
             expects nothing.
         """
         batch = len(prefix.lead)
+        count = number.shape[-1]
         if self.config.path is None:
-            return self.velocity.weight.new_zeros(batch, 1, len(number), 0)
+            return self.velocity.weight.new_zeros(batch, 1, count, 0)
         slots = 1 if conditioned is None else len(conditioned)
-        asking = self.kinds.weight[ASKING_KIND].expand(batch, slots, len(number), -1)
+        asking = self.kinds.weight[ASKING_KIND].expand(batch, slots, count, -1)
         tokens, _ = self._read(
             prefix, asking, number, past=History((), ()), count=0, conditioned=conditioned
         )
@@ -493,13 +522,15 @@ class ARFlow(nn.Module):
         Args:
             prefix: that they see.
             tokens: (batch, slots, n, hidden).
-            numbers: (n,), of the latents that they stand for.
+            numbers: (n,), of the latents that they stand for; or (batch, n).
             past: history so far; without layers, there is none.
             count: of the first tokens, those of clean latents that follow it.
-            known: what they see of the history, the new part included; None = all.
+            known: what they see of the history, the new part included, as `_known` says; None =
+                all.
             conditioned: (slots,), which slots see the prefix; None = all.
         """
-        rotation = rotations(motion_times(numbers, self.config.downsample), self.head_dim)
+        times = motion_times(numbers, self.config.downsample)[..., None, None, :]
+        rotation = rotations(times, self.head_dim)
         text_mask, scene_mask = self._prefix_masks(prefix, numbers, conditioned)
         history_keys: list[Tensor] = []
         history_values: list[Tensor] = []
@@ -527,21 +558,34 @@ class ARFlow(nn.Module):
             tokens = block.finish(tokens, attended)
         return tokens, History(tuple(history_keys), tuple(history_values), past.first)
 
+    def _known(
+        self, past: History, numbers: Tensor, count: int, remembers: Tensor | None
+    ) -> Tensor:
+        """What latents `numbers` see of a history that `count` more joined.
+
+        (batch or 1, 1, 1, tokens, latents) bool.
+        """
+        there = past.first + torch.arange(past.latents + count, device=numbers.device)
+        age = numbers.unsqueeze(-1) - there.unsqueeze(-2)
+        known = (age > 0) & (age <= self.config.span) & (there >= 0).unsqueeze(-2)
+        known = known[..., None, None, :, :]
+        if remembers is not None:
+            known = known & remembers[:, None, None, None, None]
+        return known
+
     def _prefix_masks(
         self, prefix: Prefix, numbers: Tensor, conditioned: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What latents see of prompt and scene, (batch, 1 or slots, 1, tokens, prefix) bool each.
-
-        None = all of it.
-        """
+    ) -> tuple[Tensor, Tensor]:
+        """What latents see of prompt and scene: (batch, 1 or slots, 1, n, prefix) bool each."""
         now = numbers * self.config.downsample + prefix.lead.unsqueeze(1)
-        timely = (prefix.heard < now.unsqueeze(2)) & self._within_span(prefix.heard, numbers)
-        text = prefix.told[:, None, None].expand(-1, 1, len(numbers), -1)
+        timely = prefix.heard.unsqueeze(-2) < now.unsqueeze(2)
+        timely = timely & self._within_span(prefix.heard, numbers)
+        text = prefix.told[:, None, None].expand(-1, 1, numbers.shape[-1], -1)
         scene = (prefix.present.unsqueeze(1) & timely).unsqueeze(1)
         if conditioned is not None:
             text = text & conditioned[:, None, None]
             scene = scene & conditioned[:, None, None]
-        return _or_none(text.unsqueeze(2)), _or_none(scene.unsqueeze(2))
+        return text.unsqueeze(2), scene.unsqueeze(2)
 
     @property
     def head_dim(self) -> int:
@@ -573,6 +617,9 @@ class ARFlow(nn.Module):
         """Raise `ValueError` unless every latent that a new one looks back at is known."""
         first = 0 if past is None else past.first
         known = 0 if past is None else past.end
+        if isinstance(first, Tensor) or isinstance(known, Tensor):
+            # A GPU would have to be waited for.
+            return
         end = known + clean.shape[2]
         earliest = first + self.config.span if first else 0
         fits = number.shape == noisy.shape[2:3] and bool(
@@ -610,11 +657,6 @@ def initialised(config: FlowSizes, seed: int) -> ARFlow:
         return ARFlow(config)
 
 
-def _or_none(mask: Tensor) -> Tensor | None:
-    """The mask, or None where it hides nothing, which spares the filling of scores."""
-    return None if bool(mask.all()) else mask
-
-
 @dataclass(frozen=True, eq=False)
 class Attended:
     """Keys and values that queries attend to, and the mask of what they see; None = all."""
@@ -643,7 +685,7 @@ def _attend(
         text: keys (batch, heads, head_dim, p), values (batch, heads, p, head_dim), mask (batch, 1
             or slots, 1, n, p).
         scene: likewise.
-        history: keys and values (batch, slots, heads, h, head_dim), mask (n, h).
+        history: keys and values (batch, slots, heads, h, head_dim), mask (batch or 1, 1, 1, n, h).
         own: keys and values of the tokens themselves, shaped like the queries.
     """
     scale = queries.shape[-1] ** -0.5

@@ -20,7 +20,13 @@ from rapport.policies.flow.conditions import LEAD, MODALITIES, Conditions, lead_
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.perception import perception
 from rapport.policies.flow.rollouts import Exploration, log_probs, rollout, step_kl
-from rapport.policies.flow.sampling import draw_noise, generate, guidance_scale, ode
+from rapport.policies.flow.sampling import (
+    draw_noise,
+    generate,
+    guidance_scale,
+    ode,
+    window_noise,
+)
 from rapport.policies.flow.settings import (
     EncodersConfig,
     Solver,
@@ -174,7 +180,7 @@ class FlowPolicy(Policy):
         conditions = self.collate([prompt.row for prompt in prompts])
         if sampler.without_text:
             conditions["present"][:, MODALITIES.index("text")] = False
-        noise = draw_noise(seeds, samples, sizes.window, sizes.latent_dim)
+        noise = window_noise(seeds, samples, sizes.window, sizes.latent_dim)
         self.flow.eval()
         latents = generate(
             self.flow,
@@ -391,7 +397,7 @@ class FlowPolicy(Policy):
             seed: that the reactions were sampled with.
         """
         latents = batch["actions"]
-        noise = draw_noise([seed], *latents.shape[1:]).to(latents)
+        noise = window_noise([seed], *latents.shape[1:]).to(latents)
         denoise = ode(self.sampler.solver, self.sampler.evaluations)
         lead = self.sampler.lead
         again: Tensor = forward("latents", _conditions(batch), latents, noise, denoise, lead)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +18,19 @@ from rapport.policies.flow.settings import Solver, denoise_steps
 # (state, flow time) -> velocity. Flow times have the state's shape, with a last dim of 1, or one
 # that broadcasts to it.
 Velocity = Callable[[Tensor, Tensor], Tensor]
-# (velocity, its start m_{l,0}, which latent) -> the finished latent, each (batch, slots, dim)
-Denoise = Callable[[Velocity, Tensor, int], Tensor]
+
+
+class Denoise(Protocol):
+    """How a latent comes from its noise."""
+
+    def __call__(self, velocity: Velocity, start: Tensor, latent: int) -> Tensor:
+        """The finished latent.
+
+        Args:
+            velocity: of the latent.
+            start: m_{l,0}, (batch, slots, latent_dim).
+            latent: which of those that are generated.
+        """
 
 
 def draw_noise(seeds: Sequence[int], *shape: int) -> Tensor:
@@ -26,6 +40,28 @@ def draw_noise(seeds: Sequence[int], *shape: int) -> Tensor:
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def latent_noise(seed: int, sample: int, latent: int, dim: int) -> Tensor:
+    """m_{l,0} of a latent, N(0, I) of (dim,) float32.
+
+    Seed, number of the sample and number of the latent seed a generator of its own. So noise of a
+    latent is the same whatever was drawn before it: in a window, in a longer one, and live, where a
+    session may go on elsewhere.
+    """
+    rng = np.random.default_rng([seed, sample, latent])
+    return torch.from_numpy(rng.standard_normal(dim, np.float32))
+
+
+def window_noise(seeds: Sequence[int], samples: int, latents: int, dim: int) -> Tensor:
+    """`latent_noise` of the first latents of each prompt: (len(seeds), samples, latents, dim)."""
+    rows = [
+        latent_noise(seed, sample, latent, dim)
+        for seed in seeds
+        for sample in range(samples)
+        for latent in range(latents)
+    ]
+    return torch.stack(rows).reshape(len(seeds), samples, latents, dim)
 
 
 def advance(
@@ -67,7 +103,8 @@ def ode(solver: Solver = "midpoint", evaluations: int = 10) -> Denoise:
 def flow_time(value: float, like: Tensor) -> Tensor:
     """A flow time on the device of `like`, in its dtype, but not in less than float32."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(value, device=like.device, dtype=dtype)
+    # Written by the device itself: a GPU's graph holds no copies from the host.
+    return torch.full((), value, device=like.device, dtype=dtype)
 
 
 def guidance_scale(
@@ -83,6 +120,78 @@ def guidance_scale(
     """
     share = torch.unflatten(speaking.float(), 1, (-1, downsample)).mean(-1)
     return torch.where(share >= 0.5, omega_speak, omega_listen)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """The finished latents of a sequence.
+
+    Args:
+        clean: (batch, slots, k, latent_dim), those that are not in `past` yet, the last ones.
+        past: of those before them.
+    """
+
+    clean: Tensor
+    past: History = History((), ())
+
+
+@torch.no_grad()
+def next_latent(
+    model: ARFlow,
+    prefix: Prefix,
+    number: Tensor,
+    finished: Finished,
+    noise: Tensor,
+    denoise: Callable[[Velocity, Tensor], Tensor],
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Finished]:
+    """The latent that follows.
+
+    Args:
+        model: the AR-Flow.
+        prefix: what is heard by then.
+        number: of the latent, (1,) or (batch, 1) int64.
+        finished: the latents before it.
+        noise: (batch, slots, latent_dim), its start m_{l,0}.
+        denoise: how it comes from there: of its velocity, and its start.
+        scale: (batch,) guidance scale; None = 1, which needs no unconditional pass.
+
+    Returns:
+        (batch, slots, latent_dim), and it with those before it.
+    """
+    slots = noise.shape[1]
+    conditioned: Tensor | None = None
+    if scale is not None:
+        # With guidance every sample takes two slots, of which the second sees no conditions.
+        conditioned = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
+    sight = Sight(conditioned, expected=model.expect(prefix, number, conditioned))
+    clean = finished.clean
+    past = finished.past
+
+    def velocity(state: Tensor, time: Tensor) -> Tensor:
+        nonlocal clean, past
+        # A flow time has more digits than bfloat16, and takes states along.
+        noisy = state.to(noise.dtype).unsqueeze(2)
+        predicted, past = model(
+            prefix,
+            clean=clean if scale is None else torch.cat([clean, clean], dim=1),
+            noisy=noisy if scale is None else torch.cat([noisy, noisy], dim=1),
+            time=time,
+            number=number,
+            past=past,
+            sight=sight,
+        )
+        # The finished latents are in `past` from now on.
+        clean = clean[:, :, :0]
+        found: Tensor = predicted.squeeze(2)
+        if scale is None:
+            return found
+        conditional, unconditional = torch.split(found, slots, dim=1)
+        guided: Tensor = unconditional + scale[:, None, None] * (conditional - unconditional)
+        return guided
+
+    latent = denoise(velocity, noise)
+    return latent, Finished(latent.unsqueeze(2), past)
 
 
 @torch.no_grad()
@@ -111,54 +220,25 @@ def autoregress(
     Returns:
         (batch, slots, n, latent_dim), the new ones.
     """
-    slots = noise.shape[1]
-    count = noise.shape[2]
     if omega is not None and bool((omega == 1).all()):
         omega = None
-    clean = noise[:, :, :0] if start is None else start
-    first = clean.shape[2]
-    conditioned: Tensor | None = None
-    if omega is not None:
-        # With guidance every sample takes two slots, of which the second sees no conditions.
-        conditioned = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
-    sight: Sight | None = None
-    past: History | None = None
-    finished: list[Tensor] = []
-
-    def velocity(state: Tensor, time: Tensor) -> Tensor:
-        nonlocal clean, past
-        # A flow time has more digits than bfloat16, and takes states along.
-        noisy = state.to(noise.dtype).unsqueeze(2)
-        predicted, past = model(
-            heard,
-            clean=clean if omega is None else torch.cat([clean, clean], dim=1),
-            noisy=noisy if omega is None else torch.cat([noisy, noisy], dim=1),
-            time=time,
-            number=number,
-            past=past,
-            sight=sight,
+    finished = Finished(noise[:, :, :0] if start is None else start)
+    first = finished.clean.shape[2]
+    latents: list[Tensor] = []
+    for latent in range(noise.shape[2]):
+        # The latent before it, whose keys are computed now, looks back from its own place.
+        finished = replace(finished, past=finished.past.last(model.config.span))
+        state, finished = next_latent(
+            model,
+            prefix(first + latent) if callable(prefix) else prefix,
+            torch.full((1,), first + latent, device=noise.device),
+            finished,
+            noise[:, :, latent],
+            partial(denoise, latent=latent),
+            scale=None if omega is None else omega[:, latent],
         )
-        # The finished latents are in `past` from now on.
-        clean = clean[:, :, :0]
-        found: Tensor = predicted.squeeze(2)
-        if omega is None:
-            return found
-        conditional, unconditional = torch.split(found, slots, dim=1)
-        scale = omega[:, latent, None, None]
-        guided: Tensor = unconditional + scale * (conditional - unconditional)
-        return guided
-
-    for latent in range(count):
-        number = torch.tensor([first + latent], device=noise.device)
-        heard = prefix(first + latent) if callable(prefix) else prefix
-        sight = Sight(conditioned, expected=model.expect(heard, number, conditioned))
-        if past is not None:
-            # The latent before it, whose keys are computed now, looks back from its own place.
-            past = past.since(first + latent - 1 - model.config.span)
-        state = denoise(velocity, noise[:, :, latent], latent)
-        clean = state.unsqueeze(2)
-        finished.append(state)
-    return torch.stack(finished, dim=2) if finished else noise
+        latents.append(state)
+    return torch.stack(latents, dim=2) if latents else noise
 
 
 def generate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -55,11 +56,31 @@ class Blocks(nn.ModuleList):
         return cast(Iterator[Block], super().__iter__())
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What the next tokens of a `CausalTransformer` attend to: the last ones, in every block.
+
+    Args:
+        keys: (batch, heads, kept, head_dim) of each block, not rotated.
+        values: likewise.
+        there: (batch, kept) bool, which of them there were.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    there: Tensor
+
+    def where(self, present: Tensor) -> Memory:
+        """Nothing is remembered by those samples that are not `present`, (batch,) bool."""
+        return replace(self, there=self.there & present.unsqueeze(1))
+
+
 class CausalTransformer(nn.Module):
     """Blocks in which token j attends to tokens [j - look_back, j].
 
     Positions are relative: what comes out for the last tokens of a sequence depends on the
-    `layers` x `look_back` before them, and not on how many there were before those.
+    `layers` x `look_back` before them, and not on how many there were before those. So a sequence
+    may be read whole or as it comes in.
 
     Args:
         hidden: width.
@@ -70,6 +91,7 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, hidden: int, layers: int, heads: int, look_back: int) -> None:
         super().__init__()
+        self.heads = heads
         self.look_back = look_back
         self.head_dim = hidden // heads
         self.blocks = Blocks(Block(hidden, heads, 4 * hidden) for _ in range(layers))
@@ -77,17 +99,46 @@ class CausalTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (batch, tokens, hidden) -> the same shape."""
-        steps = torch.arange(x.shape[1], device=x.device)
-        age = steps[:, None] - steps
-        mask = (age >= 0) & (age <= self.look_back)
-        rotation = rotations(steps, self.head_dim)
-        for block in self.blocks:
+        return self.follow(x)[0]
+
+    def nothing(self, batch: int) -> Memory:
+        """The memory before the first token, as large as any."""
+        like = self.norm.weight
+        empty = like.new_zeros(batch, self.heads, self.look_back, self.head_dim)
+        there = torch.zeros(batch, self.look_back, dtype=torch.bool, device=like.device)
+        return Memory((empty,) * len(self.blocks), (empty,) * len(self.blocks), there)
+
+    def follow(self, x: Tensor, past: Memory | None = None) -> tuple[Tensor, Memory]:
+        """`forward` for tokens that follow others, and what those after them need.
+
+        Args:
+            x: (batch, tokens, hidden), the new ones.
+            past: of those before them; None = there were none.
+        """
+        kept = 0 if past is None else past.there.shape[1]
+        steps = torch.arange(kept + x.shape[1], device=x.device)
+        age = steps[kept:, None] - steps
+        seen = (age >= 0) & (age <= self.look_back)
+        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        if past is not None:
+            there = torch.cat([past.there, there], dim=1)
+            seen = (seen & there.unsqueeze(1)).unsqueeze(1)
+        cos, sin = rotations(steps, self.head_dim)
+        all_keys: list[Tensor] = []
+        all_values: list[Tensor] = []
+        for layer, block in enumerate(self.blocks):
             queries, keys, values = block.queries_keys_values(x)
-            queries = rotate(queries, rotation)
-            keys = rotate(keys, rotation)
-            x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, mask))
+            if past is not None:
+                keys = torch.cat([past.keys[layer], keys], dim=-2)
+                values = torch.cat([past.values[layer], values], dim=-2)
+            all_keys.append(keys[..., -self.look_back :, :])
+            all_values.append(values[..., -self.look_back :, :])
+            queries = rotate(queries, (cos[kept:], sin[kept:]))
+            keys = rotate(keys, (cos, sin))
+            x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, seen))
         normed: Tensor = self.norm(x)
-        return normed
+        memory = Memory(tuple(all_keys), tuple(all_values), there[:, -self.look_back :])
+        return normed, memory
 
 
 def silent(layer: nn.Linear) -> nn.Linear:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,26 @@ from torch import Tensor, nn
 
 from rapport.policies.flow.config import VaeSizes
 from rapport.policies.flow.statistics import mean_and_std
-from rapport.policies.flow.transformer import CausalTransformer, silent
+from rapport.policies.flow.transformer import CausalTransformer, Memory, silent
 from rapport.policies.motion import Motion, require_same_layout
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """How far a sequence is decoded.
+
+    Args:
+        memory: of the decoder.
+        end: (batch, r, dim), what the last latent says of frames that the next one speaks of, too:
+            standardised and faded; zeros before the first latent.
+    """
+
+    memory: Memory
+    end: Tensor
+
+    def where(self, begun: Tensor) -> Shown:
+        """For those samples that have not `begun`, (batch,) bool, nothing was decoded so far."""
+        return Shown(self.memory.where(begun), torch.where(begun[:, None, None], self.end, 0.0))
 
 
 class MotionVAE(nn.Module):
@@ -138,11 +157,16 @@ class MotionVAE(nn.Module):
                 f"frames must be (batch, time, {dim}) with time a multiple of {r}, got "
                 f"{tuple(frames.shape)}; cut the clip"
             )
-        patches = self.standardise(frames).reshape(len(frames), -1, r * dim)
-        linear: Tensor = self.linear_in(patches)
-        posterior = linear + self.posterior(self.encoder(self.patch_in(patches)))
+        posterior, _ = self._posterior(frames)
         mean, log_variance = posterior.chunk(2, dim=-1)
         return mean, log_variance
+
+    def _posterior(self, frames: Tensor, past: Memory | None = None) -> tuple[Tensor, Memory]:
+        """Mean and log-variance side by side; `past` is of the frames before."""
+        patches = self.standardise(frames).reshape(len(frames), -1, self.patch_in.in_features)
+        linear: Tensor = self.linear_in(patches)
+        read, memory = self.encoder.follow(self.patch_in(patches), past)
+        return linear + self.posterior(read), memory
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (batch, time, dim) -> standardised latents (batch, time / r, latent_dim).
@@ -152,9 +176,54 @@ class MotionVAE(nn.Module):
         mean, _ = self.encode_posterior(frames)
         return (mean - self.latent_mean) / self.latent_std
 
+    def encode_next(self, frames: Tensor, past: Memory) -> tuple[Tensor, Memory]:
+        """`encode` for frames of whole latents that follow those of `past`."""
+        posterior, memory = self._posterior(frames, past)
+        mean, _ = posterior.chunk(2, dim=-1)
+        return (mean - self.latent_mean) / self.latent_std, memory
+
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents (batch, n, latent_dim) -> frames (batch, n r, dim)."""
-        frames = self._decode(latents * self.latent_std + self.latent_mean)
+        return self._unstandardised(self._decode(self._unscaled(latents)))
+
+    def nothing_shown(self, batch: int) -> Shown:
+        """Before the first latent is decoded."""
+        config = self.config
+        end = self.channel_mean.new_zeros(batch, config.downsample, config.layout.dim)
+        return Shown(self.decoder.nothing(batch), end)
+
+    def decode_next(self, latent: Tensor, shown: Shown) -> tuple[Tensor, Shown]:
+        """The frames that one more latent settles.
+
+        They begin half a latent before its own ones: r of them, the first r // 2 of which are
+        meaningless in the first latent of a sequence. What is still left is `decode_end`'s.
+
+        Args:
+            latent: (batch, 1, latent_dim), standardised.
+            shown: how far the latents before it are decoded.
+
+        Returns:
+            (batch, r, dim), and how far it is decoded now.
+        """
+        r = self.config.downsample
+        spans, memory = self._spans(self._unscaled(latent), shown.memory)
+        early, late = torch.split(spans[:, 0], r, dim=1)
+        follows = shown.memory.there[:, -1, None, None]
+        weights = self.fade[:r, None] + torch.where(follows, self.fade[r:, None], 0.0)
+        return self._unstandardised((shown.end + early) / weights), Shown(memory, late)
+
+    def decode_end(self, shown: Shown) -> Tensor:
+        """The frames that are left when a sequence ends, (batch, r // 2, dim)."""
+        r = self.config.downsample
+        rest = slice(r, r + r // 2)
+        return self._unstandardised(shown.end[:, : r // 2] / self.fade[rest, None])
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Standardised latents as the encoder has them."""
+        return latents * self.latent_std + self.latent_mean
+
+    def _unstandardised(self, frames: Tensor) -> Tensor:
+        """M' -> M."""
         return frames * self.channel_std + self.channel_mean
 
     def to_motion(self, latents: Tensor) -> Motion:
@@ -187,15 +256,23 @@ class MotionVAE(nn.Module):
         """Latents as the encoder has them (batch, n, latent_dim) -> standardised frames."""
         r = self.config.downsample
         count = latents.shape[1]
-        linear: Tensor = self.linear_out(latents)
-        patches = linear + self.patch_out(self.decoder(self.latent_in(latents)))
-        amplitudes = torch.unflatten(patches, -1, (2 * r, self.config.layout.dim))
-        spans = self.cosines.T @ (amplitudes * self.spectrum)
-        fade = self.fade.unsqueeze(1)
-        frames = _overlap_add(spans * fade, r)
+        spans, _ = self._spans(latents)
+        frames = _overlap_add(spans, r)
         # Each frame is divided by the weights that it was summed with.
-        weights = _overlap_add(fade.expand(count, -1, 1).unsqueeze(0), r)
+        weights = _overlap_add(self.fade.unsqueeze(1).expand(count, -1, 1).unsqueeze(0), r)
         return (frames / weights)[:, r // 2 : r // 2 + count * r]
+
+    def _spans(self, latents: Tensor, past: Memory | None = None) -> tuple[Tensor, Memory]:
+        """What each latent says of the 2 r frames around it, standardised and faded.
+
+        (batch, n, 2 r, dim); `past` is of the latents before.
+        """
+        linear: Tensor = self.linear_out(latents)
+        read, memory = self.decoder.follow(self.latent_in(latents), past)
+        patches = linear + self.patch_out(read)
+        amplitudes = torch.unflatten(patches, -1, (-1, self.config.layout.dim))
+        spans = self.cosines.T @ (amplitudes * self.spectrum)
+        return spans * self.fade.unsqueeze(1), memory
 
 
 def vae_loss(

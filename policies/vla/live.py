@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rapport.policies.clip import Past, Word
+from rapport.policies.live import Chunk
 from rapport.policies.motion import Motion
 from rapport.policies.vla.actions import Drawn
 from rapport.policies.vla.policy import VlaPolicy
@@ -26,23 +27,6 @@ from rapport.policies.vla.sampling import chunk_noise, next_actions
 from rapport.policies.vla.sequence import seen_of
 from rapport.policies.vla.sound import log_mel, sound_before
 from rapport.policies.vla.vla_prompt import VlaPrompt
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """What reached a listener in a chunk; None where a stream is absent.
-
-    Args:
-        frames: (n, height, width, 3) uint8; none may have been taken in a short chunk.
-        taken: (n,) when, seconds from the start of the chunk, rising.
-        audio: (samples,) float32 in [-1, 1] at `AUDIO_RATE`, the whole chunk.
-        words: those that ended in it, in order; their times are not read.
-    """
-
-    frames: np.ndarray | None = None
-    taken: np.ndarray | None = None
-    audio: np.ndarray | None = None
-    words: tuple[Word, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

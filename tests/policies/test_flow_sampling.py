@@ -25,7 +25,9 @@ from rapport.policies.flow.sampling import (
     generate,
     generate_long,
     guidance_scale,
+    latent_noise,
     ode,
+    window_noise,
 )
 from rapport.policies.flow.settings import denoise_steps
 
@@ -141,6 +143,17 @@ def test_each_prompt_has_noise_of_its_own():
     assert torch.equal(both[:1], first) and not torch.equal(both[0], both[1])
 
 
+def test_noise_of_a_latent_is_its_own_whatever_was_drawn_before():
+    window = window_noise([7, 8], 2, 5, 4)
+    assert window.shape == (2, 2, 5, 4) and window.dtype == torch.float32
+    assert torch.equal(window_noise([8], 3, 9, 4)[0, :2, :5], window[1])
+    assert torch.equal(latent_noise(7, 1, 3, 4), window[0, 1, 3])
+    assert len(window.flatten().unique()) == 80
+    many = window_noise([1], 50, 50, 64)
+    assert many.mean().item() == pytest.approx(0, abs=0.01)
+    assert many.std().item() == pytest.approx(1, abs=0.01)
+
+
 def test_sampling_together_equals_one_by_one(model):
     noise = draw_noise([1, 2], 3, 5, 4).double()
     whole = generate(model, conditions(), noise, EULER)
@@ -205,9 +218,8 @@ def test_what_is_kept_does_not_grow(monkeypatch):
     endless = initialised(config, seed=0).eval()
     forward = endless.forward
 
-    def watched(prefix, *args, past=None, **keys):
-        latents = 0 if past is None else past.keys[0].shape[-2]
-        kept.append((len(prefix.heard), latents))
+    def watched(prefix, *args, past, **keys):
+        kept.append((len(prefix.heard), past.latents))
         return forward(prefix, *args, past=past, **keys)
 
     monkeypatch.setattr(endless, "forward", watched)

@@ -141,6 +141,25 @@ def test_a_long_sequence_is_coded_as_its_windows_are():
     assert (vae.encode(x)[:, 5:7] - vae.encode(x[:, 40:])[:, :2]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("downsample", [8, 3])
+def test_a_sequence_may_be_coded_as_it_comes_in(downsample):
+    """Latent by latent; the frames come half a latent later, and the last ones at the end."""
+    vae, x = build(downsample=downsample), frames()
+    whole = vae.encode(x)
+    decoded = vae.decode(whole)
+    memory, shown = vae.encoder.nothing(2), vae.nothing_shown(2)
+    latents, pieces = [], []
+    for first in range(0, 48, downsample):
+        latent, memory = vae.encode_next(x[:, first : first + downsample], memory)
+        settled, shown = vae.decode_next(latent, shown)
+        latents.append(latent)
+        pieces.append(settled)
+    pieces[0] = pieces[0][:, downsample // 2 :]
+    pieces.append(vae.decode_end(shown))
+    torch.testing.assert_close(torch.cat(latents, 1), whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(pieces, 1), decoded, atol=1e-6, rtol=1e-5)
+
+
 def test_loss_by_hand():
     target = torch.tensor([[[0.0], [0.0], [0.0]]])
     decoded = torch.tensor([[[0.0], [3.0], [0.0]]])

@@ -37,3 +37,20 @@ def test_the_last_tokens_need_only_the_reach_before_them(encoder):
     torch.testing.assert_close(alone, whole, atol=1e-12, rtol=1e-12)
     short = encoder(features()[:, -6 - encoder.reach :])[:, -4:]
     assert (short - whole).abs().max() > 1e-9
+
+
+def test_a_voice_may_be_encoded_as_it_comes_in(encoder):
+    """Two frames at a time, from a memory as large as any; who was silent is as if just begun."""
+    whole = encoder(features())
+    before, tokens = encoder.nothing(2), []
+    for first in range(0, 40, 2):
+        token, before = encoder.follow(features()[:, first : first + 2], before)
+        tokens.append(token)
+        if first == 18:
+            paused = before.where(torch.tensor([True, False]))
+    torch.testing.assert_close(torch.cat(tokens, 1), whole, atol=1e-12, rtol=1e-12)
+    after, _ = encoder.follow(features()[:, 20:], paused)
+    torch.testing.assert_close(after[0], whole[0, 10:], atol=1e-12, rtol=1e-12)
+    anew = encoder(features()[:, 20:])
+    torch.testing.assert_close(after[1], anew[1], atol=1e-12, rtol=1e-12)
+    assert (anew[1] - whole[1, 10:]).abs().max() > 1e-3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rapport.policies.clip import AUDIO_RATE
-from rapport.policies.vla.live import Chunk, LiveVla
+from rapport.policies.live import Chunk
+from rapport.policies.vla.live import LiveVla
 from tests.talking import SEQUENCE, small_policy, talking
 
 # Five contexts of two chunks.

@@ -1,0 +1,249 @@
+"""AR-Flow live: a face that listens as long as somebody talks, latent by latent.
+
+What it does is what `FlowPolicy.sample` does with the same input and seed: noise of a latent is a
+function of seed and number, and what is heard is encoded as it comes in. A session is a value of
+its own; nothing is global.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rapport.policies.flow.conditions import LEAD, MODALITIES
+from rapport.policies.flow.encoders import LogMel
+from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
+from rapport.policies.flow.sampling import latent_noise, ode
+from rapport.policies.flow.step import FlowStep, Given, Sessions, apart, together
+from rapport.policies.flow.training import from_bytes
+from rapport.policies.live import Chunk
+from rapport.policies.motion import Motion, require_same_layout
+
+Streams = Mapping[str, Tensor | None]  # of a chunk, by modality
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A session between two chunks.
+
+    It holds keys and values of what was heard and seen in the last seconds, and the last 25 ms of
+    each voice. Whoever stores it stores those.
+
+    Args:
+        seed: of the noise.
+        lead: frames of a latent that are heard before it is generated.
+        number: of the next latent; below 0, more must be heard first.
+        sound: the end of the partner's voice, for the bands of the next chunk.
+        own_sound: that of the listener's own.
+        kept: all else, as tensors.
+    """
+
+    seed: int
+    lead: int
+    number: int
+    sound: np.ndarray
+    own_sound: np.ndarray
+    kept: Sessions
+
+
+class LiveFlow:
+    """A listener of any number of sessions.
+
+    Args:
+        policy: whose weights and sampler it has.
+
+    Raises:
+        ValueError: the policy hears by wav2vec2, is guided, or explores.
+    """
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        sampler = policy.sampler
+        if policy.encoders.audio is not None:
+            raise ValueError(
+                f"a live AR-Flow hears log-mel bands, this one {policy.encoders.audio}, which "
+                "encodes seconds of sound anew for every chunk; train one without encoders.audio"
+            )
+        if (sampler.omega_speak, sampler.omega_listen) != (1, 1) or sampler.exploration is not None:
+            raise ValueError(
+                f"a live AR-Flow goes by the ODE, without guidance, not as {sampler} says"
+            )
+        self.policy = policy
+        self.audio = LogMel()
+        self.chunk: float = policy.flow.config.downsample / policy.layout.fps  # seconds
+        self.advance = FlowStep(
+            policy.flow.eval(),
+            policy.vae.eval(),
+            partial(ode(sampler.solver, sampler.evaluations), latent=0),
+        )
+
+    def start(self, seed: int, prompt: FlowPrompt | None = None, lead: int = LEAD) -> State:
+        """A session that nothing has happened in yet.
+
+        Args:
+            seed: of its noise.
+            prompt: what the listener is told to be like; only its text is read. None = nothing.
+            lead: frames of a latent that are heard before it is generated, one of `LEADS`. With 0
+                the first latent is generated before anything is heard; with 12 the first chunk is
+                only listened to.
+
+        Raises:
+            ValueError: another lead.
+        """
+        told = None if prompt is None or self.policy.sampler.without_text else prompt.row["text"]
+        text = None if told is None else from_bytes(told, self.policy.flow.config.text_dim)
+        silence = np.zeros(0, np.float32)
+        return State(
+            seed=seed,
+            lead=lead,
+            number=-max(self.advance.ahead(lead), 0),
+            sound=silence,
+            own_sound=silence,
+            kept=self.advance.start(text, lead),
+        )
+
+    def step(
+        self, states: Sequence[State], heard: Sequence[Chunk | None]
+    ) -> tuple[list[Motion], list[State]]:
+        """What each session does next, in one pass for all.
+
+        Args:
+            states: of sessions.
+            heard: the chunk that reached each; None in the first step of a session with a lead of
+                0.
+
+        Returns:
+            the frames of each motion that are settled now, half a latent behind, and the new
+            states.
+
+        Raises:
+            ValueError: a chunk is missing, or there is one too early; a voice is not of a chunk.
+            LayoutError: motion of another layout.
+        """
+        listened = [self._listen(state, chunk) for state, chunk in zip(states, heard, strict=True)]
+        given = self._given(states, [streams for _, streams in listened])
+        frames, kept = self.advance(together([state.kept for state in states]), given)
+        shown = frames.float().cpu().numpy()
+        motions = [
+            Motion(settled[self._unsettled(state) :], self.policy.layout)
+            for state, settled in zip(states, shown, strict=True)
+        ]
+        after = [
+            replace(state, number=state.number + 1, kept=alone)
+            for (state, _), alone in zip(listened, apart(kept), strict=True)
+        ]
+        return motions, after
+
+    def finish(self, state: State) -> Motion:
+        """The frames that are left when a session ends."""
+        with torch.no_grad():
+            rest = self.policy.vae.decode_end(state.kept.shown)[0].float().cpu().numpy()
+        return Motion(rest if state.number > 0 else rest[:0], self.policy.layout)
+
+    def pack(self, state: State) -> bytes:
+        """A session as bytes, for another process; see `State` for what they hold."""
+        plain = {"seed": state.seed, "lead": state.lead, "number": state.number}
+        arrays: dict[str, Any] = {"sound": state.sound, "own_sound": state.own_sound}
+        for number, tensor in enumerate(pytree.tree_leaves(state.kept)):
+            arrays[str(number)] = _array(tensor)
+        packed = io.BytesIO()
+        np.savez(packed, plain=np.array(json.dumps(plain)), **arrays)
+        return packed.getvalue()
+
+    def unpack(self, packed: bytes) -> State:
+        """What `pack` was given."""
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        likes, structure = pytree.tree_flatten(self.advance.start(None, LEAD))
+        tensors = [
+            torch.from_numpy(values[str(number)]).to(like) for number, like in enumerate(likes)
+        ]
+        return State(
+            **json.loads(str(values["plain"])),
+            sound=values["sound"],
+            own_sound=values["own_sound"],
+            kept=pytree.tree_unflatten(tensors, structure),
+        )
+
+    def _unsettled(self, state: State) -> int:
+        """How many of the frames that a step gives lie before the beginning."""
+        r = self.policy.flow.config.downsample
+        if state.number < 0:
+            return r
+        return r // 2 if state.number == 0 else 0
+
+    def _listen(self, state: State, chunk: Chunk | None) -> tuple[State, Streams]:
+        """What a session is given of a chunk, and the session with the ends of its voices."""
+        first = (state.number + self.advance.ahead(state.lead)) * self.policy.flow.config.downsample
+        if (chunk is None) != (first < 0):
+            raise ValueError(
+                "the first latent of a session with a lead of 0 is generated before anything is "
+                "heard, every other one after a chunk"
+            )
+        chunk = Chunk() if chunk is None else chunk
+        voice, sound = self._voice(state.sound, chunk.audio, first)
+        own_voice, own_sound = self._voice(state.own_sound, chunk.own_audio, first)
+        streams = {
+            "partner_audio": voice,
+            "partner_motion": self._motion(chunk.motion),
+            "actor_audio": own_voice,
+        }
+        return replace(state, sound=sound, own_sound=own_sound), streams
+
+    def _voice(
+        self, before: np.ndarray, audio: np.ndarray | None, first: int
+    ) -> tuple[Tensor | None, np.ndarray]:
+        """Features of a voice from frame `first` on, and the end of its sound."""
+        if audio is None:
+            return None, before[:0]
+        frames = self.policy.flow.config.downsample
+        return self.audio.follow(before, audio, first, frames, self.policy.layout.fps)
+
+    def _motion(self, motion: Motion | None) -> Tensor | None:
+        """Frames of the partner."""
+        if motion is None:
+            return None
+        require_same_layout(motion.layout, self.policy.layout, "the partner's motion")
+        frames = self.policy.flow.config.downsample
+        if len(motion) != frames:
+            raise ValueError(f"a chunk has {frames} frames of motion, got {len(motion)}")
+        return torch.from_numpy(motion.values)
+
+    def _given(self, states: Sequence[State], streams: Sequence[Streams]) -> Given:
+        """What all sessions are given, where they are computed."""
+        config = self.policy.flow.config
+        like = self.policy.flow.velocity.weight
+        r = config.downsample
+        present = [[row.get(name) is not None for name in MODALITIES] for row in streams]
+
+        def stacked(name: str, dim: int) -> Tensor:
+            rows = [row[name] for row in streams]
+            return torch.stack([torch.zeros(r, dim) if row is None else row for row in rows])
+
+        noise = [
+            latent_noise(state.seed, 0, max(state.number, 0), config.latent_dim) for state in states
+        ]
+        motion = stacked("partner_motion", self.policy.layout.dim)
+        return Given(
+            present=torch.tensor(present).to(like.device),
+            partner_audio=stacked("partner_audio", config.audio_dim).to(like),
+            partner_motion=motion.to(self.policy.vae.channel_mean),
+            actor_audio=stacked("actor_audio", config.audio_dim).to(like),
+            noise=torch.stack(noise).unsqueeze(1).to(like),
+        )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor as numpy, which knows no bfloat16, has it."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    values: np.ndarray = tensor.cpu().numpy()
+    return values

@@ -1,0 +1,326 @@
+"""A live AR-Flow does what `sample` does with the same input and seed, as long as it goes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.flow.conditions import LEADS, Conditions
+from rapport.policies.flow.config import FlowSizes, VaeSizes, VoiceSizes
+from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
+from rapport.policies.flow.features import Features
+from rapport.policies.flow.live import LiveFlow
+from rapport.policies.flow.model import initialised, time_features
+from rapport.policies.flow.policy import FlowPolicy, Sampler
+from rapport.policies.flow.sampling import generate_long, ode, window_noise
+from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.flow.step import together
+from rapport.policies.flow.vae import MotionVAE
+from rapport.policies.live import Chunk
+from rapport.policies.motion import Layout, LayoutError, Motion
+
+GROUPS = (("expr", 4), ("jaw", 2))
+LATENTS = 9  # three times the span
+R = 8
+VOICE = VoiceSizes(16, look_back=9)
+
+
+@pytest.fixture(scope="module", params=[25, 30])
+def fps(request):
+    """At 30 frames per second a chunk has 4,266 or 4,267 samples."""
+    return request.param
+
+
+def small_policy(folder, fps=25, voice=VOICE):
+    """Random weights throughout, those that begin as 0 too."""
+    layout = Layout(GROUPS, fps, "builtin")
+    torch.manual_seed(0)
+    vae = MotionVAE(VaeSizes(layout, latent_dim=4, hidden=32)).eval()
+    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
+    torch.nn.init.normal_(vae.patch_out.weight, std=0.1)
+    vae.channel_mean.copy_(torch.randn(layout.dim))
+    audio = LogMel()
+    sizes = FlowSizes(
+        latent_dim=4,
+        text_dim=8,
+        audio_dim=audio.dim,
+        hidden=32,
+        layers=2,
+        mlp=48,
+        window=LATENTS,
+        span=3,
+        voice=voice,
+        path=layout.dim,
+    )
+    flow = initialised(sizes, 0)
+    torch.nn.init.normal_(flow.gain.weight, std=0.1)
+    flow.fit_features([torch.randn(9, 8)], [20 * torch.randn(99, audio.dim) - 60])
+    policy = FlowPolicy(flow, vae, EncodersConfig())
+    policy.sampler = Sampler(evaluations=4)
+    text = TextEncoder.tiny(8)
+    policy.__dict__["features"] = Features(text, audio, FeatureCache(folder, text.name))
+    return policy
+
+
+@pytest.fixture(scope="module")
+def policy(fps, tmp_path_factory):
+    return small_policy(tmp_path_factory.mktemp("texts"), fps)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    return small_policy(tmp_path_factory.mktemp("texts"))
+
+
+def talking(layout, seed=0, latents=LATENTS):
+    """Two people who move and sound at random."""
+    rng = np.random.default_rng(seed)
+    frames = latents * R
+    motions = rng.normal(size=(2, frames, layout.dim)).cumsum(axis=1).astype(np.float32) / 5
+    samples = round(frames * AUDIO_RATE / layout.fps)
+    voices = rng.normal(size=(2, samples)).astype(np.float32) / 10
+    return Clip(
+        clip_id=f"talking {seed}",
+        dyad_id="dyad",
+        split="train",
+        listener=Motion(motions[0], layout),
+        speaker=Motion(motions[1], layout),
+        listener_audio=voices[0],
+        speaker_audio=voices[1],
+        manner="happy",
+    )
+
+
+def chunks_of(clip, lead=8):
+    """What reaches a listener, chunk by chunk, as long as it answers."""
+    count = len(clip.listener) // R
+    if lead == 0:  # the last one is heard too late
+        yield None
+        count -= 1
+    for number in range(count):
+        start, end = number * R, (number + 1) * R
+        rate = AUDIO_RATE / clip.listener.layout.fps
+        samples = slice(round(start * rate), round(end * rate))
+        yield Chunk(
+            audio=None if clip.speaker_audio is None else clip.speaker_audio[samples],
+            motion=None if clip.speaker is None else clip.speaker.window(start, R),
+            own_audio=None if clip.listener_audio is None else clip.listener_audio[samples],
+        )
+
+
+def listened(live, state, chunks):
+    """The whole motion of a session, and its state at the end."""
+    pieces = []
+    for heard in chunks:
+        [motion], [state] = live.step([state], [heard])
+        pieces.append(motion.values)
+    pieces.append(live.finish(state).values)
+    return np.concatenate(pieces), state
+
+
+def offline(policy, clip, seed, **sampler):
+    asked = policy.with_sampler(**sampler)
+    [[reaction]] = asked.sample([policy.encode(clip)], 1, [seed])
+    return asked.to_motion(reaction).values
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_live_equals_offline(policy, lead):
+    clip = talking(policy.layout)
+    expected = offline(policy, clip, seed=5, lead=lead)
+    live = LiveFlow(policy)
+    assert live.chunk == R / policy.layout.fps
+    state = live.start(5, policy.encode(clip), lead)
+    motion, state = listened(live, state, chunks_of(clip, lead))
+    # With a lead of 12, the last latent waits for a chunk that never comes.
+    latents = LATENTS - (lead == 12)
+    assert len(motion) == latents * R and state.number == latents
+    settled = (latents - 1) * R + R // 2
+    np.testing.assert_allclose(motion[:settled], expected[:settled], atol=1e-5)
+    if lead < 12:
+        np.testing.assert_allclose(motion, expected, atol=1e-5)
+
+
+def test_a_voice_may_go_in_as_it_is(tmp_path):
+    """The paper's AR-Flow has no encoder of voices."""
+    policy = small_policy(tmp_path, voice=None)
+    clip = talking(policy.layout)
+    live = LiveFlow(policy)
+    motion, _ = listened(live, live.start(5, policy.encode(clip)), chunks_of(clip))
+    np.testing.assert_allclose(motion, offline(policy, clip, seed=5), atol=1e-5)
+
+
+LACKS = [
+    {"manner": None},
+    {"speaker": None},
+    {"speaker_audio": None},
+    {"listener_audio": None},
+    {"speaker": None, "speaker_audio": None, "listener_audio": None},
+]
+
+
+@pytest.mark.parametrize("lacks", LACKS)
+def test_what_a_clip_lacks_a_session_lacks(slow, lacks):
+    clip = replace(talking(slow.layout), **lacks)
+    live = LiveFlow(slow)
+    motion, _ = listened(live, live.start(5, slow.encode(clip)), chunks_of(clip))
+    np.testing.assert_allclose(motion, offline(slow, clip, seed=5), atol=1e-5)
+    whole = offline(slow, talking(slow.layout), seed=5)
+    assert np.abs(motion - whole).max() > 1e-3
+
+
+def test_sessions_do_not_disturb_each_other(slow):
+    """Five in a pass: each began at another time, and has other streams, another prompt, lead and
+    seed.
+    """
+    live = LiveFlow(slow)
+    leads = [8, 0, 12, 4, 8]
+    clips = [replace(talking(slow.layout, n), **lacks) for n, lacks in enumerate(LACKS)]
+    heard = [list(chunks_of(clip, lead)) for clip, lead in zip(clips, leads, strict=True)]
+    begun = [
+        live.start(seed, slow.encode(clip) if seed % 2 else None, lead)
+        for seed, (clip, lead) in enumerate(zip(clips, leads, strict=True))
+    ]
+    alone = [listened(live, state, chunks)[0] for state, chunks in zip(begun, heard, strict=True)]
+    states = dict(enumerate(begun))
+    pieces = {n: [] for n in states}
+    for moment in range(LATENTS + 2 * len(begun)):
+        # Session n begins two chunks after session n - 1.
+        there = [n for n in states if 0 <= moment - 2 * n < len(heard[n])]
+        if not there:
+            continue
+        chunks = [heard[n][moment - 2 * n] for n in there]
+        motions, after = live.step([states[n] for n in there], chunks)
+        states |= dict(zip(there, after, strict=True))
+        for n, motion in zip(there, motions, strict=True):
+            pieces[n].append(motion.values)
+    for n, state in states.items():
+        pieces[n].append(live.finish(state).values)
+        np.testing.assert_allclose(np.concatenate(pieces[n]), alone[n], atol=1e-6)
+
+
+def test_an_hour_live_is_an_hour_at_once(slow):
+    """300 latents at a span of 3: 100 times what is looked back at. In the middle the session moves
+    to another process, which changes no bit.
+    """
+    count = 300
+    clip = talking(slow.layout, latents=count)
+    frames = len(clip.listener)
+    encode = slow.features.audio
+    conditions = Conditions(
+        text=slow.features.of_text(clip.manner)[None],
+        partner_audio=encode(clip.speaker_audio, frames, slow.layout.fps)[None],
+        partner_motion=slow.latents(clip.speaker)[None],
+        actor_audio=encode(clip.listener_audio, frames, slow.layout.fps)[None],
+    )
+    noise = window_noise([7], 1, count, slow.flow.config.latent_dim)
+    latents = generate_long(slow.flow.eval(), conditions, noise, ode("midpoint", 4))
+    expected = slow.vae.to_motion(latents[0, 0]).values
+
+    live = LiveFlow(slow)
+    state = moved = live.start(7, slow.encode(talking(slow.layout)))
+    pieces = []
+    sizes = set()
+    for number, chunk in enumerate(chunks_of(clip)):
+        [motion], [state] = live.step([state], [chunk])
+        pieces.append(motion.values)
+        if number == count // 2:
+            packed = live.pack(state)
+            assert isinstance(packed, bytes)
+            moved = LiveFlow(slow).unpack(packed)
+        if number > count // 2:
+            [again], [moved] = live.step([moved], [chunk])
+            np.testing.assert_array_equal(again.values, motion.values)
+        if number > 9:
+            sizes.add(len(live.pack(state)))
+    pieces.append(live.finish(state).values)
+    np.testing.assert_allclose(np.concatenate(pieces), expected, atol=1e-5)
+    assert max(sizes) - min(sizes) < 100  # the header has numbers
+
+
+def test_a_stream_that_was_absent_begins_anew(slow):
+    """Whatever was said before a pause of the microphone, the voice after it is the same token."""
+    live = LiveFlow(slow)
+    first, other = (list(chunks_of(talking(slow.layout, seed))) for seed in range(2))
+    newest = []
+    for before in (first[0], other[0], Chunk()):
+        state = live.start(0)
+        for heard in (before, Chunk(), first[2]):
+            _, [state] = live.step([state], [heard])
+        in_a_latent = 1 + 2 * 2
+        newest.append(state.kept.prefix.scene.values[0][..., -in_a_latent:, :])
+        assert state.kept.prefix.present[0].tolist()[-in_a_latent * 2 :] == [False] * 5 + [True] * 5
+    torch.testing.assert_close(newest[0], newest[1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(newest[0], newest[2], atol=1e-6, rtol=1e-6)
+
+
+def test_the_step_is_one_graph_whatever_the_numbers_are(slow):
+    """What a GPU records once: traced whole, without a branch on a value, and then called at other
+    places of other sessions.
+    """
+    graphs = []
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    live = LiveFlow(slow)
+    traced = torch.compile(live.advance.__call__, fullgraph=True, dynamic=False, backend=counted)
+    clips = [talking(slow.layout, 1), replace(talking(slow.layout, 2), speaker_audio=None)]
+    states = [live.start(0, slow.encode(clips[0]), 12), live.start(1, None, 0)]
+    for chunks in zip(chunks_of(clips[0], 12), chunks_of(clips[1], 0), strict=True):
+        listened = [live._listen(*pair)[1] for pair in zip(states, chunks, strict=True)]
+        given = live._given(states, listened)
+        kept = together([state.kept for state in states])
+        found, expected = traced(kept, given), live.advance(kept, given)
+        for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        _, states = live.step(states, chunks)
+    assert states[0].number != states[1].number and len(graphs) == 1
+
+
+def test_flow_time_stays_float32_in_a_bfloat16_model(slow):
+    clip = talking(slow.layout)
+    expected = offline(slow, clip, seed=5, evaluations=6)
+    half = FlowPolicy(initialised(slow.flow.config, 0), slow.vae, slow.encoders)
+    half.flow.load_state_dict(slow.flow.state_dict())
+    half.flow.bfloat16()
+    half.sampler = Sampler(evaluations=6)  # sixths, of which bfloat16 has none
+    told = []
+    half.flow.time.register_forward_pre_hook(lambda _, args: told.append(args[0].float().flatten()))
+    live = LiveFlow(half)
+    state = live.start(5, slow.encode(clip))
+    motion, state = listened(live, state, chunks_of(clip))
+    exact = time_features(torch.arange(6) / 6).repeat(LATENTS, 1)
+    torch.testing.assert_close(torch.stack(told), exact, rtol=0, atol=2**-8)
+    assert np.abs(motion - expected).max() < 0.2 < np.abs(expected).max()
+    leaves = pytree.tree_leaves(live.unpack(live.pack(state)).kept)
+    for found, kept in zip(leaves, pytree.tree_leaves(state.kept), strict=True):
+        assert found.dtype == kept.dtype and torch.equal(found, kept)
+
+
+def test_what_does_not_fit_is_refused(slow):
+    live = LiveFlow(slow)
+    audio = np.zeros(R * 640, np.float32)
+    with pytest.raises(ValueError, match="before anything is heard"):
+        live.step([live.start(0, lead=0)], [Chunk()])
+    with pytest.raises(ValueError, match="every other one after a chunk"):
+        live.step([live.start(0)], [None])
+    with pytest.raises(ValueError, match="a lead of 3 frames"):
+        live.start(0, lead=3)
+    with pytest.raises(ValueError, match="frames 0 to 7 at 25 fps have 5120 audio samples"):
+        live.step([live.start(0)], [Chunk(audio=audio[1:])])
+    with pytest.raises(ValueError, match="not finite, first at sample 0"):
+        live.step([live.start(0)], [Chunk(own_audio=audio + np.nan)])
+    with pytest.raises(ValueError, match="8 frames of motion, got 7"):
+        live.step([live.start(0)], [Chunk(motion=Motion(np.zeros((7, 6)), slow.layout))])
+    with pytest.raises(LayoutError):
+        other = replace(slow.layout, fps=30)
+        live.step([live.start(0)], [Chunk(motion=Motion(np.zeros((8, 6)), other))])
+    with pytest.raises(ValueError, match="without guidance"):
+        LiveFlow(slow.with_sampler(omega_speak=2.0))
+    with pytest.raises(ValueError, match="hears log-mel bands"):
+        LiveFlow(FlowPolicy(slow.flow, slow.vae, EncodersConfig(audio="facebook/wav2vec2-large")))
