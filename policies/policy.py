@@ -130,6 +130,10 @@ class Policy(ABC):
     def to_motion(self, reaction: Reaction) -> Motion:
         """How the face moves, in `layout`."""
 
+    def to_motions(self, reactions: Sequence[Reaction]) -> list[Motion]:
+        """The same of many: a policy with a decoder runs it in batches."""
+        return [self.to_motion(reaction) for reaction in reactions]
+
     @abstractmethod
     def recorded(self, clip: Clip) -> Reaction:
         """The recorded listener in the policy's own terms, to stand among its samples."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from rapport.pipeline.data.statistics import count_nods, head_rotation
 from rapport.policies.clip import Clip
@@ -29,6 +31,8 @@ SCENE_COLUMNS = {
 }
 # What learners need of a window: conditions, latents, and the scene.
 WINDOW_SCHEMA = pa.schema([*FLOW_SCHEMA, *pa.schema(SCENE_COLUMNS)])
+
+BATCH = 64  # windows whose faces are encoded at once; their sound takes 64 MB
 
 # Words for a face. By its mean valence and arousal in [-1, 1]:
 VALENCE_WORDS, AROUSAL_WORDS, NEUTRAL = (
@@ -188,15 +192,29 @@ def window_rows(
     all_windows: Iterable[Window], features: Features, vae: MotionVAE
 ) -> Iterator[dict[str, Any]]:
     """Rows of WINDOW_SCHEMA."""
-    for window in all_windows:
-        yield condition_row(window, features, vae) | {
-            "latents": to_bytes(vae.latents_of(window.motion)),
-            **scene_row(window),
-        }
+    remaining = iter(all_windows)
+    while some := list(islice(remaining, BATCH)):
+        # A face once, though it is an actor's and a partner's.
+        faces = dict.fromkeys(
+            face for window in some for face in (window.motion, window.partner) if face is not None
+        )
+        latents = dict(zip(faces, vae.latents_of(faces), strict=True))
+        for window in some:
+            partner = None if window.partner is None else latents[window.partner]
+            yield condition_row(window, features, partner) | {
+                "latents": to_bytes(latents[window.motion]),
+                **scene_row(window),
+            }
 
 
-def condition_row(window: Window, features: Features, vae: MotionVAE) -> dict[str, Any]:
-    """What the actor of a window reacts to, CONDITION_COLUMNS."""
+def condition_row(window: Window, features: Features, partner: Tensor | None) -> dict[str, Any]:
+    """What the actor of a window reacts to, CONDITION_COLUMNS.
+
+    Args:
+        window: the window.
+        features: encoders of text and sound.
+        partner: (time / r, latent_dim) latents of the partner's motion, where there is any.
+    """
     frames = len(window.motion)
     fps = window.motion.layout.fps
     other: Role = "speaker" if window.role == "listener" else "listener"
@@ -206,7 +224,6 @@ def condition_row(window: Window, features: Features, vae: MotionVAE) -> dict[st
     actor_audio = features.of_voice(
         window.clip_id, window.role, window.actor_audio, frames=frames, fps=fps
     )
-    partner = None if window.partner is None else vae.latents_of(window.partner)
     return {
         "prompt_id": window.window_id,
         "text": to_bytes(features.of_text(window.text)),

@@ -19,7 +19,6 @@ from rapport.policies.flow.policy import FlowPolicy, FlowPrompt, Sampler
 from rapport.policies.flow.sampling import draw_noise, generate_long, ode
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.motion import Motion
-from rapport.policies.policy import Reaction
 from rapport.rewards.affect import AffectEstimator
 from rapport.rewards.metrics.measures import flame_groups
 
@@ -50,10 +49,8 @@ def ode_sampler(judge: MovementConfig, *, guided: bool = True) -> Sampler:
 
 def coded(held_out: HeldOut, policy: FlowPolicy) -> list[Motion]:
     """The recorded motion through the VAE: what coding alone costs."""
-    return [
-        policy.to_motion(Reaction(window.window_id, 0, policy.coded(window.motion)))
-        for window in held_out.windows
-    ]
+    latents = policy.vae.latents_of(window.motion for window in held_out.windows)
+    return policy.vae.to_motions(latents)
 
 
 def ways(held_out: HeldOut, policies: Mapping[str, FlowPolicy]) -> dict[str, list[Motion]]:
@@ -143,7 +140,7 @@ def endless(listeners: HeldOut, policy: FlowPolicy, long_frames: int) -> dict[st
     ).to(parts["text"].device)
     denoise = ode(policy.sampler.solver, policy.sampler.evaluations)
     latents = generate_long(flow, conditions, noise, denoise)[0]
-    motions = [policy.vae.to_motion(sampled) for sampled in latents]
+    motions = policy.vae.to_motions(latents.unbind())
     first = [motion.window(0, sizes.frames) for motion in motions]
     last = [motion.window((count - 1) * sizes.frames, sizes.frames) for motion in motions]
     everywhere = [np.ones(sizes.frames, bool)] * LONG_SAMPLES

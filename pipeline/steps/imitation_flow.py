@@ -88,8 +88,8 @@ def _vae(step: Phase, config: OfFlow, corpus: Corpus) -> PhaseResult:
     checkpoint.save(vae, initial)
     step.say(f"{len(motions)} windows, {corpus.layout}, {config.vae.steps} steps")
     result = learn(MotionCode(initial, table, config.vae, seed=config.seed), config.learner, step)
-    trained = checkpoint.load_vae(result.artifacts["vae_policy"])
-    trained.fit_latents(torch.from_numpy(motion.values)[None] for motion in motions.values())
+    trained = checkpoint.load_vae(result.artifacts["vae_policy"]).to(own_device(config.learner))
+    trained.fit_latents(motions.values())
     checkpoint.save(trained, result.artifacts["vae_policy"])
     return result
 

@@ -152,9 +152,10 @@ class HeldOut:
         )
 
 
-def motions_of(policy: Policy, groups: Iterable[Sequence[Reaction]]) -> list[list[Motion]]:
+def motions_of(policy: Policy, groups: Sequence[Sequence[Reaction]]) -> list[list[Motion]]:
     """The motion of every reaction."""
-    return [[policy.to_motion(reaction) for reaction in group] for group in groups]
+    motions = iter(policy.to_motions([reaction for group in groups for reaction in group]))
+    return [[next(motions) for _ in group] for group in groups]
 
 
 def _in_layout(window: Window, policy: Policy) -> Window:

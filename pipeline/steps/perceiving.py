@@ -12,7 +12,8 @@ import numpy as np
 from rapport.log import logger
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
-from rapport.pipeline.settings import Learning
+from rapport.pipeline.settings import Learning, OfFlow
+from rapport.pipeline.steps.learning import own_device
 from rapport.policies.perception import Cost, drawn_others
 from rapport.policies.policy import load_policy
 from rapport.rewards.metrics.statistics import mean_interval
@@ -76,6 +77,8 @@ def _perceived(
     config: Learning, corpus: Corpus, asked: Mapping[str, str], path: Path
 ) -> dict[str, Any]:
     policy = load_policy(path)
+    if isinstance(config, OfFlow):  # engines of other policies may fill the GPU
+        policy.to(own_device(config.learner))
     clips = list(corpus.clips(SPLIT, only=asked))
     names = [asked[clip.clip_id] for clip in clips]
     costs = policy.perception(

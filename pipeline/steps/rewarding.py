@@ -133,10 +133,12 @@ class Scenes:
 
         (prompts, group_size, frames, components, FLAME groups), NaN where missing.
         """
+        frames = self._frames([reaction for group in groups for reaction in group])
+        samples = frames.split([len(group) for group in groups])
         return torch.stack(
             [
-                group_rewards(self._frames(group), self.recording(row), config)
-                for row, group in zip(batch.rows, groups, strict=True)
+                group_rewards(own, self.recording(row), config)
+                for row, own in zip(batch.rows, samples, strict=True)
             ]
         )
 
@@ -151,15 +153,13 @@ class Scenes:
             return {}
         return reward_metrics(rewards[seen], config, self.names)
 
-    def _frames(self, group: Sequence[Reaction]) -> Tensor:
-        """(group, frames, dim); NaN where a sampler failed."""
-        motions = [
-            np.full(self.frame_shape, np.nan)
-            if reaction.failed
-            else self.policy.to_motion(reaction).values
-            for reaction in group
-        ]
-        return torch.from_numpy(np.stack(motions)).double()
+    def _frames(self, reactions: Sequence[Reaction]) -> Tensor:
+        """(reactions, frames, dim); NaN where a sampler failed."""
+        sound = [reaction for reaction in reactions if not reaction.failed]
+        motions = iter(self.policy.to_motions(sound))
+        missing = np.full(self.frame_shape, np.nan)
+        values = [missing if reaction.failed else next(motions).values for reaction in reactions]
+        return torch.from_numpy(np.stack(values)).double()
 
     @cached_property
     def frame_shape(self) -> tuple[int, int]:

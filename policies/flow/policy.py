@@ -266,10 +266,15 @@ class FlowPolicy(Policy):
 
     def to_motion(self, reaction: Reaction) -> Motion:
         """Latents (window, latent_dim), or a path that ends in them, through the VAE."""
-        if reaction.motion is not None:
-            return reaction.motion
-        latents = torch.from_numpy(np.asarray(reaction.actions, np.float32))
-        return self.vae.to_motion(latents if latents.ndim == 2 else latents[:, -1])
+        return self.to_motions([reaction])[0]
+
+    def to_motions(self, reactions: Sequence[Reaction]) -> list[Motion]:
+        """The same of many, in batches; what was decoded where it was sampled stays as it is."""
+        missing = [_latents(reaction) for reaction in reactions if reaction.motion is None]
+        decoded = iter(self.vae.to_motions(missing))
+        return [
+            next(decoded) if reaction.motion is None else reaction.motion for reaction in reactions
+        ]
 
     def recorded(self, clip: Clip) -> Reaction:
         """The recorded listener as latents, of as many whole ones as there are."""
@@ -282,7 +287,7 @@ class FlowPolicy(Policy):
 
     def latents(self, motion: Motion) -> Tensor:
         """(time / r, latent_dim) of a motion of whole latents."""
-        return self.vae.latents_of(motion)
+        return self.vae.latents_of([motion])[0]
 
     def seeds(self, stage: Stage, seed: int, index: int, prompt_ids: Sequence[str]) -> list[int]:
         """By place in the batch, or counted up for held-out prompts."""
@@ -460,6 +465,12 @@ class FlowPolicy(Policy):
         other = type(self)(self.flow, self.vae, self.encoders)
         other.sampler = replace(sampler or self.sampler, **changes)
         return other
+
+
+def _latents(reaction: Reaction) -> Tensor:
+    """(window, latent_dim): the actions, or what a path of denoise steps ends in."""
+    actions = torch.from_numpy(np.asarray(reaction.actions, np.float32))
+    return actions if actions.ndim == 2 else actions[:, -1]
 
 
 def _conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

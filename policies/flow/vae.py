@@ -17,8 +17,9 @@ nothing moves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from rapport.policies.flow.config import VaeSizes
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.transformer import CausalTransformer, Memory, silent
 from rapport.policies.motion import Motion, require_same_layout
+
+BATCH = 64  # sequences coded at once: a window of 25 latents takes 1 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,18 +124,19 @@ class MotionVAE(nn.Module):
         return self.channel_mean.device
 
     @torch.no_grad()
-    def fit_latents(self, clips: Iterable[Tensor]) -> None:
+    def fit_latents(self, motions: Iterable[Motion]) -> None:
         """Mean and standard deviation of every latent dimension over a corpus.
 
         Args:
-            clips: frames (batch, time, dim), one by one.
+            motions: each of whole latents.
 
         Raises:
-            ValueError: there are no clips.
+            ValueError: there are no motions.
         """
-        statistics = mean_and_std(self.encode_posterior(clip)[0] for clip in clips)
+        batches = _batches(torch.from_numpy(motion.values) for motion in motions)
+        statistics = mean_and_std(self.encode_posterior(x.to(self.device))[0] for x in batches)
         if statistics is None:
-            raise ValueError("no clips to take the statistics of latents from")
+            raise ValueError("no motions to take the statistics of latents from")
         self.latent_mean.copy_(statistics[0])
         self.latent_std.copy_(statistics[1])
 
@@ -226,16 +230,22 @@ class MotionVAE(nn.Module):
         """M' -> M."""
         return frames * self.channel_std + self.channel_mean
 
-    def to_motion(self, latents: Tensor) -> Motion:
-        """Standardised latents (n, latent_dim) of one sequence -> typed motion of n r frames."""
-        with torch.no_grad():
-            frames = self.decode(latents.to(self.device).unsqueeze(0))[0]
-        return Motion(frames.cpu().numpy(), self.config.layout)
+    @torch.no_grad()
+    def to_motions(self, latents: Iterable[Tensor]) -> list[Motion]:
+        """Standardised latents (n, latent_dim) of each sequence -> typed motions of n r frames."""
+        motions = []
+        for batch in _batches(latents):
+            frames = self.decode(batch.to(self.device)).cpu().numpy()
+            motions += [Motion(values, self.config.layout) for values in frames]
+        return motions
 
     @torch.no_grad()
-    def latents_of(self, motion: Motion) -> Tensor:
-        """Typed motion of whole latents -> standardised latents (time / r, latent_dim)."""
-        return self.encode(torch.from_numpy(motion.values)[None].to(self.device))[0]
+    def latents_of(self, motions: Iterable[Motion]) -> list[Tensor]:
+        """Typed motions of whole latents -> standardised latents (time / r, latent_dim) of each."""
+        latents: list[Tensor] = []
+        for batch in _batches(torch.from_numpy(motion.values) for motion in motions):
+            latents += self.encode(batch.to(self.device)).unbind()
+        return latents
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `vae_loss` takes.
@@ -311,6 +321,13 @@ def vae_loss(
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _batches(sequences: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Sequences (time, dim) in their order, up to `BATCH` of one length in each tensor."""
+    for _, alike in groupby(sequences, key=len):
+        while some := list(islice(alike, BATCH)):
+            yield torch.stack(some)
 
 
 def _half(config: VaeSizes) -> CausalTransformer:

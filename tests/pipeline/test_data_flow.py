@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.pipeline.data import flow
 from rapport.pipeline.data.flow import (
     WINDOW_SCHEMA,
     _speaks,
@@ -127,6 +128,23 @@ def test_the_table_holds_conditions_latents_and_masks(clip, features, vae, tmp_p
     assert from_bytes(speaker["text"], 8).isfinite().all()
 
 
+def test_rows_do_not_depend_on_the_batch_and_a_face_is_encoded_once(
+    tiny_corpus, features, vae, monkeypatch
+):
+    given = [window for i in range(2) for window in windows(tiny_corpus.at("train", i), 8)]
+    alone = [row for window in given for row in window_rows([window], features, vae)]
+    encoded = []
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda frames: encoded.append(len(frames)) or encode(frames))
+    monkeypatch.setattr(flow, "BATCH", 3)
+    for row, expected in zip(window_rows(given, features, vae), alone, strict=True):
+        for name in ("latents", "partner_motion"):
+            own, other = (from_bytes(each.pop(name), 3, 4) for each in (row, expected))
+            torch.testing.assert_close(own, other, atol=1e-5, rtol=0)
+        assert row == expected
+    assert encoded == [4, 2]
+
+
 def test_what_a_clip_lacks_is_null(clip, features, vae):
     bare = replace(clip, speaker=None, speaker_audio=None, listener_audio=None, words=None)
     [row] = window_rows(windows(bare, 8), features, vae)
@@ -138,7 +156,8 @@ def test_what_a_clip_lacks_is_null(clip, features, vae):
 
 def test_features_are_computed_once(clip, features, vae):
     window = next(windows(clip, 8))
-    first = condition_row(window, features, vae)
-    again = condition_row(window, replace(features, text=None, audio=None), vae)
+    [partner] = vae.latents_of([window.partner])
+    first = condition_row(window, features, partner)
+    again = condition_row(window, replace(features, text=None, audio=None), partner)
     assert all(again[name] == first[name] for name in first)
     assert all(first[name] is not None for name in MODALITIES)

@@ -441,6 +441,20 @@ def test_a_failed_rollout_changes_only_its_own_sample(policy, tmp_path, alone):
     assert broken.isfinite().all() and broken[1, :2].sum(0).abs().max() < 1e-9
 
 
+def test_reactions_that_nobody_decoded_get_the_same_rewards(policy, tmp_path):
+    """They go through the VAE together, beside decoded ones and failed ones."""
+    task = gdpo_task(policy, tmp_path)
+    batch = task.scenes.of_iteration(0)
+    groups = local_fleet(task).groups(batch.prompts, 3, batch.seeds)
+    groups[1][2] = replace(groups[1][2], motion=None, failed=True)
+    bare = [[replace(reaction, motion=None) for reaction in group] for group in groups]
+    bare[0][1] = groups[0][1]
+    assert task.scenes.policy.to_motions(bare[0])[1] is groups[0][1].motion
+    rewards = [task.scenes.rewards(batch, g, task.recipe.reward) for g in (groups, bare)]
+    torch.testing.assert_close(*rewards, atol=1e-5, rtol=0, equal_nan=True)
+    assert rewards[0][1, 2].isnan().all() and not rewards[0].isnan().all()
+
+
 def test_a_rollout_that_is_not_finite_has_failed(policy, tmp_path):
     scenes = gdpo_task(policy, tmp_path).scenes
     frames = np.ones((48, 6), np.float32)

@@ -59,8 +59,8 @@ class AsItIs(nn.Module):
     def decode(self, latents):
         return latents.flatten(-2).unsqueeze(-1)
 
-    def to_motion(self, latents):
-        return Motion(self.decode(latents).numpy(), LAYOUT)
+    def to_motions(self, latents):
+        return [Motion(self.decode(each).numpy(), LAYOUT) for each in latents]
 
 
 def imitating(people, steps=300):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.policies.flow import vae as vae_module
 from rapport.policies.flow.config import PAPER_GROUPS, VaeSizes, vae_config
 from rapport.policies.flow.vae import MotionVAE, cosine_basis, vae_loss
 from rapport.policies.motion import Layout, LayoutError, Motion
@@ -111,13 +112,37 @@ def test_it_begins_as_a_linear_code():
 def test_latents_are_standardised_and_decoding_takes_it_back():
     vae, x = build(), frames(8, 80)
     before = vae.decode(vae.encode(x))
-    vae.fit_latents([x[:3], x[3:]])
+    vae.fit_latents(Motion(each.numpy(), LAYOUT) for each in x)
     latents = vae.encode(x)
     torch.testing.assert_close(latents.mean((0, 1)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         latents.flatten(0, 1).std(0, correction=0), torch.ones(8), atol=1e-3, rtol=0
     )
     torch.testing.assert_close(vae.decode(latents), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_codes_each_as_if_it_were_alone(monkeypatch):
+    vae = build()
+    motions = [
+        Motion(clip.numpy(), LAYOUT)
+        for clip in (*frames(5, 48), *frames(1, 80, seed=1), *frames(1, 48, seed=2))
+    ]
+    monkeypatch.setattr(vae_module, "BATCH", 2)
+    latents = vae.latents_of(motions)
+    coded = vae.to_motions(latents)
+    assert len(latents) == len(coded) == 7
+    for motion, own, again in zip(motions, latents, coded, strict=True):
+        expected = vae.encode(torch.from_numpy(motion.values)[None])
+        torch.testing.assert_close(own, expected[0], atol=1e-5, rtol=0)
+        decoded = vae.decode(expected)[0].detach()
+        np.testing.assert_allclose(again.values, decoded, atol=1e-5, rtol=0)
+    vae.fit_latents(motions)
+    pooled = torch.cat(latents)
+    torch.testing.assert_close(vae.latent_mean, pooled.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(vae.latent_std, pooled.std(0, correction=0), atol=1e-5, rtol=0)
+    assert vae.to_motions([]) == vae.latents_of([]) == []
+    with pytest.raises(ValueError, match="no motions"):
+        vae.fit_latents([])
 
 
 def test_no_latent_needs_a_later_frame_and_no_frame_more_than_half_a_window_of_latents():
@@ -188,7 +213,7 @@ def test_it_learns():
         loss.backward()
         optimiser.step()
     assert parts["reconstruction"] < 0.1  # of a variance of 1
-    motion = vae.eval().to_motion(vae.encode(clips[:1])[0])
+    [motion] = vae.eval().to_motions(vae.encode(clips[:1]))
     assert motion.layout == LAYOUT and len(motion) == 160
     assert np.square(motion.values - clips[0].numpy()).mean() < 0.1
 
