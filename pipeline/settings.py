@@ -156,7 +156,7 @@ class OfVla(Learning):
 class OfFlow(Learning):
     """An AR-Flow, supervised. Its clips have the paper's 200 frames, and it sees no video."""
 
-    corpus: CorpusConfig = CorpusConfig(seconds=8.0, frames=0, train_clips=512)
+    corpus: CorpusConfig = CorpusConfig(seconds=8.0, frames=0, train_clips=1536)
     policy: Literal["flow"] = "flow"
     """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
     imitation: Path | None = None

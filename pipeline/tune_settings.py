@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from rapport.actors.settings import EngineConfig
 from rapport.pipeline.config import RecipeConfig, flatten, near_keys, set_key
 from rapport.pipeline.data.settings import CorpusConfig
-from rapport.pipeline.objectives.settings import FlowGdpoConfig
+from rapport.pipeline.objectives.settings import FlowGdpoConfig, FlowTraining
 from rapport.pipeline.search_space import Domain, parse_domain
 from rapport.pipeline.settings import (
     CONCLUDED,
@@ -244,7 +244,8 @@ class TuneGdpoOfFlow(GdpoOfFlow, SweptRewards):
     RECIPE = GdpoOfFlow
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
     corpus: CorpusConfig = CorpusConfig(seconds=4.0, frames=0, train_clips=512)
-    gdpo: FlowGdpoConfig = FlowGdpoConfig(iterations=40)
+    flow: FlowTraining = FlowTraining(steps=1000)
+    gdpo: FlowGdpoConfig = FlowGdpoConfig(estimator="gdpo", iterations=40, learning_rate=3e-4)
     tune: TuneConfig = TuneConfig(
         space={"gdpo.sigma": "grid(0.25, 0.5, 0.75, 1.0)", "gdpo.group_size": "grid(4, 8)"},
         metric="likeness",

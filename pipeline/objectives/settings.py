@@ -113,7 +113,7 @@ class FlowTraining(ImitationConfig):
 
     size: Literal["tiny", "paper"] = "tiny"
     """size of AR-Flow; paper = 6 layers, 16 heads, 512 wide, 19.3 M parameters"""
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(3000, ge=1)
     """optimiser steps"""
     batch_size: int = Field(8, ge=1)
     """clips per step over all learners (the paper's is 32)"""
@@ -327,15 +327,17 @@ class VlaGdpoConfig(GdpoConfig):
 class FlowGdpoConfig(GdpoConfig):
     """GDPO of AR-Flow: an action is a denoise step of a latent."""
 
-    iterations: int = Field(150, ge=1)
-    """times that the behaviour policy is renewed and rolled out"""
+    iterations: int = Field(30, ge=1)
+    """times that the behaviour policy is renewed and rolled out; the policy gradient needs many
+    more"""
     sync_every: int = Field(2, ge=1)
     """optimiser steps on rollouts of one behaviour policy (the paper's 8)"""
     group_size: int = Field(8, ge=2)
     """rollouts per prompt, G (the paper's 4)"""
-    estimator: Literal["gdpo", "grpo", "pathwise"] = "gdpo"  # type: ignore[assignment]
-    """rewards normalised one by one, or summed first; pathwise = normalised one by one, and their
-    gradient through decoder and denoising in place of the policy gradient"""
+    estimator: Literal["gdpo", "grpo", "pathwise"] = "pathwise"  # type: ignore[assignment]
+    """the paper's policy gradient, of rewards normalised one by one (gdpo) or summed first (grpo);
+    pathwise = normalised one by one, and their gradient through decoder and denoising, which needs
+    a fraction of the rollouts"""
     rollouts: Literal["window", "sde"] = "window"
     """window = the judged sampler with noise in some denoise steps; sde = the paper's Eq. 7"""
     sigma: float = Field(0.5, gt=0)
@@ -353,7 +355,7 @@ class FlowGdpoConfig(GdpoConfig):
     chunk: int = Field(100, ge=1)
     """noisy steps of a rollout replayed at once, over all latents; fewer need less memory and more
     time (the paper's 2 steps of 25 latents are 50)"""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
     """peak; same schedule as SFT (the paper's 5e-6)"""
 
     @property
