@@ -8,6 +8,12 @@ from pathlib import Path
 from rapport.log import logger, quiet
 from rapport.pipeline.data.prompts import require_unlike_prompts
 from rapport.pipeline.data.readers.dualtalk import import_dualtalk, read_dualtalk
+from rapport.pipeline.data.readers.dyads import Cutting
+from rapport.pipeline.data.readers.livelink import (
+    FPS,
+    import_livelink,
+    read_livelink_dyads,
+)
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener, read_lm_listener
 from rapport.pipeline.data.readers.pictures import Drawing, Filming
 from rapport.pipeline.data.readers.splits import require_splits
@@ -92,6 +98,10 @@ def _first_clips(config: CorpusConfig, head: HeadConfig, reads: Collection[str])
     elif config.kind == "dualtalk":
         drawing = _drawing(config, head) if frames else None
         yield from read_dualtalk(root, config.seconds, _ONLY_ONE, past=0, drawing=drawing)
+    elif config.kind == "livelink":
+        drawing = _drawing(config, BUILT_IN) if frames else None
+        cutting = Cutting(config.seconds, stride=_ONLY_ONE, past=0)
+        yield from read_livelink_dyads(root, cutting, fps=config.fps or FPS, drawing=drawing)
     else:
         filming = _filming(config) if frames else None
         yield from read_lm_listener(
@@ -158,6 +168,15 @@ def _open(config: CorpusConfig, folder: Path, head: HeadConfig) -> Corpus:
             stride=config.stride,
             past=config.past,
             drawing=_drawing(config, head),
+            transcriber=config.transcriber,
+        )
+    if config.kind == "livelink":
+        return import_livelink(
+            root,
+            folder,
+            Cutting(config.seconds, stride=config.stride, past=config.past),
+            fps=config.fps or FPS,
+            drawing=_drawing(config, BUILT_IN),
             transcriber=config.transcriber,
         )
     return import_lm_listener(

@@ -32,6 +32,14 @@ WAYS = {
         "words": "a transcript beside each wav, as RECORDING_speaker1.json, .vtt, .srt or .txt, or "
         "corpus.transcriber=module:Class",
     },
+    "livelink": {
+        "speaker": "the csv of both sides of a recording",
+        "speaker_frames": "the csv of both sides of a recording, from which corpus.frames a second "
+        "are drawn",
+        "speaker_audio": "RECORDING_speaker1.wav and _speaker2.wav",
+        "words": "a transcript beside each wav, as RECORDING_speaker1.json, .vtt, .srt or .txt, or "
+        "corpus.transcriber=module:Class",
+    },
     "lm_listener": {
         "speaker": "segments with p1_exp and p1_pose",
         "speaker_frames": "corpus.videos=FOLDER with corpus.frames a second",

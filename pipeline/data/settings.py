@@ -11,19 +11,20 @@ from rapport.settings import Section
 
 
 class CorpusConfig(Section):
-    kind: Literal["synthetic", "dualtalk", "lm_listener", "parquet"] = "synthetic"
-    """synthetic dyads, DualTalk's or lm-listener's published files, or a corpus `prepare` wrote"""
+    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "parquet"] = "synthetic"
+    """synthetic dyads, DualTalk's or lm-listener's published files, takes of Live Link Face, or a
+    corpus `prepare` wrote"""
     root: Path | None = None
-    """folder of the files (dualtalk, lm_listener, parquet); not used by synthetic"""
+    """folder of the files (dualtalk, lm_listener, livelink, parquet); not used by synthetic"""
     seconds: float = Field(4.0, gt=0)
     """length of a clip, seconds"""
     stride: float = Field(1.0, gt=0)
-    """seconds between starts of clips cut from a recording (dualtalk, lm_listener)"""
+    """seconds between starts of clips cut from a recording (dualtalk, lm_listener, livelink)"""
     past: float = Field(4.0, ge=0)
     """seconds before each clip that are kept with it, where there are so many; 0 = none"""
     fps: float | None = Field(None, gt=0)
     """frames of motion per second, where the files do not say: RealTalk 25, L2L-trevor 30; empty =
-    as they say, else 30 (lm_listener)"""
+    as they say, else 30 (lm_listener); takes are resampled to it, empty = 30 (livelink)"""
     videos: Path | None = None
     """folder of videos of the speakers, named as the recordings; empty = no frames (lm_listener)"""
     speaker_side: Literal["whole", "left", "right"] = "whole"
@@ -31,7 +32,7 @@ class CorpusConfig(Section):
     (lm_listener)"""
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
-    nobody does (dualtalk)"""
+    nobody does (dualtalk, livelink)"""
     train_clips: int = Field(1536, ge=1)
     """moments to train on, each listened to by corpus.listeners (synthetic)"""
     validation_clips: int = Field(128, ge=1)
@@ -60,16 +61,18 @@ class CorpusConfig(Section):
             "seed",
         )
         pictures = ("image_size", "frames")
-        filmed = ("videos", "speaker_side", "fps")
+        filmed = ("videos", "speaker_side")
         kind = f"corpus.kind={self.kind}"
         if self.kind == "synthetic":
-            read = ("root", "stride", *filmed, "transcriber")
+            read = ("root", "stride", "fps", *filmed, "transcriber")
             return {f"{kind} is generated, not read": read}
         if self.kind == "parquet":
-            cut = ("stride", "past", *filmed, "transcriber", *pictures, *generated)
+            cut = ("stride", "past", "fps", *filmed, "transcriber", *pictures, *generated)
             return {f"{kind} takes the clips as they are there": cut}
         what = f"{kind} takes what the files have"
         if self.kind == "dualtalk":
+            return {what: (*generated, "fps", *filmed)}
+        if self.kind == "livelink":
             return {what: (*generated, *filmed)}
         if self.videos is None:
             return {

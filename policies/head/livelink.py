@@ -5,7 +5,7 @@
 
 The 52 weights are followed by nine angles in radians. An angle triple is a turn about Unreal's
 axes: yaw to the person's right, then pitch downwards, then roll with the crown to the person's
-right. That units, signs and order are so was found on the eyes of a real take, which by them have
+left. That units, signs and order are so was found on the eyes of a real take, which by them have
 no twist. The head is taken to be written alike: in that take it does not move.
 
 A timecode is hours:minutes:seconds:frames, with parts of a frame behind a dot. How many frames a
@@ -75,13 +75,17 @@ class Take:
     seconds: np.ndarray
     values: np.ndarray
 
-    def motion(self, fps: float) -> Motion:
+    def motion(self, fps: float, begin: float = 0.0) -> Motion:
         """The take at an even rate, in `arkit_layout(fps)`, straight from row to row.
 
-        Its first frame is at the take's first row. Gaps are bridged, see `gaps`.
+        Gaps are bridged, see `gaps`.
+
+        Args:
+            fps: frames per second.
+            begin: of the first frame, in seconds from the take's first row.
         """
-        count = math.floor(self.seconds[-1] * fps + _ROUNDING) + 1
-        moments = np.arange(count) / fps
+        count = math.floor((self.seconds[-1] - begin) * fps + _ROUNDING) + 1
+        moments = begin + np.arange(count) / fps
         columns = [np.interp(moments, self.seconds, column) for column in self.values.T]
         return Motion(np.stack(columns, axis=1), arkit_layout(fps))
 

@@ -1,11 +1,13 @@
 """The corpus section: what each kind opens, and what it says when it cannot."""
 
 import inspect
+from dataclasses import asdict
 
 import pytest
 
 from rapport.pipeline.data.corpora import design_of, look_at_corpus, open_corpus
 from rapport.pipeline.data.readers.dualtalk import import_dualtalk
+from rapport.pipeline.data.readers.dyads import Cutting
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import CorpusError
@@ -42,6 +44,7 @@ def test_the_library_has_the_defaults_of_the_section():
     for importer in (import_dualtalk, import_lm_listener):
         assert defaults[importer]["seconds"] == config.seconds
         assert defaults[importer]["stride"] == config.stride
+    assert asdict(Cutting()) == config.model_dump(include={"seconds", "stride", "past"})
 
 
 def test_a_synthetic_corpus_is_generated_and_opened_again_where_it_lies(tmp_path):
@@ -60,7 +63,7 @@ def test_a_synthetic_corpus_is_generated_and_opened_again_where_it_lies(tmp_path
     assert again.digest == corpus.digest and not (tmp_path / "unused").exists()
 
 
-@pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "parquet"])
+@pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "livelink", "parquet"])
 def test_files_need_a_folder(kind, tmp_path):
     message = f"corpus.kind={kind} needs corpus.root=FOLDER"
     with pytest.raises(CorpusError, match=message):

@@ -63,13 +63,15 @@ def test_what_is_written_is_read_back(tmp_path, fps, frames):
 
 def test_the_header_is_the_apps_and_angles_have_its_signs(tmp_path):
     motion = np.zeros((2, 61))
-    motion[:, 52:55] = (0, 0.2, 0)  # to the person's left
+    motion[0, 52:55] = (0, 0, 0.1)  # the crown to the person's right
+    motion[1, 52:55] = (0, 0.2, 0)  # the nose to the person's left
     motion[:, 55:58] = (0.1, 0, 0)  # the left eye looks down
     write_livelink(tmp_path / "take.csv", Motion(motion, arkit_layout(30)))
     with (tmp_path / "take.csv").open() as file:
-        row = list(csv.DictReader(file))[1]
+        first, row = csv.DictReader(file)
     assert tuple(row) == COLUMNS and len(row) == 63
     assert (row["Timecode"], row["BlendShapeCount"]) == ("00:00:00:02.000", "61")
+    assert float(first["HeadRoll"]) == pytest.approx(-0.1, abs=1e-6)
     assert float(row["HeadYaw"]) == pytest.approx(-0.2, abs=1e-6)
     assert float(row["LeftEyePitch"]) == pytest.approx(0.1, abs=1e-6)
 
