@@ -112,6 +112,7 @@ class Policy(ABC):
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
     perception_unit: ClassVar[str] = ""  # of `perception`
+    forget_share: float = 0.0  # of draws of `log_likelihood` that do not know the own past
     draw_count: int = 1  # draws of `log_likelihood` for each reaction, where it is of drawn noise
 
     # -- Reacting --

@@ -91,6 +91,7 @@ class Dpo(PolicyObjective):
         policy = load_policy(self.initial)
         policy.prepare_training(self.policy_config, self.part)
         policy.draw_count = self.config.likelihood_draws
+        policy.forget_share = self.config.forget_share
         return policy
 
     @cached_property
@@ -145,8 +146,15 @@ class Dpo(PolicyObjective):
         batch = self._collate(share)
         if self.reference_log_likelihoods is not None:
             return batch | {"reference": self.reference_log_likelihoods[share]}
-        draws = self.policy.draws(self.config.batch_size, generator_of(self.seed, step))
-        return batch | {name: value[rank::world_size] for name, value in draws.items()}
+        # Twins meet the same noise, so that what a reaction has in common beside both of their
+        # speakers cancels to the digit.
+        size = self.config.batch_size
+        drawn = self.policy.draws(-(-size // self.TOGETHER), generator_of(self.seed, step))
+        rows = {
+            name: value.repeat_interleave(self.TOGETHER, dim=0)[:size]
+            for name, value in drawn.items()
+        }
+        return batch | {name: value[rank::world_size] for name, value in rows.items()}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """The pair's loss: by how much more than the reference the chosen one is preferred."""

@@ -206,6 +206,11 @@ class DpoConfig(Section):
         """Draws of a likelihood for each reaction, where it is of drawn noise."""
         return 1
 
+    @property
+    def forget_share(self) -> float:
+        """Share of the pairs whose likelihoods are those of somebody without a past."""
+        return 0.0
+
 
 class VlaDpoConfig(DpoConfig):
     """DPO of the VLA."""
@@ -246,6 +251,9 @@ class FlowDpoConfig(DpoConfig):
     to 5000, Wallace et al. 2024)"""
     draws: int = Field(8, ge=1)
     """noise and flow times drawn per latent, the same for chosen and rejected"""
+    drop_past: float = Field(0.5, ge=0, le=1)
+    """share of the pairs whose errors are those of somebody without a past: with one, a reaction
+    tells more of itself than of its speaker"""
     learning_rate: float = Field(3e-5, gt=0)
     """peak; same schedule as SFT. Ten times as much, and jaws tremble whatever beta is"""
 
@@ -253,6 +261,11 @@ class FlowDpoConfig(DpoConfig):
     def likelihood_draws(self) -> int:
         """See `draws`."""
         return self.draws
+
+    @property
+    def forget_share(self) -> float:
+        """See `drop_past`."""
+        return self.drop_past
 
 
 class GdpoConfig(Section):

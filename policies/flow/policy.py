@@ -349,12 +349,16 @@ class FlowPolicy(Policy):
     def draws(self, prompts: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Noise (prompts, 1, window, draws, latent_dim) and flow times (prompts, 1, window, draws).
 
-        Both reactions of a pair meet the same ones.
+        Both reactions of a pair meet the same ones. And who knows their own past, (prompts,).
         """
         sizes = self.flow.config
         shape = (prompts, 1, sizes.window, self.draw_count)
         noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
-        return {"noise": noise, "time": torch.rand(shape, generator=generator)}
+        return {
+            "noise": noise,
+            "time": torch.rand(shape, generator=generator),
+            "remembers": torch.rand(prompts, generator=generator) >= self.forget_share,
+        }
 
     def log_likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
         """-e / 2 of every reaction, (prompts, reactions): e is its rectified-flow error (Eq. 4).
@@ -370,6 +374,7 @@ class FlowPolicy(Policy):
             actions,
             batch["noise"].expand(-1, reactions, -1, -1, -1),
             batch["time"].expand(-1, reactions, -1, -1),
+            batch["remembers"],
         )
         return -errors.mean((2, 3)) / 2
 

@@ -97,10 +97,11 @@ class FlowModule(nn.Module):
         latents: Tensor,
         noise: Tensor,
         time: Tensor,
+        remembers: Tensor | None,
     ) -> Tensor:
         """See `flow_errors`."""
         prefix = self.flow.encode_prefix(Conditions(**conditions), lead)
-        return flow_errors(self.flow, prefix, latents, noise, time)
+        return flow_errors(self.flow, prefix, latents, noise, time, remembers)
 
     def imitation(
         self,

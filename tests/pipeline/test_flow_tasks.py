@@ -261,8 +261,10 @@ def flow_dpo_task(policy, tmp_path, **keys):
 
 def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path):
     task = flow_dpo_task(policy, tmp_path, beta=50.0)
-    assert_batches_are_shared(task, ["actions", "noise", "time"])
+    assert_batches_are_shared(task, ["actions", "noise", "time", "remembers"])
     batch, module = task.batch(0, 0, 1), task.module()
+    for name in ("noise", "time", "remembers"):
+        assert torch.equal(batch[name][0::2], batch[name][1::2]), "twins meet the same"
     assert batch["noise"].shape[1] == batch["time"].shape[1] == 1, (
         "chosen and rejected meet the same noise"
     )
@@ -271,7 +273,7 @@ def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path)
     rounding = 50.0 * 2 * float(np.finfo(np.float32).eps)
     assert loss.item() == pytest.approx(np.log(2), abs=rounding)
     assert abs(metrics["margin"].item()) <= rounding
-    values, metrics = descend(task, module, 30, 1e-3)
+    values, metrics = descend(task, module, 60, 1e-3)
     assert np.mean(values[-5:]) < 0.4 and metrics["accuracy"] == 1
     assert all(p.grad is None for p in task.reference_policy.module().parameters())
 
@@ -282,6 +284,7 @@ def test_flow_dpo_is_its_formula(policy, tmp_path):
     module, other = task.module(), initialised(SIZES, seed=9)
     module.flow.load_state_dict(other.state_dict())
     batch = task.batch(0, 0, 1)
+    assert set(batch["remembers"].tolist()) == {True, False}
 
     def error(flow, i, k):
         conditions = Conditions(
@@ -294,6 +297,7 @@ def test_flow_dpo_is_its_formula(policy, tmp_path):
                 batch["actions"][i : i + 1, k : k + 1],
                 batch["noise"][i : i + 1],
                 batch["time"][i : i + 1],
+                batch["remembers"][i : i + 1],
             )
         return errors.mean().item()
 

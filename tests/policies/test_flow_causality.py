@@ -121,7 +121,7 @@ def test_errors_of_training_do_not_know_what_comes_after(policy, training):
             batch = policy.collate([policy.encode(clip).row])
             conditions = {name: batch[name] for name in (*MODALITIES, "present")}
             heard = torch.tensor([lead])
-            errors.append(module("errors", conditions, heard, latents, noise, time)[0, 0])
+            errors.append(module("errors", conditions, heard, latents, noise, time, None)[0, 0])
         known = known_at(20, lead)
         assert torch.equal(errors[0][:known], errors[1][:known])
         assert not torch.equal(errors[0][known], errors[1][known])
