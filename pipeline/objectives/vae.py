@@ -59,7 +59,6 @@ class MotionCode(TableObjective):
         coded = forward(batch["frames"], batch["noise"])
         loss, parts = vae_loss(
             *coded,
-            weights=self.vae.weights,
             velocity_weight=self.config.velocity_weight,
             kl_weight=self.config.kl_weight,
         )

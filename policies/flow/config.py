@@ -34,7 +34,7 @@ class VaeSizes:
 
     layout: Layout
     downsample: int = 8
-    latent_dim: int = 96
+    latent_dim: int = 64
     hidden: int = 128
     layers: int = 2
     heads: int = 4
@@ -105,7 +105,7 @@ class FlowSizes:
             (`ARFlow.expect`); None = it expects nothing (the paper's).
     """
 
-    latent_dim: int = 96
+    latent_dim: int = 64
     downsample: int = 8
     text_dim: int = 32
     audio_dim: int = 32

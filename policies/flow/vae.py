@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rapport.policies.flow.config import VaeSizes
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.transformer import CausalTransformer, Memory, silent
-from rapport.policies.motion import Layout, Motion, require_same_layout
+from rapport.policies.motion import Motion, require_same_layout
 
 BATCH = 64  # sequences coded at once: a window of 25 latents takes 1 MB
 
@@ -67,7 +67,6 @@ class MotionVAE(nn.Module):
     fade: Tensor
     latent_mean: Tensor
     latent_std: Tensor
-    weights: Tensor
 
     def __init__(self, config: VaeSizes) -> None:
         super().__init__()
@@ -88,7 +87,6 @@ class MotionVAE(nn.Module):
         self.register_buffer("cosines", cosine_basis(span), persistent=False)
         fade = (math.pi * (torch.arange(span) + 0.5) / span).sin().square()
         self.register_buffer("fade", fade, persistent=False)
-        self.register_buffer("weights", _equal_groups(config.layout), persistent=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
@@ -293,7 +291,6 @@ def vae_loss(
     mean: Tensor,
     log_variance: Tensor,
     *,
-    weights: Tensor,
     velocity_weight: float,
     kl_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -309,7 +306,6 @@ def vae_loss(
         target: what it should be.
         mean: of the posterior, (batch, time / r, latent_dim).
         log_variance: of the posterior.
-        weights: (dim,) of the channels, mean 1.
         velocity_weight: of the error of frame-to-frame differences, which keeps patches from
             showing.
         kl_weight: of the KL.
@@ -319,8 +315,8 @@ def vae_loss(
     """
     error = decoded - target
     change = error.diff(dim=1)
-    reconstruction = _size_and_square(error, weights)
-    velocity = _size_and_square(change, weights)
+    reconstruction = _size_and_square(error)
+    velocity = _size_and_square(change)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction + velocity_weight * velocity + kl_weight * kl
     parts = {"reconstruction": reconstruction, "velocity": velocity, "kl": kl}
@@ -339,17 +335,6 @@ def _half(config: VaeSizes) -> CausalTransformer:
     return CausalTransformer(
         config.hidden, layers=config.layers, heads=config.heads, look_back=config.look_back
     )
-
-
-def _equal_groups(layout: Layout) -> Tensor:
-    """Weights of channels (dim,), mean 1, by which all groups count alike, however wide.
-
-    Of 70 channels 50 are the expression's: each by itself, the others would hardly be coded. Eyes
-    would lose their saccades.
-    """
-    widths = [layout.width(name) for name in layout.names]
-    shares = [torch.full((width,), layout.dim / len(widths) / width) for width in widths]
-    return torch.cat(shares)
 
 
 def cosine_basis(length: int) -> Tensor:
@@ -373,5 +358,5 @@ def _overlap_add(spans: Tensor, hop: int) -> Tensor:
     return F.pad(early.flatten(1, 2), (0, 0, 0, hop)) + F.pad(late.flatten(1, 2), (0, 0, hop, 0))
 
 
-def _size_and_square(error: Tensor, weights: Tensor) -> Tensor:
-    return ((error.abs() + error.square()) * weights).mean()
+def _size_and_square(error: Tensor) -> Tensor:
+    return (error.abs() + error.square()).mean()
