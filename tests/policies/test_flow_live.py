@@ -218,7 +218,7 @@ def test_an_hour_live_is_an_hour_at_once(slow):
     )
     noise = window_noise([7], 1, count, slow.flow.config.latent_dim)
     latents = generate_long(slow.flow.eval(), conditions, noise, ode("midpoint", 4))
-    expected = slow.vae.to_motion(latents[0, 0]).values
+    expected = slow.vae.to_motions([latents[0, 0]])[0].values
 
     live = LiveFlow(slow)
     state = moved = live.start(7, slow.encode(talking(slow.layout)))
