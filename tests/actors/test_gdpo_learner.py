@@ -45,7 +45,13 @@ SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "act
 CONFIG = GdpoOfFlow(
     seed=3,
     gdpo=FlowGdpoConfig(
-        iterations=3, sync_every=2, batch_size=2, group_size=2, steps=2, learning_rate=1e-3
+        estimator="gdpo",
+        iterations=3,
+        sync_every=2,
+        batch_size=2,
+        group_size=2,
+        steps=2,
+        learning_rate=1e-3,
     ),
     learner=LearnerConfig(
         world_size=2,

@@ -274,14 +274,20 @@ def test_gdpo_refuses_what_cannot_work(override, parts):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("gdpo.sigma=1.5", "sigma is 1.5; it is the share of the remaining noise"),
-        ("gdpo.noisy_steps=5", "5 noisy steps of 5: at least 1, and the last one has none"),
+        (
+            "gdpo.estimator=gdpo gdpo.sigma=1.5",
+            "sigma is 1.5; it is the share of the remaining noise",
+        ),
+        (
+            "gdpo.estimator=gdpo gdpo.noisy_steps=5",
+            "5 noisy steps of 5: at least 1, and the last one has none",
+        ),
         ("judge.evaluations=5", "5 evaluations make no whole denoise steps of the midpoint rule"),
     ],
 )
 def test_rollouts_that_cannot_be_drawn_are_refused_before_anything_starts(override, says):
     with pytest.raises(ConfigError, match=says):
-        load_config(GdpoOfFlow, None, [override])
+        load_config(GdpoOfFlow, None, override.split())
 
 
 def test_gdpo_needs_something_to_reward():

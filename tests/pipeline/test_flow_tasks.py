@@ -107,6 +107,7 @@ def flow_task(policy, tmp_path, **keys):
 
 
 SETTINGS = {
+    "estimator": "gdpo",
     "anchor_share": 0.0,
     "batch_size": 2,
     "sync_every": 2,

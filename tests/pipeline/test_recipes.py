@@ -306,9 +306,15 @@ def test_baselines_the_corpus_cannot_give_are_left_out(judge):
 @pytest.mark.parametrize(
     ("config", "sampler"),
     [
-        (GdpoOfFlow(), {"exploration": NoisyWindow("midpoint", 10, 0.5)}),
-        (GdpoOfFlow(gdpo=FlowGdpoConfig(rollouts="sde")), {"exploration": PaperSde(4, 0.5)}),
-        (GdpoOfFlow(gdpo=FlowGdpoConfig(estimator="pathwise")), {"exploration": None}),
+        (GdpoOfFlow(), {"exploration": None}),
+        (
+            GdpoOfFlow(gdpo=FlowGdpoConfig(estimator="gdpo")),
+            {"exploration": NoisyWindow("midpoint", 10, 0.5)},
+        ),
+        (
+            GdpoOfFlow(gdpo=FlowGdpoConfig(estimator="gdpo", rollouts="sde")),
+            {"exploration": PaperSde(4, 0.5)},
+        ),
         (DpoOfFlow(), {"exploration": None, "evaluations": 10}),
         (EvaluateOfFlow(), {"exploration": None, "evaluations": 10}),
         (DpoOfVla(), {"temperature": 1.0}),
