@@ -474,7 +474,7 @@ class FlowPolicy(Policy):
 
 def _latents(reaction: Reaction) -> Tensor:
     """(window, latent_dim): the actions, or what a path of denoise steps ends in."""
-    actions = torch.from_numpy(np.asarray(reaction.actions, np.float32))
+    actions = torch.from_numpy(np.array(reaction.actions, np.float32))
     return actions if actions.ndim == 2 else actions[:, -1]
 
 
