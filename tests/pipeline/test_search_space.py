@@ -191,7 +191,14 @@ def test_optuna_that_is_not_installed_is_an_error(monkeypatch):
         (
             TuneGdpoOfFlow,
             GdpoOfFlow,
-            ["corpus.seconds=2", "gdpo.iterations=40"],
+            [
+                "corpus.seconds=2",
+                "corpus.train_clips=512",
+                "flow.steps=1000",
+                "gdpo.estimator=gdpo",
+                "gdpo.iterations=40",
+                "gdpo.learning_rate=3e-4",
+            ],
             {"gdpo.sigma": 0.7, "groups.eyelid": 0.1},
         ),
         (
