@@ -94,6 +94,7 @@ RECIPES = {
             OTHER: settings.EvaluateOfOther,
         },
     ),
+    "listen": Recipe("let a policy listen to a recording of your own", {"": settings.ListenConfig}),
     "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
         {"": settings.RankConfig},
@@ -241,11 +242,13 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from rapport.pipeline.data.audio import AudioError
     from rapport.pipeline.data.candidates import CandidateError
     from rapport.pipeline.data.reactions import ReactionError
+    from rapport.pipeline.data.recording import RecordingError
     from rapport.pipeline.data.store import CorpusError
     from rapport.pipeline.holding import HeldError
     from rapport.pipeline.rundir import RunError
     from rapport.pipeline.tracking import TrackingError
     from rapport.policies.head.asset import AssetError
+    from rapport.policies.live import LiveError
     from rapport.policies.motion import LayoutError
     from rapport.policies.policy import CheckpointError
     from rapport.rewards.ratings.ratings import RatingError
@@ -264,6 +267,8 @@ def explained_errors() -> tuple[type[Exception], ...]:
         CandidateError,
         ReactionError,
         RatingError,
+        RecordingError,
+        LiveError,
     )
 
 

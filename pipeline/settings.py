@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rapport.actors.settings import (
     CandidateEngineConfig,
@@ -684,6 +684,56 @@ class AblateOfFlow(DpoOfFlow, Ablated):
     """`ablate policy=flow`."""
 
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
+
+
+MotionFormat = Literal["npz", "parquet", "mp4"]
+
+
+class ListenConfig(RecipeConfig):
+    """`listen`."""
+
+    seed: int = 0
+    """of the first sample; the next ones have the numbers after it"""
+    policy: Path | None = None
+    """folder of a policy, or of a run: its aligned policy, else its imitating one; needed"""
+    speaker: Path | None = None
+    """whom it listens to: a film or a sound of any kind, or motion (`listener.npz`, Parquet of one
+    clip, a track); needed"""
+    audio: Path | None = None
+    """the speaker's sound, where `speaker` is motion"""
+    out: Path | None = None
+    """folder of the files; empty = in the run directory"""
+    formats: list[MotionFormat] = Field(["npz", "mp4"], min_length=1)
+    """files to write, `npz,mp4`: npz (values, layout), parquet (clip_id, motion), mp4 (the listener
+    beside the speaker, with the speaker's sound)"""
+    samples: int = Field(1, ge=1)
+    """listeners, each with noise of its own"""
+    text: str | None = None
+    """what the listener is told to be like, where the policy takes a text (AR-Flow); empty =
+    nothing"""
+    lead: Literal[0, 4, 8, 12] | None = None
+    """frames of a latent that AR-Flow hears before it moves; empty = 8"""
+    head: HeadConfig = HeadConfig()
+    size: int = Field(256, ge=64, multiple_of=2)
+    """height of the mp4, pixels"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """How a film is drawn, where none is."""
+        keys = super().moot()
+        if "mp4" not in self.formats:
+            keys["formats has no mp4"] = ("head", "size")
+        return keys
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _written_with_commas(cls, formats: Any) -> Any:
+        return formats.split(",") if isinstance(formats, str) else formats
+
+    @model_validator(mode="after")
+    def _formats_differ(self) -> Self:
+        if len(set(self.formats)) < len(self.formats):
+            raise ValueError(f"formats={','.join(self.formats)} names one twice")
+        return self
 
 
 class RankSettings(HeldOutConfig):

@@ -1,13 +1,19 @@
-"""What reaches a listener while it listens, whichever policy it is."""
+"""A policy that listens while somebody talks: what reaches it, and what it is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from rapport.policies.clip import Word
 from rapport.policies.motion import Motion
+
+
+class LiveError(ValueError):
+    """A policy cannot listen live, or not as asked; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,3 +37,48 @@ class Chunk:
     words: tuple[Word, ...] | None = None
     motion: Motion | None = None
     own_audio: np.ndarray | None = None
+
+
+class State(Protocol):
+    """A session between two chunks; each listener has its own kind."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next step is taken before anything more is heard: it is given None."""
+
+
+class Listener(Protocol):
+    """A policy, live. It holds no session: states are values, and it is only asked about its own.
+
+    What it does equals what `Policy.sample` does with the same input and seed.
+    """
+
+    chunk: float
+    """seconds that are heard in a step"""
+
+    def start(self, seed: int, prompt: Any = None) -> Any:
+        """A session that nothing has happened in yet.
+
+        Args:
+            seed: of its noise.
+            prompt: what it is told in advance, of `Policy.told`; None = nothing.
+        """
+
+    def step(
+        self, states: Sequence[Any], heard: Sequence[Chunk | None]
+    ) -> tuple[list[Motion], list[Any]]:
+        """The frames of each session that are settled now, and the new states.
+
+        Args:
+            states: of sessions.
+            heard: the chunk that reached each; None where its state `waits`.
+        """
+
+    def finish(self, state: Any) -> Motion:
+        """The frames that are left when a session ends."""
+
+    def pack(self, state: Any) -> bytes:
+        """A session as bytes, for another process."""
+
+    def unpack(self, packed: bytes) -> Any:
+        """What `pack` was given."""

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal, Self, get_args
 
 import numpy as np
+
+from rapport.arrays import described, load_named
+from rapport.files import atomic
 
 Topology = Literal["flame2020", "flame2023", "builtin", "faceverse", "arkit"]
 
@@ -175,6 +179,26 @@ class Motion:
                 f"window [{start}, {start + length}) reaches outside a motion of {len(self)} frames"
             )
         return Motion(self.values[start : start + length], self.layout)
+
+    def save(self, path: str | Path) -> None:
+        """Write an `.npz` of `values` (time, dim) and `layout`, a JSON text."""
+        with atomic(Path(path)) as partial, partial.open("wb") as file:
+            np.savez(file, values=self.values, layout=np.array(self.layout.to_json()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ArrayFileError: there is no such file, or it is damaged.
+            LayoutError: what is in it is no motion.
+        """
+        arrays = load_named(path)
+        if arrays.keys() != {"values", "layout"}:
+            raise LayoutError(
+                f"{path} holds {described(arrays)}: no motion, which is values, layout"
+            )
+        return cls(arrays["values"], Layout.from_json(str(arrays["layout"])))
 
 
 def require_radians(motion: Motion) -> None:

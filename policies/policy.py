@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rapport.policies.clip import Clip
+from rapport.policies.live import Listener, LiveError
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.perception import Cost
 
@@ -111,6 +112,7 @@ class Policy(ABC):
     reads: ClassVar[tuple[str, ...]] = ("speaker", "speaker_frames", "speaker_audio", "words")
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
+    takes_text: ClassVar[bool] = False  # whether `told` knows what to do with a text
     perception_unit: ClassVar[str] = ""  # of `perception`
     forget_share: float = 0.0  # of draws of `log_likelihood` that do not know the own past
     draw_count: int = 1  # draws of `log_likelihood` for each reaction, where it is of drawn noise
@@ -138,6 +140,25 @@ class Policy(ABC):
     @abstractmethod
     def recorded(self, clip: Clip) -> Reaction:
         """The recorded listener in the policy's own terms, to stand among its samples."""
+
+    def live(self) -> Listener:
+        """The same policy, listening as long as somebody talks.
+
+        Raises:
+            LiveError: it has no such form, or not with this sampler.
+        """
+        raise LiveError(
+            f"a policy of kind {self.kind} has no live form: {type(self).__name__}.live() must "
+            "return a `rapport.policies.live.Listener`"
+        )
+
+    def told(self, text: str) -> Prompt:
+        """The prompt of a live session that is told in advance what to be like.
+
+        Raises:
+            LiveError: the policy takes no text.
+        """
+        raise LiveError(f"a policy of kind {self.kind} takes no text")
 
     def rest_of(self, clip: Clip) -> np.ndarray | None:
         """The face at rest that reactions to a clip are told from; None = they are not."""

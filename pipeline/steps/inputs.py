@@ -19,6 +19,7 @@ from rapport.pipeline.settings import (
     FilesConfig,
     Judged,
     Learning,
+    ListenConfig,
     OfFlow,
     OfOther,
     OfVla,
@@ -48,6 +49,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
     if isinstance(config, PreflightConfig) and config.plan.nodes is not None:
         _benches(config)
         return
+    if isinstance(config, ListenConfig):
+        _recording(config)
     if isinstance(config, RankConfig):
         _runs(config)
     if isinstance(config, PrepareConfig):
@@ -102,6 +105,14 @@ def _runs(config: RankConfig) -> None:
     folders = {name: getattr(config.rank, name) for name in ALGORITHMS}
     runs = {name: TrainedRun.of_folder(name, path) for name, path in folders.items() if path}
     common_corpus({name: trained.imitated.corpus for name, trained in runs.items()})
+
+
+def _recording(config: ListenConfig) -> None:
+    """The policy, the recording, and whether they fit."""
+    from rapport.pipeline.steps.listening import open_session
+
+    open_session(config)
+    _head(config.head)
 
 
 def _head(config: HeadConfig) -> None:

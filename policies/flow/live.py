@@ -25,7 +25,7 @@ from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
 from rapport.policies.flow.sampling import latent_noise, ode
 from rapport.policies.flow.step import FlowStep, Given, Sessions, apart, together
 from rapport.policies.flow.training import from_bytes
-from rapport.policies.live import Chunk
+from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import Motion, require_same_layout
 
 Streams = Mapping[str, Tensor | None]  # of a chunk, by modality
@@ -54,6 +54,11 @@ class State:
     own_sound: np.ndarray
     kept: Sessions
 
+    @property
+    def waits(self) -> bool:
+        """Whether the next step is taken before anything more is heard."""
+        return self.lead == 0 and self.number == 0
+
 
 class LiveFlow:
     """A listener of any number of sessions.
@@ -62,20 +67,23 @@ class LiveFlow:
         policy: whose weights and sampler it has.
 
     Raises:
-        ValueError: the policy hears by wav2vec2, is guided, or explores.
+        LiveError: the policy hears by wav2vec2, is guided, explores, or waits for the whole window.
     """
 
     def __init__(self, policy: FlowPolicy) -> None:
         sampler = policy.sampler
         if policy.encoders.audio is not None:
-            raise ValueError(
+            raise LiveError(
                 f"a live AR-Flow hears log-mel bands, this one {policy.encoders.audio}, which "
                 "encodes seconds of sound anew for every chunk; train one without encoders.audio"
             )
         if (sampler.omega_speak, sampler.omega_listen) != (1, 1) or sampler.exploration is not None:
-            raise ValueError(
+            raise LiveError(
                 f"a live AR-Flow goes by the ODE, without guidance, not as {sampler} says"
             )
+        if sampler.lead is None:
+            raise LiveError("a live AR-Flow does not know the whole window: give its lead")
+        self.lead = sampler.lead
         self.policy = policy
         self.audio = LogMel()
         self.chunk: float = policy.flow.config.downsample / policy.layout.fps  # seconds
@@ -85,19 +93,20 @@ class LiveFlow:
             partial(ode(sampler.solver, sampler.evaluations), latent=0),
         )
 
-    def start(self, seed: int, prompt: FlowPrompt | None = None, lead: int = LEAD) -> State:
+    def start(self, seed: int, prompt: FlowPrompt | None = None, lead: int | None = None) -> State:
         """A session that nothing has happened in yet.
 
         Args:
             seed: of its noise.
             prompt: what the listener is told to be like; only its text is read. None = nothing.
-            lead: frames of a latent that are heard before it is generated, one of `LEADS`. With 0
-                the first latent is generated before anything is heard; with 12 the first chunk is
-                only listened to.
+            lead: frames of a latent that are heard before it is generated, one of `LEADS`; None =
+                as the sampler says. With 0 the first latent is generated before anything is heard;
+                with 12 the first chunk is only listened to.
 
         Raises:
             ValueError: another lead.
         """
+        lead = self.lead if lead is None else lead
         told = None if prompt is None or self.policy.sampler.without_text else prompt.row["text"]
         text = None if told is None else from_bytes(told, self.policy.flow.config.text_dim)
         silence = np.zeros(0, np.float32)
@@ -183,7 +192,7 @@ class LiveFlow:
     def _listen(self, state: State, chunk: Chunk | None) -> tuple[State, Streams]:
         """What a session is given of a chunk, and the session with the ends of its voices."""
         first = (state.number + self.advance.ahead(state.lead)) * self.policy.flow.config.downsample
-        if (chunk is None) != (first < 0):
+        if (chunk is None) != state.waits:
             raise ValueError(
                 "the first latent of a session with a lead of 0 is generated before anything is "
                 "heard, every other one after a chunk"

@@ -56,6 +56,7 @@ from rapport.policies.policy import (
 
 if TYPE_CHECKING:
     from rapport.policies.flow.features import Features
+    from rapport.policies.flow.live import LiveFlow
 
 BATCH = 32  # windows answered at once
 GPU_BATCH = 512  # where launching takes as long for one as for hundreds
@@ -113,6 +114,7 @@ class FlowPolicy(Policy):
 
     kind = "flow"
     reads = ("speaker", "speaker_audio")
+    takes_text = True
     supervised = "supervised"
     aligned = {"dpo": "Flow-DPO", "gdpo": "GDPO"}
     prompt_columns = CONDITION_COLUMNS
@@ -275,6 +277,17 @@ class FlowPolicy(Policy):
         return [
             next(decoded) if reaction.motion is None else reaction.motion for reaction in reactions
         ]
+
+    def live(self) -> LiveFlow:
+        """See `rapport.policies.flow.live`."""
+        from rapport.policies.flow.live import LiveFlow  # which imports this module
+
+        return LiveFlow(self)
+
+    def told(self, text: str) -> FlowPrompt:
+        """As of a clip whose `manner` is the text, and that lacks all else."""
+        row = dict.fromkeys(CONDITION_COLUMNS) | {"text": to_bytes(self.features.of_text(text))}
+        return FlowPrompt("", row)
 
     def recorded(self, clip: Clip) -> Reaction:
         """The recorded listener as latents, of as many whole ones as there are."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, cast
@@ -29,6 +30,7 @@ CODEC_OPTIONS = {
 }
 CONTAINER = {".mp4": "mp4", ".webm": "webm"}
 POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
+Part = tuple[np.ndarray, np.ndarray | None]  # frames, and their sound
 CHUNK = 50  # frames whose vertices are computed at once: enough to be fast, 3 MB of vertices
 
 
@@ -95,13 +97,13 @@ def panels(frames: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.n
     captioned = []
     for clip, caption in zip(frames, captions, strict=True):
         if clip is None:
-            captioned.append(_caption(blank, f"{caption}: no video"))
+            captioned.append(with_caption(blank, f"{caption}: no video"))
         else:
-            captioned.append(_caption(clip, caption))
+            captioned.append(with_caption(clip, caption))
     return np.concatenate(captioned, axis=2)
 
 
-def _caption(frames: np.ndarray, text: str) -> np.ndarray:
+def with_caption(frames: np.ndarray, text: str) -> np.ndarray:
     """A copy of the frames with white text in the upper left corner."""
     height, width = frames.shape[1:3]
     mask = Image.new("L", (width, height))
@@ -143,7 +145,39 @@ def write_mp4(
     Raises:
         ValueError: frames, audio, codec and file name do not fit.
     """
+    return write_movie(path, [(frames, audio)], fps, sample_rate=sample_rate, codec=codec, crf=crf)
+
+
+def write_movie(
+    path: str | Path,
+    parts: Iterable[Part],
+    fps: float,
+    sample_rate: int = 16_000,
+    codec: Codec = "libx264",
+    crf: int = 23,
+) -> Path:
+    """Encode a film of any length, part by part; the file appears whole or not at all.
+
+    Args:
+        path: as of `write_mp4`.
+        parts: frames and their sound, each as of `write_mp4`; all like the first.
+        fps: frames per second.
+        sample_rate: of the audio, Hz.
+        codec: as of `write_mp4`.
+        crf: quality, lower is better.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there is no part; frames, audio, codec and file name do not fit.
+    """
     path = Path(path)
+    rest = iter(parts)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError(f"{path}: a film of nothing")
+    frames, audio = first
     _check(path, frames, audio=audio, codec=codec)
     with (
         atomic(path) as partial,
@@ -155,9 +189,15 @@ def write_mp4(
         if audio is not None:
             stream = container.add_stream(AUDIO_CODEC[codec], rate=sample_rate, layout="mono")
             sound = cast(AudioStream, stream)
-        _encode_pictures(container, video, frames)
-        if sound is not None and audio is not None:
-            _encode_sound(container, sound, audio)
+        samples = 0
+        for pictures, heard in itertools.chain([first], rest):
+            _encode_pictures(container, video, pictures)
+            if sound is not None and heard is not None:
+                _encode_sound(container, sound, heard, samples)
+                samples += len(heard)
+        container.mux(video.encode(None))
+        if sound is not None:
+            container.mux(sound.encode(None))
     return path
 
 
@@ -198,12 +238,14 @@ def _encode_pictures(container: OutputContainer, video: VideoStream, frames: np.
     for image in frames:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         container.mux(video.encode(picture))
-    container.mux(video.encode(None))
 
 
-def _encode_sound(container: OutputContainer, sound: AudioStream, audio: np.ndarray) -> None:
+def _encode_sound(
+    container: OutputContainer, sound: AudioStream, audio: np.ndarray, first: int
+) -> None:
     samples = np.ascontiguousarray(audio)[None]
     block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
     block.sample_rate = sound.rate
+    block.time_base = Fraction(1, sound.rate)
+    block.pts = first
     container.mux(sound.encode(block))
-    container.mux(sound.encode(None))

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,9 @@ from rapport.policies.vla.training import (
     row_of,
 )
 from rapport.policies.vla.vla_prompt import VlaPrompt
+
+if TYPE_CHECKING:
+    from rapport.policies.vla.live import LiveVla
 
 LORA_SCALING = 2.0  # alpha / rank of adapters
 
@@ -167,6 +170,12 @@ class VlaPolicy(Policy):
                 "made: `rest_of` its clip does"
             )
         return self.actions.to_motion(reaction.actions, reaction.rest)
+
+    def live(self) -> LiveVla:
+        """See `rapport.policies.vla.live`."""
+        from rapport.policies.vla.live import LiveVla  # which imports this module
+
+        return LiveVla(self)
 
     def recorded(self, clip: Clip) -> Reaction:
         """The recorded listener as action tokens, (steps * dims,)."""

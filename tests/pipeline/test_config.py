@@ -408,6 +408,7 @@ MOOT = {
     "score.minimum_margin=0.1": "gdpo",
     "render.crf=20": "dpo evaluation.clips=0 render.videos=0",
     "render.size=128": "tune gdpo",
+    "size=128": "listen formats=npz",
     "judge.omegas=[2.0]": "evaluate policy=flow",
     "judge.clips=2": "ablate policy=flow",
     "tune.trials=2": "tune dpo",

@@ -47,6 +47,8 @@ def alone(tmp_path, monkeypatch):
         (["preflight", "--plan", "nodes=1", "bench=[nosuch.json]"], "nosuch.json"),
         (["tune", "dpo", "candidates=nosuch"], "candidates=nosuch: no summary.json there"),
         (["ablate", "sft.checkpoint=nosuch"], "nosuch is no policy"),
+        (["listen", "policy=folder", "speaker=clips.npy"], "policy=folder: neither policy.json"),
+        (["listen"], "listen needs policy=RUN_DIR"),
     ],
 )
 def test_what_is_not_there_is_named_before_anything_is_made(arguments, words, tmp_path, capsys):

@@ -19,7 +19,7 @@ from rapport.policies.flow.sampling import generate_long, ode, window_noise
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.step import together
 from rapport.policies.flow.vae import MotionVAE
-from rapport.policies.live import Chunk
+from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import Layout, LayoutError, Motion
 
 GROUPS = (("expr", 4), ("jaw", 2))
@@ -34,9 +34,9 @@ def fps(request):
     return request.param
 
 
-def small_policy(folder, fps=25, voice=VOICE):
+def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
     """Random weights throughout, those that begin as 0 too."""
-    layout = Layout(GROUPS, fps, "builtin")
+    layout = Layout(groups, fps, "builtin")
     torch.manual_seed(0)
     vae = MotionVAE(VaeSizes(layout, latent_dim=4, hidden=32)).eval()
     torch.nn.init.normal_(vae.posterior.weight, std=0.1)
@@ -45,7 +45,7 @@ def small_policy(folder, fps=25, voice=VOICE):
     audio = LogMel()
     sizes = FlowSizes(
         latent_dim=4,
-        text_dim=8,
+        text_dim=text_dim,
         audio_dim=audio.dim,
         hidden=32,
         layers=2,
@@ -57,10 +57,10 @@ def small_policy(folder, fps=25, voice=VOICE):
     )
     flow = initialised(sizes, 0)
     torch.nn.init.normal_(flow.gain.weight, std=0.1)
-    flow.fit_features([torch.randn(9, 8)], [20 * torch.randn(99, audio.dim) - 60])
+    flow.fit_features([torch.randn(9, text_dim)], [20 * torch.randn(99, audio.dim) - 60])
     policy = FlowPolicy(flow, vae, EncodersConfig())
     policy.sampler = Sampler(evaluations=4)
-    text = TextEncoder.tiny(8)
+    text = TextEncoder.tiny(text_dim)
     policy.__dict__["features"] = Features(text, audio, FeatureCache(folder, text.name))
     return policy
 
@@ -322,5 +322,7 @@ def test_what_does_not_fit_is_refused(slow):
         live.step([live.start(0)], [Chunk(motion=Motion(np.zeros((8, 6)), other))])
     with pytest.raises(ValueError, match="without guidance"):
         LiveFlow(slow.with_sampler(omega_speak=2.0))
+    with pytest.raises(LiveError, match="does not know the whole window"):
+        LiveFlow(slow.with_sampler(lead=None))
     with pytest.raises(ValueError, match="hears log-mel bands"):
         LiveFlow(FlowPolicy(slow.flow, slow.vae, EncodersConfig(audio="facebook/wav2vec2-large")))

@@ -3,6 +3,7 @@
     clip.npy             an array: (time, dim), (clips, time, dim), (N, M, time, dim) or video
                          (time, H, W, 3)
     clips.npz            one array; or several (time, dim) of one dim, a clip each
+    listener.npz         values and layout: what `Motion.save` writes
     track.npz            exp, pose and shape: a DualTalk track; or that of a tracker in `trackers`
     face.npz             vertices, rot, jaw, lip, upper: a
                          `rapport.rewards.metrics.measures.mesh.Face`
@@ -10,7 +11,7 @@
                          metadata (may be absent)
     segments_val.pth     lm-listener's segments; a clip is named <video>_<first frame>
     corpus/              a corpus that `prepare` wrote: its split "test"
-    folder/              any of the first five, a clip each, named by its file without `_pred`
+    folder/              any of the first six, a clip each, named by its file without `_pred`
 
 Named clips are brought together by name, the others by their order. Arrays in an npz are clips
 only if they look like clips: alike in width and named neither by a part of a face nor by a role.
@@ -259,6 +260,8 @@ def _npz(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> Any:
     """A track, a mesh, or clips, whichever the names and shapes of the arrays say."""
     clips = {name: array for name, array in arrays.items() if name != FRAME_RATE}
     rate = _rate(path, arrays, fps)
+    if clips.keys() == {"values", "layout"}:
+        return _motion(path, fps)
     if {"exp", "pose"} <= clips.keys():
         motion = dualtalk.track_of(clips, path)[0]
         if rate is not None and rate != motion.layout.fps:
@@ -282,6 +285,20 @@ def _npz(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> Any:
         return _bundle(path, clips)
     [clip] = clips.values() or [np.zeros(0)]
     return _numbers(clip, str(path))
+
+
+def _motion(path: Path, fps: float | None) -> Motion:
+    """A motion that says its layout."""
+    try:
+        motion = Motion.load(path)
+        require_radians(motion)
+    except LayoutError as error:
+        raise CorpusError(f"{path}: {error}") from error
+    if fps is not None and fps != motion.layout.fps:
+        raise CorpusError(
+            f"{path} says {motion.layout.fps:g} fps, files.fps (--fps) {fps:g}: resample one"
+        )
+    return motion
 
 
 def _rate(path: Path, arrays: dict[str, np.ndarray], fps: float | None) -> float | None:

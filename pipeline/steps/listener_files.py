@@ -1,0 +1,100 @@
+"""A listener's motion as files. A format is a function and its row in `FORMATS`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rapport.files import atomic
+from rapport.pipeline.data.columns import sequences_to_arrow
+from rapport.pipeline.data.recording import Recording
+from rapport.pipeline.settings import MotionFormat
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.raster import Rasterizer
+from rapport.policies.head.settings import HeadConfig
+from rapport.policies.head.video import (
+    CHUNK,
+    Part,
+    on_this_head,
+    render_motion,
+    with_caption,
+    write_movie,
+)
+from rapport.policies.motion import Motion
+
+
+@dataclass(frozen=True, eq=False)
+class Listened:
+    """A listener's motion, and what is shown with it.
+
+    Args:
+        motion: as long as the recording.
+        recording: of the speaker.
+        head: that is drawn.
+        size: height of a film, pixels.
+    """
+
+    motion: Motion
+    recording: Recording
+    head: HeadConfig
+    size: int
+
+
+def write_npz(listened: Listened, path: Path) -> None:
+    """What `Motion.load` reads."""
+    listened.motion.save(path)
+
+
+def write_parquet(listened: Listened, path: Path) -> None:
+    """One row of clip_id and motion, the layout in the metadata: what `evaluate --pred` reads."""
+    motion = listened.motion
+    columns = {
+        "clip_id": pa.array([listened.recording.path.stem]),
+        "motion": sequences_to_arrow([motion.values], motion.layout.dim),
+    }
+    table = pa.table(columns).replace_schema_metadata({"layout": motion.layout.to_json()})
+    with atomic(path) as partial:
+        pq.write_table(table, partial)
+
+
+def write_mp4(listened: Listened, path: Path) -> None:
+    """The listener beside the speaker, where there are pictures, with the speaker's sound."""
+    write_movie(path, _parts(listened), listened.motion.layout.fps, sample_rate=AUDIO_RATE)
+
+
+FORMATS: dict[MotionFormat, Callable[[Listened, Path], None]] = {
+    "npz": write_npz,
+    "parquet": write_parquet,
+    "mp4": write_mp4,
+}
+
+
+def _parts(listened: Listened) -> Iterator[Part]:
+    """A film, a few seconds at a time."""
+    asset = load_head(listened.head.path, listened.head.topology)
+    motion, whole = on_this_head(listened.motion, asset)
+    head, rasterizer = FlameHead(asset), Rasterizer(asset, size=listened.size)
+    caption = "listener" if whole else "listener, pose only"
+    fps = motion.layout.fps
+    film = listened.recording.film(listened.size, square=False)
+    sound = listened.recording.sound()
+    seen = None if film is None else film.newest(fps)
+    for first in range(0, len(motion), CHUNK):
+        part = motion.window(first, min(CHUNK, len(motion) - first))
+        panels = [with_caption(render_motion(head, rasterizer, part), caption)]
+        if seen is not None:
+            speaker = np.stack(list(itertools.islice(seen, len(part))))
+            panels.insert(0, with_caption(speaker, "speaker"))
+        heard = None
+        if sound is not None:
+            end = round((first + len(part)) / fps * AUDIO_RATE)
+            heard = sound.until(end)
+        yield np.concatenate(panels, axis=2), heard

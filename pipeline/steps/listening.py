@@ -1,0 +1,196 @@
+"""A policy that listens to a recording: whose it is, what it hears, and what it does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapport.pipeline.data.prompts import NAMES
+from rapport.pipeline.data.recording import Recording, open_recording
+from rapport.pipeline.rundir import Phase, RunError, found
+from rapport.pipeline.settings import ListenConfig
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.live import Chunk, Listener, LiveError
+from rapport.policies.motion import Layout, Motion
+from rapport.policies.policy import POLICY_FILE, Policy, load_policy
+
+# Of what a run leaves, the first that is there.
+POLICIES = (
+    *("best_policy", "gdpo_policy", "dpo_policy"),
+    *("flow_policy", "sft_policy", "imitate_policy"),
+)
+SAY_EVERY_S = 60  # of the recording
+MOST_NOTHING = 100  # chunks after the end in which the rest of an answer must come
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A recording, and who listens to it.
+
+    Args:
+        folder: of the policy.
+        policy: in it, sampled as it is asked for.
+        listener: the policy, live.
+        recording: of the speaker.
+    """
+
+    folder: Path
+    policy: Policy
+    listener: Listener
+    recording: Recording
+
+    @property
+    def hears(self) -> list[str]:
+        """The streams of the recording that the policy reads."""
+        return [name for name in self.recording.streams if name in self.policy.reads]
+
+    @property
+    def frames(self) -> int:
+        """Frames of a motion that is as long as the recording."""
+        return max(round(self.recording.seconds * self.policy.layout.fps), 1)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All that is heard."""
+        return self.recording.chunks(self.listener.chunk, self.hears)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a recording was answered.
+
+    Args:
+        motions: of the samples. A frame stands at the moment of the recording that it belongs to,
+            as listeners of a corpus do.
+        delay: seconds by which a live session would show a frame later, at most, as it has to hear
+            more first; what computing takes comes on top.
+    """
+
+    motions: list[Motion]
+    delay: float
+
+
+def open_session(config: ListenConfig) -> Session:
+    """The policy and the recording that a config names, once all that can be refused was looked at.
+
+    Raises:
+        RunError: a key is missing, or asks for what the policy cannot do. So do the errors of what
+            is read (`rapport.pipeline.run.explained_errors`).
+    """
+    if config.policy is None or config.speaker is None:
+        raise RunError(
+            "listen needs policy=RUN_DIR (or the folder of a policy) and speaker=RECORDING"
+        )
+    if config.out is not None:
+        _require_place(config.out)
+    folder = policy_folder(config.policy)
+    policy = load_policy(folder)
+    if config.text is not None and not policy.takes_text:
+        raise RunError(f"text: a policy of kind {policy.kind} takes none, leave it out")
+    if config.lead is not None:
+        if not isinstance(policy, FlowPolicy):
+            raise RunError(f"lead is for AR-Flow, this policy is of kind {policy.kind}")
+        policy = policy.with_sampler(lead=config.lead)
+    layout = policy.layout if "speaker" in policy.reads else None
+    recording = open_recording(config.speaker, config.audio, layout)
+    session = Session(folder, policy, policy.live(), recording)
+    if not session.hears:
+        raise RunError(
+            f"{config.speaker} has {_named(recording.streams)}, and this policy of kind "
+            f"{policy.kind} perceives {_named(policy.reads)} only"
+        )
+    return session
+
+
+def policy_folder(path: Path) -> Path:
+    """The folder of a policy, which `path` is, or the policy that the run in `path` ended with.
+
+    Raises:
+        RunError: it is neither.
+    """
+    if (path / POLICY_FILE).is_file() or (path / "action_space.json").is_file():
+        return path
+    summary = path / "summary.json"
+    if not summary.is_file():
+        raise RunError(
+            f"policy={path}: neither {POLICY_FILE} nor summary.json there; name the folder of a "
+            "policy, or that of a run"
+        )
+    artifacts = json.loads(summary.read_text())["artifacts"]
+    for name in POLICIES:
+        if name in artifacts:
+            return found(artifacts[name], path)
+    raise RunError(f"policy={path}: that run left no policy, only {sorted(artifacts)}")
+
+
+def answer(step: Phase, session: Session, states: Sequence[Any]) -> Answer:
+    """What sessions do that hear a recording, all in one batch.
+
+    Where it ends before its last frame is settled, nothing more is heard.
+    """
+    layout = session.policy.layout
+    listener = session.listener
+    pieces: list[list[np.ndarray]] = [[] for _ in states]
+    settled = 0
+    delay = 0.0
+    for now, motions, after in _steps(listener, states, _said(step, session)):
+        if len(motions[0]):
+            delay = max(delay, now - settled / layout.fps)
+        settled += len(motions[0])
+        _append(pieces, motions)
+        if settled + listener.chunk * layout.fps < session.frames:
+            continue
+        ends = [listener.finish(state) for state in after]
+        if settled + len(ends[0]) >= session.frames:
+            _append(pieces, ends)
+            return Answer([_joined(each, layout, session.frames) for each in pieces], delay)
+    raise LiveError(
+        f"{type(listener).__name__} gave {settled} of {session.frames} frames, and no more after "
+        f"{MOST_NOTHING} chunks of nothing"
+    )
+
+
+def _steps(
+    listener: Listener, states: Sequence[Any], chunks: Iterable[Chunk]
+) -> Iterator[tuple[float, list[Motion], list[Any]]]:
+    """Seconds heard, what is settled by then and the states, step by step."""
+    before: list[Chunk | None] = [None] if states[0].waits else []
+    nothing = itertools.repeat(Chunk(), MOST_NOTHING)
+    for number, heard in enumerate(itertools.chain(before, chunks, nothing), 1 - len(before)):
+        motions, states = listener.step(states, [heard] * len(states))
+        yield number * listener.chunk, motions, states
+
+
+def _said(step: Phase, session: Session) -> Iterator[Chunk]:
+    """All chunks, with progress."""
+    for number, chunk in enumerate(session.chunks()):
+        begins = number * session.listener.chunk
+        if begins % SAY_EVERY_S < session.listener.chunk and begins >= SAY_EVERY_S:
+            step.say(f"{begins:.0f} s of {session.recording.seconds:.0f} s heard")
+        yield chunk
+
+
+def _append(pieces: list[list[np.ndarray]], motions: Sequence[Motion]) -> None:
+    for piece, motion in zip(pieces, motions, strict=True):
+        piece.append(motion.values)
+
+
+def _joined(pieces: Sequence[np.ndarray], layout: Layout, frames: int) -> Motion:
+    return Motion(np.concatenate(pieces)[:frames], layout)
+
+
+def _named(streams: Iterable[str]) -> str:
+    return ", ".join(NAMES[name] for name in streams)
+
+
+def _require_place(out: Path) -> None:
+    """Raise `RunError` unless a folder can be written there."""
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"out={out}: nothing may be written to {place}")
