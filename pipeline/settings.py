@@ -686,7 +686,7 @@ class AblateOfFlow(DpoOfFlow, Ablated):
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
 
 
-MotionFormat = Literal["npz", "parquet", "mp4"]
+MotionFormat = Literal["npz", "parquet", "csv", "glb", "mp4"]
 
 
 class ListenConfig(RecipeConfig):
@@ -703,9 +703,10 @@ class ListenConfig(RecipeConfig):
     """the speaker's sound, where `speaker` is motion"""
     out: Path | None = None
     """folder of the files; empty = in the run directory"""
-    formats: list[MotionFormat] = Field(["npz", "mp4"], min_length=1)
-    """files to write, `npz,mp4`: npz (values, layout), parquet (clip_id, motion), mp4 (the listener
-    beside the speaker, with the speaker's sound)"""
+    formats: list[MotionFormat] = Field(["npz", "csv", "glb", "mp4"], min_length=1)
+    """files to write: npz (values, layout), parquet (clip_id, motion), csv (ARKit's weights, as
+    Live Link Face has them), glb (the head and its animation), mp4 (beside the speaker, with their
+    sound)"""
     samples: int = Field(1, ge=1)
     """listeners, each with noise of its own"""
     text: str | None = None

@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rapport.files import atomic
+from rapport.log import logger
 from rapport.pipeline.data.columns import sequences_to_arrow
 from rapport.pipeline.data.recording import Recording
 from rapport.pipeline.settings import MotionFormat
 from rapport.policies.clip import AUDIO_RATE
-from rapport.policies.head.asset import load_head
+from rapport.policies.head import gltf
+from rapport.policies.head.arkit import ArkitRig
+from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.flame import FlameHead
+from rapport.policies.head.livelink import write_livelink
 from rapport.policies.head.raster import Rasterizer
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.head.video import (
@@ -65,6 +69,18 @@ def write_parquet(listened: Listened, path: Path) -> None:
         pq.write_table(table, partial)
 
 
+def write_csv(listened: Listened, path: Path) -> None:
+    """ARKit's 52 weights, as Live Link Face writes them."""
+    motion, asset = _on_its_head(listened)
+    write_livelink(path, ArkitRig(asset).weights(motion))
+
+
+def write_glb(listened: Listened, path: Path) -> None:
+    """The head and its animation, glTF 2.0."""
+    motion, asset = _on_its_head(listened)
+    gltf.write_glb(path, motion, asset)
+
+
 def write_mp4(listened: Listened, path: Path) -> None:
     """The listener beside the speaker, where there are pictures, with the speaker's sound."""
     write_movie(path, _parts(listened), listened.motion.layout.fps, sample_rate=AUDIO_RATE)
@@ -73,8 +89,22 @@ def write_mp4(listened: Listened, path: Path) -> None:
 FORMATS: dict[MotionFormat, Callable[[Listened, Path], None]] = {
     "npz": write_npz,
     "parquet": write_parquet,
+    "csv": write_csv,
+    "glb": write_glb,
     "mp4": write_mp4,
 }
+
+
+def _on_its_head(listened: Listened) -> tuple[Motion, HeadAsset]:
+    """The motion as far as the head can show it, and the head; a loss is said aloud."""
+    asset = load_head(listened.head.path, listened.head.topology)
+    motion, whole = on_this_head(listened.motion, asset)
+    if not whole:
+        logger.warning(
+            f"motion of {listened.motion.layout.topology} on a {asset.topology} head: pose only, "
+            "no expression; head.path names a head of its own"
+        )
+    return motion, asset
 
 
 def _parts(listened: Listened) -> Iterator[Part]:

@@ -195,7 +195,7 @@ def test_a_motion_is_saved_with_what_its_columns_mean(flow, tmp_path):
         (["audio=a.wav"], "has its own sound"),
         (["out=a.txt"], "out=a.txt: nothing may be written"),
         (["formats=npz,npz"], "names one twice"),
-        (["formats=avi"], "'npz', 'parquet' or 'mp4'"),
+        (["formats=avi"], "'npz', 'parquet', 'csv', 'glb' or 'mp4'"),
         (["formats=npz", "size=128"], "size would not be heeded: formats has no mp4"),
         (["head.path=nosuch.pkl"], "nosuch.pkl"),
     ],
@@ -236,13 +236,19 @@ def listened(*keys, run):
 @pytest.mark.e2e
 def test_ar_flow_listens_to_a_film(folders, tmp_path):
     film = record(tmp_path / "talk.mp4", 2.5, fps=NTSC, rate=44_100, layout="stereo")
-    keys = [f"policy={folders['flow']}", f"speaker={film}", "formats=npz,parquet,mp4", "samples=2"]
+    keys = [
+        f"policy={folders['flow']}",
+        f"speaker={film}",
+        "formats=npz,parquet,csv,glb,mp4",
+        "samples=2",
+    ]
     keys += ["text=happy", "lead=4", "size=96", f"out={tmp_path / 'out'}"]
     summary = listened(*keys, run=tmp_path / "run")
     metrics = summary["metrics"]["listen"]
     assert metrics["hears"] == ["speaker_audio"] and metrics["delay_s"] == pytest.approx(0.48)
     assert summary["engines"]["listener"].startswith("flow, ")
-    names = [f"listener_{k}.{form}" for k in range(2) for form in ("npz", "parquet", "mp4")]
+    forms = ("npz", "parquet", "csv", "glb", "mp4")
+    names = [f"listener_{k}.{form}" for k in range(2) for form in forms]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     assert sorted(summary["artifacts"]) == sorted(names)
     motions = [Motion.load(tmp_path / "out" / f"listener_{k}.npz") for k in range(2)]
@@ -267,7 +273,12 @@ def test_a_vla_listens_to_a_film_and_to_a_voice(folders, tmp_path):
     summary = listened(f"policy={folders['vla']}", f"speaker={film}", run=tmp_path / "film")
     assert summary["metrics"]["listen"]["hears"] == ["speaker_frames", "speaker_audio"]
     folder = tmp_path / "film" / "listen"
-    assert sorted(path.name for path in folder.iterdir()) == ["listener.mp4", "listener.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "listener.csv",
+        "listener.glb",
+        "listener.mp4",
+        "listener.npz",
+    ]
     seen = Motion.load(folder / "listener.npz")
     voice = record(tmp_path / "talk.wav", 1.5, rate=48_000)
     listened(f"policy={folders['vla']}", f"speaker={voice}", run=tmp_path / "voice")
