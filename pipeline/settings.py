@@ -719,10 +719,12 @@ class ListenConfig(RecipeConfig):
     """height of the mp4, pixels"""
 
     def moot(self) -> dict[str, tuple[str, ...]]:
-        """How a film is drawn, where none is."""
+        """What a head is asked for, where no file has one."""
         keys = super().moot()
+        if not {"csv", "glb", "mp4"} & set(self.formats):
+            keys["formats has no csv, glb or mp4"] = ("head",)
         if "mp4" not in self.formats:
-            keys["formats has no mp4"] = ("head", "size")
+            keys["formats has no mp4"] = ("size",)
         return keys
 
     @field_validator("formats", mode="before")

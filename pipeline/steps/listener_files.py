@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +44,7 @@ class Listened:
     Args:
         motion: as long as the recording.
         recording: of the speaker.
-        head: that is drawn.
+        head: that is drawn, and animated.
         size: height of a film, pixels.
     """
 
@@ -50,6 +52,32 @@ class Listened:
     recording: Recording
     head: HeadConfig
     size: int
+
+    @cached_property
+    def shown(self) -> Shown:
+        """The head, and the motion as far as it can show it; a loss is said aloud."""
+        asset = load_head(self.head.path, self.head.topology)
+        motion, whole = on_this_head(self.motion, asset)
+        if not whole:
+            logger.warning(
+                f"motion of {self.motion.layout.topology} on a {asset.topology} head: pose only, "
+                "no expression; head.path names a head of its own"
+            )
+        return Shown(motion, asset, whole)
+
+
+class Shown(NamedTuple):
+    """A motion on a head.
+
+    Args:
+        motion: what of it the head can show.
+        head: whose it is now.
+        whole: whether that is all.
+    """
+
+    motion: Motion
+    head: HeadAsset
+    whole: bool
 
 
 def write_npz(listened: Listened, path: Path) -> None:
@@ -71,14 +99,13 @@ def write_parquet(listened: Listened, path: Path) -> None:
 
 def write_csv(listened: Listened, path: Path) -> None:
     """ARKit's 52 weights, as Live Link Face writes them."""
-    motion, asset = _on_its_head(listened)
-    write_livelink(path, ArkitRig(asset).weights(motion))
+    shown = listened.shown
+    write_livelink(path, ArkitRig(shown.head).weights(shown.motion))
 
 
 def write_glb(listened: Listened, path: Path) -> None:
     """The head and its animation, glTF 2.0."""
-    motion, asset = _on_its_head(listened)
-    gltf.write_glb(path, motion, asset)
+    gltf.write_glb(path, listened.shown.motion, listened.shown.head)
 
 
 def write_mp4(listened: Listened, path: Path) -> None:
@@ -95,22 +122,9 @@ FORMATS: dict[MotionFormat, Callable[[Listened, Path], None]] = {
 }
 
 
-def _on_its_head(listened: Listened) -> tuple[Motion, HeadAsset]:
-    """The motion as far as the head can show it, and the head; a loss is said aloud."""
-    asset = load_head(listened.head.path, listened.head.topology)
-    motion, whole = on_this_head(listened.motion, asset)
-    if not whole:
-        logger.warning(
-            f"motion of {listened.motion.layout.topology} on a {asset.topology} head: pose only, "
-            "no expression; head.path names a head of its own"
-        )
-    return motion, asset
-
-
 def _parts(listened: Listened) -> Iterator[Part]:
     """A film, a few seconds at a time."""
-    asset = load_head(listened.head.path, listened.head.topology)
-    motion, whole = on_this_head(listened.motion, asset)
+    motion, asset, whole = listened.shown
     head, rasterizer = FlameHead(asset), Rasterizer(asset, size=listened.size)
     caption = "listener" if whole else "listener, pose only"
     fps = motion.layout.fps

@@ -198,6 +198,8 @@ def test_a_motion_is_saved_with_what_its_columns_mean(flow, tmp_path):
         (["formats=avi"], "'npz', 'parquet', 'csv', 'glb' or 'mp4'"),
         (["formats=npz", "size=128"], "size would not be heeded: formats has no mp4"),
         (["head.path=nosuch.pkl"], "nosuch.pkl"),
+        (["formats=npz,glb", "head.path=nosuch.pkl"], "nosuch.pkl"),
+        (["formats=npz", "head.path=nosuch.pkl"], "would not be heeded: formats has no csv, glb"),
     ],
 )
 def test_what_cannot_be_listened_to_is_refused_before_anything_is_made(
