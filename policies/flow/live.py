@@ -7,8 +7,6 @@ its own; nothing is global.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +23,7 @@ from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
 from rapport.policies.flow.sampling import latent_noise, ode
 from rapport.policies.flow.step import FlowStep, Given, Sessions, apart, together
 from rapport.policies.flow.training import from_bytes
-from rapport.policies.live import Chunk, LiveError
+from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion, require_same_layout
 
 Streams = Mapping[str, Tensor | None]  # of a chunk, by modality
@@ -163,20 +161,17 @@ class LiveFlow:
         arrays: dict[str, Any] = {"sound": state.sound, "own_sound": state.own_sound}
         for number, tensor in enumerate(pytree.tree_leaves(state.kept)):
             arrays[str(number)] = _array(tensor)
-        packed = io.BytesIO()
-        np.savez(packed, plain=np.array(json.dumps(plain)), **arrays)
-        return packed.getvalue()
+        return packed(plain, arrays)
 
-    def unpack(self, packed: bytes) -> State:
+    def unpack(self, session: bytes) -> State:
         """What `pack` was given."""
-        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
+        plain, values = unpacked(session)
         likes, structure = pytree.tree_flatten(self.advance.start(None, LEAD))
         tensors = [
             torch.from_numpy(values[str(number)]).to(like) for number, like in enumerate(likes)
         ]
         return State(
-            **json.loads(str(values["plain"])),
+            **plain,
             sound=values["sound"],
             own_sound=values["own_sound"],
             kept=pytree.tree_unflatten(tensors, structure),

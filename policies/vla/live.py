@@ -6,8 +6,6 @@ same rule for a new context, the same noise. A session is a value of its own; no
 
 from __future__ import annotations
 
-import io
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rapport.policies.clip import Past, Word
-from rapport.policies.live import Chunk
+from rapport.policies.live import Chunk, packed, unpacked
 from rapport.policies.motion import Motion
 from rapport.policies.vla.actions import Drawn
 from rapport.policies.vla.policy import VlaPolicy
@@ -232,15 +230,12 @@ class LiveVla:
         values |= {f"drawn_{name}": value for name, value in drawn.items()}
         arrays: dict[str, Any] = {n: v for n, v in values.items() if isinstance(v, np.ndarray)}
         plain = {name: v for name, v in values.items() if name not in arrays}
-        packed = io.BytesIO()
-        np.savez(packed, plain=np.array(json.dumps(plain)), **arrays)
-        return packed.getvalue()
+        return packed(plain, arrays)
 
-    def unpack(self, packed: bytes) -> State:
+    def unpack(self, session: bytes) -> State:
         """What `pack` was given."""
-        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
-        plain = json.loads(str(values.pop("plain")))
+        plain, arrays = unpacked(session)
+        values: dict[str, Any] = dict(arrays)
         for name in ("known", "latest"):
             plain[name] = None if plain[name] is None else tuple(plain[name])
         values |= plain
