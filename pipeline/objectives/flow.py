@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import FlowTraining
@@ -46,20 +47,30 @@ class RectifiedFlow(PolicyObjective):
         conditions = self.policy.collate(rows)
         latents = [from_bytes(row["latents"], 1, sizes.window, sizes.latent_dim) for row in rows]
         stacked = torch.stack(latents)
-        return conditions | {
-            "present": conditions["present"] & kept[share].to(conditions["present"].device),
-            "lead": lead[share],
-            "latents": stacked,
-            "noise": noise[share],
-            "time": time[share],
-            "remembers": remembers[share],
-            "path": paths(self.policy.vae, stacked.squeeze(1).to(conditions["present"].device)),
-        }
+        return (
+            conditions
+            | {
+                "present": conditions["present"] & kept[share].to(conditions["present"].device),
+                "lead": lead[share],
+                "latents": stacked,
+                "noise": noise[share],
+                "time": time[share],
+                "remembers": remembers[share],
+            }
+            | self._paths(stacked.squeeze(1).to(conditions["present"].device))
+        )
+
+    def _paths(self, latents: Tensor) -> dict[str, Tensor]:
+        """What is to be expected of latents (share, n, latent_dim), by a policy that expects."""
+        if self.policy.flow.config.path is None:
+            return {}
+        return {"path": paths(self.policy.vae, latents)}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Mean squared errors of the velocities, and of what is expected."""
         conditions = {name: batch[name] for name in (*MODALITIES, "present")}
-        names = ("lead", "latents", "noise", "time", "remembers", "path")
-        velocity, path = forward("imitation", conditions, *(batch[name] for name in names))
+        names = ("lead", "latents", "noise", "time", "remembers")
+        given = [batch[name] for name in names]
+        velocity, path = forward("imitation", conditions, *given, batch.get("path"))
         loss = velocity + self.config.expect * path
         return loss, {"velocity": velocity.detach(), "path": path.detach()}

@@ -111,15 +111,18 @@ class FlowModule(nn.Module):
         noise: Tensor,
         time: Tensor,
         remembers: Tensor,
-        path: Tensor,
+        path: Tensor | None,
     ) -> Tensor:
-        """(2,): mean error of Eq. 4, and of what is expected against `path` (`loss.paths`)."""
+        """(2,): mean error of Eq. 4, and of what is expected against `path` (`loss.paths`).
+
+        Without a path the latter is 0: the policy expects nothing.
+        """
         flow = self.flow
         prefix = flow.encode_prefix(Conditions(**conditions), lead)
         expected = flow.expect(prefix, torch.arange(latents.shape[2], device=latents.device))
         errors = flow_errors(flow, prefix, latents, noise, time, remembers, expected)
         surprise = errors.new_zeros(())
-        if flow.config.path is not None:
+        if path is not None:
             surprise = (expected.squeeze(1) - path).square().mean()
         return torch.stack([errors.mean(), surprise])
 

@@ -11,6 +11,7 @@ from rapport.policies.flow.config import FlowSizes, VaeSizes
 from rapport.policies.flow.loss import flow_errors, paths
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.perception import ASKED, DRAWS, SEED, perception
+from rapport.policies.flow.training import FlowModule
 from rapport.policies.flow.vae import MotionVAE
 from tests.small_flow import LAYOUT
 
@@ -118,3 +119,24 @@ def test_what_is_expected_owes_nothing_to_noise_and_own_past(flow):
         told.path.bias += 1
     after, _ = told(told.encode_prefix(heard, 0), latents[:, :, :-1], latents, time, numbers)
     assert (after - before).abs().min() > 1e-9
+
+
+def test_imitation_is_both_losses_and_the_second_teaches_what_to_expect():
+    learner = FlowModule(initialised(SIZES, seed=0).double().train())
+    given = windows()
+    latents = normal(3, 1, 3, 4, seed=5)
+    noise, time = normal(3, 1, 3, 2, 4, seed=6), torch.rand(3, 1, 3, 2).double()
+    lead, path = torch.full((3,), 8), normal(3, 3, 2, seed=7)
+    rest = (given, lead, latents, noise, time, torch.ones(3, dtype=torch.bool))
+    velocity, missed = learner("imitation", *rest, path)
+    torch.testing.assert_close(velocity, learner("errors", *rest).mean())
+    flow = learner.flow
+    expected = flow.expect(flow.encode_prefix(Conditions(**given), lead), torch.arange(3))
+    torch.testing.assert_close(missed, (expected[:, 0] - path).square().mean())
+    optimiser = torch.optim.Adam(learner.parameters(), 1e-2)
+    for _ in range(30):
+        optimiser.zero_grad()
+        learner("imitation", *rest, path)[1].backward()
+        optimiser.step()
+    assert learner("imitation", *rest, path)[1] < 0.1 * missed
+    assert learner("imitation", *rest, None)[1] == 0
