@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS, MODALITIES
 from rapport.policies.flow.config import FlowSizes, VaeSizes, VoiceSizes
 from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
@@ -20,6 +20,7 @@ from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
 from tests.hearing import random_wav2vec2
+from tests.small_flow import two_people
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
 LATENTS = 6
@@ -61,20 +62,7 @@ def policy(request, tmp_path_factory):
 
 
 def talking(seed=0):
-    """Two people who move and sound at random; of the listener too there is a voice."""
-    rng = np.random.default_rng(seed)
-    motions = rng.normal(size=(2, FRAMES, LAYOUT.dim)).cumsum(axis=1).astype(np.float32) / 5
-    voices = rng.normal(size=(2, FRAMES * 640)).astype(np.float32) / 10
-    return Clip(
-        clip_id="talking",
-        dyad_id="dyad",
-        split="train",
-        listener=Motion(motions[0], LAYOUT),
-        speaker=Motion(motions[1], LAYOUT),
-        listener_audio=voices[0],
-        speaker_audio=voices[1],
-        manner="happy",
-    )
+    return two_people(LAYOUT, FRAMES, seed)
 
 
 def changed_from(clip, frame):

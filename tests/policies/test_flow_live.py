@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS, Conditions
 from rapport.policies.flow.config import FlowSizes, VaeSizes, VoiceSizes
 from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
@@ -21,6 +21,7 @@ from rapport.policies.flow.step import together
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import Layout, LayoutError, Motion
+from tests.small_flow import two_people
 
 GROUPS = (("expr", 4), ("jaw", 2))
 LATENTS = 9  # three times the span
@@ -76,22 +77,7 @@ def slow(tmp_path_factory):
 
 
 def talking(layout, seed=0, latents=LATENTS):
-    """Two people who move and sound at random."""
-    rng = np.random.default_rng(seed)
-    frames = latents * R
-    motions = rng.normal(size=(2, frames, layout.dim)).cumsum(axis=1).astype(np.float32) / 5
-    samples = round(frames * AUDIO_RATE / layout.fps)
-    voices = rng.normal(size=(2, samples)).astype(np.float32) / 10
-    return Clip(
-        clip_id=f"talking {seed}",
-        dyad_id="dyad",
-        split="train",
-        listener=Motion(motions[0], layout),
-        speaker=Motion(motions[1], layout),
-        listener_audio=voices[0],
-        speaker_audio=voices[1],
-        manner="happy",
-    )
+    return two_people(layout, latents * R, seed)
 
 
 def chunks_of(clip, lead=8):
