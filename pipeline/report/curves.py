@@ -36,6 +36,11 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
         "errors": ("reconstruction", "velocity"),
         "divergence from N(0, I), nats per number": ("kl/prior",),
     },
+    "flow": {
+        "error of the velocity": ("velocity",),
+        "error of the path that is expected": ("path",),
+        "gradient norm": ("gradient_norm",),
+    },
     "gdpo": {
         "reward, mean of the groups": ("reward",),
         "reward, face": ("reward/expr", "reward/eyelid", "reward/eyepose"),
