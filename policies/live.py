@@ -57,13 +57,18 @@ class Listener(Protocol):
 
     chunk: float
     """seconds that are heard in a step"""
+    memory: float
+    """seconds after which nothing that was heard or done changes anything"""
+    beat: int
+    """a session goes on elsewhere from a chunk whose number is a multiple of this"""
 
-    def start(self, seed: int, prompt: Any = None) -> Any:
+    def start(self, seed: int, prompt: Any = None, first: int = 0) -> Any:
         """A session that nothing has happened in yet.
 
         Args:
             seed: of its noise.
             prompt: what it is told in advance, of `Policy.told`; None = nothing.
+            first: number of the first chunk that it hears; above 0, what came before is forgotten.
         """
 
     def step(
@@ -75,6 +80,21 @@ class Listener(Protocol):
             states: of sessions.
             heard: the chunk that reached each; None where its state `waits`.
         """
+
+    def act(self, state: Any) -> np.ndarray:
+        """What a session did in its last step, in the policy's own terms: latents, tokens."""
+
+    def follow(
+        self, states: Sequence[Any], heard: Sequence[Chunk], acts: Sequence[np.ndarray]
+    ) -> list[Any]:
+        """The new states of sessions that did this when they heard that.
+
+        After `memory` seconds of it, a session that began in between is the one that went through
+        all, so that it can be lost and go on elsewhere.
+        """
+
+    def tell(self, state: Any, prompt: Any) -> Any:
+        """The session, told something else from now on; of a policy that `takes_text`."""
 
     def finish(self, state: Any) -> Motion:
         """The frames that are left when a session ends."""

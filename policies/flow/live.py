@@ -39,7 +39,8 @@ class State:
     Args:
         seed: of the noise.
         lead: frames of a latent that are heard before it is generated.
-        number: of the next latent; below 0, more must be heard first.
+        first: number of the latent that is its first; above 0, it goes on with what another began.
+        number: of the next latent, from its first on; below 0, more must be heard first.
         sound: the end of the partner's voice, for the bands of the next chunk.
         own_sound: that of the listener's own.
         kept: all else, as tensors.
@@ -47,6 +48,7 @@ class State:
 
     seed: int
     lead: int
+    first: int
     number: int
     sound: np.ndarray
     own_sound: np.ndarray
@@ -55,7 +57,7 @@ class State:
     @property
     def waits(self) -> bool:
         """Whether the next step is taken before anything more is heard."""
-        return self.lead == 0 and self.number == 0
+        return self.lead == 0 and self.number == 0 and self.first == 0
 
 
 class LiveFlow:
@@ -90,8 +92,16 @@ class LiveFlow:
             policy.vae.eval(),
             partial(ode(sampler.solver, sampler.evaluations), latent=0),
         )
+        self.memory: float = self.advance.memory * self.chunk
+        self.beat = 1
 
-    def start(self, seed: int, prompt: FlowPrompt | None = None, lead: int | None = None) -> State:
+    def start(
+        self,
+        seed: int,
+        prompt: FlowPrompt | None = None,
+        lead: int | None = None,
+        first: int = 0,
+    ) -> State:
         """A session that nothing has happened in yet.
 
         Args:
@@ -100,22 +110,34 @@ class LiveFlow:
             lead: frames of a latent that are heard before it is generated, one of `LEADS`; None =
                 as the sampler says. With 0 the first latent is generated before anything is heard;
                 with 12 the first chunk is only listened to.
+            first: number of the first chunk that is heard.
 
         Raises:
             ValueError: another lead.
         """
         lead = self.lead if lead is None else lead
-        told = None if prompt is None or self.policy.sampler.without_text else prompt.row["text"]
-        text = None if told is None else from_bytes(told, self.policy.flow.config.text_dim)
         silence = np.zeros(0, np.float32)
+        ahead = self.advance.ahead(lead)
         return State(
             seed=seed,
             lead=lead,
-            number=-max(self.advance.ahead(lead), 0),
+            first=first - min(ahead, 0) if first else 0,
+            number=-max(ahead, 0),
             sound=silence,
             own_sound=silence,
-            kept=self.advance.start(text, lead),
+            kept=self.advance.start(self._text(prompt), lead),
         )
+
+    def tell(self, state: State, prompt: FlowPrompt | None) -> State:
+        """The session, told to be like this from its next latent on."""
+        told = self.advance.start(self._text(prompt), state.lead).prefix
+        prefix = replace(state.kept.prefix, text=told.text, told=told.told)
+        return replace(state, kept=replace(state.kept, prefix=prefix))
+
+    def _text(self, prompt: FlowPrompt | None) -> Tensor | None:
+        """Features of what a listener is told to be like."""
+        told = None if prompt is None or self.policy.sampler.without_text else prompt.row["text"]
+        return None if told is None else from_bytes(told, self.policy.flow.config.text_dim)
 
     def step(
         self, states: Sequence[State], heard: Sequence[Chunk | None]
@@ -135,19 +157,49 @@ class LiveFlow:
             ValueError: a chunk is missing, or there is one too early; a voice is not of a chunk.
             LayoutError: motion of another layout.
         """
-        listened = [self._listen(state, chunk) for state, chunk in zip(states, heard, strict=True)]
-        given = self._given(states, [streams for _, streams in listened])
-        frames, kept = self.advance(together([state.kept for state in states]), given)
+        frames, after = self._advance(states, heard)
         shown = frames.float().cpu().numpy()
         motions = [
             Motion(settled[self._unsettled(state) :], self.policy.layout)
             for state, settled in zip(states, shown, strict=True)
         ]
-        after = [
+        return motions, after
+
+    def act(self, state: State) -> np.ndarray:
+        """The last latent, (latent_dim,) float32."""
+        latent: np.ndarray = state.kept.clean[0, 0, 0].float().cpu().numpy()
+        return latent
+
+    def follow(
+        self, states: Sequence[State], heard: Sequence[Chunk], acts: Sequence[np.ndarray]
+    ) -> list[State]:
+        """The new states of sessions that came to these latents when they heard that.
+
+        Raises:
+            ValueError: as of `step`, or a latent has another size.
+        """
+        dim = self.policy.flow.config.latent_dim
+        for act in acts:
+            if act.shape != (dim,) or not np.isfinite(act).all():
+                raise ValueError(f"a latent is {dim} finite numbers, got {act.shape}")
+        return self._advance(states, heard, torch.from_numpy(np.stack(acts)))[1]
+
+    def _advance(
+        self,
+        states: Sequence[State],
+        heard: Sequence[Chunk | None],
+        done: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """The step: frames (sessions, r, dim), and the new states."""
+        listened = [self._listen(state, chunk) for state, chunk in zip(states, heard, strict=True)]
+        given = self._given(states, [streams for _, streams in listened])
+        if done is not None:
+            done = done.unsqueeze(1).to(given.noise)
+        frames, kept = self.advance(together([state.kept for state in states]), given, done)
+        return frames, [
             replace(state, number=state.number + 1, kept=alone)
             for (state, _), alone in zip(listened, apart(kept), strict=True)
         ]
-        return motions, after
 
     def finish(self, state: State) -> Motion:
         """The frames that are left when a session ends."""
@@ -157,7 +209,7 @@ class LiveFlow:
 
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
-        plain = {"seed": state.seed, "lead": state.lead, "number": state.number}
+        plain = {name: getattr(state, name) for name in ("seed", "lead", "first", "number")}
         arrays: dict[str, Any] = {"sound": state.sound, "own_sound": state.own_sound}
         for number, tensor in enumerate(pytree.tree_leaves(state.kept)):
             arrays[str(number)] = _array(tensor)
@@ -186,7 +238,8 @@ class LiveFlow:
 
     def _listen(self, state: State, chunk: Chunk | None) -> tuple[State, Streams]:
         """What a session is given of a chunk, and the session with the ends of its voices."""
-        first = (state.number + self.advance.ahead(state.lead)) * self.policy.flow.config.downsample
+        latent = state.first + state.number + self.advance.ahead(state.lead)
+        first = latent * self.policy.flow.config.downsample
         if (chunk is None) != state.waits:
             raise ValueError(
                 "the first latent of a session with a lead of 0 is generated before anything is "
@@ -233,7 +286,8 @@ class LiveFlow:
             return torch.stack([torch.zeros(r, dim) if row is None else row for row in rows])
 
         noise = [
-            latent_noise(state.seed, 0, max(state.number, 0), config.latent_dim) for state in states
+            latent_noise(state.seed, 0, max(state.first + state.number, 0), config.latent_dim)
+            for state in states
         ]
         motion = stacked("partner_motion", self.policy.layout.dim)
         return Given(

@@ -195,6 +195,23 @@ def next_latent(
 
 
 @torch.no_grad()
+def known_latent(model: ARFlow, prefix: Prefix, finished: Finished, latent: Tensor) -> Finished:
+    """What `next_latent` gives besides a latent (batch, slots, latent_dim) that is known."""
+    none = latent.unsqueeze(2)[:, :, :0]
+    number = torch.zeros(0, dtype=torch.int64, device=latent.device)
+    _, past = model(
+        prefix,
+        clean=finished.clean,
+        noisy=none,
+        time=none[..., 0],
+        number=number.expand(len(latent), 0),
+        past=finished.past,
+        sight=Sight(expected=none.new_zeros(*none.shape[:3], model.config.path or 0)),
+    )
+    return Finished(latent.unsqueeze(2), past)
+
+
+@torch.no_grad()
 def autoregress(
     model: ARFlow,
     prefix: Prefix | Callable[[int], Prefix],

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.conditions import LEADS, MODALITIES, Conditions
 from rapport.policies.flow.model import ARFlow, History, Layers, Prefix
-from rapport.policies.flow.sampling import Finished, Velocity, next_latent
+from rapport.policies.flow.sampling import Finished, Velocity, known_latent, next_latent
 from rapport.policies.flow.transformer import Memory
 from rapport.policies.flow.vae import MotionVAE, Shown
 from rapport.policies.flow.voice import Hearing, VoiceEncoder
@@ -149,11 +149,29 @@ class FlowStep:
         keys = (self.flow.velocity.weight.new_zeros(shape),) * config.layers
         return History(keys, keys, latent - config.span)
 
+    @property
+    def memory(self) -> int:
+        """After how many latents nothing that was heard, seen or done changes anything."""
+        config = self.flow.config
+        encoder = self.flow.project_audio
+        voice = -(-encoder.reach // config.downsample) if isinstance(encoder, VoiceEncoder) else 0
+        vae = self.vae.config.look_back * self.vae.config.layers
+        # The last latent joins the history, and is decoded, a step later.
+        return config.layers * (config.span + 1) + max(voice, vae) + 2
+
     @torch.no_grad()
-    def __call__(self, sessions: Sessions, given: Given) -> tuple[Tensor, Sessions]:
+    def __call__(
+        self, sessions: Sessions, given: Given, done: Tensor | None = None
+    ) -> tuple[Tensor, Sessions]:
         """The frames that are settled now, (batch, r, dim), and the sessions after the step.
 
         See `MotionVAE.decode_next`. A stream that is absent begins anew when it is there again.
+
+        Args:
+            sessions: before the step.
+            given: to them.
+            done: (batch, 1, latent_dim), the latents that they come to, where these are known; None
+                = they are generated.
         """
         config = self.flow.config
         partner, seen = self.vae.encode_next(given.partner_motion, sessions.seen)
@@ -164,14 +182,13 @@ class FlowStep:
         }
         prefix = self.flow.grow(sessions.prefix, features, given.present, config.downsample)
         number = torch.as_tensor(sessions.past.end) + 1
-        latent, finished = next_latent(
-            self.flow,
-            prefix,
-            number,
-            Finished(sessions.clean, sessions.past),
-            given.noise,
-            self.denoise,
-        )
+        finished = Finished(sessions.clean, sessions.past)
+        if done is None:
+            latent, finished = next_latent(
+                self.flow, prefix, number, finished, given.noise, self.denoise
+            )
+        else:
+            latent, finished = done, known_latent(self.flow, prefix, finished, done)
         frames, shown = self.vae.decode_next(latent.to(partner.dtype), sessions.shown)
         return frames, Sessions(
             prefix=prefix.last(self.tokens),

@@ -204,6 +204,10 @@ class ActionSpace:
         knot: np.ndarray = inverse[-1] @ motion.values[-frames:].astype(np.float64)
         return knot
 
+    def frames_of(self, blocks: int) -> int:
+        """How many frames the first blocks have."""
+        return round(np.ceil(blocks * self.layout.fps / self.rate - 0.5 - WHOLE_TOLERANCE))
+
     def draw(
         self, drawn: Drawn, knots: np.ndarray, *, ends: bool = False
     ) -> tuple[np.ndarray, Drawn]:
@@ -224,8 +228,7 @@ class ActionSpace:
         count = drawn.knots + len(knots)
         first = count - len(known)  # number of the oldest knot that is still known
         blocks = count if ends else max(count - 1, 0)
-        last_frame = round(np.ceil(blocks * self.layout.fps / self.rate - 0.5 - WHOLE_TOLERANCE))
-        frames = np.arange(drawn.frames, max(last_frame, drawn.frames))
+        frames = np.arange(drawn.frames, max(self.frames_of(blocks), drawn.frames))
         block, weights = _spline_weights((frames + 0.5) * self.rate / self.layout.fps)
         values = np.zeros((len(frames), self.dims))
         for offset, weight in zip((-1, 0, 1), weights, strict=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rapport.policies.clip import Past, Word
-from rapport.policies.live import Chunk, packed, unpacked
+from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion
 from rapport.policies.vla.actions import Drawn
 from rapport.policies.vla.policy import VlaPolicy
@@ -84,9 +84,18 @@ class LiveVla:
         self.model = policy.model
         self.config = policy.model.config
         self.chunk: float = self.config.chunk_seconds  # seconds
+        self.beat = self.config.context_chunks
+        # A context begins with the chunks that are its history.
+        self.memory: float = (self.config.history + 2 * self.beat + 2) * self.chunk
         self.device = next(self.model.parameters()).device
 
-    def start(self, seed: int, prompt: VlaPrompt | None = None, past: Past | None = None) -> State:
+    def start(
+        self,
+        seed: int,
+        prompt: VlaPrompt | None = None,
+        past: Past | None = None,
+        first: int = 0,
+    ) -> State:
         """A session that nothing has happened in yet.
 
         Args:
@@ -95,8 +104,12 @@ class LiveVla:
                 known.
             past: of the clip that the prompt was made from; the end of its sound and its last
                 picture belong to the first chunk that is heard here.
+            first: number of the first chunk that is heard, a multiple of `beat`. Above 0, the
+                listener is taken to have been at rest until then.
         """
         config = self.config
+        if first % self.beat:
+            raise ValueError(f"a session goes on from a multiple of {self.beat}, not {first}")
         items = config.history + 1
         absent = config.absent_token_id
         if prompt is None:
@@ -110,26 +123,38 @@ class LiveVla:
                 own=np.full(len(config.pose_dims), absent),
                 rest=np.asarray(self.policy.actions.rest),
             )
+        done, drawn = self._at_rest(first)
         with torch.no_grad():
             tokens = self.model.perceive(self._on_device(prompt))[0, :items]
         return State(
             seed=seed,
             name=prompt.prompt_id,
-            chunk=0,
+            chunk=first + 1 if first else 0,
             tokens=tokens.float().cpu().numpy(),
             present=prompt.present[:items],
             heard=prompt.heard[0],
             said=prompt.said[:1],
             own=prompt.own,
             rest=prompt.rest,
-            actions=np.zeros(0, np.int64),
+            actions=done,
             known=self._words(prompt.heard[0]),
             latest=self._words(prompt.said[0]),
             sound=self._sound_of(past),
             picture=self._picture_of(past),
-            drawn=self.policy.actions.space.start,
-            waits=True,
+            drawn=drawn,
+            waits=not first,
         )
+
+    def _at_rest(self, chunks: int) -> tuple[np.ndarray, Drawn]:
+        """Ids of the chunk before the next one, and how far `chunks` and it are drawn."""
+        space = self.policy.actions.space
+        if not chunks:
+            return np.zeros(0, np.int64), space.start
+        steps = self.config.chunk_steps
+        knots = np.tile(self.policy.actions.rest, (steps, 1))
+        ids = self.policy.actions.encode(knots, self.policy.actions.rest)
+        known = (chunks + 1) * steps
+        return ids, Drawn(known, knots[-2:], space.frames_of(known - 1))
 
     def _sound_of(self, past: Past | None) -> np.ndarray:
         if past is None or past.speaker_audio is None:
@@ -168,13 +193,50 @@ class LiveVla:
         motions = []
         after = []
         for place, state in enumerate(observed):
-            actions = acted[place]
-            knots = self.policy.actions.decode(actions, state.rest)
-            values, drawn = self.policy.actions.space.draw(state.drawn, knots)
-            motions.append(Motion(values, self.policy.layout))
-            whole = np.concatenate([state.actions, actions])
-            after.append(replace(state, actions=whole, chunk=state.chunk + 1, drawn=drawn))
+            motion, state = self._done(state, acted[place])
+            motions.append(motion)
+            after.append(state)
         return motions, after
+
+    def act(self, state: State) -> np.ndarray:
+        """The ids of the last chunk, (chunk_tokens,) int64."""
+        return state.actions[-self.config.chunk_tokens :]
+
+    def follow(
+        self, states: Sequence[State], heard: Sequence[Chunk], acts: Sequence[np.ndarray]
+    ) -> list[State]:
+        """The new states of sessions that chose these ids when they heard that.
+
+        Raises:
+            ValueError: as of `step`, or there are more ids or fewer than a chunk has.
+            ActionError: some ids are no actions.
+        """
+        after = []
+        for state, chunk, act in zip(states, heard, acts, strict=True):
+            if act.shape != (self.config.chunk_tokens,):
+                raise ValueError(f"a chunk has {self.config.chunk_tokens} ids, got {act.shape}")
+            after.append(self._done(self.observe(state, chunk), act)[1])
+        return after
+
+    def tell(self, state: State, prompt: VlaPrompt | None) -> State:
+        """It takes no text.
+
+        Raises:
+            LiveError: always.
+        """
+        raise LiveError("the VLA is told nothing in advance")
+
+    def _done(self, state: State, actions: np.ndarray) -> tuple[Motion, State]:
+        """The frames that are settled by the ids of a chunk, and the state with them."""
+        knots = self.policy.actions.decode(actions, state.rest)
+        values, drawn = self.policy.actions.space.draw(state.drawn, knots)
+        after = replace(
+            state,
+            actions=np.concatenate([state.actions, actions]),
+            chunk=state.chunk + 1,
+            drawn=drawn,
+        )
+        return Motion(values, self.policy.layout), after
 
     def finish(self, state: State) -> Motion:
         """The frames that are left when a session ends."""

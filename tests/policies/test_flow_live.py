@@ -312,3 +312,60 @@ def test_what_does_not_fit_is_refused(slow):
         LiveFlow(slow.with_sampler(lead=None))
     with pytest.raises(ValueError, match="hears log-mel bands"):
         LiveFlow(FlowPolicy(slow.flow, slow.vae, EncodersConfig(audio="facebook/wav2vec2-large")))
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_a_lost_session_goes_on_elsewhere(policy, lead):
+    """From what it heard and came to in the last seconds alone, and with less it goes on, too."""
+    clip = talking(policy.layout, latents=60)
+    live = LiveFlow(policy)
+    memory = round(live.memory / live.chunk)
+    assert memory < 40
+    chunks = list(chunks_of(clip, lead))
+    begun = [None] if lead == 0 else []
+    state = live.start(5, policy.encode(clip), lead)
+    acts = []
+    for heard in chunks[:50]:
+        _, [state] = live.step([state], [heard])
+        acts.append(live.act(state))
+
+    def gone_on(count):
+        moved = live.start(5, policy.encode(clip), lead, first=50 - len(begun) - count)
+        for heard, act in zip(chunks[50 - count : 50], acts[50 - count :], strict=True):
+            [moved] = live.follow([moved], [heard], [act])
+        return moved
+
+    exact, short = gone_on(memory), gone_on(2)
+    apart = []
+    for heard in chunks[50:]:
+        [expected], [state] = live.step([state], [heard])
+        [found], [exact] = live.step([exact], [heard])
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+        [other], [short] = live.step([short], [heard])
+        apart.append(np.abs(other.values - expected.values).max())
+    assert apart[0] > 1e-3  # what is forgotten was heeded
+    assert short.first + short.number == exact.first + exact.number == state.number
+
+
+def test_a_listener_is_told_something_else(slow):
+    live = LiveFlow(slow)
+    happy, sad = (slow.told(text) for text in ("happy", "sad"))
+    chunks = list(chunks_of(talking(slow.layout)))
+    changed = live.start(5, happy)
+    for heard in chunks[:3]:
+        _, [changed] = live.step([changed], [heard])
+    same = live.tell(changed, happy)
+    changed = live.tell(changed, sad)
+    nothing = live.tell(changed, None)
+    motions, _ = live.step([same, changed, nothing], chunks[3:4] * 3)
+    assert len({motion.values.tobytes() for motion in motions}) == 3
+    always, [begun] = live.step([live.start(5, sad)], chunks[:1])
+    [told], _ = live.step([live.tell(live.start(5, happy), sad)], chunks[:1])
+    np.testing.assert_array_equal(told.values, always[0].values)
+
+
+def test_what_did_not_come_from_a_listener_is_not_followed(slow):
+    live = LiveFlow(slow)
+    for act in (np.zeros(3), np.full(4, np.nan)):
+        with pytest.raises(ValueError, match="a latent is 4 finite numbers"):
+            live.follow([live.start(0)], [Chunk()], [act])

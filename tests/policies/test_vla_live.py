@@ -140,3 +140,29 @@ def test_an_observation_is_asked_for_when_it_is_due():
     _, [state] = live.step([state], [None])
     with pytest.raises(ValueError, match="every later one"):
         live.step([state], [None])
+
+
+def test_a_lost_session_goes_on_elsewhere():
+    """From what it heard and chose in the last seconds alone, as long as these begin at a beat."""
+    clip = talking(seconds=8, past=0)
+    live = LiveVla(POLICY)
+    chunks = list(chunks_of(clip))
+    lost = 15
+    _, [state] = live.step([live.start(4)], [None])
+    acts = []
+    for heard in chunks[:lost]:
+        _, [state] = live.step([state], [heard])
+        acts.append(live.act(state))
+    first = (lost - round(live.memory / live.chunk)) // live.beat * live.beat + live.beat
+    assert first > 0
+    moved = live.start(4, first=first)
+    for heard, act in zip(chunks[first:lost], acts[first:], strict=True):
+        [moved] = live.follow([moved], [heard], [act])
+    for heard in chunks[lost:]:
+        [expected], [state] = live.step([state], [heard])
+        [found], [moved] = live.step([moved], [heard])
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+    with pytest.raises(ValueError, match=f"from a multiple of {live.beat}"):
+        live.start(0, first=1)
+    with pytest.raises(ValueError, match="a chunk has 12 ids"):
+        live.follow([moved], chunks[:1], [acts[0][1:]])
