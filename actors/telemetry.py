@@ -75,6 +75,21 @@ KL = Metric(
     "KL to the reference, per token (DPO) or denoise step (GDPO)",
     ("phase",),
 )
+SESSIONS = Metric("rapport_sessions", "gauge", "live sessions of a replica", ())
+STEP_SECONDS = Metric(
+    "rapport_step_seconds", "histogram", "a step of live sessions", ("policy", "batch")
+)
+ANSWER_SECONDS = Metric(
+    "rapport_answer_seconds",
+    "histogram",
+    "from the last sound of a chunk to the answer that is sent",
+    ("policy",),
+)
+MISSED = Metric("rapport_missed", "counter", "answers that came after a chunk's time", ("policy",))
+LATE = Metric("rapport_late", "counter", "chunks whose sound was late, heard as silence", ())
+DROPPED = Metric("rapport_dropped", "counter", "answers not sent, as the client lags", ())
+RESUMED = Metric("rapport_resumed", "counter", "sessions that began elsewhere", ())
+REFUSED = Metric("rapport_refused", "counter", "sessions refused, as no more fit", ())
 METRICS = (
     TOKENS,
     QUEUE_DEPTH,
@@ -84,6 +99,14 @@ METRICS = (
     LOG_PROB_GAP,
     LEARNER_IDLE,
     KL,
+    SESSIONS,
+    STEP_SECONDS,
+    ANSWER_SECONDS,
+    MISSED,
+    LATE,
+    DROPPED,
+    RESUMED,
+    REFUSED,
 )
 
 

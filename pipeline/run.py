@@ -95,6 +95,9 @@ RECIPES = {
         },
     ),
     "listen": Recipe("let a policy listen to a recording of your own", {"": settings.ListenConfig}),
+    "serve": Recipe(
+        "talk to listeners on a page, or through an endpoint", {"": settings.ServeConfig}
+    ),
     "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
         {"": settings.RankConfig},

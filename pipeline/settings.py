@@ -40,6 +40,7 @@ from rapport.pipeline.objectives.settings import (
     VlaGdpoConfig,
 )
 from rapport.pipeline.plan_settings import PlanConfig
+from rapport.pipeline.serve.settings import ServeSection
 from rapport.pipeline.steps.settings import (
     BootstrapConfig,
     ComparisonConfig,
@@ -737,6 +738,14 @@ class ListenConfig(RecipeConfig):
         if len(set(self.formats)) < len(self.formats):
             raise ValueError(f"formats={','.join(self.formats)} names one twice")
         return self
+
+
+class ServeConfig(RecipeConfig):
+    """`serve`."""
+
+    serve: ServeSection = ServeSection()
+    head: HeadConfig = HeadConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 class RankSettings(HeldOutConfig):

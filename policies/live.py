@@ -93,6 +93,9 @@ class Listener(Protocol):
         all, so that it can be lost and go on elsewhere.
         """
 
+    def settled(self, state: Any) -> int:
+        """How many frames are settled by now, from the first chunk of all on."""
+
     def tell(self, state: Any, prompt: Any) -> Any:
         """The session, told something else from now on; of a policy that `takes_text`."""
 

@@ -1,12 +1,23 @@
 """The sizes of a small AR-Flow, what a window of it is conditioned on, and people to listen to."""
 
 import numpy as np
+import torch
 
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.flow import config
+from rapport.policies.flow.config import FlowSizes, VaeSizes
+from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
+from rapport.policies.flow.features import Features
+from rapport.policies.flow.model import initialised
+from rapport.policies.flow.policy import FlowPolicy, Sampler
+from rapport.policies.flow.settings import EncodersConfig
+from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout, Motion
 
 LAYOUT = Layout((("expr", 4), ("jaw", 2)), 25, "builtin")
+GROUPS = (("expr", 4), ("jaw", 2))
+LATENTS = 9  # of a window of `small_policy`, three times its span
+VOICE = config.VoiceSizes(16, look_back=9)
 SIZES = config.FlowSizes(
     latent_dim=4,
     downsample=4,
@@ -24,6 +35,37 @@ SHAPES = {
     "partner_motion": (12, 4),
     "actor_audio": (48, 6),
 }
+
+
+def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
+    """An AR-Flow that can listen live, random weights throughout, those that begin as 0 too."""
+    layout = Layout(groups, fps, "builtin")
+    torch.manual_seed(0)
+    vae = MotionVAE(VaeSizes(layout, latent_dim=4, hidden=32)).eval()
+    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
+    torch.nn.init.normal_(vae.patch_out.weight, std=0.1)
+    vae.channel_mean.copy_(torch.randn(layout.dim))
+    audio = LogMel()
+    sizes = FlowSizes(
+        latent_dim=4,
+        text_dim=text_dim,
+        audio_dim=audio.dim,
+        hidden=32,
+        layers=2,
+        mlp=48,
+        window=LATENTS,
+        span=3,
+        voice=voice,
+        path=layout.dim,
+    )
+    flow = initialised(sizes, 0)
+    torch.nn.init.normal_(flow.gain.weight, std=0.1)
+    flow.fit_features([torch.randn(9, text_dim)], [20 * torch.randn(99, audio.dim) - 60])
+    policy = FlowPolicy(flow, vae, EncodersConfig())
+    policy.sampler = Sampler(evaluations=4)
+    text = TextEncoder.tiny(text_dim)
+    policy.__dict__["features"] = Features(text, audio, FeatureCache(folder, text.name))
+    return policy
 
 
 def two_people(layout, frames, seed=0):

@@ -184,6 +184,11 @@ class LiveFlow:
                 raise ValueError(f"a latent is {dim} finite numbers, got {act.shape}")
         return self._advance(states, heard, torch.from_numpy(np.stack(acts)))[1]
 
+    def settled(self, state: State) -> int:
+        """All but the last half latent."""
+        r = self.policy.flow.config.downsample
+        return max((state.first + state.number) * r - r // 2, 0)
+
     def _advance(
         self,
         states: Sequence[State],

@@ -134,6 +134,14 @@ def read_livelink(path: str | Path) -> Take:
     return Take(float(seconds[0]), (seconds - seconds[0])[kept], _ordered(values))
 
 
+def channels(weights: Motion) -> np.ndarray:
+    """ARKit's weights, in `arkit_layout`, as the app has them: (time, 61), of `CHANNELS`."""
+    order = [NAMES.index(name) for name in _IN_FILE_ORDER]
+    eyes = weights.group("eyepose")
+    angles = [_angles(turn) for turn in (weights.group("rot"), eyes[:, :3], eyes[:, 3:])]
+    return np.concatenate([weights.group("expr")[:, order], *angles], axis=1)
+
+
 def write_livelink(path: str | Path, motion: Motion) -> None:
     """Write ARKit's weights as a take, in the app's columns, from timecode 00:00:00:00 on.
 
@@ -149,10 +157,7 @@ def write_livelink(path: str | Path, motion: Motion) -> None:
             f"a take of {len(motion)} frames in {motion.layout}: it needs ARKit's weights, "
             f"{arkit_layout(motion.layout.fps)}. ArkitRig(load_head()).weights(motion) gives them"
         )
-    order = [NAMES.index(name) for name in _IN_FILE_ORDER]
-    turns = [motion.group("rot"), motion.group("eyepose")[:, :3], motion.group("eyepose")[:, 3:]]
-    angles = [_angles(turn) for turn in turns]
-    values = np.concatenate([motion.group("expr")[:, order], *angles], axis=1)
+    values = channels(motion)
     with atomic(Path(path)) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

@@ -218,6 +218,10 @@ class LiveVla:
             after.append(self._done(self.observe(state, chunk), act)[1])
         return after
 
+    def settled(self, state: State) -> int:
+        """All but those of the last action."""
+        return state.drawn.frames
+
     def tell(self, state: State, prompt: VlaPrompt | None) -> State:
         """It takes no text.
 

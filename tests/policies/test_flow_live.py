@@ -9,61 +9,23 @@ from torch.utils import _pytree as pytree
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS, Conditions
-from rapport.policies.flow.config import FlowSizes, VaeSizes, VoiceSizes
-from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
-from rapport.policies.flow.features import Features
 from rapport.policies.flow.live import LiveFlow
 from rapport.policies.flow.model import initialised, time_features
 from rapport.policies.flow.policy import FlowPolicy, Sampler
 from rapport.policies.flow.sampling import generate_long, ode, window_noise
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.step import together
-from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.live import Chunk, LiveError
-from rapport.policies.motion import Layout, LayoutError, Motion
-from tests.small_flow import two_people
+from rapport.policies.motion import LayoutError, Motion
+from tests.small_flow import LATENTS, small_policy, two_people
 
-GROUPS = (("expr", 4), ("jaw", 2))
-LATENTS = 9  # three times the span
 R = 8
-VOICE = VoiceSizes(16, look_back=9)
 
 
 @pytest.fixture(scope="module", params=[25, 30])
 def fps(request):
     """At 30 frames per second a chunk has 4,266 or 4,267 samples."""
     return request.param
-
-
-def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
-    """Random weights throughout, those that begin as 0 too."""
-    layout = Layout(groups, fps, "builtin")
-    torch.manual_seed(0)
-    vae = MotionVAE(VaeSizes(layout, latent_dim=4, hidden=32)).eval()
-    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
-    torch.nn.init.normal_(vae.patch_out.weight, std=0.1)
-    vae.channel_mean.copy_(torch.randn(layout.dim))
-    audio = LogMel()
-    sizes = FlowSizes(
-        latent_dim=4,
-        text_dim=text_dim,
-        audio_dim=audio.dim,
-        hidden=32,
-        layers=2,
-        mlp=48,
-        window=LATENTS,
-        span=3,
-        voice=voice,
-        path=layout.dim,
-    )
-    flow = initialised(sizes, 0)
-    torch.nn.init.normal_(flow.gain.weight, std=0.1)
-    flow.fit_features([torch.randn(9, text_dim)], [20 * torch.randn(99, audio.dim) - 60])
-    policy = FlowPolicy(flow, vae, EncodersConfig())
-    policy.sampler = Sampler(evaluations=4)
-    text = TextEncoder.tiny(text_dim)
-    policy.__dict__["features"] = Features(text, audio, FeatureCache(folder, text.name))
-    return policy
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,312 @@
+"""The application of a replica: pages, REST, and the socket of live sessions (docs/serve.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from rapport.log import logger
+from rapport.pipeline.serve import wire
+from rapport.pipeline.serve.asyncapi import asyncapi
+from rapport.pipeline.serve.doors import Refused, guard, pace_of_bytes, pace_of_sound
+from rapport.pipeline.serve.generations import router
+from rapport.pipeline.serve.record import Recorder
+from rapport.pipeline.serve.server import MOVE_S, Server, as_prometheus
+from rapport.pipeline.serve.session import Session, SessionRequest
+from rapport.pipeline.serve.wire import WireError
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.head import gltf
+from rapport.policies.head.arkit import arkit_layout
+from rapport.policies.motion import Motion
+
+WEB = "web"  # folder of the page
+TICK_S = 0.02
+STATS_S = 5.0
+BYTES_PER_S = 2 * 2 * AUDIO_RATE + 40_000  # two voices, and pictures or motion
+
+
+class SocketChannel:
+    """The way to a client over its socket; messages go out in the order in which they came.
+
+    Args:
+        socket: accepted.
+        texts_only: whether the client reads texts only.
+    """
+
+    def __init__(self, socket: WebSocket, texts_only: bool) -> None:
+        self.texts_only = texts_only
+        self._socket = socket
+        self._loop = asyncio.get_running_loop()
+        self._out: asyncio.Queue[str | bytes | tuple[int, str]] = asyncio.Queue()
+
+    def send(self, message: str | bytes) -> None:
+        """Queued; sessions drop answers of clients that lag, so that no queue grows."""
+        self._put(message)
+
+    def close(self, code: int, reason: str) -> None:
+        """After all that is queued."""
+        self._put((code, reason))
+
+    def _put(self, item: str | bytes | tuple[int, str]) -> None:
+        with contextlib.suppress(RuntimeError):  # the server ends
+            self._loop.call_soon_threadsafe(self._out.put_nowait, item)
+
+    async def deliver(self) -> None:
+        """Send what is queued until the socket is closed."""
+        while True:
+            match await self._out.get():
+                case str(text):
+                    await self._socket.send_text(text)
+                case bytes(message):
+                    await self._socket.send_bytes(message)
+                case (code, reason):
+                    await self._socket.close(code, reason)
+                    return
+
+
+def application(server: Server) -> FastAPI:
+    """All that a replica answers."""
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        server.generations.start()
+        yield
+        server.generations.close()
+        server.engine.stop()
+
+    shown = functools.cache(functools.partial(_head_of, server))
+    app = FastAPI(title="Rapport", lifespan=life, docs_url=None, redoc_url=None)
+    guard(app, server.rules)
+    app.add_exception_handler(Refused, _refused)
+    app.include_router(router(server.generations))
+
+    @app.get("/v1/policies")
+    def policies() -> dict[str, Any]:
+        """What can be talked to."""
+        listed = [
+            {
+                "name": voice.name,
+                "kind": voice.policy.kind,
+                "reads": list(voice.policy.reads),
+                "takes_text": voice.policy.takes_text,
+                "arkit": voice.rig is not None,
+                "simulated": voice.simulated,
+                "sessions": voice.sessions,
+            }
+            for voice in server.voices.values()
+        ]
+        return {"policies": listed, "demo": server.config.demo}
+
+    @app.post("/v1/sessions", status_code=201)
+    def sessions(asked: SessionRequest, request: Request) -> dict[str, Any]:
+        """A ticket for a socket."""
+        voice = server.check(asked)
+        server.seats.require(server.rules.client(request.scope))
+        server.require_room(voice)
+        scheme = "wss" if request.url.scheme == "https" else "ws"
+        layout = voice.policy.layout
+        return {
+            "id": server.new_name(),
+            "ticket": server.tickets.issue(asked),
+            "expires_s": server.tickets.lasts_s,
+            "url": f"{scheme}://{request.headers['host']}/v1/live",
+            "policy": voice.name,
+            "seed": asked.seed,
+            "rate": AUDIO_RATE,
+            "chunk_samples": voice.listener.chunk * AUDIO_RATE,
+            "fps": layout.fps,
+            "layout": json.loads(layout.to_json()),
+            "delay_s": voice.delay[asked.lead],
+            "memory_s": voice.listener.memory,
+            "recorded": server.config.record is not None,
+            "simulated": voice.simulated,
+        }
+
+    @app.websocket("/v1/live")
+    async def live(socket: WebSocket) -> None:
+        """A live session."""
+        await _live(server, socket)
+
+    @app.post("/v1/demo/kill", status_code=202)
+    async def kill() -> dict[str, str]:
+        """This replica ends at once, as if its machine were lost: to see sessions go on."""
+        if not server.config.demo:
+            raise Refused(404, "demo", "serve.demo=true allows this")
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGKILL)
+        return {"replica": "ends"}
+
+    @app.get("/healthz")
+    def healthz() -> JSONResponse:
+        """Whether the process lives and its engine steps."""
+        return _judged(server.require_alive)
+
+    @app.get("/readyz")
+    def readyz() -> JSONResponse:
+        """Whether every policy answers as at its start."""
+        return _judged(server.require_ready)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> str:
+        """Numbers of this replica, for Prometheus."""
+        return as_prometheus(server.status())
+
+    @app.get("/asyncapi.json")
+    def described() -> dict[str, Any]:
+        """The socket, for machines."""
+        return asyncapi()
+
+    @app.get("/head.glb")
+    def head() -> Response:
+        """The head that the page shows."""
+        return Response(shown(), media_type="model/gltf-binary")
+
+    page = resources.files("rapport.pipeline.serve") / WEB
+    app.mount("/", StaticFiles(directory=Path(str(page)), html=True))
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)
+    return error.response()
+
+
+def _judged(require: Any) -> JSONResponse:
+    try:
+        require()
+    except RuntimeError as error:
+        return JSONResponse({"ok": False, "why": str(error)}, 503)
+    return JSONResponse({"ok": True})
+
+
+def _head_of(server: Server) -> bytes:
+    """The head as a glTF file, at rest."""
+    layout = replace(arkit_layout(1), groups=(("rot", 3),), topology=server.head.topology)
+    with TemporaryDirectory(prefix="rapport-head-") as folder:
+        path = Path(folder) / "head.glb"
+        gltf.write_glb(path, Motion(np.zeros((1, layout.dim), np.float32), layout), server.head)
+        return path.read_bytes()
+
+
+# -- The socket --
+
+
+async def _live(server: Server, socket: WebSocket) -> None:
+    """From the ticket to the end of a session."""
+    protocols = socket.scope.get("subprotocols", [])
+    ticket = next((name for name in protocols if name.startswith(wire.TICKET)), wire.TICKET)
+    spoken = next((p for p in (wire.PROTOCOL, wire.PROTOCOL_OF_TEXTS) if p in protocols), None)
+    try:
+        if spoken is None:
+            raise Refused(400, "protocol", f"subprotocols: {wire.PROTOCOL}, {wire.TICKET}TICKET")
+        asked = server.tickets.open(ticket.removeprefix(wire.TICKET))
+        voice = server.check(asked)
+        server.require_room(voice)
+        seat = server.seats.taken(server.rules.client(socket.scope))
+        with seat:
+            await socket.accept(spoken)
+            channel = SocketChannel(socket, spoken == wire.PROTOCOL_OF_TEXTS)
+            session = Session(
+                server.new_name(),
+                asked,
+                voice,
+                server.engine,
+                channel,
+                pace_of_sound(AUDIO_RATE),
+                server.wait(voice),
+            )
+            server.opened(session)
+            try:
+                await _talk(server, session, channel, socket)
+            finally:
+                server.closed(session)
+    except Refused as refused:
+        await socket.send_denial_response(refused.response())
+
+
+async def _talk(
+    server: Server, session: Session, channel: SocketChannel, socket: WebSocket
+) -> None:
+    """A session until one side closes."""
+    logger.info(f"session {session.name}: {session.voice.name}, from {session.request.number} on")
+    recorder = Recorder.of(server.config.record, session)
+    tasks = [
+        asyncio.create_task(channel.deliver()),
+        asyncio.create_task(_listen(session, channel, socket, recorder)),
+        asyncio.create_task(_keep_time(server, session, channel)),
+    ]
+    try:
+        # `deliver` ends with the socket, `_listen` when the client is gone.
+        await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if recorder is not None:
+            recorder.write()
+        logger.info(
+            f"session {session.name}: ended, {session.late} late, {session.dropped} dropped"
+        )
+
+
+async def _listen(
+    session: Session, channel: SocketChannel, socket: WebSocket, recorder: Recorder | None
+) -> None:
+    """What the client sends; returns when it is gone."""
+    pace = pace_of_bytes(BYTES_PER_S)
+    while True:
+        received = await socket.receive()
+        if received["type"] == "websocket.disconnect":
+            return
+        message = received.get("bytes")
+        if message is None:
+            message = received.get("text") or ""
+        if session.ended:
+            continue  # what comes after the end is read, so that nothing piles up
+        try:
+            if not session.catches_up and not pace.take(len(message)):
+                raise WireError("too much is sent", "pace", close=wire.FORBIDDEN)
+            session.hear(message)
+            if recorder is not None:
+                recorder.heard(message)
+        except WireError as error:
+            text = wire.Error(code=error.code, field=error.field, message=str(error))
+            channel.send(text.model_dump_json())
+            session.leave()
+            channel.close(error.close, str(error)[:100])
+
+
+async def _keep_time(server: Server, session: Session, channel: SocketChannel) -> None:
+    """Silence where sound is late, how the session fares, its longest time, and the move."""
+    began = told = server.engine.clock()
+    moved: float | None = None
+    while not session.ended:
+        await asyncio.sleep(TICK_S)
+        session.tick()
+        now = server.engine.clock()
+        if now - told > STATS_S:
+            told = now
+            session.fares(len(server.sessions))
+        if now - began > 60 * server.config.limits.minutes:
+            session.leave()
+            channel.close(wire.FORBIDDEN, f"{server.config.limits.minutes:g} minutes are over")
+        if server.leaving and moved is None:
+            moved = now
+            session.move()
+        if moved is not None and now - moved > MOVE_S:
+            session.leave()
+            channel.close(wire.MOVED, "this replica goes away")

@@ -1,0 +1,89 @@
+"""The application on Ray Serve: the same on a laptop, on a cluster and on Kubernetes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from rapport.actors.cluster import worker_environment
+from rapport.pipeline.serve.app import application
+from rapport.pipeline.serve.server import LOOKED_AT_S, MOVE_S, Server
+from rapport.pipeline.serve.settings import TOKEN, ServeSection
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.settings import HeadConfig
+
+APPLICATION = "rapport"
+SECRET = "RAPPORT_SECRET"  # environment variable of the secret of tickets
+SPARE = 16  # requests beside the live sessions of a replica
+
+
+@serve.deployment
+@serve.ingress()
+class Listeners:
+    """A replica, with its engine in the process that holds the sockets.
+
+    Args:
+        config: a `ServeSection`, as JSON has it.
+        head: a `HeadConfig`, likewise.
+        secret: of tickets.
+        token: that clients need.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], head: dict[str, Any], secret: str, token: str | None
+    ) -> None:
+        section, asset = ServeSection(**config), HeadConfig(**head)
+        torch.set_num_threads(max(int(section.cpus), 1))
+        self.server = Server(section, load_head(asset.path, asset.topology), secret.encode(), token)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve answers requests by."""
+        return application(self.server)
+
+    def reconfigure(self, changed: dict[str, Any]) -> None:
+        """Other policies, in a running replica; sessions keep the one that they began with."""
+        self.server.load(changed["policies"])
+
+    def check_health(self) -> None:
+        """Ray Serve calls this again and again, until the replica is to go away."""
+        self.server.looked_at()
+        self.server.require_alive()
+
+
+def built(config: ServeSection, head: HeadConfig) -> serve.Application:
+    """The application, ready for `serve.run`."""
+    deployment = Listeners.options(
+        name=APPLICATION,
+        num_replicas=config.replicas,
+        # A socket is a request, for as long as it is open: beyond the default of 5 it would hang.
+        max_ongoing_requests=config.sessions + SPARE,
+        user_config={"policies": config.policies},
+        health_check_period_s=LOOKED_AT_S,
+        graceful_shutdown_timeout_s=2 * MOVE_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={
+            "num_cpus": config.cpus,
+            "num_gpus": config.gpus,
+            "runtime_env": {"env_vars": worker_environment(max(int(config.cpus), 1), config.gpus)},
+        },
+    )
+    secret = os.environ.get(SECRET) or secrets.token_hex(32)
+    return deployment.bind(
+        config.model_dump(mode="json"), head.model_dump(mode="json"), secret, os.environ.get(TOKEN)
+    )
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application of a config file of Ray Serve (`serve deploy infra/serve.yaml`).
+
+    Args:
+        arguments: `serve` and `head`, sections as of `python -m pipeline.run serve`.
+    """
+    return built(
+        ServeSection(**arguments.get("serve", {})), HeadConfig(**arguments.get("head", {}))
+    )

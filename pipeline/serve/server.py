@@ -1,0 +1,219 @@
+"""What a replica is made of: policies, the engine, sessions, and how many more fit."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from rapport.actors import telemetry
+from rapport.log import logger
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
+from rapport.pipeline.serve.engine import Engine, Voice, silence
+from rapport.pipeline.serve.generations import Generations
+from rapport.pipeline.serve.session import Session, SessionRequest
+from rapport.pipeline.serve.settings import ServeSection
+from rapport.pipeline.serve.voices import SHIPPED, load_voice
+from rapport.policies.head.asset import HeadAsset
+
+LOOKED_AT_S = 1.0  # how often Ray Serve looks at a replica
+FORGOTTEN_S = 6.0  # not looked at for so long, it is on its way out
+STALE_S = 2.0  # an engine that has not stepped for so long, and has something to do
+ALIKE = 1e-4  # what a policy answers, and what it answered when it was loaded
+RETRY_S = 10.0
+MOVE_S = 5.0  # in which clients go elsewhere, before their sockets are closed
+
+
+class Server:
+    """A replica.
+
+    Args:
+        config: of the server.
+        head: that is animated.
+        secret: of tickets, the same in all replicas.
+        token: that clients need; None = none.
+    """
+
+    def __init__(
+        self, config: ServeSection, head: HeadAsset, secret: bytes, token: str | None
+    ) -> None:
+        self.config = config
+        self.head = head
+        self.rules = Rules(
+            token=token,
+            origins=frozenset(config.origins),
+            requests=config.limits.requests,
+            upload=int(config.limits.upload_mb * 1024 * 1024),
+        )
+        self.tickets = Tickets(SessionRequest, secret)
+        self.seats = Seats(config.limits.sessions)
+        self.engine = Engine(self._observe)
+        self.sessions: dict[str, Session] = {}
+        self.voices: dict[str, Voice] = {}
+        self.resumed = 0
+        self._canaries: dict[str, np.ndarray] = {}
+        self._sources: dict[str, str | None] = {}
+        self._looked_at = time.monotonic()
+        self._loading = threading.Lock()
+        self.load(config.policies)
+        self.generations = Generations(self.voices, config.limits)
+
+    # -- Policies --
+
+    def load(self, policies: Mapping[str, str]) -> None:
+        """Serve these policies from now on; sessions keep the one that they began with."""
+        with self._loading:
+            sources: dict[str, str | None] = dict(policies) or {SHIPPED: None}
+            for name, source in sources.items():
+                if name in self.voices and self._sources[name] == source:
+                    continue
+                voice = load_voice(name, source, self.config, self.head)
+                self.voices[name] = voice
+                self._sources[name] = source
+                self._canaries[name] = _canary(voice)
+                _say(voice)
+            for name in self.voices.keys() - sources.keys():
+                del self.voices[name]
+
+    def voice(self, name: str | None) -> Voice:
+        """The policy of that name; the first one where none is named.
+
+        Raises:
+            Refused: there is none.
+        """
+        name = name or next(iter(self.voices))
+        if name not in self.voices:
+            known = ", ".join(self.voices)
+            raise Refused(404, "policy", f"no policy {name!r}; there are {known}", field="policy")
+        return self.voices[name]
+
+    # -- Sessions --
+
+    def require_room(self, voice: Voice) -> None:
+        """Raise `Refused` where one more session would keep all the others waiting."""
+        if self.leaving:
+            raise full("this replica goes away", 1)
+        open_sessions = list(self.sessions.values())
+        load = sum(1 / session.voice.sessions for session in open_sessions)
+        if load + 1 / voice.sessions > 1 + 1e-9 or len(open_sessions) >= self.config.sessions:
+            telemetry.record(telemetry.REFUSED, 1)
+            raise full(f"{len(open_sessions)} sessions, no more fit", RETRY_S)
+
+    def check(self, request: SessionRequest) -> Voice:
+        """The policy that a session is asked for with.
+
+        Raises:
+            Refused: it cannot do what is asked.
+        """
+        voice = self.voice(request.policy)
+        if request.text is not None and not voice.policy.takes_text:
+            raise Refused(422, "text", f"{voice.name} takes no text", field="text")
+        if request.lead not in voice.delay:
+            raise Refused(422, "lead", "lead is for AR-Flow, leave it out", field="lead")
+        if request.outputs == ["arkit"] and voice.rig is None:
+            raise Refused(
+                422,
+                "outputs",
+                f"{voice.name} moves another head than the one that is served: no ARKit weights",
+                field="outputs",
+            )
+        return voice
+
+    def wait(self, voice: Voice) -> float:
+        """Seconds until the next beat: sessions that keep it share their steps."""
+        return -self.engine.clock() % voice.listener.chunk
+
+    def opened(self, session: Session) -> None:
+        """A session began."""
+        self.sessions[session.name] = session
+        self.resumed += session.request.number > 0
+        telemetry.record(telemetry.SESSIONS, len(self.sessions))
+        if session.request.number:
+            telemetry.record(telemetry.RESUMED, 1)
+
+    def closed(self, session: Session) -> None:
+        """A session ended."""
+        session.leave()
+        self.sessions.pop(session.name, None)
+        telemetry.record(telemetry.SESSIONS, len(self.sessions))
+
+    @staticmethod
+    def new_name() -> str:
+        """Of a session; it stands in every line of the log about it."""
+        return secrets.token_hex(8)
+
+    # -- Health --
+
+    def looked_at(self) -> None:
+        """Ray Serve looks at the replicas that stay, and at no others."""
+        self._looked_at = time.monotonic()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the replica is on its way out."""
+        return time.monotonic() - self._looked_at > FORGOTTEN_S
+
+    def require_alive(self) -> None:
+        """Raise `RuntimeError` unless the engine steps what it has."""
+        since = self.engine.clock() - self.engine.counts.last_step
+        if self.engine.waiting() and self.engine.counts.steps and since > STALE_S:
+            raise RuntimeError(f"the engine has not stepped for {since:.1f} s")
+
+    def require_ready(self) -> None:
+        """Raise `RuntimeError` unless every policy answers as it did when it was loaded."""
+        self.require_alive()
+        for name, voice in list(self.voices.items()):
+            if np.abs(_canary(voice) - self._canaries[name]).max() > ALIKE:
+                raise RuntimeError(f"policy {name} answers otherwise than when it was loaded")
+
+    def status(self) -> dict[str, float]:
+        """Numbers of this replica."""
+        counts = self.engine.counts
+        sessions = list(self.sessions.values())
+        return {
+            "sessions": len(sessions),
+            "waiting": self.engine.waiting(),
+            "steps": counts.steps,
+            "answers": counts.stepped,
+            "missed": counts.missed,
+            "failed": counts.failed,
+            "longest_step_seconds": counts.longest_s,
+            "late": sum(session.late for session in sessions),
+            "dropped": sum(session.dropped for session in sessions),
+            "resumed": self.resumed,
+        }
+
+    def _observe(self, policy: str, batch: int, seconds: float) -> None:
+        telemetry.record(telemetry.STEP_SECONDS, seconds, policy=policy, batch=str(batch))
+
+
+def as_prometheus(status: Mapping[str, float]) -> str:
+    """Numbers in Prometheus' text format."""
+    return "".join(f"rapport_{name} {value:g}\n" for name, value in status.items())
+
+
+def _canary(voice: Voice) -> np.ndarray:
+    """What a policy does in silence, three chunks long: (frames, dim)."""
+    state = voice.start(0)
+    shown = []
+    for number in range(3):
+        if state.waits:
+            _, [state] = voice.listener.step([state], [None])
+        [motion], [state] = voice.listener.step([state], [silence(voice.listener, number)])
+        shown.append(motion.values)
+    return np.concatenate(shown)
+
+
+def _say(voice: Voice) -> None:
+    """What a policy costs, and how many sessions fit."""
+    costs = ", ".join(f"{count}: {1000 * cost:.0f}" for count, cost in voice.costs.items())
+    logger.info(f"  {voice.name}: {voice.sessions} sessions fit; ms a step, by sessions: {costs}")
+    if voice.costs[1] > voice.listener.chunk:
+        raise RunError(
+            f"{voice.name} takes {voice.costs[1]:.2f} s for a chunk of {voice.listener.chunk:g} s, "
+            "so nobody can talk to it here: more serve.cpus, a GPU (serve.gpus), or a smaller one"
+        )

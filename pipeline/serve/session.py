@@ -1,0 +1,559 @@
+"""A live session: what its client sends, chunk by chunk, and what it is answered (docs/serve.md).
+
+No socket is in here and no clock of its own, so that all that can go wrong can be tried in a test.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from rapport.actors import telemetry
+from rapport.pipeline.serve import wire
+from rapport.pipeline.serve.doors import Pace
+from rapport.pipeline.serve.engine import Answer, Engine, Job, Line, Voice
+from rapport.pipeline.serve.wire import Kind, Part, WireError
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.live import Chunk
+from rapport.policies.motion import LayoutError, Motion
+
+GRACE_S = 0.08  # sound may be late by, before silence is heard in its place
+DRIFT = 5e-4  # of a client's clock against ours, at most; sound cards have .0001
+AHEAD_S = 2.0  # of sound that may lie before the chunk that is heard
+LAGS_S = 2.0  # a client shows its newest answer later than it should by, and is sent no more
+LOST_S = 10.0  # ... and is given up
+PING_S = 5.0
+GONE_S = 15.0  # without a sign of life
+PICTURE_BYTES = 48 * 1024
+PICTURE_PIXELS = 512
+WEIGHTS = 52  # of the ARKit columns; angles follow
+
+Output = Literal["motion", "arkit", "act"]
+
+
+class SessionRequest(BaseModel):
+    """What a client asks for when it asks for a session; see docs/serve.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: str | None = Field(None, max_length=100)
+    seed: int = Field(0, ge=0, lt=2**31)
+    text: str | None = Field(None, max_length=1000)
+    lead: Literal[0, 4, 8, 12] | None = None
+    outputs: list[Output] = Field(["motion", "arkit", "act"], min_length=1, max_length=3)
+    number: int = Field(0, ge=0, lt=2**31)
+
+
+class Channel(Protocol):
+    """The way to a client; called in any thread."""
+
+    texts_only: bool
+    """whether the client reads texts only"""
+
+    def send(self, message: str | bytes) -> None:
+        """A text or a binary message goes to the client."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Nothing more goes to the client."""
+
+
+@dataclass
+class Hearing:
+    """The sound of one person, as far as its chunk is not complete.
+
+    Args:
+        at: number of the sample that comes next.
+        blocks: samples before it that no chunk has had.
+    """
+
+    at: int
+    blocks: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, samples: np.ndarray) -> None:
+        """Hear what follows."""
+        self.blocks.append(samples)
+        self.at += len(samples)
+
+    def take(self, count: int) -> np.ndarray:
+        """The oldest samples."""
+        samples = np.concatenate([*self.blocks, np.zeros(0, np.float32)])
+        self.blocks = [samples[count:]]
+        return samples[:count]
+
+
+class Session:
+    """One client, from `ready` to the end.
+
+    Args:
+        name: of the session.
+        request: what was asked for.
+        voice: who listens.
+        engine: that steps it.
+        channel: to the client.
+        pace: of sound that it may send.
+        wait: seconds until its first chunk may begin, so that sessions share their steps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        request: SessionRequest,
+        voice: Voice,
+        engine: Engine,
+        channel: Channel,
+        pace: Pace | None = None,
+        wait: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.request = request
+        self.voice = voice
+        self.late = 0
+        self.dropped = 0
+        self.answer_s = 0.0
+        self.ended = False
+        self._ending = False
+        self._engine = engine
+        self._channel = channel
+        self._pace = pace
+        self._number = request.number  # of the chunk that is heard
+        self._sound = Hearing(voice.border(request.number))
+        self._own: Hearing | None = None
+        self._motion: Motion | None = None
+        self._pictures: list[tuple[int, np.ndarray]] = []
+        self._sees = False
+        self._past: list[tuple[Chunk, np.ndarray]] = []
+        self._to_come = 0  # chunks of the past
+        self._line: Line | None = None
+        self._told: str | None = None
+        self._changed_text = False
+        self._liveliness = 1.0
+        self._began: float | None = None  # when sample 0 was spoken, on the engine's clock
+        self._shown = voice.border(request.number)
+        self._sent = self._shown  # newest sample that an answer was sent for
+        self._lost_answers = False
+        now = engine.clock()
+        self._alive = now
+        self._pinged = now
+        self._say(wire.Ready(id=name, number=request.number, wait_s=wait))
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether chunks of the past are to come, as fast as they can."""
+        return self._to_come > 0
+
+    # -- What the client sends --
+
+    def hear(self, message: str | bytes) -> None:
+        """A message of the client.
+
+        Raises:
+            WireError: it cannot be understood, or is not allowed; the session is to be closed.
+        """
+        self._alive = self._engine.clock()
+        if isinstance(message, bytes):
+            if self._channel.texts_only:
+                raise WireError("this socket has texts only", "binary")
+            parts = wire.unpacked(message)
+        else:
+            said = wire.said(message)
+            if not isinstance(said, Part):
+                self._obey(said)
+                return
+            parts = [said]
+        if self._to_come:
+            self._remember(parts)
+            return
+        for part in parts:
+            self._take(part)
+
+    def _obey(self, said: wire.Text) -> None:
+        """A text that is no part."""
+        match said:
+            case wire.Ack():
+                self._acknowledge(said.sample)
+            case wire.Told():
+                if not self.voice.policy.takes_text:
+                    raise WireError(f"{self.voice.name} takes no text", "text", "text")
+                self._told = said.text
+                self._changed_text = True
+            case wire.Liveliness():
+                self._liveliness = said.value
+            case wire.Went():
+                self._expect_the_past(said.chunks)
+            case wire.Ping():
+                self._say(wire.Pong(id=said.id))
+            case wire.End():
+                self._end()
+
+    def _acknowledge(self, sample: int) -> None:
+        if sample > self._sent + AHEAD_S * AUDIO_RATE:
+            raise WireError(
+                f"sample {sample} was never answered, only those until {self._sent}",
+                "ack",
+                "sample",
+            )
+        self._shown = max(self._shown, sample)
+
+    def _take(self, part: Part) -> None:
+        """A part of the present."""
+        match part.kind:
+            case Kind.SOUND:
+                self._hear_sound(part)
+            case Kind.OWN_SOUND:
+                if self._own is None:
+                    self._own = Hearing(self.voice.border(self._number))
+                self._extend(self._own, part)
+            case Kind.MOTION:
+                self._require_present(part)
+                self._motion = self._motion_of(part)
+            case Kind.PICTURE:
+                self._require_present(part)
+                self._pictures.append((part.sample, _picture(part)))
+                self._sees = True
+            case _:
+                raise WireError(f"{part.kind.name.lower()} is sent by servers", "kind", "kind")
+
+    def _hear_sound(self, part: Part) -> None:
+        now = self._engine.clock()
+        samples = len(part.payload) // 2
+        if self._pace is not None and not self._pace.take(samples):
+            raise WireError(
+                "sound comes faster than it is spoken; POST /v1/generations takes recordings",
+                "pace",
+                close=wire.FORBIDDEN,
+            )
+        self._extend(self._sound, part)
+        # The earliest moment at which all of it can have been spoken says when sample 0 was.
+        began = now - self._sound.at / AUDIO_RATE
+        drifted = began if self._began is None else self._began + DRIFT * samples / AUDIO_RATE
+        self._began = min(began, drifted)
+        while self._sound.at >= self.voice.border(self._number + 1):
+            self._complete(flags=0)
+
+    def _extend(self, hearing: Hearing, part: Part) -> None:
+        """More of a voice: what comes twice is left out, what is missing was silence."""
+        sound = _sound(part)
+        if len(sound) > self.voice.border(1) + 1:
+            raise WireError("sound of more than a chunk; send chunk by chunk", "sound", "sound")
+        known = hearing.at - part.sample
+        if known < -AHEAD_S * AUDIO_RATE:
+            raise WireError(
+                f"sample {part.sample} follows {hearing.at}: what is between is missing",
+                "sample",
+                "sample",
+            )
+        if known < 0:
+            hearing.add(np.zeros(-known, np.float32))
+            known = 0
+        hearing.add(sound[known:])
+
+    def _require_present(self, part: Part) -> None:
+        first, end = (self.voice.border(self._number + n) for n in (0, 1))
+        if part.sample < first - AHEAD_S * AUDIO_RATE or part.sample >= end + AHEAD_S * AUDIO_RATE:
+            raise WireError(
+                f"sample {part.sample} is not of the present chunk, which has {first} to {end}",
+                "sample",
+                "sample",
+            )
+
+    def _motion_of(self, part: Part) -> Motion:
+        """The partner's motion in a chunk."""
+        layout = self.voice.policy.layout
+        try:
+            values = np.frombuffer(part.payload, "<f4").reshape(-1, layout.dim)
+            motion = Motion(values.copy(), layout)
+        except (ValueError, LayoutError) as error:
+            raise WireError(f"motion: {error}", "motion", "motion") from None
+        frames = round(self.voice.listener.chunk * layout.fps)
+        if len(motion) != frames or not np.isfinite(values).all():
+            raise WireError(
+                f"motion: {frames} frames of finite numbers a chunk", "motion", "motion"
+            )
+        return motion
+
+    # -- Chunks --
+
+    def tick(self) -> None:
+        """Time passed: hear silence where sound is late, look whether the client is there."""
+        now = self._engine.clock()
+        if now - self._alive > GONE_S:
+            self._leave(wire.FORBIDDEN, f"nothing was heard of the client for {GONE_S:g} s")
+            return
+        if now - self._pinged > PING_S:
+            self._pinged = now
+            self._say(wire.Ping())
+        if self._began is None or self._to_come or self._ending or self.ended:
+            return
+        while now > self._due(self._number) + GRACE_S:
+            missing = self.voice.border(self._number + 1) - self._sound.at
+            if missing > 0:
+                self._sound.add(np.zeros(missing, np.float32))
+                self.late += 1
+                telemetry.record(telemetry.LATE, 1)
+            self._complete(flags=wire.LATE if missing > 0 else 0)
+
+    def _due(self, chunk: int) -> float:
+        """When the last sample of a chunk was spoken, on the engine's clock."""
+        assert self._began is not None
+        return self._began + self.voice.border(chunk + 1) / AUDIO_RATE
+
+    def _complete(self, flags: int) -> None:
+        """The present chunk is heard."""
+        first, end = (self.voice.border(self._number + n) for n in (0, 1))
+        heard = self._chunk(first, end)
+        due = self._engine.clock() + self.voice.listener.chunk
+        job = Job(self._number, heard, due, flags=flags)
+        self._number += 1
+        self._submit(job)
+
+    def _chunk(self, first: int, end: int) -> Chunk:
+        """What was heard and seen of a chunk, and is taken from what waits."""
+        own = None
+        if self._own is not None:
+            missing = end - self._own.at
+            if missing > 0:
+                self._own.add(np.zeros(missing, np.float32))
+            own = self._own.take(end - first)
+            if missing >= end - first:
+                own, self._own = None, None  # it has ended
+        seen = [(sample, image) for sample, image in self._pictures if sample < end]
+        self._pictures = [(sample, image) for sample, image in self._pictures if sample >= end]
+        frames = taken = None
+        if self._sees:
+            frames, taken = _seen(seen, first)
+        motion, self._motion = self._motion, None
+        return Chunk(
+            audio=self._sound.take(end - first),
+            own_audio=own,
+            motion=motion,
+            frames=frames,
+            taken=taken,
+        )
+
+    def _submit(self, job: Job) -> None:
+        line = self._line or self._begin(self.request.number)
+        if self._changed_text:
+            self._changed_text = False
+            text = self._told
+            prompt = None if text is None else self.voice.policy.told(text)
+            tell = self.voice.listener.tell
+            job = replace(job, told=lambda state: tell(state, prompt))
+        self._engine.submit(line, job)
+
+    def _begin(self, first: int) -> Line:
+        """The session's state, and what it does before it hears anything."""
+        prompt = None if self.request.text is None else self.voice.policy.told(self.request.text)
+        try:
+            state = self.voice.start(self.request.seed, prompt, self.request.lead, first)
+        except ValueError as error:
+            raise WireError(f"number {first}: {error}", "number", "number") from None
+        wants = self.voice.rig is not None and "arkit" in self.request.outputs
+        self._line = Line(self.voice, state, wants, self._answer, self._fail)
+        if state.waits:
+            due = self._engine.clock() + self.voice.listener.chunk
+            self._engine.submit(self._line, Job(-1, None, due))
+        return self._line
+
+    # -- Going on --
+
+    def _expect_the_past(self, chunks: int) -> None:
+        if self._line is not None or self._sound.blocks:
+            raise WireError("the past comes before the present", "went", "chunks")
+        most = round(self.voice.listener.memory / self.voice.listener.chunk)
+        most += self.voice.listener.beat
+        if chunks > min(most, self.request.number):
+            raise WireError(
+                f"chunks: at most {most} are heeded, and {self.request.number} were before",
+                "went",
+                "chunks",
+            )
+        self._to_come = chunks
+
+    def _remember(self, parts: Sequence[Part]) -> None:
+        """A chunk of the past; with the last of them the listener catches up."""
+        number = self.request.number - self._to_come
+        first, end = self.voice.border(number), self.voice.border(number + 1)
+        by_kind = {part.kind: part for part in parts}
+        if Kind.SOUND not in by_kind or Kind.ACT not in by_kind:
+            raise WireError("a chunk of the past has its sound and its act", "went", "parts")
+        sound = _sound(by_kind[Kind.SOUND])
+        if len(sound) != end - first:
+            raise WireError(f"chunk {number} has {end - first} samples", "went", "sound")
+        motion = by_kind.get(Kind.MOTION)
+        chunk = Chunk(audio=sound, motion=None if motion is None else self._motion_of(motion))
+        self._past.append((chunk, self._act_of(by_kind[Kind.ACT])))
+        self._to_come -= 1
+        if not self._to_come:
+            self._catch_up()
+
+    def _act_of(self, part: Part) -> np.ndarray:
+        """What the listener did in a chunk of the past."""
+        try:
+            act = np.frombuffer(part.payload, self.voice.act_type)
+        except ValueError as error:
+            raise WireError(f"act: {error}", "act", "act") from None
+        return act.astype(np.int64) if act.dtype.kind == "i" else act.copy()
+
+    def _catch_up(self) -> None:
+        beat = self.voice.listener.beat
+        first = self.request.number - len(self._past)
+        skipped = -first % beat
+        if skipped >= len(self._past):
+            raise WireError(f"go on with {beat} chunks at least", "went", "chunks")
+        line = self._begin(first + skipped)
+        due = self._engine.clock() + self.voice.listener.chunk
+        for number, (chunk, act) in enumerate(self._past[skipped:], first + skipped):
+            self._engine.submit(line, Job(number, chunk, due, done=act))
+        self._past = []
+
+    # -- What the client is sent --
+
+    def _answer(self, answer: Answer) -> None:
+        """In the engine's thread."""
+        self.answer_s = answer.seconds
+        telemetry.record(telemetry.ANSWER_SECONDS, answer.seconds, policy=self.voice.name)
+        rate = AUDIO_RATE / answer.motion.layout.fps
+        first = round(answer.first * rate)
+        behind = (self._sent - self._shown) / AUDIO_RATE
+        self._sent = round((answer.first + len(answer.motion)) * rate)
+        last = self._ending and answer.chunk == self._number - 1
+        if behind > LOST_S:
+            self._leave(wire.FORBIDDEN, f"the client is {LOST_S:g} s behind, or sends no ack")
+        elif behind > LAGS_S + self.voice.delay[self.request.lead] and not last:
+            self.dropped += 1
+            telemetry.record(telemetry.DROPPED, 1)
+            self._lost_answers = True
+        else:
+            flags = answer.flags | (wire.DROPPED if self._lost_answers else 0)
+            self._lost_answers = False
+            self._deliver(self._shown_by(answer.motion, answer.arkit, first, flags), answer, flags)
+        if last:
+            self._finish()
+
+    def _shown_by(
+        self, motion: Motion, arkit: np.ndarray | None, first: int, flags: int
+    ) -> list[Part]:
+        """Parts of frames, as lively as the client wants them."""
+        parts = []
+        lively = np.float32(self._liveliness)
+        if "motion" in self.request.outputs:
+            values = (motion.values * lively).astype("<f4")
+            parts.append(Part(Kind.SHOWN, first, values.tobytes(), flags))
+        if arkit is not None:
+            values = (arkit * lively).astype("<f4")
+            values[:, :WEIGHTS] = values[:, :WEIGHTS].clip(0, 1)
+            parts.append(Part(Kind.ARKIT, first, values.tobytes(), flags))
+        return parts
+
+    def _deliver(self, parts: list[Part], answer: Answer | None = None, flags: int = 0) -> None:
+        if answer is not None and answer.chunk >= 0 and "act" in self.request.outputs:
+            act = answer.act.astype(self.voice.act_type)
+            begin = self.voice.border(answer.chunk)
+            parts.append(Part(Kind.ACT, begin, act.tobytes(), flags))
+        if not parts:
+            return
+        if self._channel.texts_only:
+            for part in parts:
+                self._channel.send(wire.as_text(part))
+        else:
+            self._channel.send(wire.packed(parts))
+
+    def _end(self) -> None:
+        """The client says nothing more: the chunk that it is in ends in silence."""
+        if self._ending:
+            return
+        self._ending = True
+        if self._line is None:
+            self._leave(wire.ENDED, "ended")
+            return
+        missing = self.voice.border(self._number + 1) - self._sound.at
+        self._sound.add(np.zeros(missing, np.float32))
+        self._complete(flags=0)
+
+    def _finish(self) -> None:
+        """The frames that are left, in the engine's thread."""
+        assert self._line is not None
+        listener = self.voice.listener
+        motion = listener.finish(self._line.state)
+        first = round(listener.settled(self._line.state) * AUDIO_RATE / motion.layout.fps)
+        wants = self._line.wants_arkit and len(motion) > 0
+        self._deliver(self._shown_by(motion, self.voice.arkit(motion) if wants else None, first, 0))
+        self._leave(wire.ENDED, "ended")
+
+    def _fail(self, error: Exception) -> None:
+        """The policy failed, in the engine's thread."""
+        self._say(wire.Error(code="failed", message=f"{self.voice.name} failed; go on elsewhere"))
+        self._leave(wire.FAILED, "the policy failed")
+
+    def move(self) -> None:
+        """This replica goes away."""
+        self._say(wire.Move())
+
+    def fares(self, sessions: int) -> None:
+        """Tell the client how its session fares, among so many."""
+        self._say(
+            wire.Stats(
+                late=self.late, dropped=self.dropped, sessions=sessions, answer_s=self.answer_s
+            )
+        )
+
+    def leave(self) -> None:
+        """The client is gone, or the socket is closed."""
+        self.ended = True
+        if self._line is not None:
+            self._engine.close(self._line)
+
+    def _leave(self, code: int, reason: str) -> None:
+        self.leave()
+        self._channel.close(code, reason)
+
+    def _say(self, text: wire.Text) -> None:
+        self._channel.send(text.model_dump_json())
+
+
+def _sound(part: Part) -> np.ndarray:
+    """Samples (n,) float32 in [-1, 1]."""
+    if not part.payload or len(part.payload) % 2:
+        raise WireError(
+            f"sound of {len(part.payload)} bytes: int16 samples have two", "sound", "sound"
+        )
+    return np.frombuffer(part.payload, "<i2").astype(np.float32) / 32768
+
+
+def _picture(part: Part) -> np.ndarray:
+    """(height, width, 3) uint8."""
+    if len(part.payload) > PICTURE_BYTES:
+        raise WireError(
+            f"a picture of {len(part.payload)} bytes, at most {PICTURE_BYTES}", "picture", "picture"
+        )
+    try:
+        image = Image.open(io.BytesIO(part.payload), formats=["JPEG"])
+        if max(image.size) > PICTURE_PIXELS:
+            raise WireError(
+                f"a picture of {image.size} pixels, at most {PICTURE_PIXELS} a side",
+                "picture",
+                "picture",
+            )
+        return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, WireError):
+            raise
+        raise WireError("a picture is no JPEG", "picture", "picture") from None
+
+
+def _seen(pictures: Sequence[tuple[int, np.ndarray]], first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of a chunk of one size, and when they were taken, seconds from its first sample."""
+    if not pictures:
+        return np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0)
+    size = pictures[-1][1].shape
+    same = [(sample, image) for sample, image in sorted(pictures, key=lambda p: p[0])]
+    same = [(sample, image) for sample, image in same if image.shape == size]
+    frames = np.stack([image for _, image in same])
+    taken = np.array([max(sample - first, 0) / AUDIO_RATE for sample, _ in same])
+    return frames, taken

@@ -1,0 +1,78 @@
+"""What the live listener is served by."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rapport.settings import Section
+
+TOKEN = "RAPPORT_TOKEN"  # environment variable of the bearer token
+
+
+class LimitsConfig(Section):
+    requests: int = Field(120, ge=1)
+    """requests a minute, of a token or of an address"""
+    sessions: int = Field(8, ge=1)
+    """live sessions at once, of an address (where everybody has the token: of all)"""
+    minutes: float = Field(60, gt=0)
+    """of a live session, and of a recording"""
+    upload_mb: float = Field(64, gt=0)
+    """of a recording"""
+    jobs: int = Field(8, ge=1)
+    """recordings that may wait"""
+
+
+class ServeSection(Section):
+    policies: dict[str, str] = {}
+    """who can be talked to: name -> folder of a run or of a policy, or models:/NAME/VERSION of
+    MLflow's registry; empty = the AR-Flow that comes with the project"""
+    host: str = "127.0.0.1"
+    """address that is listened at; another than this machine's own needs a token in the
+    environment variable RAPPORT_TOKEN"""
+    port: int = Field(8000, ge=1, lt=65536)
+    replicas: int = Field(1, ge=1)
+    """processes, each with all policies and sessions of its own"""
+    cpus: float = Field(1, gt=0)
+    """of a replica, as many threads"""
+    gpus: float = Field(0, ge=0)
+    """share of a GPU of a replica"""
+    sessions: int = Field(64, ge=1)
+    """live sessions of a replica at most; fewer where its steps would take more than half of a
+    chunk, which is measured when a policy is loaded"""
+    lead: Literal[0, 4, 8, 12] = 0
+    """frames of a latent that AR-Flow hears before it moves, unless a client asks for others; 0
+    answers soonest"""
+    evaluations: int = Field(4, ge=2, multiple_of=2)
+    """of AR-Flow's velocity, for a latent"""
+    origins: list[str] = []
+    """pages that stand elsewhere and may come in, as https://studio.example"""
+    record: Path | None = None
+    """folder where voices and listeners' motion are kept, which clients are shown; empty = nothing
+    is"""
+    demo: bool = False
+    """whether the page has a button that kills a replica"""
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if not _is_loopback(self.host) and not os.environ.get(TOKEN):
+            raise ValueError(
+                f"host={self.host} can be reached from other machines: set the environment "
+                f"variable {TOKEN}, or host=127.0.0.1 and let nobody else in"
+            )
+        if self.demo and not _is_loopback(self.host):
+            raise ValueError("demo=true lets everybody kill replicas: on host=127.0.0.1 only")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a name or an address can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

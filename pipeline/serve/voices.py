@@ -1,0 +1,105 @@
+"""Policies that can be talked to, from where they lie."""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.serve.engine import Voice, delay_of, measure, silence
+from rapport.pipeline.serve.settings import ServeSection
+from rapport.pipeline.steps.listening import policy_folder
+from rapport.policies.flow.conditions import LEADS
+from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.head.arkit import ArkitRig
+from rapport.policies.head.asset import HeadAsset
+from rapport.policies.policy import load_policy
+
+SHIPPED = "listener"  # the name of the policy that comes with the project
+REGISTRY = "models:/"
+
+
+def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAsset) -> Voice:
+    """Load a policy, and measure how many sessions fit.
+
+    Args:
+        name: by which clients ask for it.
+        source: as `ServeSection.policies` has it; None = the policy that comes with the project.
+        config: of the server.
+        head: that is animated; a policy of another has no ARKit weights.
+
+    Raises:
+        RunError: there is no policy. So do the errors of what is read
+            (`rapport.pipeline.run.explained_errors`).
+    """
+    folder = shipped() if source is None else _folder(source)
+    policy = load_policy(folder)
+    if isinstance(policy, FlowPolicy):
+        policy = policy.with_sampler(lead=config.lead, evaluations=config.evaluations)
+    listener = policy.live()
+    start = functools.partial(start_of, listener, isinstance(policy, FlowPolicy))
+    leads: tuple[int | None, ...] = (None, *LEADS) if isinstance(policy, FlowPolicy) else (None,)
+    rig = ArkitRig(head) if policy.layout.topology == head.topology else None
+    _, [state] = listener.step([start(0)], [None if start(0).waits else silence(listener, 0)])
+    return Voice(
+        name=name,
+        policy=policy,
+        listener=listener,
+        rig=rig,
+        start=start,
+        delay={lead: delay_of(listener, start(0, lead=lead)) for lead in leads},
+        act_type="<i4" if np.issubdtype(listener.act(state).dtype, np.integer) else "<f4",
+        costs=measure(listener, start, rig, config.sessions),
+        simulated=source is None or _on_synthetic_people(Path(source)),
+    )
+
+
+def shipped() -> Path:
+    """The folder of the small AR-Flow that comes with the project."""
+    return Path(str(resources.files("rapport.policies.flow") / "assets" / SHIPPED))
+
+
+def _folder(source: str) -> Path:
+    """The folder of a policy, fetched where it lies in MLflow's registry."""
+    if not source.startswith(REGISTRY):
+        return policy_folder(Path(source))
+    import mlflow
+    from mlflow.models import Model
+
+    try:
+        model = Path(mlflow.artifacts.download_artifacts(source))
+    except mlflow.MlflowException as error:
+        raise RunError(f"policy {source}: {error}") from error
+    artifacts = Model.load(model).flavors["python_function"]["artifacts"]
+    return model / artifacts["policy"]["path"]
+
+
+def _on_synthetic_people(source: Path) -> bool:
+    """Whether the run of a policy says that its corpus was made up."""
+    for folder in (source, *source.parents):
+        config = folder / "config.yaml"
+        if config.is_file():
+            corpus = yaml.safe_load(config.read_text()).get("corpus") or {}
+            return corpus.get("kind", "synthetic") == "synthetic"
+    return False
+
+
+def start_of(
+    listener: Any,
+    leads: bool,
+    seed: int,
+    prompt: Any = None,
+    lead: int | None = None,
+    first: int = 0,
+) -> Any:
+    """A session of a listener, which has a lead or has none."""
+    if leads:
+        return listener.start(seed, prompt, lead, first=first)
+    if lead is not None:
+        raise ValueError("lead is for AR-Flow, leave it out")
+    return listener.start(seed, prompt, first=first)

@@ -1,0 +1,402 @@
+"""Live sessions: what their clients send and get, on the real engine, without sockets."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rapport.pipeline.serve import wire
+from rapport.pipeline.serve.doors import pace_of_sound
+from rapport.pipeline.serve.engine import Engine, capacity, delay_of, measure
+from rapport.pipeline.serve.session import GONE_S, LOST_S, Session, SessionRequest
+from rapport.pipeline.serve.wire import Kind, Part, WireError
+from rapport.policies.clip import AUDIO_RATE, Clip
+from rapport.policies.flow.conditions import LEADS
+from rapport.policies.motion import Motion
+from tests.live_clients import Client, Clock, begin, heard, pcm, say, settle, sound_part, voice_of
+from tests.small_flow import LATENTS, small_policy
+
+R = 8
+SECONDS = LATENTS * R / 25
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return small_policy(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def voice(policy):
+    return voice_of(policy)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def engine(clock):
+    engine = Engine(clock=clock)
+    yield engine
+    engine.stop()
+
+
+def speech(seconds=SECONDS, seed=0):
+    rng = np.random.default_rng(seed)
+    return pcm(rng.normal(size=round(seconds * AUDIO_RATE)) / 10)
+
+
+def offline(policy, sound, seed, text=None, lead=8):
+    """What `sample` answers to the same sound."""
+    frames = round(len(sound) / AUDIO_RATE * policy.layout.fps)
+    clip = Clip(
+        clip_id="c",
+        dyad_id="d",
+        split="train",
+        listener=Motion(np.zeros((frames, policy.layout.dim), np.float32), policy.layout),
+        speaker_audio=heard(sound),
+        manner=text,
+    )
+    asked = policy.with_sampler(lead=lead)
+    [[reaction]] = asked.sample([policy.encode(clip)], 1, [seed])
+    return asked.to_motion(reaction).values
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_a_live_session_does_what_the_policy_does_offline(policy, engine, lead):
+    voice = voice_of(policy, lead)
+    session, client = begin(voice, engine, seed=3, text="happy", lead=lead)
+    sound = speech()
+    say(session, sound)
+    settle(engine)
+    session.hear(wire.End().model_dump_json())
+    client.until(lambda c: c.closed)
+    assert client.closed == (wire.ENDED, "ended")
+    found = client.shown(policy.layout).values
+    expected = offline(policy, sound, 3, "happy", lead)
+    settled = len(expected) - R - R // 2  # what follows the end is answered to silence
+    np.testing.assert_allclose(found[:settled], expected[:settled], atol=1e-5)
+    assert len(found) >= len(expected)
+    assert client.texts[0] == {"type": "ready", "id": "s", "number": 0, "wait_s": 0.0}
+    acts = client.parts(Kind.ACT)
+    assert [part.sample for part in acts] == [voice.border(n) for n in range(len(acts))]
+
+
+def test_frames_of_30_a_second_and_chunks_of_no_whole_number_of_samples(tmp_path, engine):
+    policy = small_policy(tmp_path, fps=30)
+    session, client = begin(voice_of(policy), engine, seed=3)
+    sound = speech(LATENTS * R / 30)
+    assert say(session, sound) == LATENTS
+    settle(engine)
+    settled = (LATENTS - 1) * R + R // 2
+    client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
+    found = client.shown(policy.layout).values
+    np.testing.assert_allclose(found, offline(policy, sound, 3)[:settled], atol=1e-5)
+
+
+def test_however_sound_is_cut_it_is_the_same(voice, engine):
+    sound = speech()
+    expected = begin(voice, engine)
+    say(expected[0], sound)
+    rng = np.random.default_rng(5)
+    session, client = begin(voice, engine)
+    at = 0
+    while at < len(sound):
+        length = int(rng.integers(160, 5120))
+        again = int(rng.integers(0, 200))  # said twice
+        first = max(at - again, 0)
+        session.hear(wire.packed([sound_part(sound[first : at + length], first)]))
+        session.hear(wire.Ack(sample=max(at - 8000, 0)).model_dump_json())
+        at += length
+    settle(engine)
+    count = len(expected[1].parts(Kind.SHOWN))
+    client.until(lambda c: len(c.parts(Kind.SHOWN)) == count)
+    a, b = (c.shown(voice.policy.layout).values for c in (client, expected[1]))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_missing_was_silence(voice, engine):
+    sound = speech()
+    silent = sound.copy()
+    silent[6000:7000] = 0
+    expected = begin(voice, engine)
+    say(expected[0], silent)
+    session, client = begin(voice, engine)
+    say(session, sound[:5120])
+    session.hear(wire.packed([sound_part(sound[5120:6000], 5120)]))
+    session.hear(wire.packed([sound_part(sound[7000:10240], 7000)]))
+    say(session, sound[10240:], first=10240)
+    settle(engine)
+    client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
+    np.testing.assert_array_equal(
+        client.shown(voice.policy.layout).values, expected[1].shown(voice.policy.layout).values
+    )
+
+
+def test_late_sound_is_heard_as_silence_and_time_goes_on(voice, engine, clock):
+    session, client = begin(voice, engine)
+    chunk = round(voice.border(1))
+    sound = speech()
+    clock.now += 0.32
+    say(session, sound[:chunk])
+    clock.now += 0.32 + 0.07
+    session.tick()
+    assert session.late == 0  # not yet
+    clock.now += 0.02
+    session.tick()
+    assert session.late == 1
+    session.hear(wire.packed([sound_part(sound[chunk : chunk + 100], chunk)]))  # too late
+    clock.now += 0.30
+    session.hear(wire.packed([sound_part(sound[2 * chunk : 3 * chunk], 2 * chunk)]))
+    settle(engine)
+    client.until(lambda c: len(c.parts(Kind.SHOWN)) == 3)
+    assert [part.flags for part in client.parts(Kind.SHOWN)] == [0, wire.LATE, 0]
+    silent = sound.copy()
+    silent[chunk : 2 * chunk] = 0
+    other = begin(voice, engine)
+    say(other[0], silent[: 3 * chunk])
+    settle(engine)
+    other[1].until(lambda c: len(c.parts(Kind.SHOWN)) == 3)
+    layout = voice.policy.layout
+    np.testing.assert_array_equal(client.shown(layout).values, other[1].shown(layout).values)
+
+
+@pytest.mark.parametrize("parts_per_million", [-100, 100])
+def test_a_clock_that_runs_a_little_fast_or_slow_is_kept_up_with(voice, clock, parts_per_million):
+    class Idle:  # what is answered is of no interest here
+        def __init__(self):
+            self.clock = clock
+
+        def submit(self, line, job):
+            pass
+
+    session, _ = begin(voice, Idle())
+    begun = clock.now
+    for number in range(11_250):  # an hour
+        clock.now = begun + (number + 1) * 0.32 * (1 + parts_per_million / 1e6)
+        session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
+        session.tick()
+    assert session.late == 0
+
+
+def test_a_session_goes_on_elsewhere(policy, voice, engine):
+    sound = speech(60 * R / 25)
+    whole, client = begin(voice, engine, seed=9, text="sad")
+    say(whole, sound)
+    settle(engine)
+    client.until(lambda c: len(c.parts(Kind.ACT)) == 60)
+    acts = client.parts(Kind.ACT)
+    lost, memory = 50, round(voice.listener.memory / voice.listener.chunk)
+    other = Engine()
+    moved, there = begin(voice, other, seed=9, text="sad", number=lost)
+    moved.hear(wire.Went(chunks=memory).model_dump_json())
+    for number in range(lost - memory, lost):
+        first, end = voice.border(number), voice.border(number + 1)
+        moved.hear(wire.packed([sound_part(sound[first:end], first), acts[number]]))
+    say(moved, sound[voice.border(lost) :], first=voice.border(lost))
+    settle(other)
+    there.until(lambda c: len(c.parts(Kind.SHOWN)) == 10)
+    for found, expected in zip(
+        there.parts(Kind.SHOWN), client.parts(Kind.SHOWN)[lost:], strict=True
+    ):
+        assert found.sample == expected.sample
+        values = (np.frombuffer(part.payload, "<f4") for part in (found, expected))
+        np.testing.assert_allclose(*values, atol=1e-5)
+    other.stop()
+
+
+def test_the_past_must_be_what_it_says(voice, engine):
+    chunk = np.zeros(5120, "<i2")
+    act = Part(Kind.ACT, 0, np.zeros(4, "<f4").tobytes())
+    memory = round(voice.listener.memory / voice.listener.chunk)
+    with pytest.raises(WireError, match="at most"):
+        begin(voice, engine, number=500)[0].hear(wire.Went(chunks=memory + 2).model_dump_json())
+    with pytest.raises(WireError, match="3 were before"):
+        begin(voice, engine, number=3)[0].hear(wire.Went(chunks=4).model_dump_json())
+    for parts, why in (
+        ([sound_part(chunk, 0)], "has its sound and its act"),
+        ([sound_part(chunk[1:], 0), act], "has 5120 samples"),
+        ([sound_part(chunk, 0), Part(Kind.ACT, 0, b"abc")], "act: "),
+    ):
+        session, _ = begin(voice, engine, number=3)
+        session.hear(wire.Went(chunks=1).model_dump_json())
+        with pytest.raises(WireError, match=why):
+            session.hear(wire.packed(parts))
+    session, client = begin(voice, engine, number=3)
+    session.hear(wire.Went(chunks=1).model_dump_json())
+    session.hear(wire.packed([sound_part(chunk, 0), Part(Kind.ACT, 0, act.payload[:8])]))
+    client.until(lambda c: c.closed)  # what no listener did fails in the engine
+    assert client.closed[0] == wire.FAILED
+
+
+def test_a_client_that_lags_is_sent_no_more_and_then_given_up(voice, engine):
+    session, client = begin(voice, engine)
+    sound = np.zeros(5120, "<i2")
+    number = 0
+    while client.closed is None:
+        session.hear(wire.packed([sound_part(sound, 5120 * number)]))
+        settle(engine)
+        number += 1
+        assert number < 60
+    client.until(lambda c: c.closed)
+    assert client.closed[0] == wire.FORBIDDEN and "no ack" in client.closed[1]
+    assert LOST_S < number * 0.32 < LOST_S + 3
+    assert session.dropped > 10
+    assert len(client.parts(Kind.SHOWN)) == pytest.approx(9, abs=2)
+
+
+def test_a_client_that_catches_up_is_told_that_it_missed_something(voice, engine):
+    session, client = begin(voice, engine)
+    sound = np.zeros(5120, "<i2")
+    for number in range(20):
+        session.hear(wire.packed([sound_part(sound, 5120 * number)]))
+        settle(engine)
+    client.until(lambda c: session.dropped > 5)
+    session.hear(wire.Ack(sample=5120 * 19).model_dump_json())
+    session.hear(wire.packed([sound_part(sound, 5120 * 20)]))
+    client.until(lambda c: c.parts(Kind.SHOWN)[-1].flags == wire.DROPPED)
+
+
+def test_a_client_that_is_gone_is_noticed(voice, engine, clock):
+    session, client = begin(voice, engine)
+    clock.now += 5.1
+    session.tick()
+    assert client.texts[-1] == {"type": "ping", "id": None}
+    session.hear(wire.Pong().model_dump_json())
+    clock.now += GONE_S + 0.1
+    session.tick()
+    assert client.closed[0] == wire.FORBIDDEN and "nothing was heard" in client.closed[1]
+
+
+def test_sound_may_not_come_faster_than_it_is_spoken(voice, engine, clock):
+    pace = pace_of_sound(AUDIO_RATE, clock)
+    session = Session("s", SessionRequest(), voice, engine, Client(), pace)
+    with pytest.raises(WireError, match="faster than it is spoken") as refused:
+        for number in range(12):
+            session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
+    assert refused.value.close == wire.FORBIDDEN and number == 6
+    clock.now += 10
+    session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
+
+
+def test_liveliness_changes_what_is_shown_and_not_what_is_answered(voice, engine):
+    sound = speech()
+    plain, still, half = (begin(voice, engine) for _ in range(3))
+    still[0].hear(wire.Liveliness(value=0.0).model_dump_json())
+    half[0].hear(wire.Liveliness(value=0.5).model_dump_json())
+    for session, client in (plain, still, half):
+        say(session, sound)
+        settle(engine)
+        client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
+    whole, none, some = (c.shown(voice.policy.layout).values for _, c in (plain, still, half))
+    assert not none.any() and whole.any()
+    np.testing.assert_allclose(some, whole / 2)
+    acts = [[part.payload for part in c.parts(Kind.ACT)] for _, c in (plain, still, half)]
+    assert acts[0] == acts[1] == acts[2]
+
+
+def test_a_text_is_heeded_from_the_next_chunk_on(policy, voice, engine):
+    sound = speech()
+    sad, client = begin(voice, engine, text="sad")
+    say(sad, sound)
+    changed, there = begin(voice, engine, text="happy")
+    changed.hear(wire.Told(text="sad").model_dump_json())
+    say(changed, sound)
+    settle(engine)
+    for c in (client, there):
+        c.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
+    a, b = (c.shown(policy.layout).values for c in (client, there))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_policy_that_fails_ends_its_own_session_only(policy, engine):
+    voice = voice_of(policy)
+    step = voice.listener.step
+
+    def fails(states, chunks):
+        if any(state.seed == 13 for state in states):
+            raise RuntimeError("out of luck")
+        return step(states, chunks)
+
+    voice.listener.step = fails
+    good, client = begin(voice, engine, seed=1)
+    bad, there = begin(voice, engine, seed=13)
+    sound = speech()
+    for session in (bad, good):
+        say(session, sound)
+    there.until(lambda c: c.closed)
+    assert there.closed[0] == wire.FAILED and there.texts[-1]["code"] == "failed"
+    client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
+    assert client.closed is None and engine.counts.failed == 1
+
+
+def test_a_socket_of_texts(voice, engine):
+    session, client = begin(voice, engine, Client(texts_only=True))
+    say_text = wire.as_text(sound_part(np.zeros(5120, "<i2"), 0))
+    session.hear(say_text)
+    client.until(lambda c: len(c.texts) >= 3)
+    shown, act = (wire.answered(m) for m in client.messages[-2:])
+    assert (shown.kind, act.kind) == (Kind.SHOWN, Kind.ACT)
+    with pytest.raises(WireError, match="texts only"):
+        session.hear(b"x")
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=200),
+            st.text(max_size=100),
+            st.builds(
+                lambda kind, sample, payload, flags: wire.packed(
+                    [Part(Kind(kind), sample, payload, flags)]
+                ),
+                st.sampled_from(list(Kind)),
+                st.integers(0, 2**64 - 1) | st.integers(0, 20_000),
+                st.binary(max_size=300),
+                st.integers(0, 2**16 - 1),
+            ),
+            st.builds(
+                lambda kind, value: f'{{"type": "{kind}", "{kind}": {value}, "sample": {value}}}',
+                st.sampled_from(["ack", "text", "liveliness", "went", "ping", "end", "sound"]),
+                st.sampled_from(["1", "-1", "null", '"x"', "1e999", "[]", "NaN", str(2**70)]),
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_is_sent_nothing_but_a_reason_comes_back(voice, messages):
+    engine = Engine()
+    try:
+        session, client = begin(voice, engine)
+        for message in messages:
+            try:
+                session.hear(message)
+            except WireError as error:
+                assert str(error) and 1000 <= error.close < 1100
+        settle(engine)
+        assert engine.counts.failed == 0
+    finally:
+        engine.stop()
+
+
+def test_what_is_measured(policy):
+    voice = voice_of(policy, lead=0)
+    costs = measure(voice.listener, voice.start, None, most=6)
+    assert sorted(costs) == [1, 2, 4, 6][: len(costs)] and all(costs.values())
+    r, fps = 8, policy.layout.fps
+    for lead, chunks in ((0, 0), (4, 1), (8, 1), (12, 2)):
+        delay = delay_of(voice.listener, voice.start(0, lead=lead))
+        assert delay == pytest.approx((chunks * r + r / 2) / fps)
+
+
+def test_capacity_lies_between_what_was_measured():
+    costs = {1: 0.02, 2: 0.03, 4: 0.07, 8: 0.11}
+    assert capacity(costs, 0.05) == 3
+    assert capacity(costs, 0.07) == 4
+    assert capacity(costs, 1.0) == 8
+    assert capacity({1: 0.5}, 0.1) == 1
+    assert capacity({1: 0.02, 2: 0.01, 4: 0.05}, 0.04) == 3  # a slow first step is no reason
