@@ -23,6 +23,7 @@ from rapport.pipeline import config as cfg
 from rapport.pipeline import settings
 from rapport.pipeline.bench_settings import BENCHED
 from rapport.pipeline.config import RecipeConfig
+from rapport.pipeline.explained import explained_errors
 from rapport.pipeline.storage import Mirror, StorageError
 from rapport.pipeline.tune_settings import TUNED
 from rapport.settings import ConfigError
@@ -237,42 +238,6 @@ def config_of(
     if ":" in name and OTHER in configs:
         return configs[OTHER]
     raise ConfigError(f"policy={name}: {recipe} takes {' or '.join(configs)}")
-
-
-def explained_errors() -> tuple[type[Exception], ...]:
-    """Those whose message says what is wrong and what to do; a traceback would only bury it."""
-    from rapport.arrays import ArrayFileError
-    from rapport.pipeline.data.audio import AudioError
-    from rapport.pipeline.data.candidates import CandidateError
-    from rapport.pipeline.data.reactions import ReactionError
-    from rapport.pipeline.data.recording import RecordingError
-    from rapport.pipeline.data.store import CorpusError
-    from rapport.pipeline.holding import HeldError
-    from rapport.pipeline.rundir import RunError
-    from rapport.pipeline.tracking import TrackingError
-    from rapport.policies.head.asset import AssetError
-    from rapport.policies.live import LiveError
-    from rapport.policies.motion import LayoutError
-    from rapport.policies.policy import CheckpointError
-    from rapport.rewards.ratings.ratings import RatingError
-
-    return (
-        RunError,
-        HeldError,
-        StorageError,
-        TrackingError,
-        CorpusError,
-        CheckpointError,
-        LayoutError,
-        AssetError,
-        ArrayFileError,
-        AudioError,
-        CandidateError,
-        ReactionError,
-        RatingError,
-        RecordingError,
-        LiveError,
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,6 +27,12 @@ from rapport.policies.motion import Layout, LayoutError, Motion
 PIXELS = 224  # height and width of frames, unless told otherwise
 MOTION_FILES = (".npz", ".npy", ".parquet")
 _SAME_S = 1e-6  # moments nearer than this are one
+# Containers of FFmpeg that are read. It knows many more, among them lists of other files and pages
+# of the network, which would be read for whoever handed the list in.
+CONTAINERS = (
+    "3gp,aac,ac3,adts,aiff,amr,ape,asf,au,avi,caf,dv,eac3,flac,flv,matroska,mov,mp3,mp4,mpeg,mpegts,"
+    "mxf,nut,ogg,rm,tta,voc,w64,wav,webm,wv"
+)
 _GAP_S = 0.1  # time stamps of sound that are further off than this mean it
 _PADDED_S = 0.1  # by which sound is longer than what was recorded, at most
 Picture = tuple[float, np.ndarray]  # when it was taken, and (height, width, 3) uint8
@@ -209,8 +215,6 @@ def open_media(path: Path) -> Media:
     """
     _require_file(path)
     with _opened(path) as container:
-        if not _lasts(container.format.name):
-            raise RecordingError(f"{path} is a text or a picture: nothing lasts in it")
         sound, film = container.streams.best("audio"), _film_of(container)
         spans = _spans(container, [stream for stream in (sound, film) if stream is not None])
         media = Media(path, _track(sound, spans), _track(film, spans))
@@ -232,16 +236,21 @@ def _require_file(path: Path) -> None:
 def _opened(path: Path) -> Iterator[InputContainer]:
     """A media file; what is wrong with it names it."""
     try:
-        with av.open(str(path)) as container:
+        with _container(path) as container:
             yield container
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or error
         raise RecordingError(f"{path} cannot be read as sound or film: {reason}") from error
 
 
-def _lasts(form: str) -> bool:
-    """Whether a format of FFmpeg is none that takes texts or single pictures for films."""
-    return form not in ("tty", "image2") and not form.endswith("_pipe")
+def _container(path: Path) -> InputContainer:
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        return av.open(str(path), options=options)
+    except av.ArgumentError as error:  # so FFmpeg refuses what is not on the list
+        raise RecordingError(
+            f"{path} is a text or a picture, in which nothing lasts, or of a kind that is not read"
+        ) from error
 
 
 def _film_of(container: InputContainer) -> VideoStream | None:

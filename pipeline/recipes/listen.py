@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import ListenConfig
-from rapport.pipeline.steps.listener_files import FORMATS, Listened
-from rapport.pipeline.steps.listening import Answer, Session, answer, open_session
+from rapport.pipeline.steps.listener_files import write_files
+from rapport.pipeline.steps.listening import answer, begin, open_session
 
 
 def run(config: ListenConfig, run: Run) -> None:
@@ -24,24 +24,25 @@ def run(config: ListenConfig, run: Run) -> None:
 def listen(step: Phase, config: ListenConfig) -> PhaseResult:
     """Every sample is a session with a seed of its own; they hear the same."""
     session = open_session(config)
-    step.say(f"{session.policy.kind} policy of {session.folder}")
+    step.say(f"{session.policy.kind} policy of {session.name}")
     step.say(f"{session.recording.path}: {session.recording.seconds:.2f} s, hears {session.hears}")
-    prompt = None if config.text is None else session.policy.told(config.text)
-    states = [session.listener.start(config.seed + k, prompt) for k in range(config.samples)]
+    states = begin(session, config)
     started = time.monotonic()
-    answered = answer(step, session, states)
+    answered = answer(session, states, step.say)
     taken = time.monotonic() - started
     step.say(
         f"{session.frames} frames, {session.recording.seconds / taken:.1f} times as fast as it was "
         f"said; live they would be shown {answered.delay:g} s later"
     )
-    files = write(config, session, answered, config.out or step.directory)
-    for path in files.values():
+    files: dict[str, Path] = {}
+    folder = config.out or step.directory
+    for path in write_files(config, session.recording, answered.motions, folder):
         step.say(str(path))
+        files[path.name] = path
     return PhaseResult(
         artifacts=files,
         counts={"listeners": config.samples, "frames": session.frames * config.samples},
-        engines={"listener": f"{session.policy.kind}, {session.folder}"},
+        engines={"listener": f"{session.policy.kind}, {session.name}"},
         metrics={
             "seconds": session.recording.seconds,
             "delay_s": answered.delay,
@@ -49,18 +50,3 @@ def listen(step: Phase, config: ListenConfig) -> PhaseResult:
             "hears": session.hears,
         },
     )
-
-
-def write(
-    config: ListenConfig, session: Session, answered: Answer, folder: Path
-) -> dict[str, Path]:
-    """Every sample in every format: `listener.npz`, or `listener_0.npz`, `listener_1.npz`, ..."""
-    files: dict[str, Path] = {}
-    for sample, motion in enumerate(answered.motions):
-        name = "listener" if config.samples == 1 else f"listener_{sample}"
-        listened = Listened(motion, session.recording, config.head, config.size)
-        for form in config.formats:
-            path = folder / f"{name}.{form}"
-            FORMATS[form](listened, path)
-            files[path.name] = path
-    return files

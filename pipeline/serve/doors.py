@@ -428,7 +428,7 @@ class Doors:
         headers = Headers(scope=scope)
         self.rules.require_host(headers)
         self.rules.require_origin(headers)
-        if scope["path"].startswith(GUARDED):
+        if _path(scope).startswith(GUARDED):
             needed = scope["type"] == "http"
             known = not needed or self.rules.knows(headers)
             # Whoever guesses tokens is counted by address, and slowed down with it.
@@ -446,7 +446,7 @@ class Doors:
 
     def _most(self, scope: Scope) -> int:
         """Bytes of a body."""
-        return self.rules.upload if scope["path"] == UPLOADS else self.rules.body
+        return self.rules.upload if _path(scope) == UPLOADS else self.rules.body
 
     def _require_pace(self, client: str) -> None:
         """Raise `Refused` where a client asks too often."""
@@ -471,6 +471,12 @@ def guard(app: FastAPI, rules: Rules) -> None:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
         )
+
+
+def _path(scope: Scope) -> str:
+    """Within the application, which may stand below a prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _announced(headers: Headers) -> int:

@@ -37,7 +37,7 @@ def look_at_inputs(config: RecipeConfig) -> None:
 
     Raises:
         RunError: names the key, what is wrong with what it names, and the way out. So do the other
-            errors of the readers (`rapport.pipeline.run.explained_errors`).
+            errors of the readers (`rapport.pipeline.explained.explained_errors`).
     """
     if isinstance(config, Evaluated) and config.files.pred is not None:
         _files(config.files)

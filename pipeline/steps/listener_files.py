@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from rapport.files import atomic
 from rapport.log import logger
 from rapport.pipeline.data.columns import sequences_to_arrow
 from rapport.pipeline.data.recording import Recording
-from rapport.pipeline.settings import MotionFormat
+from rapport.pipeline.settings import ListenConfig, MotionFormat
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head import gltf
 from rapport.policies.head.arkit import ArkitRig
@@ -120,6 +120,29 @@ FORMATS: dict[MotionFormat, Callable[[Listened, Path], None]] = {
     "glb": write_glb,
     "mp4": write_mp4,
 }
+
+
+def write_files(
+    config: ListenConfig, recording: Recording, motions: Sequence[Motion], folder: Path
+) -> Iterator[Path]:
+    """Every sample in every format: `listener.npz`, or `listener_0.npz`, `listener_1.npz`, ...
+
+    Args:
+        config: which formats, head and size.
+        recording: of the speaker.
+        motions: of the samples.
+        folder: of the files.
+
+    Yields:
+        each file, once it is whole.
+    """
+    for sample, motion in enumerate(motions):
+        name = "listener" if len(motions) == 1 else f"listener_{sample}"
+        listened = Listened(motion, recording, config.head, config.size)
+        for form in config.formats:
+            path = folder / f"{name}.{form}"
+            FORMATS[form](listened, path)
+            yield path
 
 
 def _parts(listened: Listened) -> Iterator[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from rapport.pipeline.data.prompts import NAMES
 from rapport.pipeline.data.recording import Recording, open_recording
-from rapport.pipeline.rundir import Phase, RunError, found
+from rapport.pipeline.rundir import RunError, found
 from rapport.pipeline.settings import ListenConfig
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.live import Chunk, Listener, LiveError
@@ -35,13 +35,13 @@ class Session:
     """A recording, and who listens to it.
 
     Args:
-        folder: of the policy.
-        policy: in it, sampled as it is asked for.
+        name: of the policy, to whoever asked for it.
+        policy: sampled as it is asked for.
         listener: the policy, live.
         recording: of the speaker.
     """
 
-    folder: Path
+    name: str
     policy: Policy
     listener: Listener
     recording: Recording
@@ -81,7 +81,7 @@ def open_session(config: ListenConfig) -> Session:
 
     Raises:
         RunError: a key is missing, or asks for what the policy cannot do. So do the errors of what
-            is read (`rapport.pipeline.run.explained_errors`).
+            is read (`rapport.pipeline.explained.explained_errors`).
     """
     if config.policy is None or config.speaker is None:
         raise RunError(
@@ -90,7 +90,21 @@ def open_session(config: ListenConfig) -> Session:
     if config.out is not None:
         _require_place(config.out)
     folder = policy_folder(config.policy)
-    policy = load_policy(folder)
+    return session_of(load_policy(folder), str(folder), config.speaker, config)
+
+
+def session_of(policy: Policy, name: str, speaker: Path, config: ListenConfig) -> Session:
+    """A policy, and the recording of a speaker, once all that can be refused was looked at.
+
+    Args:
+        policy: that listens.
+        name: of the policy, to whoever asked for it.
+        speaker: the recording.
+        config: what else is asked for; its policy, speaker and files are not read.
+
+    Raises:
+        RunError: it asks for what the policy cannot do. So do the errors of what is read.
+    """
     if config.text is not None and not policy.takes_text:
         raise RunError(f"text: a policy of kind {policy.kind} takes none, leave it out")
     if config.lead is not None:
@@ -98,11 +112,11 @@ def open_session(config: ListenConfig) -> Session:
             raise RunError(f"lead is for AR-Flow, this policy is of kind {policy.kind}")
         policy = policy.with_sampler(lead=config.lead)
     layout = policy.layout if "speaker" in policy.reads else None
-    recording = open_recording(config.speaker, config.audio, layout)
-    session = Session(folder, policy, policy.live(), recording)
+    recording = open_recording(speaker, config.audio, layout)
+    session = Session(name, policy, policy.live(), recording)
     if not session.hears:
         raise RunError(
-            f"{config.speaker} has {_named(recording.streams)}, and this policy of kind "
+            f"{speaker} has {_named(recording.streams)}, and this policy of kind "
             f"{policy.kind} perceives {_named(policy.reads)} only"
         )
     return session
@@ -129,7 +143,13 @@ def policy_folder(path: Path) -> Path:
     raise RunError(f"policy={path}: that run left no policy, only {sorted(artifacts)}")
 
 
-def answer(step: Phase, session: Session, states: Sequence[Any]) -> Answer:
+def begin(session: Session, config: ListenConfig) -> list[Any]:
+    """A session for every sample: each has a seed of its own, and they are told the same."""
+    prompt = None if config.text is None else session.policy.told(config.text)
+    return [session.listener.start(config.seed + k, prompt) for k in range(config.samples)]
+
+
+def answer(session: Session, states: Sequence[Any], say: Callable[[str], None]) -> Answer:
     """What sessions do that hear a recording, all in one batch.
 
     Where it ends before its last frame is settled, nothing more is heard.
@@ -139,7 +159,7 @@ def answer(step: Phase, session: Session, states: Sequence[Any]) -> Answer:
     pieces: list[list[np.ndarray]] = [[] for _ in states]
     settled = 0
     delay = 0.0
-    for now, motions, after in _steps(listener, states, _said(step, session)):
+    for now, motions, after in _steps(listener, states, _said(session, say)):
         if len(motions[0]):
             delay = max(delay, now - settled / layout.fps)
         settled += len(motions[0])
@@ -167,12 +187,12 @@ def _steps(
         yield number * listener.chunk, motions, states
 
 
-def _said(step: Phase, session: Session) -> Iterator[Chunk]:
+def _said(session: Session, say: Callable[[str], None]) -> Iterator[Chunk]:
     """All chunks, with progress."""
     for number, chunk in enumerate(session.chunks()):
         begins = number * session.listener.chunk
         if begins % SAY_EVERY_S < session.listener.chunk and begins >= SAY_EVERY_S:
-            step.say(f"{begins:.0f} s of {session.recording.seconds:.0f} s heard")
+            say(f"{begins:.0f} s of {session.recording.seconds:.0f} s heard")
         yield chunk
 
 

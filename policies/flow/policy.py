@@ -474,7 +474,7 @@ class FlowPolicy(Policy):
         return self
 
     def with_sampler(self, sampler: Sampler | None = None, **changes: Any) -> Self:
-        """The same policy, sampled otherwise; weights are shared.
+        """The same policy, sampled otherwise; weights are shared, those of encoders too.
 
         Args:
             sampler: in place of the present one.
@@ -482,6 +482,8 @@ class FlowPolicy(Policy):
         """
         other = type(self)(self.flow, self.vae, self.encoders)
         other.sampler = replace(sampler or self.sampler, **changes)
+        if "features" in vars(self):
+            other.features = self.features  # loaded already
         return other
 
 

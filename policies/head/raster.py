@@ -49,7 +49,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Compile a function by numba when it is first called; it keeps its declared type."""
-    return cast(Function, njit(cache=CACHE, fastmath=True, boundscheck=False)(function))
+    return cast(Function, njit(cache=CACHE, nogil=True, fastmath=True, boundscheck=False)(function))
 
 
 @compiled

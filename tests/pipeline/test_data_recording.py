@@ -142,6 +142,8 @@ def test_what_is_no_recording_is_named(tmp_path):
     (tmp_path / "notes.md").write_text("no film\n" * 99)
     (tmp_path / "notes.txt").write_text("no film\n" * 99)
     (tmp_path / "empty.mp4").touch()
+    record(tmp_path / "a.wav", 1.0, rate=16_000)
+    (tmp_path / "list.wav").write_text("ffconcat version 1.0\nfile 'a.wav'\n")
     Image.new("RGB", (64, 64)).save(tmp_path / "face.png")
     with wave.open(str(tmp_path / "nothing.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
@@ -157,6 +159,7 @@ def test_what_is_no_recording_is_named(tmp_path):
         "notes.txt": "text|cannot be read",
         "empty.mp4": "empty.mp4 cannot be read",
         "face.png": "face.png is a text or a picture",
+        "list.wav": "list.wav is a text or a picture",
         "nothing.wav": "nothing.wav .*(neither sound nor pictures|empty)",
         "bare.npz": "does not say what its columns are",
         "damaged.mp4": "damaged.mp4 cannot be read",

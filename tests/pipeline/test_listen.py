@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -13,6 +12,7 @@ import pytest
 from scipy.io import wavfile
 
 from rapport import Motion, load_policy
+from rapport.log import logger
 from rapport.pipeline.data.readers.motion_files import read_clips
 from rapport.pipeline.data.recording import open_recording
 from rapport.pipeline.run import main
@@ -30,7 +30,6 @@ from tests.recordings import NTSC, record
 
 GROUPS = (("expr", 4), ("jaw", 3), ("rot", 3))
 WINDOW_S = LATENTS * R / 25
-QUIET = SimpleNamespace(say=lambda text: None)
 VLA = talking.small_policy(seconds=4.0)
 
 
@@ -56,9 +55,11 @@ def folders(flow, tmp_path_factory):
 
 def heard_by(policy, recording, seeds, text=None):
     """What `listen` does without a run directory."""
-    session = Session(Path(), policy, policy.live(), recording)
+    session = Session("small", policy, policy.live(), recording)
     prompt = None if text is None else policy.told(text)
-    return answer(QUIET, session, [session.listener.start(seed, prompt) for seed in seeds])
+    return answer(
+        session, [session.listener.start(seed, prompt) for seed in seeds], say=logger.debug
+    )
 
 
 def recorded(folder, clip):
@@ -132,9 +133,9 @@ def test_a_listener_that_gives_too_little_ends(flow, tmp_path):
             return Motion(np.zeros((0, flow.layout.dim)), flow.layout)
 
     recording = open_recording(record(tmp_path / "a.wav", 1.0, rate=16_000))
-    session = Session(Path(), flow, Mute(), recording)
+    session = Session("small", flow, Mute(), recording)
     with pytest.raises(LiveError, match="gave 0 of 25 frames"):
-        answer(QUIET, session, [session.listener.start(0)])
+        answer(session, [session.listener.start(0)], say=logger.debug)
 
 
 def test_a_policy_of_ones_own_says_that_it_has_no_live_form(folders):
