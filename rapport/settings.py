@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -9,6 +10,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message says which key and what would be valid."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Section(BaseModel):

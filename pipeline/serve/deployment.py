@@ -14,7 +14,6 @@ from rapport.actors.cluster import worker_environment
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.server import LOOKED_AT_S, MOVE_S, Server
 from rapport.pipeline.serve.settings import TOKEN, ServeSection
-from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 
 APPLICATION = "rapport"
@@ -37,9 +36,9 @@ class Listeners:
     def __init__(
         self, config: dict[str, Any], head: dict[str, Any], secret: str, token: str | None
     ) -> None:
-        section, asset = ServeSection(**config), HeadConfig(**head)
+        section = ServeSection(**config)
         torch.set_num_threads(max(int(section.cpus), 1))
-        self.server = Server(section, load_head(asset.path, asset.topology), secret.encode(), token)
+        self.server = Server(section, HeadConfig(**head), secret.encode(), token)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve answers requests by."""

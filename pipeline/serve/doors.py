@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import ipaddress
 import math
 import secrets
 import time
@@ -28,8 +27,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.wire import FORBIDDEN, FULL, MOST_BYTES
+from rapport.settings import is_loopback
 
 GUARDED = "/v1/"  # what a token and a pace are asked for; the page and the probes stand before it
 UPLOADS = "/v1/generations"  # where a body may be a recording
@@ -94,23 +93,6 @@ def full(message: str, wait_s: float) -> Refused:
     """Everything is taken; `wait_s` later something may be free."""
     retry = {"Retry-After": str(math.ceil(wait_s))}
     return Refused(503, "full", message, close=FULL, headers=retry)
-
-
-def require_safe_host(host: str, token: str | None) -> None:
-    """Raise `RunError` where others reach the server, and nobody is asked for a token."""
-    if not token and not is_loopback(host):
-        raise RunError(
-            f"serve.host={host} can be reached from other machines: set serve.token, or "
-            "serve.host=127.0.0.1 and let nobody else in"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address can only be this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True)

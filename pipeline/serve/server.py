@@ -14,11 +14,12 @@ from rapport.log import logger
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
 from rapport.pipeline.serve.engine import Engine, Voice, silence
-from rapport.pipeline.serve.generations import Generations
+from rapport.pipeline.serve.generations import Generations, Limits
 from rapport.pipeline.serve.session import Session, SessionRequest
 from rapport.pipeline.serve.settings import ServeSection
 from rapport.pipeline.serve.voices import SHIPPED, load_voice
-from rapport.policies.head.asset import HeadAsset
+from rapport.policies.head.asset import HeadAsset, load_head
+from rapport.policies.head.settings import HeadConfig
 
 LOOKED_AT_S = 1.0  # how often Ray Serve looks at a replica
 FORGOTTEN_S = 6.0  # not looked at for so long, it is on its way out
@@ -39,15 +40,15 @@ class Server:
     """
 
     def __init__(
-        self, config: ServeSection, head: HeadAsset, secret: bytes, token: str | None
+        self, config: ServeSection, head: HeadConfig, secret: bytes, token: str | None
     ) -> None:
         self.config = config
-        self.head = head
+        self.head: HeadAsset = load_head(head.path, head.topology)
         self.rules = Rules(
             token=token,
             origins=frozenset(config.origins),
             requests=config.limits.requests,
-            upload=int(config.limits.upload_mb * 1024 * 1024),
+            upload=config.limits.upload_bytes,
         )
         self.tickets = Tickets(SessionRequest, secret)
         self.seats = Seats(config.limits.sessions)
@@ -60,7 +61,10 @@ class Server:
         self._looked_at = time.monotonic()
         self._loading = threading.Lock()
         self.load(config.policies)
-        self.generations = Generations(self.voices, config.limits)
+        limits = Limits(
+            config.limits.upload_bytes, config.limits.minutes, waiting=config.limits.jobs
+        )
+        self.generations = Generations(self.voices, limits=limits, head=head)
 
     # -- Policies --
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rapport.settings import Section
+from rapport.settings import Section, is_loopback
 
 TOKEN = "RAPPORT_TOKEN"  # environment variable of the bearer token
 
@@ -25,6 +24,11 @@ class LimitsConfig(Section):
     """of a recording"""
     jobs: int = Field(8, ge=1)
     """recordings that may wait"""
+
+    @property
+    def upload_bytes(self) -> int:
+        """Of a recording."""
+        return int(self.upload_mb * 1024 * 1024)
 
 
 class ServeSection(Section):
@@ -60,19 +64,11 @@ class ServeSection(Section):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
-        if not _is_loopback(self.host) and not os.environ.get(TOKEN):
+        if not is_loopback(self.host) and not os.environ.get(TOKEN):
             raise ValueError(
                 f"host={self.host} can be reached from other machines: set the environment "
                 f"variable {TOKEN}, or host=127.0.0.1 and let nobody else in"
             )
-        if self.demo and not _is_loopback(self.host):
+        if self.demo and not is_loopback(self.host):
             raise ValueError("demo=true lets everybody kill replicas: on host=127.0.0.1 only")
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a name or an address can only be this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
