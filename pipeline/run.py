@@ -95,6 +95,11 @@ RECIPES = {
         },
     ),
     "listen": Recipe("let a policy listen to a recording of your own", {"": settings.ListenConfig}),
+    "bridge": Recipe(
+        "let a server's listener hear a recording or a microphone, and send its face to Unreal, "
+        "VMC or OSC",
+        {"": settings.BridgeConfig},
+    ),
     "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
         {"": settings.RankConfig},
@@ -246,6 +251,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from rapport.pipeline.data.store import CorpusError
     from rapport.pipeline.holding import HeldError
     from rapport.pipeline.rundir import RunError
+    from rapport.pipeline.serve.client import ClientError
     from rapport.pipeline.tracking import TrackingError
     from rapport.policies.head.asset import AssetError
     from rapport.policies.live import LiveError
@@ -269,6 +275,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
         RatingError,
         RecordingError,
         LiveError,
+        ClientError,
     )
 
 
