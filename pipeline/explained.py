@@ -13,6 +13,7 @@ def explained_errors() -> tuple[type[Exception], ...]:
     from rapport.pipeline.data.store import CorpusError
     from rapport.pipeline.holding import HeldError
     from rapport.pipeline.rundir import RunError
+    from rapport.pipeline.serve.client import ClientError
     from rapport.pipeline.storage import StorageError
     from rapport.pipeline.tracking import TrackingError
     from rapport.policies.head.asset import AssetError
@@ -37,4 +38,5 @@ def explained_errors() -> tuple[type[Exception], ...]:
         RatingError,
         RecordingError,
         LiveError,
+        ClientError,
     )

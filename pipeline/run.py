@@ -99,6 +99,11 @@ RECIPES = {
     "serve": Recipe(
         "talk to listeners on a page, or through an endpoint", {"": settings.ServeConfig}
     ),
+    "bridge": Recipe(
+        "let a server's listener hear a recording or a microphone, and send its face to Unreal, "
+        "VMC or OSC",
+        {"": settings.BridgeConfig},
+    ),
     "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
         {"": settings.RankConfig},

@@ -748,6 +748,60 @@ class ServeConfig(RecipeConfig):
     cluster: ClusterConfig = ClusterConfig()
 
 
+class BridgeConfig(RecipeConfig):
+    """`bridge`. The server's token, where it wants one, is in the environment: RAPPORT_TOKEN."""
+
+    seed: int = 0
+    """of the listener's noise"""
+    server: str = "http://127.0.0.1:8000"
+    """URL of a server (`rapport serve`)"""
+    speaker: Path | None = None
+    """whom it listens to: a film or a sound of any kind, or motion; - = sound from a pipe, int16
+    little endian, 16 kHz, mono; needed"""
+    audio: Path | None = None
+    """the speaker's sound, where `speaker` is motion"""
+    osc: str | None = None
+    """HOST:PORT that gets /rapport/arkit/NAME; this, vmc or livelink is needed"""
+    vmc: str | None = None
+    """HOST:PORT of a program that takes VMC; 39539 is usual, 39540 for one that passes it on"""
+    livelink: str | None = None
+    """HOST:PORT of Unreal's Live Link Face; 11111 is usual"""
+    name: str = Field("Rapport", min_length=1, max_length=64)
+    """of the face among Live Link's subjects"""
+    policy: str | None = None
+    """which of the server's policies; empty = its first"""
+    text: str | None = None
+    """what the listener is told to be like, where the policy takes a text; empty = nothing"""
+    lead: Literal[0, 4, 8, 12] | None = None
+    """frames of a latent that AR-Flow hears before it moves; empty = as the server has it"""
+    buffer_s: float = Field(0.1, ge=0, le=5)
+    """by how much later than possible frames are sent, so that answers may take that long"""
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """HOST:PORT of those that get packets, by the name of their key."""
+        asked = {"osc": self.osc, "vmc": self.vmc, "livelink": self.livelink}
+        return {name: address for name, address in asked.items() if address is not None}
+
+    @field_validator("osc", "vmc", "livelink", mode="before")
+    @classmethod
+    def _port_alone_is_a_text(cls, address: Any) -> Any:
+        return str(address) if isinstance(address, int) else address
+
+    @field_validator("speaker", mode="before")
+    @classmethod
+    def _dash_is_a_pipe(cls, speaker: Any) -> Any:
+        return "-" if speaker == [None] else speaker  # to YAML a dash is a list
+
+    @model_validator(mode="after")
+    def _places_have_ports(self) -> Self:
+        for name, address in self.addresses.items():
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError(f"{name}={address} is no HOST:PORT, such as 127.0.0.1:11111")
+        return self
+
+
 class RankSettings(HeldOutConfig):
     prompts: int = Field(96, ge=2)
     """held-out prompts (fewer if the corpus has fewer)"""

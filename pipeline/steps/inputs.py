@@ -15,6 +15,7 @@ from rapport.pipeline.data.corpora import look_at_corpus, look_at_prompts
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
+    BridgeConfig,
     Evaluated,
     FilesConfig,
     Judged,
@@ -51,6 +52,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
         return
     if isinstance(config, ListenConfig):
         _recording(config)
+    if isinstance(config, BridgeConfig):
+        _bridge(config)
     if isinstance(config, RankConfig):
         _runs(config)
     if isinstance(config, PrepareConfig):
@@ -113,6 +116,14 @@ def _recording(config: ListenConfig) -> None:
 
     open_session(config)
     _head(config.head)
+
+
+def _bridge(config: BridgeConfig) -> None:
+    """The recording, and whom packets go to. The server is asked when all else is there."""
+    from rapport.pipeline.serve.bridge import open_places, open_speaker
+
+    open_speaker(config)
+    open_places(config)
 
 
 def _head(config: HeadConfig) -> None:

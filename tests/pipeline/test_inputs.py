@@ -49,6 +49,7 @@ def alone(tmp_path, monkeypatch):
         (["ablate", "sft.checkpoint=nosuch"], "nosuch is no policy"),
         (["listen", "policy=folder", "speaker=clips.npy"], "policy=folder: neither policy.json"),
         (["listen"], "listen needs policy=RUN_DIR"),
+        (["bridge"], "bridge needs speaker=RECORDING"),
     ],
 )
 def test_what_is_not_there_is_named_before_anything_is_made(arguments, words, tmp_path, capsys):

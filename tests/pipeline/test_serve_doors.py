@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.testclient import WebSocketDenialResponse
 
-from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import (
     SECURITY_HEADERS,
     Doors,
