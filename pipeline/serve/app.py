@@ -226,7 +226,7 @@ async def _live(server: Server, socket: WebSocket) -> None:
                 voice,
                 server.engine,
                 channel,
-                pace_of_sound(AUDIO_RATE),
+                pace_of_sound(AUDIO_RATE, goes_on=asked.number > 0),
                 server.wait(voice),
             )
             server.opened(session)

@@ -133,7 +133,7 @@ class Rules:
                 421,
                 "host",
                 f"{headers.get('host')!r} is not this machine: open http://127.0.0.1, or set "
-                "serve.token",
+                "the environment variable RAPPORT_TOKEN",
                 field="Host",
             )
 
@@ -220,16 +220,15 @@ class Pace:
         self._seen = now
 
 
-def pace_of_sound(rate: int, clock: Clock = time.monotonic) -> Pace:
+def pace_of_sound(rate: int, clock: Clock = time.monotonic, *, goes_on: bool = False) -> Pace:
     """Of live sound, in samples: a fifth faster than it is said, and 2 s at once.
-
-    What was said before a session went on elsewhere comes as fast as it can, and is not counted.
 
     Args:
         rate: samples a second.
         clock: seconds that only grow.
+        goes_on: whether the session began elsewhere: all that was not answered there comes at once.
     """
-    return Pace(1.2 * rate, 2.0 * rate, clock)
+    return Pace(1.2 * rate, (12.0 if goes_on else 2.0) * rate, clock)
 
 
 def pace_of_bytes(needed: float, clock: Clock = time.monotonic) -> Pace:

@@ -137,6 +137,7 @@ class Session:
         self._shown = voice.border(request.number)
         self._sent = self._shown  # newest sample that an answer was sent for
         self._lost_answers = False
+        self._acts: list[Part] = []  # that were not sent yet
         now = engine.clock()
         self._alive = now
         self._pinged = now
@@ -423,6 +424,7 @@ class Session:
         behind = (self._sent - self._shown) / AUDIO_RATE
         self._sent = round((answer.first + len(answer.motion)) * rate)
         last = self._ending and answer.chunk == self._number - 1
+        self._acts += self._act_part(answer)
         if behind > LOST_S:
             self._leave(wire.FORBIDDEN, f"the client is {LOST_S:g} s behind, or sends no ack")
         elif behind > LAGS_S + self.voice.delay[self.request.lead] and not last:
@@ -432,7 +434,8 @@ class Session:
         else:
             flags = answer.flags | (wire.DROPPED if self._lost_answers else 0)
             self._lost_answers = False
-            self._deliver(self._shown_by(answer.motion, answer.arkit, first, flags), answer, flags)
+            acts, self._acts = self._acts, []
+            self._deliver(self._shown_by(answer.motion, answer.arkit, first, flags) + acts)
         if last:
             self._finish()
 
@@ -451,11 +454,14 @@ class Session:
             parts.append(Part(Kind.ARKIT, first, values.tobytes(), flags))
         return parts
 
-    def _deliver(self, parts: list[Part], answer: Answer | None = None, flags: int = 0) -> None:
-        if answer is not None and answer.chunk >= 0 and "act" in self.request.outputs:
-            act = answer.act.astype(self.voice.act_type)
-            begin = self.voice.border(answer.chunk)
-            parts.append(Part(Kind.ACT, begin, act.tobytes(), flags))
+    def _act_part(self, answer: Answer) -> list[Part]:
+        """What the listener did, for a client that will go on elsewhere."""
+        if answer.chunk < 0 or "act" not in self.request.outputs:
+            return []
+        act = answer.act.astype(self.voice.act_type).tobytes()
+        return [Part(Kind.ACT, self.voice.border(answer.chunk), act, answer.flags)]
+
+    def _deliver(self, parts: list[Part]) -> None:
         if not parts:
             return
         if self._channel.texts_only:

@@ -8,9 +8,10 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import WebSocketDenialResponse
 
+from rapport.pipeline.serve import settings
 from rapport.pipeline.serve.doors import (
     SECURITY_HEADERS,
     Doors,
@@ -159,7 +160,7 @@ def test_without_a_token_a_name_that_a_stranger_points_here_does_not(host):
     headers = {"Host": host, "Origin": f"http://{host}"}
     answer = client(Rules()).get("/", headers=headers)
     assert answer.status_code == 421
-    assert "serve.token" in answer.json()["detail"]["message"]
+    assert "RAPPORT_TOKEN" in answer.json()["detail"]["message"]
     assert client(Rules(token=TOKEN)).get("/", headers={"Host": host}).status_code == 200
 
 
