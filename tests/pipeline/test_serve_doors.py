@@ -2,6 +2,7 @@
 
 import base64
 import json
+import string
 
 import pytest
 from fastapi import FastAPI, Request, WebSocket
