@@ -2,7 +2,6 @@
 
 import base64
 import json
-import string
 
 import pytest
 from fastapi import FastAPI, Request, WebSocket
