@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +33,7 @@ from rapport.policies.head import gltf
 from rapport.policies.head.arkit import arkit_layout
 from rapport.policies.motion import Motion
 
-WEB = "web"  # folder of the page
+WEB = Path(__file__).parent / "web"  # the page
 TICK_S = 0.02
 STATS_S = 5.0
 BYTES_PER_S = 2 * 2 * AUDIO_RATE + 40_000  # two voices, and pictures or motion
@@ -175,8 +174,7 @@ def application(server: Server) -> FastAPI:
         """The head that the page shows."""
         return Response(shown(), media_type="model/gltf-binary")
 
-    page = resources.files("rapport.pipeline.serve") / WEB
-    app.mount("/", StaticFiles(directory=Path(str(page)), html=True))
+    app.mount("/", StaticFiles(directory=WEB, html=True))
     return app
 
 

@@ -39,11 +39,12 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data: blob:; "
         "media-src 'self' blob:; worker-src 'self' blob:; style-src 'self'; script-src 'self'; "
-        "frame-ancestors 'none'"
+        "frame-ancestors 'none'; base-uri 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "microphone=(self), camera=(self)",
+    "Cache-Control": "no-cache",
 }
 
 Clock = Callable[[], float]  # seconds
@@ -488,7 +489,9 @@ def _counted(receive: Receive, most: int) -> Receive:
 def _secured(send: Send) -> Send:
     async def secured(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(SECURITY_HEADERS)
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
         await send(message)
 
     return secured

@@ -41,6 +41,7 @@ _TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 _VERTICES = 34962
 _INDICES = 34963
 _CLAMPED = 33071
+_LINEAR = 9729
 _STILL = 1e-6  # metres: what moves no further does not move
 
 
@@ -258,7 +259,10 @@ class _Document:
         Image.fromarray(pixels).save(file, "PNG")
         view = self._add_view(file.getvalue(), {})
         self.json["images"] = [{"mimeType": "image/png", "bufferView": view}]
-        self.json["samplers"] = [{"wrapS": _CLAMPED, "wrapT": _CLAMPED}]
+        self.json["samplers"] = [
+            # No mipmaps: they bleed over the seams of the texture.
+            {"wrapS": _CLAMPED, "wrapT": _CLAMPED, "minFilter": _LINEAR}
+        ]
         self.json["textures"] = [{"source": 0, "sampler": 0}]
 
     def _add_view(self, data: bytes, view: dict[str, Any]) -> int:
