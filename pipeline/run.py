@@ -95,6 +95,10 @@ RECIPES = {
         },
     ),
     "listen": Recipe("let a policy listen to a recording of your own", {"": settings.ListenConfig}),
+    "export": Recipe(
+        "write a folder to host: an AR-Flow that listens in its visitors' browsers",
+        {"": settings.ExportConfig},
+    ),
     "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
         {"": settings.RankConfig},

@@ -16,6 +16,7 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     Evaluated,
+    ExportConfig,
     FilesConfig,
     Judged,
     Learning,
@@ -51,6 +52,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
         return
     if isinstance(config, ListenConfig):
         _recording(config)
+    if isinstance(config, ExportConfig):
+        _exported(config)
     if isinstance(config, RankConfig):
         _runs(config)
     if isinstance(config, PrepareConfig):
@@ -113,6 +116,13 @@ def _recording(config: ListenConfig) -> None:
 
     open_session(config)
     _head(config.head)
+
+
+def _exported(config: ExportConfig) -> None:
+    """The policy, and all that goes with it."""
+    from rapport.pipeline.steps.exporting import open_export
+
+    open_export(config)
 
 
 def _head(config: HeadConfig) -> None:

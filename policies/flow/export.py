@@ -113,6 +113,15 @@ def nothing_given(step: FlowStep) -> Given:
     )
 
 
+def require_packages() -> None:
+    """Raise `ExportError` unless all packages that an export needs are there."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"an export needs {', '.join(missing)}: pip install 'rapport-rlhf[export]'"
+        )
+
+
 def write_onnx(live: LiveFlow, path: Path) -> None:
     """Write the step of a listener, float32.
 
@@ -123,11 +132,7 @@ def write_onnx(live: LiveFlow, path: Path) -> None:
     Raises:
         ExportError: a package is missing, or its weights are no float32.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"an export needs {', '.join(missing)}: pip install 'rapport-rlhf[export]'"
-        )
+    require_packages()
     if live.advance.flow.velocity.weight.dtype != torch.float32:
         raise ExportError("an export is of float32 weights: load the policy in float32")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -163,7 +168,8 @@ def beginnings(live: LiveFlow, texts: Mapping[str, FlowPrompt]) -> dict[str, Any
         texts: what it may be told, by text.
 
     Returns:
-        `state`: name, type and shape of each tensor, and whether a step changes it; `leads`: for
+        `state`: name, type and shape of each tensor, whether a step changes it, and whether it is
+        of what the listener was told; `leads`: for
         each, the number of its first latent, how many latents later than the latest latent are
         heard by then, and what of the state is not 0; `texts`: what is not 0 once the listener is
         told one.
@@ -176,6 +182,7 @@ def beginnings(live: LiveFlow, texts: Mapping[str, FlowPrompt]) -> dict[str, Any
             "type": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
             "changes": name in flat.changing,
+            "told": name.startswith(TOLD),
         }
         for name, tensor in tensors.items()
     ]
