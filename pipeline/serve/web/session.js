@@ -1,0 +1,268 @@
+// A live session, which goes on by itself where its replica or its connection is lost.
+//
+// The server keeps nothing of a session. What was said and what the policy did in the last
+// `memory_s` is kept here, and handed to whoever goes on (docs/serve.md, "Going on").
+
+import { ACT, ARKIT, PROTOCOL, SOUND, PICTURE, TICKET, packed, unpacked } from "./wire.js";
+
+const READY_S = 3; // so long a server may take to be ready
+const SILENT_S = 2; // without any message for so long, a connection counts as lost
+const PATIENCE_S = 30; // of trying to begin or to go on
+const WAITS_S = [0, 0.2, 0.4, 0.8, 1.5]; // before each try; the last one again and again
+const LONGEST_WAIT_S = 5; // that a server may ask for
+const ENDED = 1000;
+const FINAL = [1003, 1007, 1008, 1009]; // closes after which trying again is no use
+
+/** Why a session does not begin. `final`: trying again is no use. */
+export class Refusal extends Error {
+  constructor(message, { final = false, waitS = 0 } = {}) {
+    super(message);
+    this.final = final;
+    this.waitS = waitS;
+  }
+}
+
+export class Session {
+  /**
+   * @param post async (body) => what POST /v1/sessions answers; throws Refusal.
+   * @param wishes {policy, seed, text} of the session, each may be absent.
+   * @param on {begun(info, waitS), frames(sample, values), stats(stats), state(word, message)}.
+   *     Words: "connecting", "listening", "going on", "ended", "failed".
+   */
+  constructor(post, wishes, on) {
+    this.post = post;
+    this.wishes = { ...wishes };
+    this.on = on;
+    this.info = null;
+    this.next = 0; // the first chunk that was not answered
+    this.kept = new Map(); // number of a chunk -> {sound, act}
+    this.liveliness = 1;
+    this.wentOn = 0;
+    this.before = { late: 0, dropped: 0 }; // counts of replicas that are gone
+    this.counted = { late: 0, dropped: 0 };
+    this.socket = null;
+    this.trying = false;
+    this.over = false;
+    this.endsAfter = Infinity; // chunks
+    this.heardFrom = performance.now();
+  }
+
+  async begin() {
+    await this.#try("connecting");
+    this.watch = setInterval(() => this.#watch(), 250);
+  }
+
+  /** A chunk of sound: int16 samples. Chunks come in order, from 0 on. */
+  say(number, samples) {
+    const sound = new Uint8Array(samples.buffer);
+    this.kept.set(number, { sound, act: null });
+    this.kept.delete(number - this.#memory() - this.#chunks(PATIENCE_S));
+    this.#send(this.#part(number));
+    if (number + 1 >= this.endsAfter) this.#end();
+  }
+
+  /** A picture (Uint8Array of JPEG) of the moment of a sample. */
+  picture(sample, payload) {
+    this.#send(packed([{ kind: PICTURE, sample, payload }]));
+  }
+
+  tell(text) {
+    this.wishes.text = text || null;
+    this.#send({ type: "text", text: this.wishes.text });
+  }
+
+  liven(value) {
+    this.liveliness = value;
+    this.#send({ type: "liveliness", value });
+  }
+
+  ack(sample) {
+    this.#send({ type: "ack", sample });
+  }
+
+  /** Connects anew, with all that was kept. */
+  goOn() {
+    if (this.info && !this.over && !this.trying) this.#try("going on");
+  }
+
+  /** Ends after the chunk so many: its answer and the remaining frames still come. */
+  endAfter(chunks) {
+    this.endsAfter = chunks;
+  }
+
+  stop() {
+    this.#end();
+    this.#finish("ended", "");
+  }
+
+  #memory() {
+    return this.#chunks(this.info.memory_s);
+  }
+
+  #chunks(seconds) {
+    return Math.ceil((seconds * this.info.rate) / this.info.chunk_samples);
+  }
+
+  #part(number) {
+    return packed([this.#sound(number)]);
+  }
+
+  #sound(number) {
+    const sample = number * this.info.chunk_samples;
+    return { kind: SOUND, sample, payload: this.kept.get(number).sound };
+  }
+
+  #send(message, socket = this.socket) {
+    if (socket?.readyState !== WebSocket.OPEN) return;
+    socket.send(message instanceof Uint8Array ? message : JSON.stringify(message));
+  }
+
+  #end() {
+    this.#send({ type: "end" });
+  }
+
+  #finish(word, message) {
+    if (this.over) return;
+    this.over = true;
+    clearInterval(this.watch);
+    this.socket?.close(ENDED);
+    this.on.state(word, message);
+  }
+
+  /** Tries until a replica is ready, then hands it all that it needs. */
+  async #try(word) {
+    this.trying = true;
+    this.on.state(word, "");
+    const begun = performance.now();
+    for (let attempt = 0; !this.over; attempt += 1) {
+      await wait(WAITS_S[Math.min(attempt, WAITS_S.length - 1)]);
+      if (this.over) return;
+      try {
+        await this.#connect();
+        this.trying = false;
+        this.on.state("listening", "");
+        return;
+      } catch (refusal) {
+        if (!(refusal instanceof Refusal)) throw refusal;
+        if (this.over) return;
+        const tired = performance.now() - begun > 1000 * PATIENCE_S;
+        if (refusal.final || tired) return this.#finish("failed", refusal.message);
+        this.on.state(word, refusal.message);
+        await wait(Math.min(refusal.waitS, LONGEST_WAIT_S));
+      }
+    }
+  }
+
+  async #connect() {
+    const number = this.next;
+    const info = await this.post({ ...this.wishes, outputs: ["arkit", "act"], number });
+    const { socket, ready } = await this.#open(info);
+    if (this.over) return socket.close(ENDED);
+    const first = this.info === null;
+    const last = this.socket;
+    this.socket = socket;
+    last?.close(ENDED);
+    if (first) {
+      this.info = info;
+      // Whoever goes on must draw the same noise.
+      Object.assign(this.wishes, { policy: info.policy, seed: info.seed });
+      this.on.begun(info, ready.wait_s);
+    } else {
+      this.wentOn += 1;
+      this.before.late += this.counted.late;
+      this.before.dropped += this.counted.dropped;
+      this.counted = { late: 0, dropped: 0 };
+      this.#handOver(number);
+    }
+    if (this.liveliness !== 1) this.liven(this.liveliness);
+  }
+
+  /** What was said and done before chunk `number`, and what was said since. */
+  #handOver(number) {
+    let oldest = number;
+    while (number - oldest < this.#memory() && this.kept.get(oldest - 1)?.act) oldest -= 1;
+    if (oldest < number) this.#send({ type: "went", chunks: number - oldest });
+    for (let n = oldest; n < number; n += 1) {
+      const sound = this.#sound(n);
+      this.#send(packed([sound, { kind: ACT, sample: sound.sample, payload: this.kept.get(n).act }]));
+    }
+    let n = number;
+    for (; this.kept.has(n); n += 1) this.#send(this.#part(n));
+    if (n >= this.endsAfter) this.#end();
+  }
+
+  /** A socket whose server is ready. */
+  #open(info) {
+    const socket = new WebSocket(info.url, [PROTOCOL, TICKET + info.ticket]);
+    socket.binaryType = "arraybuffer";
+    return new Promise((resolve, reject) => {
+      let complaint = "";
+      const tooLong = setTimeout(() => socket.close(), 1000 * READY_S);
+      socket.onmessage = ({ data }) => {
+        const said = typeof data === "string" ? JSON.parse(data) : {};
+        if (said.type === "error") complaint = said.message;
+        if (said.type !== "ready") return;
+        clearTimeout(tooLong);
+        this.heardFrom = performance.now();
+        socket.onmessage = (event) => this.#hear(socket, event.data);
+        socket.onclose = (event) => this.#closed(socket, event.code);
+        resolve({ socket, ready: said });
+      };
+      socket.onclose = ({ code }) => {
+        clearTimeout(tooLong);
+        const message = complaint || "The connection could not be made.";
+        reject(new Refusal(message, { final: FINAL.includes(code) }));
+      };
+    });
+  }
+
+  #hear(socket, data) {
+    this.heardFrom = performance.now();
+    if (typeof data !== "string") return this.#answer(unpacked(data));
+    const said = JSON.parse(data);
+    if (said.type === "ping") this.#send({ type: "pong", id: said.id ?? null }, socket);
+    if (said.type === "move") this.goOn();
+    if (said.type === "error") this.complaint = said.message;
+    if (said.type === "stats") {
+      this.counted = { late: said.late, dropped: said.dropped };
+      this.on.stats({
+        late: this.before.late + said.late,
+        dropped: this.before.dropped + said.dropped,
+        sessions: said.sessions,
+      });
+    }
+  }
+
+  #answer(parts) {
+    for (const { kind, sample, payload } of parts) {
+      if (kind === ARKIT) this.on.frames(sample, new Float32Array(payload));
+      if (kind === ACT) {
+        const number = Math.round(sample / this.info.chunk_samples);
+        const chunk = this.kept.get(number);
+        if (chunk) chunk.act = new Uint8Array(payload);
+        this.next = Math.max(this.next, number + 1);
+      }
+    }
+  }
+
+  #closed(socket, code) {
+    if (socket !== this.socket || this.over || this.trying) return;
+    if (code === ENDED) return this.#finish("ended", "");
+    if (FINAL.includes(code)) {
+      return this.#finish("failed", this.complaint ?? `The server closed the session (${code}).`);
+    }
+    this.goOn();
+  }
+
+  /** A connection may be lost without a word. */
+  #watch() {
+    const chunkS = this.info ? this.info.chunk_samples / this.info.rate : 0;
+    const silentS = (performance.now() - this.heardFrom) / 1000;
+    const waits = this.info && this.kept.has(this.next); // for an answer
+    if (waits && silentS > Math.max(SILENT_S, 3 * chunkS)) this.goOn();
+  }
+}
+
+function wait(seconds) {
+  return new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+}

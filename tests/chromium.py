@@ -1,0 +1,187 @@
+"""A headless Chromium, spoken to by the Chrome DevTools Protocol."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import connect
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    "--remote-debugging-port=0",
+)
+PHONE = (390, 844)
+START_S = 60
+
+
+class Chromium:
+    """A browser of its own profile, to be used by `with`.
+
+    Args:
+        profile: an empty folder.
+        voice: a WAV that the microphone hears, again and again; None = Chromium's own beeps.
+    """
+
+    def __init__(self, profile: Path, voice: Path | None = None) -> None:
+        self._profile = profile
+        self._voice = [f"--use-file-for-fake-audio-capture={voice}"] if voice else []
+        self._pages: list[Page] = []
+
+    def __enter__(self) -> Chromium:
+        assert CHROMIUM, "no Chromium on PATH"
+        command = [CHROMIUM, *FLAGS, *self._voice, f"--user-data-dir={self._profile}"]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        written = self._profile / "DevToolsActivePort"
+        until = time.monotonic() + START_S
+        while not written.exists() or "\n" not in written.read_text():
+            assert self._process.poll() is None, "Chromium ended before it was ready"
+            assert time.monotonic() < until, f"Chromium was not ready after {START_S} s"
+            time.sleep(0.05)
+        self._port = int(written.read_text().splitlines()[0])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for page in self._pages:
+            page.close()
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def open(self, url: str, size: tuple[int, int] = (1280, 800), dark: bool = False) -> Page:
+        """A page in a new tab, of a size in CSS pixels; up to 500 wide it is a telephone's."""
+        ask = urllib.request.Request(
+            f"http://127.0.0.1:{self._port}/json/new?about:blank", method="PUT"
+        )
+        with urllib.request.urlopen(ask) as answer:
+            page = Page(json.load(answer)["webSocketDebuggerUrl"])
+        self._pages.append(page)
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            page.ask(f"{domain}.enable")
+        phone = size[0] <= 500
+        page.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=size[0],
+            height=size[1],
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        page.ask("Emulation.setEmulatedMedia", features=[theme])
+        page.ask("Page.navigate", url=url)
+        page.wait_for("document.readyState === 'complete'")
+        return page
+
+
+class Page:
+    """A tab.
+
+    Args:
+        url: of its debugger.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(connect(url, max_size=None))
+        self._numbers = itertools.count(1)
+        self.events: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        self._open.close()
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """What the browser answers; events that come before it are kept."""
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("id") == number:
+                assert "error" not in message, f"{method}: {message['error']}"
+                return message["result"]
+            self.events.append(message)
+
+    def value(self, expression: str) -> Any:
+        """What JavaScript comes to, as JSON; a promise is waited for."""
+        answer = self.ask(
+            "Runtime.evaluate",
+            expression=expression,
+            returnByValue=True,
+            awaitPromise=True,
+            userGesture=True,
+        )
+        assert "exceptionDetails" not in answer, f"{expression}: {answer['exceptionDetails']}"
+        return answer["result"].get("value")
+
+    def wait_for(self, expression: str, seconds: float = 60) -> Any:
+        """The expression's value, as soon as it is true."""
+        until = time.monotonic() + seconds
+        while not (value := self.value(expression)):
+            assert time.monotonic() < until, f"not within {seconds} s: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def click(self, selector: str) -> None:
+        self.value(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def screenshot(self, path: Path) -> None:
+        """What is seen now, as PNG."""
+        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
+
+    @property
+    def urls(self) -> list[str]:
+        """Of all requests and sockets so far."""
+        self.ask("Runtime.evaluate", expression="0")  # takes in what has come meanwhile
+        of_requests = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+        of_sockets = [
+            event["params"]["url"]
+            for event in self.events
+            if event["method"] == "Network.webSocketCreated"
+        ]
+        return of_requests + of_sockets
+
+    @property
+    def complaints(self) -> list[str]:
+        """Exceptions that nobody caught, and errors of the log: what the CSP forbids is there."""
+        self.ask("Runtime.evaluate", expression="0")
+        thrown = [
+            event["params"]["exceptionDetails"].get("exception", {}).get("description", "thrown")
+            for event in self.events
+            if event["method"] == "Runtime.exceptionThrown"
+        ]
+        entries = [
+            event["params"]["entry"] for event in self.events if event["method"] == "Log.entryAdded"
+        ]
+        return thrown + [entry["text"] for entry in entries if entry["level"] == "error"]

@@ -1,0 +1,522 @@
+"""The page of a live listener in a real browser, before a small server that speaks the protocol."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import math
+import re
+import socket
+import threading
+import time
+import wave
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from scipy.spatial.transform import Rotation
+
+from rapport.pipeline.serve import page, wire
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.gltf import write_glb
+from rapport.policies.head.livelink import CHANNELS
+from rapport.policies.motion import Layout, Motion
+from tests.chromium import CHROMIUM, PHONE, Chromium
+
+RATE = 16000
+CHUNK = 5120
+FRAMES = 8  # in a chunk
+STEP = CHUNK // FRAMES
+TOKEN = "a token of the test"
+VENDOR = page.FOLDER / "vendor" / "three"
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium (apt-get install chromium) or Chrome on PATH"
+)
+
+
+def jaw(sample):
+    """How far the face of the test opens its jaw: up and down in 4 s, without corners."""
+    return 0.5 - 0.5 * np.cos(2 * math.pi * sample / (4 * RATE))
+
+
+def yaw(sample):
+    return 0.3 * np.sin(2 * math.pi * sample / (4 * RATE))
+
+
+def face_of(first):
+    """(FRAMES, 61) of a chunk of frames from sample `first` on."""
+    samples = first + STEP * np.arange(FRAMES)
+    values = np.zeros((FRAMES, len(CHANNELS)), np.float32)
+    values[:, CHANNELS.index("JawOpen")] = jaw(samples)
+    values[:, CHANNELS.index("HeadYaw")] = yaw(samples)
+    values[:, CHANNELS.index("LeftEyePitch")] = 0.2
+    values[:, CHANNELS.index("EyeLookDownLeft")] = 0.33
+    return values
+
+
+@dataclass
+class Listener:
+    """What the server of the test heard, and what it is told to do."""
+
+    wishes: list = field(default_factory=list)  # bodies of POST /v1/sessions
+    sound: dict = field(default_factory=dict)  # first sample -> int16
+    texts: list = field(default_factory=list)
+    pictures: list = field(default_factory=list)
+    went: list = field(default_factory=list)  # per session that goes on: [(sample, act)]
+    loop: asyncio.AbstractEventLoop | None = None  # that the sockets live in
+    server: uvicorn.Server | None = None
+    killed: int = 0
+    sees: bool = False
+    token: str = ""
+    simulated: bool = True
+    recorded: bool = False
+    silent: bool = False  # answers nothing
+    full: int = 0  # so many sessions are refused
+    ws: WebSocket | None = None  # of the session that began last
+
+    def cut(self):
+        """Aborts all sockets, as a killed replica does."""
+
+        def abort():
+            for connection in list(self.server.server_state.connections):
+                if "WebSocket" in type(connection).__name__:
+                    connection.transport.abort()
+
+        self.loop.call_soon_threadsafe(abort)
+
+    def say(self, text):
+        """Sends a text in the session that began last."""
+        sent = asyncio.run_coroutine_threadsafe(
+            self.ws.send_text(text.model_dump_json()), self.loop
+        )
+        sent.result(10)
+
+    def heard(self):
+        """(samples,) of int16 without a hole, from sample 0 on."""
+        assert sorted(self.sound) == [CHUNK * n for n in range(len(self.sound))]
+        return np.concatenate([self.sound[sample] for sample in sorted(self.sound)])
+
+
+def app_of(listener, head):
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def headers(request, call_next):
+        response = await call_next(request)
+        response.headers.update(page.HEADERS)
+        return response
+
+    @app.get("/head.glb")
+    def glb():
+        return FileResponse(head, media_type="model/gltf-binary")
+
+    @app.get("/v1/policies")
+    def policies():
+        reads = ["speaker_audio", *(["speaker_frames"] if listener.sees else [])]
+        policy = {
+            "name": "listener",
+            "kind": "flow",
+            "reads": reads,
+            "takes_text": True,
+            "simulated": listener.simulated,
+        }
+        return {"policies": [policy], "demo": True}
+
+    @app.post("/v1/demo/kill", status_code=204)
+    def kill():
+        listener.killed += 1
+
+    @app.post("/v1/sessions")
+    async def sessions(request: Request):
+        if listener.token and request.headers.get("Authorization") != f"Bearer {listener.token}":
+            return JSONResponse({"message": "a token is wanted"}, 401)
+        if listener.full:
+            listener.full -= 1
+            return JSONResponse({}, 503, {"Retry-After": "1"})
+        listener.wishes.append(await request.json())
+        return {
+            "id": "1",
+            "ticket": f"number{listener.wishes[-1]['number']}",
+            "expires_s": 60,
+            "url": f"ws://{request.headers['host']}/v1/live",
+            "policy": "listener",
+            "seed": 7,
+            "rate": RATE,
+            "chunk_samples": CHUNK,
+            "fps": 25.0,
+            "layout": {},
+            "delay_s": 0.0,
+            "memory_s": 1.6,
+            "recorded": listener.recorded,
+            "simulated": listener.simulated,
+        }
+
+    @app.websocket("/v1/live")
+    async def live(ws: WebSocket):
+        protocol, ticket = ws.scope["subprotocols"]
+        assert protocol == wire.PROTOCOL and ticket.startswith(wire.TICKET)
+        await ws.accept(wire.PROTOCOL)
+        number = int(ticket.removeprefix(wire.TICKET + "number"))
+        await ws.send_text(wire.Ready(id="1", number=number, wait_s=0.1).model_dump_json())
+        await ws.send_text(
+            wire.Stats(late=1, dropped=2, sessions=3, answer_s=0.01).model_dump_json()
+        )
+        listener.loop = asyncio.get_running_loop()
+        listener.ws = ws
+        with contextlib.suppress(WebSocketDisconnect):
+            await serve(ws, number)
+
+    async def serve(ws, number):
+        past = 0
+        while True:
+            message = await ws.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect
+            if message.get("text"):
+                said = wire.said(message["text"])
+                listener.texts.append(said)
+                if isinstance(said, wire.Went):
+                    past = said.chunks
+                    listener.went.append([])
+                if isinstance(said, wire.End):
+                    await ws.close(wire.ENDED)
+                    return
+                continue
+            parts = wire.unpacked(message["bytes"])
+            if past:
+                sound, act = parts
+                assert (sound.kind, act.kind) == (wire.Kind.SOUND, wire.Kind.ACT)
+                assert sound.sample == act.sample == (number - past) * CHUNK
+                assert len(sound.payload) == 2 * CHUNK
+                listener.went[-1].append((act.sample, act.payload))
+                past -= 1
+                continue
+            [part] = parts
+            if part.kind == wire.Kind.PICTURE:
+                listener.pictures.append(part)
+                continue
+            assert part.kind == wire.Kind.SOUND
+            assert part.sample == number * CHUNK, "chunks come in order, each once"
+            number += 1
+            listener.sound[part.sample] = np.frombuffer(part.payload, "<i2")
+            if not listener.silent:
+                await ws.send_bytes(wire.packed(answer_to(part.sample)))
+
+    # What is heard of a chunk is shown at once: the frames of the chunk itself.
+    def answer_to(sample):
+        act = wire.Part(wire.Kind.ACT, sample, f"act{sample}".encode())
+        return [wire.Part(wire.Kind.ARKIT, sample, face_of(sample).tobytes()), act]
+
+    app.mount("/", StaticFiles(directory=page.FOLDER, html=True))
+    return app
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    asset = load_head()
+    path = tmp_path_factory.mktemp("head") / "head.glb"
+    write_glb(path, Motion(np.zeros((1, 3)), Layout((("rot", 3),), 25, asset.topology)), asset)
+    return path
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory):
+    """Noise in syllables: 3.1 s that are like themselves at no other lag."""
+    rng = np.random.default_rng(0)
+    time_s = np.arange(int(3.1 * RATE)) / RATE
+    sound = rng.normal(size=len(time_s)) * (0.6 + 0.4 * np.sin(2 * math.pi * 3 * time_s))
+    spectrum = np.fft.rfft(sound)
+    spectrum[np.fft.rfftfreq(len(sound), 1 / RATE) > 4000] = 0
+    sound = np.fft.irfft(spectrum, len(sound))
+    path = tmp_path_factory.mktemp("voice") / "voice.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((8000 * sound / np.abs(sound).max()).astype("<i2").tobytes())
+    return path
+
+
+def samples_of(path):
+    with wave.open(str(path)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory, voice):
+    with Chromium(tmp_path_factory.mktemp("profile"), voice) as browser:
+        yield browser
+
+
+@pytest.fixture
+def listener():
+    return Listener()
+
+
+@pytest.fixture
+def address(listener, head):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        free.listen()
+        config = uvicorn.Config(app_of(listener, head), log_level="warning", ws="websockets-sansio")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [free]})
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        listener.server = server
+        yield f"http://127.0.0.1:{free.getsockname()[1]}"
+        server.should_exit = True
+        server.force_exit = True
+        thread.join(20)
+
+
+def test_the_columns_are_those_of_live_link_face():
+    text = (page.FOLDER / "arkit.js").read_text()
+    [weights, angles] = re.findall(r"= `(.*?)`;", text, re.DOTALL)
+    assert tuple(f"{weights} {angles}".split()) == CHANNELS
+
+
+def test_vendored_files_are_those_that_were_looked_at():
+    lines = re.findall(
+        r"^([0-9a-f]{64})  (\S+)$", (VENDOR / "HASHES.txt").read_text(), re.MULTILINE
+    )
+    assert {name for _, name in lines} == {file.name for file in VENDOR.iterdir()} - {"HASHES.txt"}
+    for digest, name in lines:
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == digest, name
+    assert "MIT" in (VENDOR / "LICENSE").read_text()
+
+
+def test_every_import_is_by_a_relative_path():
+    for file in page.FOLDER.rglob("*.js"):
+        text = file.read_text()
+        modules = re.findall(
+            r"""^(?:import|export|\})[^;'"]*?from\s*['"]([^'"]+)['"]""", text, re.M
+        )
+        for module in modules:
+            assert module.startswith("./"), f"{file.name} imports {module}"
+            assert (file.parent / module).is_file(), f"{file.name} imports {module}"
+
+
+def started(chromium, address, **options):
+    tab = chromium.open(address, **options)
+    tab.wait_for("Object.keys(rapport.weights()).length > 0 && policy.options.length > 0")
+    tab.click("#start")
+    return tab
+
+
+def playing(tab):
+    tab.wait_for("rapport.stats.playout === 'plays'")
+
+
+def shown_now(tab):
+    """The sample that is shown, the jaw's weight and the turns of joints, at one moment."""
+    return tab.value("[rapport.stats.shown, rapport.weights().jawOpen, rapport.turns()]")
+
+
+def only_from(tab, address):
+    hosts = {urlsplit(url).netloc for url in tab.urls if not url.startswith(("blob:", "data:"))}
+    return hosts == {urlsplit(address).netloc}
+
+
+@needs_chromium
+def test_the_face_moves_as_the_answers_say_and_nobody_else_is_asked(chromium, listener, address):
+    tab = started(chromium, address)
+    playing(tab)
+    tab.wait_for("rapport.stats.shown > 16000")
+    jaws = []
+    while len(jaws) < 25:
+        sample, weight, turns = shown_now(tab)
+        # Between frames a cubic is as near as this; in a gap the last pose would be far off.
+        if tab.value("rapport.stats.playout") == "plays":
+            assert weight == pytest.approx(jaw(sample), abs=0.02)
+            neck = Rotation.from_euler("YXZ", [-yaw(sample), 0, 0])
+            assert (Rotation.from_quat(turns["neck"]) * neck.inv()).magnitude() < 0.02
+            jaws.append(weight)
+        time.sleep(0.1)
+    assert np.ptp(jaws) > 0.2
+    # Eyes turn by their joints or by their targets, not by both.
+    eye = Rotation.from_euler("YXZ", [0, 0.2, 0])
+    assert (Rotation.from_quat(turns["leftEye"]) * eye.inv()).magnitude() < 0.01
+    assert tab.value("rapport.weights().eyeLookDownLeft") == 0
+    assert only_from(tab, address)
+    assert tab.complaints == []
+    acks = [text.sample for text in listener.texts if isinstance(text, wire.Ack)]
+    assert len(acks) > 1 and acks == sorted(acks)
+    assert listener.pictures == []
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'ended'")
+    tab.wait_for("rapport.weights().jawOpen === 0")
+    assert any(isinstance(text, wire.End) for text in listener.texts)
+
+
+@needs_chromium
+def test_what_arrives_is_what_the_microphone_heard(chromium, listener, address, voice):
+    tab = started(chromium, address)
+    tab.wait_for(f"rapport.stats.answered * {CHUNK} > {5 * RATE}")
+    tab.click("#start")
+    heard = listener.heard()[-3 * CHUNK :].astype(float)
+    told = np.tile(samples_of(voice), 3).astype(float)
+    # Chromium's fake microphone plays the file on and on, from anywhere on.
+    likeness = np.array(
+        [
+            np.corrcoef(heard[:CHUNK], told[lag : lag + CHUNK])[0, 1]
+            for lag in range(0, len(told) // 2)
+        ]
+    )
+    assert likeness.max() > 0.95
+
+
+@needs_chromium
+def test_a_file_is_heard_sample_by_sample_and_ends_by_itself(chromium, listener, address, voice):
+    tab = chromium.open(address)
+    tab.wait_for("policy.options.length > 0")
+    tab.choose_file("#file", voice)
+    tab.wait_for("filename.textContent === 'voice.wav'")
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'ended'")
+    told = samples_of(voice)
+    heard = listener.heard()
+    assert len(heard) == math.ceil(len(told) / CHUNK) * CHUNK
+    np.testing.assert_array_equal(heard[: len(told)], told)
+    assert not heard[len(told) :].any()
+    assert isinstance(listener.texts[-1], wire.End)
+
+
+@needs_chromium
+@pytest.mark.parametrize("way", ["cut", "move"])
+def test_it_goes_on_with_what_it_kept(chromium, listener, address, way):
+    tab = started(chromium, address)
+    tab.wait_for("rapport.stats.answered >= 7")
+    if way == "cut":
+        listener.cut()
+    else:
+        listener.say(wire.Move())
+    tab.wait_for("rapport.stats.went_on === 1")
+    first, second = listener.wishes
+    answered = second["number"]
+    assert answered >= 7
+    assert (first["number"], first["seed"]) == (0, 0)
+    assert second["seed"] == 7, "as the first server said"
+    # memory_s is five chunks.
+    kept = [(CHUNK * n, f"act{CHUNK * n}".encode()) for n in range(answered - 5, answered)]
+    tab.wait_for(f"rapport.stats.answered > {answered} + 3")
+    assert listener.went == [kept]
+    listener.heard()  # has no hole
+    playing(tab)
+    sample, weight, _ = shown_now(tab)
+    tab.wait_for(f"rapport.stats.shown > {sample + RATE}")
+    assert tab.value("rapport.state") == "listening"
+    assert tab.complaints == []
+
+
+@needs_chromium
+def test_without_answers_the_face_dims_and_comes_to_rest(chromium, listener, address):
+    tab = started(chromium, address)
+    playing(tab)
+    tab.wait_for("rapport.weights().jawOpen > 0.5")
+    listener.silent = True
+    tab.wait_for("face.classList.contains('late')")
+    tab.wait_for("rapport.weights().jawOpen === 0")
+    listener.silent = False
+    playing(tab)
+    assert not tab.value("face.classList.contains('late')")
+
+
+@needs_chromium
+def test_a_token_is_asked_for_and_kept_in_memory_only(chromium, listener, address):
+    listener.token = TOKEN
+    tab = started(chromium, address)
+    tab.wait_for("asks.open")
+    tab.value(f"token.value = {TOKEN!r}")
+    tab.click("#asks button.main")
+    playing(tab)
+    assert tab.value("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+
+
+@needs_chromium
+def test_pictures_leave_only_for_a_listener_that_sees_and_who_lets_it(chromium, listener, address):
+    listener.sees = True
+    tab = chromium.open(address)
+    tab.wait_for("policy.options.length > 0")
+    assert tab.value("getComputedStyle(unseen).display") == "none"
+    tab.click("#start")
+    tab.wait_for("rapport.stats.answered >= 3")
+    assert listener.pictures == []
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'ended'")
+    listener.sound.clear()
+    tab.click("#camera")
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'listening' && rapport.stats.answered >= 4")
+    assert len(listener.pictures) >= 2
+    for picture in listener.pictures:
+        assert picture.payload.startswith(b"\xff\xd8") and len(picture.payload) < 40_000
+        assert picture.sample > 0
+
+
+@needs_chromium
+def test_controls_reach_the_server_and_dials_show_what_it_says(chromium, listener, address):
+    listener.full = 1
+    listener.recorded = True
+    tab = started(chromium, address)
+    playing(tab)
+    tab.value("text.value = 'sad'; text.dispatchEvent(new Event('change'))")
+    tab.value("liveliness.value = 0.5; liveliness.dispatchEvent(new Event('input'))")
+    tab.click("#kill")
+    tab.wait_for("late.textContent === '1' && dropped.textContent === '2'")
+    tab.wait_for("sessions.textContent === '3' && Number(delay.textContent) > 300")
+    badges = tab.value("[simulated, recorded].map((badge) => badge.checkVisibility())")
+    assert badges == [True, True]
+    answered = tab.value("rapport.stats.answered")
+    tab.wait_for(f"rapport.stats.answered > {answered}")
+    assert wire.Told(text="sad") in listener.texts
+    assert wire.Liveliness(value=0.5) in listener.texts
+    assert listener.killed == 1
+
+
+@needs_chromium
+def test_voice_and_motion_are_saved(chromium, listener, address, tmp_path):
+    tab = started(chromium, address)
+    tab.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    tab.wait_for("rapport.stats.answered >= 6")
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'ended'")
+    tab.click("#save")
+    until = time.monotonic() + 30
+    while len([*tmp_path.glob("*.wav"), *tmp_path.glob("*.json")]) < 2:
+        assert time.monotonic() < until, sorted(tmp_path.iterdir())
+        time.sleep(0.1)
+    [voice] = tmp_path.glob("*.wav")
+    heard = listener.heard()
+    np.testing.assert_array_equal(samples_of(voice)[: len(heard)], heard)
+    motion = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert tuple(motion["channels"]) == CHANNELS
+    assert (motion["seed"], motion["fps"], motion["simulated"]) == (7, 25, True)
+    assert motion["samples"][: 2 * FRAMES] == [STEP * n for n in range(2 * FRAMES)]
+    np.testing.assert_allclose(motion["frames"][:FRAMES], face_of(0), atol=1e-5)
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_a_telephone_all_fits_and_has_a_name(chromium, listener, address, tmp_path, dark):
+    listener.sees = True
+    tab = started(chromium, address, size=PHONE, dark=dark)
+    playing(tab)
+    assert tab.value("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.value("start.getBoundingClientRect().bottom <= innerHeight"), "start is seen at once"
+    tab.value("document.querySelector('details').open = true")
+    tree = tab.ask("Accessibility.getFullAXTree")["nodes"]
+    roles = ("button", "textbox", "slider", "combobox", "checkbox", "spinbutton")
+    controls = [node for node in tree if node.get("role", {}).get("value") in roles]
+    assert len(controls) >= 8
+    for control in controls:
+        assert control["name"]["value"], control
+    tab.screenshot(tmp_path / "phone.png")
+    assert (tmp_path / "phone.png").stat().st_size > 20_000
