@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.serve import page
 from rapport.pipeline.settings import ExportConfig
 from rapport.pipeline.steps.listening import policy_folder, require_place
 from rapport.policies.clip import AUDIO_RATE
@@ -30,8 +31,7 @@ from rapport.policies.live import LiveError
 from rapport.policies.motion import Motion
 from rapport.policies.policy import load_policy
 
-WEB = Path(__file__).parents[1] / "serve" / "web"
-RUNTIME = WEB / "vendor" / "ort"
+RUNTIME = page.FOLDER / "vendor" / "ort"
 RUNTIME_FILES = (
     "ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs",
@@ -114,7 +114,7 @@ def open_export(config: ExportConfig) -> Exported:
 
 def write_folder(exported: Exported, folder: Path) -> None:
     """Write all files into a folder that is not there yet."""
-    shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("ort"))
+    shutil.copytree(page.FOLDER, folder, ignore=shutil.ignore_patterns("ort"))
     for name in RUNTIME_FILES:
         _copy(exported.runtime / name, folder / "vendor" / "ort" / name)
     write_onnx(exported.live, folder / STEP)
@@ -122,9 +122,9 @@ def write_folder(exported: Exported, folder: Path) -> None:
     (folder / "session.js").write_text(SESSION)
     at_rest = np.zeros((1, exported.policy.layout.dim))
     write_glb(folder / "head.glb", Motion(at_rest, exported.policy.layout), exported.head)
-    page = folder / "index.html"
+    index = folder / "index.html"
     forbidding = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    page.write_text(page.read_text().replace("<head>", f"<head>\n  {forbidding}", 1))
+    index.write_text(index.read_text().replace("<head>", f"<head>\n  {forbidding}", 1))
     (folder / "v1").mkdir()
     (folder / "v1" / "policies").write_text(json.dumps({"policies": [_listed(exported)]}))
 

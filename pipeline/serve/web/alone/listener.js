@@ -57,7 +57,7 @@ export class Listener {
   /** From the next step on it is told this, one of `facts.texts`; null = nothing. */
   tell(text) {
     const told = text === null ? {} : this.facts.texts[text];
-    if (!told) throw new Error(`"${text}" is none of the texts that were exported`);
+    if (!told) throw new Error(`It can be told: ${Object.keys(this.facts.texts).join(", ")}.`);
     for (const tensor of this.facts.state) if (tensor.told) this.#set(tensor, told[tensor.name]);
   }
 

@@ -1,4 +1,4 @@
-// A live session with the listener of this folder: what session.js is with a server.
+// A live session with the listener of the page's own folder: what session.js is with a server.
 //
 // Nothing leaves the browser. A worker hears one chunk after the other; where it needs longer for a
 // chunk than the chunk lasts, the session fails rather than fall ever farther behind.
@@ -7,26 +7,35 @@ import { noise } from "./noise.js";
 
 const MOST_WAITING = 10; // chunks that are said and not heard yet
 
+/** Why a session does not begin. */
+export class Refusal extends Error {
+  constructor(message, { final = false, waitS = 0 } = {}) {
+    super(message);
+    this.final = final;
+    this.waitS = waitS;
+  }
+}
+
 export class Session {
   /**
-   * @param folder URL of the folder with listener.json and step.onnx.
+   * @param post is not asked: there is no server.
    * @param wishes {seed, text, lead} of the session, each may be absent; and `noise`, (number, dim)
    *     to Float32Array, in place of the page's own.
    * @param on {begun(info, waitS), frames(sample, values), stats(stats), state(word, message)}, and
    *     perhaps motion(sample, values), which is not scaled by the liveliness.
    */
-  constructor(folder, wishes, on) {
-    this.folder = folder;
+  constructor(post, wishes, on) {
     this.wishes = { seed: 0, text: null, noise, ...wishes };
     this.on = on;
     this.info = null;
     this.liveliness = 1;
+    this.next = 0; // the first chunk that was not answered
     this.wentOn = 0;
     this.over = false;
     this.endsAfter = Infinity; // samples
     this.sound = new Float32Array(0); // that was said and not heard yet
     this.heard = 0; // samples
-    this.busy = false;
+    this.busy = true; // until the worker is ready
   }
 
   async begin() {
@@ -35,7 +44,8 @@ export class Session {
     this.worker.onmessage = ({ data }) => this.#hear(data);
     this.worker.onerror = () => this.#finish("failed", "The listener's program did not load.");
     const { lead, text } = this.wishes;
-    this.worker.postMessage({ folder: this.folder, lead, text });
+    // listener.json and step.onnx lie beside the page.
+    this.worker.postMessage({ folder: document.baseURI, lead, text });
   }
 
   /** A chunk of sound: int16 samples. Chunks come in order, from 0 on. */
@@ -52,8 +62,12 @@ export class Session {
 
   picture() {} // it sees nothing
 
+  /** From the next chunk on it is told this, if it was exported with it. */
   tell(text) {
-    this.wishes.text = text || null;
+    const { texts } = this.info;
+    const known = !text || texts.includes(text);
+    if (known) this.wishes.text = text || null;
+    this.on.state("listening", known ? "" : `It can be told: ${texts.join(", ")}.`);
   }
 
   liven(value) {
@@ -77,7 +91,7 @@ export class Session {
   #hear({ error, facts, next, frame, motion, arkit, ms }) {
     if (this.over) return;
     if (error) return this.#finish("failed", error);
-    this.next = next;
+    this.needs = next;
     this.busy = false;
     if (facts) {
       this.facts = facts;
@@ -86,6 +100,7 @@ export class Session {
       this.on.state("listening", "");
     } else {
       const sample = Math.round((frame * this.info.rate) / this.info.fps);
+      if (this.heard) this.next += 1;
       if (arkit.length) this.on.frames(sample, arkit);
       if (motion.length) this.on.motion?.(sample, motion);
       this.on.stats({ late: 0, dropped: 0, sessions: 1, answer_s: ms / 1000 });
@@ -95,8 +110,8 @@ export class Session {
 
   /** The next step, once its chunk was said. */
   #step() {
-    if (this.busy || this.over || !this.next) return;
-    const { number, waits, span } = this.next;
+    if (this.busy || this.over) return;
+    const { number, waits, span } = this.needs;
     const length = waits ? 0 : span[1] - span[0];
     if (this.heard + length > this.endsAfter) return this.#finish("ended", "");
     if (this.sound.length < length) return;
