@@ -742,6 +742,8 @@ class ListenConfig(RecipeConfig):
 class ExportConfig(RecipeConfig):
     """`export`."""
 
+    seed: int = 0
+    """of the sound by which the written step is held against PyTorch's"""
     policy: Path | None = None
     """folder of an AR-Flow, or of a run: its aligned policy, else its imitating one; needed"""
     out: Path | None = None

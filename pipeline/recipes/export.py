@@ -27,7 +27,7 @@ def export(step: Phase, config: ExportConfig) -> PhaseResult:
     step.say(f"{exported.policy.kind} policy of {exported.folder}; writing its step takes a minute")
     with atomic(folder) as unfinished:
         write_folder(exported, unfinished)
-        off = check_step(exported, unfinished)
+        off = check_step(exported, unfinished, config.seed)
         size = sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
     step.say(f"frames are PyTorch's to {off:.1e} standard deviations")
     step.say(f"{folder}: {size / 1e6:.0f} MB; to see it: python -m http.server -d {folder}")

@@ -129,13 +129,14 @@ def write_folder(exported: Exported, folder: Path) -> None:
     (folder / "v1" / "policies").write_text(json.dumps({"policies": [_listed(exported)]}))
 
 
-def check_step(exported: Exported, folder: Path) -> float:
+def check_step(exported: Exported, folder: Path, seed: int) -> float:
     """How far ONNX Runtime's frames are from PyTorch's, in standard deviations.
 
     Raises:
         RunError: farther than rounding explains.
     """
-    off = difference(folder / STEP, exported.live, round(CHECKED_S / exported.live.chunk))
+    steps = round(CHECKED_S / exported.live.chunk)
+    off = difference(folder / STEP, exported.live, steps, seed)
     if not off < MOST_OFF:
         raise RunError(
             f"the exported step gives other frames than PyTorch, by {off:.1e} standard deviations: "
