@@ -80,7 +80,7 @@ def live(folder):
 
 
 class Host(SimpleHTTPRequestHandler):
-    """Sends the page's policy with every file: a worker obeys that of its own file, not its page's."""
+    """Sends the page's policy with every file: a worker obeys that of its file, not its page's."""
 
     def end_headers(self):
         self.send_header("Content-Security-Policy", exporting.POLICY)
