@@ -63,14 +63,17 @@ class Chromium:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for page in self._pages:
-            page.close()
+        self.close_pages()
         self._process.terminate()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def close_pages(self) -> None:
+        while self._pages:
+            self._pages.pop().close()
 
     def open(self, url: str, size: tuple[int, int] = (1280, 800), dark: bool = False) -> Page:
         """A page in a new tab, of a size in CSS pixels; up to 500 wide it is a telephone's."""
@@ -106,11 +109,12 @@ class Page:
 
     def __init__(self, url: str) -> None:
         self._open = contextlib.ExitStack()
-        self._socket = self._open.enter_context(connect(url, max_size=None))
+        self._socket = self._open.enter_context(connect(url, max_size=None, ping_interval=None))
         self._numbers = itertools.count(1)
         self.events: list[dict[str, Any]] = []
 
     def close(self) -> None:
+        self.ask("Page.close")
         self._open.close()
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:

@@ -231,7 +231,9 @@ def voice(tmp_path_factory):
     time_s = np.arange(int(3.1 * RATE)) / RATE
     sound = rng.normal(size=len(time_s)) * (0.6 + 0.4 * np.sin(2 * math.pi * 3 * time_s))
     spectrum = np.fft.rfft(sound)
-    spectrum[np.fft.rfftfreq(len(sound), 1 / RATE) > 4000] = 0
+    spectrum[np.fft.rfftfreq(len(sound), 1 / RATE) > 1000] = (
+        0  # the same where lags are parts of a sample
+    )
     sound = np.fft.irfft(spectrum, len(sound))
     path = tmp_path_factory.mktemp("voice") / "voice.wav"
     with wave.open(str(path), "wb") as file:
@@ -248,9 +250,15 @@ def samples_of(path):
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory, voice):
+def browser(tmp_path_factory, voice):
     with Chromium(tmp_path_factory.mktemp("profile"), voice) as browser:
         yield browser
+
+
+@pytest.fixture
+def chromium(browser):
+    yield browser
+    browser.close_pages()
 
 
 @pytest.fixture
@@ -263,7 +271,7 @@ def address(listener, head):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         free.listen()
-        config = uvicorn.Config(app_of(listener, head), log_level="warning", ws="websockets-sansio")
+        config = uvicorn.Config(app_of(listener, head), log_level="warning", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [free]})
         thread.start()
@@ -311,13 +319,22 @@ def started(chromium, address, **options):
     return tab
 
 
+def until(what):
+    patience = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < patience
+        time.sleep(0.1)
+
+
 def playing(tab):
     tab.wait_for("rapport.stats.playout === 'plays'")
 
 
 def shown_now(tab):
     """The sample that is shown, the jaw's weight and the turns of joints, at one moment."""
-    return tab.value("[rapport.stats.shown, rapport.weights().jawOpen, rapport.turns()]")
+    return tab.wait_for(
+        "rapport.stats.steady && [rapport.stats.shown, rapport.weights().jawOpen, rapport.turns()]"
+    )
 
 
 def only_from(tab, address):
@@ -333,12 +350,11 @@ def test_the_face_moves_as_the_answers_say_and_nobody_else_is_asked(chromium, li
     jaws = []
     while len(jaws) < 25:
         sample, weight, turns = shown_now(tab)
-        # Between frames a cubic is as near as this; in a gap the last pose would be far off.
-        if tab.value("rapport.stats.playout") == "plays":
-            assert weight == pytest.approx(jaw(sample), abs=0.02)
-            neck = Rotation.from_euler("YXZ", [-yaw(sample), 0, 0])
-            assert (Rotation.from_quat(turns["neck"]) * neck.inv()).magnitude() < 0.02
-            jaws.append(weight)
+        # A cubic is as near as this between frames.
+        assert weight == pytest.approx(jaw(sample), abs=0.01)
+        neck = Rotation.from_euler("YXZ", [-yaw(sample), 0, 0])
+        assert (Rotation.from_quat(turns["neck"]) * neck.inv()).magnitude() < 0.01
+        jaws.append(weight)
         time.sleep(0.1)
     assert np.ptp(jaws) > 0.2
     # Eyes turn by their joints or by their targets, not by both.
@@ -409,9 +425,8 @@ def test_it_goes_on_with_what_it_kept(chromium, listener, address, way):
     tab.wait_for(f"rapport.stats.answered > {answered} + 3")
     assert listener.went == [kept]
     listener.heard()  # has no hole
-    playing(tab)
     sample, weight, _ = shown_now(tab)
-    tab.wait_for(f"rapport.stats.shown > {sample + RATE}")
+    assert weight == pytest.approx(jaw(sample), abs=0.01)
     assert tab.value("rapport.state") == "listening"
     assert tab.complaints == []
 
@@ -454,8 +469,7 @@ def test_pictures_leave_only_for_a_listener_that_sees_and_who_lets_it(chromium, 
     listener.sound.clear()
     tab.click("#camera")
     tab.click("#start")
-    tab.wait_for("rapport.state === 'listening' && rapport.stats.answered >= 4")
-    assert len(listener.pictures) >= 2
+    until(lambda: len(listener.pictures) >= 3)
     for picture in listener.pictures:
         assert picture.payload.startswith(b"\xff\xd8") and len(picture.payload) < 40_000
         assert picture.sample > 0
@@ -489,10 +503,7 @@ def test_voice_and_motion_are_saved(chromium, listener, address, tmp_path):
     tab.click("#start")
     tab.wait_for("rapport.state === 'ended'")
     tab.click("#save")
-    until = time.monotonic() + 30
-    while len([*tmp_path.glob("*.wav"), *tmp_path.glob("*.json")]) < 2:
-        assert time.monotonic() < until, sorted(tmp_path.iterdir())
-        time.sleep(0.1)
+    until(lambda: len([*tmp_path.glob("*.wav"), *tmp_path.glob("*.json")]) == 2)
     [voice] = tmp_path.glob("*.wav")
     heard = listener.heard()
     np.testing.assert_array_equal(samples_of(voice)[: len(heard)], heard)

@@ -1,15 +1,20 @@
 // The head, drawn by three.js and moved by Live Link Face's columns.
 
 import {
-  ACESFilmicToneMapping, Box3, DirectionalLight, Euler, HemisphereLight, PerspectiveCamera, Scene,
-  TextureLoader, Vector3, WebGLRenderer,
+  ACESFilmicToneMapping, Box3, DirectionalLight, Euler, FrontSide, HemisphereLight,
+  LinearFilter, PerspectiveCamera, Scene, TextureLoader, Vector3, WebGLRenderer,
 } from "./vendor/three/three.module.min.js";
 import { GLTFLoader } from "./vendor/three/GLTFLoader.js";
 import { CHANNELS, shapeOf } from "./arkit.js";
 
 const SHARPEST = 2; // pixels of the picture per pixel of the page
-const VIEW = 22; // degrees
-const ROOM = 1.3; // what is seen, in heights of the head
+const BLURREDEST = 0.5;
+const SLOW_MS = 45; // between two pictures; from here on they get fewer pixels
+const PICTURES = 20; // that this is judged on
+const VIEW = 18; // degrees
+// In heights of the head: the ragged edge of its bust is where style.css fades the picture; air above it.
+const BELOW = 0.07;
+const ABOVE = 0.14;
 // Joints of the head -> first of their three columns.
 const JOINTS = {
   neck: CHANNELS.indexOf("HeadYaw"),
@@ -25,11 +30,13 @@ export class Face {
     this.renderer.toneMappingExposure = 1.05;
     this.camera = new PerspectiveCamera(VIEW, 1, 0.1, 10);
     this.scene = new Scene();
-    this.scene.add(new HemisphereLight(0xdfe9ff, 0x57453c, 1.3));
-    this.scene.add(light(0xfff1e0, 2.3, [0.6, 0.7, 1]));
-    this.scene.add(light(0xa9c4ff, 0.9, [-1, 0.25, 0.6]));
+    this.scene.add(new HemisphereLight(0xfff4ea, 0x6b5048, 1.2));
+    this.scene.add(light(0xffeedd, 2.3, [0.6, 0.7, 1]));
+    this.scene.add(light(0xc4d4ff, 0.6, [-1, 0.25, 0.6]));
     this.scene.add(light(0xffffff, 2.2, [-0.5, 0.9, -1]));
     this.mesh = null;
+    this.sharpness = Math.min(SHARPEST, devicePixelRatio);
+    this.drawn = { count: 0, since: 0 };
     new ResizeObserver(() => this.#fit()).observe(canvas);
   }
 
@@ -47,11 +54,13 @@ export class Face {
       if (node.name in JOINTS) this.joints[node.name] = node;
     });
     this.mesh.frustumCulled = false;
+    this.mesh.material.side = FrontSide; // the dark inside would shine through along the outline
+    // Smaller copies of the texture mix what lies beside a seam into it.
+    const { map } = this.mesh.material;
+    if (map) Object.assign(map, { generateMipmaps: false, minFilter: LinearFilter });
     this.targets = this.#targets();
     this.scene.add(scene);
-    const box = new Box3().setFromObject(scene);
-    this.size = box.getSize(new Vector3());
-    this.middle = box.getCenter(new Vector3());
+    this.box = new Box3().setFromObject(scene);
     this.#fit();
   }
 
@@ -78,6 +87,7 @@ export class Face {
       joint.setRotationFromEuler(new Euler(pitch, -yaw, -roll, "YXZ"));
     }
     this.#draw();
+    this.#pace();
   }
 
   /** Name -> value of the morph targets, as they are drawn. */
@@ -95,18 +105,35 @@ export class Face {
   #fit() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
     if (!width || !height || !this.mesh) return;
-    this.renderer.setPixelRatio(Math.min(SHARPEST, devicePixelRatio));
+    this.renderer.setPixelRatio(this.sharpness);
     this.renderer.setSize(width, height, false);
     this.camera.aspect = width / height;
-    const seen = ROOM * Math.max(this.size.y, (this.size.x * height) / width);
-    const away = seen / 2 / Math.tan((VIEW * Math.PI) / 360) + this.size.z / 2;
-    this.camera.position.set(this.middle.x, this.middle.y, this.middle.z + away);
+    const size = this.box.getSize(new Vector3());
+    const bottom = this.box.min.y + BELOW * size.y;
+    const wide = size.x / this.camera.aspect;
+    const seen = Math.max((1 + ABOVE - BELOW) * size.y, wide);
+    const away = seen / 2 / Math.tan((VIEW * Math.PI) / 360) + size.z / 2;
+    const { x, z } = this.box.getCenter(new Vector3());
+    this.camera.position.set(x, bottom + seen / 2, z + away);
     this.camera.updateProjectionMatrix();
     this.#draw();
   }
 
   #draw() {
     this.renderer.render(this.scene, this.camera);
+  }
+
+  /** Where pictures come slowly, they get fewer pixels. */
+  #pace() {
+    const now = performance.now();
+    if (this.drawn.count === 0) this.drawn.since = now;
+    this.drawn.count += 1;
+    if (this.drawn.count <= PICTURES) return;
+    const slow = (now - this.drawn.since) / PICTURES > SLOW_MS;
+    this.drawn.count = 0;
+    if (!slow || this.sharpness <= BLURREDEST) return;
+    this.sharpness = Math.max(BLURREDEST, 0.7 * this.sharpness);
+    this.#fit();
   }
 }
 

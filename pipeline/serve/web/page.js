@@ -53,6 +53,7 @@ window.rapport = {
       answered: session?.next ?? 0,
       shown: playout?.sample ?? 0,
       playout: playout?.state ?? "waits",
+      steady: playout?.steady ?? false,
     };
   },
 };

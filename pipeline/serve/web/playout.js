@@ -30,6 +30,11 @@ export class Playout {
     this.since = -Infinity; // of the state, sample of the clock
   }
 
+  /** Whether what is shown is what was answered, and no way from or to it. */
+  get steady() {
+    return this.state === "plays" && this.clock - this.since > RETURN_S * this.rate;
+  }
+
   /** Frames (count * width) from a sample on, which came at `now`. */
   add(sample, values, now) {
     const first = Math.round(sample / this.step);
