@@ -1,4 +1,4 @@
-# make dpo | make test | make test-long | make lint | make docs | make ui | make lock | make clean
+# make dpo | make test | make test-long | make lint | make docs | make ui | make web | make lock | make clean
 # EXTRA=cuda on machines with NVIDIA GPUs; PYTHON=python3.13 for another Python (3.11 to 3.13).
 PYTHON ?= python3.11
 EXTRA  ?= cpu
@@ -7,6 +7,8 @@ PY     := $(VENV)/bin/python
 LOCKS  := infra/requirements/$(EXTRA).lock infra/requirements/dev.lock
 READY  := $(VENV)/.ready-$(EXTRA)
 FAST   := -m "not engine and not e2e and not long"
+ORT    := pipeline/serve/web/vendor/ort
+ORT_FILES := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 RUN_DIR ?= runs/dpo-$(shell date +%Y%m%d-%H%M%S)
 # Of one GPU; `make dpo EXTRA=cuda SHARES="learner.gpus=1 ..."` for more.
 SHARES ?= $(if $(filter cuda,$(EXTRA)),learner.world_size=1 learner.gpus=0.5 rollout.workers=1 rollout.gpus=0.5)
@@ -23,7 +25,7 @@ export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip install --quiet --no-compile)
 
-.PHONY: dpo test fast-pipeline fast-others test-long lint types docs ui install lock clean
+.PHONY: dpo test fast-pipeline fast-others test-long lint types docs ui web install lock clean
 
 dpo: $(READY)
 	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR) $(SHARES)
@@ -58,6 +60,13 @@ docs: $(READY)
 
 ui: $(READY)
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --host 127.0.0.1 --port 5000
+
+# What a page computes with by itself, for the recipe `export` (needs npm): 14 MB that are not in the repository.
+web:
+	cd infra/web && npm ci --ignore-scripts --no-audit --no-fund
+	mkdir -p $(ORT)
+	cd infra/web/node_modules/onnxruntime-web && cp $(addprefix dist/,$(ORT_FILES)) $(CURDIR)/$(ORT)
+	rm -rf infra/web/node_modules
 
 install: $(READY)
 

@@ -104,6 +104,10 @@ RECIPES = {
         "VMC or OSC",
         {"": settings.BridgeConfig},
     ),
+    "export": Recipe(
+        "write a folder to host: an AR-Flow that listens in its visitors' browsers",
+        {"": settings.ExportConfig},
+    ),
     "rank": Recipe(
         "rank methods by every published protocol, reference against corrected",
         {"": settings.RankConfig},

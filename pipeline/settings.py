@@ -802,6 +802,26 @@ class BridgeConfig(RecipeConfig):
         return self
 
 
+class ExportConfig(RecipeConfig):
+    """`export`."""
+
+    seed: int = 0
+    """of the sound by which the written step is held against PyTorch's"""
+    policy: Path | None = None
+    """folder of an AR-Flow, or of a run: its aligned policy, else its imitating one; needed"""
+    out: Path | None = None
+    """folder to host; empty = in the run directory"""
+    texts: list[str] = []
+    """what visitors can tell the listener to be like, [happy, sad]; empty = nothing"""
+    lead: Literal[0, 4, 8, 12] | None = None
+    """frames of a latent that it hears before it moves; empty = 8"""
+    evaluations: int = Field(10, ge=1)
+    """of the velocity, for a latent: 4 are quicker, and stiller"""
+    head: HeadConfig = HeadConfig()
+    runtime: Path | None = None
+    """folder of onnxruntime-web's files; empty = what `make web` fetched"""
+
+
 class RankSettings(HeldOutConfig):
     prompts: int = Field(96, ge=2)
     """held-out prompts (fewer if the corpus has fewer)"""

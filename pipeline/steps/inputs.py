@@ -17,6 +17,7 @@ from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     BridgeConfig,
     Evaluated,
+    ExportConfig,
     FilesConfig,
     Judged,
     Learning,
@@ -54,6 +55,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
         _recording(config)
     if isinstance(config, BridgeConfig):
         _bridge(config)
+    if isinstance(config, ExportConfig):
+        _exported(config)
     if isinstance(config, RankConfig):
         _runs(config)
     if isinstance(config, PrepareConfig):
@@ -124,6 +127,13 @@ def _bridge(config: BridgeConfig) -> None:
 
     open_speaker(config)
     open_places(config)
+
+
+def _exported(config: ExportConfig) -> None:
+    """The policy, and all that goes with it."""
+    from rapport.pipeline.steps.exporting import open_export
+
+    open_export(config)
 
 
 def _head(config: HeadConfig) -> None:

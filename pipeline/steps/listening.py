@@ -88,7 +88,7 @@ def open_session(config: ListenConfig) -> Session:
             "listen needs policy=RUN_DIR (or the folder of a policy) and speaker=RECORDING"
         )
     if config.out is not None:
-        _require_place(config.out)
+        require_place(config.out)
     folder = policy_folder(config.policy)
     return session_of(load_policy(folder), str(folder), config.speaker, config)
 
@@ -209,7 +209,7 @@ def _named(streams: Iterable[str]) -> str:
     return ", ".join(NAMES[name] for name in streams)
 
 
-def _require_place(out: Path) -> None:
+def require_place(out: Path) -> None:
     """Raise `RunError` unless a folder can be written there."""
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -176,9 +177,8 @@ class ArkitRig:
             (eyes[:, :3], EYE_TURNS["Left"]),
             (eyes[:, 3:], EYE_TURNS["Right"]),
         ):
-            for name, whole in turns.items():
-                axis = int(np.argmax(np.abs(whole)))
-                weights[:, NAMES.index(name)] = turn[:, axis] / whole[axis]
+            for axis in _axes(turns):
+                weights[:, axis["place"]] = turn[:, axis["axis"]] / axis["whole"]
         rot = Rotation.from_rotvec(_group(motion, "rot", 3))
         head = rot * Rotation.from_rotvec(_group(motion, "neck", 3))
         values = np.concatenate([np.clip(weights, 0, 1), head.as_rotvec(), eyes], axis=1)
@@ -219,6 +219,29 @@ class ArkitRig:
             if name in groups:
                 values[:, layout.columns(name)] = groups[name][:, :width]
         return Motion(values, layout)
+
+    def plain(self, width: int) -> dict[str, Any]:
+        """What `weights` knows of this head, for JSON: whoever reads it needs no vertices.
+
+        Args:
+            width: expression coefficients of the motion.
+
+        Returns:
+            `names` of all weights, and the places among them of those that are solved for
+            (`shapes`) and of `blinks`; `gram` (shapes, shapes) and `likeness` (width, shapes), of
+            the normal equations; `jaw`, `left_eye` and `right_eye`: which weight is which axis of
+            a turn, and how far it turns as a whole.
+        """
+        return {
+            "names": NAMES,
+            "shapes": _places(self.names),
+            "gram": self._gram.tolist(),
+            "likeness": (self._common[:width] @ self._table.T).tolist(),
+            "blinks": _places(BLINKS),
+            "jaw": _axes(JAW_TURNS),
+            "left_eye": _axes(EYE_TURNS["Left"]),
+            "right_eye": _axes(EYE_TURNS["Right"]),
+        }
 
     def _solve(self, expr: np.ndarray) -> np.ndarray:
         """Weights (time, names) of expression coefficients (time, n) that are nearest as vertices.
@@ -322,6 +345,15 @@ def _group(motion: Motion, name: str, width: int) -> np.ndarray:
         columns: np.ndarray = motion.group(name)
         return columns
     return np.zeros((len(motion), width), np.float32)
+
+
+def _axes(turns: dict[str, tuple[float, float, float]]) -> list[dict[str, Any]]:
+    """Of each weight its place among the 52, the axis about which it turns, and how far."""
+    axes = {name: int(np.argmax(np.abs(whole))) for name, whole in turns.items()}
+    return [
+        {"place": NAMES.index(name), "axis": axis, "whole": turns[name][axis]}
+        for name, axis in axes.items()
+    ]
 
 
 def _turned(weights: np.ndarray, turns: dict[str, tuple[float, float, float]]) -> np.ndarray:

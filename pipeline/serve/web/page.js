@@ -110,6 +110,7 @@ function showPolicy() {
   const policy = chosen();
   const sees = policy?.reads.includes(SEES) ?? false;
   $("prompt").hidden = !policy?.takes_text;
+  $("texts").replaceChildren(...(policy?.texts ?? []).map((text) => new Option(text)));
   $("camera-choice").hidden = !sees;
   $("unseen").hidden = sees;
   $("simulated").hidden = !policy?.simulated;
