@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -16,10 +17,13 @@ from rapport.pipeline.settings import ServeConfig
 
 READY_S = 120.0
 LOOK_S = 1.0
+# Who came from where, and when, is nobody's business.
+QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
 def run(config: ServeConfig, run: Run) -> None:
     """Serve until Ctrl-C."""
+    _require_free(config.serve.host, config.serve.port)
     with cluster(config.cluster.address, config.cluster.cpus):
         serve_until_interrupted(run, config)
 
@@ -28,7 +32,9 @@ def run(config: ServeConfig, run: Run) -> None:
 def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
     """Start, say where, wait."""
     began = time.monotonic()
-    serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+    serve.start(
+        http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=QUIET
+    )
     try:
         serve.run(built(config.serve, config.head), name=APPLICATION, route_prefix="/")
         url = f"http://{config.serve.host}:{config.serve.port}"
@@ -42,6 +48,20 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
         metrics={"ready_s": ready, "served_s": time.monotonic() - began},
         engines={"server": f"ray serve {ray.__version__}, {config.serve.replicas} replicas"},
     )
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise `RunError` where somebody listens already: both would get every other request."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((host, port))
+        except OSError as error:
+            raise RunError(
+                f"serve.port={port} on {host} is not free ({error}): end what is there, or take "
+                "another port"
+            ) from error
 
 
 def _require_ready(url: str) -> None:

@@ -27,13 +27,13 @@ from rapport.pipeline.serve.generations import router
 from rapport.pipeline.serve.record import Recorder
 from rapport.pipeline.serve.server import MOVE_S, Server, as_prometheus
 from rapport.pipeline.serve.session import Session, SessionRequest
+from rapport.pipeline.serve.settings import PAGE
 from rapport.pipeline.serve.wire import WireError
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head import gltf
 from rapport.policies.head.arkit import arkit_layout
 from rapport.policies.motion import Motion
 
-WEB = Path(__file__).parent / "web"  # the page
 TICK_S = 0.02
 STATS_S = 5.0
 BYTES_PER_S = 2 * 2 * AUDIO_RATE + 40_000  # two voices, and pictures or motion
@@ -174,7 +174,7 @@ def application(server: Server) -> FastAPI:
         """The head that the page shows."""
         return Response(shown(), media_type="model/gltf-binary")
 
-    app.mount("/", StaticFiles(directory=WEB, html=True))
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 

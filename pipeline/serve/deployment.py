@@ -65,6 +65,7 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
         health_check_period_s=LOOKED_AT_S,
         graceful_shutdown_timeout_s=2 * MOVE_S,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
         ray_actor_options={
             "num_cpus": config.cpus,
             "num_gpus": config.gpus,

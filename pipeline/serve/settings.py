@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from rapport.settings import Section, is_loopback
 
+PAGE = Path(__file__).parent / "web"
 TOKEN = "RAPPORT_TOKEN"  # environment variable of the bearer token
 
 

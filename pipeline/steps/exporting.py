@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.serve import page
+from rapport.pipeline.serve.settings import PAGE
 from rapport.pipeline.settings import ExportConfig
 from rapport.pipeline.steps.listening import policy_folder, require_place
 from rapport.policies.clip import AUDIO_RATE
@@ -31,7 +31,7 @@ from rapport.policies.live import LiveError
 from rapport.policies.motion import Motion
 from rapport.policies.policy import load_policy
 
-RUNTIME = page.FOLDER / "vendor" / "ort"
+RUNTIME = PAGE / "vendor" / "ort"
 RUNTIME_FILES = (
     "ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs",
@@ -114,7 +114,7 @@ def open_export(config: ExportConfig) -> Exported:
 
 def write_folder(exported: Exported, folder: Path) -> None:
     """Write all files into a folder that is not there yet."""
-    shutil.copytree(page.FOLDER, folder, ignore=shutil.ignore_patterns("ort"))
+    shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns("ort"))
     for name in RUNTIME_FILES:
         _copy(exported.runtime / name, folder / "vendor" / "ort" / name)
     write_onnx(exported.live, folder / STEP)

@@ -157,7 +157,7 @@ def test_a_voice_that_goes_in_as_it_is_is_exported_too(tmp_path):
 
 def test_files_say_nothing_of_the_machine_that_wrote_them(site):
     for file in (site / exporting.STEP, site / exporting.FACTS):
-        assert str(exporting.page.FOLDER.parents[2]).encode() not in file.read_bytes()
+        assert str(exporting.PAGE.parents[2]).encode() not in file.read_bytes()
 
 
 @needs_chromium

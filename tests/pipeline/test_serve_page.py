@@ -22,8 +22,8 @@ from fastapi.staticfiles import StaticFiles
 from scipy.spatial.transform import Rotation
 
 from rapport.pipeline.serve import wire
-from rapport.pipeline.serve.app import WEB
 from rapport.pipeline.serve.doors import SECURITY_HEADERS
+from rapport.pipeline.serve.settings import PAGE
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.gltf import write_glb
 from rapport.policies.head.livelink import CHANNELS
@@ -35,7 +35,7 @@ CHUNK = 5120
 FRAMES = 8  # in a chunk
 STEP = CHUNK // FRAMES
 TOKEN = "a token of the test"
-VENDOR = WEB / "vendor" / "three"
+VENDOR = PAGE / "vendor" / "three"
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium (apt-get install chromium) or Chrome on PATH"
 )
@@ -214,7 +214,7 @@ def app_of(listener, head):
         act = wire.Part(wire.Kind.ACT, sample, f"act{sample}".encode())
         return [wire.Part(wire.Kind.ARKIT, sample, face_of(sample).tobytes()), act]
 
-    app.mount("/", StaticFiles(directory=WEB, html=True))
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
@@ -288,7 +288,7 @@ def address(listener, head):
 
 
 def test_the_columns_are_those_of_live_link_face():
-    text = (WEB / "arkit.js").read_text()
+    text = (PAGE / "arkit.js").read_text()
     [weights, angles] = re.findall(r"= `(.*?)`;", text, re.DOTALL)
     assert tuple(f"{weights} {angles}".split()) == CHANNELS
 
@@ -304,7 +304,7 @@ def test_vendored_files_are_those_that_were_looked_at():
 
 
 def test_every_import_is_by_a_relative_path():
-    for file in WEB.rglob("*.js"):
+    for file in PAGE.rglob("*.js"):
         text = file.read_text()
         modules = re.findall(
             r"""^(?:import|export|\})[^;'"]*?from\s*['"]([^'"]+)['"]""", text, re.M
