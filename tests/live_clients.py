@@ -123,6 +123,7 @@ def say(session, pcm_values, first=0, ack=True):
         part = sound_part(pcm_values[start - first : stop - first], start)
         session.hear(wire.packed([part]))
         if ack:
+            settle(session._engine)
             session.hear(wire.Ack(sample=start).model_dump_json())
         chunk += 1
     return chunk

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,10 @@ def finished(process: subprocess.CompletedProcess, run_dir: Path) -> dict:
 def finished_run(recipe: str, folder: Path, *keys, timeout=800) -> dict:
     """Run a recipe to its end; its summary."""
     return finished(pipeline_run(recipe, "--run-dir", folder, *keys, timeout=timeout), folder)
+
+
+def free_port() -> int:
+    """Of this machine; nobody listens there now."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]

@@ -68,6 +68,31 @@ def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
     return policy
 
 
+def saved_policy(folder, groups, seed=0):
+    """The folder of an AR-Flow with random weights, the texts of which any process can encode."""
+    layout = Layout(groups, 25, "builtin")
+    torch.manual_seed(seed)
+    vae = MotionVAE(VaeSizes(layout, latent_dim=8, hidden=32)).eval()
+    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
+    torch.nn.init.normal_(vae.patch_out.weight, std=0.02)
+    sizes = FlowSizes(
+        latent_dim=8,
+        text_dim=32,
+        audio_dim=LogMel().dim,
+        hidden=32,
+        layers=2,
+        mlp=48,
+        window=LATENTS,
+        span=3,
+        voice=VOICE,
+        path=layout.dim,
+    )
+    flow = initialised(sizes, seed)
+    flow.fit_features([torch.randn(9, 32)], [20 * torch.randn(99, LogMel().dim) - 60])
+    FlowPolicy(flow, vae, EncodersConfig()).save(folder)
+    return folder
+
+
 def two_people(layout, frames, seed=0):
     """A clip of two people who move and sound at random; of the listener too there is a voice."""
     rng = np.random.default_rng(seed)

@@ -17,7 +17,6 @@ from rapport.pipeline.settings import ServeConfig
 
 READY_S = 120.0
 LOOK_S = 1.0
-# Who came from where, and when, is nobody's business.
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
@@ -32,9 +31,7 @@ def run(config: ServeConfig, run: Run) -> None:
 def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
     """Start, say where, wait."""
     began = time.monotonic()
-    serve.start(
-        http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=QUIET
-    )
+    listen_at(config.serve.host, config.serve.port)
     try:
         serve.run(built(config.serve, config.head), name=APPLICATION, route_prefix="/")
         url = f"http://{config.serve.host}:{config.serve.port}"
@@ -48,6 +45,11 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
         metrics={"ready_s": ready, "served_s": time.monotonic() - began},
         engines={"server": f"ray serve {ray.__version__}, {config.serve.replicas} replicas"},
     )
+
+
+def listen_at(host: str, port: int) -> None:
+    """Start Ray Serve in the cluster, without a log of who came from where."""
+    serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
 
 
 def _require_free(host: str, port: int) -> None:

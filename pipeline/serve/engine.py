@@ -166,13 +166,16 @@ class Engine:
         self._observe = observe
         self._changed = threading.Condition()
         self._lines: dict[int, Line] = {}
+        self._stepping = 0  # of the batch that is stepped now
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="listeners", daemon=True)
         self._thread.start()
 
     def submit(self, line: Line, job: Job) -> None:
-        """Step a line, after what it was given before."""
+        """Step a line, after what it was given before; a closed one is left alone."""
         with self._changed:
+            if line.closed:
+                return
             line.jobs.append((job, self.clock()))
             self._lines[id(line)] = line
             self._changed.notify()
@@ -184,9 +187,9 @@ class Engine:
             self._lines.pop(id(line), None)
 
     def waiting(self) -> int:
-        """Chunks that wait for a step."""
+        """Chunks that are not answered yet."""
         with self._changed:
-            return sum(len(line.jobs) for line in self._lines.values())
+            return self._stepping + sum(len(line.jobs) for line in self._lines.values())
 
     def stop(self) -> None:
         """End the thread, after the step that it is in."""
@@ -198,6 +201,7 @@ class Engine:
     def _work(self) -> None:
         while (batch := self._next()) is not None:
             self._step(batch)
+            self._stepping = 0
 
     def _next(self) -> list[tuple[Line, Job, float]] | None:
         """The most urgent job, and those that can share its step; None when all is over."""
@@ -218,6 +222,7 @@ class Engine:
                 batch.append((line, *line.jobs.popleft()))
                 if not line.jobs:
                     del self._lines[id(line)]
+            self._stepping = len(batch)
             return batch
 
     def _step(self, batch: Sequence[tuple[Line, Job, float]]) -> None:

@@ -107,6 +107,7 @@ def test_however_sound_is_cut_it_is_the_same(voice, engine):
         again = int(rng.integers(0, 200))  # said twice
         first = max(at - again, 0)
         session.hear(wire.packed([sound_part(sound[first : at + length], first)]))
+        settle(engine)
         session.hear(wire.Ack(sample=max(at - 8000, 0)).model_dump_json())
         at += length
     settle(engine)

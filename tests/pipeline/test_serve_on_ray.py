@@ -1,0 +1,337 @@
+"""The live listener on a real Ray Serve: sessions, lost replicas, swapped policies, the page."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import httpx
+import numpy as np
+import pytest
+import ray
+from ray import serve
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from rapport.actors.cluster import cluster
+from rapport.pipeline.recipes.serve import listen_at
+from rapport.pipeline.serve.client import Client, Wanted
+from rapport.pipeline.serve.deployment import APPLICATION, built
+from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.flow.config import PAPER_GROUPS
+from rapport.policies.head.settings import HeadConfig
+from rapport.policies.live import Chunk
+from rapport.policies.policy import load_policy
+from tests.chromium import CHROMIUM, Chromium
+from tests.runs import free_port
+from tests.small_flow import saved_policy
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+CHUNK = 5120
+LIMITS = LimitsConfig(requests=10_000, sessions=64)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two policies, that answer differently."""
+    folder = tmp_path_factory.mktemp("policies")
+    return [str(saved_policy(folder / name, PAPER_GROUPS, seed)) for seed, name in enumerate("ab")]
+
+
+@pytest.fixture(scope="module")
+def config(folders):
+    return ServeSection(
+        policies={"a": folders[0]},
+        port=free_port(),
+        replicas=2,
+        cpus=0.5,
+        sessions=8,
+        demo=True,
+        limits=LIMITS,
+    )
+
+
+@pytest.fixture(scope="module")
+def served(config):
+    """Its URL."""
+    with cluster(None, 4):
+        listen_at(config.host, config.port)
+        try:
+            serve.run(built(config, HeadConfig()), name=APPLICATION, route_prefix="/")
+            yield f"http://{config.host}:{config.port}"
+        finally:
+            serve.shutdown()
+
+
+def speech(chunks, seed=0):
+    rng = np.random.default_rng(seed)
+    sound = (rng.normal(size=(chunks, CHUNK)) / 10).clip(-1, 1)
+    return [Chunk(audio=np.round(each * 32767).astype(np.float32) / 32768) for each in sound]
+
+
+def offline(folder, chunks, seed):
+    """What the live policy of that folder does in this process."""
+    policy = load_policy(folder).with_sampler(lead=0, evaluations=4)
+    live = policy.live()
+    state = live.start(seed)
+    shown = []
+    for heard in [None, *chunks]:
+        [motion], [state] = live.step([state], [heard])
+        shown.append(motion.values)
+    return np.concatenate(shown)
+
+
+async def talk(url, chunks, seed=0, patience_s=60.0, **wanted):
+    """All frames that a client is shown, and how it fared."""
+    async with Client(url, Wanted(seed=seed, **wanted), patience_s=patience_s) as client:
+        shown = [answer.motion.values async for answer in client.converse(chunks, ahead=1)]
+        return np.concatenate(shown), client
+
+
+def test_a_live_session_equals_the_policy(served, folders):
+    chunks = speech(30)
+    shown, _ = asyncio.run(talk(served, chunks, seed=4))
+    expected = offline(folders[0], chunks, 4)
+    np.testing.assert_allclose(shown[: len(expected)], expected, atol=1e-5)
+    assert len(shown) >= len(expected)
+
+
+def test_sessions_share_replicas_and_do_not_meet(served, folders):
+    async def several():
+        return await asyncio.gather(*[talk(served, speech(12, k), seed=k) for k in range(6)])
+
+    for seed, (shown, _) in enumerate(asyncio.run(several())):
+        expected = offline(folders[0], speech(12, seed), seed)
+        np.testing.assert_allclose(shown[: len(expected)], expected, atol=1e-5)
+
+
+def test_a_session_goes_on_when_its_replica_is_killed(served, folders):
+    chunks = speech(90)
+
+    async def killed():
+        async with Client(served, Wanted(seed=7), patience_s=60) as client:
+            shown = []
+            async for answer in client.converse(chunks, ahead=1):
+                shown.append(answer.motion.values)
+                if answer.chunk == 70:
+                    # One of the two; the other one is killed where this is not it.
+                    for replica in replicas():
+                        os.kill(replica, signal.SIGKILL)
+            return np.concatenate(shown), client.sessions
+
+    shown, sessions = asyncio.run(killed())
+    expected = offline(folders[0], chunks, 7)
+    assert sessions > 1
+    np.testing.assert_allclose(shown[: len(expected)], expected, atol=1e-5)
+
+
+def replicas():
+    """Process ids of replicas."""
+    listed = ray.util.state.list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+    return [a.pid for a in listed if a.class_name.startswith(f"ServeReplica:{APPLICATION}")]
+
+
+def test_a_policy_is_swapped_and_open_sessions_keep_theirs(served, folders, config):
+    chunks = speech(20)
+
+    async def swapped():
+        async with Client(served, Wanted(seed=1), patience_s=60) as client:
+            shown = []
+            async for answer in client.converse(chunks, ahead=1):
+                shown.append(answer.motion.values)
+                if answer.chunk == 5:
+                    changed = config.model_copy(
+                        update={"policies": {"b": folders[1], "a": folders[1]}}
+                    )
+                    application = built(changed, HeadConfig())
+                    await asyncio.to_thread(
+                        serve.run, application, name=APPLICATION, route_prefix="/"
+                    )
+            return np.concatenate(shown), client.sessions
+
+    shown, sessions = asyncio.run(swapped())
+    expected = offline(folders[0], chunks, 1)
+    assert sessions == 1
+    np.testing.assert_allclose(shown[: len(expected)], expected, atol=1e-5)
+    after, _ = asyncio.run(talk(served, chunks, seed=1, policy="b"))
+    other = offline(folders[1], chunks, 1)
+    np.testing.assert_allclose(after[: len(other)], other, atol=1e-5)
+    assert not np.allclose(after[: len(other)], expected, atol=1e-2)
+    listed = httpx.get(f"{served}/v1/policies").json()["policies"]
+    assert {policy["name"] for policy in listed} == {"a", "b"}
+
+
+def test_one_session_too_many_is_refused_and_the_others_go_on(served):
+    async def crowd():
+        async with contextlib.AsyncExitStack() as stack:
+            clients = []
+            refused = None
+            async with httpx.AsyncClient(base_url=served) as http:
+                for seed in range(40):
+                    answer = await http.post("/v1/sessions", json={"seed": seed})
+                    if answer.status_code == 503:
+                        refused = answer
+                        break
+                    assert answer.status_code == 201
+                    client = Client(served, Wanted(seed=seed), patience_s=5)
+                    try:
+                        clients.append(await stack.enter_async_context(client))
+                    except Exception:  # this replica is full, the other may not be
+                        continue
+            assert refused is not None and len(clients) >= 8
+            assert int(refused.headers["retry-after"]) > 0
+            assert refused.json()["detail"]["code"] == "full"
+
+            async def few(client):
+                return [a async for a in client.converse(speech(4), ahead=1)]
+
+            for answers in await asyncio.gather(*[few(client) for client in clients]):
+                assert len([a for a in answers if a.chunk is not None]) >= 4
+
+    asyncio.run(crowd())
+
+
+def test_a_ticket_is_needed_and_opens_one_socket(served):
+    url = served.replace("http", "ws") + "/v1/live"
+
+    async def refused(protocols):
+        with pytest.raises(InvalidStatus) as why:
+            async with connect(url, subprotocols=protocols):
+                pass
+        return why.value.response
+
+    assert asyncio.run(refused(["rapport.v1"])).status_code == 401
+    assert asyncio.run(refused(["rapport.v1", "ticket.abc"])).status_code == 401
+    assert asyncio.run(refused(["other"])).status_code == 400
+
+
+def test_what_is_not_understood_is_said_and_the_socket_closed(served):
+    async def spoken(messages):
+        async with httpx.AsyncClient(base_url=served) as http:
+            session = (await http.post("/v1/sessions", json={})).json()
+        protocols = ["rapport.v1", f"ticket.{session['ticket']}"]
+        async with connect(session["url"], subprotocols=protocols) as socket:
+            texts = []
+            for message in messages:
+                await socket.send(message)
+            with contextlib.suppress(Exception):
+                while True:
+                    texts.append(json.loads(await asyncio.wait_for(socket.recv(), 20)))
+            return texts, socket.close_code
+
+    for message, code in ((b"abc", 1007), ('{"type": "x"}', 1007), (b"x" * 70_000, 1009)):
+        texts, closed = asyncio.run(spoken([message]))
+        assert closed == code
+        assert texts[-1]["type"] == "error" and texts[-1]["message"]
+
+
+def test_a_recording_becomes_files(served, tmp_path):
+    import wave
+
+    path = tmp_path / "talk.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(AUDIO_RATE)
+        file.writeframes(b"".join((c.audio * 32768).astype("<i2").tobytes() for c in speech(8)))
+    with httpx.Client(base_url=served, timeout=60) as http:
+        job = http.post(
+            "/v1/generations",
+            files={"file": path.open("rb")},
+            data={"formats": "npz,csv", "policy": "a"},
+        )
+        assert job.status_code == 202, job.text
+        job_id = job.json()["id"]
+        deadline = time.monotonic() + 120
+        while (job := http.get(f"/v1/generations/{job_id}").json())["status"] not in (
+            "done",
+            "failed",
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert job["status"] == "done", job
+        for name in job["files"]:
+            assert http.get(f"/v1/generations/{job_id}/files/{name}").status_code == 200
+        assert http.delete(f"/v1/generations/{job_id}").status_code == 204
+
+
+def test_health_metrics_and_descriptions(served):
+    with httpx.Client(base_url=served, timeout=60) as http:
+        assert http.get("/healthz").json() == {"ok": True}
+        assert http.get("/readyz").json() == {"ok": True}
+        metrics = http.get("/metrics").text
+        assert "rapport_sessions" in metrics and "rapport_missed" in metrics
+        paths = http.get("/openapi.json").json()["paths"]
+        assert {"/v1/sessions", "/v1/generations", "/v1/policies"} <= set(paths)
+        assert http.get("/asyncapi.json").json()["asyncapi"] == "3.0.0"
+        assert http.get("/head.glb").content[:4] == b"glTF"
+        assert http.post("/v1/sessions", json={"text": 3}).status_code == 422
+        missing = http.post("/v1/sessions", json={"policy": "nobody"})
+        assert missing.status_code == 404 and "nobody" in missing.json()["detail"]["message"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_shows_a_listener_that_moves(served, tmp_path):
+    import wave
+
+    voice = tmp_path / "voice.wav"
+    with wave.open(str(voice), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(AUDIO_RATE)
+        file.writeframes(b"".join((c.audio * 32768).astype("<i2").tobytes() for c in speech(40)))
+    with Chromium(tmp_path / "profile", voice=voice) as browser:
+        page = browser.open(f"{served}/")
+        page.wait_for("!document.querySelector('#start').disabled")
+        page.click("#start")
+        page.wait_for("rapport.stats.answered > 12")
+        seen = []
+        for _ in range(20):
+            seen.append(json.loads(page.value("JSON.stringify(rapport.weights())")))
+            time.sleep(0.1)
+        spread = {name: np.ptp([weights[name] for weights in seen]) for name in seen[0]}
+        assert max(spread.values()) > 0.01, "the face stands still"
+        assert page.complaints == []
+        assert {url.split("/")[2] for url in page.urls if "://" in url} == {served.split("/")[2]}
+
+
+def test_the_recipe_serves_until_it_is_told_to_stop(folders, tmp_path):
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "pipeline.run", "serve", f"serve.port={port}"),
+        *(f"serve.policies.mine={folders[0]}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"),
+        *("cluster.cpus=2", "--run-dir", str(tmp_path / "run")),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 200
+    while True:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/readyz") as answer:
+            if answer.status == 200:
+                break
+        time.sleep(0.5)
+    taken = subprocess.run(
+        [*command[:-1], str(tmp_path / "other")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert taken.returncode == 2 and f"serve.port={port}" in taken.stderr
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "is ready after" in said and "summary:" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metrics"]["serve"]["ready_s"] > 0
