@@ -696,7 +696,8 @@ class ListenConfig(RecipeConfig):
     seed: int = 0
     """of the first sample; the next ones have the numbers after it"""
     policy: Path | None = None
-    """folder of a policy, or of a run: its aligned policy, else its imitating one; needed"""
+    """folder of a policy, or of a run: its aligned policy, else its imitating one; empty = the
+    small AR-Flow that comes with the project, trained on synthetic people"""
     speaker: Path | None = None
     """whom it listens to: a film or a sound of any kind, or motion (`listener.npz`, Parquet of one
     clip, a track); needed"""
@@ -808,7 +809,8 @@ class ExportConfig(RecipeConfig):
     seed: int = 0
     """of the sound by which the written step is held against PyTorch's"""
     policy: Path | None = None
-    """folder of an AR-Flow, or of a run: its aligned policy, else its imitating one; needed"""
+    """folder of an AR-Flow, or of a run: its aligned policy, else its imitating one; empty = the
+    small one that comes with the project, trained on synthetic people"""
     out: Path | None = None
     """folder to host; empty = in the run directory"""
     texts: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         RunError: there is no policy. So do the errors of what is read
             (`rapport.pipeline.run.explained_errors`).
     """
-    folder = shipped() if source is None else _folder(source)
+    folder = _folder(source)
     policy = load_policy(folder)
     if isinstance(policy, FlowPolicy):
         policy = policy.with_sampler(lead=config.lead, evaluations=config.evaluations)
@@ -59,15 +58,10 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
     )
 
 
-def shipped() -> Path:
-    """The folder of the small AR-Flow that comes with the project."""
-    return Path(str(resources.files("rapport.policies.flow") / "assets" / SHIPPED))
-
-
-def _folder(source: str) -> Path:
+def _folder(source: str | None) -> Path:
     """The folder of a policy, fetched where it lies in MLflow's registry."""
-    if not source.startswith(REGISTRY):
-        return policy_folder(Path(source))
+    if source is None or not source.startswith(REGISTRY):
+        return policy_folder(None if source is None else Path(source))
     import mlflow
     from mlflow.models import Model
 

@@ -80,8 +80,6 @@ def open_export(config: ExportConfig) -> Exported:
         RunError: a key is missing or names nothing, or the policy is no AR-Flow. So do the errors
             of what is read (`rapport.pipeline.run.explained_errors`).
     """
-    if config.policy is None:
-        raise RunError("export needs policy=RUN_DIR (or the folder of a policy)")
     if config.out is not None:
         require_place(config.out)
         if config.out.is_dir() and any(config.out.iterdir()) and not (config.out / FACTS).is_file():

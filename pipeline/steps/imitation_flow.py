@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -156,7 +157,7 @@ def _flow(
         learns_to_hear=encoded.value["learns_to_hear"],
         expects=config.flow.expect > 0,
     )
-    flow = initialised(sizes, config.seed)
+    flow = initialised(replace(sizes, heed=config.flow.heed), config.seed)
     fit_features(flow, read_table(table))
     FlowPolicy(flow, coder, config.encoders).save(initial)
     step.say(

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,8 @@ def open_session(config: ListenConfig) -> Session:
         RunError: a key is missing, or asks for what the policy cannot do. So do the errors of what
             is read (`rapport.pipeline.explained.explained_errors`).
     """
-    if config.policy is None or config.speaker is None:
-        raise RunError(
-            "listen needs policy=RUN_DIR (or the folder of a policy) and speaker=RECORDING"
-        )
+    if config.speaker is None:
+        raise RunError("listen needs speaker=RECORDING, whom it listens to")
     if config.out is not None:
         require_place(config.out)
     folder = policy_folder(config.policy)
@@ -122,12 +121,21 @@ def session_of(policy: Policy, name: str, speaker: Path, config: ListenConfig) -
     return session
 
 
-def policy_folder(path: Path) -> Path:
+def shipped() -> Path:
+    """The folder of the small AR-Flow that comes with the project (infra/ship_listener.py)."""
+    return Path(str(resources.files("rapport.policies.flow") / "assets" / "listener"))
+
+
+def policy_folder(path: Path | None) -> Path:
     """The folder of a policy, which `path` is, or the policy that the run in `path` ended with.
+
+    None = that of the policy that comes with the project.
 
     Raises:
         RunError: it is neither.
     """
+    if path is None:
+        return shipped()
     if (path / POLICY_FILE).is_file() or (path / "action_space.json").is_file():
         return path
     summary = path / "summary.json"

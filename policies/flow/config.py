@@ -103,6 +103,8 @@ class FlowSizes:
             paper's, Eq. 1).
         path: channels of the path that it expects of a face before it generates it
             (`ARFlow.expect`); None = it expects nothing (the paper's).
+        heed: by what factor samplers tell the velocity what is expected; 1 = as it was taught. What
+            is expected is a mean, and stiller than anybody: told louder, it is answered more.
     """
 
     latent_dim: int = 64
@@ -117,6 +119,7 @@ class FlowSizes:
     span: int = 16
     voice: VoiceSizes | None = None
     path: int | None = None
+    heed: float = 1.0
 
     def __post_init__(self) -> None:
         _check_positive(self)

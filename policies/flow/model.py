@@ -507,6 +507,10 @@ class ARFlow(nn.Module):
         path: Tensor = self.path(self.path_norm(tokens))
         return path
 
+    def heeded(self, prefix: Prefix, number: Tensor, conditioned: Tensor | None = None) -> Tensor:
+        """What samplers tell the velocity of what is expected; arguments as of `expect`."""
+        return self.config.heed * self.expect(prefix, number, conditioned)
+
     def _read(
         self,
         prefix: Prefix,

@@ -353,7 +353,7 @@ class Replay:
 
     def velocity(self, numbers: Tensor) -> Velocity:
         """Of states (batch, samples, n, latent_dim) of the latents `numbers` (n,)."""
-        sight = Sight(expected=self.model.expect(self.prefix, numbers))
+        sight = Sight(expected=self.model.heeded(self.prefix, numbers))
 
         def velocity(state: Tensor, time: Tensor) -> Tensor:
             predicted: Tensor

@@ -164,7 +164,7 @@ def next_latent(
     if scale is not None:
         # With guidance every sample takes two slots, of which the second sees no conditions.
         conditioned = torch.tensor([True, False], device=noise.device).repeat_interleave(slots)
-    sight = Sight(conditioned, expected=model.expect(prefix, number, conditioned))
+    sight = Sight(conditioned, expected=model.heeded(prefix, number, conditioned))
     clean = finished.clean
     past = finished.past
 

@@ -48,7 +48,7 @@ def alone(tmp_path, monkeypatch):
         (["tune", "dpo", "candidates=nosuch"], "candidates=nosuch: no summary.json there"),
         (["ablate", "sft.checkpoint=nosuch"], "nosuch is no policy"),
         (["listen", "policy=folder", "speaker=clips.npy"], "policy=folder: neither policy.json"),
-        (["listen"], "listen needs policy=RUN_DIR"),
+        (["listen"], "listen needs speaker=RECORDING"),
         (["bridge"], "bridge needs speaker=RECORDING"),
     ],
 )

@@ -75,6 +75,11 @@ def speech(chunks, seed=0):
     return [Chunk(audio=np.round(each * 32767).astype(np.float32) / 32768) for each in sound]
 
 
+async def one_by_one(chunks):
+    for chunk in chunks:
+        yield chunk
+
+
 def offline(folder, chunks, seed):
     """What the live policy of that folder does in this process."""
     policy = load_policy(folder).with_sampler(lead=0, evaluations=4)
@@ -90,7 +95,9 @@ def offline(folder, chunks, seed):
 async def talk(url, chunks, seed=0, patience_s=60.0, **wanted):
     """All frames that a client is shown, and how it fared."""
     async with Client(url, Wanted(seed=seed, **wanted), patience_s=patience_s) as client:
-        shown = [answer.motion.values async for answer in client.converse(chunks, ahead=1)]
+        shown = [
+            answer.motion.values async for answer in client.converse(one_by_one(chunks), ahead=1)
+        ]
         return np.concatenate(shown), client
 
 
@@ -117,7 +124,7 @@ def test_a_session_goes_on_when_its_replica_is_killed(served, folders):
     async def killed():
         async with Client(served, Wanted(seed=7), patience_s=60) as client:
             shown = []
-            async for answer in client.converse(chunks, ahead=1):
+            async for answer in client.converse(one_by_one(chunks), ahead=1):
                 shown.append(answer.motion.values)
                 if answer.chunk == 70:
                     # One of the two; the other one is killed where this is not it.
@@ -143,7 +150,7 @@ def test_a_policy_is_swapped_and_open_sessions_keep_theirs(served, folders, conf
     async def swapped():
         async with Client(served, Wanted(seed=1), patience_s=60) as client:
             shown = []
-            async for answer in client.converse(chunks, ahead=1):
+            async for answer in client.converse(one_by_one(chunks), ahead=1):
                 shown.append(answer.motion.values)
                 if answer.chunk == 5:
                     changed = config.model_copy(
@@ -189,7 +196,7 @@ def test_one_session_too_many_is_refused_and_the_others_go_on(served):
             assert refused.json()["detail"]["code"] == "full"
 
             async def few(client):
-                return [a async for a in client.converse(speech(4), ahead=1)]
+                return [a async for a in client.converse(one_by_one(speech(4)), ahead=1)]
 
             for answers in await asyncio.gather(*[few(client) for client in clients]):
                 assert len([a for a in answers if a.chunk is not None]) >= 4
