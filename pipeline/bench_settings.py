@@ -235,6 +235,21 @@ class FlowBench(BenchConfig):
     bench: ThreadedConfig = ThreadedConfig()
 
 
+class ServedConfig(Section):
+    seconds: float = Field(30.0, ge=5)
+    """that clients talk for; 900 is a soak"""
+    sessions: int = Field(64, ge=1)
+    """of a replica at most"""
+
+
+class ServeBench(BenchConfig):
+    """`bench serve`."""
+
+    subject: Literal["serve"] = "serve"
+    """what is measured"""
+    bench: ServedConfig = ServedConfig()
+
+
 # Subject -> its config. There is no choice of a policy; `TUNED` of a sweep has the same shape.
 BENCHED: dict[str, dict[str, type[RecipeConfig]]] = {
     "rollout": {"": RolloutBench},
@@ -243,4 +258,5 @@ BENCHED: dict[str, dict[str, type[RecipeConfig]]] = {
     "render": {"": RenderBench},
     "metrics": {"": MetricsBench},
     "flow": {"": FlowBench},
+    "serve": {"": ServeBench},
 }

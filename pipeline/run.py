@@ -113,7 +113,7 @@ RECIPES = {
         {"": settings.RankConfig},
     ),
     "bench": Recipe(
-        "measure speed beside a baseline: rollout, dpo, sync, render, metrics or flow",
+        "measure speed beside a baseline: rollout, dpo, sync, render, metrics, flow or serve",
         subjects=BENCHED,
     ),
 }

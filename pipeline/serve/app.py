@@ -26,7 +26,7 @@ from rapport.pipeline.serve.doors import Refused, guard, pace_of_bytes, pace_of_
 from rapport.pipeline.serve.generations import router
 from rapport.pipeline.serve.record import Recorder
 from rapport.pipeline.serve.server import MOVE_S, Server, as_prometheus
-from rapport.pipeline.serve.session import Session, SessionRequest
+from rapport.pipeline.serve.session import Session, SessionRequest, Terms
 from rapport.pipeline.serve.settings import PAGE
 from rapport.pipeline.serve.wire import WireError
 from rapport.policies.clip import AUDIO_RATE
@@ -214,8 +214,8 @@ async def _live(server: Server, socket: WebSocket) -> None:
         asked = server.tickets.open(ticket.removeprefix(wire.TICKET))
         voice = server.check(asked)
         server.require_room(voice)
-        seat = server.seats.taken(server.rules.client(socket.scope))
-        with seat:
+        limits = server.config.limits
+        with server.seats.taken(server.rules.client(socket.scope)):
             await socket.accept(spoken)
             channel = SocketChannel(socket, spoken == wire.PROTOCOL_OF_TEXTS)
             session = Session(
@@ -224,8 +224,11 @@ async def _live(server: Server, socket: WebSocket) -> None:
                 voice,
                 server.engine,
                 channel,
-                pace_of_sound(AUDIO_RATE, goes_on=asked.number > 0),
-                server.wait(voice),
+                Terms(
+                    pace_of_sound(AUDIO_RATE, limits.pace, goes_on=asked.number > 0),
+                    grace=server.config.grace_s,
+                    wait=server.wait(voice),
+                ),
             )
             server.opened(session)
             try:
@@ -244,7 +247,7 @@ async def _talk(
     recorder = Recorder.of(server.config.record, session)
     tasks = [
         asyncio.create_task(channel.deliver()),
-        asyncio.create_task(_listen(session, channel, socket, recorder)),
+        asyncio.create_task(_listen(server, session, channel, socket, recorder)),
         asyncio.create_task(_keep_time(server, session, channel)),
     ]
     try:
@@ -262,10 +265,14 @@ async def _talk(
 
 
 async def _listen(
-    session: Session, channel: SocketChannel, socket: WebSocket, recorder: Recorder | None
+    server: Server,
+    session: Session,
+    channel: SocketChannel,
+    socket: WebSocket,
+    recorder: Recorder | None,
 ) -> None:
     """What the client sends; returns when it is gone."""
-    pace = pace_of_bytes(BYTES_PER_S)
+    pace = pace_of_bytes(BYTES_PER_S * server.config.limits.pace)
     while True:
         received = await socket.receive()
         if received["type"] == "websocket.disconnect":

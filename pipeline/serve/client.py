@@ -422,6 +422,7 @@ class Client:
         if self.sessions == 0:
             self.begins = asyncio.get_running_loop().time() + ready.wait_s
         self.session = session
+        self.name = ready.id
         self.sessions += 1
         return socket
 

@@ -38,7 +38,8 @@ class Listeners:
     ) -> None:
         section = ServeSection(**config)
         torch.set_num_threads(max(int(section.cpus), 1))
-        self.server = Server(section, HeadConfig(**head), secret.encode(), token)
+        name = serve.get_replica_context().replica_id.unique_id
+        self.server = Server(section, HeadConfig(**head), name, secret.encode(), token)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve answers requests by."""

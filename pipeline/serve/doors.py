@@ -221,19 +221,22 @@ class Pace:
         self._seen = now
 
 
-def pace_of_sound(rate: int, clock: Clock = time.monotonic, *, goes_on: bool = False) -> Pace:
-    """Of live sound, in samples: a fifth faster than it is said, and 2 s at once.
+def pace_of_sound(
+    rate: int, times: float = 1.2, clock: Clock = time.monotonic, *, goes_on: bool = False
+) -> Pace:
+    """Of live sound, in samples: a little faster than it is said, and 2 s at once.
 
     Args:
         rate: samples a second.
+        times: as fast as it is said.
         clock: seconds that only grow.
         goes_on: whether the session began elsewhere: all that was not answered there comes at once.
     """
-    return Pace(1.2 * rate, (12.0 if goes_on else 2.0) * rate, clock)
+    return Pace(times * rate, (12.0 if goes_on else 2.0) * rate, clock)
 
 
 def pace_of_bytes(needed: float, clock: Clock = time.monotonic) -> Pace:
-    """Of a socket, in bytes: half more than it needs, and 2 s and a largest message at once.
+    """Of a socket, in bytes: half more than it needs, and 3 s and a largest message at once.
 
     Args:
         needed: bytes a second of a client that sends all that it may.

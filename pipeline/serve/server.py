@@ -35,14 +35,21 @@ class Server:
     Args:
         config: of the server.
         head: that is animated.
+        name: of the replica.
         secret: of tickets, the same in all replicas.
         token: that clients need; None = none.
     """
 
     def __init__(
-        self, config: ServeSection, head: HeadConfig, secret: bytes, token: str | None
+        self,
+        config: ServeSection,
+        head: HeadConfig,
+        name: str,
+        secret: bytes,
+        token: str | None,
     ) -> None:
         self.config = config
+        self.name = name
         self.head: HeadAsset = load_head(head.path, head.topology)
         self.rules = Rules(
             token=token,
@@ -145,10 +152,9 @@ class Server:
         self.sessions.pop(session.name, None)
         telemetry.record(telemetry.SESSIONS, len(self.sessions))
 
-    @staticmethod
-    def new_name() -> str:
-        """Of a session; it stands in every line of the log about it."""
-        return secrets.token_hex(8)
+    def new_name(self) -> str:
+        """Of a session, with its replica's; it stands in every line of the log about it."""
+        return f"{self.name}.{secrets.token_hex(6)}"
 
     # -- Health --
 

@@ -23,7 +23,6 @@ from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.live import Chunk
 from rapport.policies.motion import LayoutError, Motion
 
-GRACE_S = 0.08  # sound may be late by, before silence is heard in its place
 DRIFT = 5e-4  # of a client's clock against ours, at most; sound cards have .0001
 AHEAD_S = 2.0  # of sound that may lie before the chunk that is heard
 LAGS_S = 2.0  # a client shows its newest answer later than it should by, and is sent no more
@@ -63,6 +62,21 @@ class Channel(Protocol):
         """Nothing more goes to the client."""
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On which a session is held.
+
+    Args:
+        pace: of sound that may be sent; None = any.
+        grace: seconds that sound may be late by, before silence is heard in its place.
+        wait: seconds until its first chunk may begin, so that sessions share their steps.
+    """
+
+    pace: Pace | None = None
+    grace: float = 0.08
+    wait: float = 0.0
+
+
 @dataclass
 class Hearing:
     """The sound of one person, as far as its chunk is not complete.
@@ -96,8 +110,7 @@ class Session:
         voice: who listens.
         engine: that steps it.
         channel: to the client.
-        pace: of sound that it may send.
-        wait: seconds until its first chunk may begin, so that sessions share their steps.
+        terms: of the session.
     """
 
     def __init__(
@@ -107,8 +120,7 @@ class Session:
         voice: Voice,
         engine: Engine,
         channel: Channel,
-        pace: Pace | None = None,
-        wait: float = 0.0,
+        terms: Terms = Terms(),
     ) -> None:
         self.name = name
         self.request = request
@@ -120,7 +132,7 @@ class Session:
         self._ending = False
         self._engine = engine
         self._channel = channel
-        self._pace = pace
+        self._terms = terms
         self._number = request.number  # of the chunk that is heard
         self._sound = Hearing(voice.border(request.number))
         self._own: Hearing | None = None
@@ -141,7 +153,7 @@ class Session:
         now = engine.clock()
         self._alive = now
         self._pinged = now
-        self._say(wire.Ready(id=name, number=request.number, wait_s=wait))
+        self._say(wire.Ready(id=name, number=request.number, wait_s=terms.wait))
 
     @property
     def catches_up(self) -> bool:
@@ -218,7 +230,8 @@ class Session:
     def _hear_sound(self, part: Part) -> None:
         now = self._engine.clock()
         samples = len(part.payload) // 2
-        if self._pace is not None and not self._pace.take(samples):
+        pace = self._terms.pace
+        if pace is not None and not pace.take(samples):
             raise WireError(
                 "sound comes faster than it is spoken; POST /v1/generations takes recordings",
                 "pace",
@@ -286,7 +299,7 @@ class Session:
             self._say(wire.Ping())
         if self._began is None or self._to_come or self._ending or self.ended:
             return
-        while now > self._due(self._number) + GRACE_S:
+        while now > self._due(self._number) + self._terms.grace:
             missing = self.voice.border(self._number + 1) - self._sound.at
             if missing > 0:
                 self._sound.add(np.zeros(missing, np.float32))

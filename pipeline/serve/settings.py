@@ -19,6 +19,8 @@ class LimitsConfig(Section):
     """requests a minute, of a token or of an address"""
     sessions: int = Field(8, ge=1)
     """live sessions at once, of an address (where everybody has the token: of all)"""
+    pace: float = Field(1.2, ge=1)
+    """times as fast as it is spoken, at which sound may come; 2 s may come at once"""
     minutes: float = Field(60, gt=0)
     """of a live session, and of a recording"""
     upload_mb: float = Field(64, gt=0)
@@ -52,6 +54,8 @@ class ServeSection(Section):
     lead: Literal[0, 4, 8, 12] = 0
     """frames of a latent that AR-Flow hears before it moves, unless a client asks for others; 0
     answers soonest"""
+    grace_s: float = Field(0.08, ge=0)
+    """sound may be late by, before silence is heard in its place"""
     evaluations: int = Field(4, ge=2, multiple_of=2)
     """of AR-Flow's velocity, for a latent"""
     origins: list[str] = []

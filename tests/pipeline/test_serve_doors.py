@@ -284,7 +284,7 @@ def test_after_the_wait_it_passes_and_a_little_before_it_does_not(steps, amount)
 
 def test_live_sound_may_come_a_fifth_faster_and_two_seconds_at_once():
     clock = Clock()
-    pace = pace_of_sound(16_000, clock)
+    pace = pace_of_sound(16_000, clock=clock)
     assert pace.take(32_000) and not pace.take(160)
     clock.now += 1
     assert pace.take(19_200) and not pace.take(160)

@@ -34,7 +34,7 @@ from tests.small_flow import saved_policy
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 CHUNK = 5120
-LIMITS = LimitsConfig(requests=10_000, sessions=64)
+LIMITS = LimitsConfig(requests=10_000, sessions=64, pace=1000)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def config(folders):
         cpus=0.5,
         sessions=8,
         demo=True,
+        grace_s=60,
         limits=LIMITS,
     )
 

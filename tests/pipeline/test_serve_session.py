@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import pace_of_sound
 from rapport.pipeline.serve.engine import Engine, capacity, delay_of, measure
-from rapport.pipeline.serve.session import GONE_S, LOST_S, Session, SessionRequest
+from rapport.pipeline.serve.session import GONE_S, LOST_S, Session, SessionRequest, Terms
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.flow.conditions import LEADS
@@ -271,8 +271,8 @@ def test_a_client_that_is_gone_is_noticed(voice, engine, clock):
 
 
 def test_sound_may_not_come_faster_than_it_is_spoken(voice, engine, clock):
-    pace = pace_of_sound(AUDIO_RATE, clock)
-    session = Session("s", SessionRequest(), voice, engine, Client(), pace)
+    terms = Terms(pace_of_sound(AUDIO_RATE, clock=clock))
+    session = Session("s", SessionRequest(), voice, engine, Client(), terms)
     with pytest.raises(WireError, match="faster than it is spoken") as refused:
         for number in range(12):
             session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
