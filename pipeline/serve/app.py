@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -92,6 +93,7 @@ def application(server: Server) -> FastAPI:
     app = FastAPI(title="Rapport", lifespan=life, docs_url=None, redoc_url=None)
     guard(app, server.rules)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _misunderstood)
     app.include_router(router(server.generations))
 
     @app.get("/v1/policies")
@@ -181,6 +183,14 @@ def application(server: Server) -> FastAPI:
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
     return error.response()
+
+
+async def _misunderstood(request: Request, error: Exception) -> JSONResponse:
+    """In the form of all refusals, and without what was sent: that may be anything."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:])
+    return Refused(422, "field", f"{field or 'body'}: {first['msg']}", field=field).response()
 
 
 def _judged(require: Any) -> JSONResponse:

@@ -161,6 +161,7 @@ class Client:
 
     Attributes:
         session: the present one.
+        name: of it, as in the server's log; the replica's begins it.
         sessions: how many were opened.
         begins: when sample 0 is to be recorded, seconds of the event loop.
         shown: the newest sample that was taken by whoever iterates over the answers. Servers are
@@ -169,6 +170,7 @@ class Client:
     """
 
     session: Session
+    name: str
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class Server:
         self.resumed = 0
         self._canaries: dict[str, np.ndarray] = {}
         self._sources: dict[str, str | None] = {}
-        self._looked_at = time.monotonic()
+        self._looked_at: float | None = None
         self._loading = threading.Lock()
         self.load(config.policies)
         limits = Limits(
@@ -165,7 +165,8 @@ class Server:
     @property
     def leaving(self) -> bool:
         """Whether the replica is on its way out."""
-        return time.monotonic() - self._looked_at > FORGOTTEN_S
+        looked_at = self._looked_at
+        return looked_at is not None and time.monotonic() - looked_at > FORGOTTEN_S
 
     def require_alive(self) -> None:
         """Raise `RuntimeError` unless the engine steps what it has."""

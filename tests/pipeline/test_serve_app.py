@@ -1,0 +1,235 @@
+"""The application without Ray: what it answers to right, wrong and hostile requests."""
+
+import json
+import wave
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import WebSocketDenialResponse
+
+from rapport.pipeline.serve import wire
+from rapport.pipeline.serve.app import application
+from rapport.pipeline.serve.server import Server
+from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
+from rapport.policies.flow.config import PAPER_GROUPS
+from rapport.policies.head.settings import HeadConfig
+from tests.live_clients import sound_part
+from tests.small_flow import saved_policy
+from tests.talking import small_policy
+
+import numpy as np  # isort: skip
+
+LIMITS = LimitsConfig(requests=1_000_000, sessions=64, pace=1000)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    saved_policy(folder / "flow", PAPER_GROUPS)
+    small_policy().save(folder / "vla")
+    section = ServeSection(
+        policies={"flow": str(folder / "flow"), "vla": str(folder / "vla")},
+        sessions=4,
+        record=folder / "recorded",
+        limits=LIMITS,
+        grace_s=60,
+    )
+    return Server(section, HeadConfig(), "replica", bytes(range(32)), None)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with TestClient(application(server), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def ticket(client, **asked):
+    answer = client.post("/v1/sessions", json=asked)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def socket(client, session):
+    protocols = [wire.PROTOCOL, wire.TICKET + session["ticket"]]
+    return client.websocket_connect("ws://127.0.0.1/v1/live", subprotocols=protocols)
+
+
+def received(live):
+    """The next message that is no ping and no stats."""
+    while True:
+        message = live.receive()
+        if message["type"] == "websocket.close":
+            return message
+        if message.get("bytes") is not None:
+            return wire.unpacked(message["bytes"])
+        text = json.loads(message["text"])
+        if text["type"] not in ("ping", "stats"):
+            return text
+
+
+def test_both_policies_are_talked_to(client):
+    listed = client.get("/v1/policies").json()
+    assert [policy["name"] for policy in listed["policies"]] == ["flow", "vla"]
+    for name in ("flow", "vla"):
+        session = ticket(client, policy=name, outputs=["motion", "act"])
+        chunk = round(session["chunk_samples"])
+        dim = sum(width for _, width in session["layout"]["groups"])
+        frames = 0
+        with socket(client, session) as live:
+            assert received(live)["type"] == "ready"
+            for number in range(4):
+                part = sound_part(np.zeros(chunk, "<i2"), chunk * number)
+                live.send_bytes(wire.packed([part]))
+                live.send_text(wire.Ack(sample=chunk * number).model_dump_json())
+            live.send_text(wire.End().model_dump_json())
+            while not isinstance(message := received(live), dict):
+                for part in message:
+                    if part.kind == wire.Kind.SHOWN:
+                        frames += len(part.payload) // 4 // dim
+            assert message["code"] == wire.ENDED
+        assert frames >= 4 * chunk / session["rate"] * session["fps"]
+
+
+def test_a_policy_that_sees_is_shown_pictures(client, server):
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(file, "JPEG")
+    session = ticket(client, policy="vla", outputs=["motion"])
+    chunk = round(session["chunk_samples"])
+    with socket(client, session) as live:
+        received(live)
+        for number in range(3):
+            picture = wire.Part(wire.Kind.PICTURE, chunk * number + 100, file.getvalue())
+            live.send_bytes(wire.packed([picture]))
+            live.send_bytes(wire.packed([sound_part(np.zeros(chunk, "<i2"), chunk * number)]))
+            assert received(live)[0].kind == wire.Kind.SHOWN
+        line = next(iter(server.sessions.values()))._line
+        assert line.state.picture.any()
+
+
+def test_what_a_policy_cannot_do_is_refused(client):
+    for asked, code in (
+        ({"policy": "nobody"}, 404),
+        ({"policy": "vla", "text": "happy"}, 422),
+        ({"policy": "vla", "lead": 4}, 422),
+        ({"policy": "flow", "lead": 5}, 422),
+        ({"seed": -1}, 422),
+        ({"unknown": 1}, 422),
+        ({"outputs": []}, 422),
+    ):
+        assert client.post("/v1/sessions", json=asked).status_code == code, asked
+
+
+def test_sessions_that_do_not_fit_are_refused(client, server):
+    opened = []
+    try:
+        for seed in range(4):
+            live = socket(client, ticket(client, seed=seed)).__enter__()
+            received(live)
+            opened.append(live)
+        answer = client.post("/v1/sessions", json={})
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+        kept = server.tickets.issue(next(iter(server.sessions.values())).request)
+        with pytest.raises(WebSocketDenialResponse) as refused:
+            socket(client, {"ticket": kept}).__enter__()
+        assert refused.value.status_code == 503
+    finally:
+        for live in opened:
+            live.__exit__(None, None, None)
+
+
+def test_a_recorded_session_says_so_and_is_kept(client, server):
+    session = ticket(client, seed=11)
+    assert session["recorded"] is True
+    with socket(client, session) as live:
+        name = received(live)["id"]
+        sound = np.arange(5120, dtype="<i2")
+        live.send_bytes(wire.packed([sound_part(sound, 0)]))
+        live.send_text(wire.End().model_dump_json())
+        while not isinstance(received(live), dict):
+            pass
+    folder = server.config.record
+    with wave.open(str(folder / f"{name}.wav")) as file:
+        assert file.readframes(9999) == sound.tobytes()
+    assert json.loads((folder / f"{name}.json").read_text())["seed"] == 11
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    """Every file that a session writes would be below here."""
+    saved_policy(tmp_path / "flow", PAPER_GROUPS)
+    before = sorted(tmp_path.rglob("*"))
+    section = ServeSection(policies={"flow": str(tmp_path / "flow")}, limits=LIMITS, grace_s=60)
+    monkeypatch.chdir(tmp_path)
+    server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
+    with TestClient(application(server), base_url="http://127.0.0.1") as client:
+        session = ticket(client)
+        assert session["recorded"] is False
+        with socket(client, session) as live:
+            received(live)
+            live.send_bytes(wire.packed([sound_part(np.zeros(5120, "<i2"), 0)]))
+            received(live)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+ASKED = st.fixed_dictionaries(
+    {},
+    optional={
+        "policy": st.sampled_from(["flow", "vla", ""]) | JSON,
+        "seed": st.integers() | JSON,
+        "text": st.text(max_size=30) | JSON,
+        "lead": st.sampled_from([0, 4, 8, 12, 5]) | JSON,
+        "outputs": st.lists(st.sampled_from(["motion", "arkit", "act", "x"])) | JSON,
+        "number": st.integers() | JSON,
+    },
+)
+PATHS = st.sampled_from(
+    ["/v1/generations/{}", "/v1/generations/{}/files/{}", "/v1/{}", "/{}", "/vendor/{}"]
+)
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(asked=ASKED | JSON, path=PATHS, name=st.text(max_size=20), body=st.binary(max_size=60))
+def test_whatever_is_asked_nobody_meets_a_traceback(client, asked, path, name, body):
+    from urllib.parse import quote
+
+    headers = {"content-type": "application/json"}
+    answers = [
+        client.post("/v1/sessions", content=json.dumps(asked), headers=headers),
+        client.post("/v1/sessions", content=body, headers=headers),
+        client.get(path.format(quote(name, safe=""), quote(name, safe=""))),
+        client.post("/v1/generations", content=body, headers=headers),
+        client.delete(f"/v1/generations/{quote(name, safe='')}"),
+    ]
+    for answer in answers:
+        assert answer.status_code < 500 or answer.status_code == 503, answer.text
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(messages=st.lists(st.binary(max_size=100) | st.text(max_size=100), min_size=1, max_size=5))
+def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
+    failed = server.engine.counts.failed
+    with socket(client, ticket(client)) as live:
+        assert received(live)["type"] == "ready"
+        for message in messages:
+            if isinstance(message, bytes):
+                live.send_bytes(message)
+            else:
+                live.send_text(message)
+        error = received(live)
+        assert error["type"] == "error" and error["message"] and error["code"]
+        assert received(live)["code"] in (1003, 1007, 1008, 1009)
+    assert server.engine.counts.failed == failed
