@@ -11,10 +11,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
+from ray._common.utils import import_attr
+from ray.serve.schema import ServeDeploySchema
 
 from rapport.actors import telemetry
 from rapport.pipeline.plan import Piece, place
 from rapport.pipeline.run import RECIPES, main
+from rapport.pipeline.serve.deployment import SECRET
+from rapport.pipeline.serve.settings import TOKEN, ServeSection
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -22,7 +27,9 @@ SCHEMAS = yaml.safe_load((Path(__file__).parent / "schemas.yaml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = f"rapport-rlhf:{PROJECT['version']}"
 JOBS = ("dpo", "gdpo", "tune")
+CLUSTERS = (*JOBS, "serve")
 FILES = {f"kuberay/{job}.yaml": "rayjob" for job in JOBS} | {
+    "kuberay/serve.yaml": "rayservice",
     "kuberay/storage.yaml": "storage",
     "kuberay/monitor.yaml": "monitor",
     "compose.yaml": "compose",
@@ -54,10 +61,11 @@ def test_every_field_is_one_that_the_format_knows(name, schema):
 
 
 def test_no_file_goes_unchecked():
-    checked = {*FILES, "cluster.yaml"}  # which Ray checks itself, below
+    by_ray = {"cluster.yaml", "serve.yaml"}  # below
+    by_npm = {"web/package.json", "web/package-lock.json"}
     assert {
         str(path.relative_to(INFRA)) for path in TEXTS if path.suffix in (".yaml", ".json")
-    } == checked
+    } == {*FILES, *by_ray, *by_npm}
 
 
 def test_a_slip_of_the_pen_fails():
@@ -71,6 +79,102 @@ def test_ray_takes_the_cluster_file():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(read("cluster.yaml")))
+
+
+# The live server
+
+
+def served(name: str) -> str:
+    """What Ray Serve is given."""
+    if name == "serve.yaml":
+        return (INFRA / name).read_text()
+    return read(name)["spec"]["serveConfigV2"]
+
+
+SERVED = ["serve.yaml", "kuberay/serve.yaml"]
+
+
+@pytest.fixture
+def token(monkeypatch):
+    monkeypatch.setenv(TOKEN, "of the test")
+
+
+def configs_of_serve() -> dict[str, dict]:
+    """Both files, and the one as it is with autoscaling."""
+    text = served("kuberay/serve.yaml")
+    scaled = re.sub(r"# (num_replicas: auto|autoscaling_config:| +\{min_replicas)", r"\1", text)
+    assert scaled.count("#") == text.count("#") - 3
+    return {name: yaml.safe_load(served(name)) for name in SERVED} | {
+        "with autoscaling": yaml.safe_load(scaled)
+    }
+
+
+@pytest.mark.parametrize("name", configs_of_serve())
+def test_ray_serve_knows_every_key(name):
+    """It drops others without a word."""
+    config = configs_of_serve()[name]
+    known = ServeDeploySchema.model_validate(config).model_dump(mode="json", exclude_unset=True)
+    assert known == config
+
+
+@pytest.mark.parametrize("name", configs_of_serve())
+def test_the_application_of_a_file_of_serve_is_built(name, token):
+    config = configs_of_serve()[name]
+    [application] = config["applications"]
+    build = import_attr(application["import_path"])
+    deployment = build(application["args"])._bound_deployment
+    section = ServeSection(**application["args"]["serve"])
+    assert deployment.num_replicas == section.replicas
+    assert deployment.ray_actor_options["num_cpus"] == section.cpus
+    [changed] = application["deployments"]
+    assert changed["name"] == deployment.name
+    options = {key: value for key, value in changed.items() if key != "name"}
+    assert deployment.options(**options).user_config == changed["user_config"]
+    assert changed["user_config"].keys() == deployment.user_config.keys()
+    assert ServeSection(**changed["user_config"]).policies, "what `reconfigure` is given"
+
+
+def test_autoscaling_leaves_room_in_a_replica(token):
+    [application] = configs_of_serve()["with autoscaling"]["applications"]
+    [changed] = application["deployments"]
+    target = changed["autoscaling_config"]["target_ongoing_requests"]
+    assert target == pytest.approx(0.7 * application["args"]["serve"]["sessions"], abs=0.5)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_server_that_others_reach_is_not_built_without_a_token(name, monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    config = yaml.safe_load(served(name))
+    [application] = config["applications"]
+    section = application["args"]["serve"]
+    listens = config["http_options"]
+    assert (section["host"], section["port"]) == (listens["host"], listens["port"])
+    with pytest.raises(ValidationError, match=TOKEN):
+        import_attr(application["import_path"])(application["args"])
+
+
+def test_both_files_of_serve_differ_in_size_only():
+    one, other = (yaml.safe_load(served(name)) for name in SERVED)
+    for config in (one, other):
+        del config["applications"][0]["args"]["serve"]["cpus"]
+    assert one == other
+
+
+def test_the_pods_of_serve_have_its_secrets_and_room_for_its_replicas():
+    text = (INFRA / "kuberay" / "serve.yaml").read_text()
+    keys = set(re.findall(r"--from-literal=(\w+)=", text))
+    [secret] = re.findall(r"kubectl create secret generic (\S+)", text)
+    for pod in pods("serve").values():
+        variables = {v["name"]: v for v in pod["containers"][0]["env"]}
+        references = [variables[name]["valueFrom"]["secretKeyRef"] for name in (TOKEN, SECRET)]
+        assert {reference["name"] for reference in references} == {secret}
+        assert {reference["key"] for reference in references} == keys
+    section = configs_of_serve()["kuberay/serve.yaml"]["applications"][0]["args"]["serve"]
+    [group] = cluster_of("serve")["workerGroupSpecs"]
+    assert section["replicas"] == group["replicas"] == group["minReplicas"]
+    replica = Piece("replica", section["cpus"], section["gpus"])
+    [node, *_] = nodes_of_job("serve")["listeners"]
+    assert_covered([(replica, None)], {"listeners": [node]})
 
 
 # Commands
@@ -95,7 +199,7 @@ def config_of(command: str) -> dict:
 WRITTEN = {
     f"{path.name}:{i}": command
     for path in TEXTS
-    if path.suffix != ".json"
+    if path.suffix not in (".json", ".py")
     for i, command in enumerate(commands(path.read_text()))
 }
 
@@ -138,16 +242,14 @@ def test_there_is_one_image_of_one_version():
     assert {s["image"] for s in services if s["image"].startswith("rapport")} == {f"{IMAGE}-cpu"}
     for name in JOBS:
         assert {pod["containers"][0]["image"] for pod in pods(name).values()} == {f"{IMAGE}-cuda"}
+    assert {pod["containers"][0]["image"] for pod in pods("serve").values()} == {f"{IMAGE}-cpu"}
     assert read("cluster.yaml")["docker"]["image"] == f"{IMAGE}-cuda"
 
 
 def test_the_ray_of_kuberay_is_that_of_the_image():
     [ray] = [line for line in pins_of("cuda.lock") if line.startswith("ray==")]
-    for job in JOBS:
-        assert (
-            read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
-            == ray.split("==")[1].split()[0]
-        )
+    for name in CLUSTERS:
+        assert cluster_of(name)["rayVersion"] == ray.split("==")[1].split()[0]
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
@@ -185,9 +287,15 @@ def test_what_is_copied_into_the_image_is_there():
 # Sizes
 
 
-def pods(job: str) -> dict[str, dict]:
-    """Group -> pod of a RayJob."""
-    cluster = read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]
+def cluster_of(name: str) -> dict:
+    """The Ray cluster of a RayJob or of the RayService."""
+    spec = read(f"kuberay/{name}.yaml")["spec"]
+    return spec["rayClusterConfig" if name == "serve" else "rayClusterSpec"]
+
+
+def pods(name: str) -> dict[str, dict]:
+    """Group -> pod."""
+    cluster = cluster_of(name)
     groups = {"head": cluster["headGroupSpec"]} | {
         group["groupName"]: group for group in cluster["workerGroupSpecs"]
     }
@@ -197,10 +305,10 @@ def pods(job: str) -> dict[str, dict]:
 def nodes_of_job(job: str) -> dict[str, list[dict[str, float]]]:
     """Group -> what Ray sees of each of its nodes when all have come."""
     groups = {}
-    for group in read(f"kuberay/{job}.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+    for group in cluster_of(job)["workerGroupSpecs"]:
         limits = pods(job)[group["groupName"]]["containers"][0]["resources"]["limits"]
         node = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
-        marks = {mark: float(amount) for mark, amount in group["resources"].items()}
+        marks = {mark: float(amount) for mark, amount in group.get("resources", {}).items()}
         groups[group["groupName"]] = [node | marks] * group["maxReplicas"]
     return groups
 
@@ -277,8 +385,8 @@ def test_one_worker_of_compose_holds_the_default_job():
 
 def test_volumes_of_every_pod_are_mounted_and_claimed():
     claim = read("kuberay/storage.yaml")["metadata"]["name"]
-    for job in JOBS:
-        for pod in pods(job).values():
+    for name in CLUSTERS:
+        for pod in pods(name).values():
             volumes = {volume["name"]: volume for volume in pod["volumes"]}
             assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == set(volumes)
             assert volumes["shared"]["persistentVolumeClaim"]["claimName"] == claim
@@ -329,7 +437,8 @@ def test_prometheus_asks_every_ray_service_at_its_port():
 
 
 def test_the_dashboard_shows_every_metric_and_no_other():
-    panels = json.loads((INFRA / "grafana" / "dashboard.json").read_text())["panels"]
+    all_panels = json.loads((INFRA / "grafana" / "dashboard.json").read_text())["panels"]
+    panels = [panel for panel in all_panels if panel["type"] != "row"]
     shown = {
         name
         for panel in panels
@@ -349,5 +458,10 @@ def test_the_dashboard_shows_every_metric_and_no_other():
         for tag in group.split(", ")
     } - {"le"}
     assert tags <= {tag for metric in telemetry.METRICS for tag in metric.tags}
-    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels]
-    assert len(set(places)) == len(places) == len({p["id"] for p in panels})
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in all_panels]
+    assert len(set(places)) == len(places) == len({p["id"] for p in all_panels})
+
+
+def test_the_readme_explains_every_metric():
+    explained = re.findall(r"^\| `(ray_rapport_\w+)` \|", (INFRA / "README.md").read_text(), re.M)
+    assert sorted(explained) == sorted(metric.exported for metric in telemetry.METRICS)
