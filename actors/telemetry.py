@@ -15,7 +15,7 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 # Upper bounds of the histogram's buckets.
-SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
+SECONDS = [0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 # What a loss calls its KL to the reference policy, whatever the algorithm; a KL to anything else,
 # such as the motion VAE's to N(0, I), has another name.
 KL_TO_REFERENCE = "kl/reference"

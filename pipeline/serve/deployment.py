@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from rapport.actors.cluster import worker_environment
+from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.server import LOOKED_AT_S, MOVE_S, Server
 from rapport.pipeline.serve.settings import TOKEN, ServeSection
@@ -18,6 +19,7 @@ from rapport.policies.head.settings import HeadConfig
 
 APPLICATION = "rapport"
 SECRET = "RAPPORT_SECRET"  # environment variable of the secret of tickets
+SECRET_BYTES = 16
 SPARE = 16  # requests beside the live sessions of a replica
 
 
@@ -46,8 +48,11 @@ class Listeners:
         return application(self.server)
 
     def reconfigure(self, changed: dict[str, Any]) -> None:
-        """Other policies, in a running replica; sessions keep the one that they began with."""
-        self.server.load(changed["policies"])
+        """Other policies, in a running replica; sessions keep the one that they began with.
+
+        Where one cannot be loaded, the present ones stay, and `/readyz` says why.
+        """
+        self.server.reload(changed["policies"])
 
     def check_health(self) -> None:
         """Ray Serve calls this again and again, until the replica is to go away."""
@@ -74,6 +79,8 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
         },
     )
     secret = os.environ.get(SECRET) or secrets.token_hex(32)
+    if len(secret) < SECRET_BYTES:
+        raise RunError(f"{SECRET} can be guessed: take {SECRET_BYTES} bytes or more, at random")
     return deployment.bind(
         config.model_dump(mode="json"), head.model_dump(mode="json"), secret, os.environ.get(TOKEN)
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from rapport.actors import telemetry
 from rapport.log import logger
+from rapport.pipeline.explained import explained_errors
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
 from rapport.pipeline.serve.engine import Engine, Voice, silence
@@ -63,6 +64,7 @@ class Server:
         self.sessions: dict[str, Session] = {}
         self.voices: dict[str, Voice] = {}
         self.resumed = 0
+        self.trouble: str | None = None  # with policies that should have been loaded
         self._canaries: dict[str, np.ndarray] = {}
         self._sources: dict[str, str | None] = {}
         self._looked_at: float | None = None
@@ -89,6 +91,15 @@ class Server:
                 _say(voice)
             for name in self.voices.keys() - sources.keys():
                 del self.voices[name]
+
+    def reload(self, policies: Mapping[str, str]) -> None:
+        """The same, where the present ones are kept if one of these cannot be loaded."""
+        try:
+            self.load(policies)
+            self.trouble = None
+        except explained_errors() as error:
+            logger.error(f"the policies stay as they are: {error}")
+            self.trouble = str(error)
 
     def voice(self, name: str | None) -> Voice:
         """The policy of that name; the first one where none is named.
@@ -177,6 +188,8 @@ class Server:
     def require_ready(self) -> None:
         """Raise `RuntimeError` unless every policy answers as it did when it was loaded."""
         self.require_alive()
+        if self.trouble is not None:
+            raise RuntimeError(self.trouble)
         for name, voice in list(self.voices.items()):
             if np.abs(_canary(voice) - self._canaries[name]).max() > ALIKE:
                 raise RuntimeError(f"policy {name} answers otherwise than when it was loaded")

@@ -6,6 +6,7 @@ No socket is in here and no clock of its own, so that all that can go wrong can 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -130,6 +131,9 @@ class Session:
         self.answer_s = 0.0
         self.ended = False
         self._ending = False
+        self._ends = threading.Lock()  # of the end, which meets answers
+        self._answered = request.number - 1  # the newest chunk that was
+        self._begun: Answer | None = None  # what was done before anything was heard
         self._engine = engine
         self._channel = channel
         self._terms = terms
@@ -425,14 +429,22 @@ class Session:
 
     def _answer(self, answer: Answer) -> None:
         """In the engine's thread."""
+        if self._begun is not None:
+            answer = _after(self._begun, answer)
+            self._begun = None
+        if answer.chunk < 0:
+            self._begun = answer  # goes with the first chunk's
+            return
         self.answer_s = answer.seconds
         telemetry.record(telemetry.ANSWER_SECONDS, answer.seconds, policy=self.voice.name)
         rate = AUDIO_RATE / answer.motion.layout.fps
         first = round(answer.first * rate)
         behind = (self._sent - self._shown) / AUDIO_RATE
         self._sent = round((answer.first + len(answer.motion)) * rate)
-        last = self._ending and answer.chunk == self._number - 1
         self._acts += self._act_part(answer)
+        with self._ends:
+            self._answered = answer.chunk
+            last = self._ending and answer.chunk == self._number - 1
         if behind > LOST_S:
             self._leave(wire.FORBIDDEN, f"the client is {LOST_S:g} s behind, or sends no ack")
         elif behind > LAGS_S + self.voice.delay[self.request.lead] and not last:
@@ -464,7 +476,7 @@ class Session:
 
     def _act_part(self, answer: Answer) -> list[Part]:
         """What the listener did, for a client that will go on elsewhere."""
-        if answer.chunk < 0 or "act" not in self.request.outputs:
+        if "act" not in self.request.outputs:
             return []
         act = answer.act.astype(self.voice.act_type).tobytes()
         return [Part(Kind.ACT, self.voice.border(answer.chunk), act, answer.flags)]
@@ -479,19 +491,24 @@ class Session:
             self._channel.send(wire.packed(parts))
 
     def _end(self) -> None:
-        """The client says nothing more: the chunk that it is in ends in silence."""
+        """The client says nothing more: a chunk that it is in ends in silence."""
         if self._ending:
             return
-        self._ending = True
         if self._line is None:
             self._leave(wire.ENDED, "ended")
             return
-        missing = self.voice.border(self._number + 1) - self._sound.at
-        self._sound.add(np.zeros(missing, np.float32))
-        self._complete(flags=0)
+        if self._sound.at > self.voice.border(self._number):
+            missing = self.voice.border(self._number + 1) - self._sound.at
+            self._sound.add(np.zeros(missing, np.float32))
+            self._complete(flags=0)
+        with self._ends:
+            self._ending = True
+            over = self._answered == self._number - 1
+        if over:
+            self._finish()
 
     def _finish(self) -> None:
-        """The frames that are left, in the engine's thread."""
+        """The frames that are left, once the last chunk is answered."""
         assert self._line is not None
         listener = self.voice.listener
         motion = listener.finish(self._line.state)
@@ -529,6 +546,14 @@ class Session:
 
     def _say(self, text: wire.Text) -> None:
         self._channel.send(text.model_dump_json())
+
+
+def _after(begun: Answer, answer: Answer) -> Answer:
+    """An answer with the frames before it."""
+    values = np.concatenate([begun.motion.values, answer.motion.values])
+    arkit = None if answer.arkit is None else np.concatenate([begun.arkit, answer.arkit])
+    motion = Motion(values, answer.motion.layout)
+    return replace(answer, motion=motion, first=begun.first, arkit=arkit)
 
 
 def _sound(part: Part) -> np.ndarray:

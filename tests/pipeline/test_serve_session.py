@@ -77,7 +77,7 @@ def test_a_live_session_does_what_the_policy_does_offline(policy, engine, lead):
     expected = offline(policy, sound, 3, "happy", lead)
     settled = len(expected) - R - R // 2  # what follows the end is answered to silence
     np.testing.assert_allclose(found[:settled], expected[:settled], atol=1e-5)
-    assert len(found) >= len(expected)
+    assert len(found) >= len(expected) - R * (lead == 12)  # which hears a chunk more
     assert client.texts[0] == {"type": "ready", "id": "s", "number": 0, "wait_s": 0.0}
     acts = client.parts(Kind.ACT)
     assert [part.sample for part in acts] == [voice.border(n) for n in range(len(acts))]

@@ -193,7 +193,10 @@ export class Session {
 
   /** A socket whose server is ready. */
   #open(info) {
-    const socket = new WebSocket(info.url, [PROTOCOL, TICKET + info.ticket]);
+    // Behind a proxy that ends TLS, the server may not know that this page came by https.
+    const url = new URL(info.url);
+    url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(url, [PROTOCOL, TICKET + info.ticket]);
     socket.binaryType = "arraybuffer";
     return new Promise((resolve, reject) => {
       let complaint = "";
