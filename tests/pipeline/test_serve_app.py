@@ -1,13 +1,22 @@
 """The application without Ray: what it answers to right, wrong and hostile requests."""
 
+import contextlib
+import io
 import json
+import threading
+import time
 import wave
+from urllib.parse import quote
 
+import httpx
+import numpy as np
 import pytest
-from fastapi.testclient import TestClient
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.testclient import WebSocketDenialResponse
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.app import application
@@ -16,10 +25,9 @@ from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
 from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.head.settings import HeadConfig
 from tests.live_clients import sound_part
+from tests.runs import free_port
 from tests.small_flow import saved_policy
 from tests.talking import small_policy
-
-import numpy as np  # isort: skip
 
 LIMITS = LimitsConfig(requests=1_000_000, sessions=64, pace=1000)
 
@@ -39,9 +47,27 @@ def server(tmp_path_factory):
     return Server(section, HeadConfig(), "replica", bytes(range(32)), None)
 
 
+@contextlib.contextmanager
+def listening(server):
+    """The application on a real port, and a client of it."""
+    web = uvicorn.Server(uvicorn.Config(application(server), port=free_port(), log_level="error"))
+    thread = threading.Thread(target=web.run)
+    thread.start()
+    try:
+        while not web.started:
+            time.sleep(0.01)
+            assert thread.is_alive()
+        url = f"http://127.0.0.1:{web.config.port}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield client
+    finally:
+        web.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def client(server):
-    with TestClient(application(server), base_url="http://127.0.0.1") as client:
+    with listening(server) as client:
         yield client
 
 
@@ -53,18 +79,19 @@ def ticket(client, **asked):
 
 def socket(client, session):
     protocols = [wire.PROTOCOL, wire.TICKET + session["ticket"]]
-    return client.websocket_connect("ws://127.0.0.1/v1/live", subprotocols=protocols)
+    return connect(session["url"], subprotocols=protocols)
 
 
 def received(live):
-    """The next message that is no ping and no stats."""
+    """The next message that is no ping and no stats; the code of a close."""
     while True:
-        message = live.receive()
-        if message["type"] == "websocket.close":
-            return message
-        if message.get("bytes") is not None:
-            return wire.unpacked(message["bytes"])
-        text = json.loads(message["text"])
+        try:
+            message = live.recv(60)
+        except ConnectionClosed as closed:
+            return closed.rcvd.code
+        if isinstance(message, bytes):
+            return wire.unpacked(message)
+        text = json.loads(message)
         if text["type"] not in ("ping", "stats"):
             return text
 
@@ -81,22 +108,18 @@ def test_both_policies_are_talked_to(client):
             assert received(live)["type"] == "ready"
             for number in range(4):
                 part = sound_part(np.zeros(chunk, "<i2"), chunk * number)
-                live.send_bytes(wire.packed([part]))
-                live.send_text(wire.Ack(sample=chunk * number).model_dump_json())
-            live.send_text(wire.End().model_dump_json())
-            while not isinstance(message := received(live), dict):
+                live.send(wire.packed([part]))
+                live.send(wire.Ack(sample=chunk * number).model_dump_json())
+            live.send(wire.End().model_dump_json())
+            while isinstance(message := received(live), list):
                 for part in message:
                     if part.kind == wire.Kind.SHOWN:
                         frames += len(part.payload) // 4 // dim
-            assert message["code"] == wire.ENDED
+            assert message == wire.ENDED
         assert frames >= 4 * chunk / session["rate"] * session["fps"]
 
 
 def test_a_policy_that_sees_is_shown_pictures(client, server):
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 100, 50)).save(file, "JPEG")
     session = ticket(client, policy="vla", outputs=["motion"])
@@ -105,8 +128,8 @@ def test_a_policy_that_sees_is_shown_pictures(client, server):
         received(live)
         for number in range(3):
             picture = wire.Part(wire.Kind.PICTURE, chunk * number + 100, file.getvalue())
-            live.send_bytes(wire.packed([picture]))
-            live.send_bytes(wire.packed([sound_part(np.zeros(chunk, "<i2"), chunk * number)]))
+            live.send(wire.packed([picture]))
+            live.send(wire.packed([sound_part(np.zeros(chunk, "<i2"), chunk * number)]))
             assert received(live)[0].kind == wire.Kind.SHOWN
         line = next(iter(server.sessions.values()))._line
         assert line.state.picture.any()
@@ -129,18 +152,23 @@ def test_sessions_that_do_not_fit_are_refused(client, server):
     opened = []
     try:
         for seed in range(4):
-            live = socket(client, ticket(client, seed=seed)).__enter__()
-            received(live)
-            opened.append(live)
+            session = ticket(client, seed=seed)
+            url = session["url"]
+            opened.append(socket(client, session))
+            assert received(opened[-1])["type"] == "ready"
         answer = client.post("/v1/sessions", json={})
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
         kept = server.tickets.issue(next(iter(server.sessions.values())).request)
-        with pytest.raises(WebSocketDenialResponse) as refused:
-            socket(client, {"ticket": kept}).__enter__()
-        assert refused.value.status_code == 503
+        with pytest.raises(InvalidStatus) as refused:
+            socket(client, {"ticket": kept, "url": url})
+        assert refused.value.response.status_code == 503
     finally:
         for live in opened:
-            live.__exit__(None, None, None)
+            live.close()
+        deadline = time.monotonic() + 30
+        while server.sessions:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_recorded_session_says_so_and_is_kept(client, server):
@@ -149,9 +177,9 @@ def test_a_recorded_session_says_so_and_is_kept(client, server):
     with socket(client, session) as live:
         name = received(live)["id"]
         sound = np.arange(5120, dtype="<i2")
-        live.send_bytes(wire.packed([sound_part(sound, 0)]))
-        live.send_text(wire.End().model_dump_json())
-        while not isinstance(received(live), dict):
+        live.send(wire.packed([sound_part(sound, 0)]))
+        live.send(wire.End().model_dump_json())
+        while isinstance(received(live), list):
             pass
     folder = server.config.record
     with wave.open(str(folder / f"{name}.wav")) as file:
@@ -166,12 +194,12 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     section = ServeSection(policies={"flow": str(tmp_path / "flow")}, limits=LIMITS, grace_s=60)
     monkeypatch.chdir(tmp_path)
     server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
-    with TestClient(application(server), base_url="http://127.0.0.1") as client:
+    with listening(server) as client:
         session = ticket(client)
         assert session["recorded"] is False
         with socket(client, session) as live:
             received(live)
-            live.send_bytes(wire.packed([sound_part(np.zeros(5120, "<i2"), 0)]))
+            live.send(wire.packed([sound_part(np.zeros(5120, "<i2"), 0)]))
             received(live)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -202,8 +230,6 @@ PATHS = st.sampled_from(
 )
 @given(asked=ASKED | JSON, path=PATHS, name=st.text(max_size=20), body=st.binary(max_size=60))
 def test_whatever_is_asked_nobody_meets_a_traceback(client, asked, path, name, body):
-    from urllib.parse import quote
-
     headers = {"content-type": "application/json"}
     answers = [
         client.post("/v1/sessions", content=json.dumps(asked), headers=headers),
@@ -225,11 +251,9 @@ def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
     with socket(client, ticket(client)) as live:
         assert received(live)["type"] == "ready"
         for message in messages:
-            if isinstance(message, bytes):
-                live.send_bytes(message)
-            else:
-                live.send_text(message)
+            with contextlib.suppress(ConnectionClosed):  # by the message before
+                live.send(message)
         error = received(live)
         assert error["type"] == "error" and error["message"] and error["code"]
-        assert received(live)["code"] in (1003, 1007, 1008, 1009)
+        assert received(live) in (1003, 1007, 1008, 1009)
     assert server.engine.counts.failed == failed
