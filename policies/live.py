@@ -62,7 +62,7 @@ class Listener(Protocol):
     beat: int
     """a session goes on elsewhere from a chunk whose number is a multiple of this"""
 
-    def start(self, seed: int, prompt: Any = None, first: int = 0) -> Any:
+    def start(self, seed: int, prompt: Any = None, *, first: int = 0) -> Any:
         """A session that nothing has happened in yet.
 
         Args:

@@ -164,7 +164,7 @@ def _process_of(session: str) -> int:
     """The replica that a session is in; its name begins the session's."""
     replica = session.partition(".")[0]
     for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000):
-        if (actor.name or "").endswith(f"#{replica}"):
+        if (actor.name or "").endswith(f"#{replica}") and actor.pid is not None:
             return int(actor.pid)
     raise LookupError(f"no replica {replica}")
 

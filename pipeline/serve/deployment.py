@@ -62,7 +62,7 @@ class Listeners:
 
 def built(config: ServeSection, head: HeadConfig) -> serve.Application:
     """The application, ready for `serve.run`."""
-    deployment = Listeners.options(
+    deployment = Listeners.options(  # type: ignore[attr-defined]
         name=APPLICATION,
         num_replicas=config.replicas,
         # A socket is a request, for as long as it is open: beyond the default of 5 it would hang.

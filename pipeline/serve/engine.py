@@ -266,8 +266,10 @@ def _stepped(
     listener = voice.listener
     states = [line.state if job.told is None else job.told(line.state) for line, job, _ in batch]
     heard = [job.heard for _, job, _ in batch]
-    if batch[0][1].done is not None:
-        after = listener.follow(states, heard, [job.done for _, job, _ in batch])
+    done = [job.done for _, job, _ in batch if job.done is not None]
+    if done:
+        known = [chunk for chunk in heard if chunk is not None]
+        after = listener.follow(states, known, done)
         for (line, _, _), state in zip(batch, after, strict=True):
             line.state = state
         return [None] * len(batch)

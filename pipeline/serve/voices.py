@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.engine import Voice, delay_of, measure, silence
 from rapport.pipeline.serve.settings import ServeSection
-from rapport.pipeline.steps.listening import policy_folder
+from rapport.pipeline.steps.listening import on_synthetic_people, policy_folder
 from rapport.policies.flow.conditions import LEADS
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.head.arkit import ArkitRig
@@ -54,7 +53,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         delay={lead: delay_of(listener, start(0, lead=lead)) for lead in leads},
         act_type="<i4" if np.issubdtype(listener.act(state).dtype, np.integer) else "<f4",
         costs=measure(listener, start, rig, config.sessions),
-        simulated=source is None or _on_synthetic_people(Path(source)),
+        simulated=on_synthetic_people(None if source is None else Path(source)),
     )
 
 
@@ -71,16 +70,6 @@ def _folder(source: str | None) -> Path:
         raise RunError(f"policy {source}: {error}") from error
     artifacts = Model.load(model).flavors["python_function"]["artifacts"]
     return model / artifacts["policy"]["path"]
-
-
-def _on_synthetic_people(source: Path) -> bool:
-    """Whether the run of a policy says that its corpus was made up."""
-    for folder in (source, *source.parents):
-        config = folder / "config.yaml"
-        if config.is_file():
-            corpus = yaml.safe_load(config.read_text()).get("corpus") or {}
-            return corpus.get("kind", "synthetic") == "synthetic"
-    return False
 
 
 def start_of(

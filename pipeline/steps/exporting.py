@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.settings import PAGE
 from rapport.pipeline.settings import ExportConfig
-from rapport.pipeline.steps.listening import policy_folder, require_place
+from rapport.pipeline.steps.listening import on_synthetic_people, policy_folder, require_place
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.export import beginnings, difference, require_packages, write_onnx
 from rapport.policies.flow.live import LiveFlow
@@ -106,7 +105,7 @@ def open_export(config: ExportConfig) -> Exported:
         head=head,
         texts=tuple(config.texts),
         runtime=_runtime(config.runtime),
-        simulated=_simulated(config.policy),
+        simulated=on_synthetic_people(config.policy),
     )
 
 
@@ -208,15 +207,6 @@ def _runtime(named: Path | None) -> Path:
         f"runtime={named} lacks {', '.join(missing)}: name the folder dist of the npm "
         "package onnxruntime-web"
     )
-
-
-def _simulated(path: Path) -> bool:
-    """Whether a run was trained on synthetic people; the folder of a policy does not say so."""
-    config = path / "config.yaml"
-    if not config.is_file():
-        return False
-    corpus = yaml.safe_load(config.read_text()).get("corpus", {})
-    return bool(corpus.get("kind") == "synthetic")
 
 
 def _copy(source: Path, target: Path) -> None:

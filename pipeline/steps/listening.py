@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rapport.pipeline.data.prompts import NAMES
 from rapport.pipeline.data.recording import Recording, open_recording
@@ -149,6 +150,21 @@ def policy_folder(path: Path | None) -> Path:
         if name in artifacts:
             return found(artifacts[name], path)
     raise RunError(f"policy={path}: that run left no policy, only {sorted(artifacts)}")
+
+
+def on_synthetic_people(path: Path | None) -> bool:
+    """Whether a policy, as of `policy_folder`, was trained on people who were made up.
+
+    A run's config says so; nothing is known of a folder that is not in one.
+    """
+    if path is None:
+        return True
+    for folder in (path, *path.absolute().parents):
+        config = folder / "config.yaml"
+        if config.is_file():
+            corpus = yaml.safe_load(config.read_text()).get("corpus") or {}
+            return bool(corpus.get("kind", "synthetic") == "synthetic")
+    return False
 
 
 def begin(session: Session, config: ListenConfig) -> list[Any]:

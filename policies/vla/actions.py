@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -206,7 +207,7 @@ class ActionSpace:
 
     def frames_of(self, blocks: int) -> int:
         """How many frames the first blocks have."""
-        return round(np.ceil(blocks * self.layout.fps / self.rate - 0.5 - WHOLE_TOLERANCE))
+        return math.ceil(blocks * self.layout.fps / self.rate - 0.5 - WHOLE_TOLERANCE)
 
     def draw(
         self, drawn: Drawn, knots: np.ndarray, *, ends: bool = False

@@ -151,8 +151,9 @@ class LiveVla:
         if not chunks:
             return np.zeros(0, np.int64), space.start
         steps = self.config.chunk_steps
-        knots = np.tile(self.policy.actions.rest, (steps, 1))
-        ids = self.policy.actions.encode(knots, self.policy.actions.rest)
+        rest = np.asarray(self.policy.actions.rest)
+        knots = np.tile(rest, (steps, 1))
+        ids = self.policy.actions.encode(knots, rest)
         known = (chunks + 1) * steps
         return ids, Drawn(known, knots[-2:], space.frames_of(known - 1))
 
