@@ -42,6 +42,7 @@ class ServeSection(Section):
     """address that is listened at; another than this machine's own needs a token in the
     environment variable RAPPORT_TOKEN"""
     port: int = Field(8000, ge=1, lt=65536)
+    """of the page and the endpoint"""
     replicas: int = Field(1, ge=1)
     """processes, each with all policies and sessions of its own"""
     cpus: float = Field(1, gt=0)
