@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import ray
 from ray import serve
 from ray.util.state import list_actors
 
@@ -163,7 +164,12 @@ async def _killed(url: str) -> float:
 def _process_of(session: str) -> int:
     """The replica that a session is in; its name begins the session's."""
     replica = session.partition(".")[0]
-    for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000):
+    for actor in list_actors(
+        ray.get_runtime_context().gcs_address,
+        filters=[("state", "=", "ALIVE")],
+        detail=True,
+        limit=1000,
+    ):
         if (actor.name or "").endswith(f"#{replica}") and actor.pid is not None:
             return int(actor.pid)
     raise LookupError(f"no replica {replica}")

@@ -183,6 +183,7 @@ class Client:
         self.sessions = 0
         self.begins = math.nan
         self.shown = 0
+        self._acked = 0
         self.stats: wire.Stats | None = None
         self._server = server.rstrip("/")
         self._wanted = wanted or Wanted()
@@ -352,7 +353,7 @@ class Client:
     async def _opened(self) -> Session:
         """A session that goes on with the first chunk that was not answered."""
         wanted = {
-            "policy": self._wanted.policy,
+            "policy": self._wanted.policy if self.sessions == 0 else self.session.policy,
             "seed": self._wanted.seed if self.sessions == 0 else self.session.seed,
             "text": self._text,
             "lead": self._wanted.lead,
@@ -564,13 +565,20 @@ class Client:
     async def _send_chunk(self, socket: ClientConnection | None, said: _Said) -> None:
         if socket is not None and said.told is not None:
             await _send(socket, wire.Told(text=said.told[0]))
+        # Whoever talks faster than in real time would seem to lag if only time counted.
+        if self.shown - self._acked > ACK_S * self.session.rate:
+            await self._acknowledge(socket)
         said.sent = _now()
         await _send(socket, said.parts)
 
     async def _ack(self) -> None:
         while True:
             await asyncio.sleep(ACK_S)
-            await _send(self._socket, wire.Ack(sample=self.shown))
+            await self._acknowledge(self._socket)
+
+    async def _acknowledge(self, socket: ClientConnection | None) -> None:
+        self._acked = self.shown
+        await _send(socket, wire.Ack(sample=self.shown))
 
 
 async def in_real_time(chunks: Iterable[Chunk], client: Client) -> AsyncIterator[Chunk]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 import os
 import secrets
 from typing import Any
@@ -61,9 +64,29 @@ class Listeners:
 
 
 def built(config: ServeSection, head: HeadConfig) -> serve.Application:
-    """The application, ready for `serve.run`."""
+    """The application, ready for `serve.run`.
+
+    Where only policies change, replicas live on and load them (`Listeners.reconfigure`); any other
+    change replaces all replicas.
+
+    Raises:
+        RunError: the secret in the environment can be guessed.
+    """
+    secret = os.environ.get(SECRET) or secrets.token_hex(32)
+    if len(secret) < SECRET_BYTES:
+        raise RunError(f"{SECRET} can be guessed: take {SECRET_BYTES} bytes or more, at random")
+    arguments = (
+        config.model_dump(mode="json", exclude={"policies"}),
+        head.model_dump(mode="json"),
+        secret,
+        os.environ.get(TOKEN),
+    )
+    version = hashlib.sha256(
+        json.dumps([importlib.metadata.version("rapport-rlhf"), *arguments]).encode()
+    ).hexdigest()
     deployment = Listeners.options(  # type: ignore[attr-defined]
         name=APPLICATION,
+        version=version[:16],
         num_replicas=config.replicas,
         # A socket is a request, for as long as it is open: beyond the default of 5 it would hang.
         max_ongoing_requests=config.sessions + SPARE,
@@ -78,12 +101,7 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
             "runtime_env": {"env_vars": worker_environment(max(int(config.cpus), 1), config.gpus)},
         },
     )
-    secret = os.environ.get(SECRET) or secrets.token_hex(32)
-    if len(secret) < SECRET_BYTES:
-        raise RunError(f"{SECRET} can be guessed: take {SECRET_BYTES} bytes or more, at random")
-    return deployment.bind(
-        config.model_dump(mode="json"), head.model_dump(mode="json"), secret, os.environ.get(TOKEN)
-    )
+    return deployment.bind(*arguments)
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

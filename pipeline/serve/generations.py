@@ -139,9 +139,6 @@ class Generations:
         self._own: set[str] = set()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="generations", daemon=True)
-        for served in policies.values():
-            if served.policy.takes_text:
-                served.policy.told("")  # encoders of text load here, before threads could meet
 
     def start(self) -> None:
         """Begin to do what was handed in."""

@@ -69,7 +69,6 @@ class Server:
         self._sources: dict[str, str | None] = {}
         self._looked_at: float | None = None
         self._loading = threading.Lock()
-        self.load(config.policies)
         limits = Limits(
             config.limits.upload_bytes, config.limits.minutes, waiting=config.limits.jobs
         )
@@ -85,6 +84,8 @@ class Server:
                 if name in self.voices and self._sources[name] == source:
                     continue
                 voice = load_voice(name, source, self.config, self.head)
+                if voice.policy.takes_text:
+                    voice.policy.told("")  # its encoder loads here, before threads could meet
                 self.voices[name] = voice
                 self._sources[name] = source
                 self._canaries[name] = _canary(voice)
@@ -94,6 +95,9 @@ class Server:
 
     def reload(self, policies: Mapping[str, str]) -> None:
         """The same, where the present ones are kept if one of these cannot be loaded."""
+        if not self.voices:
+            self.load(policies)
+            return
         try:
             self.load(policies)
             self.trouble = None

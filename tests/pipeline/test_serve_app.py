@@ -44,7 +44,9 @@ def server(tmp_path_factory):
         limits=LIMITS,
         grace_s=60,
     )
-    return Server(section, HeadConfig(), "replica", bytes(range(32)), None)
+    server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
+    server.load(section.policies)
+    return server
 
 
 @contextlib.contextmanager
@@ -194,6 +196,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     section = ServeSection(policies={"flow": str(tmp_path / "flow")}, limits=LIMITS, grace_s=60)
     monkeypatch.chdir(tmp_path)
     server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
+    server.load(section.policies)
     with listening(server) as client:
         session = ticket(client)
         assert session["recorded"] is False

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import ray
 from ray import serve
+from ray.util.state import list_actors
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from rapport.actors.cluster import cluster
 from rapport.pipeline.recipes.serve import listen_at
 from rapport.pipeline.serve.client import Client, Wanted
-from rapport.pipeline.serve.deployment import APPLICATION, built
+from rapport.pipeline.serve.deployment import APPLICATION, SECRET, built
 from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.config import PAPER_GROUPS
@@ -61,7 +62,8 @@ def config(folders):
 @pytest.fixture(scope="module")
 def served(config):
     """Its URL."""
-    with cluster(None, 4):
+    with cluster(None, 4), pytest.MonkeyPatch.context() as environment:
+        environment.setenv(SECRET, "what tickets are signed by")
         listen_at(config.host, config.port)
         try:
             serve.run(built(config, HeadConfig()), name=APPLICATION, route_prefix="/")
@@ -141,7 +143,12 @@ def test_a_session_goes_on_when_its_replica_is_killed(served, folders):
 
 def replicas():
     """Process ids of replicas."""
-    listed = ray.util.state.list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+    listed = list_actors(
+        ray.get_runtime_context().gcs_address,
+        filters=[("state", "=", "ALIVE")],
+        detail=True,
+        limit=1000,
+    )
     return [a.pid for a in listed if a.class_name.startswith(f"ServeReplica:{APPLICATION}")]
 
 
@@ -173,6 +180,36 @@ def test_a_policy_is_swapped_and_open_sessions_keep_theirs(served, folders, conf
     assert not np.allclose(after, expected, atol=1e-2)
     listed = httpx.get(f"{served}/v1/policies").json()["policies"]
     assert {policy["name"] for policy in listed} == {"a", "b"}
+
+
+def test_an_update_of_all_replicas_loses_no_session(served, folders, config, monkeypatch):
+    """Another secret is another application: every replica is replaced, and says so before."""
+    chunks = speech(60)
+    monkeypatch.setenv(SECRET, "what other tickets are signed by")
+
+    async def updated():
+        async with Client(served, Wanted(policy="a", seed=2), patience_s=90) as client:
+            shown = []
+            update = None
+            async for answer in client.converse(one_by_one(chunks), ahead=1):
+                shown.append(answer.motion.values)
+                if answer.chunk == 5:
+                    same = config.model_copy(update={"policies": {"a": folders[1]}})
+                    application = built(same, HeadConfig())
+                    update = asyncio.create_task(
+                        asyncio.to_thread(
+                            serve.run, application, name=APPLICATION, route_prefix="/"
+                        )
+                    )
+                if answer.chunk == 10:
+                    while client.sessions == 1:
+                        await asyncio.sleep(0.05)
+            await update
+            return np.concatenate(shown), client.sessions
+
+    shown, sessions = asyncio.run(updated())
+    assert sessions > 1
+    np.testing.assert_allclose(shown, offline(folders[1], chunks, 2)[: len(shown)], atol=1e-5)
 
 
 def test_one_session_too_many_is_refused_and_the_others_go_on(served):
