@@ -153,7 +153,7 @@ async def _killed(url: str) -> float:
             if answer.chunk is None:
                 continue
             if killed is None and answer.chunk * client.session.chunk_s > SAID_S:
-                os.kill(_process_of(client.name), signal.SIGKILL)
+                os.kill(process_of(client.name), signal.SIGKILL)
                 killed = time.monotonic()
             elif killed is not None and gone_on is None and client.sessions > 1:
                 gone_on = time.monotonic()
@@ -161,7 +161,7 @@ async def _killed(url: str) -> float:
     return gone_on - killed
 
 
-def _process_of(session: str) -> int:
+def process_of(session: str) -> int:
     """The replica that a session is in; its name begins the session's."""
     replica = session.partition(".")[0]
     for actor in list_actors(

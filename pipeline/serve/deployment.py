@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import os
 import secrets
 from typing import Any
@@ -66,8 +63,9 @@ class Listeners:
 def built(config: ServeSection, head: HeadConfig) -> serve.Application:
     """The application, ready for `serve.run`.
 
-    Where only policies change, replicas live on and load them (`Listeners.reconfigure`); any other
-    change replaces all replicas.
+    Policies stand in `user_config` alone: where only they change in a file of `serve deploy`,
+    replicas live on and load them (`Listeners.reconfigure`). All else, and `serve.run`, replace all
+    replicas.
 
     Raises:
         RunError: the secret in the environment can be guessed.
@@ -81,12 +79,8 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
         secret,
         os.environ.get(TOKEN),
     )
-    version = hashlib.sha256(
-        json.dumps([importlib.metadata.version("rapport-rlhf"), *arguments]).encode()
-    ).hexdigest()
     deployment = Listeners.options(  # type: ignore[attr-defined]
         name=APPLICATION,
-        version=version[:16],
         num_replicas=config.replicas,
         # A socket is a request, for as long as it is open: beyond the default of 5 it would hang.
         max_ongoing_requests=config.sessions + SPARE,

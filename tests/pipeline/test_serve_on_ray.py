@@ -9,24 +9,24 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import numpy as np
 import pytest
 import ray
 from ray import serve
-from ray.util.state import list_actors
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from rapport.actors.cluster import cluster
-from rapport.pipeline.recipes.serve import listen_at
+from rapport.pipeline.bench.serve import process_of
 from rapport.pipeline.serve.client import Client, Wanted
-from rapport.pipeline.serve.deployment import APPLICATION, SECRET, built
-from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
+from rapport.pipeline.serve.deployment import APPLICATION, SECRET
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.config import PAPER_GROUPS
-from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
 from rapport.policies.policy import load_policy
 from tests.chromium import CHROMIUM, Chromium
@@ -35,7 +35,6 @@ from tests.small_flow import saved_policy
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 CHUNK = 5120
-LIMITS = LimitsConfig(requests=10_000, sessions=64, pace=1000)
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +44,64 @@ def folders(tmp_path_factory):
     return [str(saved_policy(folder / name, PAPER_GROUPS, seed)) for seed, name in enumerate("ab")]
 
 
-@pytest.fixture(scope="module")
-def config(folders):
-    return ServeSection(
-        policies={"a": folders[0]},
-        port=free_port(),
-        replicas=2,
-        cpus=0.5,
-        sessions=8,
-        demo=True,
-        grace_s=60,
-        limits=LIMITS,
-    )
+SECTION = {
+    "replicas": 2,
+    "cpus": 0.5,
+    "sessions": 8,
+    "demo": True,
+    "grace_s": 60,
+    "limits": {"requests": 10_000, "sessions": 64, "pace": 1000},
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, deployed as `serve deploy` does it."""
+
+    port: int
+    dashboard: str
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def deploy(self, secret="what tickets are signed by", **policies):
+        """From now on these policies; with another secret, by other replicas."""
+        application = {
+            "name": APPLICATION,
+            "route_prefix": "/",
+            "import_path": "rapport.pipeline.serve.deployment:build",
+            "args": {"serve": SECTION},
+            "runtime_env": {"env_vars": {SECRET: secret}},
+            "deployments": [{"name": APPLICATION, "user_config": {"policies": policies}}],
+        }
+        http = {"host": "127.0.0.1", "port": self.port}
+        client = ServeSubmissionClient(f"http://{self.dashboard}")
+        client.deploy_applications({"http_options": http, "applications": [application]})
+        deadline = time.monotonic() + 120
+        while (state := serve.status().applications.get(APPLICATION)) is None or (
+            state.status != "RUNNING"
+        ):
+            assert time.monotonic() < deadline and (state is None or "FAILED" not in state.status)
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
-def served(config):
-    """Its URL."""
-    with cluster(None, 4), pytest.MonkeyPatch.context() as environment:
-        environment.setenv(SECRET, "what tickets are signed by")
-        listen_at(config.host, config.port)
+def server(folders):
+    with cluster(None, 4):
+        dashboard = ray._private.worker.get_dashboard_url()
+        server = Served(free_port(), dashboard)
         try:
-            serve.run(built(config, HeadConfig()), name=APPLICATION, route_prefix="/")
-            yield f"http://{config.host}:{config.port}"
+            server.deploy(a=folders[0])
+            yield server
         finally:
             serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(server):
+    """Its URL."""
+    return server.url
 
 
 def speech(chunks, seed=0):
@@ -130,9 +162,7 @@ def test_a_session_goes_on_when_its_replica_is_killed(served, folders):
             async for answer in client.converse(one_by_one(chunks), ahead=1):
                 shown.append(answer.motion.values)
                 if answer.chunk == 70:
-                    # One of the two; the other one is killed where this is not it.
-                    for replica in replicas():
-                        os.kill(replica, signal.SIGKILL)
+                    os.kill(process_of(client.name), signal.SIGKILL)
             return np.concatenate(shown), client.sessions
 
     shown, sessions = asyncio.run(killed())
@@ -141,18 +171,7 @@ def test_a_session_goes_on_when_its_replica_is_killed(served, folders):
     np.testing.assert_allclose(shown, expected, atol=1e-5)
 
 
-def replicas():
-    """Process ids of replicas."""
-    listed = list_actors(
-        ray.get_runtime_context().gcs_address,
-        filters=[("state", "=", "ALIVE")],
-        detail=True,
-        limit=1000,
-    )
-    return [a.pid for a in listed if a.class_name.startswith(f"ServeReplica:{APPLICATION}")]
-
-
-def test_a_policy_is_swapped_and_open_sessions_keep_theirs(served, folders, config):
+def test_a_policy_is_swapped_and_open_sessions_keep_theirs(server, served, folders):
     chunks = speech(20)
 
     async def swapped():
@@ -161,13 +180,7 @@ def test_a_policy_is_swapped_and_open_sessions_keep_theirs(served, folders, conf
             async for answer in client.converse(one_by_one(chunks), ahead=1):
                 shown.append(answer.motion.values)
                 if answer.chunk == 5:
-                    changed = config.model_copy(
-                        update={"policies": {"b": folders[1], "a": folders[1]}}
-                    )
-                    application = built(changed, HeadConfig())
-                    await asyncio.to_thread(
-                        serve.run, application, name=APPLICATION, route_prefix="/"
-                    )
+                    await asyncio.to_thread(server.deploy, b=folders[1], a=folders[1])
             return np.concatenate(shown), client.sessions
 
     shown, sessions = asyncio.run(swapped())
@@ -175,17 +188,25 @@ def test_a_policy_is_swapped_and_open_sessions_keep_theirs(served, folders, conf
     assert sessions == 1
     np.testing.assert_allclose(shown, expected, atol=1e-5)
     after, _ = asyncio.run(talk(served, chunks, seed=1, policy="b"))
-    other = offline(folders[1], chunks, 1)
-    np.testing.assert_allclose(after, other, atol=1e-5)
+    np.testing.assert_allclose(after, offline(folders[1], chunks, 1), atol=1e-5)
     assert not np.allclose(after, expected, atol=1e-2)
     listed = httpx.get(f"{served}/v1/policies").json()["policies"]
     assert {policy["name"] for policy in listed} == {"a", "b"}
 
 
-def test_an_update_of_all_replicas_loses_no_session(served, folders, config, monkeypatch):
+def test_a_policy_that_cannot_be_loaded_leaves_the_others(server, served, folders):
+    server.deploy(b=folders[1], a=folders[1], c="/no/such/folder")
+    assert httpx.get(f"{served}/readyz").status_code == 503
+    assert "/no/such/folder" in httpx.get(f"{served}/readyz").json()["why"]
+    listed = httpx.get(f"{served}/v1/policies").json()["policies"]
+    assert {policy["name"] for policy in listed} == {"a", "b"}
+    server.deploy(b=folders[1], a=folders[1])
+    assert httpx.get(f"{served}/readyz").status_code == 200
+
+
+def test_an_update_of_all_replicas_loses_no_session(server, served, folders):
     """Another secret is another application: every replica is replaced, and says so before."""
     chunks = speech(60)
-    monkeypatch.setenv(SECRET, "what other tickets are signed by")
 
     async def updated():
         async with Client(served, Wanted(policy="a", seed=2), patience_s=90) as client:
@@ -194,13 +215,8 @@ def test_an_update_of_all_replicas_loses_no_session(served, folders, config, mon
             async for answer in client.converse(one_by_one(chunks), ahead=1):
                 shown.append(answer.motion.values)
                 if answer.chunk == 5:
-                    same = config.model_copy(update={"policies": {"a": folders[1]}})
-                    application = built(same, HeadConfig())
-                    update = asyncio.create_task(
-                        asyncio.to_thread(
-                            serve.run, application, name=APPLICATION, route_prefix="/"
-                        )
-                    )
+                    deploy = partial(server.deploy, "what others are signed by", a=folders[1])
+                    update = asyncio.create_task(asyncio.to_thread(deploy))
                 if answer.chunk == 10:
                     while client.sessions == 1:
                         await asyncio.sleep(0.05)
@@ -209,7 +225,7 @@ def test_an_update_of_all_replicas_loses_no_session(served, folders, config, mon
 
     shown, sessions = asyncio.run(updated())
     assert sessions > 1
-    np.testing.assert_allclose(shown, offline(folders[1], chunks, 2)[: len(shown)], atol=1e-5)
+    np.testing.assert_allclose(shown, offline(folders[1], chunks, 2), atol=1e-5)
 
 
 def test_one_session_too_many_is_refused_and_the_others_go_on(served):
