@@ -1,5 +1,7 @@
 """Live sessions: what their clients send and get, on the real engine, without sockets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +14,10 @@ from rapport.pipeline.serve.session import GONE_S, LOST_S, Session, SessionReque
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.flow.conditions import LEADS
+from rapport.policies.flow.config import PAPER_GROUPS
+from rapport.policies.head.arkit import ArkitRig
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.livelink import channels
 from rapport.policies.motion import Motion
 from tests.live_clients import Client, Clock, begin, heard, pcm, say, settle, sound_part, voice_of
 from tests.small_flow import LATENTS, small_policy
@@ -401,3 +407,38 @@ def test_capacity_lies_between_what_was_measured():
     assert capacity(costs, 1.0) == 8
     assert capacity({1: 0.5}, 0.1) == 1
     assert capacity({1: 0.02, 2: 0.01, 4: 0.05}, 0.04) == 3  # a slow first step is no reason
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_nothing_that_is_sent_knows_what_is_said_later(policy, engine, lead):
+    """Bit for bit, from the first byte to the last answer before the sound differs."""
+    voice = voice_of(policy, lead)
+    sounds = [speech(), speech()]
+    differs = 5 * 5120 + 77
+    sounds[1][differs:] = speech(seed=1)[differs:]
+    sent = []
+    for sound in sounds:
+        session, client = begin(voice, engine, lead=lead)
+        say(session, sound)
+        settle(engine)
+        client.until(lambda c: len(c.parts(Kind.ACT)) == LATENTS)
+        sent.append([m for m in client.messages if isinstance(m, bytes)])
+    before = differs // 5120
+    assert sent[0][:before] == sent[1][:before]
+    assert sent[0][before:] != sent[1][before:]
+
+
+def test_an_answer_holds_what_arkit_says_of_its_frames(tmp_path, engine):
+    policy = small_policy(tmp_path, groups=PAPER_GROUPS)
+    voice = replace(voice_of(policy), rig=ArkitRig(load_head()))
+    session, client = begin(voice, engine, outputs=["motion", "arkit"])
+    say(session, speech())
+    settle(engine)
+    client.until(lambda c: len(c.parts(Kind.ARKIT)) == LATENTS)
+    shown = client.shown(policy.layout)
+    expected = channels(voice.rig.weights(shown))
+    found = np.concatenate(
+        [np.frombuffer(part.payload, "<f4").reshape(-1, 61) for part in client.parts(Kind.ARKIT)]
+    )
+    assert not client.parts(Kind.ACT)
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # each chunk's search starts anew
