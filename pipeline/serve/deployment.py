@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from typing import Any
@@ -47,12 +48,13 @@ class Listeners:
         """What Ray Serve answers requests by."""
         return application(self.server)
 
-    def reconfigure(self, changed: dict[str, Any]) -> None:
+    async def reconfigure(self, changed: dict[str, Any]) -> None:
         """Other policies, in a running replica; sessions keep the one that they began with.
 
         Where one cannot be loaded, the present ones stay, and `/readyz` says why.
         """
-        self.server.reload(changed["policies"])
+        # In a thread, as sessions go on meanwhile.
+        await asyncio.to_thread(self.server.reload, changed["policies"])
 
     def check_health(self) -> None:
         """Ray Serve calls this again and again, until the replica is to go away."""

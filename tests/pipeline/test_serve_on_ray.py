@@ -49,7 +49,7 @@ SECTION = {
     "cpus": 0.5,
     "sessions": 8,
     "demo": True,
-    "grace_s": 60,
+    "grace_s": 600,
     "limits": {"requests": 10_000, "sessions": 64, "pace": 1000},
 }
 
@@ -179,6 +179,7 @@ def test_a_policy_is_swapped_and_open_sessions_keep_theirs(server, served, folde
             shown = []
             async for answer in client.converse(one_by_one(chunks), ahead=1):
                 shown.append(answer.motion.values)
+                assert not answer.dropped and not answer.late
                 if answer.chunk == 5:
                     await asyncio.to_thread(server.deploy, b=folders[1], a=folders[1])
             return np.concatenate(shown), client.sessions
