@@ -92,6 +92,8 @@ class Server:
                 _say(voice)
             for name in self.voices.keys() - sources.keys():
                 del self.voices[name]
+            if self._looked_at is not None:
+                self.looked_at()
 
     def reload(self, policies: Mapping[str, str]) -> None:
         """The same, where the present ones are kept if one of these cannot be loaded."""
@@ -179,9 +181,14 @@ class Server:
 
     @property
     def leaving(self) -> bool:
-        """Whether the replica is on its way out."""
+        """Whether the replica is on its way out.
+
+        While it loads policies, Ray Serve does not look at it either.
+        """
         looked_at = self._looked_at
-        return looked_at is not None and time.monotonic() - looked_at > FORGOTTEN_S
+        if looked_at is None or self._loading.locked():
+            return False
+        return time.monotonic() - looked_at > FORGOTTEN_S
 
     def require_alive(self) -> None:
         """Raise `RuntimeError` unless the engine steps what it has."""
