@@ -184,6 +184,7 @@ class Client:
         self.begins = math.nan
         self.shown = 0
         self._acked = 0
+        self._taken = 0  # chunks whose answers were
         self.stats: wire.Stats | None = None
         self._server = server.rstrip("/")
         self._wanted = wanted or Wanted()
@@ -256,8 +257,8 @@ class Client:
 
         Args:
             chunks: what is said.
-            ahead: how many chunks may wait for an answer before the next one is said: 1 speaks as
-                fast as answers come. None = as fast as chunks come.
+            ahead: how many chunks may wait for their answer to be taken before the next one is
+                said: 1 speaks as fast as answers are taken. None = as fast as chunks come.
 
         Raises:
             ClientError: the session cannot go on.
@@ -286,12 +287,14 @@ class Client:
             raise answer
         heard = self._next if answer.chunk is None else answer.chunk + 1
         self.shown = max(self.shown, heard * self.session.chunk_samples)
+        self._taken = heard
+        self._room.set()
         return answer
 
     async def _speak(self, chunks: AsyncIterator[Chunk], ahead: int | None) -> None:
         try:
             async for chunk in chunks:
-                while ahead is not None and self._next - self._answered >= ahead:
+                while ahead is not None and self._next - self._taken >= ahead:
                     self._room.clear()
                     await self._room.wait()
                 await self.say(chunk)
@@ -515,7 +518,6 @@ class Client:
                 self._said[chunk] = _Said(self._parts(Chunk(), chunk), told)
             self._forget(chunk + 1)
         self._gives_up = None
-        self._room.set()
         shown = {part.kind: part for part in parts if part.kind in (Kind.SHOWN, Kind.ARKIT)}
         layout = Layout(**self.session.layout)
         motion = arkit = None
