@@ -26,9 +26,9 @@ from rapport.pipeline.serve.asyncapi import asyncapi
 from rapport.pipeline.serve.doors import Refused, guard, pace_of_bytes, pace_of_sound
 from rapport.pipeline.serve.generations import router
 from rapport.pipeline.serve.record import Recorder
-from rapport.pipeline.serve.server import MOVE_S, Server, as_prometheus
+from rapport.pipeline.serve.server import Server, as_prometheus
 from rapport.pipeline.serve.session import Session, SessionRequest, Terms
-from rapport.pipeline.serve.settings import PAGE
+from rapport.pipeline.serve.settings import MOVE_S, PAGE
 from rapport.pipeline.serve.wire import WireError
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head import gltf

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from fastapi import FastAPI
 from ray import serve
 
 from rapport.actors.cluster import worker_environment
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.serve.app import application
-from rapport.pipeline.serve.server import LOOKED_AT_S, MOVE_S, Server
-from rapport.pipeline.serve.settings import TOKEN, ServeSection
+from rapport.pipeline.serve.settings import LOOKED_AT_S, MOVE_S, TOKEN, ServeSection
 from rapport.policies.head.settings import HeadConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 APPLICATION = "rapport"
 SECRET = "RAPPORT_SECRET"  # environment variable of the secret of tickets
@@ -39,6 +38,11 @@ class Listeners:
     def __init__(
         self, config: dict[str, Any], head: dict[str, Any], secret: str, token: str | None
     ) -> None:
+        # Imported here: whoever deploys needs none of it, and waits seconds for it.
+        import torch
+
+        from rapport.pipeline.serve.server import Server
+
         section = ServeSection(**config)
         torch.set_num_threads(max(int(section.cpus), 1))
         name = serve.get_replica_context().replica_id.unique_id
@@ -46,6 +50,8 @@ class Listeners:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve answers requests by."""
+        from rapport.pipeline.serve.app import application
+
         return application(self.server)
 
     async def reconfigure(self, changed: dict[str, Any]) -> None:

@@ -22,12 +22,10 @@ from rapport.pipeline.serve.voices import SHIPPED, load_voice
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.settings import HeadConfig
 
-LOOKED_AT_S = 1.0  # how often Ray Serve looks at a replica
 FORGOTTEN_S = 6.0  # not looked at for so long, it is on its way out
 STALE_S = 2.0  # an engine that has not stepped for so long, and has something to do
 ALIKE = 1e-4  # what a policy answers, and what it answered when it was loaded
 RETRY_S = 10.0
-MOVE_S = 5.0  # in which clients go elsewhere, before their sockets are closed
 
 
 class Server:

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from rapport.settings import Section, is_loopback
 
 PAGE = Path(__file__).parent / "web"
+LOOKED_AT_S = 1.0  # how often Ray Serve looks at a replica
+MOVE_S = 5.0  # in which clients of a replica go elsewhere, before their sockets are closed
 TOKEN = "RAPPORT_TOKEN"  # environment variable of the bearer token
 
 
