@@ -310,7 +310,7 @@ def test_every_import_is_by_a_relative_path():
             r"""^(?:import|export|\})[^;'"]*?from\s*['"]([^'"]+)['"]""", text, re.M
         )
         for module in modules:
-            assert module.startswith("./"), f"{file.name} imports {module}"
+            assert module.startswith(("./", "../")), f"{file.name} imports {module}"
             assert (file.parent / module).is_file(), f"{file.name} imports {module}"
 
 

@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS, Conditions
+from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.live import LiveFlow
 from rapport.policies.flow.model import initialised, time_features
 from rapport.policies.flow.policy import FlowPolicy, Sampler
@@ -331,3 +332,24 @@ def test_what_did_not_come_from_a_listener_is_not_followed(slow):
     for act in (np.zeros(3), np.full(4, np.nan)):
         with pytest.raises(ValueError, match="a latent is 4 finite numbers"):
             live.follow([live.start(0)], [Chunk()], [act])
+
+
+def test_what_is_expected_is_told_as_loud_as_the_sizes_say(tmp_path):
+    """By samplers; what is expected, and what is learnt of it, stays the same."""
+    policy = small_policy(tmp_path)
+    flow = policy.flow
+    clip = talking(policy.layout)
+    plain = offline(policy, clip, seed=5)
+    path = flow.project_path.weight.detach().clone()
+    flow.config = replace(flow.config, heed=2.0)
+    louder = offline(policy, clip, seed=5)
+    live = LiveFlow(policy)
+    motion, _ = listened(live, live.start(5, policy.encode(clip)), chunks_of(clip))
+    np.testing.assert_allclose(motion, louder, atol=1e-5)
+    assert not np.allclose(louder, plain, atol=1e-3)
+    # Twice the weights say the same at the loudness that was taught.
+    flow.config = replace(flow.config, heed=1.0)
+    with torch.no_grad():
+        flow.project_path.weight.copy_(2 * path)
+    np.testing.assert_allclose(offline(policy, clip, seed=5), louder, atol=1e-5)
+    assert FlowSizes.from_json(replace(flow.config, heed=2.0).to_json()).heed == 2.0

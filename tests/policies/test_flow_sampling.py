@@ -94,7 +94,7 @@ class LinearField(torch.nn.Module):
     def encode_prefix(self, conditions, lead=8):
         return None
 
-    def expect(self, prefix, number, conditioned=None):
+    def heeded(self, prefix, number, conditioned=None):
         return torch.zeros(1, 1, len(number), 0)
 
     def forward(self, prefix, clean, noisy, time, number, past=None, sight=None):
