@@ -90,6 +90,12 @@ def test_a_scrape_of_a_ray_head_finds_every_metric(local_ray):
         telemetry.record(telemetry.LOST_WORKERS, 1, pool="doublers")
         telemetry.record(telemetry.WEIGHT_VERSION_LAG, 3, pool="doublers")
         telemetry.record(telemetry.LOG_PROB_GAP, 0.25, pool="doublers")
+        telemetry.record(telemetry.SESSIONS, 2)
+        telemetry.record(telemetry.STEP_SECONDS, 0.02, policy="listener", batch="2")
+        telemetry.record(telemetry.ANSWER_SECONDS, 0.03, policy="listener")
+        telemetry.record(telemetry.MISSED, 1, policy="listener")
+        for counted in (telemetry.LATE, telemetry.DROPPED, telemetry.RESUMED, telemetry.REFUSED):
+            telemetry.record(counted, 1)
         telemetry.record_step("gdpo", {"kl/reference": 0.5}, working_s=1.0, since_last_s=4.0)
         wanted = {
             metric.exported + ("_count" if metric.kind == "histogram" else "")

@@ -21,7 +21,6 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from rapport.actors.cluster import cluster
 from rapport.pipeline.bench.serve import process_of
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import APPLICATION, SECRET
@@ -87,15 +86,13 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def server(folders):
-    with cluster(None, 4):
-        dashboard = ray._private.worker.get_dashboard_url()
-        server = Served(free_port(), dashboard)
-        try:
-            server.deploy(a=folders[0])
-            yield server
-        finally:
-            serve.shutdown()
+def server(local_ray, folders):
+    server = Served(free_port(), ray._private.worker.get_dashboard_url())
+    try:
+        server.deploy(a=folders[0])
+        yield server
+    finally:
+        serve.shutdown()
 
 
 @pytest.fixture(scope="module")
