@@ -433,7 +433,8 @@ class Session:
             answer = _after(self._begun, answer)
             self._begun = None
         if answer.chunk < 0:
-            self._begun = answer  # goes with the first chunk's
+            # It goes with the first chunk's; a client that goes on had it where it was before.
+            self._begun = None if self.request.number else answer
             return
         self.answer_s = answer.seconds
         telemetry.record(telemetry.ANSWER_SECONDS, answer.seconds, policy=self.voice.name)

@@ -187,23 +187,27 @@ def test_a_clock_that_runs_a_little_fast_or_slow_is_kept_up_with(voice, clock, p
     assert session.late == 0
 
 
-def test_a_session_goes_on_elsewhere(policy, voice, engine):
+@pytest.mark.parametrize("lead", LEADS)
+@pytest.mark.parametrize("lost", [3, 50])
+def test_a_session_goes_on_elsewhere(policy, engine, lead, lost):
+    voice = voice_of(policy, lead)
     sound = speech(60 * R / 25)
-    whole, client = begin(voice, engine, seed=9, text="sad")
+    asked = {"seed": 9, "text": "sad", "lead": lead}
+    whole, client = begin(voice, engine, **asked)
     say(whole, sound)
     settle(engine)
     client.until(lambda c: len(c.parts(Kind.ACT)) == 60)
     acts = client.parts(Kind.ACT)
-    lost, memory = 50, round(voice.listener.memory / voice.listener.chunk)
+    past = min(lost, round(voice.listener.memory / voice.listener.chunk))
     other = Engine()
-    moved, there = begin(voice, other, seed=9, text="sad", number=lost)
-    moved.hear(wire.Went(chunks=memory).model_dump_json())
-    for number in range(lost - memory, lost):
+    moved, there = begin(voice, other, number=lost, **asked)
+    moved.hear(wire.Went(chunks=past).model_dump_json())
+    for number in range(lost - past, lost):
         first, end = voice.border(number), voice.border(number + 1)
         moved.hear(wire.packed([sound_part(sound[first:end], first), acts[number]]))
     say(moved, sound[voice.border(lost) :], first=voice.border(lost))
     settle(other)
-    there.until(lambda c: len(c.parts(Kind.SHOWN)) == 10)
+    there.until(lambda c: len(c.parts(Kind.SHOWN)) == 60 - lost)
     for found, expected in zip(
         there.parts(Kind.SHOWN), client.parts(Kind.SHOWN)[lost:], strict=True
     ):
