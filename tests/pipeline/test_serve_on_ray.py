@@ -204,6 +204,7 @@ def test_a_policy_that_cannot_be_loaded_leaves_the_others(server, served, folder
 
 def test_an_update_of_all_replicas_loses_no_session(server, served, folders):
     """Another secret is another application: every replica is replaced, and says so before."""
+    server.deploy(a=folders[1])
     chunks = speech(60)
 
     async def updated():
