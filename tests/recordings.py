@@ -1,9 +1,12 @@
 """Recordings made by hand: a tone for a voice, and pictures that tell when they were taken."""
 
+import wave
 from fractions import Fraction
 
 import av
 import numpy as np
+
+from rapport.policies.clip import AUDIO_RATE
 
 NTSC = Fraction(30000, 1001)
 HERTZ = 220.0
@@ -14,8 +17,18 @@ SOUNDS |= {".mov": "pcm_s16le", ".webm": "libopus"}
 def tone(seconds, rate, loud=0.5):
     """A sine that grows louder from nothing, (samples,) float32."""
     moments = np.arange(round(seconds * rate)) / rate
-    wave = loud * moments / seconds * np.sin(2 * np.pi * HERTZ * moments)
-    return wave.astype(np.float32)
+    sine = loud * moments / seconds * np.sin(2 * np.pi * HERTZ * moments)
+    return sine.astype(np.float32)
+
+
+def write_wav(path, samples, rate=AUDIO_RATE):
+    """A WAV of int16 samples, mono; returns its path."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.asarray(samples, "<i2").tobytes())
+    return path
 
 
 def record(

@@ -37,19 +37,11 @@ SHAPES = {
 }
 
 
-def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
-    """An AR-Flow that can listen live, random weights throughout, those that begin as 0 too."""
-    layout = Layout(groups, fps, "builtin")
-    torch.manual_seed(0)
-    vae = MotionVAE(VaeSizes(layout, latent_dim=4, hidden=32)).eval()
-    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
-    torch.nn.init.normal_(vae.patch_out.weight, std=0.1)
-    vae.channel_mean.copy_(torch.randn(layout.dim))
-    audio = LogMel()
-    sizes = FlowSizes(
-        latent_dim=4,
+def _sizes(layout, latent_dim, text_dim, voice):
+    return FlowSizes(
+        latent_dim=latent_dim,
         text_dim=text_dim,
-        audio_dim=audio.dim,
+        audio_dim=LogMel().dim,
         hidden=32,
         layers=2,
         mlp=48,
@@ -58,8 +50,24 @@ def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
         voice=voice,
         path=layout.dim,
     )
-    flow = initialised(sizes, 0)
+
+
+def _random_vae(layout, latent_dim, seed, wide):
+    torch.manual_seed(seed)
+    vae = MotionVAE(VaeSizes(layout, latent_dim=latent_dim, hidden=32)).eval()
+    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
+    torch.nn.init.normal_(vae.patch_out.weight, std=wide)
+    return vae
+
+
+def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
+    """An AR-Flow that can listen live, random weights throughout, those that begin as 0 too."""
+    layout = Layout(groups, fps, "builtin")
+    vae = _random_vae(layout, 4, seed=0, wide=0.1)
+    vae.channel_mean.copy_(torch.randn(layout.dim))
+    flow = initialised(_sizes(layout, 4, text_dim, voice), 0)
     torch.nn.init.normal_(flow.gain.weight, std=0.1)
+    audio = LogMel()
     flow.fit_features([torch.randn(9, text_dim)], [20 * torch.randn(99, audio.dim) - 60])
     policy = FlowPolicy(flow, vae, EncodersConfig())
     policy.sampler = Sampler(evaluations=4)
@@ -71,23 +79,8 @@ def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
 def saved_policy(folder, groups, seed=0):
     """The folder of an AR-Flow with random weights, the texts of which any process can encode."""
     layout = Layout(groups, 25, "builtin")
-    torch.manual_seed(seed)
-    vae = MotionVAE(VaeSizes(layout, latent_dim=8, hidden=32)).eval()
-    torch.nn.init.normal_(vae.posterior.weight, std=0.1)
-    torch.nn.init.normal_(vae.patch_out.weight, std=0.02)
-    sizes = FlowSizes(
-        latent_dim=8,
-        text_dim=32,
-        audio_dim=LogMel().dim,
-        hidden=32,
-        layers=2,
-        mlp=48,
-        window=LATENTS,
-        span=3,
-        voice=VOICE,
-        path=layout.dim,
-    )
-    flow = initialised(sizes, seed)
+    vae = _random_vae(layout, 8, seed, wide=0.02)
+    flow = initialised(_sizes(layout, 8, 32, VOICE), seed)
     flow.fit_features([torch.randn(9, 32)], [20 * torch.randn(99, LogMel().dim) - 60])
     FlowPolicy(flow, vae, EncodersConfig()).save(folder)
     return folder

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -261,17 +261,27 @@ async def _talk(
         asyncio.create_task(_keep_time(server, session, channel)),
     ]
     try:
-        # `deliver` ends with the socket, `_listen` when the client is gone.
-        await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+        # `deliver` ends with the socket, `_listen` when the client is gone; `_keep_time` never.
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            await _account_for(ended, session, socket)
         if recorder is not None:
             recorder.write()
         logger.info(
             f"session {session.name}: ended, {session.late} late, {session.dropped} dropped"
         )
+
+
+async def _account_for(ended: BaseException | None, session: Session, socket: WebSocket) -> None:
+    """How a task of a session ended: what was not to be expected is logged, and ends the socket."""
+    if ended is None or isinstance(ended, (asyncio.CancelledError, WebSocketDisconnect)):
+        return
+    logger.error(f"session {session.name} failed", exc_info=ended)
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it is closed already
+        await socket.close(wire.FAILED, "the server failed")
 
 
 async def _listen(
@@ -309,8 +319,10 @@ async def _keep_time(server: Server, session: Session, channel: SocketChannel) -
     """Silence where sound is late, how the session fares, its longest time, and the move."""
     began = told = server.engine.clock()
     moved: float | None = None
-    while not session.ended:
+    while True:
         await asyncio.sleep(TICK_S)
+        if session.ended:
+            continue
         session.tick()
         now = server.engine.clock()
         if now - told > STATS_S:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class Voice:
         policy: the policy.
         listener: the same, live.
         rig: gives ARKit's weights; None = its head has none.
-        start: of a session: seed, prompt, number of the first chunk, lead -> state.
+        start: of a session: seed, prompt, lead, number of the first chunk -> state.
         delay: seconds from a sound to the frames that belong to it, before any computing, by lead;
             None is the policy's own.
         act_type: of what it does, as it is sent: "<f4" or "<i4".
@@ -324,14 +324,25 @@ def capacity(costs: Mapping[int, float], budget: float) -> int:
 def delay_of(listener: Listener, state: Any) -> float:
     """Seconds from a sound to the frames that belong to it, at most, before any computing."""
     delay = 0.0
-    for number in range(round(PROBED_S / listener.chunk)):
-        if state.waits:
-            _, [state] = listener.step([state], [None])
-        settled = listener.settled(state)
-        [motion], [state] = listener.step([state], [silence(listener, number)])
+    steps = in_silence(listener, state, round(PROBED_S / listener.chunk))
+    for number, (motion, _, first) in enumerate(steps):
         if len(motion):
-            delay = max(delay, (number + 1) * listener.chunk - settled / motion.layout.fps)
+            delay = max(delay, (number + 1) * listener.chunk - first / motion.layout.fps)
     return delay
+
+
+def in_silence(listener: Listener, state: Any, chunks: int) -> Iterator[tuple[Motion, Any, int]]:
+    """A session in which nobody says anything, chunk by chunk.
+
+    Yields:
+        the frames that are settled now, the new state, and the number of the first of the frames.
+    """
+    if state.waits:
+        _, [state] = listener.step([state], [None])
+    for number in range(chunks):
+        first = listener.settled(state)
+        [motion], [state] = listener.step([state], [silence(listener, number)])
+        yield motion, state, first
 
 
 def border(listener: Listener, chunk: int) -> int:

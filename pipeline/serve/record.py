@@ -1,4 +1,4 @@
-"""What a session that is recorded leaves: what was said, and how the listener moved."""
+"""What a session that is recorded leaves: what was said, and to whom."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from rapport.log import logger
 from rapport.pipeline.explained import explained_errors
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
-from rapport.pipeline.serve.engine import Engine, Voice, silence
+from rapport.pipeline.serve.engine import Engine, Voice, in_silence
 from rapport.pipeline.serve.generations import Generations, Limits
 from rapport.pipeline.serve.session import Session, SessionRequest
 from rapport.pipeline.serve.settings import ServeSection
@@ -231,14 +231,8 @@ def as_prometheus(status: Mapping[str, float]) -> str:
 
 def _canary(voice: Voice) -> np.ndarray:
     """What a policy does in silence, three chunks long: (frames, dim)."""
-    state = voice.start(0)
-    shown = []
-    for number in range(3):
-        if state.waits:
-            _, [state] = voice.listener.step([state], [None])
-        [motion], [state] = voice.listener.step([state], [silence(voice.listener, number)])
-        shown.append(motion.values)
-    return np.concatenate(shown)
+    steps = in_silence(voice.listener, voice.start(0), 3)
+    return np.concatenate([motion.values for motion, *_ in steps])
 
 
 def _say(voice: Voice) -> None:

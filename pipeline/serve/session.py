@@ -21,6 +21,7 @@ from rapport.pipeline.serve.doors import Pace
 from rapport.pipeline.serve.engine import Answer, Engine, Job, Line, Voice
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.head.arkit import NAMES
 from rapport.policies.live import Chunk
 from rapport.policies.motion import LayoutError, Motion
 
@@ -32,7 +33,8 @@ PING_S = 5.0
 GONE_S = 15.0  # without a sign of life
 PICTURE_BYTES = 48 * 1024
 PICTURE_PIXELS = 512
-WEIGHTS = 52  # of the ARKit columns; angles follow
+MOST_PICTURES = 64  # that wait for their chunk
+OWN_AHEAD_S = 60.0  # of its own voice that an avatar may send before it says it
 
 Output = Literal["motion", "arkit", "act"]
 
@@ -221,11 +223,21 @@ class Session:
                 if self._own is None:
                     self._own = Hearing(self.voice.border(self._number))
                 self._extend(self._own, part)
+                if self._own.at > self._sound.at + OWN_AHEAD_S * AUDIO_RATE:
+                    raise WireError(
+                        f"own sound is {OWN_AHEAD_S:g} s ahead at most", "own_sound", "sample"
+                    )
             case Kind.MOTION:
                 self._require_present(part)
                 self._motion = self._motion_of(part)
             case Kind.PICTURE:
                 self._require_present(part)
+                if len(self._pictures) == MOST_PICTURES:
+                    raise WireError(
+                        f"{MOST_PICTURES} pictures wait for the sound of their chunk",
+                        "pictures",
+                        "picture",
+                    )
                 self._pictures.append((part.sample, _picture(part)))
                 self._sees = True
             case _:
@@ -471,7 +483,8 @@ class Session:
             parts.append(Part(Kind.SHOWN, first, values.tobytes(), flags))
         if arkit is not None:
             values = (arkit * lively).astype("<f4")
-            values[:, :WEIGHTS] = values[:, :WEIGHTS].clip(0, 1)
+            weights = values[:, : len(NAMES)]  # angles follow
+            weights.clip(0, 1, out=weights)
             parts.append(Part(Kind.ARKIT, first, values.tobytes(), flags))
         return parts
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.serve.engine import Voice, delay_of, measure, silence
+from rapport.pipeline.serve.engine import Voice, delay_of, in_silence, measure
 from rapport.pipeline.serve.settings import ServeSection
 from rapport.pipeline.steps.listening import on_synthetic_people, policy_folder
 from rapport.policies.flow.conditions import LEADS
@@ -33,7 +33,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
 
     Raises:
         RunError: there is no policy. So do the errors of what is read
-            (`rapport.pipeline.run.explained_errors`).
+            (`rapport.pipeline.explained.explained_errors`).
     """
     folder = _folder(source)
     policy = load_policy(folder)
@@ -43,7 +43,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
     start = functools.partial(start_of, listener, isinstance(policy, FlowPolicy))
     leads: tuple[int | None, ...] = (None, *LEADS) if isinstance(policy, FlowPolicy) else (None,)
     rig = ArkitRig(head) if policy.layout.topology == head.topology else None
-    _, [state] = listener.step([start(0)], [None if start(0).waits else silence(listener, 0)])
+    [(_, state, _)] = in_silence(listener, start(0), 1)
     return Voice(
         name=name,
         policy=policy,

@@ -39,7 +39,7 @@ RUNTIME_FILES = (
 NAME = "listener"  # of the policy, on the page
 FACTS = "listener.json"
 STEP = "step.onnx"
-SESSION = 'export { Refusal, Session } from "./alone/session.js";\n'
+SESSION = 'export { Session } from "./alone/session.js";\n'
 # The page may load from its own host and talk to it, to nobody else.
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
@@ -77,7 +77,7 @@ def open_export(config: ExportConfig) -> Exported:
 
     Raises:
         RunError: a key is missing or names nothing, or the policy is no AR-Flow. So do the errors
-            of what is read (`rapport.pipeline.run.explained_errors`).
+            of what is read (`rapport.pipeline.explained.explained_errors`).
     """
     if config.out is not None:
         require_place(config.out)

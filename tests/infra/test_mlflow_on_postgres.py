@@ -7,7 +7,6 @@ them."""
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,16 +19,11 @@ import yaml
 from mlflow import MlflowClient
 
 from rapport.pipeline.tracking import Tracker
+from tests.runs import free_port
 
 ROOT = Path(__file__).parents[2]
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 pytestmark = pytest.mark.engine
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture

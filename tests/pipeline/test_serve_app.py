@@ -21,6 +21,7 @@ from websockets.sync.client import connect
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.server import Server
+from rapport.pipeline.serve.session import Session
 from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
 from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.head.settings import HeadConfig
@@ -260,3 +261,17 @@ def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
         assert error["type"] == "error" and error["message"] and error["code"]
         assert received(live) in (1003, 1007, 1008, 1009)
     assert server.engine.counts.failed == failed
+
+
+@pytest.mark.parametrize("where", ["tick", "hear"])
+def test_an_error_of_ours_is_logged_and_ends_the_socket(client, monkeypatch, caplog, where):
+    def fails(*_):
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(Session, where, fails)
+    with socket(client, ticket(client)) as live:
+        assert received(live)["type"] == "ready"
+        if where == "hear":
+            live.send(wire.End().model_dump_json())
+        assert received(live) == wire.FAILED
+    assert "nobody thought of this" in caplog.text

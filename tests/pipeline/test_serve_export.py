@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import threading
-import wave
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -32,6 +31,7 @@ from rapport.policies.motion import Layout, Motion
 from tests.chromium import CHROMIUM, Chromium
 from tests.gaussian import Gaussian
 from tests.policies.test_flow_live import R, chunks_of, small_policy, talking
+from tests.recordings import write_wav
 
 pytest.importorskip("onnxscript", reason="needs the extra export")
 EVALUATIONS = 4
@@ -102,12 +102,7 @@ def host(site):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    voice = tmp_path_factory.mktemp("voice") / "voice.wav"
-    with wave.open(str(voice), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(AUDIO_RATE)
-        file.writeframes(said(4 * AUDIO_RATE).tobytes())
+    voice = write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", said(4 * AUDIO_RATE))
     with Chromium(tmp_path_factory.mktemp("profile"), voice) as browser:
         yield browser
 

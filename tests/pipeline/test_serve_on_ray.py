@@ -24,11 +24,11 @@ from websockets.exceptions import InvalidStatus
 from rapport.pipeline.bench.serve import process_of
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import APPLICATION, SECRET
-from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.live import Chunk
 from rapport.policies.policy import load_policy
 from tests.chromium import CHROMIUM, Chromium
+from tests.recordings import write_wav
 from tests.runs import free_port
 from tests.small_flow import saved_policy
 
@@ -105,6 +105,12 @@ def speech(chunks, seed=0):
     rng = np.random.default_rng(seed)
     sound = (rng.normal(size=(chunks, CHUNK)) / 10).clip(-1, 1)
     return [Chunk(audio=np.round(each * 32767).astype(np.float32) / 32768) for each in sound]
+
+
+def spoken(path, chunks):
+    """The same as a file."""
+    said = np.concatenate([chunk.audio for chunk in speech(chunks)])
+    return write_wav(path, said * 32768)
 
 
 async def one_by_one(chunks):
@@ -292,14 +298,7 @@ def test_what_is_not_understood_is_said_and_the_socket_closed(served):
 
 
 def test_a_recording_becomes_files(served, tmp_path):
-    import wave
-
-    path = tmp_path / "talk.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(AUDIO_RATE)
-        file.writeframes(b"".join((c.audio * 32768).astype("<i2").tobytes() for c in speech(8)))
+    path = spoken(tmp_path / "talk.wav", 8)
     with httpx.Client(base_url=served, timeout=60) as http:
         job = http.post(
             "/v1/generations",
@@ -338,14 +337,7 @@ def test_health_metrics_and_descriptions(served):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page_shows_a_listener_that_moves(served, tmp_path):
-    import wave
-
-    voice = tmp_path / "voice.wav"
-    with wave.open(str(voice), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(AUDIO_RATE)
-        file.writeframes(b"".join((c.audio * 32768).astype("<i2").tobytes() for c in speech(40)))
+    voice = spoken(tmp_path / "voice.wav", 40)
     with Chromium(tmp_path / "profile", voice=voice) as browser:
         page = browser.open(f"{served}/")
         page.wait_for("!document.querySelector('#start').disabled")

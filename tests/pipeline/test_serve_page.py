@@ -29,6 +29,7 @@ from rapport.policies.head.gltf import write_glb
 from rapport.policies.head.livelink import CHANNELS
 from rapport.policies.motion import Layout, Motion
 from tests.chromium import CHROMIUM, PHONE, Chromium
+from tests.recordings import write_wav
 
 RATE = 16000
 CHUNK = 5120
@@ -237,13 +238,8 @@ def voice(tmp_path_factory):
         0  # the same where lags are parts of a sample
     )
     sound = np.fft.irfft(spectrum, len(sound))
-    path = tmp_path_factory.mktemp("voice") / "voice.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((8000 * sound / np.abs(sound).max()).astype("<i2").tobytes())
-    return path
+    samples = (8000 * sound / np.abs(sound).max()).astype("<i2")
+    return write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", samples, RATE)
 
 
 def samples_of(path):

@@ -1,16 +1,26 @@
 """Live sessions: what their clients send and get, on the real engine, without sockets."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import pace_of_sound
 from rapport.pipeline.serve.engine import Engine, capacity, delay_of, measure
-from rapport.pipeline.serve.session import GONE_S, LOST_S, Session, SessionRequest, Terms
+from rapport.pipeline.serve.session import (
+    GONE_S,
+    LOST_S,
+    MOST_PICTURES,
+    OWN_AHEAD_S,
+    Session,
+    SessionRequest,
+    Terms,
+)
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.flow.conditions import LEADS
@@ -446,3 +456,22 @@ def test_an_answer_holds_what_arkit_says_of_its_frames(tmp_path, engine):
     )
     assert not client.parts(Kind.ACT)
     np.testing.assert_allclose(found, expected, atol=2e-3)  # each chunk's search starts anew
+
+
+def test_what_waits_for_its_chunk_has_a_bound(voice, engine):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    session, _ = begin(voice, engine)
+    picture = wire.packed([Part(Kind.PICTURE, 0, file.getvalue())])
+    for _ in range(MOST_PICTURES):
+        session.hear(picture)
+    with pytest.raises(WireError, match="pictures wait"):
+        session.hear(picture)
+    ahead = int(OWN_AHEAD_S * AUDIO_RATE) // 5120
+    for number in range(ahead):
+        own = Part(Kind.OWN_SOUND, 5120 * number, np.zeros(5120, "<i2").tobytes())
+        session.hear(wire.packed([own]))
+    with pytest.raises(WireError, match="ahead at most"):
+        for number in range(ahead, ahead + 2):
+            own = Part(Kind.OWN_SOUND, 5120 * number, np.zeros(5120, "<i2").tobytes())
+            session.hear(wire.packed([own]))

@@ -5,7 +5,8 @@ import { Camera } from "./camera.js";
 import { Face } from "./face.js";
 import { Playout } from "./playout.js";
 import { Record } from "./save.js";
-import { Refusal, Session } from "./session.js";
+import { Refusal } from "./refusal.js";
+import { Session } from "./session.js";
 import { Sound } from "./sound.js";
 
 const RATE = 16000; // of the sound, which every policy hears at

@@ -3,6 +3,7 @@
 // The server keeps nothing of a session. What was said and what the policy did in the last
 // `memory_s` is kept here, and handed to whoever goes on (docs/serve.md, "Going on").
 
+import { Refusal } from "./refusal.js";
 import { ACT, ARKIT, PROTOCOL, SOUND, PICTURE, TICKET, packed, unpacked } from "./wire.js";
 
 const READY_S = 3; // so long a server may take to be ready
@@ -12,15 +13,6 @@ const WAITS_S = [0, 0.2, 0.4, 0.8, 1.5]; // before each try; the last one again 
 const LONGEST_WAIT_S = 5; // that a server may ask for
 const ENDED = 1000;
 const FINAL = [1003, 1007, 1008, 1009]; // closes after which trying again is no use
-
-/** Why a session does not begin. `final`: trying again is no use. */
-export class Refusal extends Error {
-  constructor(message, { final = false, waitS = 0 } = {}) {
-    super(message);
-    this.final = final;
-    this.waitS = waitS;
-  }
-}
 
 export class Session {
   /**

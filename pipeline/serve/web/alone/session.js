@@ -7,15 +7,6 @@ import { noise } from "./noise.js";
 
 const MOST_WAITING = 10; // chunks that are said and not heard yet
 
-/** Why a session does not begin. */
-export class Refusal extends Error {
-  constructor(message, { final = false, waitS = 0 } = {}) {
-    super(message);
-    this.final = final;
-    this.waitS = waitS;
-  }
-}
-
 export class Session {
   /**
    * @param post is not asked: there is no server.
