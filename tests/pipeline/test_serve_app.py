@@ -1,5 +1,6 @@
 """The application without Ray: what it answers to right, wrong and hostile requests."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -12,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -20,11 +21,13 @@ from websockets.sync.client import connect
 
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.app import application
+from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.server import Server
 from rapport.pipeline.serve.session import Session
 from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
 from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.head.settings import HeadConfig
+from rapport.policies.live import Chunk
 from tests.live_clients import sound_part
 from tests.runs import free_port
 from tests.small_flow import saved_policy
@@ -232,6 +235,7 @@ PATHS = st.sampled_from(
 @settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@example(asked=float("inf"), path="/{}", name="", body=b"")
 @given(asked=ASKED | JSON, path=PATHS, name=st.text(max_size=20), body=st.binary(max_size=60))
 def test_whatever_is_asked_nobody_meets_a_traceback(client, asked, path, name, body):
     headers = {"content-type": "application/json"}
@@ -275,3 +279,25 @@ def test_an_error_of_ours_is_logged_and_ends_the_socket(client, monkeypatch, cap
             live.send(wire.End().model_dump_json())
         assert received(live) == wire.FAILED
     assert "nobody thought of this" in caplog.text
+
+
+def test_a_client_that_stops_to_think_goes_on(client):
+    """It says no more than it takes answers for: what was answered meanwhile would be dropped."""
+
+    async def chunks():
+        for _ in range(30):
+            yield Chunk(audio=np.zeros(5120, np.float32))
+
+    async def thinks():
+        wanted = Wanted(policy="flow")
+        async with Client(str(client.base_url), wanted) as talker:
+            answers = []
+            async for answer in talker.converse(chunks(), ahead=1):
+                answers.append(answer)
+                if answer.chunk == 3:
+                    await asyncio.sleep(1)
+            return answers
+
+    answers = asyncio.run(asyncio.wait_for(thinks(), 60))
+    assert [answer.chunk for answer in answers] == [*range(30), None]
+    assert not any(answer.dropped for answer in answers)
