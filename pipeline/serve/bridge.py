@@ -20,12 +20,12 @@ import numpy as np
 from rapport.pipeline.data.recording import Recording, open_recording
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.client import Client, Wanted, in_real_time
+from rapport.pipeline.serve.settings import TOKEN
 from rapport.pipeline.settings import BridgeConfig
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.live import Chunk
 
 PIPE = Path("-")
-TOKEN = "RAPPORT_TOKEN"
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from websockets.typing import Subprotocol
 
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.wire import Kind, Part, WireError
+from rapport.policies.head.livelink import CHANNELS
 from rapport.policies.live import Chunk
 from rapport.policies.motion import Layout, LayoutError, Motion
 
-CHANNELS = 61  # of Live Link Face, in `Answer.arkit`
 REPLY_S = 10  # in which a server answers a request, a handshake, and says that a session is ready
 SILENT_S = 15  # after so long without a message a connection is lost; servers ping every 5 s
 ACK_S = 0.5
@@ -524,7 +524,7 @@ class Client:
         if Kind.SHOWN in shown:
             motion = Motion(_frames(shown[Kind.SHOWN], layout.dim), layout)
         if Kind.ARKIT in shown:
-            arkit = _frames(shown[Kind.ARKIT], CHANNELS)
+            arkit = _frames(shown[Kind.ARKIT], len(CHANNELS))
         self._answers.put_nowait(
             Answer(
                 chunk=chunk,
