@@ -104,6 +104,9 @@ RECIPES = {
         "VMC or OSC",
         {"": settings.BridgeConfig},
     ),
+    "distil": Recipe(
+        "teach an AR-Flow to answer in a fifth of the time", {"": settings.DistilConfig}
+    ),
     "export": Recipe(
         "write a folder to host: an AR-Flow that listens in its visitors' browsers",
         {"": settings.ExportConfig},

@@ -27,6 +27,7 @@ from rapport.actors.settings import (
 from rapport.pipeline.config import RecipeConfig
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.objectives.settings import (
+    DistilTraining,
     DpoConfig,
     FlowDpoConfig,
     FlowGdpoConfig,
@@ -803,6 +804,17 @@ class BridgeConfig(RecipeConfig):
         return self
 
 
+class DistilConfig(OfFlow):
+    """`distil`. With `imitation`, the policy that its run ended with is the teacher."""
+
+    distil: DistilTraining = DistilTraining()
+
+    @model_validator(mode="after")
+    def _distil_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "distil")
+        return self
+
+
 class ExportConfig(RecipeConfig):
     """`export`."""
 
@@ -817,8 +829,9 @@ class ExportConfig(RecipeConfig):
     """what visitors can tell the listener to be like, [happy, sad]; empty = nothing"""
     lead: Literal[0, 4, 8, 12] | None = None
     """frames of a latent that it hears before it moves; empty = 8"""
-    evaluations: int = Field(10, ge=1)
-    """of the velocity, for a latent: 4 are quicker, and stiller"""
+    evaluations: int | None = Field(None, ge=1)
+    """of the velocity, for a latent: 4 are quicker than 10, and stiller; empty = the policy's own,
+    which a distilled one was taught"""
     head: HeadConfig = HeadConfig()
     runtime: Path | None = None
     """folder of onnxruntime-web's files; empty = what `make web` fetched"""

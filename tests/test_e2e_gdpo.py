@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from rapport import load_policy
 from tests.runs import finished_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -130,6 +132,34 @@ def test_gdpo_runs_on_the_real_dyad(tmp_path):
     assert not any("P-FD" in name for name in row), "absent is missing, not zero"
     assert list((tmp_path / "run" / "clips").glob("*.mp4"))
     assert "<video" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_its_policy_is_distilled(gdpo_run, tmp_path):
+    folder, _ = gdpo_run
+    summary = finished_run(
+        "distil",
+        tmp_path / "run",
+        f"imitation={folder}",
+        "distil.steps=4",
+        "distil.batch_size=4",
+        "distil.windows=6",
+        "distil.taught=4",
+        "learner.world_size=1",
+        "tracking.system_metrics=false",
+    )
+    assert summary["counts"]["answers"] == 6 and summary["counts"]["distil_steps"] == 4
+    assert summary["engines"]["distil_learner"]["name"] == "deepspeed"
+    assert set(summary["metrics"]["distilled"]) == {
+        f"{who}, {evaluations} evaluations"
+        for who in ("teacher", "distilled")
+        for evaluations in (2, 4)
+    }
+    same = summary["metrics"]["distilled"]["teacher, 4 evaluations"]
+    assert all(value == pytest.approx(1, abs=1e-4) for value in same.values()), "the teacher's own"
+    distilled = load_policy(tmp_path / "run" / "distil" / "policy")
+    aligned = load_policy(folder / "gdpo" / "policy")
+    assert distilled.sampler.evaluations == 2 and aligned.sampler.evaluations == 10
+    assert not torch.equal(distilled.flow.gain.weight, aligned.flow.gain.weight), "it learnt"
 
 
 @pytest.mark.long

@@ -147,6 +147,29 @@ class FlowTraining(ImitationConfig):
         return keys if self.expect else keys | {"flow.expect=0": ("heed",)}
 
 
+class DistilTraining(ImitationConfig):
+    """Reflow: an AR-Flow learns to go straight to where its teacher goes in many evaluations."""
+
+    steps: int = Field(1000, ge=1)
+    """optimiser steps"""
+    batch_size: int = Field(32, ge=1)
+    """answers per step over all learners"""
+    draws: int = Field(2, ge=1)
+    """flow times drawn per latent"""
+    learning_rate: float = Field(3e-4, gt=0)
+    """peak; same schedule as SFT"""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay"""
+    windows: int = Field(1536, ge=1)
+    """training windows that the teacher answers, at most"""
+    taught: int = Field(10, ge=2, multiple_of=2)
+    """evaluations of the velocity that the teacher takes for a latent, by the midpoint rule"""
+    evaluations: int = Field(2, ge=2, multiple_of=2)
+    """those that the distilled one takes, unless it is asked for others"""
+    drop_each: float = Field(0.3, ge=0, lt=1)
+    """probability that a window loses a modality, one by one, before the teacher answers it"""
+
+
 class DpoConfig(Section):
     """Alignment with preferences (Eq. 11), whatever the policy."""
 

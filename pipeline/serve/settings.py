@@ -59,8 +59,8 @@ class ServeSection(Section):
     answers soonest"""
     grace_s: float = Field(0.08, ge=0)
     """sound may be late by, before silence is heard in its place"""
-    evaluations: int = Field(4, ge=2, multiple_of=2)
-    """of AR-Flow's velocity, for a latent"""
+    evaluations: int | None = Field(None, ge=2, multiple_of=2)
+    """of AR-Flow's velocity, for a latent; empty = 4, or fewer where it was distilled"""
     origins: list[str] = []
     """pages that stand elsewhere and may come in, as https://studio.example"""
     record: Path | None = None

@@ -20,6 +20,7 @@ from rapport.policies.policy import load_policy
 
 SHIPPED = "listener"  # the name of the policy that comes with the project
 REGISTRY = "models:/"
+LIVE_EVALUATIONS = 4  # of the velocity, for a latent, unless a policy needs fewer
 
 
 def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAsset) -> Voice:
@@ -38,7 +39,8 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
     folder = _folder(source)
     policy = load_policy(folder)
     if isinstance(policy, FlowPolicy):
-        policy = policy.with_sampler(lead=config.lead, evaluations=config.evaluations)
+        evaluations = config.evaluations or min(LIVE_EVALUATIONS, policy.sampler.evaluations)
+        policy = policy.with_sampler(lead=config.lead, evaluations=evaluations)
     listener = policy.live()
     start = functools.partial(start_of, listener, isinstance(policy, FlowPolicy))
     leads: tuple[int | None, ...] = (None, *LEADS) if isinstance(policy, FlowPolicy) else (None,)

@@ -179,9 +179,13 @@ def _live(policy: FlowPolicy, config: ExportConfig) -> LiveFlow:
     Raises:
         RunError: so many evaluations make no whole step.
     """
-    lead = policy.sampler.lead if config.lead is None else config.lead
+    given = {
+        name: value
+        for name in ("lead", "evaluations")
+        if (value := getattr(config, name)) is not None
+    }
     try:
-        return LiveFlow(policy.with_sampler(lead=lead, evaluations=config.evaluations))
+        return LiveFlow(policy.with_sampler(**given))
     except LiveError:
         raise
     except ValueError as error:

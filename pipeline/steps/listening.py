@@ -25,7 +25,7 @@ from rapport.policies.policy import POLICY_FILE, Policy, load_policy
 
 # Of what a run leaves, the first that is there.
 POLICIES = (
-    *("best_policy", "gdpo_policy", "dpo_policy"),
+    *("best_policy", "distil_policy", "gdpo_policy", "dpo_policy"),
     *("flow_policy", "sft_policy", "imitate_policy"),
 )
 SAY_EVERY_S = 60  # of the recording

@@ -105,6 +105,8 @@ class FlowSizes:
             (`ARFlow.expect`); None = it expects nothing (the paper's).
         heed: by what factor samplers tell the velocity what is expected; 1 = as it was taught. What
             is expected is a mean, and stiller than anybody: told louder, it is answered more.
+        evaluations: of the velocity that a latent takes, unless a sampler says otherwise; a
+            distilled one needs fewer.
     """
 
     latent_dim: int = 64
@@ -120,6 +122,7 @@ class FlowSizes:
     voice: VoiceSizes | None = None
     path: int | None = None
     heed: float = 1.0
+    evaluations: int = 10
 
     def __post_init__(self) -> None:
         _check_positive(self)

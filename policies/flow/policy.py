@@ -128,7 +128,7 @@ class FlowPolicy(Policy):
         self.vae = vae
         self.encoders = encoders
         self.layout = vae.config.layout
-        self.sampler = Sampler()
+        self.sampler = Sampler(evaluations=flow.config.evaluations)
         self._module = FlowModule(flow)
 
     @cached_property

@@ -22,6 +22,8 @@ from rapport.policies.flow.sampling import Denoise
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
 CONDITION_COLUMNS = {"prompt_id": pa.string()} | {name: pa.binary() for name in MODALITIES}
 FLOW_SCHEMA = pa.schema(CONDITION_COLUMNS | {"latents": pa.binary()})
+# Answers, with the noise that each latent came of, and how much was heard of it.
+ANSWER_SCHEMA = pa.schema([*FLOW_SCHEMA, ("noise", pa.binary()), ("lead", pa.int64())])
 
 
 def to_bytes(values: Tensor | np.ndarray | None) -> bytes | None:
@@ -84,7 +86,9 @@ class FlowModule(nn.Module):
         self.flow = flow
 
     def forward(
-        self, asked: Literal["errors", "imitation", "means", "latents"], *arguments: Any
+        self,
+        asked: Literal["errors", "imitation", "straightened", "means", "latents"],
+        *arguments: Any,
     ) -> Tensor:
         """The errors of Eq. 4, both losses, the means of drawn steps, or latents along the ODE."""
         answer: Tensor = getattr(self, asked)(*arguments)
@@ -125,6 +129,20 @@ class FlowModule(nn.Module):
         if path is not None:
             surprise = (expected.squeeze(1) - path).square().mean()
         return torch.stack([errors.mean(), surprise])
+
+    def straightened(
+        self,
+        conditions: Mapping[str, Tensor],
+        lead: Tensor,
+        latents: Tensor,
+        noise: Tensor,
+        time: Tensor,
+    ) -> Tensor:
+        """The errors of Eq. 4 where each latent comes of its own noise, told as samplers are."""
+        prefix = self.flow.encode_prefix(Conditions(**conditions), lead)
+        numbers = torch.arange(latents.shape[2], device=latents.device)
+        heeded = self.flow.heeded(prefix, numbers)
+        return flow_errors(self.flow, prefix, latents, noise, time, None, heeded)
 
     def means(
         self,
