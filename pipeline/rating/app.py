@@ -181,10 +181,10 @@ def _of_raters(app: FastAPI, store: Store) -> None:
         return {"code": config.completion_code}
 
     @app.get("/raters/{key}/videos/{place}/{side}")
-    def video(key: str, place: str, side: Literal[0, 1]) -> FileResponse:
+    def video(key: str, place: str, side: int) -> FileResponse:
         """A video, by where it stands for this rater: its name stays here."""
         item = store.item(store.rater(key), Place.of(place))
-        if side >= len(item.videos) or store.offer is None:
+        if not 0 <= side < len(item.videos) or store.offer is None:
             raise StoreError("there is no such video", 404)
         shown = store.offer.videos[item.videos[side]]
         keep = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline"}

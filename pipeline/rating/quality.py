@@ -32,7 +32,7 @@ FEWEST = 5  # items of a rater before their habits are spoken of
 STRAIGHT = 0.8  # share of items with one grade on all scales, or of choices of one side
 UNSTEADY = 1.0  # mean difference between two ratings of the same clip by the same person
 QUICK = 0.1  # share of items answered before the video could have ended
-SLACK_S = 0.3  # by which clocks and players may differ
+SEEN = 0.9  # share of a video's length that nobody can be quicker than; clocks differ
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _habits(
 def _least_seconds(answered: Answered, offer: Offer) -> float:
     """How long the videos of an item last; two are played at once."""
     lengths = [offer.videos[name].seconds for name in answered.item.videos]
-    return max(lengths) - SLACK_S
+    return SEEN * max(lengths)
 
 
 def straightness(given: Sequence[Answered]) -> float | None:

@@ -5,7 +5,7 @@ import { Scales, Sides } from "./scales.js";
 import { Refusal, ask } from "./talk.js";
 
 const LOOK_MS = 15000; // between looks for the next round
-const QUESTIONS = { scales: "How does the listener on the right react?", pairs: "Who listens better?" };
+const QUESTIONS = { scales: "How is the listener on the right?", pairs: "Who listens better?" };
 const HINTS = {
   scales: "Watch to the end, then rate. Keys: 1 to 5, 0 = cannot tell, enter = next, space = play again.",
   pairs: "Watch to the end, then choose. Keys: 1 = A, 2 = no difference, 3 = B, enter = next, space = play again.",

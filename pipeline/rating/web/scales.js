@@ -89,7 +89,7 @@ export class Scales extends Form {
     steps.append(...grades, ...ends);
     const unknown = radio(name, "", "cannot tell", "0");
     unknown.className = "unknown";
-    scale.append(title, text, steps, unknown);
+    scale.append(title, unknown, text, steps);
     return scale;
   }
 
