@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from rapport.actors.cluster import cluster
 from rapport.pipeline.data.candidates import read_candidates
@@ -40,7 +41,9 @@ def run(config: RateConfig, run: Run) -> None:
 
 def _offer(config: RateConfig, run: Run) -> Offer:
     assert config.candidates is not None, "look_at_inputs asks for it"
-    with cluster(config.cluster.address, config.cluster.cpus):
+    # Controls are drawn once, by Ray; a page that is opened again needs none.
+    drawn = not config.rate.mismatched or run.finished("controls")
+    with nullcontext() if drawn else cluster(config.cluster.address, config.cluster.cpus):
         return offered(
             run,
             config.rate,

@@ -109,7 +109,9 @@ def test_raters_see_groups_candidates_and_sides_in_orders_of_their_own(offer):
 
 
 def test_a_control_is_beside_its_counterpart_and_rated_like_the_others(offer):
-    [scale] = [i for i in items_of(offer, RateSection(), 1, ["0001"], seed=0) if i.kind == "control"]
+    [scale] = [
+        i for i in items_of(offer, RateSection(), 1, ["0001"], seed=0) if i.kind == "control"
+    ]
     assert scale.videos == ("0001-control",) and scale.instruction is None
     pairs = items_of(offer, RateSection(form="pairs"), 1, ["0001"], seed=0)
     [pair] = [item for item in pairs if item.kind == "control"]
@@ -156,7 +158,9 @@ def test_groups_get_their_raters_and_no_more(make):
 
 def test_the_group_with_the_fewest_raters_comes_first(make):
     store = make(per_group=3, raters=4)
-    first = [store.item(r, store.turn(r).place).videos for r in (came(store, n) for n in (1, 2, 3, 4))]
+    first = [
+        store.item(r, store.turn(r).place).videos for r in (came(store, n) for n in (1, 2, 3, 4))
+    ]
     groups = {videos[0].partition("-")[0] for videos in first}
     assert len(groups) == 4, "four raters begin with four groups"
 
@@ -188,7 +192,9 @@ def test_a_lease_ends_by_itself_and_begins_anew_with_every_answer(make):
     clock.now += 19 * MINUTE
     store.answer(ann, store.turn(ann).place, grades())
     clock.now += 19 * MINUTE
-    assert store._wanted(store._database, bert).keys() == {*"0001 0002 0003 0004".split()} - {group}
+    assert store._wanted(store._database, bert).keys() == {*["0001", "0002", "0003", "0004"]} - {
+        group
+    }
     clock.now += 2 * MINUTE
     assert group in store._wanted(store._database, bert)
     turn = store.turn(ann)
@@ -284,7 +290,9 @@ def test_who_comes_from_prolific_is_one_rater_however_often_they_come(make):
     assert [rater.outside for rater in store.raters()] == ["5f", "60"]
 
 
-@pytest.mark.parametrize("text", ["", "1-2", "1-2-3-4", "a-b-c", "1--3", "-1-0-0", "１-0-0", "0x1-0-0"])
+@pytest.mark.parametrize(
+    "text", ["", "1-2", "1-2-3-4", "a-b-c", "1--3", "-1-0-0", "１-0-0", "0x1-0-0"]
+)
 def test_what_is_no_place_is_refused(text):
     with pytest.raises(StoreError, match="is no item"):
         Place.of(text)
@@ -382,7 +390,12 @@ def test_careless_raters_are_flagged_and_careful_ones_are_not(make, offer):
     rules = {
         1: (careful, 9.0),
         2: (lambda item: grades(3), 9.0),
-        3: (lambda item: careful(item) if item.told else grades(5 if next(flip) % 2 else 1) | {"empathy": 3}, 0.1),
+        3: (
+            lambda item: (
+                careful(item) if item.told else grades(5 if next(flip) % 2 else 1) | {"empathy": 3}
+            ),
+            0.1,
+        ),
     }
     for number, (rule, seconds) in rules.items():
         rater = came(store, number)
@@ -409,7 +422,9 @@ def test_habits_of_choosing():
     same = [(("a", f"b{n}"), {"preferred": "first"}) for n in range(5)]
     assert straightness(answered(*same)) == 1.0 and straightness(answered(*same[:4])) is None
     first = answered((("a", "b"), {"preferred": "first"}), (("a", "c"), {"preferred": "tie"}))
-    turned = answered((("b", "a"), {"preferred": "second"}), (("c", "a"), {"preferred": "first"}), kind="repeated")
+    turned = answered(
+        (("b", "a"), {"preferred": "second"}), (("c", "a"), {"preferred": "first"}), kind="repeated"
+    )
     assert unsteadiness([*first, *turned]) == 0.5, "a again, and a tie that turned"
     assert unsteadiness(first) is None
 
@@ -430,5 +445,9 @@ def test_a_package_without_a_video_is_refused_with_its_name(tmp_path):
 
 def test_an_offer_knows_its_lengths_and_members(offer):
     assert {round(video.seconds, 1) for video in offer.videos.values()} <= {0.4, 0.5}
-    assert len(offer.videos) == 13 and offer.members["clip-0"] == sorted(offer.members["clip-0"]) or True
+    assert (
+        len(offer.videos) == 13
+        and offer.members["clip-0"] == sorted(offer.members["clip-0"])
+        or True
+    )
     assert {tuple(sorted(ids)) for ids in offer.members.values()} == {("c0", "c1", "c2")}

@@ -12,8 +12,8 @@ from rapport.rewards.ratings.comparisons import (
     CHOICES,
     Comparison,
     bradley_terry,
-    comparison_alpha,
     compared_pairs,
+    comparison_alpha,
     holds_comparisons,
     read_comparisons,
     strengths,
@@ -77,7 +77,12 @@ def test_strengths_do_not_depend_on_the_order_of_the_players(order, seed):
 
 
 def test_players_are_compared_over_all_prompts():
-    players = {("p", "a"): "people", ("p", "b"): "policy", ("q", "a"): "policy", ("q", "b"): "people"}
+    players = {
+        ("p", "a"): "people",
+        ("p", "b"): "policy",
+        ("q", "a"): "policy",
+        ("q", "b"): "people",
+    }
     said = [choice("a", "b", "first", "ann"), choice("a", "b", "second", "ann", "q")]
     said += [choice("b", "a", "first", "bert")]
     found = strengths(said, players)
@@ -113,7 +118,10 @@ def test_the_majority_makes_the_pair():
 
 
 def test_nobody_compared_is_no_score_and_not_zero():
-    assert compared_pairs([choice("a", "b", "first")], 0.0, MEMBERS)[1]["q"] == {"a": None, "b": None}
+    assert compared_pairs([choice("a", "b", "first")], 0.0, MEMBERS)[1]["q"] == {
+        "a": None,
+        "b": None,
+    }
 
 
 def test_agreement_is_one_for_the_same_choice_on_other_sides_and_below_0_for_the_opposite():
@@ -137,7 +145,9 @@ def test_a_survey_counts_candidates_and_names_what_nobody_saw():
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_a_file_gives_back_what_was_written(tmp_path, suffix):
-    said = [choice("0", "1", side, rater, "007") for side, rater in zip(CHOICES, "abc", strict=True)]
+    said = [
+        choice("0", "1", side, rater, "007") for side, rater in zip(CHOICES, "abc", strict=True)
+    ]
     file = tmp_path / f"choices{suffix}"
     write_comparisons(file, said)
     assert holds_comparisons(file) and read_comparisons(file) == said
