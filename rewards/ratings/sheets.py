@@ -362,7 +362,14 @@ def _labels(columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     """Columns with their questions, and the other rows.
 
     Qualtrics writes two rows under the names: the questions, and `{"ImportId":"QID1"}`.
+    SurveyMonkey names the first column of a question alone, and writes what is asked in each under
+    the names.
     """
+    under = rows[0][1] if rows else columns
+    unnamed = [cell for name, cell in zip(columns, under, strict=True) if not name]
+    if unnamed and all(isinstance(cell, str) for cell in unnamed) and under[0] is None:
+        whole = list(itertools.accumulate(columns, lambda before, name: name or before))
+        return [_joined(texts) for texts in zip(whole, under, strict=True)], rows[1:]
     for count, (_, cells) in enumerate(rows[:2]):
         if all("ImportId" in str(cell) for cell in cells if cell is not None):
             above = [cells for _, cells in rows[:count]]
