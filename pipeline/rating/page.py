@@ -93,8 +93,7 @@ class Page:
 
     def rest(self, *, more: bool) -> None:
         """Nothing is offered; with `more`, raters are asked to come again for the next round."""
-        self.store.more = more
-        self.store.offer = None
+        self.store.rest(more=more)
 
     def said(self, offer: Offer) -> Opinions:
         """By raters who are not left out."""

@@ -211,6 +211,17 @@ class Store:
         with self._lock:
             return self._database.execute(query, values).fetchall()
 
+    def rest(self, *, more: bool) -> None:
+        """Nothing is offered; the present round, if there is one, is over.
+
+        Args:
+            more: whether another round will be offered.
+        """
+        if self.offer is not None:
+            self.noted(f"over {self.offer.number}", "yes")
+        self.more = more
+        self.offer = None
+
     # -- Who --
 
     def secret(self, name: str) -> str:
@@ -483,6 +494,9 @@ class Store:
     def _items(self, database: sqlite3.Connection, rater: Rater, place: Place) -> list[Item]:
         """The items of a rater's group."""
         offer = self.offer
+        if offer is None and not self._is_over(database, place.round):
+            # A server that was started again: the answer is asked for again, and not lost.
+            raise StoreError("one moment, the clips are being put out", 503)
         if offer is None or place.round != offer.number:
             raise StoreError("these clips are no longer offered; please reload the page", 410)
         rows = database.execute(
@@ -494,6 +508,10 @@ class Store:
             raise StoreError("there is no such item", 404)
         groups = [row["name"] for row in rows]
         return items_of(offer, self.config, rater.number, groups=groups, seed=self.seed)
+
+    def _is_over(self, database: sqlite3.Connection, number: int) -> bool:
+        row = database.execute("SELECT 1 FROM notes WHERE name = ?", (f"over {number}",))
+        return row.fetchone() is not None
 
     def _answered(self, database: sqlite3.Connection, rater: Rater, place: Place) -> int:
         """How many items of a group were answered, which are its first ones."""

@@ -329,15 +329,21 @@ async def play(client, link, number, lazy=False, gives_up=None, seen=None):
             try:
                 started = time.monotonic()
                 answer = await client.request(method, url, **sent)
-                if seen is not None:
-                    seen.append(time.monotonic() - started)
-                return answer
+                if answer.status_code != 503:  # it was started again, and is not ready
+                    if seen is not None:
+                        seen.append(time.monotonic() - started)
+                    return answer
+                await asyncio.sleep(0.1)
             except httpx.TransportError:
                 await asyncio.sleep(0.1)
         raise AssertionError("the server never came back")
 
     said = (await ask("POST", f"{rater}/consent")).json()
-    while said["item"]:
+    while said["item"] or said["waits"]:
+        if said["waits"]:
+            await asyncio.sleep(0.2)
+            said = (await ask("GET", f"{rater}/turn")).json()
+            continue
         place = said["item"]["place"]
         for address in said["item"]["videos"]:
             video = await ask("GET", base + address)
@@ -381,7 +387,7 @@ def test_twenty_raters_at_once_and_a_server_that_is_killed_lose_nothing(tmp_path
                 )
                 for n, link in enumerate(served.links(), 1)
             ]
-            for answers in (60, 150):
+            for answers in (40, 90):
                 while len(kept_answers(served)) < answers and not all(r.done() for r in raters):
                     await asyncio.sleep(0.05)
                 await asyncio.to_thread(served.kill)
@@ -399,7 +405,7 @@ def test_twenty_raters_at_once_and_a_server_that_is_killed_lose_nothing(tmp_path
         for place, answer in answers.items()
     }
     kept = kept_answers(served)
-    assert len(kept) == len(expected) > 200, "every answer once"
+    assert len(kept) == len(expected) >= 5 * GROUPS * MEMBERS, "every answer once"
     assert dict(kept) == expected, "and none lost or changed"
     assert min(status["groups"].values()) >= 5, "who gave up freed their group"
     flags = {row["rater"]: row["flags"] for row in status["raters"]}

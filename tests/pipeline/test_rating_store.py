@@ -451,3 +451,20 @@ def test_an_offer_knows_its_lengths_and_members(offer):
         or True
     )
     assert {tuple(sorted(ids)) for ids in offer.members.values()} == {("c0", "c1", "c2")}
+
+
+def test_an_answer_to_a_server_that_is_not_ready_is_asked_for_again(make, offer):
+    """The round is not over, only not there yet: 503 is sent again, 410 is not."""
+    store = make(raters=1)
+    ann = came(store, 1)
+    place = store.turn(ann).place
+    again = make(raters=1)
+    again.offer = None
+    with pytest.raises(StoreError) as refused:
+        again.answer(ann, place, grades())
+    assert refused.value.status == 503
+    again.offer = offer
+    again.rest(more=True)
+    with pytest.raises(StoreError) as refused:
+        again.answer(ann, place, grades())
+    assert refused.value.status == 410
