@@ -358,6 +358,9 @@ def _sheet(rows: Rows, name: str = "") -> Sheet:
     return Sheet(name, columns, labels, body)
 
 
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+
+
 def _labels(columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     """Columns with their questions, and the other rows.
 
@@ -367,7 +370,10 @@ def _labels(columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     """
     under = rows[0][1] if rows else columns
     unnamed = [cell for name, cell in zip(columns, under, strict=True) if not name]
-    if unnamed and all(isinstance(cell, str) for cell in unnamed) and under[0] is None:
+    asked = [cell for cell in under if cell is not None]
+    words = all(isinstance(cell, str) and not _NUMBER.fullmatch(cell) for cell in asked)
+    # Such a row names every column that has no name, and has no grades.
+    if unnamed and None not in unnamed and words and under[0] is None:
         whole = list(itertools.accumulate(columns, lambda before, name: name or before))
         return [_joined(texts) for texts in zip(whole, under, strict=True)], rows[1:]
     for count, (_, cells) in enumerate(rows[:2]):

@@ -8,7 +8,7 @@ const share = (value) => (value === null ? "–" : `${Math.round(100 * value)} %
 const number = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits));
 
 if (location.hash.length > 1) {
-  sessionStorage.setItem("token", location.hash.slice(1));
+  sessionStorage.setItem("token", decodeURIComponent(location.hash.slice(1)));
   history.replaceState(null, "", location.pathname);
 }
 
