@@ -87,13 +87,13 @@ def opinions(answers: Iterable[Answered], offer: Offer, left_out: Collection[int
             continue
         rater = f"rater-{answered.rater}"
         shown = [offer.videos[name] for name in answered.item.videos]
-        ids = [str(video.candidate_id) for video in shown]
+        prompt_id, first_id = shown[0].prompt_id, str(shown[0].candidate_id)
         if len(shown) == 2:
-            comparisons.append(
-                Comparison(shown[0].prompt_id, *ids, rater, answered.answer["preferred"])
-            )
+            second_id = str(shown[1].candidate_id)
+            preferred = answered.answer["preferred"]
+            comparisons.append(Comparison(prompt_id, first_id, second_id, rater, preferred))
         elif any(grade is not None for grade in answered.answer.values()):
-            ratings.append(Rating(shown[0].prompt_id, *ids, rater, **answered.answer))
+            ratings.append(Rating(prompt_id, first_id, rater, **answered.answer))
     return comparisons or ratings
 
 

@@ -268,8 +268,9 @@ def bradley_terry(wins: np.ndarray, prior: float = 0.0, steps: int = 10_000) -> 
         power = following
         if settled:
             break
-    strengths: np.ndarray = np.log(power)
-    return strengths - strengths.mean()
+    logarithms = np.log(power)
+    strengths: np.ndarray = logarithms - logarithms.mean()
+    return strengths
 
 
 def _all_beat_all(wins: np.ndarray) -> bool:

@@ -374,7 +374,9 @@ def _labels(columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     words = all(isinstance(cell, str) and not _NUMBER.fullmatch(cell) for cell in asked)
     # Such a row names every column that has no name, and has no grades.
     if unnamed and None not in unnamed and words and under[0] is None:
-        whole = list(itertools.accumulate(columns, lambda before, name: name or before))
+        whole: list[str] = []
+        for name in columns:
+            whole.append(name or whole[-1] if whole else name)
         return [_joined(texts) for texts in zip(whole, under, strict=True)], rows[1:]
     for count, (_, cells) in enumerate(rows[:2]):
         if all("ImportId" in str(cell) for cell in cells if cell is not None):

@@ -585,7 +585,7 @@ def test_the_last_clip_ends_in_thanks_and_the_studio_sees_it(browser, page):
     rows = "[...document.querySelectorAll('#raters tr')].map(r => r.textContent)"
     assert "abc" in studio.value(rows)[1]
     studio.click("#raters input")
-    studio.wait_for("document.querySelector('#raters tr.out')")
+    studio.wait_for("document.querySelector('#raters tr.out') !== null")
     assert opened.store.raters()[0].left_out and studio.complaints == []
 
 
