@@ -96,6 +96,9 @@ RECIPES = {
         },
     ),
     "listen": Recipe("let a policy listen to a recording of your own", {"": settings.ListenConfig}),
+    "rate": Recipe(
+        "let people rate the candidates of a rollout on a page", {"": settings.RateConfig}
+    ),
     "serve": Recipe(
         "talk to listeners on a page, or through an endpoint", {"": settings.ServeConfig}
     ),

@@ -244,6 +244,10 @@ class Workspace:
         names = {name: noted(path, self.root) for name, path in artifacts.items()}
         self.summary["artifacts"] |= names
 
+    def finished(self, name: str) -> bool:
+        """Whether the first round of a phase was finished, now or in an earlier run."""
+        return (self._done / f"{name}.json").is_file()
+
     def once(
         self, name: str, work: Callable[[Phase], dict[str, Any]], round_index: int = 1
     ) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from rapport.pipeline.objectives.settings import (
     VlaGdpoConfig,
 )
 from rapport.pipeline.plan_settings import PlanConfig
+from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.serve.settings import ServeSection
 from rapport.pipeline.steps.settings import (
     BootstrapConfig,
@@ -308,10 +309,13 @@ class RolloutOfOther(OfOther, Rated):
 class Preferences(Judged, Rated):
     """What recipes take that align a policy with preferences."""
 
-    ratings: Path | None = None
-    """people's ratings of `candidates`, a sheet or a folder of them; empty = simulated raters"""
+    ratings: Literal["live"] | Path | None = None
+    """people's ratings of `candidates`, a sheet or a folder of them; live = people are asked on a
+    page (rate.*); empty = simulated raters"""
     candidates: Path | None = None
-    """folder of a `rollout` run whose candidates (and policy) are used; needed with `ratings`"""
+    """folder of a `rollout` run whose candidates (and policy) are used; needed with sheets in
+    `ratings`; with ratings=live they are those of the first round"""
+    rate: RateSection = RateSection()
     render: CandidateRenderConfig = CandidateRenderConfig()
     rollout: CandidateFleetConfig = CandidateFleetConfig()
     dpo: DpoConfig = DpoConfig()
@@ -333,6 +337,16 @@ class Preferences(Judged, Rated):
         return self.dpo.contrast < 1
 
     @property
+    def live(self) -> bool:
+        """Whether people are asked on a page, while the run waits."""
+        return self.ratings == "live"
+
+    @property
+    def sheets(self) -> Path | None:
+        """What people wrote before the run."""
+        return self.ratings if isinstance(self.ratings, Path) else None
+
+    @property
     def samples_candidates(self) -> bool:
         """Whether pairs are made of anything that the policy samples."""
         return self.asks_raters or self.dpo.contrast_of == "sampled"
@@ -345,6 +359,10 @@ class Preferences(Judged, Rated):
             keys["dpo.contrast=1 asks no rater for pairs"] = of_raters
         if not self.samples_candidates:
             keys["recorded listeners make all pairs"] = ("rollout.samples", "render.videos")
+        if not self.live:
+            keys["only ratings=live opens a page"] = ("rate",)
+        elif self.rate.form == "pairs":
+            keys["rate.form=pairs has no scale"] = ("score.rater_scales",)
         if self.ratings is None:
             keys["simulated raters have one scale"] = ("score.rater_scales",)
         if self.candidates is not None:
@@ -353,17 +371,18 @@ class Preferences(Judged, Rated):
             vla = tuple(f"vla.{name}" for name in VlaConfig.model_fields if name not in here)
             brought = ("corpus", "pretraining", "sft", "imitate", *vla)
             keys["candidates=RUN_DIR brings its own corpus and policy"] = brought
+        if self.candidates is not None and self.dpo.rounds == 1:
             asked = ("rollout.prompts", "rollout.samples", "rollout.evaluations", "render.videos")
             keys["candidates=RUN_DIR brings them"] = asked
         return keys
 
     @model_validator(mode="after")
     def _ratings_need_candidates(self) -> Self:
-        if self.ratings is not None and self.candidates is None:
+        if self.sheets is not None and self.candidates is None:
             raise ValueError(
                 "ratings=FILE needs candidates=RUN_DIR, the rollout run that the ratings are about"
             )
-        if self.candidates is not None and self.dpo.rounds > 1:
+        if self.candidates is not None and self.dpo.rounds > 1 and not self.live:
             raise ValueError(
                 f"candidates=RUN_DIR is one round, dpo.rounds={self.dpo.rounds} must be 1"
             )
@@ -835,6 +854,20 @@ class ExportConfig(RecipeConfig):
     head: HeadConfig = HeadConfig()
     runtime: Path | None = None
     """folder of onnxruntime-web's files; empty = what `make web` fetched"""
+
+
+class RateConfig(RecipeConfig):
+    """`rate`."""
+
+    candidates: Path | None = None
+    """folder of a `rollout` run whose candidates are rated; needed"""
+    rate: RateSection = RateSection()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """The page stays until it is interrupted."""
+        waits = ("rate.alpha", "rate.hours")
+        return super().moot() | {"only dpo ratings=live waits for enough ratings": waits}
 
 
 class RankSettings(HeldOutConfig):

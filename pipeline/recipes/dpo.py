@@ -12,6 +12,7 @@ from rapport.pipeline.steps.imitation import as_trained
 from rapport.pipeline.steps.jury import Jury
 from rapport.pipeline.steps.perceiving import perceive
 from rapport.pipeline.steps.preferences import pair, rate, reward_pool
+from rapport.pipeline.steps.rating import rating_page
 from rapport.pipeline.steps.sampling import candidates, fleet_of, starting_point
 from rapport.pipeline.steps.showing import render_pool
 from rapport.policies.policy import load_policy
@@ -20,7 +21,7 @@ from rapport.policies.policy import load_policy
 def run(config: Preferences, run: Run) -> None:
     """Align any policy with preferences; `dpo.rounds` repeats the loop with the aligned policy."""
     config = as_trained(config)
-    with cluster_of(config):
+    with rating_page(run, config) as page, cluster_of(config):
         preflight(run, config)
         imitated = starting_point(run, config)
         with (
@@ -35,7 +36,9 @@ def run(config: Preferences, run: Run) -> None:
                 groups = candidates(
                     run, config, imitated, fleet=fleet, renderers=renderers, round_index=n
                 )
-                ratings = rate(run, config, imitated, groups=groups, raters=raters, round_index=n)
+                ratings = rate(
+                    run, config, imitated, groups=groups, raters=raters, page=page, round_index=n
+                )
                 pairs = pair(run, config, imitated, groups=groups, ratings=ratings, round_index=n)
                 reference = imitated.policy_path if config.dpo.reference == "sft" else current
                 aligned = align(

@@ -23,8 +23,39 @@ def rater_agreement(facts: Facts) -> dict[str, object] | None:
         "source": source,
         "simulated": simulated,
         "raters": raters,
-        "surveys": [(survey, tables[label]) for label, survey in facts.surveys.items()],
+        "surveys": [
+            (survey, tables[label], _beside(label, survey))
+            for label, survey in facts.surveys.items()
+        ],
     }
+
+
+def _beside(label: str, survey: Mapping[str, Any]) -> list[Table]:
+    """What only people on a page are asked: who listens better, and the control."""
+    tables = []
+    if survey.get("strengths"):
+        rows = [[_plain(name), number(value, ".2f")] for name, value in survey["strengths"].items()]
+        tables.append(
+            Table(f"Who listens better, Bradley-Terry ({label})", ("who listens", "strength"), rows)
+        )
+    if survey.get("matched"):
+        columns = ("who listens", "judgements", "own speaker's preferred", "rated higher by")
+        rows = [
+            [
+                _plain(source),
+                str(row["judgements"]),
+                number(row["matched"], ".2f"),
+                number(row["difference"], ".2f"),
+            ]
+            for source, row in survey["matched"].items()
+        ]
+        title = f"Listeners of this speaker against listeners of another, chance .50 ({label})"
+        tables.append(Table(title, columns, rows))
+    return tables
+
+
+def _plain(source: str) -> str:
+    return source.replace("_", " ")
 
 
 def _table(label: str, raters: str, survey: Mapping[str, Any]) -> Table:

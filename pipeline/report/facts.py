@@ -98,6 +98,8 @@ def _rows(file: Path) -> list[dict[str, float]]:
 
 def _surveys(directory: Path, summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """How far raters agree, by round. People's ratings were surveyed when they were read."""
+    if "surveys" in summary:  # people on a page, round by round
+        return dict(summary["surveys"])
     if "survey" in summary:
         return {"rate": summary["survey"]}
     surveys: dict[str, Mapping[str, Any]] = {}

@@ -29,6 +29,7 @@ from rapport.pipeline.settings import (
     PreflightConfig,
     PrepareConfig,
     RankConfig,
+    RateConfig,
 )
 from rapport.pipeline.steps.corpus import perceived, require_splits
 from rapport.policies.head.settings import HeadConfig
@@ -59,8 +60,14 @@ def look_at_inputs(config: RecipeConfig) -> None:
         _exported(config)
     if isinstance(config, RankConfig):
         _runs(config)
+    if isinstance(config, RateConfig):
+        _rated(config)
     if isinstance(config, PrepareConfig):
         _head(config.head)
+    if isinstance(config, Preferences) and config.live:
+        from rapport.pipeline.steps.rating import require_consent
+
+        require_consent(config.rate)
     if isinstance(config, Preferences) and config.candidates is not None:
         _candidates(config, config.candidates)
     elif isinstance(config, OfFlow) and config.imitation is not None:
@@ -134,6 +141,21 @@ def _exported(config: ExportConfig) -> None:
     from rapport.pipeline.steps.exporting import open_export
 
     open_export(config)
+
+
+def _rated(config: RateConfig) -> None:
+    """The candidates, their videos, and what raters agree to."""
+    from rapport.pipeline.data.candidates import read_candidates
+    from rapport.pipeline.steps.rating import require_consent, require_package
+    from rapport.pipeline.steps.sampling import earlier, earlier_imitation
+    from rapport.policies.policy import load_policy
+
+    if config.candidates is None:
+        raise RunError("candidates=RUN_DIR is needed, the folder of a `rollout` run")
+    require_package(config.candidates)
+    require_consent(config.rate)
+    load_policy(earlier_imitation(config.candidates).policy_path)
+    read_candidates(earlier(config.candidates, "candidates"))
 
 
 def _head(config: HeadConfig) -> None:

@@ -19,14 +19,27 @@ from rapport.pipeline.data.candidates import GROUND_TRUTH, Candidate, read_membe
 from rapport.pipeline.data.rating_package import read_manifest
 from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.objectives.dpo import pair_schema
+from rapport.pipeline.rating.page import Page
+from rapport.pipeline.rating.quality import Opinions
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Judged, Preferences
 from rapport.pipeline.steps.contrast import contrast_rows, contrasted
 from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.rating import asked_live, read_said, require_package, source_of
 from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of, earlier
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
+from rapport.rewards.ratings.comparisons import (
+    Comparison,
+    compared_pairs,
+    holds_comparisons,
+    read_comparisons,
+    require_members,
+    strengths,
+    survey_comparisons,
+    write_comparisons,
+)
 from rapport.rewards.ratings.pairs import Pair, make_pairs
 from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.raters import RaterScales, anonymous, survey
@@ -107,18 +120,22 @@ def rate(
     groups: CandidateGroups,
     raters: RewardPool,
     *,
+    page: Page | None = None,
     round_index: int = 1,
-) -> list[Rating]:
-    """People's ratings from their sheets, or those of SIMULATED raters who watch everything.
+) -> Opinions:
+    """People's ratings or choices, or ratings of SIMULATED raters who watch everything.
 
-    None where `dpo.contrast=1`: nobody is asked.
+    People's come from their sheets, or from `page` (`ratings=live`). None where `dpo.contrast=1`:
+    nobody is asked.
     """
     if not config.asks_raters:
         return []
+    if page is not None:
+        return asked_live(run, config, imitated, groups=groups, page=page, round_index=round_index)
     result = _rated(run, config, imitated, groups=groups, raters=raters, round_index=round_index)
     if result.value is not None:
         run.summary["survey"] = result.value
-    return read_ratings(result.artifacts["ratings"])
+    return read_said(result.artifacts["ratings"])
 
 
 @phase("rate")
@@ -133,16 +150,18 @@ def _rated(
 ) -> PhaseResult:
     described = None
     answered = step.directory / "answered.jsonl"
-    if config.ratings is None:
+    if config.sheets is None:
         prompts = {
             clip_id: partial(_watched_group, imitated, clip_id, group)
             for clip_id, group in groups.items()
         }
         ratings = kept_ratings(answered, prompts, raters, config.seed)
         source = f"{config.raters.count} SIMULATED raters"
+    elif holds_comparisons(config.sheets):
+        return peoples_comparisons(step, config.sheets, groups)
     else:
         ratings, described = peoples_ratings(step, config, _members(groups))
-        source = f"{len(described['raters'])} people ({config.ratings.name})"
+        source = f"{len(described['raters'])} people ({config.sheets.name})"
     kept = keep_ratings(step, ratings, source)
     answered.unlink(missing_ok=True)  # they stand in one file now
     return replace(kept, value=described)
@@ -183,9 +202,17 @@ def check_ratings(config: Preferences) -> None:
         RunError: the folder of candidates is not that of a `rollout` run.
         CandidateError: its candidates cannot be read.
     """
-    if config.ratings is None or config.candidates is None:
+    if config.live and config.candidates is not None:
+        require_package(config.candidates)
+    if config.sheets is None or config.candidates is None:
         return
-    ratings, remarks = _sheets(config.ratings, config.candidates)
+    if holds_comparisons(config.sheets):
+        require_members(
+            read_comparisons(config.sheets),
+            read_members(earlier(config.candidates, "candidates")),
+        )
+        return
+    ratings, remarks = _sheets(config.sheets, config.candidates)
     members = read_members(earlier(config.candidates, "candidates"))
     score_candidates(ratings, config.score.weights, members)
     for remark in remarks:
@@ -206,9 +233,9 @@ def peoples_ratings(
         ratings without the raters' names; a `Survey` and its warnings, among them what was left out
         of the sheets.
     """
-    if config.ratings is None or config.candidates is None:
+    if config.sheets is None or config.candidates is None:
         raise ValueError("ratings=FILE needs candidates=RUN_DIR")
-    named, remarks = _sheets(config.ratings, config.candidates)
+    named, remarks = _sheets(config.sheets, config.candidates)
     ratings = anonymous(named)
     surveyed = survey(ratings, members)
     step.say(
@@ -221,6 +248,29 @@ def peoples_ratings(
     alphas = {f"alpha/{name}": value for name, value in surveyed.alpha.items()}
     step.logger.log({name: value for name, value in alphas.items() if value is not None})
     return ratings, asdict(surveyed) | {"warnings": warnings}
+
+
+def peoples_comparisons(step: Phase, sheet: Path, groups: CandidateGroups) -> PhaseResult:
+    """People's choices from a table of them, and how far they agree; without their names."""
+    named = read_comparisons(sheet)
+    names = {name: f"rater-{n}" for n, name in enumerate(dict.fromkeys(c.rater for c in named), 1)}
+    comparisons = [replace(each, rater=names[each.rater]) for each in named]
+    surveyed = survey_comparisons(comparisons, _members(groups))
+    for warning in surveyed.warnings:
+        step.say(f"WARNING: {warning}")
+    step.say(f"{len(comparisons)} choices by {len(names)} people; alpha {surveyed.alpha}")
+    sources = {(c.prompt_id, c.candidate_id): source_of(c) for g in groups.values() for c in g}
+    file = step.directory / "ratings.parquet"
+    write_comparisons(file, comparisons)
+    described = asdict(surveyed) | {
+        "warnings": surveyed.warnings,
+        "strengths": strengths(comparisons, sources),
+    }
+    return PhaseResult(
+        artifacts={"ratings": file},
+        engines={"raters": f"{len(names)} people ({sheet.name})"},
+        value=described,
+    )
 
 
 def _sheets(sheets: Path, candidates: Path) -> tuple[list[Rating], list[Remark]]:
@@ -240,11 +290,14 @@ def pair(
     config: Preferences,
     imitated: Imitated,
     groups: CandidateGroups,
-    ratings: list[Rating],
+    ratings: Opinions,
     *,
     round_index: int = 1,
 ) -> Path:
-    """The table of pairs: best and worst of a group by Eq. 10, and those of `dpo.contrast`."""
+    """The table of pairs: best and worst of a group by Eq. 10, and those of `dpo.contrast`.
+
+    Where people chose between two, those two make the pair.
+    """
     result = _paired(run, config, imitated, groups=groups, ratings=ratings, round_index=round_index)
     return result.artifacts["pairs"]
 
@@ -255,7 +308,7 @@ def _paired(
     config: Preferences,
     imitated: Imitated,
     groups: CandidateGroups,
-    ratings: list[Rating],
+    ratings: Opinions,
     *,
     round_index: int,
 ) -> PhaseResult:
@@ -263,13 +316,22 @@ def _paired(
     rated: list[Pair] = []
     scores: Scores = {}
     counts: dict[str, float] = {}
-    if config.asks_raters:
+    comparisons = [each for each in ratings if isinstance(each, Comparison)]
+    if comparisons:
+        rated, scores, chosen_counts = compared_pairs(
+            comparisons, config.score.minimum_margin, _members(groups)
+        )
+        counts |= chosen_counts
+        step.say(f"{len(rated)} pairs of {len(comparisons)} choices")
+        step.logger.log({"rated_pairs": len(rated)})
+    elif config.asks_raters:
+        graded = [each for each in ratings if isinstance(each, Rating)]
         scales = None
         if config.ratings is not None and config.score.rater_scales:
-            scales = RaterScales.fit(ratings)
+            scales = RaterScales.fit(graded)
         recorded = {key for key, candidate in by_id.items() if candidate.source == GROUND_TRUTH}
         rated, scores, rated_counts = pairs_of(
-            step, ratings, _members(groups), config.score, recorded=recorded, scales=scales
+            step, graded, _members(groups), config.score, recorded=recorded, scales=scales
         )
         counts |= rated_counts
     contrast, pool, contrast_counts = contrasted(

@@ -191,14 +191,14 @@ def candidates(
 
     Where recorded listeners make all pairs, prompts are chosen and nothing is sampled for them.
     """
-    if config.candidates is not None:
+    if config.candidates is not None and round_index == 1:
         return read_candidates(earlier(config.candidates, "candidates"))
     if not config.samples_candidates:
         clip_ids = imitated.corpus.clip_ids("train")
         ids = prompts_of_round(config, imitated.policy, clip_ids, round_index=round_index)
         return {clip_id: [] for clip_id in ids}
     groups = roll_out(run, config, imitated, fleet=fleet, round_index=round_index)
-    if renderers is not None:
+    if renderers is not None and not config.live:  # people are shown all of them
         render_candidates(
             run, config, imitated, groups=groups, renderers=renderers, round_index=round_index
         )
@@ -321,7 +321,14 @@ def render_candidates(
 
 
 @phase("package")
-def package(step: Phase, config: Rated, imitated: Imitated, groups: CandidateGroups) -> PhaseResult:
+def package(
+    step: Phase,
+    config: Rated,
+    imitated: Imitated,
+    groups: CandidateGroups,
+    *,
+    round_index: int = 1,
+) -> PhaseResult:
     """What people are given to rate: whole groups under neutral names."""
     whole = whole_groups(groups, config.render.videos)
     members = {i: [candidate.candidate_id for candidate in group] for i, group in whole.items()}

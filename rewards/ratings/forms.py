@@ -21,6 +21,7 @@ Row = dict[str, Any]  # prompt_id, candidate_id, rater and the criteria
 # What tools call the rater; a column `rater` goes before all of them.
 RATERS = (
     ("annotator", "participantid", "prolificid", "prolificpid", "workerid", "responseid")
+    + ("respondentid", "token", "case", "session")  # SurveyMonkey, LimeSurvey, SoSci, formr
     + ("emailaddress", "email", "username", "ratername", "yourname", "name")
 )  # fmt: skip
 CLOSE = 0.7  # of difflib: "natural" or "empathie" is a criterion with another name
@@ -263,6 +264,9 @@ def _grade(cell: Cell) -> Cell:
     """A grade; what is no number stays what it is, and `Rating` refuses it."""
     if isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+([.,]\d+)?\s*", cell):
         return float(cell.replace(",", "."))
+    # The text of a choice with its number: "5 = fully present", "4 (often)"; "2-3" is none.
+    if isinstance(cell, str) and (named := re.fullmatch(r"\s*(\d+)\s*[=:(–-]\s*[^\W\d].*", cell)):
+        return float(named[1])
     if isinstance(cell, int) and not isinstance(cell, bool):
         return math.inf if abs(cell) > 2**53 else cell  # JSON's may be longer than any float
     return cell

@@ -12,9 +12,10 @@ import math
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -180,25 +181,38 @@ def write_ratings(path: str | Path, ratings: Iterable[Rating]) -> None:
     Raises:
         RatingError: an unknown suffix.
     """
-    path = Path(path)
-    if path.suffix not in (".csv", ".jsonl", ".parquet"):
-        raise RatingError(f"{path}: expected .csv, .jsonl or .parquet")
     rows = [
         {field.name: getattr(rating, field.name) for field in fields(Rating)} for rating in ratings
     ]
+    texts = [(name, pa.string()) for name in IDENTITY]
+    numbers = [(name, pa.float64()) for name in CRITERIA]
+    write_rows(path, rows, pa.schema(texts + numbers))
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write a table in the format that the suffix names; nothing is half written.
+
+    Args:
+        path: .csv, .jsonl or .parquet.
+        rows: a value for each column of the schema.
+        schema: names and types.
+
+    Raises:
+        RatingError: an unknown suffix.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".jsonl", ".parquet"):
+        raise RatingError(f"{path}: expected .csv, .jsonl or .parquet")
     with atomic(path) as partial:
         if path.suffix == ".csv":
             with open(partial, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, schema.names)
                 writer.writeheader()
                 writer.writerows(rows)
         elif path.suffix == ".jsonl":
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         else:
-            texts = [(name, pa.string()) for name in IDENTITY]
-            numbers = [(name, pa.float64()) for name in CRITERIA]
-            schema = pa.schema(texts + numbers)
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
 
 
 def _sheets_at(path: Path, videos: Videos, remarks: dict[str, list[str]]) -> Iterator[Path]:

@@ -358,11 +358,26 @@ def _sheet(rows: Rows, name: str = "") -> Sheet:
     return Sheet(name, columns, labels, body)
 
 
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+
+
 def _labels(columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     """Columns with their questions, and the other rows.
 
     Qualtrics writes two rows under the names: the questions, and `{"ImportId":"QID1"}`.
+    SurveyMonkey names the first column of a question alone, and writes what is asked in each under
+    the names.
     """
+    under = rows[0][1] if rows else columns
+    unnamed = [cell for name, cell in zip(columns, under, strict=True) if not name]
+    asked = [cell for cell in under if cell is not None]
+    words = all(isinstance(cell, str) and not _NUMBER.fullmatch(cell) for cell in asked)
+    # Such a row names every column that has no name, and has no grades.
+    if unnamed and None not in unnamed and words and under[0] is None:
+        whole: list[str] = []
+        for name in columns:
+            whole.append(name or whole[-1] if whole else name)
+        return [_joined(texts) for texts in zip(whole, under, strict=True)], rows[1:]
     for count, (_, cells) in enumerate(rows[:2]):
         if all("ImportId" in str(cell) for cell in cells if cell is not None):
             above = [cells for _, cells in rows[:count]]

@@ -371,6 +371,10 @@ def test_the_sizes_of_the_papers_give_every_engine_work(name):
 # -- Keys that a run does not heed --
 
 MOOT = {
+    "rate.port=8009": "dpo",
+    "rate.raters=3": "rate rate.recruit=prolific rate.completion_code=C",
+    "rate.completion_code=C": "rate",
+    "rate.hours=3": "rate",
     "corpus.stride=2": "dpo",
     "corpus.root=there": "prepare",
     "corpus.train_clips=5": "sft corpus.kind=dualtalk corpus.root=x",
@@ -435,6 +439,8 @@ def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
         "sft corpus.kind=parquet corpus.root=x corpus.seconds=2",
         "dpo candidates=x vla.lora_rank=2 dpo.train=all",
         "dpo candidates=x ratings=y score.rater_scales=false raters.count=3",
+        "dpo ratings=live dpo.rounds=2 candidates=x rollout.prompts=3 rate.hours=2 rate.alpha=0.5",
+        "rate candidates=x rate.form=pairs rate.recruit=prolific rate.completion_code=C",
         "dpo dpo.loss=robust dpo.label_smoothing=0.2",
         "dpo dpo.rounds=2 dpo.reference=previous",
         "dpo dpo.contrast=1 dpo.contrast_of=sampled rollout.samples=2",

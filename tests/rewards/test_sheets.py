@@ -624,3 +624,42 @@ def test_a_folder_of_more_other_files_than_sheets_is_refused(tmp_path):
     (tmp_path / "b.pages").write_text("")
     with pytest.raises(RatingError, match="2 files are no sheets .*beside 1 that are"):
         read(tmp_path, VIDEOS)
+
+
+MONKEY = """\
+Respondent ID,Start Date,Please rate 0001-a,,Please rate 0001-b,
+,,Empathy,Engagement,Empathy,Engagement
+118,2026-11-01,4,3,1,2
+"""
+
+
+def exported(tmp_path, text):
+    file = tmp_path / "export.csv"
+    file.write_text(text, encoding="utf-8-sig")
+    videos = {"0001-a": ("p", "a"), "0001-b": ("p", "b")}
+    return read_ratings(file, videos, say=lambda remark: None)
+
+
+def test_questions_that_are_named_once_for_several_columns_are_read(tmp_path):
+    found = exported(tmp_path, MONKEY)
+    assert [(r.rater, r.candidate_id, r.empathy, r.engagement) for r in found] == [
+        ("118", "a", 4, 3),
+        ("118", "b", 1, 2),
+    ]
+
+
+@pytest.mark.parametrize("rater", ["Respondent ID", "token", "CASE", "session"])
+def test_other_tools_names_of_raters(tmp_path, rater):
+    [found] = exported(tmp_path, f"{rater};V1[0001-a_empathy]\nx7;3,5\n")
+    assert (found.rater, found.empathy) == ("x7", 3.5)
+
+
+@pytest.mark.parametrize("text", ["5 = fully present", "5 (fully)", "5 - could be", "5: yes", "5"])
+def test_a_choice_with_its_number_is_the_number(tmp_path, text):
+    assert exported(tmp_path, f'token,0001-a empathy\nx,"{text}"\n')[0].empathy == 5
+
+
+@pytest.mark.parametrize("text", ["2-3", "often (4)", "4 or 5", "5 of 5", "9 = more"])
+def test_what_may_be_another_number_is_refused(tmp_path, text):
+    with pytest.raises(RatingError, match="line 2"):
+        exported(tmp_path, f'token,0001-a empathy\nx,"{text}"\n')

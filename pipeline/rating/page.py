@@ -1,0 +1,182 @@
+"""The page, listening in a thread of this process, and the wait for enough ratings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import uvicorn
+
+from rapport.files import write_atomic
+from rapport.log import logger
+from rapport.pipeline.rating.app import application, links
+from rapport.pipeline.rating.offers import Offer
+from rapport.pipeline.rating.quality import Opinions, agreement, matched, opinions
+from rapport.pipeline.rating.settings import RateSection
+from rapport.pipeline.rating.store import Store
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.serve.settings import TOKEN
+
+START_S = 30.0
+STOP_S = 10.0
+LOOK_S = 2.0
+SAY_S = 600.0
+
+
+class Page:
+    """What people rate on; a context manager.
+
+    Args:
+        folder: of answers and links, which is made where it is not there.
+        config: of the page.
+        seed: of all that is drawn.
+
+    Raises:
+        RunError: somebody listens at the address already.
+    """
+
+    def __init__(self, folder: Path, config: RateSection, seed: int) -> None:
+        self.config = config
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # links and answers are nobody else's
+        self._listens = listening(config.host, config.port)
+        self.store = Store(folder / "ratings.db", config, seed)
+        self.token = os.environ.get(TOKEN) or self.store.secret("studio")
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application(self.store, self.token),
+                access_log=False,
+                log_config=None,
+                log_level="error",
+                lifespan="off",
+                timeout_graceful_shutdown=3,
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listens]}, daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until = time.monotonic() + START_S
+        while not self._server.started:
+            if time.monotonic() > until or not self._thread.is_alive():
+                raise RunError(f"{self.config.url} does not answer after {START_S:g} s")
+            time.sleep(0.01)
+        write_atomic(
+            self.folder / "links.csv",
+            "".join(f"{name},{url}\n" for name, url in links(self.store).items()),
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(STOP_S)
+        self._listens.close()
+        self.store.close()
+
+    @property
+    def studio(self) -> str:
+        """The address of the studio's page, with the token where nobody was told it before."""
+        told = "" if os.environ.get(TOKEN) else f"#{self.token}"
+        return f"{self.config.url}/studio{told}"
+
+    def open(self, offer: Offer) -> None:
+        """Offer a round; the one before is over."""
+        self.store.per_group = self.config.per_group
+        self.store.offer = offer
+
+    def rest(self, *, more: bool) -> None:
+        """Nothing is offered; with `more`, raters are asked to come again for the next round."""
+        self.store.rest(more=more)
+
+    def said(self, offer: Offer) -> Opinions:
+        """By raters who are not left out."""
+        left_out = {rater.number for rater in self.store.raters() if rater.left_out}
+        return opinions(self.store.answers(offer.number), offer, left_out)
+
+    def matched(self, offer: Offer) -> dict[str, dict[str, float | None]]:
+        """See `quality.matched`."""
+        left_out = {rater.number for rater in self.store.raters() if rater.left_out}
+        return matched(self.store.answers(offer.number), offer, left_out)
+
+    def wait(
+        self,
+        offer: Offer,
+        say: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> bool:
+        """Wait until an offer is rated enough, or the deadline is over.
+
+        Enough are `rate.per_group` raters of each group, and where their agreement is below
+        `rate.alpha`, one more of each, as often as it takes.
+
+        Args:
+            offer: is open.
+            say: reports progress.
+            sleep: seconds.
+            clock: seconds since 1970.
+
+        Returns:
+            whether it was enough; False = the deadline is over.
+        """
+        deadline = self._deadline(offer, clock())
+        told = -SAY_S
+        while clock() < deadline:
+            finished = self.store.finished()
+            full = sum(finished[name] >= self.store.per_group for name in offer.groups)
+            if full == len(offer.groups):
+                alpha = agreement(self.said(offer))
+                if self.config.alpha is None or (alpha or 0.0) >= self.config.alpha:
+                    say(f"all {full} groups have {self.store.per_group} raters")
+                    return True
+                self.store.per_group += 1
+                say(
+                    f"agreement is {alpha if alpha is not None else 'not known'}, below "
+                    f"rate.alpha={self.config.alpha:g}: one more rater for every group"
+                )
+            if clock() - told > SAY_S:
+                told = clock()
+                left = (deadline - told) / 3600
+                say(
+                    f"{full} of {len(offer.groups)} groups have {self.store.per_group} raters; "
+                    f"{left:.1f} h left; {self.studio}"
+                )
+            sleep(LOOK_S)
+        logger.warning(
+            f"WARNING: rate.hours={self.config.hours:g} are over before round {offer.number} was "
+            "rated enough"
+        )
+        return False
+
+    def _deadline(self, offer: Offer, now: float) -> float:
+        """When the round is over: a run that is resumed has no more time than another."""
+        began = float(self.store.noted(f"round {offer.number}", str(now)))
+        return began + 3600 * self.config.hours
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        RunError: the port is not free, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listens = socket.socket(family)
+    listens.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listens.bind((host, port))
+        listens.listen(512)
+    except OSError as error:
+        listens.close()
+        raise RunError(
+            f"rate.port={port} on {host} is not free ({error}): end what is there, or take another "
+            "port"
+        ) from error
+    return listens

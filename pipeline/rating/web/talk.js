@@ -1,0 +1,41 @@
+// Requests that are sent again until the server answers: an answer is kept there once.
+
+const FIRST_MS = 400;
+const LONGEST_MS = 8000;
+
+export class Refusal extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/**
+ * What the server says, as JSON.
+ * @param waiting is told whether the server is out of reach.
+ * Throws Refusal where it says no.
+ */
+export async function ask(path, { body, headers = {}, waiting = () => {} } = {}) {
+  for (let wait = FIRST_MS; ; wait = Math.min(2 * wait, LONGEST_MS)) {
+    let answer = null;
+    try {
+      answer = await fetch(path, {
+        method: body === undefined ? "GET" : "POST",
+        headers: body === undefined ? headers : { ...headers, "Content-Type": "application/json" },
+        body: body === undefined ? undefined : JSON.stringify(body),
+      });
+    } catch {
+      // the network, or a server that is started again
+    }
+    if (answer && answer.status < 500 && answer.status !== 429) {
+      waiting(false);
+      const said = await answer.json().catch(() => ({}));
+      if (!answer.ok) throw new Refusal(answer.status, said.detail?.message ?? "the server refused");
+      return said;
+    }
+    waiting(true);
+    await pause(wait);
+  }
+}
