@@ -39,7 +39,7 @@ class PosNetTraining(Section):
 
     steps: int = 400
     """of the optimiser"""
-    batch_size: int = 32
+    batch_size: int = 8
     """motions"""
     learning_rate: float = 1e-3
     """of Adam"""
