@@ -5,8 +5,8 @@ Fig. 3. Two convolutions read the head of a window and are averaged over time; t
 make of that, and of the last head that was shown, the head of the whole window. So it knows what
 the window is like and not when it does what. The face stays as it was.
 
-Written from the paper. Two things are ours: channels are in standard deviations of the corpus, so
-that radians and metres count alike in its losses, and it learns by Adam, where the paper has SGD.
+Written from the paper. Two things are ours: channels are in standard deviations of a head over a
+motion, so that radians and metres count alike in its losses, and it learns by Adam, not by SGD.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PosNet(nn.Module):
         return said.unflatten(-1, (self.frames, -1))[:, : window.shape[1]]
 
     def standardise(self, head: Tensor) -> Tensor:
-        """Every channel of zero mean and unit variance over the corpus."""
+        """Every channel of zero mean, and of unit variance within a motion."""
         return (head - self.mean) / self.std
 
     def save(self, folder: Path) -> None:
@@ -207,7 +207,7 @@ def train_posnet(
         net = PosNet(layout, frames=frames, hidden=hidden)
     recorded = _heads(wanted, whole)
     net.mean.copy_(recorded.mean((0, 1)))
-    std = recorded.std((0, 1))
+    std = recorded.var(1).mean(0).sqrt()
     net.std.copy_(torch.where(std > 0, std, 1.0))
     windows = net.standardise(_heads(given, whole)).unflatten(1, (-1, frames))
     targets = net.standardise(recorded).unflatten(1, (-1, frames))

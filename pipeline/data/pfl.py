@@ -114,9 +114,9 @@ def find_face(
 ) -> Face:
     """Where the face of a film is, frame by frame, whatever its size, turn and rate of pictures.
 
-    Where there are several, it is the one that is largest and longest there (`follow`). Boxes lie on straight lines
-    between the pictures that are searched. A face that is not found for more than a second is
-    missing there.
+    Where there are several, it is the one that is largest and longest there (`follow`). Boxes lie
+    on straight lines between the pictures that are searched. A face that is not found for more than
+    a second is missing there.
 
     Args:
         recording: with pictures.

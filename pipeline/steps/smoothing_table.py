@@ -38,6 +38,7 @@ from rapport.rewards.metrics.measures.seams import seams
 Rows = dict[str, dict[str, float]]  # way -> metric of `seams` -> value
 RECORDED = "recorded"
 NONE = "none"
+LATE = "average, late"
 # Ways that need no training.
 UNTRAINED: Mapping[str, Smoother] = {
     NONE: Unsmoothed(),
@@ -54,6 +55,8 @@ def smoothing_table(
     recorded: Sequence[Motion] | None = None,
 ) -> Rows:
     """Each way's smoothness, and what is left of the motion.
+
+    The last row is what a moving average would do that waits for the next window.
 
     Args:
         motions: of any policy, made in windows of `frames`.
@@ -73,18 +76,20 @@ def smoothing_table(
     for name, smoother in smoothers.items():
         smoothed = [smooth(motion, frames, smoother) for motion in motions]
         rows[name] = seams(smoothed, reference, frames, groups)
+    late = [smooth(motion, len(motion), MovingAverage()) for motion in motions]
+    rows[LATE] = seams(late, reference, frames, groups)
     return rows
 
 
 def tabulate_smoothing(rows: Rows, title: str) -> Table:
-    """The rows for a terminal, a column for each metric of each group."""
+    """The rows for a terminal, a line for each metric of each group."""
     metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     table = Table(title=title)
     table.add_column("")
+    for name in rows:
+        table.add_column(name, justify="right")
     for metric in metrics:
-        table.add_column(metric.replace("/", "\n"), justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(f"{row[metric]:.2f}" for metric in metrics))
+        table.add_row(metric, *(f"{row[metric]:.2f}" for row in rows.values()))
     return table
 
 
@@ -124,7 +129,7 @@ def main(arguments: list[str] | None = None) -> Rows:
         rows = {RECORDED: seams(recorded, recorded, given.frames, groups), **rows}
     what = "recorded heads that jump" if policy is None else f"answers of {given.policy}"
     title = f"{len(motions)} clips of {given.split}, windows of {given.frames} frames, {what}"
-    Console(width=140).print(tabulate_smoothing(rows, title))
+    Console(width=120).print(tabulate_smoothing(rows, title))
     return rows
 
 

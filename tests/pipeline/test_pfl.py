@@ -260,12 +260,14 @@ def webcam(tmp_path_factory):
     return open_recording(path), motion.group("trans")
 
 
-def correlations(face, true):
-    track = translation(face)
-    assert face.seen.mean() > 0.9
+def recovered(face, true):
+    """Correlation of each axis with how it was moved, and the slope: how much of that is left."""
+    track = translation(face)[: len(true)]
     both = face.seen[: len(true)]
-    pairs = zip(track[: len(true)][both].T, true[both].T, strict=True)
-    return [np.corrcoef(a, b)[0, 1] for a, b in pairs]
+    assert both.mean() > 0.9
+    pairs = list(zip(track[both].T, true[both].T, strict=True))
+    slopes = [np.polyfit(moved, seen, 1)[0] for seen, moved in pairs]
+    return [np.corrcoef(seen, moved)[0, 1] for seen, moved in pairs], np.array(slopes)
 
 
 def test_the_head_is_where_it_was_in_the_fixed_crop_and_nowhere_in_the_floating_one(
@@ -273,10 +275,11 @@ def test_the_head_is_where_it_was_in_the_fixed_crop_and_nowhere_in_the_floating_
 ):
     recording, true = webcam
     face = find_face(recording, haar(), fps=FPS, every=EVERY)
-    x, y, size = correlations(face, true)
+    (x, y, size), slopes = recovered(face, true)
     assert x >= 0.97 and y >= 0.85 and size >= 0.7
+    assert (slopes > 0).all(), "right, up, near"
     each = find_face(recording, haar(), fps=FPS, every=1, smoothed=1)
-    kept = {}
+    left = {}
     for crop, boxes in (("fixed", face), ("floating", each)):
         to = tmp_path / f"{crop}.mp4"
         write_crop(recording, boxes, to, crop=crop)
@@ -284,13 +287,12 @@ def test_the_head_is_where_it_was_in_the_fixed_crop_and_nowhere_in_the_floating_
         assert cropped.film(None).first.shape == (256, 256, 3)
         heard = cropped.sound().until(8 * AUDIO_RATE)
         assert np.corrcoef(heard, tone(8, AUDIO_RATE))[0, 1] > 0.99, "its sound is kept"
-        again = find_face(cropped, haar(), fps=FPS, every=EVERY)
-        kept[crop] = correlations(again, true), np.nanstd(translation(again), axis=0)
+        left[crop] = recovered(find_face(cropped, haar(), fps=FPS, every=EVERY), true)
     # The rectangle is no larger than the boxes: where the face is nearest, it fills all of it.
-    x, y, size = kept["fixed"][0]
+    x, y, size = left["fixed"][0]
     assert x >= 0.97 and y >= 0.85 and size >= 0.5
-    assert np.abs(kept["floating"][0]).max() < 0.3
-    assert (kept["floating"][1][:2] < kept["fixed"][1][:2] / 8).all()
+    # What is left to see in the floating crop is that turned faces have other boxes.
+    assert (np.abs(left["floating"][1]) < 0.1 * left["fixed"][1]).all()
 
 
 def test_the_crop_is_the_same_rectangle_in_all_frames(tmp_path):
