@@ -29,6 +29,11 @@ EVERY = 5  # frames from one that is searched to the next: faces are slow, and s
 SEARCHED = 480  # pixels of the longer side of a picture that is searched
 PIXELS = 256  # of a crop, as in the paper
 SMOOTHED = 5  # boxes in a row
+CASCADE = "haarcascade_frontalface_default.xml"
+_CASCADES_HELP = (
+    "OpenCV 4 has them and OpenCV 5 has not; pip install 'rapport-rlhf[faces]', or give a detector "
+    "of your own"
+)
 _LOST_S = 1.0  # a face that is not found for longer was away; where it was is not known
 _SAME = 0.1  # overlap of the boxes of one face in two pictures that were searched, at least
 _PART = 50  # frames that are cut out at once
@@ -86,14 +91,13 @@ def haar() -> Detector:
     """
     try:
         import cv2
+        from cv2.data import haarcascades
 
-        folder = Path(cv2.data.haarcascades)
-        cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
+        cascade = cv2.CascadeClassifier(str(Path(haarcascades, CASCADE)))
     except (ImportError, AttributeError) as error:
-        raise RecordingError(
-            "faces are found by OpenCV 4, which still has Haar cascades: pip install "
-            "'rapport-rlhf[faces]', or give a detector of your own"
-        ) from error
+        raise RecordingError(f"no Haar cascades: {_CASCADES_HELP}") from error
+    if cascade.empty():
+        raise RecordingError(f"this OpenCV comes without {CASCADE}: {_CASCADES_HELP}")
 
     def detect(picture: np.ndarray) -> np.ndarray:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)

@@ -317,5 +317,5 @@ def test_without_opencvs_cascades_the_way_out_is_named(monkeypatch):
     import cv2
 
     monkeypatch.delattr(cv2, "CascadeClassifier")
-    with pytest.raises(RecordingError, match=r"OpenCV 4.*rapport-rlhf\[faces\]"):
+    with pytest.raises(RecordingError, match=r"no Haar cascades: OpenCV 4.*rapport-rlhf\[faces\]"):
         haar()

@@ -50,18 +50,18 @@ def seams(
                 f"a motion of {len(motion)} frames beside a reference of {len(other)}: they must "
                 f"be as long, and have {FEWEST} frames or more"
             )
-    values = {}
+    values: dict[str, float] = {}
     for group in groups:
         x = [motion.group(group).astype(np.float64) for motion in motions]
         y = [motion.group(group).astype(np.float64) for motion in reference]
         values |= {
             f"jump/{group}": jump(x, frames),
-            f"jerk_ratio/{group}": np.sqrt(_ratio(_jerk(x), _jerk(y))),
+            f"jerk_ratio/{group}": float(np.sqrt(_ratio(_jerk(x), _jerk(y)))),
             f"path_ratio/{group}": _ratio(_path(x), _path(y)),
             f"variance_within/{group}": _ratio(_within(x, frames), _within(y, frames)),
             f"variance_ratio/{group}": _ratio(_variance(x), _variance(y)),
         }
-    return {name: float(value) for name, value in values.items()}
+    return values
 
 
 def jump(clips: Iterable[np.ndarray], frames: int) -> float:
