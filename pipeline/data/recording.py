@@ -156,11 +156,11 @@ class Recording:
             return None
         return Sound(_sound_blocks(self.media, self.media.sound))
 
-    def film(self, pixels: int, *, square: bool = True) -> Film | None:
+    def film(self, pixels: int | None, *, square: bool = True) -> Film | None:
         """Its pictures from the beginning on; None where it has none.
 
         Args:
-            pixels: their height.
+            pixels: their height; None = as they were taken, but for an odd row or column.
             square: whether the middle square is taken, as of the corpora's videos, or all.
         """
         if self.media is None or self.media.film is None:
@@ -404,7 +404,7 @@ def _mono(part: av.AudioFrame, path: Path) -> np.ndarray:
     return samples
 
 
-def _pictures(media: Media, track: Track, pixels: int, square: bool) -> Iterator[Picture]:
+def _pictures(media: Media, track: Track, pixels: int | None, square: bool) -> Iterator[Picture]:
     with _opened(media.path) as container:
         for frame in container.decode(container.streams[track.index]):
             assert isinstance(frame, av.VideoFrame)
@@ -412,11 +412,12 @@ def _pictures(media: Media, track: Track, pixels: int, square: bool) -> Iterator
                 yield max(frame.time - media.origin, 0.0), _image(frame, pixels, square)
 
 
-def _image(frame: av.VideoFrame, pixels: int, square: bool) -> np.ndarray:
+def _image(frame: av.VideoFrame, pixels: int | None, square: bool) -> np.ndarray:
     """A picture as it is meant to be seen, `pixels` high: a phone's film may lie on its side."""
     turns = round(frame.rotation / 90)
     height = frame.width if turns % 2 else frame.height
     edge = min(frame.width, frame.height) if square else height
+    pixels = 2 * (edge // 2) if pixels is None else pixels
     width, height = (2 * round(side * pixels / edge / 2) for side in (frame.width, frame.height))
     shown = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
     image: np.ndarray = np.rot90(shown, turns)
