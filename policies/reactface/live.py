@@ -120,7 +120,7 @@ class LiveReactFace:
         return [Motion(values, self.policy.layout) for values in shown], after
 
     def act(self, state: State) -> np.ndarray:
-        """z at the end of the last window, (latent,): all of what was drawn that still counts."""
+        """Where the last window ended, z (latent,): all of what was drawn that still counts."""
         latent: np.ndarray = state.kept.past.latent[0].float().cpu().numpy()
         return latent
 

@@ -125,7 +125,7 @@ class Gaussian:
     log_std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """z* of noise from N(0, I)."""
+        """Draws of noise from N(0, I)."""
         return self.mean + self.log_std.exp() * noise
 
 
@@ -326,7 +326,7 @@ class ReactFace(nn.Module):
         return reactions, self.speaker_head(tokens.faces)
 
     def density(self, scene: Scene, frames: Tensor) -> Tensor:
-        """mu and log sigma of z* in every window, given the own frames before it.
+        """Mean and log sigma of z* in every window, given the own frames before it.
 
         Args:
             scene: whole windows of each speaker.
@@ -367,9 +367,7 @@ class ReactFace(nn.Module):
         face, voice = (scene.present[:, stream, None, None] for stream in (FACE, VOICE))
         aligned = torch.where(face, faces, 0.0) + torch.where(voice, self.align(voices), 0.0)
         there = scene.present[:, None].expand(-1, faces.shape[1], -1)
-        senses = Senses(
-            seen.where(scene.present[:, FACE]), heard.where(scene.present[:, VOICE])
-        )
+        senses = Senses(seen.where(scene.present[:, FACE]), heard.where(scene.present[:, VOICE]))
         return Tokens(aligned, voices, there), senses
 
     def nothing(self, batch: int) -> Past:
@@ -403,7 +401,7 @@ class ReactFace(nn.Module):
         return Gaussian(self.mean(mean), log_std)
 
     def momentum(self, past: Past, drawn: Tensor) -> Tensor:
-        """z (Eq. 10) of what was drawn, (batch, latent) each; the first one is what was drawn."""
+        """Eq. 10: z of what was drawn, (batch, latent) each; the first one is what was drawn."""
         alpha = self.sizes.momentum
         follows = alpha * past.latent + (1 - alpha) * drawn
         return torch.where(past.begun[:, None], follows, drawn)
