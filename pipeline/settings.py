@@ -1,7 +1,7 @@
 """What each recipe takes: the sections of its components, put together.
 
-A recipe has one config for each kind of policy. `OfVla`, `OfFlow`, `OfReactFace` and `OfOther` say how
-a policy comes to be; the recipe's own half says what is done with it.
+A recipe has one config for each kind of policy. `OfVla`, `OfFlow`, `OfReactFace` and `OfOther` say
+how a policy comes to be; the recipe's own half says what is done with it.
 """
 
 from __future__ import annotations

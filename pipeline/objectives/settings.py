@@ -331,7 +331,7 @@ class FlowDpoConfig(DpoConfig):
 class ReactFaceDpoConfig(DpoConfig):
     """DPO of ReactFace: an action is z* of a window."""
 
-    contrast_of: Literal["sampled"] = "sampled"  # type: ignore[assignment]
+    contrast_of: Literal["sampled"] = "sampled"
     """what such pairs are made of: the policy's own samples (of a rated group, those that are rated
     best); a recorded listener has no z*"""
 

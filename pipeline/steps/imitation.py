@@ -2,7 +2,8 @@
 
 What a policy needs before any preference is its own business: the VLA an action space and SFT
 (VLA + DPO, III-C3), AR-Flow a motion VAE, encoded windows and rectified flow (GDPO-Listener, stage
-1), ReactFace its five losses, a policy of one's own its likelihood. All leave the same: a corpus and a policy's folder.
+1), ReactFace the reactions that fit, a policy of one's own its likelihood. All leave the same: a
+corpus and a policy's folder.
 """
 
 from __future__ import annotations

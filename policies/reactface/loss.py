@@ -44,8 +44,9 @@ def distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         labels: (batch, labels, frames, dim), standardised.
         layout: of both.
     """
-    samples, labels = torch.broadcast_tensors(samples[:, :, None], labels[:, None])
-    errors = F.smooth_l1_loss(samples, labels, reduction="none")
+    shape = (*samples.shape[:2], labels.shape[1], *samples.shape[2:])
+    expanded = samples.unsqueeze(2).expand(shape), labels.unsqueeze(1).expand(shape)
+    errors = F.smooth_l1_loss(*expanded, reduction="none")
     return by_group(errors, layout).mean(-1)
 
 

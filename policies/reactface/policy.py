@@ -9,6 +9,7 @@ and the CIE; decoder and SLBS stay as imitation left them, but for what they sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class ReactFacePolicy(Policy):
         noise = window_noise(seeds, samples, windows, sizes.latent).to(self._device)
         made, _ = self.model.react(scene, noise)
         frames = self.model.listener.back(made.frames)
-        log_probs = Normal(made.mean, made.log_std.exp()).log_prob(made.drawn).sum(-1)
+        log_probs = log_density(made.drawn, torch.stack([made.mean, made.log_std], dim=-2))
         rows = zip(made.drawn.cpu().numpy(), frames.cpu().numpy(), log_probs.cpu(), strict=True)
         groups = []
         for prompt, seed in zip(prompts, seeds, strict=True):
@@ -210,12 +211,12 @@ class ReactFacePolicy(Policy):
 
     def action_log_probs(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
         """Log N(z*; mu, sigma | own past) of each window, (prompts, reactions, windows)."""
-        return self._log_probs(batch["actions"], self._density(forward, batch))
+        return log_density(self._drawn(batch), self._density(forward, batch))
 
     def likelihood(self, forward: Forward, batch: Mapping[str, Tensor]) -> Likelihood:
         """The same of one prompt, (samples, windows); the density is mu and log sigma."""
         density = self._density(forward, batch)
-        return Likelihood(self._log_probs(batch["actions"], density)[0], density[0])
+        return Likelihood(log_density(self._drawn(batch), density)[0], density[0])
 
     def kl(self, policy: Likelihood, reference: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """In closed form, window by window."""
@@ -228,9 +229,8 @@ class ReactFacePolicy(Policy):
         density: Tensor = forward("density", _scene(batch), frames)
         return density
 
-    def _log_probs(self, actions: Tensor, density: Tensor) -> Tensor:
-        drawn = actions[..., : self.model.sizes.latent]
-        return _normal(density).log_prob(drawn).sum(-1)
+    def _drawn(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["actions"][..., : self.model.sizes.latent]
 
     def of_actions(self, frames: np.ndarray) -> Tensor:
         """(..., windows): means over the frames of each window."""
@@ -288,6 +288,18 @@ class ReactFacePolicy(Policy):
 
 def _scene(batch: Mapping[str, Tensor]) -> Scene:
     return Scene(batch["motion"], batch["voice"], batch["present"])
+
+
+def log_density(drawn: Tensor, density: Tensor) -> Tensor:
+    """Log N(z*; mu, sigma), summed over dims: (...).
+
+    Args:
+        drawn: (..., latent), z*.
+        density: (..., 2, latent), mu and log sigma.
+    """
+    mean, log_std = density.unbind(-2)
+    away = (drawn - mean) / log_std.exp()
+    return -(away.square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(-1)
 
 
 def _normal(density: Tensor) -> Normal:
