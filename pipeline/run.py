@@ -91,6 +91,10 @@ RECIPES = {
             OTHER: settings.GdpoOfOther,
         },
     ),
+    "reactface": Recipe(
+        "train a ReactFace and judge ten of its reactions to each speaker",
+        {"": settings.ReactFaceConfig},
+    ),
     "ablate": Recipe(
         "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)",
         {"vla": settings.AblateOfVla, "flow": settings.AblateOfFlow},

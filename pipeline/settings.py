@@ -684,6 +684,12 @@ class EvaluateOfReactFace(JudgedOfReactFace, Evaluated):
     """`evaluate policy=reactface`."""
 
 
+class ReactFaceConfig(JudgedOfReactFace):
+    """`reactface`. A speaker is answered ten times, as in its section 5.2."""
+
+    evaluation: EvaluationConfig = EvaluationConfig(samples=10)
+
+
 class EvaluateOfOther(JudgedOfOther, Evaluated):
     """`evaluate policy=module:Class`."""
 
