@@ -179,8 +179,8 @@ class ReactFaceTraining(ImitationConfig):
     other; never both"""
     speaker: float = Field(1.0, ge=0)
     """weight of L_s: the speaker's motion is read off the encoded speaker (Eq. 19)"""
-    kl: float = Field(1e-5, ge=0)
-    """lambda_kl (Eq. 22)"""
+    kl: float = Field(1e-3, ge=0)
+    """lambda_kl (Eq. 22): the paper's 1e-5 in units of the corpus' variance, which is .012 there"""
     smooth: float = Field(10.0, ge=0)
     """lambda_smo (Eq. 23)"""
     diversity: float = Field(0.3, ge=0)

@@ -58,7 +58,7 @@ def test_every_part_learns(corpus, tmp_path, assign):
     assert set(parts) == {"appropriate", "speaker", "kl", "smooth", "diversity"}
     expected = sum(
         weight * parts[name]
-        for name, weight in zip(parts, (1.0, 1.0, 1e-5, 10.0, 0.3), strict=True)
+        for name, weight in zip(parts, (1.0, 1.0, 1e-3, 10.0, 0.3), strict=True)
     )
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
