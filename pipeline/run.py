@@ -57,23 +57,43 @@ RECIPES = {
     ),
     "sft": Recipe(
         "train a policy to imitate listeners",
-        {"vla": settings.OfVla, "flow": settings.OfFlow, OTHER: settings.OfOther},
+        {
+            "vla": settings.OfVla,
+            "flow": settings.OfFlow,
+            "reactface": settings.OfReactFace,
+            OTHER: settings.OfOther,
+        },
     ),
     "rollout": Recipe(
         "generate and render candidate reactions for people to rate",
         {
             "vla": settings.RolloutOfVla,
             "flow": settings.RolloutOfFlow,
+            "reactface": settings.RolloutOfReactFace,
             OTHER: settings.RolloutOfOther,
         },
     ),
     "dpo": Recipe(
         "the main job: imitate, roll out, rate, pair, align with DPO, judge",
-        {"vla": settings.DpoOfVla, "flow": settings.DpoOfFlow, OTHER: settings.DpoOfOther},
+        {
+            "vla": settings.DpoOfVla,
+            "flow": settings.DpoOfFlow,
+            "reactface": settings.DpoOfReactFace,
+            OTHER: settings.DpoOfOther,
+        },
     ),
     "gdpo": Recipe(
         "align with automatic rewards of how a listener moves, by FLAME group; judge",
-        {"flow": settings.GdpoOfFlow, "vla": settings.GdpoOfVla, OTHER: settings.GdpoOfOther},
+        {
+            "flow": settings.GdpoOfFlow,
+            "vla": settings.GdpoOfVla,
+            "reactface": settings.GdpoOfReactFace,
+            OTHER: settings.GdpoOfOther,
+        },
+    ),
+    "reactface": Recipe(
+        "train a ReactFace and judge ten of its reactions to each speaker",
+        {"": settings.ReactFaceConfig},
     ),
     "ablate": Recipe(
         "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)",
@@ -92,6 +112,7 @@ RECIPES = {
         {
             "vla": settings.EvaluateOfVla,
             "flow": settings.EvaluateOfFlow,
+            "reactface": settings.EvaluateOfReactFace,
             OTHER: settings.EvaluateOfOther,
         },
     ),

@@ -1,7 +1,7 @@
 """What each recipe takes: the sections of its components, put together.
 
-A recipe has one config for each kind of policy. `OfVla`, `OfFlow` and `OfOther` say how a policy
-comes to be; the recipe's own half says what is done with it.
+A recipe has one config for each kind of policy. `OfVla`, `OfFlow`, `OfReactFace` and `OfOther` say
+how a policy comes to be; the recipe's own half says what is done with it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from rapport.pipeline.objectives.settings import (
     GdpoConfig,
     ImitationConfig,
     PerceptionTraining,
+    ReactFaceDpoConfig,
+    ReactFaceTraining,
     SftConfig,
     VaeTraining,
     VlaDpoConfig,
@@ -63,7 +65,8 @@ DRAWN = ("size", "supersample", "codec", "crf")  # how a video is drawn
 CONCLUDED = ("judge.ablations", "judge.omegas", "judge.long_frames")  # said of two policies
 # What answers held-out prompts, where answers are there already.
 REACTED = (
-    *("vla", "sft", "imitate", "imitation", "roles", "encoders", "vae", "flow", "learner"),
+    *("vla", "sft", "imitate", "imitation", "roles", "encoders", "vae", "flow", "reactface"),
+    *("learner",),
     *("rollout", "judge", "evaluation.split", "evaluation.prompts", "evaluation.samples"),
     "evaluation.clips",
 )
@@ -106,7 +109,7 @@ class Learning(PrepareConfig):
     """What recipes take that train something."""
 
     policy: str
-    """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
+    """which policy: vla, flow, reactface, or module:Class of your own; each has keys of its own"""
     cluster: ClusterConfig = ClusterConfig()
     learner: LearnerConfig = LearnerConfig()
 
@@ -130,7 +133,7 @@ class OfVla(Learning):
     """A VLA, imitating."""
 
     policy: Literal["vla"] = "vla"
-    """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
+    """which policy: vla, flow, reactface, or module:Class of your own; each has keys of its own"""
     vla: VlaConfig = VlaConfig()
     pretraining: PerceptionTraining = PerceptionTraining()
     sft: SftConfig = SftConfig()
@@ -161,7 +164,7 @@ class OfFlow(Learning):
 
     corpus: CorpusConfig = CorpusConfig(seconds=8.0, frames=0, train_clips=1536)
     policy: Literal["flow"] = "flow"
-    """which policy: vla, flow, or module:Class of your own; each has keys of its own"""
+    """which policy: vla, flow, reactface, or module:Class of your own; each has keys of its own"""
     imitation: Path | None = None
     """folder of a run of an AR-Flow whose corpus, encoded windows, motion VAE and supervised
     AR-Flow are used; empty = made anew"""
@@ -197,6 +200,20 @@ class OfFlow(Learning):
     @model_validator(mode="after")
     def _stage_one_batches_can_be_shared(self) -> Self:
         require_equal_shares(self, "vae", "flow")
+        return self
+
+
+class OfReactFace(Learning):
+    """A ReactFace, imitating. It sees no video."""
+
+    corpus: CorpusConfig = CorpusConfig(frames=0)
+    policy: Literal["reactface"] = "reactface"
+    """which policy: vla, flow, reactface, or module:Class of your own; each has keys of its own"""
+    reactface: ReactFaceTraining = ReactFaceTraining()
+
+    @model_validator(mode="after")
+    def _reactface_batches_can_be_shared(self) -> Self:
+        require_equal_shares(self, "reactface")
         return self
 
 
@@ -272,6 +289,17 @@ class JudgedOfFlow(OfFlow, Judged):
         return self.judge.clips
 
 
+class JudgedOfReactFace(OfReactFace, Judged):
+    """How a ReactFace is judged."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def clips(self) -> int:
+        """Held-out clips that videos are made of."""
+        return self.evaluation.clips
+
+
 class JudgedOfOther(OfOther, Judged):
     """How a policy of your own is judged."""
 
@@ -300,6 +328,10 @@ class RolloutOfFlow(OfFlow, Rated):
     """`rollout policy=flow`."""
 
     rollout: CandidateFlowConfig = CandidateFlowConfig()
+
+
+class RolloutOfReactFace(OfReactFace, Rated):
+    """`rollout policy=reactface`."""
 
 
 class RolloutOfOther(OfOther, Rated):
@@ -369,7 +401,7 @@ class Preferences(Judged, Rated):
             # Adapters and frozen parts are of the training here.
             here = ("lora_rank", "freeze_vision")
             vla = tuple(f"vla.{name}" for name in VlaConfig.model_fields if name not in here)
-            brought = ("corpus", "pretraining", "sft", "imitate", *vla)
+            brought = ("corpus", "pretraining", "sft", "imitate", "reactface", *vla)
             keys["candidates=RUN_DIR brings its own corpus and policy"] = brought
         if self.candidates is not None and self.dpo.rounds == 1:
             asked = ("rollout.prompts", "rollout.samples", "rollout.evaluations", "render.videos")
@@ -432,6 +464,14 @@ class DpoOfFlow(JudgedOfFlow, Preferences):
         return self
 
 
+class DpoOfReactFace(JudgedOfReactFace, Preferences):
+    """`dpo policy=reactface`."""
+
+    render: CandidateRenderConfig = CandidateRenderConfig()
+    rollout: CandidateFleetConfig = CandidateFleetConfig()
+    dpo: ReactFaceDpoConfig = ReactFaceDpoConfig()
+
+
 class DpoOfOther(JudgedOfOther, Preferences):
     """`dpo policy=module:Class`."""
 
@@ -486,6 +526,12 @@ class GdpoOfVla(JudgedOfVla, Rewarded):
 
     learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
     gdpo: VlaGdpoConfig = VlaGdpoConfig()
+
+
+class GdpoOfReactFace(JudgedOfReactFace, Rewarded):
+    """`gdpo policy=reactface`."""
+
+    learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
 
 
 class GdpoOfOther(JudgedOfOther, Rewarded):
@@ -614,7 +660,7 @@ class Evaluated(Judged):
             learner = tuple(
                 f"learner.{name}" for name in LearnerConfig.model_fields if name != "gpus"
             )
-            trained = ("vla", "sft", "imitate", "flow", *vae, *learner)
+            trained = ("vla", "sft", "imitate", "flow", "reactface", *vae, *learner)
             keys["checkpoint is trained already"] = trained
         return keys
 
@@ -652,6 +698,16 @@ class EvaluateOfVla(JudgedOfVla, Evaluated):
 
 class EvaluateOfFlow(JudgedOfFlow, Evaluated):
     """`evaluate policy=flow`."""
+
+
+class EvaluateOfReactFace(JudgedOfReactFace, Evaluated):
+    """`evaluate policy=reactface`."""
+
+
+class ReactFaceConfig(JudgedOfReactFace):
+    """`reactface`. A speaker is answered ten times, as in its section 5.2."""
+
+    evaluation: EvaluationConfig = EvaluationConfig(samples=10)
 
 
 class EvaluateOfOther(JudgedOfOther, Evaluated):

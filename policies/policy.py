@@ -30,6 +30,7 @@ POLICY_FILE = "policy.json"  # which class a checkpoint folder is of
 BUILT_IN = {
     "vla": "rapport.policies.vla.policy:VlaPolicy",
     "flow": "rapport.policies.flow.policy:FlowPolicy",
+    "reactface": "rapport.policies.reactface.policy:ReactFacePolicy",
 }
 Row = Mapping[str, Any]  # of a training table
 Stage = Literal["candidates", "iteration", "held out"]
@@ -101,7 +102,7 @@ class Policy(ABC):
     and `policies/flow` for others.
     """
 
-    kind: ClassVar[str]  # "vla", "flow", or "module:Class" of a policy of your own
+    kind: ClassVar[str]  # "vla", "flow", "reactface", or "module:Class" of a policy of your own
     supervised: ClassVar[str] = "SFT"  # its name in tables before alignment
     aligned: ClassVar[Mapping[str, str]] = {"dpo": "SFT + DPO", "gdpo": "GDPO"}  # ... and after
     prompt_columns: ClassVar[Mapping[str, pa.DataType]]  # of a prompt in a training table
@@ -113,6 +114,7 @@ class Policy(ABC):
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
     takes_text: ClassVar[bool] = False  # whether `told` knows what to do with a text
+    tells_recorded: ClassVar[bool] = True  # whether `recorded` can tell what a listener did
     perception_unit: ClassVar[str] = ""  # of `perception`
     forget_share: float = 0.0  # of draws of `log_likelihood` that do not know the own past
     draw_count: int = 1  # draws of `log_likelihood` for each reaction, where it is of drawn noise
@@ -383,7 +385,7 @@ def weight_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def policy_class(kind: str) -> type[Policy]:
-    """The class of "vla", "flow" or "module:Class".
+    """The class of "vla", "flow", "reactface" or "module:Class".
 
     Raises:
         CheckpointError: there is none.

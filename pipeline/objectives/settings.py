@@ -170,6 +170,59 @@ class DistilTraining(ImitationConfig):
     """probability that a window loses a modality, one by one, before the teacher answers it"""
 
 
+class ReactFaceTraining(ImitationConfig):
+    """Imitation by ReactFace (Eq. 18), on channels of unit variance over the corpus."""
+
+    size: Literal["tiny", "paper", "printed"] = "tiny"
+    """size of ReactFace; paper = 128 wide, as its programs run, printed = 256 wide"""
+    steps: int = Field(600, ge=1)
+    """optimiser steps"""
+    batch_size: int = Field(8, ge=1)
+    """clips per step over all learners (the paper's is 4)"""
+    learning_rate: float = Field(2e-3, gt=0)
+    """peak; same schedule as SFT (the paper's is a constant 2e-5)"""
+    samples: int = Field(3, ge=2)
+    """M, reactions to a speaker in a step"""
+    delay: Literal["w", 0] = "w"
+    """what online means: w = a window of 320 ms is made once the speaker is heard to its end, and
+    shown that much later (the paper's Eq. 4); 0 = it is made before any of it is heard"""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """alpha of Eq. 10, how much of z stays from window to window: .9 lasts 3 s (the paper prints
+    .999, its programs run .9)"""
+    span: int = Field(12, ge=1)
+    """windows that one looks back, in every layer, at the speaker and at oneself"""
+    assign: Literal["nearest", "recorded", "random", "cover"] = "recorded"
+    """which appropriate reactions a sample is trained on: nearest = the one most like it (the
+    paper's Eq. 20), recorded = the clip's own listener, random = one drawn for each sample, cover =
+    every one is met by the sample most like it"""
+    neighbours: int = Field(20, ge=1)
+    """appropriate reactions of a clip that a step looks at, at most"""
+    absent: float = Field(0.2, ge=0, lt=1)
+    """share of the clips in which a stream is absent, face or voice, so that neither starves the
+    other; never both"""
+    speaker: float = Field(1.0, ge=0)
+    """weight of L_s: the speaker's motion is read off the encoded speaker (Eq. 19)"""
+    kl: float = Field(1e-3, ge=0)
+    """lambda_kl (Eq. 22): the paper's 1e-5 in units of the corpus' variance, which is .012 there"""
+    smooth: float = Field(10.0, ge=0)
+    """lambda_smo (Eq. 23)"""
+    diversity: float = Field(0.3, ge=0)
+    """lambda_div (Eq. 21; the paper's 100 belongs to another unit)"""
+    diversity_scale: float = Field(0.5, gt=0)
+    """sigma_d, mean squared difference of an element in units of the corpus' variance: listeners
+    who do not know of each other are 2 apart (the paper's 100, of a sum over frames and channels,
+    is .56 of the variance within its clips)"""
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """A clip's own listener is one."""
+        keys = super().moot()
+        if self.assign == "recorded":
+            keys["reactface.assign=recorded has one reaction a clip"] = ("neighbours",)
+        if not self.diversity:
+            keys["reactface.diversity=0"] = ("diversity_scale",)
+        return keys
+
+
 class DpoConfig(Section):
     """Alignment with preferences (Eq. 11), whatever the policy."""
 
@@ -296,6 +349,14 @@ class FlowDpoConfig(DpoConfig):
     def forget_share(self) -> float:
         """See `drop_past`."""
         return self.drop_past
+
+
+class ReactFaceDpoConfig(DpoConfig):
+    """DPO of ReactFace: an action is z* of a window."""
+
+    contrast_of: Literal["sampled"] = "sampled"
+    """what such pairs are made of: the policy's own samples (of a rated group, those that are rated
+    best); a recorded listener has no z*"""
 
 
 class GdpoConfig(Section):

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from rapport.pipeline.report.page import write_report
 from rapport.pipeline.rundir import Run
-from rapport.pipeline.settings import EvaluateOfFlow, EvaluateOfOther, EvaluateOfVla
+from rapport.pipeline.settings import (
+    EvaluateOfFlow,
+    EvaluateOfOther,
+    EvaluateOfReactFace,
+    EvaluateOfVla,
+)
 from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import as_trained, imitate, of_checkpoint
 from rapport.pipeline.steps.jury import Jury
@@ -19,7 +24,7 @@ from rapport.pipeline.steps.scoring import score_files
 from rapport.pipeline.steps.showing import render_pool
 from rapport.pipeline.steps.study import hand_out, read_study
 
-Config = EvaluateOfVla | EvaluateOfFlow | EvaluateOfOther
+Config = EvaluateOfVla | EvaluateOfFlow | EvaluateOfReactFace | EvaluateOfOther
 
 
 def run(config: Config, run: Run) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from rapport.pipeline.rundir import Run
-from rapport.pipeline.settings import RolloutOfFlow, RolloutOfOther, RolloutOfVla
+from rapport.pipeline.settings import (
+    RolloutOfFlow,
+    RolloutOfOther,
+    RolloutOfReactFace,
+    RolloutOfVla,
+)
 from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.imitation import imitate
 from rapport.pipeline.steps.sampling import fleet_of, package, roll_out
 
 
-def run(config: RolloutOfVla | RolloutOfFlow | RolloutOfOther, run: Run) -> None:
+def run(
+    config: RolloutOfVla | RolloutOfFlow | RolloutOfReactFace | RolloutOfOther, run: Run
+) -> None:
     """Imitate, sample, hand out."""
     with cluster_of(config):
         imitated = imitate(run, config)

@@ -2,7 +2,8 @@
 
 What a policy needs before any preference is its own business: the VLA an action space and SFT
 (VLA + DPO, III-C3), AR-Flow a motion VAE, encoded windows and rectified flow (GDPO-Listener, stage
-1), a policy of one's own its likelihood. All leave the same: a corpus and a policy's folder.
+1), ReactFace the reactions that fit, a policy of one's own its likelihood. All leave the same: a
+corpus and a policy's folder.
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.imitation import Imitation
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
-from rapport.pipeline.settings import STAGE_ONE, Learning, OfFlow, OfOther, OfVla, Preferences
+from rapport.pipeline.settings import (
+    STAGE_ONE,
+    Learning,
+    OfFlow,
+    OfOther,
+    OfReactFace,
+    OfVla,
+    Preferences,
+)
 from rapport.pipeline.steps.corpus import prepared
 from rapport.pipeline.steps.imitation_flow import encode, imitate_flow
+from rapport.pipeline.steps.imitation_reactface import imitate_reactface
 from rapport.pipeline.steps.imitation_vla import imitate_vla
 from rapport.pipeline.steps.learning import Imitated, learn
 from rapport.policies.flow.policy import VAE_FOLDER
@@ -36,6 +46,8 @@ def imitate(run: Workspace, config: Learning) -> Imitated:
     corpus = prepared(run, config)
     if isinstance(config, OfVla):
         return Imitated(corpus, imitate_vla(run, config, corpus))
+    if isinstance(config, OfReactFace):
+        return Imitated(corpus, imitate_reactface(run, config, corpus))
     if isinstance(config, OfOther):
         return Imitated(corpus, _other(run, config, corpus).artifacts["imitate_policy"])
     raise TypeError(f"{type(config).__name__} does not say how its policy imitates")

@@ -210,6 +210,7 @@ def roll_out(
 ) -> CandidateGroups:
     """K samples of the policy and the recorded listener for each of `rollout.prompts` prompts.
 
+    The recorded one is left out where the policy cannot tell what it did.
     Every round takes other prompts, as long as there are any.
     """
     result = _rollout(run, config, imitated, fleet=fleet, round_index=round_index)
@@ -242,7 +243,7 @@ def _rollout(
     rate = _ask(step, fleet, requests, policy=policy, answered=answered)
     whole = answered.candidates()
     actions = sum(len(candidate.actions) for candidate in whole)
-    for clip_id in ids:
+    for clip_id in ids if policy.tells_recorded else ():
         whole.append(recorded(policy.recorded(imitated.corpus.clip(clip_id, ())), policy))
     file = step.directory / "candidates.parquet"
     count = write_candidates(file, whole, policy)

@@ -63,7 +63,7 @@ class Given:
     noise: Tensor
 
 
-for structure in (Layers, Memory, Hearing, Prefix, History, Shown, Sessions, Given):
+for structure in (Layers, Prefix, History, Shown, Sessions, Given):
     pytree.register_dataclass(structure)
 
 

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.tmrope import rotate, rotations
 
@@ -73,6 +74,9 @@ class Memory:
     def where(self, present: Tensor) -> Memory:
         """Nothing is remembered by those samples that are not `present`, (batch,) bool."""
         return replace(self, there=self.there & present.unsqueeze(1))
+
+
+pytree.register_dataclass(Memory)  # sessions that hold one are put together and taken apart
 
 
 class CausalTransformer(nn.Module):

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.config import VoiceSizes
 from rapport.policies.flow.transformer import CausalTransformer, Memory
@@ -37,6 +38,9 @@ class Hearing:
         """For those samples that are not `present`, (batch,) bool, nothing was heard so far."""
         ends = tuple(torch.where(present[:, None, None], end, 0.0) for end in self.ends)
         return Hearing(ends, self.memory.where(present))
+
+
+pytree.register_dataclass(Hearing)
 
 
 class VoiceEncoder(nn.Module):

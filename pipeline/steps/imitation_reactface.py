@@ -1,0 +1,95 @@
+"""Imitation by ReactFace (section 4.4): clips, the reactions that fit them, five losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rapport.pipeline.data.store import Corpus, load_appropriate
+from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
+from rapport.pipeline.objectives.settings import ReactFaceTraining
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.settings import OfReactFace
+from rapport.pipeline.steps.learning import learn
+from rapport.policies.flow.encoders import LogMel
+from rapport.policies.flow.training import to_bytes
+from rapport.policies.motion import Layout
+from rapport.policies.reactface.config import ReactFaceSizes, reactface_config
+from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.tables import write_table
+
+STREAMS = ("speaker", "speaker_audio")
+
+
+def imitate_reactface(run: Workspace, config: OfReactFace, corpus: Corpus) -> Path:
+    """Train a ReactFace; returns its folder."""
+    return _imitate(run, config, corpus).artifacts["imitate_policy"]
+
+
+def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
+    """What a ReactFace is made of."""
+    return replace(
+        reactface_config(config.size, layout, LogMel().dim),
+        span=config.span,
+        momentum=config.momentum,
+        delay=config.delay,
+    )
+
+
+@phase("imitate")
+def _imitate(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
+    own = config.reactface
+    initial = step.directory / "initial"
+    table = step.directory / "examples.arrow"
+    fitting = fitting_clips(corpus, own)
+    sizes = sizes_of(own, corpus.layout)
+    clips = corpus.clips("train", STREAMS)
+    policy = ReactFacePolicy.untrained(corpus.layout, clips, config.seed, sizes)
+    policy.save(initial)
+    schema = pa.schema(dict(policy.prompt_columns) | EXAMPLE_COLUMNS)
+    rows = write_table(table, example_rows(policy, corpus, fitting), schema)
+    labels = sum(map(len, fitting.values())) / rows
+    parameters = sum(p.numel() for p in policy.model.parameters()) / 1e6
+    step.say(
+        f"{parameters:.2f} M parameters, {rows} clips, {labels:.1f} appropriate reactions each, of "
+        f"which {own.assign}; {own.steps} steps"
+    )
+    return learn(Reacting(initial, table, own, seed=config.seed), config.learner, step)
+
+
+def fitting_clips(corpus: Corpus, config: ReactFaceTraining) -> dict[str, list[str]]:
+    """For each training clip, in order, those whose listeners fit its speaker.
+
+    With `assign=recorded` that is its own one; so it is where nobody fits.
+
+    Raises:
+        RunError: nobody but recorded listeners fits any speaker.
+    """
+    clip_ids = corpus.clip_ids("train")
+    if config.assign == "recorded":
+        return {clip_id: [clip_id] for clip_id in clip_ids}
+    known = load_appropriate(corpus.path)
+    train = set(clip_ids)
+    fitting = {clip_id: [name for name in known[clip_id] if name in train] for clip_id in clip_ids}
+    if not any(set(names) - {clip_id} for clip_id, names in fitting.items()):
+        raise RunError(
+            f"reactface.assign={config.assign} needs several appropriate reactions to a speaker, "
+            f"and {corpus.path} knows none but recorded ones: reactface.assign=recorded"
+        )
+    return {clip_id: names or [clip_id] for clip_id, names in fitting.items()}
+
+
+def example_rows(
+    policy: ReactFacePolicy, corpus: Corpus, fitting: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of prompts and EXAMPLE_COLUMNS, one a training clip."""
+    numbers = {clip_id: number for number, clip_id in enumerate(fitting)}
+    for clip in corpus.clips("train", STREAMS):
+        yield policy.prompt_row(policy.encode(clip)) | {
+            "listener": to_bytes(clip.listener.subset(policy.layout).values),
+            "fitting": [numbers[name] for name in fitting[clip.clip_id]],
+        }

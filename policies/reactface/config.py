@@ -1,0 +1,118 @@
+"""Sizes of ReactFace: `tiny` is for tests and the default, `paper` and `printed` are its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from rapport.policies.flow.config import VoiceSizes
+from rapport.policies.motion import Layout
+
+Size = Literal["tiny", "paper", "printed"]
+Delay = Literal["w", 0]
+
+
+@dataclass(frozen=True)
+class ReactFaceSizes:
+    """What a ReactFace is made of.
+
+    Args:
+        layout: of the motion that is seen and made.
+        audio_dim: of the features of sound.
+        hidden: width d.
+        heads: attention heads.
+        latent: dims of z, that of an action.
+        layers: blocks of the CIE.
+        convolutions: of the encoders of faces and voices each.
+        window: w, frames that are made at once.
+        span: windows that one looks back, in every layer, at the speaker and at oneself.
+        period: p of Eq. 17, frames that are equally far away.
+        momentum: alpha of Eq. 10.
+        delay: "w" = a window is made once the speaker is heard to its end (Eq. 4), and so shown w
+            frames late; 0 = before any of it is heard.
+    """
+
+    layout: Layout
+    audio_dim: int
+    hidden: int = 64
+    heads: int = 4
+    latent: int = 16
+    layers: int = 3
+    convolutions: int = 2
+    window: int = 8
+    span: int = 12
+    period: int = 8
+    momentum: float = 0.9
+    delay: Delay = "w"
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "delay" and isinstance(value, int) and value < 1:
+                raise ValueError(f"ReactFaceSizes.{name} is {value}, it must be at least 1")
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden {self.hidden} must be a multiple of twice heads {self.heads}: rotations "
+                "turn pairs of channels"
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum:g}; at 1 nothing is ever drawn anew")
+
+    @property
+    def looked_back(self) -> int:
+        """Frames of the span."""
+        return self.span * self.window
+
+    @property
+    def kept(self) -> int:
+        """Frames of the speaker that are kept: the span before the window before the newest."""
+        return self.looked_back + 2 * self.window
+
+    @property
+    def ahead(self) -> int:
+        """Windows between the newest that is heard and the one that is made."""
+        return 0 if self.delay == "w" else 1
+
+    @property
+    def senses(self) -> VoiceSizes:
+        """Of the encoders of faces and voices: a token a frame, k = 1."""
+        return VoiceSizes(
+            self.hidden,
+            convolutions=self.convolutions,
+            heads=self.heads,
+            look_back=self.looked_back // 2,
+            stride=1,
+        )
+
+    @property
+    def memory(self) -> int:
+        """Frames after which nothing that was heard or done changes anything."""
+        senses = self.senses
+        reach = senses.convolutions * (senses.kernel - 1) + senses.layers * senses.look_back
+        return self.layers * self.looked_back + self.kept + reach + self.window
+
+    def to_json(self) -> str:
+        """A text that `from_json` reads."""
+        return json.dumps(asdict(self) | {"layout": json.loads(self.layout.to_json())}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ReactFaceSizes:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**values | {"layout": Layout(**values["layout"])})
+
+
+def reactface_config(size: Size, layout: Layout, audio_dim: int) -> ReactFaceSizes:
+    """Sizes by name.
+
+    Args:
+        size: `paper` is 128 wide, as the authors' programs run; `printed` is 256 wide, as their
+            class is by default.
+        layout: of the motion.
+        audio_dim: of the features of sound.
+    """
+    tiny = ReactFaceSizes(layout, audio_dim)
+    if size == "tiny":
+        return tiny
+    hidden = {"paper": 128, "printed": 256}[size]
+    return replace(tiny, hidden=hidden, latent=hidden, heads=8)

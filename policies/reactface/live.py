@@ -1,0 +1,231 @@
+"""ReactFace live: a face that listens as long as somebody talks, window by window.
+
+What it does is what `ReactFacePolicy.sample` does with the same input and seed, which is a loop of
+the same steps. A session is a value of its own; nothing is global.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rapport.policies.flow.sampling import latent_noise
+from rapport.policies.live import Chunk, LiveError, packed, unpacked
+from rapport.policies.motion import Motion, require_same_layout
+from rapport.policies.reactface.model import Past, Scene, Senses, Tokens
+from rapport.policies.reactface.policy import ReactFacePolicy
+
+
+class Kept(NamedTuple):
+    """What a session depends on, as tensors."""
+
+    senses: Senses
+    past: Past
+
+
+# `pytree` takes these apart and puts them together, as it does tuples.
+for kind in (Tokens, Senses, Past):
+    pytree.register_dataclass(kind)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A session between two chunks.
+
+    It holds what the encoders made of the speaker's last seconds and of its own face, and the last
+    25 ms of a voice. Whoever stores it stores those.
+
+    Args:
+        seed: of the noise.
+        number: of the next window.
+        heard: number of the next chunk; below 0, the next window comes before anything is heard.
+        sound: the end of the voice, for the bands of the next chunk.
+        kept: all else.
+    """
+
+    seed: int
+    number: int
+    heard: int
+    sound: np.ndarray
+    kept: Kept
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next step is taken before anything more is heard."""
+        return self.heard < 0
+
+
+class LiveReactFace:
+    """A listener of any number of sessions.
+
+    Args:
+        policy: whose weights it has.
+    """
+
+    def __init__(self, policy: ReactFacePolicy) -> None:
+        self.policy = policy
+        self.model = policy.model.eval()
+        sizes = self.model.sizes
+        self.chunk: float = sizes.window / policy.layout.fps
+        self.memory: float = math.ceil(sizes.memory / sizes.window) * self.chunk
+        self.beat = 1
+
+    def start(self, seed: int, prompt: None = None, *, first: int = 0) -> State:
+        """A session that nothing has happened in yet.
+
+        Args:
+            seed: of its noise.
+            prompt: it is told nothing.
+            first: number of the first chunk that is heard.
+        """
+        ahead = self.model.sizes.ahead
+        number = first + ahead if first else 0
+        past = self.model.nothing(1)
+        kept = Kept(
+            self.model.unsensed(1), replace(past, number=torch.full_like(past.number, number))
+        )
+        return State(seed, number, number - ahead, np.zeros(0, np.float32), kept)
+
+    def tell(self, state: State, prompt: Any) -> State:
+        """It takes no text.
+
+        Raises:
+            LiveError: always.
+        """
+        raise LiveError("a ReactFace takes no text")
+
+    def step(
+        self, states: Sequence[State], heard: Sequence[Chunk | None]
+    ) -> tuple[list[Motion], list[State]]:
+        """The next window of each session, in one pass for all.
+
+        Args:
+            states: of sessions.
+            heard: the chunk that reached each; None where its state waits.
+
+        Raises:
+            ValueError: a chunk is missing, or there is one too early; a voice is not of a chunk.
+            LayoutError: motion of another layout.
+        """
+        after = self._advance(states, heard)
+        frames = torch.cat([state.kept.past.frames for state in after])
+        shown = self.model.listener.back(frames).float().cpu().numpy()
+        return [Motion(values, self.policy.layout) for values in shown], after
+
+    def act(self, state: State) -> np.ndarray:
+        """Where the last window ended, z (latent,): all of what was drawn that still counts."""
+        latent: np.ndarray = state.kept.past.latent[0].float().cpu().numpy()
+        return latent
+
+    def follow(
+        self, states: Sequence[State], heard: Sequence[Chunk], acts: Sequence[np.ndarray]
+    ) -> list[State]:
+        """The new states of sessions that came to these z when they heard that.
+
+        Raises:
+            ValueError: as of `step`, or z has another size.
+        """
+        dim = self.model.sizes.latent
+        for act in acts:
+            if act.shape != (dim,) or not np.isfinite(act).all():
+                raise ValueError(f"z is {dim} finite numbers, got {act.shape}")
+        return self._advance(states, heard, torch.from_numpy(np.stack(acts)))
+
+    def settled(self, state: State) -> int:
+        """All frames of the windows that were made."""
+        return state.number * self.model.sizes.window
+
+    def finish(self, state: State) -> Motion:
+        """No frame is left."""
+        return Motion(np.zeros((0, self.policy.layout.dim)), self.policy.layout)
+
+    def pack(self, state: State) -> bytes:
+        """A session as bytes, for another process; see `State` for what they hold."""
+        leaves = pytree.tree_leaves(state.kept)
+        arrays = {str(i): leaf.cpu().numpy() for i, leaf in enumerate(leaves)}
+        plain = {name: getattr(state, name) for name in ("seed", "number", "heard")}
+        return packed(plain, arrays | {"sound": state.sound})
+
+    def unpack(self, session: bytes) -> State:
+        """What `pack` was given."""
+        plain, arrays = unpacked(session)
+        likes, structure = pytree.tree_flatten(self.start(0).kept)
+        leaves = [torch.from_numpy(arrays[str(i)]).to(like) for i, like in enumerate(likes)]
+        kept = pytree.tree_unflatten(leaves, structure)
+        return State(**plain, sound=arrays["sound"], kept=kept)
+
+    @torch.no_grad()
+    def _advance(
+        self,
+        states: Sequence[State],
+        heard: Sequence[Chunk | None],
+        done: Tensor | None = None,
+    ) -> list[State]:
+        """The step; `done` is (sessions, latent) z where it is known."""
+        model = self.model
+        listened = [self._listen(state, chunk) for state, chunk in zip(states, heard, strict=True)]
+        motions, voices, present, sounds = zip(*listened, strict=True)
+        like = model.head.weight
+        scene = Scene(
+            torch.stack(motions).to(like),
+            torch.stack(voices).to(like),
+            torch.tensor(present).to(like.device),
+        )
+        senses, past = _together([state.kept for state in states])
+        tokens, senses = model.sense(scene, senses)
+        past = model.listen(past, tokens)
+        if done is None:
+            drawn = [latent_noise(s.seed, 0, s.number, model.sizes.latent) for s in states]
+            noise = torch.stack(drawn).to(like)
+            done = model.momentum(past, model.distribution(past).sample(noise))
+        kept = Kept(senses, model.make(past, done.to(like)))
+        return [
+            replace(state, number=state.number + 1, heard=state.heard + 1, sound=sound, kept=alone)
+            for state, sound, alone in zip(states, sounds, _apart(kept), strict=True)
+        ]
+
+    def _listen(
+        self, state: State, chunk: Chunk | None
+    ) -> tuple[Tensor, Tensor, tuple[bool, bool], np.ndarray]:
+        """Motion and voice of a chunk, which of them there are, and the end of the sound."""
+        if (chunk is None) != state.waits:
+            raise ValueError(
+                "with delay=0 the first window is made before anything is heard, every other one "
+                "after a chunk"
+            )
+        chunk = Chunk() if chunk is None else chunk
+        sizes = self.model.sizes
+        frames = sizes.window
+        motion = torch.zeros(frames, sizes.layout.dim)
+        if chunk.motion is not None:
+            require_same_layout(chunk.motion.layout, sizes.layout, "the speaker's motion")
+            if len(chunk.motion) != frames:
+                raise ValueError(f"a chunk has {frames} frames of motion, got {len(chunk.motion)}")
+            motion = torch.from_numpy(chunk.motion.values)
+        voice = torch.zeros(frames, sizes.audio_dim)
+        sound = state.sound[:0]
+        if chunk.audio is not None:
+            first = state.heard * frames
+            fps = sizes.layout.fps
+            voice, sound = self.policy.audio.follow(state.sound, chunk.audio, first, frames, fps)
+        return motion, voice, (chunk.motion is not None, chunk.audio is not None), sound
+
+
+def _together(sessions: Sequence[Kept]) -> Kept:
+    """Sessions as a batch."""
+    together: Kept = pytree.tree_map(lambda *leaves: torch.cat(leaves), *sessions)
+    return together
+
+
+def _apart(batch: Kept) -> list[Kept]:
+    """Its sessions, each a batch of one."""
+    leaves, structure = pytree.tree_flatten(batch)
+    rows = zip(*(leaf.split(1) for leaf in leaves), strict=True)
+    return [pytree.tree_unflatten(row, structure) for row in rows]

@@ -1,0 +1,113 @@
+"""The five losses of ReactFace (section 4.4), on channels of unit variance over the corpus.
+
+Errors are averaged by FLAME group, so that three rotations weigh as much as fifty coefficients of
+expression; and per element, so that scales do not depend on how long clips are or how wide layouts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rapport.policies.motion import Layout
+
+Assign = Literal["nearest", "recorded", "random", "cover"]
+
+
+def by_group(errors: Tensor, layout: Layout) -> Tensor:
+    """Errors (..., dim) -> (...): means within each FLAME group, then over groups."""
+    groups = [errors[..., layout.columns(name)].mean(-1) for name in layout.names]
+    return torch.stack(groups).mean(0)
+
+
+def speaker_loss(read: Tensor, motion: Tensor, present: Tensor, layout: Layout) -> Tensor:
+    """L_s, Eq. 19: smooth L1 of the speaker's motion as it is read off the encoded speaker.
+
+    Args:
+        read: (batch, frames, dim), standardised.
+        motion: likewise.
+        present: (batch,) bool, of whom there is any motion.
+        layout: of it.
+    """
+    errors = by_group(F.smooth_l1_loss(read, motion, reduction="none"), layout).mean(-1)
+    return torch.where(present, errors, 0.0).sum() / present.sum().clamp(min=1)
+
+
+def distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """Smooth L1 of each sample to each label, means over frames: (batch, samples, labels).
+
+    Args:
+        samples: (batch, samples, frames, dim), standardised.
+        labels: (batch, labels, frames, dim), standardised.
+        layout: of both.
+    """
+    shape = (*samples.shape[:2], labels.shape[1], *samples.shape[2:])
+    expanded = samples.unsqueeze(2).expand(shape), labels.unsqueeze(1).expand(shape)
+    errors = F.smooth_l1_loss(*expanded, reduction="none")
+    return by_group(errors, layout).mean(-1)
+
+
+def appropriate_loss(
+    apart: Tensor, there: Tensor, assign: Assign, picked: Tensor | None = None
+) -> Tensor:
+    """L_a: what a sample has to be near to, (batch,).
+
+    nearest: the nearest label (Eq. 20). recorded: the first label, which is the clip's own
+    listener. random: a label drawn for each sample (PerFRDiff). cover: every label is met by the
+    nearest sample.
+
+    Args:
+        apart: (batch, samples, labels) of `distances`.
+        there: (batch, labels) bool, which labels there are; one at least.
+        assign: which of them.
+        picked: (batch, samples) in [0, 1), where each sample's label lies among those there
+            (random).
+    """
+    if assign == "recorded":
+        return apart[..., 0].mean(1)
+    if assign == "random":
+        if picked is None:
+            raise ValueError("assign=random needs `picked`")
+        count = there.sum(1, keepdim=True)
+        order = there.long().argsort(dim=1, descending=True, stable=True)  # those there first
+        label = order.gather(1, (picked * count).long())
+        return apart.gather(2, label.unsqueeze(2)).squeeze(2).mean(1)
+    if assign == "nearest":
+        return apart.masked_fill(~there[:, None], torch.inf).amin(2).mean(1)
+    met = apart.amin(1)
+    return torch.where(there, met, 0.0).sum(1) / there.sum(1)
+
+
+def kl_loss(mean: Tensor, log_std: Tensor) -> Tensor:
+    """L_kl, Eq. 22: KL(N(mu, sigma) || N(0, I)), mean over all dims."""
+    return (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).mean() / 2
+
+
+def smooth_loss(frames: Tensor, layout: Layout) -> Tensor:
+    """L_smo, Eq. 23: smooth L1 of each velocity to the one before.
+
+    Args:
+        frames: (..., frames, dim), standardised.
+        layout: of them.
+    """
+    velocity = frames.diff(dim=-2)
+    after, before = velocity[..., 1:, :], velocity[..., :-1, :]
+    return by_group(F.smooth_l1_loss(after, before, reduction="none"), layout).mean()
+
+
+def diversity_loss(samples: Tensor, scale: float, layout: Layout) -> Tensor:
+    """L_div, Eq. 21: exp(-d / scale) of two samples for the same speaker, mean over pairs.
+
+    Args:
+        samples: (batch, M, frames, dim), M of 2 or more, standardised.
+        scale: sigma_d, of the mean squared difference of an element; two people who do not know of
+            each other are 2 apart.
+        layout: of the motion.
+    """
+    count = samples.shape[1]
+    first, second = torch.triu_indices(count, count, offset=1, device=samples.device)
+    apart = (samples[:, first] - samples[:, second]).square()
+    return (-by_group(apart, layout).mean(-1) / scale).exp().mean()

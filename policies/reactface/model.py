@@ -1,0 +1,478 @@
+"""ReactFace (Luo et al. 2024): several appropriate reactions to a speaker, window by window.
+
+What a window is made from: MSBEA encodes what is seen and heard, CIE reads its own last frames and
+says how the next window is distributed, momentum ties what is drawn to the window before, LRD makes
+frames of it, SLBS holds them against the speaker.
+
+Every pass is a loop of `ReactFace.step`: training, sampling, replaying and listening live. So a
+listener of an hour does what it was trained to do, and looks back as far.
+
+Where the paper counts positions from the beginning of a clip, which an endless session outgrows,
+they go round a circle here; and a window looks back over a span, not over all that was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rapport.policies.flow.statistics import mean_and_std
+from rapport.policies.flow.transformer import CausalTransformer, Memory
+from rapport.policies.flow.voice import Hearing, VoiceEncoder
+from rapport.policies.reactface.config import ReactFaceSizes
+
+FACE, VOICE = 0, 1  # streams, columns of `present`
+WIDEST = 4.0  # of |log sigma|
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What is seen and heard of a speaker.
+
+    Args:
+        motion: (batch, frames, dim), in the layout's units.
+        voice: (batch, frames, audio_dim), features of sound.
+        present: (batch, 2) bool, which of both there is; the other's numbers are not read.
+    """
+
+    motion: Tensor
+    voice: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The speaker, encoded.
+
+    Args:
+        faces: (batch, frames, hidden), the aligned F of Eq. 6.
+        voices: (batch, frames, hidden), A of Eq. 5.
+        there: (batch, frames, 2) bool, whether there is a face, a voice.
+    """
+
+    faces: Tensor
+    voices: Tensor
+    there: Tensor
+
+    def after(self, before: Tokens, kept: int) -> Tokens:
+        """The last `kept` frames of both."""
+        return Tokens(
+            torch.cat([before.faces, self.faces], dim=1)[:, -kept:],
+            torch.cat([before.voices, self.voices], dim=1)[:, -kept:],
+            torch.cat([before.there, self.there], dim=1)[:, -kept:],
+        )
+
+    def repeat(self, times: int) -> Tokens:
+        """Each sample of the batch several times in a row."""
+        return Tokens(
+            *(x.repeat_interleave(times, 0) for x in (self.faces, self.voices, self.there))
+        )
+
+    def window(self, number: int, length: int) -> Tokens:
+        """Frames of a window; nothing is there of the one before the first."""
+        frames = slice(max(number, 0) * length, (max(number, 0) + 1) * length)
+        there = self.there[:, frames]
+        if number < 0:
+            there = torch.zeros_like(there)
+        return Tokens(self.faces[:, frames], self.voices[:, frames], there)
+
+
+@dataclass(frozen=True, eq=False)
+class Senses:
+    """What the next tokens of a speaker depend on, stream by stream."""
+
+    face: Hearing
+    voice: Hearing
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """A listener between two windows.
+
+    Args:
+        tokens: of the speaker's last frames.
+        own: what the CIE remembers of the own frames but the last window's.
+        frames: (batch, window, dim), that window, standardised.
+        latent: (batch, latent), z at its end.
+        begun: (batch,) bool, whether there was one.
+        number: (batch,) of the window that comes next.
+    """
+
+    tokens: Tokens
+    own: Memory
+    frames: Tensor
+    latent: Tensor
+    begun: Tensor
+    number: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """The distribution of z*, one a window.
+
+    Args:
+        mean: (batch, latent).
+        log_std: (batch, latent).
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Draws of noise from N(0, I)."""
+        return self.mean + self.log_std.exp() * noise
+
+
+@dataclass(frozen=True, eq=False)
+class Reactions:
+    """Windows that were made, one after the other.
+
+    Args:
+        frames: (batch, frames, dim), standardised.
+        drawn: (batch, windows, latent), z*.
+        mean: of its distribution, likewise.
+        log_std: of its distribution.
+    """
+
+    frames: Tensor
+    drawn: Tensor
+    mean: Tensor
+    log_std: Tensor
+
+
+class Channels(nn.Module):
+    """Mean and standard deviation of each channel over a corpus."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Take those of (..., dim); left as they are by nothing."""
+        found = mean_and_std(batches)
+        if found is not None:
+            self.mean.copy_(found[0])
+            self.std.copy_(found[1])
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Standardised."""
+        return (values - self.mean) / self.std
+
+    def back(self, values: Tensor) -> Tensor:
+        """In their own units."""
+        return values * self.std + self.mean
+
+
+class Interaction(nn.Module):
+    """Cross-attention with a bias (Eq. 16), then an MLP, each beside a way round.
+
+    There is always nothing to attend to, too: a key and a value of 0.
+    """
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.key_norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.query = nn.Linear(hidden, hidden, bias=False)
+        self.key_value = nn.Linear(hidden, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.mlp_norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.up = nn.Linear(hidden, 2 * hidden)
+        self.down = nn.Linear(2 * hidden, hidden)
+
+    def forward(self, x: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        """Tokens (batch, n, hidden) that attend to others -> the same shape.
+
+        Args:
+            x: those that attend.
+            keys: (batch, m, hidden), those that they attend to.
+            bias: broadcasts to (batch, n, m), -inf where they must not.
+        """
+        queries = self._split(self.query(self.query_norm(x)))
+        key, value = self.key_value(self.key_norm(keys)).chunk(2, dim=-1)
+        bias = F.pad(bias, (1, 0)).expand(len(x), -1, -1).unsqueeze(1)
+        attended = F.scaled_dot_product_attention(
+            queries,
+            self._split(F.pad(key, (0, 0, 1, 0))),
+            self._split(F.pad(value, (0, 0, 1, 0))),
+            attn_mask=bias,
+        )
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        change: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+        return x + change
+
+    def _split(self, x: Tensor) -> Tensor:
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+
+
+class Synchronisation(nn.Module):
+    """VIM, then MIM (Eq. 14-15): frames of a listener held against the speaker's face and voice."""
+
+    def __init__(self, sizes: ReactFaceSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.visual = Interaction(sizes.hidden, sizes.heads)
+        self.modality = Interaction(sizes.hidden, sizes.heads)
+
+    def forward(self, frames: Tensor, speaker: Tokens, ahead: int) -> Tensor:
+        """Frames (batch, window, hidden) -> the same shape.
+
+        Args:
+            frames: of the listener.
+            speaker: the last frames that are heard.
+            ahead: by how many windows the listener's frames are ahead of the speaker's last ones.
+        """
+        sizes = self.sizes
+        window = sizes.window
+        own = torch.arange(window, device=frames.device) + ahead * window
+        heard = torch.arange(window - speaker.faces.shape[1], window, device=frames.device)
+        bias = alignment_bias(own[:, None] - heard, sizes.period, sizes.looked_back)
+
+        def seen(stream: int) -> Tensor:
+            return bias.masked_fill(~speaker.there[:, None, :, stream], -torch.inf)
+
+        frames = self.visual(frames, speaker.faces, seen(FACE))
+        synchronised: Tensor = self.modality(frames, speaker.voices, seen(VOICE))
+        return synchronised
+
+
+class ReactFace(nn.Module):
+    """A listener that makes windows of motion.
+
+    Args:
+        sizes: of its parts.
+    """
+
+    def __init__(self, sizes: ReactFaceSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        dim = sizes.layout.dim
+        hidden = sizes.hidden
+        self.listener = Channels(dim)
+        self.speaker = Channels(dim)
+        self.sound = Channels(sizes.audio_dim)
+        # MSBEA
+        self.see = VoiceEncoder(dim, sizes.senses, hidden)
+        self.hear = VoiceEncoder(sizes.audio_dim, sizes.senses, hidden)
+        self.align = nn.Linear(hidden, hidden, bias=False)  # PMA where k = 1: one key a frame
+        self.speaker_head = nn.Linear(hidden, dim)
+        # CIE
+        self.own = nn.Linear(dim, hidden)
+        self.own_synchronisation = Synchronisation(sizes)
+        self.remember = CausalTransformer(
+            hidden, layers=sizes.layers, heads=sizes.heads, look_back=sizes.looked_back
+        )
+        self.prior = nn.Parameter(torch.randn(2, hidden) / math.sqrt(hidden))  # mu and sigma tokens
+        self.mean = nn.Linear(hidden, sizes.latent)
+        self.log_std = nn.Linear(hidden, sizes.latent)
+        # LRD and SLBS
+        self.widen = nn.Linear(sizes.latent, hidden)
+        self.decode = Interaction(hidden, sizes.heads)
+        self.synchronisation = Synchronisation(sizes)
+        self.norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.head = nn.Linear(hidden, dim)
+
+    # -- Whole clips --
+
+    def forward(self, asked: Literal["react", "density"], *arguments: Any) -> Any:
+        """What learners ask of it, as sharded training hooks into this."""
+        return getattr(self, asked)(*arguments)
+
+    def react(
+        self, scene: Scene, noise: Tensor, first: Tensor | None = None
+    ) -> tuple[Reactions, Tensor]:
+        """Free running: its past is what it did itself, with gradients through all windows.
+
+        Args:
+            scene: whole windows of each speaker.
+            noise: (batch, samples, windows, latent) from N(0, I).
+            first: (batch * samples,) number of the first window, for its place on the circle of
+                positions; None = 0.
+
+        Returns:
+            Reactions of (batch * samples, ...), and the speaker's own motion, read off the aligned
+            features: (batch, frames, dim), standardised.
+        """
+        samples, windows = noise.shape[1:3]
+        tokens = self.encode(scene)
+        repeated = tokens.repeat(samples)
+        past = self.nothing(len(repeated.faces))
+        if first is not None:
+            past = replace(past, number=first)
+        made = []
+        for number, drawn in enumerate(noise.flatten(0, 1).unbind(1)):
+            heard = repeated.window(number - self.sizes.ahead, self.sizes.window)
+            past = self.listen(past, heard)
+            gaussian = self.distribution(past)
+            z = gaussian.sample(drawn)
+            past = self.make(past, self.momentum(past, z))
+            made.append((past.frames, z, gaussian.mean, gaussian.log_std))
+        assert len(made) == windows
+        frames, *of_latents = zip(*made, strict=True)
+        reactions = Reactions(
+            torch.cat(frames, dim=1), *(torch.stack(x, dim=1) for x in of_latents)
+        )
+        return reactions, self.speaker_head(tokens.faces)
+
+    def density(self, scene: Scene, frames: Tensor) -> Tensor:
+        """Mean and log sigma of z* in every window, given the own frames before it.
+
+        Args:
+            scene: whole windows of each speaker.
+            frames: (batch, samples, windows, window, dim), what was done, in the layout's units.
+
+        Returns:
+            (batch, samples, windows, 2, latent).
+        """
+        samples = frames.shape[1]
+        tokens = self.encode(scene).repeat(samples)
+        past = self.nothing(len(tokens.faces))
+        found = []
+        for number, done in enumerate(self.listener(frames).flatten(0, 1).unbind(1)):
+            heard = tokens.window(number - self.sizes.ahead, self.sizes.window)
+            past = self.listen(past, heard)
+            gaussian = self.distribution(past)
+            found.append(torch.stack([gaussian.mean, gaussian.log_std], dim=1))
+            past = replace(past, frames=done, begun=torch.ones_like(past.begun))
+        return torch.unflatten(torch.stack(found, dim=1), 0, (-1, samples))
+
+    def encode(self, scene: Scene) -> Tokens:
+        """MSBEA of whole windows, from the first frame on."""
+        return self.sense(scene, self.unsensed(len(scene.present)))[0]
+
+    # -- Window by window --
+
+    def unsensed(self, batch: int) -> Senses:
+        """Before the first frame."""
+        return Senses(self.see.nothing(batch), self.hear.nothing(batch))
+
+    def sense(self, scene: Scene, before: Senses) -> tuple[Tokens, Senses]:
+        """MSBEA (Eq. 5-6) of frames that follow others, and what those after them depend on.
+
+        A stream that is absent is forgotten: what comes after begins anew.
+        """
+        faces, seen = self.see.follow(self.speaker(scene.motion), before.face)
+        voices, heard = self.hear.follow(self.sound(scene.voice), before.voice)
+        face, voice = (scene.present[:, stream, None, None] for stream in (FACE, VOICE))
+        aligned = torch.where(face, faces, 0.0) + torch.where(voice, self.align(voices), 0.0)
+        there = scene.present[:, None].expand(-1, faces.shape[1], -1)
+        senses = Senses(seen.where(scene.present[:, FACE]), heard.where(scene.present[:, VOICE]))
+        return Tokens(aligned, voices, there), senses
+
+    def nothing(self, batch: int) -> Past:
+        """Before the first window."""
+        sizes = self.sizes
+        like = self.head.weight
+        empty = like.new_zeros(batch, sizes.kept, sizes.hidden)
+        absent = torch.zeros(batch, sizes.kept, 2, dtype=torch.bool, device=like.device)
+        return Past(
+            tokens=Tokens(empty, empty, absent),
+            own=self.remember.nothing(batch),
+            frames=like.new_zeros(batch, sizes.window, sizes.layout.dim),
+            latent=like.new_zeros(batch, sizes.latent),
+            begun=absent[:, 0, 0],
+            number=torch.zeros(batch, dtype=torch.long, device=like.device),
+        )
+
+    def listen(self, past: Past, heard: Tokens) -> Past:
+        """A window of the speaker is heard, and the own last one remembered beside it."""
+        tokens = heard.after(past.tokens, self.sizes.kept)
+        own = self.own_synchronisation(self.own(past.frames), tokens, self.sizes.ahead - 1)
+        _, memory = self.remember.follow(own, past.own)
+        return replace(past, tokens=tokens, own=memory.where(past.begun))
+
+    def distribution(self, past: Past) -> Gaussian:
+        """CIE (Eq. 7): how z* of the next window is distributed, given all before it."""
+        tokens = self.prior.expand(len(past.begun), -1, -1)
+        answers, _ = self.remember.follow(tokens, past.own)
+        mean, spread = answers.unbind(1)
+        log_std = WIDEST * torch.tanh(self.log_std(spread) / WIDEST)
+        return Gaussian(self.mean(mean), log_std)
+
+    def momentum(self, past: Past, drawn: Tensor) -> Tensor:
+        """Eq. 10: z of what was drawn, (batch, latent) each; the first one is what was drawn."""
+        alpha = self.sizes.momentum
+        follows = alpha * past.latent + (1 - alpha) * drawn
+        return torch.where(past.begun[:, None], follows, drawn)
+
+    def make(self, past: Past, latent: Tensor) -> Past:
+        """The next window that ends in z: LRD (Eq. 12), then SLBS (Eq. 9)."""
+        before = torch.where(past.begun[:, None], past.latent, latent)
+        z = interpolated(before, latent, self.sizes.window)
+        x = self.widen(z)
+        places = self._places(past.number)
+        x = self.decode(x, places, bias=x.new_zeros(1, x.shape[1], x.shape[1]))
+        x = self.synchronisation(x, past.tokens, self.sizes.ahead)
+        return replace(
+            past,
+            frames=self.head(self.norm(x)),
+            latent=latent,
+            begun=torch.ones_like(past.begun),
+            number=past.number + 1,
+        )
+
+    def _places(self, number: Tensor) -> Tensor:
+        """P of the frames of windows, (batch, window, hidden)."""
+        sizes = self.sizes
+        frames = number[:, None] * sizes.window + torch.arange(sizes.window, device=number.device)
+        return circular_positions(frames, sizes.hidden, sizes.looked_back).to(self.head.weight)
+
+
+def interpolated(before: Tensor, latent: Tensor, window: int) -> Tensor:
+    """Eq. 11: from z of the window before, (batch, latent), to that of this one, in equal steps.
+
+    Returns:
+        (batch, window, latent), the last of which is `latent`.
+    """
+    share = torch.arange(1, window + 1, device=latent.device).to(latent)[:, None] / window
+    return before[:, None] + share * (latent - before)[:, None]
+
+
+def alignment_bias(age: Tensor, period: int, span: int) -> Tensor:
+    """M^b of Eq. 17 where there is a token a frame, k = 1.
+
+    Args:
+        age: i - j, frames by which the speaker's are older.
+        period: p, frames that count as equally old.
+        span: frames; what is older is not attended to.
+
+    Returns:
+        - floor(age / period), -inf for what is still to come.
+    """
+    bias = -torch.div(age, period, rounding_mode="floor").float()
+    return bias.masked_fill((age < 0) | (age > span), -torch.inf)
+
+
+def circular_positions(frames: Tensor, dim: int, circle: int) -> Tensor:
+    """Eq. 13 with every frequency rounded to whole turns in `circle` frames.
+
+    Args:
+        frames: (...) numbers, from the beginning.
+        dim: of the encoding, even.
+        circle: frames after which it returns.
+
+    Returns:
+        (..., dim) float64, sines and cosines of each frequency.
+    """
+    index = torch.arange(0, dim, 2, device=frames.device, dtype=torch.float64)
+    turns = (circle / (2 * math.pi) * 10_000 ** (-index / dim)).round()
+    angles = (frames % circle).double()[..., None] * turns * (2 * math.pi / circle)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def initialised(sizes: ReactFaceSizes, seed: int) -> ReactFace:
+    """The same weights for the same seed; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ReactFace(sizes)

@@ -1,0 +1,192 @@
+"""The learning tasks of ReactFace without Ray: imitation, pairs, rewards."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pydantic import ValidationError
+
+from rapport.pipeline.data.store import load_appropriate
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
+from rapport.pipeline.objectives.dpo import Dpo, pair_schema
+from rapport.pipeline.objectives.gdpo import Gdpo
+from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
+from rapport.pipeline.objectives.settings import GdpoConfig, ReactFaceDpoConfig, ReactFaceTraining
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.settings import DpoOfReactFace
+from rapport.pipeline.steps.alignment import sampled_by
+from rapport.pipeline.steps.imitation_reactface import example_rows, fitting_clips, sizes_of
+from rapport.pipeline.steps.learning import Imitated
+from rapport.pipeline.steps.rewarding import scenes_of
+from rapport.policies.policy import load_policy
+from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.tables import read_table, write_table
+from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
+from tests.pipeline.iterations import LocalFleet, experience_of
+
+ASSIGNS = ("nearest", "recorded", "random", "cover")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three listen to each of 12 speakers."""
+    folder = tmp_path_factory.mktemp("corpus") / "three"
+    design = Design(seconds=1, past=0, listeners=3, frames=0)
+    return generate_corpus(folder, 12, 2, 2, design=design, workers=0)
+
+
+def imitation(corpus, folder, **keys):
+    config = ReactFaceTraining(**{"steps": 4, "batch_size": 4, "span": 2} | keys)
+    clips = list(corpus.clips("train"))
+    sizes = replace(sizes_of(config, corpus.layout), hidden=32, latent=4, layers=1)
+    policy = ReactFacePolicy.untrained(corpus.layout, clips, 0, sizes)
+    policy.save(folder / "initial")
+    rows = example_rows(policy, corpus, fitting_clips(corpus, config))
+    table = folder / "examples.arrow"
+    write_table(table, rows, pa.schema(dict(policy.prompt_columns) | EXAMPLE_COLUMNS))
+    return Reacting(folder / "initial", table, config, seed=0)
+
+
+@pytest.mark.parametrize("assign", ASSIGNS)
+def test_every_part_learns(corpus, tmp_path, assign):
+    task = imitation(corpus, tmp_path, assign=assign)
+    module = task.module()
+    loss, parts = task.loss(module, task.batch(0, 0, 1))
+    assert set(parts) == {"appropriate", "speaker", "kl", "smooth", "diversity"}
+    expected = sum(
+        weight * parts[name]
+        for name, weight in zip(parts, (1.0, 1.0, 1e-3, 10.0, 0.3), strict=True)
+    )
+    torch.testing.assert_close(loss.detach(), expected)
+    loss.backward()
+    still = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_a_few_steps_lower_the_loss(corpus, tmp_path):
+    task = imitation(corpus, tmp_path, diversity=0.0, absent=0.0)
+    module = task.module()
+    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss, _ = task.loss(module, task.batch(0, 0, 1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_labels_are_the_listeners_that_fit(corpus, tmp_path):
+    appropriate = load_appropriate(corpus.path)
+    listeners = dict(corpus.listeners("train"))
+    task = imitation(corpus, tmp_path, assign="nearest", batch_size=36)
+    rows = [task.rows[index] for index in task.share(0, 0, 1)]
+    batch = task.batch(0, 0, 1)
+    several = 0
+    for row, labels, there in zip(rows, batch["labels"], batch["there"], strict=True):
+        clip_id = row["prompt_id"]
+        expected = appropriate[clip_id] or [clip_id]  # where nobody fits, its own
+        found = {label.numpy().tobytes() for label in labels[there]}
+        assert found == {listeners[name].values.tobytes() for name in expected}
+        several += len(expected) > 1
+    assert several
+    own = imitation(corpus, tmp_path, assign="recorded").batch(0, 0, 1)
+    assert own["labels"].shape[:2] == (4, 1) and own["there"].all()
+
+
+def test_learners_share_a_batch(corpus, tmp_path):
+    """Two of them see what one sees; a stream is lost, never both."""
+    task = imitation(corpus, tmp_path, assign="random", batch_size=36, absent=0.9)
+    whole = task.batch(1, 0, 1)
+    parts = [task.batch(1, rank, 2) for rank in range(2)]
+    for name in ("motion", "present", "noise", "picked"):
+        together = torch.stack([part[name] for part in parts], dim=1).flatten(0, 1)
+        torch.testing.assert_close(together, whole[name])
+    assert whole["present"].any(1).all() and not whole["present"].all()
+
+
+def test_without_other_listeners_only_recorded_ones_can_be_learnt(tiny_corpus):
+    for assign in ASSIGNS:
+        config = ReactFaceTraining(assign=assign)
+        if assign == "recorded":
+            assert all(
+                [clip_id] == own for clip_id, own in fitting_clips(tiny_corpus, config).items()
+            )
+            continue
+        with pytest.raises(
+            RunError, match="knows none but recorded ones: reactface.assign=recorded"
+        ):
+            fitting_clips(tiny_corpus, config)
+
+
+def test_pairs_are_of_samples():
+    assert DpoOfReactFace().dpo.contrast_of == "sampled"
+    with pytest.raises(ValidationError, match="contrast_of"):
+        ReactFaceDpoConfig(contrast_of="recorded")
+
+
+def test_dpo_prefers_what_was_chosen(corpus, tmp_path, alone):
+    initial = imitation(corpus, tmp_path).policy
+    folder = tmp_path / "initial"
+    clips = [corpus.at("train", 3 * n) for n in range(4)]
+    prompts = [initial.encode(clip) for clip in clips]
+    groups = initial.sample(prompts, 2, [1, 2, 3, 4])
+    rows = (
+        initial.prompt_row(prompt)
+        | {"chosen": initial.pack(group[0].actions), "rejected": initial.pack(group[1].actions)}
+        | {"chosen_score": 0.9, "rejected_score": 0.1, "made_for": None}
+        for prompt, group in zip(prompts, groups, strict=True)
+    )
+    table = tmp_path / "pairs.arrow"
+    write_table(table, rows, pair_schema(initial))
+    config = ReactFaceDpoConfig(batch_size=4)
+    task = Dpo(folder, folder, table, config, 0, tmp_path / "reference.parquet")
+    module = task.module()
+    task.prepare(module, 0, 1)
+    chosen = torch.tensor([group[0].log_probs.sum() for group in groups])
+    torch.testing.assert_close(task.reference_log_likelihoods[:, 0], chosen, atol=1e-3, rtol=1e-4)
+    optimiser = torch.optim.Adam(module.parameters(), 1e-3)
+    losses = []
+    for _ in range(4):
+        loss, _ = task.loss(module, task.batch(0, 0, 1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-4), "policy and reference are one"
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_on_policy_the_ratio_is_exactly_1(corpus, tmp_path):
+    imitation(corpus, tmp_path)
+    folder = tmp_path / "initial"
+    settings = GdpoConfig(iterations=2, sync_every=2, batch_size=2, group_size=3)
+    recipe = SimpleNamespace(
+        gdpo=settings, seed=3, reward=RewardConfig(), groups=GroupWeightsConfig()
+    )
+    step = SimpleNamespace(directory=tmp_path, say=lambda text: None)
+    task = Gdpo(folder, tmp_path / "scenes.arrow", settings, 3, None)
+    task.recipe = recipe
+    task.scenes = scenes_of(step, recipe, Imitated(corpus, folder))
+    module = task.module()
+    with sampled_by(LocalFleet(load_policy(folder), None), task.scenes, recipe) as roll_out:
+        groups = roll_out(module.state_dict(), 0)
+    task.refresh(module, experience_of(task, groups, 0).data, 0, 1)
+    loss, parts = task.loss(module, task.batch(0, 0, 1))
+    assert parts["ratio"] == 1 and parts["kl/reference"] == 0
+    row = task.replay[0]
+    windows = 4  # of 25 frames
+    assert row["old"].shape == row["advantages"].shape == (3, windows)
+    torch.testing.assert_close(row["old"], row["engine"], atol=1e-3, rtol=1e-4)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+    _, parts = task.loss(module, task.batch(0, 0, 1))
+    assert parts["ratio"] != 1 and parts["kl/reference"] > 0
+    assert len(read_table(task.scenes.table)) == 36

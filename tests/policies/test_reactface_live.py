@@ -1,0 +1,187 @@
+"""A live ReactFace does what `sample` does with the same input and seed, as long as it goes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.live import Chunk, LiveError
+from rapport.policies.motion import LayoutError, Motion
+from tests.small_reactface import WINDOWS, W, small_reactface, talking
+
+
+@pytest.fixture(scope="module", params=["w", 0])
+def delay(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def policy(delay):
+    """At 30 frames per second a chunk has 4,266 or 4,267 samples."""
+    return small_reactface(fps=30 if delay == 0 else 25, delay=delay)
+
+
+def chunks_of(clip, delay="w"):
+    """What reaches a listener, chunk by chunk, as long as it answers."""
+    count = len(clip.listener) // W
+    if delay == 0:  # the last one is heard too late
+        yield None
+        count -= 1
+    rate = AUDIO_RATE / clip.listener.layout.fps
+    for number in range(count):
+        start, end = number * W, (number + 1) * W
+        samples = slice(round(start * rate), round(end * rate))
+        yield Chunk(
+            audio=None if clip.speaker_audio is None else clip.speaker_audio[samples],
+            motion=None if clip.speaker is None else clip.speaker.window(start, W),
+        )
+
+
+def listened(live, state, chunks):
+    """The whole motion of a session, and its state at the end."""
+    pieces = []
+    for heard in chunks:
+        [motion], [state] = live.step([state], [heard])
+        pieces.append(motion.values)
+    pieces.append(live.finish(state).values)
+    return np.concatenate(pieces), state
+
+
+def offline(policy, clip, seed):
+    [[reaction]] = policy.sample([policy.encode(clip)], 1, [seed])
+    return policy.to_motion(reaction).values
+
+
+LACKS = [{}, {"speaker": None}, {"speaker_audio": None}, {"speaker": None, "speaker_audio": None}]
+
+
+@pytest.mark.parametrize("lacks", LACKS)
+def test_live_equals_offline(policy, delay, lacks):
+    clip = replace(talking(policy.layout), **lacks)
+    live = policy.live()
+    assert live.chunk == W / policy.layout.fps
+    motion, state = listened(live, live.start(5), chunks_of(clip, delay))
+    assert len(motion) == live.settled(state) == WINDOWS * W
+    np.testing.assert_allclose(motion, offline(policy, clip, seed=5), atol=1e-5)
+    if lacks:
+        assert np.abs(motion - offline(policy, talking(policy.layout), seed=5)).max() > 1e-2
+
+
+def test_sessions_do_not_disturb_each_other(policy, delay):
+    """Four in a pass: each began at another time, and has other streams and another seed."""
+    live = policy.live()
+    clips = [replace(talking(policy.layout, n), **lacks) for n, lacks in enumerate(LACKS)]
+    heard = [list(chunks_of(clip, delay)) for clip in clips]
+    alone = [listened(live, live.start(n), chunks)[0] for n, chunks in enumerate(heard)]
+    states = {n: live.start(n) for n in range(4)}
+    pieces = {n: [] for n in states}
+    for moment in range(WINDOWS + 8):
+        there = [n for n in states if 0 <= moment - 2 * n < len(heard[n])]
+        if not there:
+            continue
+        chunks = [heard[n][moment - 2 * n] for n in there]
+        motions, after = live.step([states[n] for n in there], chunks)
+        states |= dict(zip(there, after, strict=True))
+        for n, motion in zip(there, motions, strict=True):
+            pieces[n].append(motion.values)
+    for n, expected in enumerate(alone):
+        np.testing.assert_allclose(np.concatenate(pieces[n]), expected, atol=1e-5)
+
+
+def test_an_hour_live_is_an_hour_at_once(policy, delay):
+    """100 times what is looked back at. In the middle the session moves to another process, which
+    changes no bit.
+    """
+    count = 300
+    clip = talking(policy.layout, windows=count)
+    expected = offline(policy, clip, seed=7)
+    live = policy.live()
+    state = moved = live.start(7)
+    pieces = []
+    sizes = set()
+    for number, chunk in enumerate(chunks_of(clip, delay)):
+        [motion], [state] = live.step([state], [chunk])
+        pieces.append(motion.values)
+        if number == count // 2:
+            moved = policy.live().unpack(live.pack(state))
+        if number > count // 2:
+            [again], [moved] = live.step([moved], [chunk])
+            np.testing.assert_array_equal(again.values, motion.values)
+        if number > 9:
+            sizes.add(len(live.pack(state)))
+    np.testing.assert_allclose(np.concatenate(pieces), expected, atol=1e-4)
+    assert max(sizes) - min(sizes) < 100  # the header has numbers
+
+
+def test_a_stream_that_was_absent_begins_anew(policy):
+    """Whatever was said before a pause of the microphone, the voice after it is the same."""
+    live = policy.live()
+    chunks = [list(chunks_of(talking(policy.layout, seed))) for seed in range(2)]
+    first, other = chunks
+    newest = []
+    for before in (first[0], other[0], Chunk()):
+        state = live.start(0)
+        steps = [None] if state.waits else []
+        for heard in (*steps, before, Chunk(), first[2]):
+            _, [state] = live.step([state], [heard])
+        tokens = state.kept.past.tokens
+        newest.append(tokens.voices[:, -W:].numpy())
+        assert tokens.there[0, -2 * W :, 1].tolist() == [False] * W + [True] * W
+    np.testing.assert_allclose(newest[0], newest[1], atol=1e-6)
+    np.testing.assert_allclose(newest[0], newest[2], atol=1e-6)
+
+
+def test_a_lost_session_goes_on_elsewhere(policy, delay):
+    """From what it heard and came to in the last seconds alone, and with less it goes on, too."""
+    clip = talking(policy.layout, windows=60)
+    live = policy.live()
+    memory = round(live.memory / live.chunk)
+    assert memory < 40
+    chunks = list(chunks_of(clip, delay))
+    begun = [None] if delay == 0 else []
+    state = live.start(5)
+    acts = []
+    for heard in chunks[:50]:
+        _, [state] = live.step([state], [heard])
+        acts.append(live.act(state))
+
+    def gone_on(count):
+        moved = live.start(5, first=50 - len(begun) - count)
+        for heard, act in zip(chunks[50 - count : 50], acts[50 - count :], strict=True):
+            [moved] = live.follow([moved], [heard], [act])
+        return moved
+
+    exact, short = gone_on(memory), gone_on(2)
+    apart = []
+    for heard in chunks[50:]:
+        [expected], [state] = live.step([state], [heard])
+        [found], [exact] = live.step([exact], [heard])
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+        [other], [short] = live.step([short], [heard])
+        apart.append(np.abs(other.values - expected.values).max())
+    assert apart[0] > 1e-3  # what is forgotten was heeded
+    assert live.settled(short) == live.settled(exact) == live.settled(state)
+
+
+def test_what_does_not_fit_is_refused(policy, delay):
+    live = policy.live()
+    state = live.start(0)
+    wrong, match = (Chunk(), "before anything is heard") if delay == 0 else (None, "after a chunk")
+    with pytest.raises(ValueError, match=match):
+        live.step([state], [wrong])
+    if delay == 0:
+        _, [state] = live.step([state], [None])
+    samples = round(W * AUDIO_RATE / policy.layout.fps)
+    with pytest.raises(ValueError, match=f"have {samples} audio samples"):
+        live.step([state], [Chunk(audio=np.zeros(samples - 1, np.float32))])
+    with pytest.raises(ValueError, match="8 frames of motion, got 7"):
+        live.step([state], [Chunk(motion=Motion(np.zeros((7, 6)), policy.layout))])
+    with pytest.raises(LayoutError):
+        other = replace(policy.layout, fps=24)
+        live.step([state], [Chunk(motion=Motion(np.zeros((8, 6)), other))])
+    for act in (np.zeros(3), np.full(4, np.nan)):
+        with pytest.raises(ValueError, match="z is 4 finite numbers"):
+            live.follow([state], [Chunk()], [act])
+    with pytest.raises(LiveError, match="takes no text"):
+        live.tell(state, None)

@@ -1,0 +1,100 @@
+"""The losses of ReactFace against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from rapport.policies.motion import Layout
+from rapport.policies.reactface.loss import (
+    appropriate_loss,
+    by_group,
+    distances,
+    diversity_loss,
+    kl_loss,
+    smooth_loss,
+    speaker_loss,
+)
+
+LAYOUT = Layout((("expr", 3), ("rot", 1)), 25, "builtin")
+
+
+def test_a_group_of_one_channel_weighs_as_much_as_one_of_three():
+    errors = torch.tensor([[3.0, 0.0, 0.0, 5.0]])
+    assert by_group(errors, LAYOUT).tolist() == [3.0]
+
+
+def test_smooth_l1_is_a_square_near_and_a_distance_far():
+    samples = torch.zeros(1, 1, 2, 4)
+    labels = torch.stack([torch.full((2, 4), 0.2), torch.full((2, 4), 3.0)])[None]
+    torch.testing.assert_close(distances(samples, labels, LAYOUT), torch.tensor([[[0.02, 2.5]]]))
+
+
+APART = torch.tensor([[[4.0, 1.0, 6.0], [2.0, 3.0, 0.0]]])  # two samples, three labels
+THERE = torch.tensor([[True, True, False]])
+
+
+@pytest.mark.parametrize(
+    ("assign", "expected"),
+    [
+        ("recorded", (4 + 2) / 2),
+        ("nearest", (1 + 2) / 2),
+        ("cover", (2 + 1) / 2),
+        ("random", (1 + 2) / 2),  # the second label for the first sample, the first for the other
+    ],
+)
+def test_assignments(assign, expected):
+    """What is not there is never near, though its distance is 0."""
+    picked = torch.tensor([[0.6, 0.4]])
+    assert appropriate_loss(APART, THERE, assign, picked).tolist() == [expected]
+
+
+def test_random_never_takes_what_is_not_there():
+    there = torch.tensor([[False, True, True]])
+    picked = torch.tensor([[0.0, 0.999]])
+    assert appropriate_loss(APART, there, "random", picked).tolist() == [(1 + 0) / 2]
+    with pytest.raises(ValueError, match="needs `picked`"):
+        appropriate_loss(APART, there, "random")
+
+
+def test_an_output_that_ignores_its_speaker_is_paid_by_the_nearest():
+    """What the paper's central loss cannot tell, and the recorded listener can."""
+    apart = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])  # two speakers, one answer to both
+    there = torch.ones(2, 2, dtype=torch.bool)
+    assert appropriate_loss(apart, there, "nearest").tolist() == [0, 0]
+    assert appropriate_loss(apart, there, "recorded").tolist() == [2, 0]
+
+
+def test_kl_is_that_of_torch():
+    torch.manual_seed(0)
+    mean, log_std = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    standard = torch.distributions.Normal(torch.zeros(5), torch.ones(5))
+    expected = torch.distributions.kl_divergence(normal, standard).mean()
+    torch.testing.assert_close(kl_loss(mean, log_std), expected)
+
+
+def test_constant_velocity_is_smooth_and_a_corner_is_not():
+    line = torch.arange(5.0)[:, None].expand(5, 4)
+    assert smooth_loss(line, LAYOUT) == 0
+    corner = torch.tensor([0.0, 1.0, 2.0, 1.0])[:, None].expand(4, 4)
+    # Of two second differences one is 2, beyond where it is a square: 1.5.
+    assert smooth_loss(corner, LAYOUT) == pytest.approx(0.75)
+
+
+def test_diversity_is_in_units_of_an_element():
+    """Whatever the frames and channels; the paper's is of sums, and vanishes as clips grow."""
+    for frames in (2, 50):
+        samples = torch.zeros(1, 3, frames, 4)
+        samples[:, 1] = 1.0
+        samples[:, 2] = -1.0
+        expected = (2 * math.exp(-1 / 0.5) + math.exp(-4 / 0.5)) / 3
+        assert diversity_loss(samples, 0.5, LAYOUT).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_speaker_who_is_not_seen_is_not_read():
+    read = torch.zeros(3, 2, 4)
+    motion = torch.stack([torch.full((2, 4), value) for value in (0.2, 0.4, 9.0)])
+    present = torch.tensor([True, True, False])
+    assert speaker_loss(read, motion, present, LAYOUT).item() == pytest.approx((0.02 + 0.08) / 2)
+    assert speaker_loss(read, motion, present & False, LAYOUT) == 0
