@@ -89,6 +89,7 @@ def compare(
     """Spread kept and answers met with few evaluations, teacher and student, on validation."""
     device = own_device(config.learner)
     windows = imitated.encoded("validation")
+    assert windows is not None
     rows = [windows[i] for i in range(min(COMPARED, len(windows)))]
     policies = {
         "teacher": FlowPolicy.load(teacher).to(device),
