@@ -95,8 +95,12 @@ class PrepareConfig(RecipeConfig):
         keys = super().moot()
         if type(self) is PrepareConfig:
             keys["prepare draws nothing: corpus.seed"] = ("seed",)
-        if self.corpus.kind not in ("dualtalk", "video") and not isinstance(self, Judged | Rated | RankConfig):
-            keys["no head is drawn here; corpus.kind=dualtalk draws its speakers, video tracks"] = ("head",)
+        if self.corpus.kind not in ("dualtalk", "video") and not isinstance(
+            self, Judged | Rated | RankConfig
+        ):
+            keys["no head is drawn here; corpus.kind=dualtalk draws its speakers, video tracks"] = (
+                "head",
+            )
         return keys
 
 

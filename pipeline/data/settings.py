@@ -11,7 +11,9 @@ from rapport.settings import Section
 
 
 class CorpusConfig(Section):
-    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "video", "parquet"] = "synthetic"
+    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "video", "parquet"] = (
+        "synthetic"
+    )
     """synthetic dyads, DualTalk's or lm-listener's published files, takes of Live Link Face, films
     of people, or a corpus `prepare` wrote"""
     root: Path | None = None
@@ -97,7 +99,16 @@ class CorpusConfig(Section):
             read = ("root", "stride", "fps", *filmed, *tracking, "transcriber")
             return {f"{kind} is generated, not read": read}
         if self.kind == "parquet":
-            cut = ("stride", "past", "fps", *filmed, *tracking, "transcriber", *pictures, *generated)
+            cut = (
+                "stride",
+                "past",
+                "fps",
+                *filmed,
+                *tracking,
+                "transcriber",
+                *pictures,
+                *generated,
+            )
             return {f"{kind} takes the clips as they are there": cut}
         what = f"{kind} takes what the files have"
         if self.kind == "dualtalk":

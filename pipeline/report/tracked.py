@@ -42,9 +42,9 @@ def write_tracked(corpus: Corpus) -> Path:
     source = corpus.manifest["source"]
     counts = source["counts"]
     lead = (
-        f"{counts['hours']:.2f} hours, {counts['cpu_hours']:.2f} hours of a core to track them; "
-        f"{counts['clips']} of {counts['windows']} windows became clips, {counts['lost_face']} lost "
-        f"a face, in {counts['not_spoken']} the speaker does not talk. Voices by {source['voices']}."
+        f"{counts['hours']:.2f} hours, for which a core worked {counts['cpu_hours']:.2f} hours. Of "
+        f"{counts['windows']} windows {counts['clips']} became clips; {counts['lost_face']} lost a "
+        f"face, in {counts['not_spoken']} the speaker does not talk, as {source['voices']} tells."
     )
     page = render(
         "tracked.html.j2",
@@ -52,7 +52,9 @@ def write_tracked(corpus: Corpus) -> Path:
         lead=lead,
         errors=_errors(source["tracker"].get("errors", {})),
         people=_people(records),
-        rejected=Table("Rejected", ("recording", "why"), rejected, words=True) if rejected else None,
+        rejected=Table("Rejected", ("recording", "why"), rejected, words=True)
+        if rejected
+        else None,
         films=[
             (record["recording"], f"{TRACKED}/{record['recording']}/{BESIDE}") for record in records
         ],

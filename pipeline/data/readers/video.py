@@ -117,9 +117,7 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
     return Corpus(path)
 
 
-def _require_clips(
-    writer: CorpusWriter, config: CorpusConfig, counts: Mapping[str, Any]
-) -> None:
+def _require_clips(writer: CorpusWriter, config: CorpusConfig, counts: Mapping[str, Any]) -> None:
     """Raise `CorpusError` where a split has no clip; says what windows were left out for."""
     try:
         require_splits(writer.splits, config.root, config.seconds)
@@ -194,6 +192,7 @@ def _write_figures(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 def card(source: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """The dataset card of a corpus, which `load_dataset(FOLDER)` reads."""
     counts = source["counts"]
+    tracker = source["tracker"].get("tracker", "a tracker whose tracks were brought")
     people = {figures["person"] for record in records for figures in record["people"].values()}
     return f"""---
 configs:
@@ -212,7 +211,7 @@ Clips of {counts["recordings"]} recordings, {counts["hours"]:.2f} hours, of {len
 people; nobody is in two splits where there are people enough. Columns: `corpus.json` and the
 project's docs/formats.md.
 
-Motion was read off the pictures, not measured: {source["tracker"].get("tracker", "tracks that were brought")}.
+Motion was read off the pictures, not measured, by {tracker}.
 Small movements of lips and brows may be the tracker's own noise; `tracking.csv` of the run has
 both. Faces and voices are people's: whoever passes this on needs their consent.
 """

@@ -57,7 +57,7 @@ def _parts(sides: Mapping[str, Side], asset: HeadAsset, fps: float) -> Iterator[
 def _film(known: Side, fps: float) -> Iterator[np.ndarray]:
     """The person's crop at every frame."""
     assert known.track is not None and known.media is not None
-    film = Recording(known.media.path, known.media).film(HEIGHT, square=False)
+    film = Recording(known.media.path, known.media).film(HEIGHT, square=False, enlarged=False)
     assert film is not None
     shown = film.first
     for number in range(len(known.track)):

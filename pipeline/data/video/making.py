@@ -108,21 +108,18 @@ class Tracker(Worker):
         began = time.monotonic()
         used = _cpu_seconds()
         try:
-            sides = read_sides(
-                recorded, self.plan.fps, self._eyes, self._ear, self._transcripts
-            )
-            about = {
-                "key": key_of(recorded, self.plan, self.tools.about),
-                "wall_s": time.monotonic() - began,
-                "cpu_s": _cpu_seconds() - used,
-            }
+            sides = read_sides(recorded, self.plan.fps, self._eyes, self._ear, self._transcripts)
             return write_shard(
                 self.folder / recorded.name,
                 recorded,
                 sides,
                 plan=self.plan,
                 gauge=self._gauge,
-                about=about,
+                key=key_of(recorded, self.plan, self.tools.about),
+                cost=lambda: {
+                    "wall_s": time.monotonic() - began,
+                    "cpu_s": _cpu_seconds() - used,
+                },
             )
         except OSError as error:
             if error.errno is not None and not isinstance(error, FileNotFoundError):
@@ -157,7 +154,9 @@ def make_shards(
     shutil.rmtree(folder / ".tries", ignore_errors=True)
     keys = {recorded.name: key_of(recorded, plan, tools.about) for recorded in recordings}
     missing = [
-        recorded for recorded in recordings if not is_made(folder / recorded.name, keys[recorded.name])
+        recorded
+        for recorded in recordings
+        if not is_made(folder / recorded.name, keys[recorded.name])
     ]
     if len(missing) < len(recordings):
         logger.info(f"  {len(recordings) - len(missing)} of {len(recordings)} recordings were done")

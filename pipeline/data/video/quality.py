@@ -13,11 +13,9 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from rapport.pipeline.data.video.tracking import Track
-from rapport.policies.head.asset import HeadAsset, TopologyError
+from rapport.policies.head.asset import HeadAsset
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.landmarks import face_landmarks
-from rapport.policies.head.video import on_this_head
 from rapport.policies.motion import Motion
 
 REGIONS = {
@@ -28,7 +26,6 @@ REGIONS = {
     "brows": ("brow_inner_left", "brow_inner_right", "brow_outer_left", "brow_outer_right"),
 }
 _STILL = ("rot", "neck", "trans")  # a head is looked at from where it is
-_WINDOW_S = 4.0  # how far somebody moves is asked of so much time
 _MM = 1e3
 
 
@@ -65,32 +62,6 @@ class Gauge:
             for region, parts in REGIONS.items()
         }
 
-    def of_track(self, track: Track, listening: np.ndarray | None) -> dict[str, float]:
-        """Figures of a track.
-
-        Args:
-            track: of one person.
-            listening: (time,) where the person is silent and the other talks; None = not known.
-
-        Returns:
-            `tracked` and `there`, shares; `jitter_{lips,brows}` and `quiet_{lips,brows}` in mm,
-            where the head can be measured: `quiet` is how far a listener moves within 4 s.
-        """
-        figures = {"tracked": track.share, "there": float(track.there.mean())}
-        motion, whole = on_this_head(track.motion, self.asset)
-        if not whole:
-            return figures
-        try:
-            places = self.places(motion)
-        except TopologyError:
-            return figures
-        quiet = track.there if listening is None else track.there & listening
-        for region in ("lips", "brows"):
-            figures[f"jitter_{region}"] = jitter(places[region], track.seen)
-            window = round(_WINDOW_S * motion.layout.fps)
-            figures[f"quiet_{region}"] = movement(places[region], quiet, window)
-        return figures
-
 
 def jitter(places: np.ndarray, seen: np.ndarray) -> float:
     """Noise of places (time, landmarks, 3) from frame to frame, rms in their unit.
@@ -116,9 +87,7 @@ def movement(places: np.ndarray, wanted: np.ndarray, window: int) -> float:
     return float(np.sqrt(np.mean(squares))) if squares else float("nan")
 
 
-def errors(
-    gauge: Gauge, pairs: list[tuple[Motion, Motion]]
-) -> dict[str, Mapping[str, float]]:
+def errors(gauge: Gauge, pairs: list[tuple[Motion, Motion]]) -> dict[str, Mapping[str, float]]:
     """How far motion was missed, beside the trivial answer: that nothing of it moves.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -31,18 +31,21 @@ from rapport.pipeline.data.readers.pictures import frame_moments, with_frames
 from rapport.pipeline.data.recording import Recording
 from rapport.pipeline.data.store import ROW_GROUP, CorpusError
 from rapport.pipeline.data.video.beside import write_beside
-from rapport.pipeline.data.video.quality import Gauge
+from rapport.pipeline.data.video.quality import Gauge, jitter, movement
 from rapport.pipeline.data.video.sides import Side
 from rapport.pipeline.data.video.table import Recorded
 from rapport.pipeline.data.video.tracking import HEIGHT, Track, face_of
 from rapport.pipeline.data.windows import cut, window_starts
 from rapport.policies.clip import Clip
+from rapport.policies.head.asset import TopologyError
+from rapport.policies.head.video import on_this_head
 from rapport.policies.motion import Layout
 
 RECORD = "record.json"
 CLIPS = "clips.parquet"
 BESIDE = "beside.mp4"
 _ALIKE_S = 1e-4  # moments nearer than this are one
+_WINDOW_S = 4.0  # how far somebody moves is asked of so much time
 Box = tuple[float, ...]
 
 
@@ -94,7 +97,8 @@ def write_shard(
     plan: Plan,
     gauge: Gauge,
     *,
-    about: Mapping[str, Any],
+    key: str,
+    cost: Callable[[], Mapping[str, float]],
 ) -> dict[str, Any]:
     """Write the shard of a recording; returns its record.
 
@@ -104,7 +108,8 @@ def write_shard(
         sides: what was read of it.
         plan: how it is cut.
         gauge: measures how well it was tracked.
-        about: what else the record says: its key, what tracking has cost.
+        key: of `key_of`.
+        cost: what the recording has cost by now.
     """
     counts = dict.fromkeys(("windows", "clips", "lost_face", "not_spoken"), 0)
     with atomic(folder) as partial:
@@ -113,18 +118,21 @@ def write_shard(
         clips = (
             clip
             for side in sides
-            for clip in _pictured(list(_clips(recorded, sides, side, plan, counts)), sides, side, plan)
+            for clip in _pictured(
+                list(_clips(recorded, sides, side, plan, counts)), sides, side, plan
+            )
         )
         _write_clips(partial / CLIPS, clips, layout)
         people = {}
         for side, known in sides.items():
             if known.track is not None:
                 known.track.save(partial / f"track-{side}.npz")
-                people[side] = _figures(known, gauge, _listening(sides, side))
+                people[side] = _figures(known, gauge)
         write_beside(partial / BESIDE, sides, gauge.asset, plan.fps)
         seconds = max(known.track.motion.seconds for known in sides.values() if known.track)
         record = {
-            **about,
+            "key": key,
+            **cost(),
             "recording": recorded.name,
             "seconds": seconds,
             "shared_sound": recorded.shared_sound,
@@ -135,11 +143,38 @@ def write_shard(
     return record
 
 
-def _figures(known: Side, gauge: Gauge, listening: np.ndarray | None) -> dict[str, Any]:
-    assert known.track is not None
-    talks = None if known.speech is None else float(known.speech.mean())
-    figures = gauge.of_track(known.track, listening)
-    return {"person": known.person.name, "talks": talks, **figures}
+def _figures(known: Side, gauge: Gauge) -> dict[str, Any]:
+    """How well somebody was tracked.
+
+    Args:
+        known: the person.
+        gauge: measures on a head; nothing is in millimetres where the motion is of another.
+
+    Returns:
+        `talks`, `tracked` and `there` are shares; `jitter_{lips,brows}` and `quiet_{lips,brows}`
+        are mm, where `quiet` is how far somebody who does not talk moves within 4 s.
+    """
+    track = known.track
+    assert track is not None
+    figures: dict[str, Any] = {
+        "person": known.person.name,
+        "talks": None if known.speech is None else float(known.speech.mean()),
+        "tracked": track.share,
+        "there": float(track.there.mean()),
+    }
+    motion, whole = on_this_head(track.motion, gauge.asset)
+    if not whole:
+        return figures
+    try:
+        places = gauge.places(motion)
+    except TopologyError:  # a head without the landmarks of a face
+        return figures
+    quiet = track.there if known.speech is None else track.there & ~known.speech
+    window = round(_WINDOW_S * motion.layout.fps)
+    for region in ("lips", "brows"):
+        figures[f"jitter_{region}"] = jitter(places[region], track.seen)
+        figures[f"quiet_{region}"] = movement(places[region], quiet, window)
+    return figures
 
 
 def _write_clips(path: Path, clips: Iterable[Clip], layout: Layout) -> None:
@@ -189,15 +224,6 @@ def _layout(sides: Mapping[str, Side]) -> Layout:
     return next(iter(layouts))
 
 
-def _listening(sides: Mapping[str, Side], side: str) -> np.ndarray | None:
-    """Frames in which the other talks and this person is silent; None = not known."""
-    own = sides[side].speech
-    partner = next((known.speech for name, known in sides.items() if name != side), None)
-    if partner is None:
-        return None if own is None else ~own
-    return partner if own is None else partner & ~own
-
-
 def _clips(
     recorded: Recorded,
     sides: Mapping[str, Side],
@@ -237,7 +263,9 @@ def _clips(
             counts["not_spoken"] += 1
             continue
         # A past that is not wholly there is none.
-        past = frames.past if start >= frames.past and there[start - frames.past : start].all() else 0
+        past = (
+            frames.past if start >= frames.past and there[start - frames.past : start].all() else 0
+        )
         counts["clips"] += 1
         clip_id = f"{whole.clip_id}-{start:06d}"
         yield cut(whole, start, frames.length, clip_id=clip_id, past=past)
@@ -295,7 +323,7 @@ def _decoded(
 ) -> dict[tuple[int, Box], bytes]:
     """Crops as JPEG, by moment and box; at a moment the last picture that was there by then."""
     assert speaker.media is not None
-    film = Recording(speaker.media.path, speaker.media).film(HEIGHT, square=False)
+    film = Recording(speaker.media.path, speaker.media).film(HEIGHT, square=False, enlarged=False)
     assert film is not None and film.first is not None
     shown = film.first
     crops = {}

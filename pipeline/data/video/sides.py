@@ -74,7 +74,9 @@ def read_sides(
         RecordingError: a film or a sound cannot be read, or has no face; names it.
         CorpusError: a track or a transcript does not fit; names it.
     """
-    films = {person.file: open_media(person.file) for person in recorded.people.values() if person.file}
+    films = {
+        person.file: open_media(person.file) for person in recorded.people.values() if person.file
+    }
     tracks = _tracks(recorded, films, fps, eyes)
     sounds = {side: _sound(person, films) for side, person in recorded.people.items()}
     skipped = {"a": max(recorded.later_b, 0.0), "b": max(-recorded.later_b, 0.0)}

@@ -105,7 +105,9 @@ def read_recordings(root: Path, split_screen: bool, tracks: Path | None) -> list
     names = [recording.name for recording in recordings]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise CorpusError(f"{root}: recordings have names of their own, {first_few(twice)} is twice")
+        raise CorpusError(
+            f"{root}: recordings have names of their own, {first_few(twice)} is twice"
+        )
     if not recordings:
         raise CorpusError(f"{root} has no recording: films are {', '.join(FILMS)}")
     return [_with_tracks(recording, tracks) for recording in recordings]

@@ -141,7 +141,9 @@ class Follower:
         found = np.array(self.found)
         layout = Layout(self.regressor.layout.groups, fps, self.regressor.layout.topology)
         smooth = smoothed(times[found], values, layout)
-        return on_clock(times, found, smooth, boxes=np.stack(self.boxes), layout=layout, frames=frames)
+        return on_clock(
+            times, found, smooth, boxes=np.stack(self.boxes), layout=layout, frames=frames
+        )
 
     def _face(self, shown: np.ndarray) -> Face | None:
         """The face in a crop around the place where it was, else in all that is shown."""
@@ -196,7 +198,9 @@ def cropped(picture: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarra
     if edge > 2 * size:  # every pixel counts
         corners = tuple(round(number) for number in extent)
         return np.asarray(image.crop(corners).resize((size, size), Image.Resampling.BOX))
-    square = image.transform((size, size), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR)
+    square = image.transform(
+        (size, size), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR
+    )
     return np.asarray(square)
 
 
@@ -235,7 +239,7 @@ def follow(media: Media, followers: Sequence[Follower], fps: float) -> list[Trac
         RecordingError: there are no pictures, they cannot be decoded, or one of the people is never
             seen; names the file.
     """
-    film = Recording(media.path, media).film(HEIGHT, square=False)
+    film = Recording(media.path, media).film(HEIGHT, square=False, enlarged=False)
     if film is None:
         raise RecordingError(f"{media.path} has no pictures")
     due = -np.inf
@@ -307,9 +311,7 @@ def on_clock(
     picture = np.searchsorted(times, clock, side="right") - 1
     lasts = 1.5 * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     near = np.maximum(gap, outside)
-    rows = np.stack(
-        [np.interp(clock, moments, column) for column in values.T], axis=1
-    )
+    rows = np.stack([np.interp(clock, moments, column) for column in values.T], axis=1)
     return Track(
         Motion(rows.astype(np.float32), layout),
         there=near <= BRIDGED_S,

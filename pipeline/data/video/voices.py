@@ -53,7 +53,9 @@ def _silero() -> Path | None:
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or importlib.util.find_spec("onnxruntime") is None:
         return None
-    models = [Path(folder, "data", "silero_vad.onnx") for folder in spec.submodule_search_locations or ()]
+    models = [
+        Path(folder, "data", "silero_vad.onnx") for folder in spec.submodule_search_locations or ()
+    ]
     return next((model for model in models if model.is_file()), None)
 
 
