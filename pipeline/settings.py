@@ -98,9 +98,7 @@ class PrepareConfig(RecipeConfig):
         if self.corpus.kind not in ("dualtalk", "video") and not isinstance(
             self, Judged | Rated | RankConfig
         ):
-            keys["no head is drawn here; corpus.kind=dualtalk draws its speakers, video tracks"] = (
-                "head",
-            )
+            keys["no head is drawn here; corpus.kind=dualtalk and video need one"] = ("head",)
         return keys
 
 

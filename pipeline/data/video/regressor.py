@@ -129,6 +129,17 @@ class Regressor:
             seen: (n, components), of `features`.
             usual: (components,) the median of what is seen of this person.
         """
+        # A face that is unlike all that were drawn is taken for the nearest that is like them: what
+        # it does is told by how it differs from what is usual for it. How a head is turned is the
+        # same on every face.
+        known = usual * min(1.0, float(self.arrays["reach"]) / max(np.linalg.norm(usual), 1e-6))
+        values = self._answer(seen - usual + known, known)
+        rot = self.layout.columns("rot")
+        values[:, rot] = self._answer(seen, usual)[:, rot]
+        return values
+
+    def _answer(self, seen: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """What the network says, (n, layout.dim)."""
         inputs = np.concatenate([seen, np.broadcast_to(usual, seen.shape)], axis=1)
         hidden = inputs
         for layer in ("1", "2"):
@@ -136,8 +147,7 @@ class Regressor:
             hidden = np.maximum(hidden, 0)
         answer = hidden @ self.arrays["weight3"].T + self.arrays["bias3"]
         answer += inputs @ self.arrays["direct"].T
-        values = answer * self.arrays["scale"] + self.arrays["rest"]
-        return np.asarray(values, np.float32)
+        return np.asarray(answer * self.arrays["scale"] + self.arrays["rest"], np.float32)
 
     def motion(self, faces: Sequence[Face]) -> Motion:
         """Pictures of one person as motion, each by itself."""
@@ -281,6 +291,7 @@ def learn(example: Example, asset: HeadAsset, lessons: Lessons = LESSONS) -> Reg
         "centre": centre,
         "spread": spread,
         "components": components,
+        "reach": np.array(np.quantile(np.linalg.norm(usual, axis=1), 0.9)),
         "rest": rest,
         "scale": scale,
         "direct": network.direct.weight.detach().numpy(),

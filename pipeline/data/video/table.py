@@ -116,16 +116,19 @@ def read_recordings(root: Path, split_screen: bool, tracks: Path | None) -> list
 def _of_table(path: Path) -> Iterator[Recorded]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{path} cannot be read as a CSV: {error}") from error
-    columns = list(rows[0]) if rows else []
     missing = [name for name in ("recording", "file_a") if name not in columns]
     unknown = [name for name in columns if name not in COLUMNS]
     if missing or unknown:
-        wrong = f"lacks {', '.join(missing)}" if missing else f"has {first_few(map(str, unknown))}"
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has {first_few(unknown)}"
         raise CorpusError(f"{path} {wrong}; a table of recordings has {', '.join(COLUMNS)}")
     for number, row in enumerate(rows, 2):
+        if None in row:
+            raise CorpusError(f"{path}, row {number} has more cells than there are columns")
         yield _of_row({name: (row[name] or "").strip() for name in columns}, path, number)
 
 
