@@ -77,7 +77,7 @@ def _people(records: Sequence[Mapping[str, Any]]) -> Table:
 def _errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table | None:
     if not errors:
         return None
-    rows = []
+    rows: list[tuple[str | None, ...]] = []
     for who, parts in errors.items():
         for part, figures in parts.items():
             if "mm" in figures:

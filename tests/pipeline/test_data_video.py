@@ -32,7 +32,7 @@ tracks = pytest.mark.skipif(
     reason="needs the extra `video`",
 )
 # Fewer drawn people than the default has: seconds, and errors that are larger.
-SMALL = Lessons(people=30, pictures=16, components=60, hidden=64, epochs=60)
+SMALL = Lessons(people=30, pictures=16, components=60, hidden=64, epochs=60, strangers=4)
 SECONDS = 6
 CLIPS = {"seconds": 1, "stride": 0.5, "past": 1, "frames": 2, "image_size": 28}
 

@@ -44,19 +44,20 @@ class Lessons:
         hidden: width of the two layers.
         epochs: passes over the pictures.
         seed: of people and weights.
+        strangers: people of their own, as they are in a conversation, on whom it is asked how far
+            the regressor is off.
     """
 
     people: int = 200
     pictures: int = 30
     components: int = 120
     hidden: int = 256
-    epochs: int = 80
+    epochs: int = 150
     seed: int = 1
+    strangers: int = 16
 
 
 LESSONS = Lessons()
-# On people of their own, as they are in a conversation, it is asked how far the regressor is off.
-_STRANGERS = 16
 _STRANGERS_SEED = 9999
 _STRANGERS_FRAMES = 75
 
@@ -132,7 +133,8 @@ class Regressor:
         # A face that is unlike all that were drawn is taken for the nearest that is like them: what
         # it does is told by how it differs from what is usual for it. How a head is turned is the
         # same on every face.
-        known = usual * min(1.0, float(self.arrays["reach"]) / max(np.linalg.norm(usual), 1e-6))
+        length = float(np.linalg.norm(usual))
+        known = usual * min(1.0, float(self.arrays["reach"]) / max(length, 1e-6))
         values = self._answer(seen - usual + known, known)
         rot = self.layout.columns("rot")
         values[:, rot] = self._answer(seen, usual)[:, rot]
@@ -156,9 +158,13 @@ class Regressor:
 
     def save(self, path: Path) -> None:
         """Write an `.npz` that `load` reads; whole or not at all."""
+        content: dict[str, Any] = {
+            **self.arrays,
+            "layout": np.array(self.layout.to_json()),
+            "about": np.array(json.dumps(self.about)),
+        }
         with atomic(path) as partial, partial.open("wb") as file:
-            texts = {"layout": self.layout.to_json(), "about": json.dumps(self.about)}
-            np.savez(file, **self.arrays, **{name: np.array(t) for name, t in texts.items()})
+            np.savez(file, **content)
 
     @classmethod
     def load(cls, path: Path) -> Regressor:
@@ -207,19 +213,19 @@ def learnt(
     models = Models(asset, lessons.seed)
     example = see(models, landmarker, lessons.people, lessons.pictures)
     regressor = learn(example, asset, lessons)
-    regressor.about = about | {"errors": strangers(regressor, asset, landmarker)}
+    regressor.about = about | {"errors": strangers(regressor, asset, landmarker, lessons)}
     regressor.save(path)
     return regressor
 
 
 def strangers(
-    regressor: Regressor, asset: HeadAsset, landmarker: Landmarker
+    regressor: Regressor, asset: HeadAsset, landmarker: Landmarker, lessons: Lessons
 ) -> dict[str, dict[str, Any]]:
     """`errors` on drawn people whom the regressor does not know: speakers and listeners."""
     models = Models(asset, _STRANGERS_SEED)
     gauge = Gauge(asset)
     pairs: dict[str, list[tuple[Motion, Motion]]] = {"speakers": [], "listeners": []}
-    for number in range(_STRANGERS):
+    for number in range(lessons.strangers):
         moving = models.moving(number)
         start = (len(moving) - _STRANGERS_FRAMES) // 2
         drawn = models.pictured(number, moving.window(start, _STRANGERS_FRAMES))

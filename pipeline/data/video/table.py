@@ -187,10 +187,9 @@ def _of_folder(root: Path, split_screen: bool) -> Iterator[Recorded]:
     for path in others:
         name = path.stem
         if split_screen:
-            halves = zip(SIDES, ("left", "right"), strict=True)
-            yield Recorded(
-                name, {side: Person(f"{name}-{side}", path, part) for side, part in halves}
-            )
+            left = Person(f"{name}-a", path, "left")
+            right = Person(f"{name}-b", path, "right")
+            yield Recorded(name, {"a": left, "b": right})
         else:
             yield Recorded(name, {"a": Person(f"{name}-a", path)})
 

@@ -196,8 +196,7 @@ def cropped(picture: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarra
     image = Image.fromarray(picture)
     extent = (left, top, left + edge, top + edge)
     if edge > 2 * size:  # every pixel counts
-        corners = tuple(round(number) for number in extent)
-        return np.asarray(image.crop(corners).resize((size, size), Image.Resampling.BOX))
+        return np.asarray(image.crop(extent).resize((size, size), Image.Resampling.BOX))
     square = image.transform(
         (size, size), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR
     )
