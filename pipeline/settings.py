@@ -100,8 +100,10 @@ class PrepareConfig(RecipeConfig):
         keys = super().moot()
         if type(self) is PrepareConfig:
             keys["prepare draws nothing: corpus.seed"] = ("seed",)
-        if self.corpus.kind != "dualtalk" and not isinstance(self, Judged | Rated | RankConfig):
-            keys["no head is drawn here; corpus.kind=dualtalk draws its speakers"] = ("head",)
+        if self.corpus.kind not in ("dualtalk", "video") and not isinstance(
+            self, Judged | Rated | RankConfig
+        ):
+            keys["no head is drawn here; corpus.kind=dualtalk and video need one"] = ("head",)
         return keys
 
 

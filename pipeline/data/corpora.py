@@ -18,6 +18,7 @@ from rapport.pipeline.data.readers.lm_listener import import_lm_listener, read_l
 from rapport.pipeline.data.readers.pictures import Drawing, Filming
 from rapport.pipeline.data.readers.splits import require_splits
 from rapport.pipeline.data.readers.transcripts import load_transcriber
+from rapport.pipeline.data.readers.video import import_video, look_at_video
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import SPLITS, Corpus, CorpusError
 from rapport.pipeline.data.synthetic.generate import (
@@ -39,7 +40,8 @@ def open_corpus(config: CorpusConfig, folder: Path, head: HeadConfig = BUILT_IN)
         config: which corpus.
         folder: where one that is generated or imported is written; it must not exist. Not used by
             `parquet`, which is opened where it lies.
-        head: on which speakers are drawn whose motion is known (dualtalk).
+        head: on which speakers are drawn whose motion is known (dualtalk), or whose motion faces
+            are tracked as (video).
 
     Raises:
         CorpusError: there are no such files, they are damaged, or they give no clip to train on or
@@ -62,6 +64,8 @@ def look_at_corpus(config: CorpusConfig) -> None:
     root = _root(config)
     if config.kind == "parquet":
         Corpus(root)
+    elif config.kind == "video":
+        look_at_video(config)
     elif not root.is_dir():
         raise CorpusError(
             f"corpus.root={root}: no such folder; it must hold the files of {config.kind}"
@@ -83,8 +87,9 @@ def look_at_prompts(config: CorpusConfig, head: HeadConfig, reads: Collection[st
         head: on which speakers are drawn.
         reads: modalities that the policy reads.
     """
-    if config.kind == "synthetic" or (config.transcriber is not None and "words" in reads):
-        return  # what is said is not known yet: the corpus is looked at when it is there
+    later = config.kind in ("synthetic", "video")
+    if later or (config.transcriber is not None and "words" in reads):
+        return  # what is shown or said is not known yet: the corpus is looked at when it is there
     with quiet():
         require_unlike_prompts(_first_clips(config, head, reads), reads, config)
 
@@ -179,6 +184,8 @@ def _open(config: CorpusConfig, folder: Path, head: HeadConfig) -> Corpus:
             drawing=_drawing(config, BUILT_IN),
             transcriber=config.transcriber,
         )
+    if config.kind == "video":
+        return import_video(config, folder, head)
     return import_lm_listener(
         root,
         folder,

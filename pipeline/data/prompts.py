@@ -40,6 +40,13 @@ WAYS = {
         "words": "a transcript beside each wav, as RECORDING_speaker1.json, .vtt, .srt or .txt, or "
         "corpus.transcriber=module:Class",
     },
+    "video": {
+        "speaker": "films of both people: file_a and file_b, or both halves of one",
+        "speaker_frames": "films of both people, with corpus.frames a second",
+        "speaker_audio": "films with sound, or sound_a and sound_b",
+        "words": "a transcript beside each film, as FILM.json, .vtt, .srt or .txt, or "
+        "corpus.transcriber=module:Class",
+    },
     "lm_listener": {
         "speaker": "segments with p1_exp and p1_pose",
         "speaker_frames": "corpus.videos=FOLDER with corpus.frames a second",

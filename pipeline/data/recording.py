@@ -156,16 +156,19 @@ class Recording:
             return None
         return Sound(_sound_blocks(self.media, self.media.sound))
 
-    def film(self, pixels: int | None, *, square: bool = True) -> Film | None:
+    def film(
+        self, pixels: int | None, *, square: bool = True, enlarged: bool = True
+    ) -> Film | None:
         """Its pictures from the beginning on; None where it has none.
 
         Args:
             pixels: their height; None = as they were taken, but for an odd row or column.
             square: whether the middle square is taken, as of the corpora's videos, or all.
+            enlarged: whether lower pictures are made as high; else they are as they are.
         """
         if self.media is None or self.media.film is None:
             return None
-        pictures = _pictures(self.media, self.media.film, pixels, square)
+        pictures = _pictures(self.media, self.media.film, pixels, square, enlarged)
         film = Film(pictures, self.media.film.end - self.media.origin)
         if film.first is None:
             raise RecordingError(f"{self.media.path}: none of its pictures can be decoded")
@@ -404,12 +407,17 @@ def _mono(part: av.AudioFrame, path: Path) -> np.ndarray:
     return samples
 
 
-def _pictures(media: Media, track: Track, pixels: int | None, square: bool) -> Iterator[Picture]:
+def _pictures(
+    media: Media, track: Track, pixels: int | None, square: bool, enlarged: bool
+) -> Iterator[Picture]:
     with _opened(media.path) as container:
         for frame in container.decode(container.streams[track.index]):
             assert isinstance(frame, av.VideoFrame)
             if frame.time is not None:
-                yield max(frame.time - media.origin, 0.0), _image(frame, pixels, square)
+                height = pixels
+                if pixels is not None and not enlarged:
+                    height = min(pixels, frame.height, frame.width)
+                yield max(frame.time - media.origin, 0.0), _image(frame, height, square)
 
 
 def _image(frame: av.VideoFrame, pixels: int | None, square: bool) -> np.ndarray:

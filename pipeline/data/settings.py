@@ -11,20 +11,25 @@ from rapport.settings import Section
 
 
 class CorpusConfig(Section):
-    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "parquet"] = "synthetic"
-    """synthetic dyads, DualTalk's or lm-listener's published files, takes of Live Link Face, or a
-    corpus `prepare` wrote"""
+    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "video", "parquet"] = (
+        "synthetic"
+    )
+    """synthetic dyads, DualTalk's or lm-listener's published files, takes of Live Link Face, films
+    of people, or a corpus `prepare` wrote"""
     root: Path | None = None
-    """folder of the files (dualtalk, lm_listener, livelink, parquet); not used by synthetic"""
+    """folder of the files (dualtalk, lm_listener, livelink, parquet), of films or a table of them
+    (video); not used by synthetic"""
     seconds: float = Field(4.0, gt=0)
     """length of a clip, seconds"""
     stride: float = Field(1.0, gt=0)
-    """seconds between starts of clips cut from a recording (dualtalk, lm_listener, livelink)"""
+    """seconds between starts of clips cut from a recording (all that is read, but for
+    parquet)"""
     past: float = Field(4.0, ge=0)
     """seconds before each clip that are kept with it, where there are so many; 0 = none"""
     fps: float | None = Field(None, gt=0)
     """frames of motion per second, where the files do not say: RealTalk 25, L2L-trevor 30; empty =
-    as they say, else 30 (lm_listener); takes are resampled to it, empty = 30 (livelink)"""
+    as they say, else 30 (lm_listener); takes are resampled to it, empty = 30 (livelink); films
+    are tracked at it, empty = 25 (video)"""
     videos: Path | None = None
     """folder of videos of the speakers, named as the recordings; empty = no frames (lm_listener)"""
     speaker_side: Literal["whole", "left", "right"] = "whole"
@@ -32,7 +37,25 @@ class CorpusConfig(Section):
     (lm_listener)"""
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
-    nobody does (dualtalk, livelink)"""
+    nobody does (dualtalk, livelink, video)"""
+    split_screen: bool = False
+    """films of a folder show two people, left and right, unless they are named as one's (video)"""
+    landmarker: Path | None = None
+    """weights of MediaPipe's face landmarker; empty = those of the extra `video` (video)"""
+    tracks: Path | None = None
+    """folder of tracks that SMIRK, EMOCA, DECA or VHAP made of the films, RECORDING_speaker1.npz;
+    empty = faces are tracked here (video)"""
+    tracked: float = Field(0.95, gt=0, le=1)
+    """least share of a clip's frames in which both faces were seen; gaps of .2 s at most are
+    bridged, longer ones are in no clip (video)"""
+    spoken: float = Field(0.25, ge=0, le=1)
+    """least share of a clip in which its speaker talks, where there is sound; the listener talks
+    no more (video)"""
+    voices: Literal["silero", "loudness"] | None = None
+    """what tells who talks; empty = silero where the extra `video` has it, else loudness (video)"""
+    workers: int | None = Field(None, ge=0)
+    """processes that track; empty = as many as the cluster has processors, 0 = none but the run's
+    own (video)"""
     train_clips: int = Field(1536, ge=1)
     """moments to train on, each listened to by corpus.listeners (synthetic)"""
     validation_clips: int = Field(128, ge=1)
@@ -62,21 +85,41 @@ class CorpusConfig(Section):
         )
         pictures = ("image_size", "frames")
         filmed = ("videos", "speaker_side")
+        tracking = (
+            "split_screen",
+            "landmarker",
+            "tracks",
+            "tracked",
+            "spoken",
+            "voices",
+            "workers",
+        )
         kind = f"corpus.kind={self.kind}"
         if self.kind == "synthetic":
-            read = ("root", "stride", "fps", *filmed, "transcriber")
+            read = ("root", "stride", "fps", *filmed, *tracking, "transcriber")
             return {f"{kind} is generated, not read": read}
         if self.kind == "parquet":
-            cut = ("stride", "past", "fps", *filmed, "transcriber", *pictures, *generated)
+            cut = (
+                "stride",
+                "past",
+                "fps",
+                *filmed,
+                *tracking,
+                "transcriber",
+                *pictures,
+                *generated,
+            )
             return {f"{kind} takes the clips as they are there": cut}
         what = f"{kind} takes what the files have"
         if self.kind == "dualtalk":
-            return {what: (*generated, "fps", *filmed)}
+            return {what: (*generated, "fps", *filmed, *tracking)}
         if self.kind == "livelink":
+            return {what: (*generated, *filmed, *tracking)}
+        if self.kind == "video":
             return {what: (*generated, *filmed)}
         if self.videos is None:
             return {
-                what: (*generated, "transcriber"),
+                what: (*generated, *tracking, "transcriber"),
                 "without corpus.videos there are no frames": ("speaker_side", *pictures),
             }
-        return {what: (*generated, "transcriber")}
+        return {what: (*generated, *tracking, "transcriber")}

