@@ -13,7 +13,7 @@ from rapport.files import strict_json, write_atomic
 from rapport.pipeline.report.templates import render
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.tracking import metric_key
-from rapport.rewards.metrics.ranking import Best, best_of, ranks, swaps
+from rapport.rewards.metrics.ranking import UNRANKED, Best, best_of, ranks, swaps
 
 GROUND_TRUTH = "ground truth"
 SIGN: dict[Best, str] = {"lowest": "↓", "highest": "↑", "nearest": "≈"}
@@ -79,6 +79,8 @@ def metric_rankings(protocol: str, parts: Mapping[str, Values]) -> Iterator[Metr
     every = parts["all"]
     metrics = dict.fromkeys(metric for scores in every.values() for metric in scores[GROUND_TRUTH])
     for metric in metrics:
+        if metric in UNRANKED:
+            continue
         best = best_of(metric)
         ranks_by_part = {part: _ranks(metric, best, values) for part, values in parts.items()}
         swaps_by_part = {
