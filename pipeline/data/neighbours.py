@@ -10,10 +10,10 @@ alike, the listener of one would do for the other. `random` and `recorded` stand
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
+from rapport.pipeline.data.settings import By
 from rapport.pipeline.data.store import (
     Corpus,
     CorpusError,
@@ -24,11 +24,10 @@ from rapport.pipeline.data.store import (
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.sound import band_levels
 
-By = Literal["corpus", "alike", "random", "recorded"]
 Appropriate = dict[str, list[str]]
 
 COUNT = 20  # speakers alike, as many as the trials of `alike` had
-FITS = 0.2  # mean distance of the affect shown to the one that fits
+FITS = 0.2  # mean distance of the valence shown to the one that fits
 _SOUNDS_PER_SECOND = 25  # windows of sound that a mean is of
 _ROWS = 512  # speakers compared with all others at once
 
@@ -73,6 +72,18 @@ def without_own(appropriate: Mapping[str, Sequence[str]]) -> Appropriate:
         clip_id: [other for other in others if other != clip_id]
         for clip_id, others in appropriate.items()
     }
+
+
+def in_words(by: By, appropriate: Mapping[str, Sequence[str]], ids: Sequence[str]) -> str:
+    """Who says what is appropriate to some clips, and how much that is."""
+    who = {
+        "corpus": "those that the corpus names",
+        "alike": "listeners to speakers alike",
+        "random": "listeners to any speakers",
+        "recorded": "nobody else's",
+    }
+    mean = float(np.mean([len(appropriate[clip_id]) for clip_id in ids]))
+    return f"the recorded reaction and {who[by]}; {mean:.1f} to a speaker"
 
 
 # -- REACT --
@@ -236,10 +247,10 @@ def _listeners(
 def precisions(corpus: Corpus, split: str, count: int = COUNT, seed: int = 0) -> dict[str, float]:
     """By whom listeners are called appropriate -> the share of them who are, by the hidden truth.
 
-    A listener fits a speaker where the affect that they show is, in the mean over the clip, within
-    `FITS` of the affect that fits. The recorded listeners stand for themselves; of all others they
-    are left out. `truth` takes the speakers alike whom the truth itself asks the same affect for:
-    no likeness of speakers can do better.
+    A listener fits a speaker where the valence that they show is, in the mean over the clip, within
+    `FITS` of the one that fits. The recorded listeners stand for themselves; of all others they
+    are left out. `truth` takes the speakers alike of whom the truth asks the same valence: no
+    likeness of speakers can do better. `random` is what calling anybody appropriate has.
 
     Args:
         corpus: with affect labels and hidden truth, as the synthetic one.
@@ -250,16 +261,16 @@ def precisions(corpus: Corpus, split: str, count: int = COUNT, seed: int = 0) ->
     Raises:
         CorpusError: the corpus lacks either.
     """
-    shown = load_labels(corpus.path)
-    fitting = {
-        clip_id: truth.appropriate_affect for clip_id, truth in load_truth(corpus.path).items()
-    }
+    shown = {clip_id: affect[:, 0] for clip_id, affect in load_labels(corpus.path).items()}
+    truths = load_truth(corpus.path)
+    fitting = {clip_id: truth.appropriate_affect[:, 0] for clip_id, truth in truths.items()}
 
     def fits(speaker: str, listeners: Sequence[str]) -> np.ndarray:
-        affects = np.stack([shown[clip_id] for clip_id in listeners])
-        return np.abs(affects - fitting[speaker]).mean(axis=(1, 2)) < FITS
+        valences = np.stack([shown[clip_id] for clip_id in listeners])
+        near: np.ndarray = np.abs(valences - fitting[speaker]).mean(axis=1) < FITS
+        return near
 
-    asked = {i: fitting[i].ravel() for i in corpus.first_listeners(split)}
+    asked = {clip_id: fitting[clip_id] for clip_id in corpus.first_listeners(split)}
     labels = {
         by: without_own(appropriate_to(corpus, split, by, count, seed))
         for by in ("random", "alike", "corpus")

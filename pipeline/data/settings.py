@@ -9,6 +9,8 @@ from pydantic import Field
 
 from rapport.settings import Section
 
+By = Literal["corpus", "alike", "random", "recorded"]  # who says what is appropriate: `neighbours`
+
 
 class CorpusConfig(Section):
     kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "parquet"] = "synthetic"
