@@ -13,15 +13,17 @@ By = Literal["corpus", "alike", "random", "recorded"]  # who says what is approp
 
 
 class CorpusConfig(Section):
-    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "parquet"] = "synthetic"
-    """synthetic dyads, DualTalk's or lm-listener's published files, takes of Live Link Face, or a
-    corpus `prepare` wrote"""
+    kind: Literal[
+        "synthetic", "dualtalk", "lm_listener", "livelink", "react", "mars", "parquet"
+    ] = "synthetic"
+    """synthetic dyads, DualTalk's, lm-listener's or the REACT challenges' published files (react:
+    2023 and 2024, mars: 2025), takes of Live Link Face, or a corpus `prepare` wrote"""
     root: Path | None = None
-    """folder of the files (dualtalk, lm_listener, livelink, parquet); not used by synthetic"""
+    """folder of the files; not used by synthetic"""
     seconds: float = Field(4.0, gt=0)
     """length of a clip, seconds"""
     stride: float = Field(1.0, gt=0)
-    """seconds between starts of clips cut from a recording (dualtalk, lm_listener, livelink)"""
+    """seconds between starts of clips cut from a recording (not of synthetic, parquet)"""
     past: float = Field(4.0, ge=0)
     """seconds before each clip that are kept with it, where there are so many; 0 = none"""
     fps: float | None = Field(None, gt=0)
@@ -34,7 +36,7 @@ class CorpusConfig(Section):
     (lm_listener)"""
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
-    nobody does (dualtalk, livelink)"""
+    nobody does (dualtalk, livelink, react, mars)"""
     train_clips: int = Field(1536, ge=1)
     """moments to train on, each listened to by corpus.listeners (synthetic)"""
     validation_clips: int = Field(128, ge=1)
@@ -72,7 +74,7 @@ class CorpusConfig(Section):
             cut = ("stride", "past", "fps", *filmed, "transcriber", *pictures, *generated)
             return {f"{kind} takes the clips as they are there": cut}
         what = f"{kind} takes what the files have"
-        if self.kind == "dualtalk":
+        if self.kind in ("dualtalk", "react", "mars"):
             return {what: (*generated, "fps", *filmed)}
         if self.kind == "livelink":
             return {what: (*generated, *filmed)}

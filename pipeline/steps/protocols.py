@@ -133,7 +133,7 @@ class RankedClips:
     def part(self, clips: slice) -> RankedClips:
         """Some of the clips."""
         ids = self.ids[clips]
-        left = dict(zip(self.ids, self.recorded, strict=True)) | self.others
+        left = {**self.others, **dict(zip(self.ids, self.recorded, strict=True))}
         named = dict.fromkeys(other for clip_id in ids for other in self.appropriate[clip_id])
         return RankedClips(
             ids,
