@@ -528,7 +528,7 @@ def _rows(
 ) -> dict[Direction, list[Direction]]:
     """Of each direction the directions of its split whose listeners are appropriate."""
     rows: dict[Direction, list[Direction]] = {}
-    for split in SPLITS:
+    for split in dict.fromkeys(pair.split for pair in pairs):
         numbers = [number for number, pair in enumerate(pairs) if pair.split == split]
         # The pairs as they are listed, then the same with roles swapped.
         order = [Direction(number, 1) for number in numbers]
@@ -552,15 +552,14 @@ def _matrix(
     if file is not None:
         return matrix_rows(_array(file), len(speakers), str(file))
     whole = root / WHOLE_MATRIX
-    if whole.is_file() and speakers:
+    if whole.is_file():
         matrix = _cut_matrix(whole, speakers, counts)
         return matrix_rows(matrix, len(speakers), f"{whole}, cut to {split}")
-    if speakers:
-        logger.warning(
-            f"  {split}: neither {cut[0].name} nor {WHOLE_MATRIX} is in {root}: only the recorded "
-            "reactions are appropriate"
-        )
-        counts.without_neighbours += len(speakers)
+    logger.warning(
+        f"  {split}: neither {cut[0].name} nor {WHOLE_MATRIX} is in {root}: only the recorded "
+        "reactions are appropriate"
+    )
+    counts.without_neighbours += len(speakers)
     return [np.array([k]) for k in range(2 * len(speakers))]
 
 
