@@ -23,14 +23,14 @@ LAYOUT = Layout((("expr", 2),), 25, "builtin")
 KINDS = 3  # of speakers, each with its own level
 
 
-def clip_of(who, listener, level, **changes):
+def clip_of(who, number, level, **changes):
     """Two seconds of a speaker whose face and voice tell the level."""
-    rng = np.random.default_rng([*map(ord, who), listener])
+    rng = np.random.default_rng([*map(ord, who), number])
     motion = Motion(level + 0.01 * rng.normal(size=(50, 2)), LAYOUT)
     sound = (0.1 + 0.2 * level) * np.sin(np.arange(2 * AUDIO_RATE) / 5)
     fields = {
-        "clip_id": f"{who}-{listener}",
-        "dyad_id": f"{who}-{listener}",
+        "clip_id": f"{who}-{number}",
+        "dyad_id": f"{who}-{number}",
         "split": "train",
         "listener": Motion(np.zeros((50, 2)), LAYOUT),
         "speaker": motion,
