@@ -25,7 +25,7 @@ from rapport.actors.settings import (
     RenderConfig,
 )
 from rapport.pipeline.config import RecipeConfig
-from rapport.pipeline.data.settings import CorpusConfig
+from rapport.pipeline.data.settings import By, CorpusConfig
 from rapport.pipeline.objectives.settings import (
     DistilTraining,
     DpoConfig,
@@ -934,6 +934,9 @@ class RankSettings(HeldOutConfig):
     samples: int = Field(2, ge=1)
     """reactions per prompt and method; all of them for ReactFace's metrics, the first for the
     others, as in the papers"""
+    neighbours: By = "corpus"
+    """whose reactions are appropriate, too, for ReactFace's FRCorr and FRDist: those that the
+    corpus names, those to speakers alike, to any at random, or the recorded one alone"""
     dpo: Path | None = None
     """folder of a finished `dpo` run: SFT, SFT + DPO; empty = left out"""
     gdpo: Path | None = None

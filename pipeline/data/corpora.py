@@ -16,6 +16,7 @@ from rapport.pipeline.data.readers.livelink import (
 )
 from rapport.pipeline.data.readers.lm_listener import import_lm_listener, read_lm_listener
 from rapport.pipeline.data.readers.pictures import Drawing, Filming
+from rapport.pipeline.data.readers.react import ReactReader, import_react
 from rapport.pipeline.data.readers.splits import require_splits
 from rapport.pipeline.data.readers.transcripts import load_transcriber
 from rapport.pipeline.data.readers.video import import_video, look_at_video
@@ -107,6 +108,11 @@ def _first_clips(config: CorpusConfig, head: HeadConfig, reads: Collection[str])
         drawing = _drawing(config, BUILT_IN) if frames else None
         cutting = Cutting(config.seconds, stride=_ONLY_ONE, past=0)
         yield from read_livelink_dyads(root, cutting, fps=config.fps or FPS, drawing=drawing)
+    elif config.kind in ("react", "mars"):
+        cutting = Cutting(config.seconds, stride=_ONLY_ONE, past=0)
+        shown = config.frames if frames else 0
+        for clip, _ in ReactReader(root, config.kind, cutting, shown, config.image_size):
+            yield clip
     else:
         filming = _filming(config) if frames else None
         yield from read_lm_listener(
@@ -186,6 +192,16 @@ def _open(config: CorpusConfig, folder: Path, head: HeadConfig) -> Corpus:
         )
     if config.kind == "video":
         return import_video(config, folder, head)
+    if config.kind in ("react", "mars"):
+        return import_react(
+            root,
+            folder,
+            config.kind,
+            Cutting(config.seconds, stride=config.stride, past=config.past),
+            frames=config.frames,
+            image_size=config.image_size,
+            transcriber=config.transcriber,
+        )
     return import_lm_listener(
         root,
         folder,

@@ -52,6 +52,18 @@ WAYS = {
         "speaker_frames": "corpus.videos=FOLDER with corpus.frames a second",
         "words": "segments with during_words",
     },
+    "react": {
+        "speaker": "3D_FV_files",
+        "speaker_frames": "Video_files, of which corpus.frames a second are taken",
+        "speaker_audio": "Audio_files",
+        "words": "corpus.transcriber=module:Class",
+    },
+    "mars": {
+        "speaker": "coefficients",
+        "speaker_frames": "video-face-crop, of which corpus.frames a second are taken",
+        "speaker_audio": "audio",
+        "words": "corpus.transcriber=module:Class",
+    },
     "parquet": {name: f"a corpus of clips with {name}" for name in NAMES},
     "synthetic": {"speaker_frames": "corpus.frames a second"},
 }

@@ -9,21 +9,22 @@ from pydantic import Field
 
 from rapport.settings import Section
 
+By = Literal["corpus", "alike", "random", "recorded"]  # who says what is appropriate: `neighbours`
+
 
 class CorpusConfig(Section):
-    kind: Literal["synthetic", "dualtalk", "lm_listener", "livelink", "video", "parquet"] = (
-        "synthetic"
-    )
-    """synthetic dyads, DualTalk's or lm-listener's published files, takes of Live Link Face, films
-    of people, or a corpus `prepare` wrote"""
+    kind: Literal[
+        "synthetic", "dualtalk", "lm_listener", "livelink", "video", "react", "mars", "parquet"
+    ] = "synthetic"
+    """synthetic dyads, DualTalk's, lm-listener's or the REACT challenges' published files (react:
+    2023 and 2024, mars: 2025), takes of Live Link Face, films of people, or a corpus `prepare`
+    wrote"""
     root: Path | None = None
-    """folder of the files (dualtalk, lm_listener, livelink, parquet), of films or a table of them
-    (video); not used by synthetic"""
+    """folder of the files, of films or a table of them (video); not used by synthetic"""
     seconds: float = Field(4.0, gt=0)
     """length of a clip, seconds"""
     stride: float = Field(1.0, gt=0)
-    """seconds between starts of clips cut from a recording (all that is read, but for
-    parquet)"""
+    """seconds between starts of clips cut from a recording (not of synthetic, parquet)"""
     past: float = Field(4.0, ge=0)
     """seconds before each clip that are kept with it, where there are so many; 0 = none"""
     fps: float | None = Field(None, gt=0)
@@ -37,7 +38,8 @@ class CorpusConfig(Section):
     (lm_listener)"""
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
-    nobody does (dualtalk, livelink, video)"""
+    nobody does (dualtalk, livelink, video, react,
+    mars)"""
     split_screen: bool = False
     """films of a folder show two people, left and right, unless they are named as one's (video)"""
     landmarker: Path | None = None
@@ -111,7 +113,7 @@ class CorpusConfig(Section):
             )
             return {f"{kind} takes the clips as they are there": cut}
         what = f"{kind} takes what the files have"
-        if self.kind == "dualtalk":
+        if self.kind in ("dualtalk", "react", "mars"):
             return {what: (*generated, "fps", *filmed, *tracking)}
         if self.kind == "livelink":
             return {what: (*generated, *filmed, *tracking)}

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -170,6 +170,20 @@ class CorpusWriter:
         past = [] if clip.past is None else [clip.past.listener.values]
         seen = np.concatenate([*past, clip.listener.values])
         self._mostly[clip.dyad_id].append(np.median(seen, axis=0))
+
+    def name_appropriate(self, appropriate: Mapping[str, Sequence[str]]) -> None:
+        """Say whose listeners fit, where the source knows it only when all clips are there.
+
+        Args:
+            appropriate: clip id -> ids as of `add`.
+
+        Raises:
+            CorpusError: one of them was not added.
+        """
+        named = {*appropriate, *(other for others in appropriate.values() for other in others)}
+        if unknown := sorted(named - self._ids):
+            raise CorpusError(f"no clip {unknown[0]!r} was added, but it is said to be appropriate")
+        self._appropriate |= appropriate
 
     @property
     def splits(self) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from rapport.pipeline.report.ranking import Ranking, write_ranking
+from rapport.pipeline.data.neighbours import appropriate_to, in_words, precisions
+from rapport.pipeline.data.store import LABELS, TRUTH
+from rapport.pipeline.report.ranking import GROUND_TRUTH, Ranking, write_ranking
 from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.corpus import choose, prepare
@@ -28,9 +30,11 @@ from rapport.pipeline.steps.protocols import (
     RankedClips,
     common_frames,
     cut_reactions,
+    keep_targets,
     score,
     scorers,
 )
+from rapport.pipeline.steps.spread import PEOPLE, people, shares
 
 
 def run(config: RankConfig, run: Run) -> None:
@@ -59,7 +63,9 @@ def run(config: RankConfig, run: Run) -> None:
         answers |= answered(run, trained.algorithm, ids, layout=layout, answer=ask_policies)
 
     frames = common_frames(answers)
-    clips = RankedClips.from_corpus(corpus, ids, layout, frames)
+    by = config.rank.neighbours
+    appropriate = appropriate_to(corpus, "test", by, seed=config.seed)
+    clips = RankedClips.from_corpus(corpus, ids, layout, frames, appropriate=appropriate)
     listeners = [listener.subset(layout) for _, listener in corpus.listeners("train")]
     affect = fit_affect(corpus, layout)
     faces = faces_of(config.head, layout.topology)
@@ -71,6 +77,11 @@ def run(config: RankConfig, run: Run) -> None:
         name: score(run, name, scorer, clips=clips, reactions=reactions)
         for name, scorer in protocols.items()
     }
+    several = {method: motions for method, motions in reactions.items() if method != GROUND_TRUTH}
+    several[PEOPLE] = people(corpus, ids, layout, frames)
+    known = all((corpus.path / name).is_file() for name in (LABELS, TRUTH))
+    if "reactface" in protocols:
+        run.leave({"reactface": keep_targets(clips, run.directory / "reactface")})
     ranking = Ranking(
         corpus=corpus.digest,
         layout=str(layout),
@@ -80,5 +91,8 @@ def run(config: RankConfig, run: Run) -> None:
         values=values,
         left_out=left_out,
         absent=absent,
+        appropriate=in_words(by, appropriate, ids),
+        precisions=precisions(corpus, "test", seed=config.seed) if known else {},
+        shares=shares(several, affect),
     )
     write_ranking(ranking, run)

@@ -13,7 +13,7 @@ from rapport.files import strict_json, write_atomic
 from rapport.pipeline.report.templates import render
 from rapport.pipeline.rundir import Run
 from rapport.pipeline.tracking import metric_key
-from rapport.rewards.metrics.ranking import Best, best_of, ranks, swaps
+from rapport.rewards.metrics.ranking import UNRANKED, Best, best_of, ranks, swaps
 
 GROUND_TRUTH = "ground truth"
 SIGN: dict[Best, str] = {"lowest": "↓", "highest": "↑", "nearest": "≈"}
@@ -31,6 +31,10 @@ class Ranking:
         values: protocol -> part of the clips ("all", "first half", "second half") -> `Values`.
         left_out: protocol -> why.
         absent: methods that are left out, and why.
+        appropriate: whose reactions FRCorr and FRDist take for appropriate, in words.
+        precisions: who calls listeners appropriate -> the share of them who are, by the hidden
+            truth; empty where there is none.
+        shares: method -> group -> the part of the spread that the speaker explains.
     """
 
     corpus: str
@@ -41,6 +45,9 @@ class Ranking:
     values: Mapping[str, Mapping[str, Values]]
     left_out: Mapping[str, str]
     absent: Sequence[str]
+    appropriate: str
+    precisions: Mapping[str, float]
+    shares: Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ def metric_rankings(protocol: str, parts: Mapping[str, Values]) -> Iterator[Metr
     every = parts["all"]
     metrics = dict.fromkeys(metric for scores in every.values() for metric in scores[GROUND_TRUTH])
     for metric in metrics:
+        if metric in UNRANKED:
+            continue
         best = best_of(metric)
         ranks_by_part = {part: _ranks(metric, best, values) for part, values in parts.items()}
         swaps_by_part = {
@@ -161,6 +170,12 @@ def markdown(ranking: Ranking, rankings: Sequence[MetricRanking], methods: Seque
         changes=[change(by_metric) for by_metric in rankings if by_metric.changed],
         values=values,
         ground_truth=GROUND_TRUTH,
+        precisions=[[by, f"{value:.2f}"] for by, value in ranking.precisions.items()],
+        groups=list(next(iter(ranking.shares.values()), {})),
+        shares=[
+            [method, *(_cell(value) for value in by_group.values())]
+            for method, by_group in ranking.shares.items()
+        ],
         left_out=[*ranking.absent, *(f"{name}: {why}" for name, why in ranking.left_out.items())],
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Self, get_args
+from pathlib import Path
+from typing import NamedTuple, Self, get_args
 
 import numpy as np
 
+from rapport.files import atomic
 from rapport.pipeline.data.flow import windows
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.report.ranking import GROUND_TRUTH
@@ -16,7 +18,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.steps.faces import PROTOCOLS, Faces
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.affect import AffectEstimator
-from rapport.rewards.metrics import evaluate, named
+from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.measures.tlcc import MAX_LAG
 from rapport.rewards.metrics.protocols import dualtalk, l2l, lm_listener, react
 from rapport.rewards.metrics.protocols.protocol import Protocol, Variant
@@ -43,6 +45,18 @@ NEVER = {
 }
 
 
+class Targets(NamedTuple):
+    """What reactions are compared with.
+
+    Args:
+        listeners: recorded ones, those of the answered clips first.
+        appropriate: (clips, listeners) of 0 and 1.
+    """
+
+    listeners: list[Motion]
+    appropriate: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class RankedClips:
     """Held-out clips that every method answers.
@@ -52,16 +66,35 @@ class RankedClips:
         recorded: the listener of each, (frames, dim).
         speakers: each speaker in the listener's layout, None where the corpus lacks them.
         speech: (2, frames) bool for each: where the listener and where the speaker speaks.
+        appropriate: clip id -> ids of the clips whose listeners are appropriate.
+        others: clip id -> listener, of the appropriate ones that are not answered.
     """
 
     ids: Sequence[str]
     recorded: Sequence[Motion]
     speakers: Sequence[Motion | None]
     speech: Sequence[np.ndarray]
+    appropriate: Mapping[str, Sequence[str]]
+    others: Mapping[str, Motion]
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, ids: Sequence[str], layout: Layout, frames: int) -> Self:
-        """The first `frames` of some clips, the groups of `layout`."""
+    def from_corpus(
+        cls,
+        corpus: Corpus,
+        ids: Sequence[str],
+        layout: Layout,
+        frames: int,
+        appropriate: Mapping[str, Sequence[str]],
+    ) -> Self:
+        """The first `frames` of some clips, the groups of `layout`.
+
+        Args:
+            corpus: whose clips.
+            ids: of the clips.
+            layout: groups.
+            frames: of each.
+            appropriate: of each clip the clips whose listeners are appropriate.
+        """
         recorded = []
         speakers = []
         speech = []
@@ -73,7 +106,13 @@ class RankedClips:
             recorded.append(clip.listener.subset(layout).window(0, frames))
             speakers.append(None if speaker is None else speaker.subset(layout).window(0, frames))
             speech.append(masks[:, :frames])
-        return cls(ids, recorded, speakers, speech=speech)
+        named = dict.fromkeys(other for clip_id in ids for other in appropriate[clip_id])
+        others = {
+            clip_id: corpus.clip(clip_id, ()).listener.subset(layout).window(0, frames)
+            for clip_id in named
+            if clip_id not in set(ids)
+        }
+        return cls(ids, recorded, speakers, speech=speech, appropriate=appropriate, others=others)
 
     @property
     def layout(self) -> Layout:
@@ -93,9 +132,27 @@ class RankedClips:
 
     def part(self, clips: slice) -> RankedClips:
         """Some of the clips."""
+        ids = self.ids[clips]
+        left = {**self.others, **dict(zip(self.ids, self.recorded, strict=True))}
+        named = dict.fromkeys(other for clip_id in ids for other in self.appropriate[clip_id])
         return RankedClips(
-            self.ids[clips], self.recorded[clips], self.speakers[clips], speech=self.speech[clips]
+            ids,
+            self.recorded[clips],
+            self.speakers[clips],
+            speech=self.speech[clips],
+            appropriate=self.appropriate,
+            others={clip_id: left[clip_id] for clip_id in named if clip_id not in set(ids)},
         )
+
+    @property
+    def targets(self) -> Targets:
+        """All appropriate reactions, those that are answered first."""
+        order = [*self.ids, *self.others]
+        places = {clip_id: place for place, clip_id in enumerate(order)}
+        matrix = np.zeros((len(self.ids), len(order)), dtype=np.uint8)
+        for row, clip_id in enumerate(self.ids):
+            matrix[row, [places[other] for other in self.appropriate[clip_id]]] = 1
+        return Targets([*self.recorded, *self.others.values()], matrix)
 
 
 def common_frames(answers: Mapping[str, np.ndarray]) -> int:
@@ -200,19 +257,13 @@ def scorers(
     else:
         left_out[", ".join(PROTOCOLS)] = "no head for this corpus: give head.path"
     if clips.layout.fps == react.FPS and clips.frames >= MAX_LAG + 2:
-        applied["reactface"] = partial(_reactface, on_motion(clips.layout))
+        applied["reactface"] = _reactface
     else:
         left_out["reactface"] = (
             f"it takes {MAX_LAG + 2} frames or more at {react.FPS} fps, clips have "
             f"{clips.frames} at {clips.layout.fps:g}"
         )
     return applied, left_out
-
-
-def on_motion(layout: Layout) -> Protocol:
-    """ReactFace's metrics on these coefficients, in place of its 58 of FaceVerse."""
-    setting = replace(react.REACTFACE, dim=layout.dim, groups=((slice(0, layout.dim), 1.0),))
-    return replace(named("reactface"), score=partial(react.score, setting))
 
 
 def with_head_as(name: str, motion: Motion) -> Motion:
@@ -303,15 +354,30 @@ def _scores_of_faces(
     return scores
 
 
-def _reactface(
-    protocol: Protocol, clips: RankedClips, reactions: Reactions, variant: Variant
-) -> MetricScores:
-    """All reactions to a clip; the only one known to be appropriate is the recorded one."""
+def _reactface(clips: RankedClips, reactions: Reactions, variant: Variant) -> MetricScores:
+    """All reactions to a clip against all that are appropriate."""
+    targets = clips.targets
     return evaluate(
-        protocol,
+        "reactface",
         reactions,
-        clips.recorded,
+        targets.listeners,
         partner=clips.partners,
-        neighbours=np.eye(len(clips.ids), dtype=int),
+        neighbours=targets.appropriate,
         variant=variant,
     )
+
+
+def keep_targets(clips: RankedClips, folder: Path) -> Path:
+    """Write what `evaluate --protocol reactface` takes beside a method's reactions.
+
+    `target.npy` (listeners, frames, dim), `neighbours.npy` (clips, listeners) and, where the clips
+    have speakers, `partner.npy` (clips, frames, dim).
+    """
+    targets = clips.targets
+    with atomic(folder) as partial_folder:
+        partial_folder.mkdir()
+        np.save(partial_folder / "target.npy", [motion.values for motion in targets.listeners])
+        np.save(partial_folder / "neighbours.npy", targets.appropriate)
+        if clips.partners is not None:
+            np.save(partial_folder / "partner.npy", [motion.values for motion in clips.partners])
+    return folder

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from rapport.files import atomic, strict_json, write_atomic
 from rapport.log import logger
+from rapport.pipeline.data.neighbours import appropriate_to, in_words
 from rapport.pipeline.data.reactions import (
     GROUND_TRUTH,
     REACTIONS,
@@ -27,6 +29,8 @@ from rapport.pipeline.steps.faces import faces_of
 from rapport.pipeline.steps.judging import Judge, compare, fit_affect, tabulate
 from rapport.pipeline.steps.preferences import reward_pool
 from rapport.pipeline.steps.protocols import RankedClips, scorers
+from rapport.rewards.metrics.baselines import random_listener
+from rapport.rewards.metrics.protocols.react import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -129,27 +133,42 @@ def score_again(run: Run, config: Evaluated, corpus: Corpus, kept: KeptReactions
     frames = min(
         len(m) for answers in motions.values() for group in answers.values() for m in group
     )
-    clips = RankedClips.from_corpus(corpus, kept.prompt_ids, kept.compared, frames)
+    appropriate = appropriate_to(corpus, kept.split)
+    clips = RankedClips.from_corpus(
+        corpus, kept.prompt_ids, kept.compared, frames, appropriate=appropriate
+    )
     train = [listener.subset(kept.compared) for _, listener in corpus.listeners("train")]
     faces = faces_of(config.head, kept.compared.topology)
     applied, left_out = scorers(clips, train, fit_affect(corpus, kept.compared), faces=faces)
     if protocol not in applied:
         why = next(why for names, why in left_out.items() if protocol in names.split(", "))
         raise RunError(f"protocol {protocol} does not apply to these reactions: {why}")
-    scores = {}
-    for method, answers in motions.items():
-        reactions = [
+    reactions = {
+        method: [
             [motion.subset(kept.compared).window(0, frames) for motion in answers[prompt_id]]
             for prompt_id in kept.prompt_ids
         ]
+        for method, answers in motions.items()
+    }
+    content = {"protocol": protocol, "variant": config.files.variant}
+    if protocol in SETTINGS:
+        # FRCorr takes the best of many: whoever reads it must see what heeding nobody has.
+        rng = np.random.default_rng(config.seed)
+        samples = max(len(group) for groups in reactions.values() for group in groups)
+        reactions["Random"] = [
+            [random_listener(train, frames, rng) for _ in range(samples)] for _ in kept.prompt_ids
+        ]
+        content["appropriate"] = in_words("corpus", appropriate, kept.prompt_ids)
+        logger.info(f"[evaluate] appropriate: {content['appropriate']}")
+    scores = {}
+    for method, groups in reactions.items():
         try:
-            scores[method] = applied[protocol](clips, reactions, config.files.variant)
+            scores[method] = applied[protocol](clips, groups, config.files.variant)
         except ValueError as error:
             raise RunError(f"protocol {protocol}, {method}: {error}") from error
     _show(protocol, config.files.variant, scores)
     file = run.directory / "metrics.json"
-    content = {"protocol": protocol, "variant": config.files.variant, "methods": scores}
-    write_atomic(file, strict_json(content, indent=2) + "\n")
+    write_atomic(file, strict_json(content | {"methods": scores}, indent=2) + "\n")
     run.leave({"metrics": file})
     run.summary["metrics"][protocol] = scores
 
@@ -158,6 +177,7 @@ def _show(protocol: str, variant: str, scores: Mapping[str, Mapping[str, float]]
     table = Table(title=f"{protocol} ({variant})")
     for column in ("metric", *scores):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for metric in next(iter(scores.values())):
-        table.add_row(metric, *(f"{row[metric]:.4f}" for row in scores.values()))
+    for metric in dict.fromkeys(metric for row in scores.values() for metric in row):
+        values = [row.get(metric) for row in scores.values()]
+        table.add_row(metric, *("-" if value is None else f"{value:.4f}" for value in values))
     Console(width=140).print(table)

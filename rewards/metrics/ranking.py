@@ -36,6 +36,11 @@ BEST: dict[str, Best] = {
 }
 
 
+# Numbers that rank nobody: the right one is people's, of which a ground truth of one reaction a
+# speaker tells nothing.
+UNRANKED = ("share",)
+
+
 def best_of(metric: str) -> Best:
     """Which value of a metric is best, by its name with or without the suffix of a group.
 

@@ -63,7 +63,9 @@ def test_a_synthetic_corpus_is_generated_and_opened_again_where_it_lies(tmp_path
     assert again.digest == corpus.digest and not (tmp_path / "unused").exists()
 
 
-@pytest.mark.parametrize("kind", ["dualtalk", "lm_listener", "livelink", "parquet"])
+@pytest.mark.parametrize(
+    "kind", ["dualtalk", "lm_listener", "livelink", "react", "mars", "parquet"]
+)
 def test_files_need_a_folder(kind, tmp_path):
     message = f"corpus.kind={kind} needs corpus.root=FOLDER"
     with pytest.raises(CorpusError, match=message):

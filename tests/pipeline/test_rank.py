@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rapport.pipeline.config import load_config
+from rapport.pipeline.data.neighbours import appropriate_to
 from rapport.pipeline.data.regression import RegressionListener, targets
-from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.data.store import CorpusError, load_appropriate
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.report.ranking import (
     GROUND_TRUTH,
@@ -20,21 +21,25 @@ from rapport.pipeline.report.ranking import (
     metric_rankings,
     write_ranking,
 )
+from rapport.pipeline.run import main
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.settings import RankConfig
+from rapport.pipeline.settings import FilesConfig, RankConfig
 from rapport.pipeline.steps.methods import TrainedRun, answered, baselines, common_corpus
 from rapport.pipeline.steps.protocols import (
     RankedClips,
     common_frames,
     cut_reactions,
-    on_motion,
+    keep_targets,
     score,
     scorers,
     scores_by_part,
     with_head_as,
 )
+from rapport.pipeline.steps.scoring import read_inputs
+from rapport.pipeline.steps.spread import PEOPLE, people, shares
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.metrics import evaluate
+from rapport.rewards.metrics.protocols.react import share
 from rapport.settings import ConfigError
 from tests.pipeline.bare import bare_run
 
@@ -144,22 +149,25 @@ def test_the_regression_is_deterministic_and_nearer_to_its_clips_than_their_mean
 
 
 @pytest.fixture(scope="module")
-def ranked(tmp_path_factory):
-    """Baselines of a small corpus of clips long enough for every protocol, and what the protocols
-    give.
-    """
-    corpus = generate_corpus(
+def corpus(tmp_path_factory):
+    """Small, of clips long enough for every protocol, with two listeners to each moment."""
+    return generate_corpus(
         tmp_path_factory.mktemp("rank") / "c",
         8,
         1,
         4,
-        design=Design(listeners=1, frames=1, image_size=28),
+        design=Design(listeners=2, frames=1, image_size=28),
         workers=0,
     )
+
+
+@pytest.fixture(scope="module")
+def ranked(corpus):
+    """Baselines and what the protocols give."""
     layout = corpus.layout.subset({"expr": 10, "rot": 3, "jaw": 3})
     config = load_config(RankConfig, None, ["rank.samples=2"])
-    ids = corpus.clip_ids("test")
-    held_out = RankedClips.from_corpus(corpus, ids, layout, 96)
+    ids = corpus.clip_ids("test")[::2]  # the first listener to each moment
+    held_out = RankedClips.from_corpus(corpus, ids, layout, 96, appropriate_to(corpus, "test"))
     protocols, left_out = scorers(
         held_out, [motion.subset(layout) for _, motion in corpus.listeners("train")], None, None
     )
@@ -171,11 +179,11 @@ def ranked(tmp_path_factory):
         name: scores_by_part(protocols[name], held_out, reactions)
         for name in ("lm_listener", "l2l", "reactface")
     }
-    return held_out, protocols, left_out, values
+    return held_out, protocols, left_out, values, reactions
 
 
 def test_baselines_and_protocols_of_a_corpus(ranked):
-    held_out, protocols, left_out, values = ranked
+    held_out, protocols, left_out, values, _ = ranked
     assert set(protocols) == {"lm_listener", "l2l", "dim", "dualtalk", "reactface"}
     assert {"react2023, react2024", "vbench", "unils, gdpo_paper"} == set(left_out)
     rows = values["reactface"]["all"]["corrected"]
@@ -195,6 +203,8 @@ def test_what_does_not_apply_is_left_out_with_the_reason(ranked):
         [m.window(0, 20) for m in held_out.recorded],
         held_out.speakers,
         held_out.speech,
+        held_out.appropriate,
+        held_out.others,
     )
     protocols, left_out = scorers(short, held_out.recorded, None, None)
     assert set(protocols) == {"lm_listener", "dim"} and {"l2l", "dualtalk", "reactface"} <= set(
@@ -214,14 +224,74 @@ def test_a_protocol_that_refuses_its_input_is_named(ranked):
         score(run, "dim", refuse, held_out, {GROUND_TRUTH: [[m] for m in held_out.recorded]})
 
 
-def test_reactface_is_that_of_the_papers_on_other_coefficients():
-    protocol = on_motion(LAYOUT)
-    pred = np.random.default_rng(0).normal(size=(2, 3, 60, 9))
-    scores = evaluate(protocol, pred, pred[:, 0], neighbours=np.eye(2, dtype=int))
-    assert scores["FRCorr"] == pytest.approx(
-        10, abs=2
-    )  # 10 times the sum over 3 samples, of which one is perfect
-    assert protocol.name == "reactface"
+def test_reactface_holds_reactions_against_all_that_the_corpus_names(corpus, ranked):
+    held_out, *_ = ranked
+    listeners, matrix = held_out.targets
+    fitting = load_appropriate(corpus.path)
+    order = [*held_out.ids, *held_out.others]
+    assert len(listeners) == matrix.shape[1] == len(order) > len(held_out.ids)
+    for row, clip_id in zip(matrix, held_out.ids, strict=True):
+        # The recorded listener counts in any case, as on REACT's diagonal.
+        assert {order[j] for j in np.flatnonzero(row)} == {clip_id, *fitting[clip_id]}
+    second = held_out.part(slice(2, None))
+    named = {i for clip_id in second.ids for i in held_out.appropriate[clip_id]}
+    assert set(second.others) == named - set(second.ids)
+
+
+def test_evaluate_gives_what_rank_gives(ranked, tmp_path):
+    """By the files that `rank` leaves, and the reactions it answered with, as plain arrays."""
+    held_out, _, _, values, reactions = ranked
+    folder = keep_targets(held_out, tmp_path / "reactface")
+    pred = tmp_path / "random.npy"
+    np.save(pred, [[motion.values for motion in group] for group in reactions["Random"]])
+    for variant in ("reference", "corrected"):
+        files = FilesConfig(
+            pred=pred,
+            protocol="reactface",
+            variant=variant,
+            **{name: folder / f"{name}.npy" for name in ("target", "partner", "neighbours")},
+        )
+        scores = evaluate("reactface", **read_inputs(files), variant=variant)
+        assert scores == values["reactface"]["all"][variant]["Random"]
+
+
+@pytest.mark.engine
+def test_so_does_the_recipe_on_many_processes(ranked, tmp_path):
+    held_out, _, _, values, reactions = ranked
+    folder = keep_targets(held_out, tmp_path / "reactface")
+    pred = tmp_path / "random.npy"
+    np.save(pred, [[motion.values for motion in group] for group in reactions["Random"]])
+    given = [f"files.{name}={folder / name}.npy" for name in ("target", "partner", "neighbours")]
+    out = tmp_path / "scores.json"
+    command = ["evaluate", "--protocol", "reactface", "--pred", str(pred), *given]
+    command += ["--variant", "corrected", "--json", str(out), "--run-dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    expected = values["reactface"]["all"]["corrected"]["Random"]
+    assert json.loads(out.read_text())["metrics"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_of_the_spread_the_speaker_explains_stands_beside_peoples(corpus, ranked):
+    held_out, *_, reactions = ranked
+    layout = held_out.layout
+    several = people(corpus, held_out.ids, layout, 96)
+    assert [len(listeners) for listeners in several] == [2] * 4
+    table = shares({**reactions, PEOPLE: several}, None)
+    assert set(table["Random"]) == {"all channels", *layout.names}
+    assert table["Regression"]["expr"] == 1 and abs(table["Random"]["expr"]) < 0.5
+    assert table["mean face"]["expr"] is None  # nothing of it moves from speaker to speaker
+    values = np.array([[motion.group("rot") for motion in group] for group in several])
+    assert table[PEOPLE]["rot"] == pytest.approx(share(values))
+    assert PEOPLE not in shares({PEOPLE: []}, None)
+
+
+def test_an_affect_that_follows_the_speaker_has_a_share_whatever_else_moves():
+    """Two channels: noise in one, the speaker's own value in the other."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(40, 5, 30, 9))
+    values[..., 0] = rng.normal(size=(40, 1, 1))
+    reactions = [[Motion(x, LAYOUT) for x in group] for group in values]
+    table = shares({"x": reactions}, lambda motion: motion.values[:, :1])
+    assert table["x"]["affect"] == 1 and table["x"]["jaw"] == pytest.approx(0, abs=0.05)
 
 
 def table(reference, corrected):
@@ -282,6 +352,9 @@ def test_the_report_says_where_ranks_change_and_what_is_left_out(tmp_path, capsy
         {"reactface": parts},
         {"vbench": "it judges video"},
         ["rank.gdpo is empty: AR-Flow and GDPO are left out"],
+        appropriate="the recorded reaction and those that the corpus names; 2.0 to a speaker",
+        precisions={"random": 0.25, "alike": 0.5},
+        shares={"SFT": {"all channels": 0.25, "jaw": None}},
     )
     run = bare_run(tmp_path)
     write_ranking(ranking, run)

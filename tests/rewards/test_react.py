@@ -17,6 +17,7 @@ from rapport.rewards.metrics.protocols.react import (
     fr_syn,
     neighbour_lists,
     prepare,
+    share,
 )
 
 N, M, T = 4, 3, 90
@@ -334,3 +335,84 @@ def test_neighbours_as_matrix_or_lists():
     assert [list(indices) for indices in lists] == [[0, 1], [1, 3], [0, 1, 2, 3], [3]]
     assert all(map(np.array_equal, lists, neighbour_lists(NEIGHBOURS.astype(bool), N, N)))
     assert all(map(np.array_equal, lists, neighbour_lists(lists, N, N)))
+
+
+def test_uniform_noise_has_the_values_that_react_prints():
+    """FRVar 1/12, FRDiv and FRDvs 1/6 (REACT 2024 prints .0833, .1666, .1666), and no share."""
+    pred = np.random.default_rng(0).random((20, 6, 300, 25))
+    scores = SCORE["react2024"](pred, pred[:, 0], variant="corrected")
+    assert scores["FRVar"] == pytest.approx(1 / 12, rel=5e-3)
+    assert scores["FRDiv"] == pytest.approx(1 / 6, rel=5e-3)
+    assert scores["FRDvs"] == pytest.approx(1 / 6, rel=5e-3)
+    assert scores["share"] == pytest.approx(0, abs=5e-3)
+
+
+def test_share_by_hand():
+    x = np.zeros((2, 2, 1, 1))
+    # Samples of one speaker differ by 2; of two speakers, sample by sample, by 3 and 5.
+    x[0, :, 0, 0] = [0, 2]
+    x[1, :, 0, 0] = [3, -3]
+    within, between = (4 + 36) / 2, (9 + 25) / 2
+    assert share(x) == pytest.approx(1 - within / between)
+    assert np.isnan(share(np.ones((3, 2, 4, 1))))
+    with pytest.raises(ValueError, match="one each"):
+        share(x[:, :1])
+    with pytest.raises(ValueError, match="there is one"):
+        share(x[:1])
+
+
+@pytest.mark.parametrize(("speaker", "expected"), [(0.0, 0.0), (1.0, 0.5), (2.0, 0.8)])
+def test_share_is_the_part_of_the_variance_that_is_due_to_the_speaker(speaker, expected):
+    """Reactions of a part of the speaker and one of their own, of variance 1."""
+    rng = np.random.default_rng(0)
+    pred = rng.normal(size=(300, 8, 20, 4)) + speaker * rng.normal(size=(300, 1, 20, 4))
+    assert share(pred) == pytest.approx(expected, abs=0.01)
+
+
+def test_who_answers_one_speaker_one_way_has_a_share_of_1():
+    pred = np.repeat(np.random.default_rng(0).normal(size=(5, 1, 60, 3)), 4, axis=1)
+    scores = SCORE["reactface"](pred, pred[:, 0], variant="corrected")
+    assert scores["share"] == 1 and scores["FRDiv"] == 0
+    assert "share" not in SCORE["reactface"](pred[:, :1], pred[:, 0], variant="corrected")
+
+
+def test_a_different_still_face_each_time_is_diverse_and_does_not_move():
+    rng = np.random.default_rng(0)
+    moving = np.broadcast_to(rng.normal(size=(3, 1, 80, 6)), (3, 4, 80, 6))
+    pred = moving + rng.normal(size=(3, 4, 1, 6))
+    scores = SCORE["reactface"](pred, pred[:, 0], variant="corrected")
+    assert scores["FRDiv"] > 1 and scores["FRDiv_moving"] == pytest.approx(0, abs=1e-12)
+    free = rng.normal(size=(3, 4, 400, 6))
+    scores = SCORE["reactface"](free, free[:, 0], variant="corrected")
+    assert scores["FRDiv_moving"] == pytest.approx(scores["FRDiv"], rel=0.02)
+
+
+def test_frcorr_of_others_leaves_the_recorded_reaction_out_of_its_own_neighbours():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(4, 70, 3))
+    pred = np.repeat(target[:, None], 2, axis=1)  # the recording itself
+    near = [[0, 1], [1], [0, 1, 2, 3], [3, 0]]
+    scores = SCORE["reactface"](pred, target, neighbours=near, variant="corrected")
+    assert scores["FRCorr"] == pytest.approx(1)
+    others = [
+        max(ccc_by_the_book(target[k], target[j], 0) for j in row if j != k)
+        for k, row in enumerate(near)
+        if row != [k]
+    ]
+    assert scores["FRCorr_others"] == pytest.approx(np.mean(others))
+    assert "FRCorr_others" not in SCORE["reactface"](pred, target, neighbours=near)
+
+
+def test_appropriate_reactions_need_not_be_among_those_predicted():
+    rng = np.random.default_rng(0)
+    pred, target = rng.normal(size=(2, 2, 60, 5)), rng.normal(size=(4, 60, 5))
+    near = np.array([[1, 0, 1, 0], [0, 1, 0, 1]])
+    scores = SCORE["reactface"](pred, target, neighbours=near, variant="corrected")
+    by_the_book = [
+        max(ccc_by_the_book(x, target[j], 0) for j in (k, k + 2)) for k in range(2) for x in pred[k]
+    ]
+    assert scores["FRCorr"] == pytest.approx(np.mean(by_the_book))
+    with pytest.raises(ValueError, match=r"target has shape \(4, 60, 5\)"):
+        SCORE["reactface"](pred, target)
+    with pytest.raises(ValueError, match=r"target has shape \(1, 60, 5\)"):
+        SCORE["reactface"](pred, target[:1], neighbours=np.ones((2, 1)))

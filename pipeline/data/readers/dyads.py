@@ -14,7 +14,7 @@ the same two people, so they share a `dyad_id` and a split; their times go on fr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -198,7 +198,7 @@ def read_dyads(
             role = _role(recording, number, sides=sides, start=before)
             if role is not None:
                 _count(role, counts, painter)
-                clips = _cut(role, stretches[key], frames, lost=_lost(sides), counts=counts)
+                clips = cut_role(role, stretches[key], frames, lost=_lost(sides), counts=counts)
                 yield from _drawn(clips, role, painter)
     counts.lengths.require_small(root)
 
@@ -369,14 +369,22 @@ def _lost(sides: dict[int, Side]) -> list[tuple[float, float]]:
     return [gap for side in sides.values() for gap in side.gaps]
 
 
-def _cut(
+def cut_role(
     role: Clip,
-    stretches: list[Stretch],
+    stretches: Sequence[Stretch],
     cutting: Frames,
-    lost: list[tuple[float, float]],
+    lost: Sequence[tuple[float, float]],
     counts: ReadCounts,
 ) -> list[Clip]:
-    """Windows of a role, none across the border of its stretches: nor is the past of any."""
+    """Windows of a role, none across the border of its stretches: nor is the past of any.
+
+    Args:
+        role: a whole recording.
+        stretches: of it, each of a split.
+        cutting: how clips are cut.
+        lost: begin and end, in seconds, of what no clip may show.
+        counts: takes the clips in.
+    """
     clips = []
     fps = role.listener.layout.fps
     for stretch in stretches:

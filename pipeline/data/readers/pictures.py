@@ -223,11 +223,45 @@ class Filming:
         half = image.width // 2
         left = half if self.side == "right" else 0
         right = half if self.side == "left" else image.width
-        edge = min(right - left, image.height)
-        x = (left + right - edge) // 2
-        y = (image.height - edge) // 2
-        square = image.crop((x, y, x + edge, y + edge))
-        return np.asarray(square.resize((self.size, self.size), Image.Resampling.BOX))
+        return _middle(image.crop((left, 0, right, image.height)), self.size)
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Videos as folders of pictures, `1.png` the first.
+
+    Args:
+        fps: pictures a second.
+        size: height and width, pixels; the middle of the picture is taken.
+    """
+
+    fps: float
+    size: int
+
+    def of(self, folder: Path) -> Look:
+        """A speaker to look at; raises `CorpusError` where a picture is missing or damaged."""
+
+        def look(moments: np.ndarray) -> np.ndarray:
+            numbers = np.floor(moments * self.fps + _EARLY_S).astype(int) + 1
+            return np.stack([self._picture(folder / f"{number}.png") for number in numbers])
+
+        return look
+
+    def _picture(self, file: Path) -> np.ndarray:
+        try:
+            with Image.open(file) as image:
+                return _middle(image.convert("RGB"), self.size)
+        except OSError as error:
+            raise CorpusError(f"{file} is missing or no picture: {error}") from error
+
+
+def _middle(image: Image.Image, size: int) -> np.ndarray:
+    """The middle square of a picture, (size, size, 3) uint8."""
+    edge = min(image.size)
+    x = (image.width - edge) // 2
+    y = (image.height - edge) // 2
+    square = image.crop((x, y, x + edge, y + edge))
+    return np.asarray(square.resize((size, size), Image.Resampling.BOX))
 
 
 def _common_end(a: Sequence[str], b: Sequence[str]) -> int:

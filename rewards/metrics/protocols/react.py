@@ -16,6 +16,10 @@ the same pairs with roles swapped", so predictions, targets and partners must st
 
 is what a protocol's `score` does; `rapport.actors.metrics` does the middle line on many processes.
 
+FRDiv and FRDvs together say what neither does (`share`): whether reactions to one speaker are more
+alike than reactions to two. FRCorr takes the best of the appropriate reactions, so a random
+listener comes near to a good one: hold a row of random ones beside it.
+
 FRRea is not here: it compares features of rendered frames (Inception's in REACT, I3D's in
 ReactFace), so take `measures.frechet.fd` of yours.
 """
@@ -51,15 +55,15 @@ class Setting:
 
     Args:
         name: of the protocol.
-        dim: channels; 25 = 15 AU occurrences, valence, arousal, 8 expression probabilities; 58 =
-            FaceVerse 3DMM.
+        dim: channels; 25 = 15 AU occurrences, valence, arousal, 8 expression probabilities. None =
+            any, all treated alike; the paper's are the 58 of FaceVerse.
         groups: channels that are warped together by FRDist, and their weights.
         epsilon: in the denominator of the reference's CCC.
         factor: of the reference's FRCorr and FRDist, on top of their sum over samples.
     """
 
     name: str
-    dim: int
+    dim: int | None
     groups: ChannelGroups
     epsilon: float
     factor: float
@@ -67,7 +71,7 @@ class Setting:
 
 REACT2023 = Setting("react2023", 25, EMOTION_GROUPS, epsilon=1e-8, factor=1.0)
 REACT2024 = Setting("react2024", 25, EMOTION_GROUPS, epsilon=1e-8, factor=1.0)
-REACTFACE = Setting("reactface", 58, ((slice(0, 58), 1.0),), epsilon=1e-50, factor=10.0)
+REACTFACE = Setting("reactface", None, ((slice(None), 1.0),), epsilon=1e-50, factor=10.0)
 SETTINGS = {setting.name: setting for setting in (REACT2023, REACT2024, REACTFACE)}
 
 
@@ -77,7 +81,7 @@ class ReactClips:
 
     Args:
         pred: (N, M, T, D).
-        target: (N, T, D).
+        target: (N or more, T, D), that of speaker k in place k.
         partner: (N, T, D), or None.
         neighbours: of each speaker the indices of the appropriate targets, or None.
     """
@@ -109,7 +113,7 @@ def fr_corr(
     """
     lists = neighbour_lists(neighbours, len(pred), len(target))
     agreement = [
-        _best_concordance(x, target[indices], epsilon=epsilon, equal_constants=equal_constants)
+        _concordance(x, target[indices], epsilon=epsilon, equal_constants=equal_constants).max(1)
         for x, indices in zip(pred, lists, strict=True)
     ]
     return float(np.mean(agreement))
@@ -163,6 +167,29 @@ def fr_dvs(pred: np.ndarray) -> float:
     return float(np.mean([2 * _variance(pred[:, m], axis=0) for m in range(pred.shape[1])]))
 
 
+def share(pred: np.ndarray) -> float:
+    """What part of the spread of reactions (N, M, T, D) the speaker explains: 1 - FRDiv / FRDvs.
+
+    FRDiv is twice the variance among reactions to one speaker; FRDvs, between those to two, has on
+    top twice the variance of what is due to the speaker. So this is an intra-class correlation: 0
+    of reactions that heed nobody (a little below or above it in a finite sample), 1 of one reaction
+    to each speaker. Neither is best; the right value is people's. No paper prints it; from printed
+    tables it follows (ReactFace, Table 2: .034).
+
+    NaN where all reactions are one.
+
+    Raises:
+        ValueError: a single speaker, or a single sample.
+    """
+    if pred.shape[1] < 2:
+        raise ValueError("share compares reactions to one speaker; there is one each")
+    return _share(float(np.mean([2 * _variance(x, axis=0) for x in pred])), fr_dvs(pred))
+
+
+def _share(diversity: float, between: float) -> float:
+    return 1 - diversity / between if between > 0 else float("nan")
+
+
 def prepare(
     setting: Setting, pred: Any, target: Any, partner: Any = None, neighbours: Any = None
 ) -> ReactClips:
@@ -171,7 +198,7 @@ def prepare(
     Args:
         setting: which protocol.
         pred: (N, M, T, D), or (N, T, D) for one sample.
-        target: (N, T, D).
+        target: (N, T, D); with `neighbours` more may follow, who listened to nobody predicted for.
         partner: (N, T, D), or None.
         neighbours: see `neighbour_lists`, or None.
 
@@ -189,12 +216,11 @@ def prepare(
     _check_layouts(setting, layouts)
     if arrays["pred"].ndim == 3:
         arrays["pred"] = arrays["pred"][:, None]
-    _check_shapes(setting, arrays)
+    _check_shapes(setting, arrays, more_targets=neighbours is not None)
     _check_finite(setting, arrays)
-    speakers = len(arrays["pred"])
     lists = None
     if neighbours is not None:
-        lists = neighbour_lists(neighbours, speakers, speakers)
+        lists = neighbour_lists(neighbours, len(arrays["pred"]), len(arrays["target"]))
     frames = {name: array[..., :MAX_FRAMES, :] for name, array in arrays.items()}
     return ReactClips(
         pred=frames["pred"],
@@ -258,13 +284,20 @@ def score_speakers(
             # The challenge's S-MSE: mean squared difference over ordered pairs of samples, divided
             # by T D, both unlike ReactFace's equation 25.
             score["FRDiv"] = 2 * _variance(x, axis=0)
+            if variant == "corrected":
+                moving = x - x.mean(axis=1, keepdims=True, dtype=np.float64)
+                score["FRDiv_moving"] = 2 * _variance(moving, axis=0)
         if clips.partner is not None:
             score["FRSyn"] = _lags(x, clips.partner[k], variant)
         if clips.neighbours is not None:
-            appropriate = clips.target[clips.neighbours[k]]
-            score["FRCorr"] = _best_concordance(
+            near = clips.neighbours[k]
+            appropriate = clips.target[near]
+            agreement = _concordance(
                 x, appropriate, epsilon=epsilon, equal_constants=equal_constants
             )
+            score["FRCorr"] = agreement.max(axis=1)
+            if variant == "corrected" and (near != k).any():
+                score["FRCorr_others"] = agreement[:, near != k].max(axis=1)
             score["FRDist"] = nearest_dtw(x, appropriate, setting.groups)
         scores.append(score)
     return scores
@@ -274,7 +307,10 @@ def summarise(
     setting: Setting, clips: ReactClips, scores: Sequence[dict[str, np.ndarray]], variant: Variant
 ) -> dict[str, float]:
     """The protocol's numbers from those of all its speakers, in their order."""
-    result = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    names = dict.fromkeys(name for score in scores for name in score)
+    result = {
+        name: float(np.mean([score[name] for score in scores if name in score])) for name in names
+    }
     samples = clips.pred.shape[1]
     if variant == "reference":
         for name in {"FRCorr", "FRDist"} & result.keys():
@@ -282,6 +318,8 @@ def summarise(
         result.setdefault("FRDiv", 0.0)
     if len(clips.pred) > 1:
         result["FRDvs"] = fr_dvs(clips.pred)
+        if variant == "corrected" and samples > 1:
+            result["share"] = _share(result["FRDiv"], result["FRDvs"])
     return dict(sorted(result.items()))
 
 
@@ -295,7 +333,8 @@ def score(setting: Setting, inputs: Inputs) -> dict[str, float]:
     """FRCorr, FRDist, FRSyn, FRVar, FRDiv, FRDvs; nothing is drawn at random.
 
     Left out: FRCorr and FRDist without `neighbours`, FRSyn without `partner`, FRDvs of a single
-    speaker, and in "corrected" FRDiv of a single sample.
+    speaker, and in "corrected" FRDiv of a single sample. "corrected" has moreover FRCorr_others,
+    FRDiv_moving and `share`, see `CORRECTIONS`.
 
     "reference" gives what the evaluation scripts print: FRCorr and FRDist of the `_mp` functions,
     summed over M, by ReactFace moreover times 10; its sequential functions give one M-th. FRSyn is
@@ -332,6 +371,18 @@ CORRECTIONS = {
     "no_epsilon": "FRCorr: nothing is added to the denominator of CCC",
     "mean_over_samples": "FRCorr and FRDist are means over M, not sums",
     "one_sample_diversity": "FRDiv of one sample is left out, not 0",
+    "own_reaction_apart": (
+        "FRCorr_others: FRCorr with the recorded reaction taken out of its own neighbours, of the "
+        "speakers who have others"
+    ),
+    "offsets_apart": (
+        "FRDiv_moving: FRDiv with each reaction's mean over time taken out; a different still face "
+        "each time has a FRDiv, and none of this"
+    ),
+    "share": (
+        "share: 1 - FRDiv / FRDvs, what part of the spread the speaker explains; 0 of reactions "
+        "that heed nobody, 1 of one reaction to each speaker, right where people have it"
+    ),
 }
 
 PROTOCOLS = [
@@ -356,13 +407,13 @@ PROTOCOLS = [
 ]
 
 
-def _best_concordance(
+def _concordance(
     samples: np.ndarray, ys: np.ndarray, epsilon: float, equal_constants: float
 ) -> np.ndarray:
-    """CCC of samples (M, T, D) with the best of the appropriate reactions (K, T, D), (M,)."""
+    """CCC of samples (M, T, D) with appropriate reactions (K, T, D), mean over channels, (M, K)."""
     agreement = concordance(samples, ys, epsilon=epsilon, equal_constants=equal_constants)
-    best: np.ndarray = agreement.mean(axis=2).max(axis=1)
-    return best
+    mean: np.ndarray = agreement.mean(axis=2)
+    return mean
 
 
 def _lags(samples: np.ndarray, partner: np.ndarray, variant: Variant) -> np.ndarray:
@@ -412,16 +463,17 @@ def _check_layouts(setting: Setting, layouts: dict[str, Layout]) -> None:
             )
 
 
-def _check_shapes(setting: Setting, arrays: dict[str, np.ndarray]) -> None:
+def _check_shapes(setting: Setting, arrays: dict[str, np.ndarray], more_targets: bool) -> None:
     shape = arrays["pred"].shape
-    if len(shape) != 4 or shape[-1] != setting.dim or 0 in shape or shape[2] < 2:
+    if len(shape) != 4 or setting.dim not in (None, shape[-1]) or 0 in shape or shape[2] < 2:
         raise ValueError(
-            f"{setting.name}: pred has shape {shape}, expected (N, M, T, {setting.dim}), T at "
-            "least 2"
+            f"{setting.name}: pred has shape {shape}, expected (N, M, T, {setting.dim or 'D'}), T "
+            "at least 2"
         )
     expected = (shape[0], *shape[2:])
     for name in arrays.keys() - {"pred"}:
-        if arrays[name].shape != expected:
+        more = name == "target" and more_targets and len(arrays[name]) > shape[0]
+        if arrays[name].shape != expected and not (more and arrays[name].shape[1:] == expected[1:]):
             raise ValueError(
                 f"{setting.name}: {name} has shape {arrays[name].shape}, expected {expected} "
                 f"(N, T, D) as pred is {shape}"
