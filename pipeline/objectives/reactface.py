@@ -102,7 +102,8 @@ class Reacting(PolicyObjective):
         labels = model.listener(batch["labels"])
         frames = labels.shape[2]
         samples = torch.unflatten(made.frames[:, :frames], 0, (-1, config.samples))
-        apart = loss.distances(samples, labels, layout)
+        energy = config.spread == "energy"
+        apart = (loss.energy_distances if energy else loss.distances)(samples, labels, layout)
         speaker = model.speaker(scene.motion[:, :frames])
         face = scene.present[:, FACE]
         losses = {
@@ -112,14 +113,16 @@ class Reacting(PolicyObjective):
             "speaker": loss.speaker_loss(read[:, :frames], speaker, face, layout),
             "kl": loss.kl_loss(made.mean, made.log_std),
             "smooth": loss.smooth_loss(samples, layout),
-            "diversity": loss.diversity_loss(samples, config.diversity_scale, layout),
+            "diversity": loss.spread_loss(samples, layout)
+            if energy
+            else loss.diversity_loss(samples, config.diversity_scale, layout),
         }
         weights = {
             "appropriate": 1.0,
             "speaker": config.speaker,
             "kl": config.kl,
             "smooth": config.smooth,
-            "diversity": config.diversity,
+            "diversity": 1.0 if energy else config.diversity,
         }
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return total, {name: value.detach() for name, value in losses.items()}

@@ -206,6 +206,9 @@ class ReactFaceTraining(ImitationConfig):
     """lambda_kl (Eq. 22): the paper's 1e-5 in units of the corpus' variance, which is .012 there"""
     smooth: float = Field(10.0, ge=0)
     """lambda_smo (Eq. 23)"""
+    spread: Literal["energy", "paper"] = "energy"
+    """what keeps samples apart: energy = the energy score, by which they are as far apart as people
+    are; paper = L_div (Eq. 21)"""
     diversity: float = Field(0.3, ge=0)
     """lambda_div (Eq. 21; the paper's 100 belongs to another unit)"""
     diversity_scale: float = Field(0.5, gt=0)
@@ -218,7 +221,12 @@ class ReactFaceTraining(ImitationConfig):
         keys = super().moot()
         if self.assign == "recorded":
             keys["reactface.assign=recorded has one reaction a clip"] = ("neighbours",)
-        if not self.diversity:
+        if self.spread == "energy":
+            keys["reactface.spread=energy has no weight or scale"] = (
+                "diversity",
+                "diversity_scale",
+            )
+        elif not self.diversity:
             keys["reactface.diversity=0"] = ("diversity_scale",)
         return keys
 

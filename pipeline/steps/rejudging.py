@@ -150,7 +150,7 @@ def score_again(run: Run, config: Evaluated, corpus: Corpus, kept: KeptReactions
         ]
         for method, answers in motions.items()
     }
-    content = {"protocol": protocol, "variant": config.files.variant}
+    content: dict[str, str] = {"protocol": protocol, "variant": config.files.variant}
     if protocol in SETTINGS:
         # FRCorr takes the best of many: whoever reads it must see what heeding nobody has.
         rng = np.random.default_rng(config.seed)

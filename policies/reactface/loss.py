@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rapport.policies.motion import Layout
 
+TINY = 1e-8  # under a root, whose slope at 0 is endless
 Assign = Literal["nearest", "recorded", "random", "cover"]
 
 
@@ -101,13 +102,42 @@ def smooth_loss(frames: Tensor, layout: Layout) -> Tensor:
 def diversity_loss(samples: Tensor, scale: float, layout: Layout) -> Tensor:
     """L_div, Eq. 21: exp(-d / scale) of two samples for the same speaker, mean over pairs.
 
+    Every channel has to be diverse by itself. Where d is a mean over all of them, as the paper's
+    is, one channel that runs away makes it as large as one likes.
+
     Args:
         samples: (batch, M, frames, dim), M of 2 or more, standardised.
-        scale: sigma_d, of the mean squared difference of an element; two people who do not know of
+        scale: sigma_d, of the mean squared difference of a channel; two people who do not know of
             each other are 2 apart.
         layout: of the motion.
     """
+    first, second = _pairs(samples)
+    apart = (samples[:, first] - samples[:, second]).square().mean(-2)
+    return by_group((-apart / scale).exp(), layout).mean()
+
+
+def energy_distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """Root mean squares of each sample to each label, means over groups: as of `distances`."""
+    squares = (samples.unsqueeze(2) - labels.unsqueeze(1)).square().mean(-2)
+    groups = [squares[..., layout.columns(name)].mean(-1) for name in layout.names]
+    return (torch.stack(groups) + TINY).sqrt().mean(0)
+
+
+def spread_loss(samples: Tensor, layout: Layout) -> Tensor:
+    """Minus half the mean of `energy_distances` of two samples.
+
+    With those to the recorded listener it is the energy score (Gneiting & Raftery 2007), which is
+    least where samples are spread as people are: there is no weight or scale to choose.
+    """
+    first, second = _pairs(samples)
+    apart = [
+        energy_distances(samples[:, i : i + 1], samples[:, k : k + 1], layout).mean()
+        for i, k in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    return -torch.stack(apart).mean() / 2
+
+
+def _pairs(samples: Tensor) -> Tensor:
+    """(2, pairs) numbers of two samples."""
     count = samples.shape[1]
-    first, second = torch.triu_indices(count, count, offset=1, device=samples.device)
-    apart = (samples[:, first] - samples[:, second]).square()
-    return (-by_group(apart, layout).mean(-1) / scale).exp().mean()
+    return torch.triu_indices(count, count, offset=1, device=samples.device)

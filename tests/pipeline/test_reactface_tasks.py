@@ -50,15 +50,16 @@ def imitation(corpus, folder, **keys):
     return Reacting(folder / "initial", table, config, seed=0)
 
 
+@pytest.mark.parametrize(("spread", "weight"), [("energy", 1.0), ("paper", 0.3)])
 @pytest.mark.parametrize("assign", ASSIGNS)
-def test_every_part_learns(corpus, tmp_path, assign):
-    task = imitation(corpus, tmp_path, assign=assign)
+def test_every_part_learns(corpus, tmp_path, assign, spread, weight):
+    task = imitation(corpus, tmp_path, assign=assign, spread=spread)
     module = task.module()
     loss, parts = task.loss(module, task.batch(0, 0, 1))
     assert set(parts) == {"appropriate", "speaker", "kl", "smooth", "diversity"}
     expected = sum(
-        weight * parts[name]
-        for name, weight in zip(parts, (1.0, 1.0, 1e-3, 10.0, 0.3), strict=True)
+        factor * parts[name]
+        for name, factor in zip(parts, (1.0, 1.0, 1e-3, 10.0, weight), strict=True)
     )
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
@@ -67,7 +68,7 @@ def test_every_part_learns(corpus, tmp_path, assign):
 
 
 def test_a_few_steps_lower_the_loss(corpus, tmp_path):
-    task = imitation(corpus, tmp_path, diversity=0.0, absent=0.0)
+    task = imitation(corpus, tmp_path, spread="paper", diversity=0.0, absent=0.0)
     module = task.module()
     optimiser = torch.optim.Adam(module.parameters(), 3e-3)
     losses = []

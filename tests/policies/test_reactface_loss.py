@@ -11,9 +11,11 @@ from rapport.policies.reactface.loss import (
     by_group,
     distances,
     diversity_loss,
+    energy_distances,
     kl_loss,
     smooth_loss,
     speaker_loss,
+    spread_loss,
 )
 
 LAYOUT = Layout((("expr", 3), ("rot", 1)), 25, "builtin")
@@ -90,6 +92,31 @@ def test_diversity_is_in_units_of_an_element():
         samples[:, 2] = -1.0
         expected = (2 * math.exp(-1 / 0.5) + math.exp(-4 / 0.5)) / 3
         assert diversity_loss(samples, 0.5, LAYOUT).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_channel_that_runs_away_does_not_make_samples_diverse():
+    """By a mean over channels it does: so a trained one had a brow of 15 standard deviations."""
+    still = torch.zeros(1, 2, 8, 4)
+    wild = still.clone()
+    wild[:, 1, :, 0] = 30.0
+    by_mean = torch.exp(-(wild[:, 0] - wild[:, 1]).square().mean() / 0.5)
+    assert by_mean < 1e-9
+    assert diversity_loss(wild, 0.5, LAYOUT) > 0.5 * diversity_loss(still, 0.5, LAYOUT)
+
+
+def test_the_energy_score_is_least_where_samples_are_spread_as_people_are():
+    """People are N(0, 1) from clip to clip; so must samples be, neither stiller nor wilder."""
+    generator = torch.Generator().manual_seed(0)
+    people = torch.randn(4000, 1, 1, 1, generator=generator).expand(-1, -1, 3, 4)
+    noise = torch.randn(4000, 3, 1, 1, generator=generator).expand(-1, -1, 3, 4)
+
+    def score(spread):
+        samples = spread * noise
+        apart = energy_distances(samples, people, LAYOUT)
+        return (apart.mean() + spread_loss(samples, LAYOUT)).item()
+
+    scores = {spread: score(spread) for spread in (0.0, 0.5, 0.8, 1.0, 1.2, 2.0)}
+    assert min(scores, key=scores.get) == 1.0, scores
 
 
 def test_a_speaker_who_is_not_seen_is_not_read():
