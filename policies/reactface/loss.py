@@ -117,10 +117,20 @@ def diversity_loss(samples: Tensor, scale: float, layout: Layout) -> Tensor:
 
 
 def energy_distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """Root mean squares of each sample to each label, means over groups: as of `distances`."""
-    squares = (samples.unsqueeze(2) - labels.unsqueeze(1)).square().mean(-2)
-    groups = [squares[..., layout.columns(name)].mean(-1) for name in layout.names]
-    return (torch.stack(groups) + TINY).sqrt().mean(0)
+    """Of each sample to each label, means over groups: as of `distances`.
+
+    How far apart their means over the clip are, and how far, as root mean squares, what they do
+    about these: faces at rest differ by more than anybody moves, and would drown it.
+    """
+    apart = samples.unsqueeze(2) - labels.unsqueeze(1)
+    means = apart.mean(-2)
+    squares = means.square(), (apart - means.unsqueeze(-2)).square().mean(-2)
+    groups = [
+        (part[..., layout.columns(name)].mean(-1) + TINY).sqrt()
+        for part in squares
+        for name in layout.names
+    ]
+    return torch.stack(groups).mean(0)
 
 
 def spread_loss(samples: Tensor, layout: Layout) -> Tensor:
