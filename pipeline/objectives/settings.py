@@ -204,8 +204,8 @@ class ReactFaceTraining(ImitationConfig):
     """weight of L_s: the speaker's motion is read off the encoded speaker (Eq. 19)"""
     kl: float = Field(1e-3, ge=0)
     """lambda_kl (Eq. 22): the paper's 1e-5 in units of the corpus' variance, which is .012 there"""
-    smooth: float = Field(10.0, ge=0)
-    """lambda_smo (Eq. 23)"""
+    smooth: float = Field(1.0, ge=0)
+    """lambda_smo (Eq. 23; the paper's 10 is in another unit)"""
     spread: Literal["energy", "paper"] = "energy"
     """what keeps samples apart: energy = the energy score, by which they are as far apart as people
     are; paper = L_div (Eq. 21)"""
