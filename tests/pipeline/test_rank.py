@@ -21,7 +21,6 @@ from rapport.pipeline.report.ranking import (
     metric_rankings,
     write_ranking,
 )
-from rapport.pipeline.run import main
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import FilesConfig, RankConfig
 from rapport.pipeline.steps.methods import TrainedRun, answered, baselines, common_corpus
@@ -42,6 +41,7 @@ from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.protocols.react import share
 from rapport.settings import ConfigError
 from tests.pipeline.bare import bare_run
+from tests.runs import finished_run
 
 LAYOUT = Layout((("expr", 3), ("rot", 3), ("jaw", 3)), 25, "builtin")
 
@@ -263,9 +263,8 @@ def test_so_does_the_recipe_on_many_processes(ranked, tmp_path):
     np.save(pred, [[motion.values for motion in group] for group in reactions["Random"]])
     given = [f"files.{name}={folder / name}.npy" for name in ("target", "partner", "neighbours")]
     out = tmp_path / "scores.json"
-    command = ["evaluate", "--protocol", "reactface", "--pred", str(pred), *given]
-    command += ["--variant", "corrected", "--json", str(out), "--run-dir", str(tmp_path / "run")]
-    assert main(command) == 0
+    options = ["--protocol", "reactface", "--pred", pred, "--variant", "corrected", "--json", out]
+    finished_run("evaluate", tmp_path / "run", *options, *given)
     expected = values["reactface"]["all"]["corrected"]["Random"]
     assert json.loads(out.read_text())["metrics"] == pytest.approx(expected, rel=1e-9)
 
