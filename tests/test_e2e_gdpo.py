@@ -149,12 +149,12 @@ def test_its_policy_is_distilled(gdpo_run, tmp_path):
     )
     assert summary["counts"]["answers"] == 6 and summary["counts"]["distil_steps"] == 4
     assert summary["engines"]["distil_learner"]["name"] == "deepspeed"
-    assert set(summary["metrics"]["distilled"]) == {
+    assert set(summary["metrics"]["compare"]) == {
         f"{who}, {evaluations} evaluations"
         for who in ("teacher", "distilled")
         for evaluations in (2, 4)
     }
-    same = summary["metrics"]["distilled"]["teacher, 4 evaluations"]
+    same = summary["metrics"]["compare"]["teacher, 4 evaluations"]
     assert all(value == pytest.approx(1, abs=1e-4) for value in same.values()), "the teacher's own"
     distilled = load_policy(tmp_path / "run" / "distil" / "policy")
     aligned = load_policy(folder / "gdpo" / "policy")

@@ -104,7 +104,7 @@ def compare(
     for name, values in found.items():
         kept = ", ".join(f"{group} {value:.2f}" for group, value in values.items())
         step.say(f"{name}: {kept}")
-    return PhaseResult(metrics={"distilled": found}, counts={"compared": len(rows)})
+    return PhaseResult(metrics=found, counts={"compared": len(rows)})
 
 
 def _against(given: Answers, well: Answers) -> dict[str, float]:
