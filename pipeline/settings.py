@@ -511,8 +511,9 @@ class Rewarded(Judged):
 
 
 class GdpoOfFlow(JudgedOfFlow, Rewarded):
-    """`gdpo`."""
+    """`gdpo`. It makes the answer quieter, so what is expected is told louder than by imitation."""
 
+    flow: FlowTraining = FlowTraining(heed=3.0)
     gdpo: FlowGdpoConfig = FlowGdpoConfig()
 
     @model_validator(mode="after")
