@@ -23,7 +23,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from rapport.pipeline.rating.offers import Offer
-from rapport.pipeline.rating.quality import opinions, status
+from rapport.pipeline.rating.quality import present_opinions, status
 from rapport.pipeline.rating.settings import PAGE
 from rapport.pipeline.rating.store import Place, Rater, Store, StoreError, Turn
 from rapport.pipeline.serve.doors import Refused, Rules, guard
@@ -236,9 +236,7 @@ def _of_studio(app: FastAPI, store: Store) -> None:
     @app.get("/v1/opinions.{suffix}")
     def exported(suffix: Literal["csv", "parquet"]) -> Response:
         """What `dpo ratings=FILE` reads."""
-        offer = present()
-        left_out = {rater.number for rater in store.raters() if rater.left_out}
-        said = opinions(store.answers(offer.number), offer, left_out)
+        said = present_opinions(store, present())
         with TemporaryDirectory(prefix="rapport-ratings-") as folder:
             file = Path(folder) / f"ratings.{suffix}"
             write_opinions(file, said, store.config.form)

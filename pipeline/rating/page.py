@@ -16,7 +16,7 @@ from rapport.files import write_atomic
 from rapport.log import logger
 from rapport.pipeline.rating.app import application, links
 from rapport.pipeline.rating.offers import Offer
-from rapport.pipeline.rating.quality import Opinions, agreement, matched, opinions
+from rapport.pipeline.rating.quality import Opinions, agreement, matched, present_opinions
 from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.rating.store import Store
 from rapport.pipeline.rundir import RunError
@@ -97,13 +97,11 @@ class Page:
 
     def said(self, offer: Offer) -> Opinions:
         """By raters who are not left out."""
-        left_out = {rater.number for rater in self.store.raters() if rater.left_out}
-        return opinions(self.store.answers(offer.number), offer, left_out)
+        return present_opinions(self.store, offer)
 
     def matched(self, offer: Offer) -> dict[str, dict[str, float | None]]:
         """See `quality.matched`."""
-        left_out = {rater.number for rater in self.store.raters() if rater.left_out}
-        return matched(self.store.answers(offer.number), offer, left_out)
+        return matched(self.store.answers(offer.number), offer, self.store.left_out())
 
     def wait(
         self,

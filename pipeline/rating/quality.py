@@ -97,6 +97,11 @@ def opinions(answers: Iterable[Answered], offer: Offer, left_out: Collection[int
     return comparisons or ratings
 
 
+def present_opinions(store: Store, offer: Offer) -> Opinions:
+    """What raters who are not left out have said of an offer until now."""
+    return opinions(store.answers(offer.number), offer, store.left_out())
+
+
 def surveyed(said: Opinions, offer: Offer) -> Survey:
     """How much of an offer was rated, and how far raters agree."""
     comparisons = [each for each in said if isinstance(each, Comparison)]
@@ -175,13 +180,13 @@ def habits(store: Store, offer: Offer) -> list[Habits]:
     by_rater: dict[int, list[Answered]] = defaultdict(list)
     for each in answers:
         by_rater[each.rater].append(each)
-    counted = {number for number, rater in raters.items() if not rater.left_out}
-    said = opinions(answers, offer, left_out=raters.keys() - counted)
+    said = opinions(answers, offer, store.left_out())
+    who_said = {each.rater for each in said}
     whole = agreement(said)
     rows = []
     for number, given in sorted(by_rater.items()):
         without: Opinions = [each for each in said if each.rater != raters[number].name]  # type: ignore[assignment]
-        alone = agreement(without) if raters[number].name in {each.rater for each in said} else None
+        alone = agreement(without) if raters[number].name in who_said else None
         against = None if whole is None or alone is None else alone - whole
         rows.append(_habits(raters[number], given, offer, finished[number], against))
     return rows
@@ -267,7 +272,7 @@ def status(store: Store, offer: Offer) -> dict[str, Any]:
     """All that the studio's page shows of a round, as JSON."""
     answers = store.answers(offer.number)
     raters = store.raters()
-    left_out = {rater.number for rater in raters if rater.left_out}
+    left_out = store.left_out()
     said = opinions(answers, offer, left_out)
     rows = habits(store, offer)
     flagged = {row.rater for row in rows if row.flags}

@@ -182,7 +182,6 @@ class Store:
         self.more = True  # will be offered, where nothing is
         self._clock = clock
         self._lock = threading.RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
@@ -244,6 +243,10 @@ class Store:
     def raters(self) -> list[Rater]:
         """All of them, by number."""
         return [_rater(row) for row in self._rows("SELECT * FROM raters ORDER BY number")]
+
+    def left_out(self) -> set[int]:
+        """Numbers of the raters whose answers do not count."""
+        return {rater.number for rater in self.raters() if rater.left_out}
 
     def rater(self, key: str) -> Rater:
         """The rater of a key.
