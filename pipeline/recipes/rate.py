@@ -32,9 +32,9 @@ def run(config: RateConfig, run: Run) -> None:
         page.open(offer)
         say_where(page)
         _until_interrupted()
-        file = write_said(run.directory, page, offer)
-        run.summary["survey"] = described_opinions(page, offer)
         said = page.said(offer)
+        file = write_said(run.directory, page, said)
+        run.summary["survey"] = described_opinions(page, offer, said)
     run.summary["counts"] |= {"ratings": len(said), "raters": len({each.rater for each in said})}
     run.leave({"ratings": file, "ratings_csv": file.with_suffix(".csv")})
 

@@ -101,7 +101,6 @@ def asked_live(
     )
     result = _asked(run, page, offer, round_index=round_index)
     page.rest(more=round_index < config.dpo.rounds)
-    run.summary["survey"] = result.value
     run.summary.setdefault("surveys", {})[f"rate, round {round_index}"] = result.value
     return read_said(result.artifacts["ratings"])
 
@@ -113,10 +112,10 @@ def _asked(step: Phase, page: Page, offer: Offer, *, round_index: int) -> PhaseR
     page.wait(offer, step.say)
     said = page.said(offer)
     raters = {each.rater for each in said}
-    described = described_opinions(page, offer)
+    described = described_opinions(page, offer, said)
     for warning in described["warnings"]:
         step.say(f"WARNING: {warning}")
-    file = write_said(step.directory, page, offer)
+    file = write_said(step.directory, page, said)
     step.say(f"{len(said)} answers by {len(raters)} people")
     return PhaseResult(
         artifacts={"ratings": file},
@@ -126,9 +125,8 @@ def _asked(step: Phase, page: Page, offer: Offer, *, round_index: int) -> PhaseR
     )
 
 
-def described_opinions(page: Page, offer: Offer) -> dict[str, Any]:
+def described_opinions(page: Page, offer: Offer, said: Opinions) -> dict[str, Any]:
     """Coverage and agreement of a round, its warnings, who listens better, and the control."""
-    said = page.said(offer)
     survey = surveyed(said, offer)
     return asdict(survey) | {
         "warnings": survey.warnings,
@@ -137,9 +135,8 @@ def described_opinions(page: Page, offer: Offer) -> dict[str, Any]:
     }
 
 
-def write_said(folder: Path, page: Page, offer: Offer) -> Path:
+def write_said(folder: Path, page: Page, said: Opinions) -> Path:
     """Write what counts, for `dpo ratings=`, and all answers; returns the former's Parquet."""
-    said = page.said(offer)
     for suffix in ("csv", "parquet"):
         write_opinions(folder / f"ratings.{suffix}", said, page.config.form)
     (folder / "answers.csv").write_text(answers_csv(page.store))

@@ -96,7 +96,7 @@ def test_what_was_said_is_read_by_the_next_phase(tmp_path, form):
     config = RateSection(form=form, raters=2, port=free_port())
     with Page(tmp_path / "rating", config, seed=0) as page:
         page.open(offer)
-        assert read_said(write_said(tmp_path, page, offer)) == [], "nobody said anything yet"
+        assert read_said(write_said(tmp_path, page, page.said(offer))) == [], "nobody said anything yet"
         for number in (0, 1):
             page.store.consent(page.store.raters()[number])
             rater = page.store.raters()[number]
@@ -105,8 +105,8 @@ def test_what_was_said_is_read_by_the_next_phase(tmp_path, form):
                 answer = {"preferred": "first"} if form == "pairs" else answer
                 page.store.answer(rater, turn.place, answer)
         said = page.said(offer)
-        assert read_said(write_said(tmp_path, page, offer)) == said and len(said) == 12
-        described = described_opinions(page, offer)
+        assert read_said(write_said(tmp_path, page, said)) == said and len(said) == 12
+        described = described_opinions(page, offer, said)
     assert described["rated"] == described["candidates"] == 6
     assert described["matched"]["policy"]["judgements"] == 2
     assert bool(described["strengths"]) == (form == "pairs")
