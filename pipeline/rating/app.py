@@ -63,7 +63,7 @@ class Side(_Strict):
 
 
 class Arrival(_Strict):
-    """What stands in the address of somebody who comes from Prolific."""
+    """What stands in the address of somebody who comes from Prolific; the last two are not kept."""
 
     study: str = Field(max_length=64)
     PROLIFIC_PID: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -135,7 +135,7 @@ def _of_raters(app: FastAPI, store: Store) -> None:
         """The key of somebody who comes from Prolific; the same whenever they come."""
         if config.recruit != "prolific" or came.study != store.secret("study"):
             raise StoreError("this study is not known here; please use the link of the study", 404)
-        return {"key": store.from_outside(came.PROLIFIC_PID, came.SESSION_ID).key}
+        return {"key": store.from_outside(came.PROLIFIC_PID).key}
 
     @app.get("/raters/{key}")
     def about(key: str) -> dict[str, Any]:

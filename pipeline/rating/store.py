@@ -29,7 +29,6 @@ CREATE TABLE IF NOT EXISTS raters (
   number INTEGER PRIMARY KEY,      -- from 1, in the order of their coming
   key TEXT NOT NULL UNIQUE,        -- of their address
   outside TEXT UNIQUE,             -- what Prolific calls them
-  session TEXT,                    -- what Prolific calls their visit
   consented REAL,                  -- when
   offered REAL,                    -- when the present item was shown first
   left_out INTEGER NOT NULL DEFAULT 0
@@ -259,12 +258,12 @@ class Store:
             raise StoreError("this link is not known here; please use the one you were sent", 404)
         return _rater(rows[0])
 
-    def from_outside(self, outside: str, session: str | None) -> Rater:
+    def from_outside(self, outside: str) -> Rater:
         """The rater whom Prolific calls so, new where they have not come before."""
         with self._transaction() as database:
             database.execute(
-                "INSERT OR IGNORE INTO raters (key, outside, session) VALUES (?, ?, ?)",
-                (secrets.token_urlsafe(16), outside, session),
+                "INSERT OR IGNORE INTO raters (key, outside) VALUES (?, ?)",
+                (secrets.token_urlsafe(16), outside),
             )
         return _rater(self._rows("SELECT * FROM raters WHERE outside = ?", outside)[0])
 

@@ -170,7 +170,7 @@ def test_prolific_brings_raters_and_is_told_the_code(page, tmp_path):
     [link] = links(opened.store).values()
     study = dict(part.split("=") for part in link.partition("?")[2].split("&"))["study"]
     url = opened.config.url
-    came = {"study": study, "PROLIFIC_PID": "5f00aa", "STUDY_ID": "s", "SESSION_ID": "t"}
+    came = {"study": study, "PROLIFIC_PID": "5f00aa", "STUDY_ID": "s", "SESSION_ID": "visit-1"}
     key = httpx.post(f"{url}/raters", json=came).json()["key"]
     assert httpx.post(f"{url}/raters", json=came).json()["key"] == key, "the same after a reload"
     assert httpx.post(f"{url}/raters", json=came | {"study": "x"}).status_code == 404
@@ -185,6 +185,9 @@ def test_prolific_brings_raters_and_is_told_the_code(page, tmp_path):
     assert [row["outside"] for row in rows] == ["5f00aa"], "whom the studio pays"
     exported = httpx.get(f"{url}/v1/opinions.csv", headers=BEARER).text
     assert "5f00aa" not in exported and "rater-1" in exported
+    opened.__exit__(None, None, None)
+    kept = b"".join(file.read_bytes() for file in opened.folder.iterdir())
+    assert b"5f00aa" in kept and b"visit-1" not in kept, "only the id by which they came is kept"
 
 
 def test_no_address_is_kept_or_logged(page, tmp_path, capfd):

@@ -285,8 +285,8 @@ def test_more_links_are_made_for_a_resumed_page_and_old_ones_stay(make):
 
 def test_who_comes_from_prolific_is_one_rater_however_often_they_come(make):
     store = make(recruit="prolific", completion_code="C1")
-    ann = store.from_outside("5f", "s1")
-    assert store.from_outside("5f", "s2") == ann != store.from_outside("60", None)
+    ann = store.from_outside("5f")
+    assert store.from_outside("5f") == ann != store.from_outside("60")
     assert [rater.outside for rater in store.raters()] == ["5f", "60"]
 
 
