@@ -42,8 +42,8 @@ class Habits:
     Args:
         rater: neutral name.
         outside: what Prolific calls them.
-        groups: finished.
-        items: answered.
+        groups: finished in this round.
+        items: answered in it.
         seconds: median, of an item.
         straight: share of items with one grade on all scales, or of choices of the same side; None
             below `FEWEST` items.
@@ -176,7 +176,7 @@ def habits(store: Store, offer: Offer) -> list[Habits]:
     """How everybody rates who has answered anything in this round."""
     answers = store.answers(offer.number)
     raters = {rater.number: rater for rater in store.raters()}
-    finished = store.groups_by_rater()
+    finished = store.groups_by_rater(offer.number)
     by_rater: dict[int, list[Answered]] = defaultdict(list)
     for each in answers:
         by_rater[each.rater].append(each)

@@ -149,7 +149,7 @@ class Turn:
         item: what is shown; None = nothing.
         ahead: the item after it, to be fetched meanwhile, and its place.
         items: of the group.
-        groups: that the rater has finished.
+        groups: that the rater has finished in this round.
         waits: whether more will be offered later.
     """
 
@@ -398,10 +398,12 @@ class Store:
         )
         return int(row["count"])
 
-    def groups_by_rater(self) -> Counter[int]:
-        """Rater's number -> groups that they finished, in all rounds."""
+    def groups_by_rater(self, number: int) -> Counter[int]:
+        """Rater's number -> groups that they finished in a round."""
         rows = self._rows(
-            "SELECT rater, COUNT(*) AS count FROM assignments WHERE done IS NOT NULL GROUP BY rater"
+            "SELECT rater, COUNT(*) AS count FROM assignments "
+            "WHERE round = ? AND done IS NOT NULL GROUP BY rater",
+            number,
         )
         return Counter({row["rater"]: row["count"] for row in rows})
 
@@ -524,10 +526,12 @@ class Store:
         return int(count)
 
     def _finished_by(self, database: sqlite3.Connection, rater: Rater) -> int:
-        """How many groups a rater has finished."""
+        """How many groups a rater has finished in this round."""
+        if self.offer is None:
+            return 0
         (count,) = database.execute(
-            "SELECT COUNT(*) FROM assignments WHERE rater = ? AND done IS NOT NULL",
-            (rater.number,),
+            "SELECT COUNT(*) FROM assignments WHERE rater = ? AND round = ? AND done IS NOT NULL",
+            (rater.number, self.offer.number),
         ).fetchone()
         return int(count)
 

@@ -306,7 +306,9 @@ def test_the_next_round_is_offered_to_the_same_raters(make, folder):
     assert store.turn(ann).waits is True
     store.offer = offer_at(folder, 2)
     assert store.turn(ann).place == Place(2, 0, 0)
-    rate_group(store, ann)
+    assert store.turn(ann).groups == 0, "the bar of the page begins anew"
+    assert rate_group(store, ann).groups == 1
+    assert [row.groups for row in habits(store, store.offer)] == [1]
     assert {each.place.round for each in store.answers()} == {1, 2}
     assert len(store.answers(2)) == len(opinions(store.answers(), store.offer)) == 3
 
