@@ -51,6 +51,7 @@ def _offer(config: RateConfig, run: Run) -> Offer:
             groups=read_candidates(earlier(config.candidates, "candidates")),
             manifest=require_package(config.candidates),
             drawing=Drawing.of_run(config.candidates, config.cluster.lost_workers),
+            seed=config.seed,
         )
 
 

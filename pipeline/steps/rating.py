@@ -20,6 +20,7 @@ from rapport.pipeline.data.rating_package import read_manifest, video_of_face
 from rapport.pipeline.rating.app import answers_csv, consent_text, write_opinions
 from rapport.pipeline.rating.offers import Control, Offer, read_offer, write_controls
 from rapport.pipeline.rating.page import Page
+from rapport.pipeline.rating.plan import drawn_by
 from rapport.pipeline.rating.quality import Opinions, strengths_of, surveyed
 from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
@@ -97,6 +98,7 @@ def asked_live(
         groups=groups,
         manifest=manifest,
         drawing=drawing,
+        seed=config.seed,
         round_index=round_index,
     )
     result = _asked(run, page, offer, round_index=round_index)
@@ -161,6 +163,7 @@ def offered(
     *,
     manifest: Path,
     drawing: Drawing,
+    seed: int,
     round_index: int = 1,
 ) -> Offer:
     """The groups of a package, with controls, which are drawn here.
@@ -172,6 +175,7 @@ def offered(
         groups: all candidates.
         manifest: of the package.
         drawing: how its videos were drawn.
+        seed: of the run.
         round_index: of the loop.
     """
     names = read_manifest(manifest)
@@ -183,7 +187,14 @@ def offered(
     folder = None
     if config.mismatched:
         folder = controls(
-            run, config, imitated, groups, names, drawing=drawing, round_index=round_index
+            run,
+            config,
+            imitated,
+            groups=groups,
+            names=names,
+            drawing=drawing,
+            seed=seed,
+            round_index=round_index,
         ).artifacts["controls"]
     return read_offer(round_index, manifest, folder, sources)
 
@@ -197,10 +208,12 @@ def controls(
     names: Mapping[str, tuple[str, str]],
     *,
     drawing: Drawing,
+    seed: int,
     round_index: int,
 ) -> PhaseResult:
     """Videos of listeners beside speakers to whom they were not listening."""
-    chosen = choose_controls(imitated, groups, names, share=config.mismatched, seed=round_index)
+    rng = drawn_by(seed, "controls", round_index)
+    chosen = choose_controls(imitated, groups, names, share=config.mismatched, rng=rng)
     if not chosen:
         step.say("no control: all groups are of one speaker, or of clips of unlike length")
     by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
@@ -221,7 +234,7 @@ def choose_controls(
     names: Mapping[str, tuple[str, str]],
     *,
     share: float,
-    seed: int,
+    rng: np.random.Generator,
 ) -> list[Control]:
     """One listener more for a share of the groups, by recorded people and the policy in turn.
 
@@ -232,9 +245,8 @@ def choose_controls(
         groups: all candidates.
         names: of the package's videos -> prompt id, candidate id.
         share: of the package's groups.
-        seed: of all draws.
+        rng: of all draws.
     """
-    rng = np.random.default_rng(seed)
     prompts = {video_of_face(name): prompt_id for name, (prompt_id, _) in sorted(names.items())}
     offered = set(names.values())
     speakers = {i: speaker for i, (speaker, _) in imitated.corpus.moments("train").items()}

@@ -1,5 +1,6 @@
 """Controls, what a live run leaves, and people's choices from a file."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from rapport.pipeline.data.candidates import COLUMNS, GROUND_TRUTH, POLICY, Candidate
 from rapport.pipeline.rating.offers import read_controls, write_controls
 from rapport.pipeline.rating.page import Page
+from rapport.pipeline.rating.plan import drawn_by
 from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import DpoOfVla, RateConfig
+from rapport.pipeline.steps import rating
 from rapport.pipeline.steps.inputs import look_at_inputs
 from rapport.pipeline.steps.preferences import check_ratings, peoples_comparisons
 from rapport.pipeline.steps.rating import (
@@ -54,7 +57,7 @@ IMITATED = SimpleNamespace(
 
 
 def chosen(share=1.0, seed=0, names=NAMES, groups=GROUPS):
-    return choose_controls(IMITATED, groups, names, share=share, seed=seed)
+    return choose_controls(IMITATED, groups, names, share=share, rng=drawn_by(seed))
 
 
 def test_a_control_was_listening_to_another_speaker_for_as_long():
@@ -84,6 +87,29 @@ def test_controls_are_drawn_from_the_seed_and_come_back_from_their_file(tmp_path
     assert chosen(seed=3) == chosen(seed=3)
     write_controls(tmp_path, chosen())
     assert read_controls(tmp_path) == chosen()
+
+
+def test_another_seed_and_another_round_draw_other_controls(tmp_path, monkeypatch):
+    monkeypatch.setattr(rating, "RenderPool", lambda *parts, **keys: nullcontext())
+    monkeypatch.setattr(rating, "render_videos", lambda *parts, **keys: None)
+    drawing = SimpleNamespace(render=None, head=None, losses=0)
+
+    def drawn(seed, round_index):
+        step = Phase("controls", "controls", tmp_path, SimpleNamespace(log=lambda values: None))
+        rating.controls.__wrapped__(
+            step,
+            RateSection(mismatched=0.5),
+            IMITATED,
+            groups=GROUPS,
+            names=NAMES,
+            drawing=drawing,
+            seed=seed,
+            round_index=round_index,
+        )
+        return tuple(read_controls(tmp_path))
+
+    assert len({drawn(seed, 1) for seed in range(8)}) > 1
+    assert len({drawn(0, round_index) for round_index in range(1, 9)}) > 1
 
 
 # -- What a live run leaves --
