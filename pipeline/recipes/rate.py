@@ -46,12 +46,11 @@ def _offer(config: RateConfig, run: Run) -> Offer:
     with nullcontext() if drawn else cluster(config.cluster.address, config.cluster.cpus):
         return offered(
             run,
-            config.rate,
+            config,
             earlier_imitation(config.candidates),
             groups=read_candidates(earlier(config.candidates, "candidates")),
             manifest=require_package(config.candidates),
             drawing=Drawing.of_run(config.candidates, config.cluster.lost_workers),
-            seed=config.seed,
         )
 
 

@@ -25,7 +25,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, pha
 from rapport.pipeline.settings import Judged, Preferences
 from rapport.pipeline.steps.contrast import contrast_rows, contrasted
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.rating import asked_live, read_said, require_package, source_of
+from rapport.pipeline.steps.rating import asked_live, read_said, require_package, sources_of
 from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of, earlier
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
@@ -42,7 +42,7 @@ from rapport.rewards.ratings.comparisons import (
 )
 from rapport.rewards.ratings.pairs import Pair, make_pairs
 from rapport.rewards.ratings.points import Point
-from rapport.rewards.ratings.raters import RaterScales, anonymous, survey
+from rapport.rewards.ratings.raters import RaterScales, anonymous, neutral_raters, survey
 from rapport.rewards.ratings.ratings import Rating, Remark, read_ratings, write_ratings
 from rapport.rewards.ratings.scores import ScoreConfig, Scores, score_candidates
 
@@ -253,18 +253,17 @@ def peoples_ratings(
 def peoples_comparisons(step: Phase, sheet: Path, groups: CandidateGroups) -> PhaseResult:
     """People's choices from a table of them, and how far they agree; without their names."""
     named = read_comparisons(sheet)
-    names = {name: f"rater-{n}" for n, name in enumerate(dict.fromkeys(c.rater for c in named), 1)}
+    names = neutral_raters(choice.rater for choice in named)
     comparisons = [replace(each, rater=names[each.rater]) for each in named]
     surveyed = survey_comparisons(comparisons, _members(groups))
     for warning in surveyed.warnings:
         step.say(f"WARNING: {warning}")
     step.say(f"{len(comparisons)} choices by {len(names)} people; alpha {surveyed.alpha}")
-    sources = {(c.prompt_id, c.candidate_id): source_of(c) for g in groups.values() for c in g}
     file = step.directory / "ratings.parquet"
     write_comparisons(file, comparisons)
     described = asdict(surveyed) | {
         "warnings": surveyed.warnings,
-        "strengths": strengths(comparisons, sources),
+        "strengths": strengths(comparisons, sources_of(groups)),
     }
     return PhaseResult(
         artifacts={"ratings": file},

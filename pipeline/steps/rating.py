@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rapport.actors.renderer import Panel, RenderPool, VideoJob
+from rapport.actors.renderer import RenderPool
 from rapport.actors.settings import RenderConfig
 from rapport.log import logger
 from rapport.pipeline.config import read_yaml
@@ -24,10 +24,10 @@ from rapport.pipeline.rating.plan import drawn_by
 from rapport.pipeline.rating.quality import Opinions, strengths_of, surveyed
 from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
-from rapport.pipeline.settings import Preferences
+from rapport.pipeline.settings import Preferences, RateConfig
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.sampling import CandidateGroups, earlier, package
-from rapport.pipeline.steps.showing import render_videos, speaker_panel
+from rapport.pipeline.steps.sampling import CandidateGroups, earlier, package, video_of
+from rapport.pipeline.steps.showing import render_videos
 from rapport.policies.head.settings import HeadConfig
 from rapport.rewards.ratings.comparisons import holds_comparisons, read_comparisons
 from rapport.rewards.ratings.ratings import read_ratings
@@ -93,12 +93,11 @@ def asked_live(
         drawing = Drawing(config.render, config.head, config.cluster.lost_workers)
     offer = offered(
         run,
-        config.rate,
+        config,
         imitated,
         groups=groups,
         manifest=manifest,
         drawing=drawing,
-        seed=config.seed,
         round_index=round_index,
     )
     result = _asked(run, page, offer, round_index=round_index)
@@ -157,35 +156,28 @@ def read_said(file: Path) -> Opinions:
 
 def offered(
     run: Workspace,
-    config: RateSection,
+    config: RateConfig | Preferences,
     imitated: Imitated,
     groups: CandidateGroups,
     *,
     manifest: Path,
     drawing: Drawing,
-    seed: int,
     round_index: int = 1,
 ) -> Offer:
     """The groups of a package, with controls, which are drawn here.
 
     Args:
         run: where controls are kept.
-        config: of the page.
+        config: of the recipe.
         imitated: corpus and policy of the candidates.
         groups: all candidates.
         manifest: of the package.
         drawing: how its videos were drawn.
-        seed: of the run.
         round_index: of the loop.
     """
     names = read_manifest(manifest)
-    sources = {
-        (each.prompt_id, each.candidate_id): source_of(each)
-        for group in groups.values()
-        for each in group
-    }
     folder = None
-    if config.mismatched:
+    if config.rate.mismatched:
         folder = controls(
             run,
             config,
@@ -193,32 +185,35 @@ def offered(
             groups=groups,
             names=names,
             drawing=drawing,
-            seed=seed,
             round_index=round_index,
         ).artifacts["controls"]
-    return read_offer(round_index, manifest, folder, sources)
+    return read_offer(round_index, manifest, folder, sources_of(groups))
 
 
 @phase("controls")
 def controls(
     step: Phase,
-    config: RateSection,
+    config: RateConfig | Preferences,
     imitated: Imitated,
     groups: CandidateGroups,
     names: Mapping[str, tuple[str, str]],
     *,
     drawing: Drawing,
-    seed: int,
     round_index: int,
 ) -> PhaseResult:
     """Videos of listeners beside speakers to whom they were not listening."""
-    rng = drawn_by(seed, "controls", round_index)
-    chosen = choose_controls(imitated, groups, names, share=config.mismatched, rng=rng)
+    rng = drawn_by(config.seed, "controls", round_index)
+    chosen = choose_controls(imitated, groups, names, share=config.rate.mismatched, rng=rng)
     if not chosen:
         step.say("no control: all groups are of one speaker, or of clips of unlike length")
     by_id = {(c.prompt_id, c.candidate_id): c for group in groups.values() for c in group}
     jobs = (
-        _video(control, by_id[control.other_prompt, control.candidate_id], step, imitated)
+        video_of(
+            by_id[control.other_prompt, control.candidate_id],
+            step.directory / f"{control.video}.mp4",
+            imitated,
+            beside=control.prompt_id,
+        )
         for control in chosen
     )
     if chosen:
@@ -251,7 +246,7 @@ def choose_controls(
     offered = set(names.values())
     speakers = {i: speaker for i, (speaker, _) in imitated.corpus.moments("train").items()}
 
-    def ofsource_of(prompt_id: str, recorded: bool) -> list[Candidate]:
+    def answers_of(prompt_id: str, recorded: bool) -> list[Candidate]:
         return [
             candidate
             for candidate in groups[prompt_id]
@@ -269,8 +264,8 @@ def choose_controls(
         recorded = len(chosen) % 2 == 0
         others = [p for p in prompts.values() if speakers[p] != speakers[prompt_id]]
         rng.shuffle(others)
-        rivals = (each for other in others for each in ofsource_of(other, recorded)[:1])
-        own = ofsource_of(prompt_id, recorded)
+        rivals = (each for other in others for each in answers_of(other, recorded)[:1])
+        own = answers_of(prompt_id, recorded)
         if len(chosen) == wanted or not own:
             continue
         counterpart = own[rng.integers(len(own))]
@@ -294,12 +289,9 @@ def source_of(candidate: Candidate) -> str:
     return RECORDED if candidate.source == GROUND_TRUTH else candidate.source
 
 
-def _video(control: Control, rival: Candidate, step: Phase, imitated: Imitated) -> VideoJob:
-    """The speaker of the prompt, and a listener of another's."""
-    clip = imitated.corpus.clip(control.prompt_id)
-    motion = imitated.policy.to_motion(rival.reaction)
-    panels = (speaker_panel(clip, len(motion)), Panel("listener", motion))
-    return VideoJob(step.directory / f"{control.video}.mp4", panels, clip.speaker_audio)
+def sources_of(groups: CandidateGroups) -> dict[tuple[str, str], str]:
+    """Prompt and candidate id -> who answered."""
+    return {(c.prompt_id, c.candidate_id): source_of(c) for group in groups.values() for c in group}
 
 
 def require_consent(config: RateSection) -> None:

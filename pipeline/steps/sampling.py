@@ -365,9 +365,11 @@ def whole_groups(groups: CandidateGroups, videos: int) -> CandidateGroups:
     return whole
 
 
-def video_of(candidate: Candidate, path: Path, imitated: Imitated) -> VideoJob:
-    """Speaker and listener side by side."""
-    clip = imitated.corpus.clip(candidate.prompt_id)
+def video_of(
+    candidate: Candidate, path: Path, imitated: Imitated, *, beside: str | None = None
+) -> VideoJob:
+    """Speaker and listener side by side; `beside` is the prompt of another speaker."""
+    clip = imitated.corpus.clip(beside or candidate.prompt_id)
     motion = imitated.policy.to_motion(candidate.reaction)
     panels = (speaker_panel(clip, len(motion)), Panel("listener", motion))
     return VideoJob(path, panels, clip.speaker_audio)

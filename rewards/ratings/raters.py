@@ -15,10 +15,15 @@ TENTATIVE_ALPHA = 0.667  # below it, Krippendorff (2004) draws not even tentativ
 USEFUL_RELIABILITY = 0.5  # below it, most of what tells two candidates apart is the raters' noise
 
 
-def anonymous(ratings: Iterable[Rating]) -> list[Rating]:
-    """The ratings with raters called rater-1, rater-2, ... in the order of their first rating."""
-    names: dict[str, str] = {}
-    return [replace(r, rater=names.setdefault(r.rater, f"rater-{len(names) + 1}")) for r in ratings]
+def anonymous(ratings: Sequence[Rating]) -> list[Rating]:
+    """The ratings with raters called by their neutral names."""
+    names = neutral_raters(rating.rater for rating in ratings)
+    return [replace(rating, rater=names[rating.rater]) for rating in ratings]
+
+
+def neutral_raters(raters: Iterable[str]) -> dict[str, str]:
+    """Rater -> rater-1, rater-2, ... in the order of their first opinion."""
+    return {name: f"rater-{number}" for number, name in enumerate(dict.fromkeys(raters), 1)}
 
 
 @dataclass(frozen=True)

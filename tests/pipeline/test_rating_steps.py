@@ -98,12 +98,11 @@ def test_another_seed_and_another_round_draw_other_controls(tmp_path, monkeypatc
         step = Phase("controls", "controls", tmp_path, SimpleNamespace(log=lambda values: None))
         rating.controls.__wrapped__(
             step,
-            RateSection(mismatched=0.5),
+            RateConfig(seed=seed, rate=RateSection(mismatched=0.5)),
             IMITATED,
             groups=GROUPS,
             names=NAMES,
             drawing=drawing,
-            seed=seed,
             round_index=round_index,
         )
         return tuple(read_controls(tmp_path))
@@ -122,7 +121,9 @@ def test_what_was_said_is_read_by_the_next_phase(tmp_path, form):
     config = RateSection(form=form, raters=2, port=free_port())
     with Page(tmp_path / "rating", config, seed=0) as page:
         page.open(offer)
-        assert read_said(write_said(tmp_path, page, page.said(offer))) == [], "nobody said anything yet"
+        assert read_said(write_said(tmp_path, page, page.said(offer))) == [], (
+            "nobody said anything yet"
+        )
         for number in (0, 1):
             page.store.consent(page.store.raters()[number])
             rater = page.store.raters()[number]
