@@ -6,7 +6,6 @@ is stored or logged; only of those who give a wrong token is it known, for a min
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -26,7 +25,7 @@ from rapport.pipeline.rating.offers import Offer
 from rapport.pipeline.rating.quality import present_opinions, status
 from rapport.pipeline.rating.settings import PAGE
 from rapport.pipeline.rating.store import Place, Rater, Store, StoreError, Turn
-from rapport.pipeline.serve.doors import Refused, Rules, guard
+from rapport.pipeline.serve.doors import Refused, Rules, guard, misunderstood
 from rapport.rewards.ratings.comparisons import Choice, Comparison, write_comparisons
 from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating, write_ratings
 
@@ -88,7 +87,7 @@ def application(store: Store, token: str) -> FastAPI:
     # What raters may is in their key; the token and its pace are for what stands below /v1/.
     guard(app, Rules(token=token, origins=frozenset({store.config.url})))
     app.add_exception_handler(StoreError, _refused)
-    app.add_exception_handler(RequestValidationError, _misunderstood)
+    app.add_exception_handler(RequestValidationError, misunderstood)
     _of_raters(app, store)
     _of_studio(app, store)
 
@@ -292,12 +291,3 @@ def answers_csv(store: Store) -> str:
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StoreError)
     return Refused(error.status, "refused", str(error)).response()
-
-
-async def _misunderstood(request: Request, error: Exception) -> JSONResponse:
-    """In the form of all refusals, and without what was sent: that may be anything."""
-    message = "something was sent that is not understood here"
-    with contextlib.suppress(AttributeError, IndexError, KeyError):
-        first: dict[str, Any] = error.errors()[0]  # type: ignore[attr-defined]
-        message = f"{'.'.join(map(str, first['loc'][1:])) or 'body'}: {first['msg']}"
-    return Refused(422, "field", message).response()

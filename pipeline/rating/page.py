@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import uvicorn
 
 from rapport.files import write_atomic
 from rapport.log import logger
+from rapport.pipeline.ports import listening
 from rapport.pipeline.rating.app import application, links
 from rapport.pipeline.rating.offers import Offer
 from rapport.pipeline.rating.quality import Opinions, agreement, matched, present_opinions
@@ -44,7 +44,7 @@ class Page:
         self.config = config
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # links and answers are nobody else's
-        self._listens = listening(config.host, config.port)
+        self._listens = listening(config.host, config.port, "rate.port")
         self.store = Store(folder / "ratings.db", config, seed)
         self.token = os.environ.get(TOKEN) or self.store.secret("studio")
         self._server = uvicorn.Server(
@@ -157,24 +157,3 @@ class Page:
         """When the round is over: a run that is resumed has no more time than another."""
         began = float(self.store.noted(f"round {offer.number}", str(now)))
         return began + 3600 * self.config.hours
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        RunError: the port is not free, or the address is none of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listens = socket.socket(family)
-    listens.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listens.bind((host, port))
-        listens.listen(512)
-    except OSError as error:
-        listens.close()
-        raise RunError(
-            f"rate.port={port} on {host} is not free ({error}): end what is there, or take another "
-            "port"
-        ) from error
-    return listens

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 
 from rapport.actors.cluster import cluster
 from rapport.pipeline.data.candidates import read_candidates
+from rapport.pipeline.ports import until_interrupted
 from rapport.pipeline.rating.offers import Offer
 from rapport.pipeline.rating.page import Page
 from rapport.pipeline.rundir import Run
@@ -22,8 +22,6 @@ from rapport.pipeline.steps.rating import (
 )
 from rapport.pipeline.steps.sampling import earlier, earlier_imitation
 
-LOOK_S = 1.0
-
 
 def run(config: RateConfig, run: Run) -> None:
     """Offer, listen; at Ctrl-C write what was said. `--resume` opens the page again."""
@@ -31,7 +29,7 @@ def run(config: RateConfig, run: Run) -> None:
         offer = _offer(config, run)
         page.open(offer)
         say_where(page)
-        _until_interrupted()
+        until_interrupted()
         said = page.said(offer)
         file = write_said(run.directory, page, said)
         run.summary["survey"] = described_opinions(page, offer, said)
@@ -52,12 +50,3 @@ def _offer(config: RateConfig, run: Run) -> Offer:
             manifest=require_package(config.candidates),
             drawing=Drawing.of_run(config.candidates, config.cluster.lost_workers),
         )
-
-
-def _until_interrupted() -> None:
-    """Until Ctrl-C, which ends the page as it should be ended."""
-    try:
-        while True:
-            time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        return

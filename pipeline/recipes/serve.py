@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -11,18 +10,19 @@ import ray
 from ray import serve
 
 from rapport.actors.cluster import cluster
+from rapport.pipeline.ports import listening, until_interrupted
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.serve.deployment import APPLICATION, built
 from rapport.pipeline.settings import ServeConfig
 
 READY_S = 120.0
-LOOK_S = 1.0
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
 def run(config: ServeConfig, run: Run) -> None:
     """Serve until Ctrl-C."""
-    _require_free(config.serve.host, config.serve.port)
+    # Where somebody listens already, both would get every other request.
+    listening(config.serve.host, config.serve.port, "serve.port").close()
     with cluster(config.cluster.address, config.cluster.cpus):
         serve_until_interrupted(run, config)
 
@@ -38,7 +38,7 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
         _require_ready(url)
         ready = time.monotonic() - began
         step.say(f"{url} is ready after {ready:.1f} s; Ctrl-C ends it")
-        _wait()
+        until_interrupted()
     finally:
         serve.shutdown()
     return PhaseResult(
@@ -50,20 +50,6 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
 def listen_at(host: str, port: int) -> None:
     """Start Ray Serve in the cluster, without a log of who came from where."""
     serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
-
-
-def _require_free(host: str, port: int) -> None:
-    """Raise `RunError` where somebody listens already: both would get every other request."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            place.bind((host, port))
-        except OSError as error:
-            raise RunError(
-                f"serve.port={port} on {host} is not free ({error}): end what is there, or take "
-                "another port"
-            ) from error
 
 
 def _require_ready(url: str) -> None:
@@ -78,12 +64,3 @@ def _require_ready(url: str) -> None:
             if time.monotonic() > deadline:
                 raise RunError(f"{url} is not ready after {READY_S:g} s: {error}") from error
         time.sleep(0.1)
-
-
-def _wait() -> None:
-    """Until Ctrl-C, which ends the server as it should be ended."""
-    try:
-        while True:
-            time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        return

@@ -23,7 +23,7 @@ from fastapi.staticfiles import StaticFiles
 from rapport.log import logger
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.asyncapi import asyncapi
-from rapport.pipeline.serve.doors import Refused, guard, pace_of_bytes, pace_of_sound
+from rapport.pipeline.serve.doors import Refused, guard, misunderstood, pace_of_bytes, pace_of_sound
 from rapport.pipeline.serve.generations import router
 from rapport.pipeline.serve.record import Recorder
 from rapport.pipeline.serve.server import Server, as_prometheus
@@ -93,7 +93,7 @@ def application(server: Server) -> FastAPI:
     app = FastAPI(title="Rapport", lifespan=life, docs_url=None, redoc_url=None)
     guard(app, server.rules)
     app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _misunderstood)
+    app.add_exception_handler(RequestValidationError, misunderstood)
     app.include_router(router(server.generations))
 
     @app.get("/v1/policies")
@@ -183,14 +183,6 @@ def application(server: Server) -> FastAPI:
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
     return error.response()
-
-
-async def _misunderstood(request: Request, error: Exception) -> JSONResponse:
-    """In the form of all refusals, and without what was sent: that may be anything."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"][1:])
-    return Refused(422, "field", f"{field or 'body'}: {first['msg']}", field=field).response()
 
 
 def _judged(require: Any) -> JSONResponse:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -456,6 +457,14 @@ def guard(app: FastAPI, rules: Rules) -> None:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
         )
+
+
+async def misunderstood(request: Request, error: Exception) -> JSONResponse:
+    """In the form of all refusals, and without what was sent: that may be anything."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:])
+    return Refused(422, "field", f"{field or 'body'}: {first['msg']}", field=field).response()
 
 
 def _path(scope: Scope) -> str:
