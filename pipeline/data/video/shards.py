@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rapport.files import atomic, strict_json, write_atomic
-from rapport.pipeline.data.columns import JPEG_QUALITY, clip_schema, clips_to_table, row_to_clip
+from rapport.pipeline.data.columns import clip_schema, clips_to_table, jpeg, row_to_clip
 from rapport.pipeline.data.readers.dyads import Cutting
 from rapport.pipeline.data.readers.pictures import frame_moments, with_frames
 from rapport.pipeline.data.recording import Recording
@@ -331,8 +331,6 @@ def _decoded(
         taken = film.until(moment * _ALIKE_S + speaker.skipped)
         shown = taken[-1][1] if taken else shown
         for box in wanted[moment]:
-            file = io.BytesIO()
             crop = face_of(shown, speaker.person.part, np.array(box), plan.size)
-            Image.fromarray(crop).save(file, "jpeg", quality=JPEG_QUALITY, subsampling=0)
-            crops[moment, box] = file.getvalue()
+            crops[moment, box] = jpeg(crop)
     return crops
