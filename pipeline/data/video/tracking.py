@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
-from rapport.arrays import ArrayFileError, load_named
-from rapport.files import atomic
+from rapport.arrays import ArrayFileError, load_named, save_named
 from rapport.pipeline.data.recording import Film, Media, Recording, RecordingError
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.faces import SIZE
@@ -66,16 +65,15 @@ class Track:
 
     def save(self, path: Path) -> None:
         """Write an `.npz`, whole or not at all."""
-        with atomic(path) as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                values=self.motion.values,
-                layout=np.array(self.motion.layout.to_json()),
-                there=self.there,
-                seen=self.seen,
-                boxes=self.boxes,
-                share=np.array(self.share),
-            )
+        content = {
+            "values": self.motion.values,
+            "layout": np.array(self.motion.layout.to_json()),
+            "there": self.there,
+            "seen": self.seen,
+            "boxes": self.boxes,
+            "share": np.array(self.share),
+        }
+        save_named(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Track:
