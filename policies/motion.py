@@ -14,8 +14,7 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from rapport.arrays import described, load_named
-from rapport.files import atomic
+from rapport.arrays import described, load_named, save_named
 
 Topology = Literal["flame2020", "flame2023", "builtin", "faceverse", "arkit"]
 
@@ -182,8 +181,7 @@ class Motion:
 
     def save(self, path: str | Path) -> None:
         """Write an `.npz` of `values` (time, dim) and `layout`, a JSON text."""
-        with atomic(Path(path)) as partial, partial.open("wb") as file:
-            np.savez(file, values=self.values, layout=np.array(self.layout.to_json()))
+        save_named(path, {"values": self.values, "layout": np.array(self.layout.to_json())})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -1,10 +1,14 @@
-"""numpy's files, read without ever running what is in them."""
+"""numpy's files: written whole, and read without ever running what is in them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from rapport.files import atomic
 
 _NPY = b"\x93NUMPY"
 _ZIP = b"PK\x03\x04"
@@ -83,6 +87,12 @@ def load_named(path: str | Path) -> dict[str, np.ndarray]:
     if not isinstance(arrays, dict):
         raise ArrayFileError(f"{path} holds one array of {arrays.shape}, named ones are needed")
     return arrays
+
+
+def save_named(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write an `.npz` that `load_named` reads, whole or not at all, by whatever name it has."""
+    with atomic(Path(path)) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def described(arrays: dict[str, np.ndarray], most: int = 12) -> str:

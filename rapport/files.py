@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -45,6 +46,12 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file by `atomic`."""
     with atomic(path) as partial:
         partial.write_text(text)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:

@@ -14,8 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rapport.arrays import load_named
-from rapport.files import atomic
+from rapport.arrays import load_named, save_named
 from rapport.policies.motion import Layout, Motion
 from rapport.rewards.smoothing import moving_mean
 
@@ -106,16 +105,15 @@ class RidgeAffectEstimator:
 
     def save(self, path: str | Path) -> None:
         """Write to an `.npz` file, atomically."""
-        with atomic(Path(path)) as partial, open(partial, "wb") as file:
-            np.savez(
-                file,
-                format=FORMAT,
-                layout=self.layout.to_json(),
-                mean=self.mean,
-                scale=self.scale,
-                weights=self.weights,
-                bias=self.bias,
-            )
+        content = {
+            "format": FORMAT,
+            "layout": self.layout.to_json(),
+            "mean": self.mean,
+            "scale": self.scale,
+            "weights": self.weights,
+            "bias": self.bias,
+        }
+        save_named(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> RidgeAffectEstimator:

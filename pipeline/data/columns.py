@@ -234,13 +234,14 @@ def _frame_encoder() -> Callable[[np.ndarray | None], list[bytes] | None]:
         if frames is None:
             return None
         if id(frames) not in encoded:
-            encoded[id(frames)] = [_jpeg(frame) for frame in frames]
+            encoded[id(frames)] = [jpeg(frame) for frame in frames]
         return encoded[id(frames)]
 
     return frame_bytes
 
 
-def _jpeg(frame: np.ndarray) -> bytes:
+def jpeg(frame: np.ndarray) -> bytes:
+    """A frame (height, width, 3) uint8 as a corpus keeps it."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "jpeg", quality=JPEG_QUALITY, subsampling=0)
     return file.getvalue()

@@ -363,6 +363,13 @@ class Film:
             self._next = next(self._pictures, None)
         return taken
 
+    def rest(self) -> Iterator[Picture]:
+        """All pictures that were not given yet, one by one."""
+        while self._next is not None:
+            picture = self._next
+            self._next = next(self._pictures, None)
+            yield picture
+
     def newest(self, rate: float) -> Iterator[np.ndarray]:
         """What is seen `rate` times a second from the beginning on; the last picture stays.
 

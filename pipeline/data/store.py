@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rapport.files import atomic, strict_json
+from rapport.files import atomic, file_digest, strict_json
 from rapport.pipeline.data.columns import (
     APPROPRIATE_SCHEMA,
     LABEL_SCHEMA,
@@ -248,7 +248,7 @@ class CorpusWriter:
         files = {}
         for name, rows in sorted(rows_by_file.items()):
             file = self._folder / name
-            files[name] = {"rows": rows, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+            files[name] = {"rows": rows, "bytes": file.stat().st_size, "sha256": file_digest(file)}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "layout": json.loads(self._layout.to_json()),
@@ -718,8 +718,3 @@ def _naming_file(path: Path) -> Iterator[None]:
         raise CorpusError(
             f"{path} cannot be read as Parquet ({error}): restore it or rebuild the corpus"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -106,11 +106,9 @@ class RankedClips:
             recorded.append(clip.listener.subset(layout).window(0, frames))
             speakers.append(None if speaker is None else speaker.subset(layout).window(0, frames))
             speech.append(masks[:, :frames])
-        named = dict.fromkeys(other for clip_id in ids for other in appropriate[clip_id])
         others = {
             clip_id: corpus.clip(clip_id, ()).listener.subset(layout).window(0, frames)
-            for clip_id in named
-            if clip_id not in set(ids)
+            for clip_id in _beside(ids, appropriate)
         }
         return cls(ids, recorded, speakers, speech=speech, appropriate=appropriate, others=others)
 
@@ -133,15 +131,14 @@ class RankedClips:
     def part(self, clips: slice) -> RankedClips:
         """Some of the clips."""
         ids = self.ids[clips]
-        left = {**self.others, **dict(zip(self.ids, self.recorded, strict=True))}
-        named = dict.fromkeys(other for clip_id in ids for other in self.appropriate[clip_id])
+        listeners = {**self.others, **dict(zip(self.ids, self.recorded, strict=True))}
         return RankedClips(
             ids,
             self.recorded[clips],
             self.speakers[clips],
             speech=self.speech[clips],
             appropriate=self.appropriate,
-            others={clip_id: left[clip_id] for clip_id in named if clip_id not in set(ids)},
+            others={clip_id: listeners[clip_id] for clip_id in _beside(ids, self.appropriate)},
         )
 
     @property
@@ -153,6 +150,13 @@ class RankedClips:
         for row, clip_id in enumerate(self.ids):
             matrix[row, [places[other] for other in self.appropriate[clip_id]]] = 1
         return Targets([*self.recorded, *self.others.values()], matrix)
+
+
+def _beside(ids: Sequence[str], appropriate: Mapping[str, Sequence[str]]) -> list[str]:
+    """Clips whose listeners are appropriate to some clips, without these."""
+    answered = set(ids)
+    named = dict.fromkeys(other for clip_id in ids for other in appropriate[clip_id])
+    return [clip_id for clip_id in named if clip_id not in answered]
 
 
 def common_frames(answers: Mapping[str, np.ndarray]) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rapport.actors.renderer import Panel, VideoJob
-from rapport.files import strict_json, write_atomic
+from rapport.files import file_digest, strict_json, write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.rating_package import (
     HAND_OUT,
@@ -26,7 +26,6 @@ from rapport.pipeline.data.rating_package import (
 from rapport.pipeline.data.reactions import (
     REACTIONS,
     KeptReactions,
-    file_digest,
     read_reactions,
 )
 from rapport.pipeline.data.store import Corpus

@@ -127,7 +127,7 @@ def voice_activity(levels: np.ndarray, thresholds: VoiceThresholds) -> np.ndarra
     lowest = max(np.quantile(loud, 0.95) - thresholds.range_db, thresholds.floor_db)
     noise = noise_levels(levels, thresholds)
     speech = levels > np.maximum(lowest, noise + thresholds.above_noise_db)
-    bridged = _bridge(speech, thresholds.bridge, mirrored=thresholds.ends == "mirrored")
+    bridged = bridge(speech, thresholds.bridge, mirrored=thresholds.ends == "mirrored")
     lasting: np.ndarray = binary_opening(bridged, np.ones(thresholds.shortest))
     return lasting
 
@@ -141,11 +141,11 @@ def noise_levels(levels: np.ndarray, thresholds: VoiceThresholds) -> np.ndarray:
     return background
 
 
-def _bridge(speech: np.ndarray, longest_gap: int, mirrored: bool) -> np.ndarray:
-    """Close gaps of up to `longest_gap` (an even number) moments: grow speech, then shrink it.
+def bridge(speech: np.ndarray, longest_gap: int, mirrored: bool) -> np.ndarray:
+    """Speech (moments,) bool with its gaps of up to `longest_gap` moments, an even number, closed.
 
-    Growing stops at the ends of the sound, so where what lies beyond them is silent, that silence
-    is put there first.
+    It is grown, then shrunk. Growing stops at the ends of the sound, so where what lies beyond them
+    is silent, that silence is put there first.
     """
     padding = 0 if mirrored else longest_gap
     window = np.ones(longest_gap + 1)

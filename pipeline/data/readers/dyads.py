@@ -26,7 +26,13 @@ from rapport.log import logger
 from rapport.pipeline.data.audio import read_wav
 from rapport.pipeline.data.lengths import Lengths
 from rapport.pipeline.data.readers.pictures import Drawing, Painter, with_frames
-from rapport.pipeline.data.readers.splits import VALIDATION_SHARE, Stretch, hold_out
+from rapport.pipeline.data.readers.splits import (
+    VALIDATION_SHARE,
+    Stretch,
+    by_recording,
+    hold_out,
+    hold_out_both,
+)
 from rapport.pipeline.data.readers.transcripts import KINDS, Transcripts, read_transcript
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.windows import cut, window_starts
@@ -37,8 +43,6 @@ from rapport.wording import first_few
 _PIECE = re.compile(r"_sub_video_\d+$")
 # Folders that are splits. DualTalk's `ood` has people of other films and is not read.
 PUBLISHED = ("train", "test")
-# Of a flat folder, for each of validation and test.
-HELD_OUT_SHARE = 0.25
 
 
 @dataclass
@@ -212,7 +216,7 @@ def transcripts_beside(path: str | Path, transcriber: str | None) -> Transcripts
 
 def _recordings(
     root: Path, form: Format, counts: ReadCounts
-) -> tuple[dict[str, Recording], dict[str, list[Stretch]]]:
+) -> tuple[dict[str, Recording], dict[str | int, list[Stretch]]]:
     """Recordings by a key of their own, and which parts of them belong to which split."""
     if not root.is_dir():
         raise CorpusError(f"no folder {root}: corpus.root must hold {form.owner}'s files")
@@ -224,9 +228,7 @@ def _recordings(
     if missing:
         scanned = {recording.name: recording for recording in _scan(root, form, counts)}
         stretches = [Stretch(key, scanned[key].conversation, "train") for key in scanned]
-        # The second share is of what the first has left.
-        stretches = hold_out(stretches, "test", HELD_OUT_SHARE)
-        stretches = hold_out(stretches, "validation", HELD_OUT_SHARE / (1 - HELD_OUT_SHARE))
+        stretches = hold_out_both(stretches)
     else:
         scanned = {}
         stretches = []
@@ -236,10 +238,7 @@ def _recordings(
                 scanned[key] = recording
                 stretches.append(Stretch(key, recording.conversation, split=folder))
         stretches = hold_out(stretches, "validation", VALIDATION_SHARE)
-    by_key: dict[str, list[Stretch]] = {}
-    for stretch in stretches:
-        by_key.setdefault(str(stretch.recording), []).append(stretch)
-    return scanned, by_key
+    return scanned, by_recording(stretches)
 
 
 def _scan(folder: Path, form: Format, counts: ReadCounts) -> list[Recording]:

@@ -59,6 +59,7 @@ from rapport.pipeline.data.readers.pictures import Filming, Look, Stills, with_f
 from rapport.pipeline.data.readers.splits import (
     VALIDATION_SHARE,
     Stretch,
+    by_recording,
     hold_out,
     require_splits,
 )
@@ -497,7 +498,7 @@ def _files(name: str, folders: Mapping[str, Path | None], kind: Kind, missing: l
     return Files(name, **files)
 
 
-def _stretches(pairs: Sequence[Pair]) -> dict[int, list[Stretch]]:
+def _stretches(pairs: Sequence[Pair]) -> dict[str | int, list[Stretch]]:
     """Which parts of each pair belong to which split.
 
     Without a test split validation becomes it, and validation is held out of training.
@@ -513,11 +514,7 @@ def _stretches(pairs: Sequence[Pair]) -> dict[int, list[Stretch]]:
     ]
     if not whole:
         stretches = hold_out(stretches, "validation", VALIDATION_SHARE)
-    by_pair: dict[int, list[Stretch]] = {}
-    for stretch in stretches:
-        assert isinstance(stretch.recording, int)
-        by_pair.setdefault(stretch.recording, []).append(stretch)
-    return by_pair
+    return by_recording(stretches)
 
 
 # -- Who is appropriate to whom --

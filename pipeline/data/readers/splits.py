@@ -10,6 +10,8 @@ from rapport.pipeline.data.store import SPLITS, CorpusError
 
 # Where publishers have no validation split, so much of their training split becomes it.
 VALIDATION_SHARE = 0.1
+# Where they have none at all, so much becomes test, and as much again validation.
+HELD_OUT_SHARE = 0.25
 # Of a single recording, which would else be held out by less than a clip.
 TIME_SHARE = 0.25
 
@@ -63,6 +65,21 @@ def hold_out(stretches: Sequence[Stretch], split: str, share: float) -> list[Str
         logger.warning(f"  {split}: the last {share:.0%} of the training part of one recording")
         return [piece for stretch in stretches for piece in _cut(stretch, split, share)]
     return [replace(stretch, split=split) if stretch in taken else stretch for stretch in stretches]
+
+
+def hold_out_both(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Make `HELD_OUT_SHARE` of the training stretches test, and as much of them validation."""
+    rest = hold_out(stretches, "test", HELD_OUT_SHARE)
+    # The second share is of what the first has left.
+    return hold_out(rest, "validation", HELD_OUT_SHARE / (1 - HELD_OUT_SHARE))
+
+
+def by_recording(stretches: Sequence[Stretch]) -> dict[str | int, list[Stretch]]:
+    """The stretches of each recording."""
+    grouped: dict[str | int, list[Stretch]] = {}
+    for stretch in stretches:
+        grouped.setdefault(stretch.recording, []).append(stretch)
+    return grouped
 
 
 def _cut(stretch: Stretch, split: str, share: float) -> list[Stretch]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from rapport.pipeline.data.recording import Recording
 from rapport.pipeline.data.video.sides import Side
-from rapport.pipeline.data.video.tracking import HEIGHT, Track, face_of
+from rapport.pipeline.data.video.tracking import Track, face_of, film_of
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head.asset import HeadAsset
 from rapport.policies.head.flame import FlameHead
@@ -57,15 +57,9 @@ def _parts(sides: Mapping[str, Side], asset: HeadAsset, fps: float) -> Iterator[
 def _film(known: Side, fps: float) -> Iterator[np.ndarray]:
     """The person's crop at every frame."""
     assert known.track is not None and known.media is not None
-    film = Recording(known.media.path, known.media).film(HEIGHT, square=False, enlarged=False)
-    assert film is not None
-    shown = film.first
-    for number in range(len(known.track)):
-        taken = film.until(number / fps + known.skipped)
-        if taken:
-            shown = taken[-1][1]
-        assert shown is not None
-        yield face_of(shown, known.person.part, known.track.boxes[number], PIXELS)
+    seen = islice(film_of(known.media).newest(fps), round(known.skipped * fps), None)
+    for box, picture in zip(known.track.boxes, seen, strict=False):
+        yield face_of(picture, known.person.part, box, PIXELS)
 
 
 def _drawn(

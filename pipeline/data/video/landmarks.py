@@ -9,7 +9,6 @@ the extra carries them, and they are taken by their digest; or a file of one's o
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from rapport.files import file_digest
 from rapport.pipeline.data.store import CorpusError
 
 WEIGHTS = "face_landmarker.task"
@@ -108,12 +108,12 @@ def find_weights(path: Path | None) -> tuple[Path, str]:
     if path is not None:
         if not path.is_file():
             raise CorpusError(f"corpus.landmarker={path}: no such file")
-        return path, _sha256(path)
+        return path, file_digest(path)
     for package in CARRIERS:
         found = importlib.util.find_spec(package)  # which does not import it
         for folder in [] if found is None else found.submodule_search_locations or []:
             for file in sorted(Path(folder).rglob(WEIGHTS)):
-                digest = _sha256(file)
+                digest = file_digest(file)
                 if digest != DIGEST:
                     raise CorpusError(
                         f"{file} is another file than Google's: SHA-256 {digest[:12]}, not "
@@ -147,8 +147,3 @@ def _missing(error: Exception) -> CorpusError:
         f"corpus.kind=video tracks faces by MediaPipe, which is not there ({error}): {INSTALL}. Or "
         "bring tracks of your own, corpus.tracks=FOLDER"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

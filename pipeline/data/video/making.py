@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +105,7 @@ class Tracker(Worker):
             return {"rejected": f"the process that read it died {before} times"}
         write_atomic(tries, "x" * (before + 1))
         began = time.monotonic()
-        used = _cpu_seconds()
+        used = time.process_time()
         try:
             sides = read_sides(recorded, self.plan.fps, self._eyes, self._ear, self._transcripts)
             return write_shard(
@@ -118,7 +117,7 @@ class Tracker(Worker):
                 key=key_of(recorded, self.plan, self.tools.about),
                 cost=lambda: {
                     "wall_s": time.monotonic() - began,
-                    "cpu_s": _cpu_seconds() - used,
+                    "cpu_s": time.process_time() - used,
                 },
             )
         except OSError as error:
@@ -129,11 +128,6 @@ class Tracker(Worker):
             known = isinstance(error, ValueError)
             what = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
             return {"rejected": what[:_LINE]}
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def make_shards(

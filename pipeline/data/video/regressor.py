@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rapport.arrays import ArrayFileError, load_named
-from rapport.files import atomic
+from rapport.arrays import ArrayFileError, load_named, save_named
 from rapport.log import logger
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.faces import Models
@@ -158,13 +157,8 @@ class Regressor:
 
     def save(self, path: Path) -> None:
         """Write an `.npz` that `load` reads; whole or not at all."""
-        content: dict[str, Any] = {
-            **self.arrays,
-            "layout": np.array(self.layout.to_json()),
-            "about": np.array(json.dumps(self.about)),
-        }
-        with atomic(path) as partial, partial.open("wb") as file:
-            np.savez(file, **content)
+        texts = {"layout": self.layout.to_json(), "about": json.dumps(self.about)}
+        save_named(path, self.arrays | {name: np.array(text) for name, text in texts.items()})
 
     @classmethod
     def load(cls, path: Path) -> Regressor:

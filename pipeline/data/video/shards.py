@@ -25,16 +25,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rapport.files import atomic, strict_json, write_atomic
-from rapport.pipeline.data.columns import JPEG_QUALITY, clip_schema, clips_to_table, row_to_clip
+from rapport.pipeline.data.columns import clip_schema, clips_to_table, jpeg, row_to_clip
 from rapport.pipeline.data.readers.dyads import Cutting
 from rapport.pipeline.data.readers.pictures import frame_moments, with_frames
-from rapport.pipeline.data.recording import Recording
 from rapport.pipeline.data.store import ROW_GROUP, CorpusError
 from rapport.pipeline.data.video.beside import write_beside
 from rapport.pipeline.data.video.quality import Gauge, jitter, movement
 from rapport.pipeline.data.video.sides import Side
 from rapport.pipeline.data.video.table import Recorded
-from rapport.pipeline.data.video.tracking import HEIGHT, Track, face_of
+from rapport.pipeline.data.video.tracking import Track, face_of, film_of
 from rapport.pipeline.data.windows import cut, window_starts
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import TopologyError
@@ -323,16 +322,14 @@ def _decoded(
 ) -> dict[tuple[int, Box], bytes]:
     """Crops as JPEG, by moment and box; at a moment the last picture that was there by then."""
     assert speaker.media is not None
-    film = Recording(speaker.media.path, speaker.media).film(HEIGHT, square=False, enlarged=False)
-    assert film is not None and film.first is not None
+    film = film_of(speaker.media)
     shown = film.first
     crops = {}
     for moment in sorted(wanted):
         taken = film.until(moment * _ALIKE_S + speaker.skipped)
         shown = taken[-1][1] if taken else shown
+        assert shown is not None
         for box in wanted[moment]:
-            file = io.BytesIO()
             crop = face_of(shown, speaker.person.part, np.array(box), plan.size)
-            Image.fromarray(crop).save(file, "jpeg", quality=JPEG_QUALITY, subsampling=0)
-            crops[moment, box] = file.getvalue()
+            crops[moment, box] = jpeg(crop)
     return crops

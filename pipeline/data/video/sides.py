@@ -180,12 +180,7 @@ def brought(path: Path, media: Media, fps: float) -> Track:
 def _picture_times(media: Media) -> np.ndarray:
     film = Recording(media.path, media).film(16, square=False)
     assert film is not None
-    times: list[float] = []
-    second = 1
-    while (pictures := film.until(second)) is not None:
-        times += [time for time, _ in pictures]
-        second += 1
-    return np.array(times)
+    return np.array([time for time, _ in film.rest()])
 
 
 def _sound(person: Person, films: Mapping[Path, Media]) -> np.ndarray | None:

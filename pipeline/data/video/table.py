@@ -26,7 +26,7 @@ from typing import get_args
 
 from rapport.files import visible
 from rapport.log import logger
-from rapport.pipeline.data.readers.splits import VALIDATION_SHARE, Stretch, hold_out
+from rapport.pipeline.data.readers.splits import Stretch, by_recording, hold_out_both
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.tracking import Part
 from rapport.wording import first_few
@@ -35,7 +35,6 @@ FILMS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"
 SIDES = ("a", "b")
 PER_SIDE = ("file", "part", "sound", "person", "track")
 COLUMNS = ("recording", *(f"{what}_{side}" for side in SIDES for what in PER_SIDE), "later_b")
-HELD_OUT_SHARE = 0.25
 _NAME = re.compile(r"[\w .()+-]+")
 _SIDE_OF_FILE = re.compile(r"(?P<recording>.+)_speaker(?P<side>[12])", re.I)
 
@@ -211,7 +210,7 @@ def _with_tracks(recording: Recorded, folder: Path | None) -> Recorded:
     return Recorded(recording.name, people, recording.later_b)
 
 
-def split_by_person(recordings: list[Recorded]) -> dict[str, list[Stretch]]:
+def split_by_person(recordings: list[Recorded]) -> dict[str | int, list[Stretch]]:
     """Which parts of the recordings belong to which split; nobody is in two.
 
     Recordings that share a person, or share them with a third one, belong together.
@@ -236,10 +235,4 @@ def split_by_person(recordings: list[Recorded]) -> dict[str, list[Stretch]]:
         stretches.append(Stretch(recording.name, people, "train"))
     if len({stretch.people for stretch in stretches}) == 1 and len(stretches) > 1:
         logger.warning("  all recordings are connected by people whom they share")
-    stretches = hold_out(stretches, "test", HELD_OUT_SHARE)
-    share = max(VALIDATION_SHARE, HELD_OUT_SHARE / (1 - HELD_OUT_SHARE))
-    stretches = hold_out(stretches, "validation", share)
-    by_name: dict[str, list[Stretch]] = {}
-    for stretch in stretches:
-        by_name.setdefault(str(stretch.recording), []).append(stretch)
-    return by_name
+    return by_recording(hold_out_both(stretches))

@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
-from rapport.arrays import ArrayFileError, load_named
-from rapport.files import atomic
-from rapport.pipeline.data.recording import Media, Recording, RecordingError
+from rapport.arrays import ArrayFileError, load_named, save_named
+from rapport.pipeline.data.recording import Film, Media, Recording, RecordingError
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.faces import SIZE
 from rapport.pipeline.data.video.landmarks import Face, Landmarker
@@ -66,16 +65,15 @@ class Track:
 
     def save(self, path: Path) -> None:
         """Write an `.npz`, whole or not at all."""
-        with atomic(path) as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                values=self.motion.values,
-                layout=np.array(self.motion.layout.to_json()),
-                there=self.there,
-                seen=self.seen,
-                boxes=self.boxes,
-                share=np.array(self.share),
-            )
+        content = {
+            "values": self.motion.values,
+            "layout": np.array(self.motion.layout.to_json()),
+            "there": self.there,
+            "seen": self.seen,
+            "boxes": self.boxes,
+            "share": np.array(self.share),
+        }
+        save_named(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Track:
@@ -226,6 +224,18 @@ def _alike(box: np.ndarray, other: np.ndarray) -> bool:
     return bool(off < _OFF * other[2] and 1 / _UNLIKE < ratio < _UNLIKE)
 
 
+def film_of(media: Media) -> Film:
+    """The pictures of a film as faces are looked for in them.
+
+    Raises:
+        RecordingError: it has none, or they cannot be decoded; names the file.
+    """
+    film = Recording(media.path, media).film(HEIGHT, square=False, enlarged=False)
+    if film is None:
+        raise RecordingError(f"{media.path} has no pictures")
+    return film
+
+
 def follow(media: Media, followers: Sequence[Follower], fps: float) -> list[Track]:
     """Track the people in a film, which is decoded once.
 
@@ -238,18 +248,13 @@ def follow(media: Media, followers: Sequence[Follower], fps: float) -> list[Trac
         RecordingError: there are no pictures, they cannot be decoded, or one of the people is never
             seen; names the file.
     """
-    film = Recording(media.path, media).film(HEIGHT, square=False, enlarged=False)
-    if film is None:
-        raise RecordingError(f"{media.path} has no pictures")
+    film = film_of(media)
     due = -np.inf
-    second = 1
-    while (pictures := film.until(second)) is not None:
-        second += 1
-        for time, picture in pictures:
-            if time >= due:
-                due = time + _SPARE / fps
-                for follower in followers:
-                    follower.look(time, picture)
+    for time, picture in film.rest():
+        if time >= due:
+            due = time + _SPARE / fps
+            for follower in followers:
+                follower.look(time, picture)
     frames = int(film.seconds * fps)
     try:
         return [follower.track(fps, frames) for follower in followers]

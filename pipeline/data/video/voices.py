@@ -16,13 +16,11 @@ import numpy as np
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.landmarks import INSTALL
 from rapport.policies.clip import AUDIO_RATE
-from rapport.rewards.ratings.voice import RECORDING, STEP, step_levels, voice_activity
+from rapport.rewards.ratings.voice import RECORDING, STEP, bridge, step_levels, voice_activity
 
 WINDOW = 512  # samples that Silero hears at once
 CONTEXT = 64  # samples of the window before, which it hears again
 SPEECH = 0.5  # probability from which on a window is speech
-# Gaps of speech that are no pauses, in steps of 10 ms: stop consonants (Heldner & Edlund 2010).
-_GAP = 20
 Ear = Callable[[np.ndarray], np.ndarray]  # (samples,) at AUDIO_RATE -> (samples // 160,) bool
 
 
@@ -86,7 +84,7 @@ class Silero:
         steps = np.arange(len(audio) // STEP)
         # A step belongs to the window that has its middle.
         windows = ((steps + 0.5) * STEP // WINDOW).astype(int)
-        return _bridged(chances[windows] >= SPEECH)
+        return bridge(chances[windows] >= SPEECH, RECORDING.bridge, mirrored=False)
 
     def _chances(self, audio: np.ndarray) -> np.ndarray:
         """Probability of speech of every window, the last one filled up with silence."""
@@ -101,13 +99,3 @@ class Silero:
             chance, state = self._session.run(None, {"input": part, "state": state, "sr": rate})
             chances[number] = chance[0, 0]
         return chances
-
-
-def _bridged(speech: np.ndarray) -> np.ndarray:
-    """Speech with its short gaps."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], speech.astype(np.int8), [0]])))
-    bridged = speech.copy()
-    for stop, start in zip(edges[1:-1:2], edges[2::2], strict=True):
-        if start - stop <= _GAP:
-            bridged[stop:start] = True
-    return bridged
