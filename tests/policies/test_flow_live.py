@@ -15,9 +15,9 @@ from rapport.policies.flow.model import initialised, time_features
 from rapport.policies.flow.policy import FlowPolicy, Sampler
 from rapport.policies.flow.sampling import generate_long, ode, window_noise
 from rapport.policies.flow.settings import EncodersConfig
-from rapport.policies.flow.step import together
 from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import LayoutError, Motion
+from rapport.policies.sessions import together
 from tests.small_flow import LATENTS, small_policy, two_people
 
 R = 8
