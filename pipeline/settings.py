@@ -66,9 +66,8 @@ CONCLUDED = ("judge.ablations", "judge.omegas", "judge.long_frames")  # said of 
 # What answers held-out prompts, where answers are there already.
 REACTED = (
     *("vla", "sft", "imitate", "imitation", "roles", "encoders", "vae", "flow", "reactface"),
-    *("learner",),
-    *("rollout", "judge", "evaluation.split", "evaluation.prompts", "evaluation.samples"),
-    "evaluation.clips",
+    *("learner", "rollout", "judge", "evaluation.split", "evaluation.prompts"),
+    *("evaluation.samples", "evaluation.clips"),
 )
 STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # how AR-Flow is trained
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class ByPosNet:
     """
 
     net: PosNet
-    memory: int = 1
+    memory: ClassVar[int] = 1
 
     @torch.no_grad()
     def __call__(self, shown: Motion | None, window: Motion) -> Motion:

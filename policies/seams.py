@@ -9,7 +9,7 @@ later, so it serves a session as it serves a file. Another one is a trained netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def heads(shown: Motion | None, window: Motion) -> tuple[np.ndarray, np.ndarray]
 class Unsmoothed:
     """Leaves joints as they are."""
 
-    memory: int = 0
+    memory: ClassVar[int] = 0
 
     def __call__(self, shown: Motion | None, window: Motion) -> Motion:
         """The window itself."""
@@ -161,7 +161,7 @@ class Inertialisation:
     """
 
     frames: int = 12
-    memory: int = 2
+    memory: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.frames < 1:

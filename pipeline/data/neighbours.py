@@ -53,17 +53,23 @@ def appropriate_to(
     if by == "recorded":
         others: Mapping[str, Sequence[str]] = {}
     elif by == "corpus":
-        others = load_appropriate(corpus.path)
+        others = named(corpus, split)
     elif by == "alike":
         others = _of_nearest(corpus, split, speaker_features(corpus, split), count)
     else:
         others = _of_random(corpus, split, count, np.random.default_rng(seed))
+    return {
+        clip_id: [clip_id, *(i for i in others.get(clip_id, ()) if i != clip_id)]
+        for clip_id in corpus.clip_ids(split)
+    }
+
+
+def named(corpus: Corpus, split: str) -> Appropriate:
+    """Clips of a split -> the clips of it that the corpus names; the own one only if it fits."""
+    known = load_appropriate(corpus.path)
     ids = corpus.clip_ids(split)
     here = set(ids)
-    return {
-        clip_id: [clip_id, *(i for i in others.get(clip_id, ()) if i != clip_id and i in here)]
-        for clip_id in ids
-    }
+    return {clip_id: [i for i in known.get(clip_id, ()) if i in here] for clip_id in ids}
 
 
 def without_own(appropriate: Mapping[str, Sequence[str]]) -> Appropriate:

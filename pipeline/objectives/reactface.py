@@ -36,7 +36,7 @@ class Reacting(PolicyObjective):
     @cached_property
     def listeners(self) -> Dataset:
         """Of the table what labels are made of: prompts are large."""
-        return self.rows.select_columns(["frames", "listener"])
+        return self.rows.select_columns(["listener"])
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Speakers, some without a stream, the reactions to be near to, noise and places.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rapport.pipeline.data.candidates import POLICY, Candidate
-from rapport.pipeline.data.store import load_appropriate
+from rapport.pipeline.data.neighbours import named
 from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import Preferences
 from rapport.pipeline.steps.corpus import choose
@@ -133,12 +133,12 @@ def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
     """
     corpus = imitated.corpus
     layout = imitated.policy.layout
-    fitting = load_appropriate(corpus.path)
+    fitting = named(corpus, "train")
     moments = corpus.moments("train")
     groups: dict[str, list[ReactionId]] = {}
     answers: dict[str, list[ReactionId]] = {}
     for prompt_id in prompt_ids:
-        listeners = [clip_id for clip_id in fitting[prompt_id] if clip_id in moments]
+        listeners = fitting[prompt_id]
         others = [clip_id for clip_id in listeners if clip_id != prompt_id]
         for clip_id in others or listeners:
             reaction = ReactionId(prompt_id, clip_id)

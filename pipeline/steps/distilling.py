@@ -109,6 +109,5 @@ def compare(
 
 def _against(given: Answers, well: Answers) -> dict[str, float]:
     """Variance by group over the teacher's, and the correlation of latents from the same noise."""
-    kept = {group: value / well.variances[group] for group, value in given.variances.items()}
     alike = np.corrcoef(given.latents.ravel(), well.latents.ravel())[0, 1]
-    return kept | {"same noise, r": float(alike)}
+    return given.kept(well) | {"same noise, r": float(alike)}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from rapport.pipeline.data.store import Corpus, load_appropriate
+from rapport.pipeline.data.neighbours import appropriate_to, named
+from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
 from rapport.pipeline.objectives.settings import ReactFaceTraining
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
@@ -69,12 +70,9 @@ def fitting_clips(corpus: Corpus, config: ReactFaceTraining) -> dict[str, list[s
     Raises:
         RunError: nobody but recorded listeners fits any speaker.
     """
-    clip_ids = corpus.clip_ids("train")
     if config.assign == "recorded":
-        return {clip_id: [clip_id] for clip_id in clip_ids}
-    known = load_appropriate(corpus.path)
-    train = set(clip_ids)
-    fitting = {clip_id: [name for name in known[clip_id] if name in train] for clip_id in clip_ids}
+        return appropriate_to(corpus, "train", "recorded")
+    fitting = named(corpus, "train")
     if not any(set(names) - {clip_id} for clip_id, names in fitting.items()):
         raise RunError(
             f"reactface.assign={config.assign} needs several appropriate reactions to a speaker, "

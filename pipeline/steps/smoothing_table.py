@@ -45,7 +45,6 @@ UNTRAINED: Mapping[str, Smoother] = {
     "moving average": MovingAverage(),
     "inertialisation": Inertialisation(),
 }
-_JUMPS = 0.7  # standard deviations of a listener's head over a clip
 
 
 def smoothing_table(
@@ -141,7 +140,7 @@ def _broken(
     columns = head_columns(corpus.layout)
     scale = np.sqrt(np.mean([motion.values[:, columns].var(axis=0) for motion in recorded], axis=0))
     rng = np.random.default_rng(seed)
-    broken = [with_jumps(each, frames, rng, scale=scale, size=_JUMPS) for each in recorded]
+    broken = [with_jumps(each, frames, rng, scale=scale) for each in recorded]
     return broken, recorded
 
 
@@ -152,13 +151,12 @@ def _answers(
     clips = list(itertools.islice(corpus.clips(split), count))
     prompts = [policy.encode(clip) for clip in clips]
     sampled = policy.sample(prompts, 1, list(range(seed, seed + len(clips))))
-    answers = policy.to_motions([reactions[0] for reactions in sampled])
-    recorded = [clip.listener.subset(policy.layout) for clip in clips]
-    pairs = [
-        (answer, motion.window(0, len(answer)))
-        for answer, motion in zip(answers, recorded, strict=True)
+    answers = policy.to_motions([reaction for [reaction] in sampled])
+    recorded = [
+        clip.listener.subset(policy.layout).window(0, len(answer))
+        for clip, answer in zip(clips, answers, strict=True)
     ]
-    return [answer for answer, _ in pairs], [motion for _, motion in pairs]
+    return answers, recorded
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from rapport.pipeline.steps.imitation_flow import earlier_flow
 from rapport.policies.flow.policy import FlowPolicy, Sampler
 from rapport.policies.flow.settings import Solver
 from rapport.policies.motion import Motion
-from rapport.policies.tables import read_table
 
 WELL = 64  # evaluations by the midpoint rule
 RULES: tuple[tuple[Solver, int], ...] = (
@@ -40,6 +39,10 @@ class Answers:
 
     latents: np.ndarray
     variances: Mapping[str, float]
+
+    def kept(self, well: Answers) -> dict[str, float]:
+        """Variances over those of better answers."""
+        return {group: value / well.variances[group] for group, value in self.variances.items()}
 
 
 def answers_by(
@@ -67,17 +70,16 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--windows", type=int, default=256)
     given = parser.parse_args(arguments)
     earlier = earlier_flow(given.run)
-    assert earlier.windows is not None
-    table = read_table(earlier.windows / "validation.arrow")
+    table = earlier.encoded("validation")
+    assert table is not None
     rows = [table[i] for i in range(min(given.windows, len(table)))]
     policy = FlowPolicy.load(earlier.policy_path)
-    well = answers_by(policy, rows, "midpoint", WELL).variances
-    print("| | " + " | ".join(well) + " |")
-    print("| --- |" + " --- |" * len(well))
+    well = answers_by(policy, rows, "midpoint", WELL)
+    print("| | " + " | ".join(well.variances) + " |")
+    print("| --- |" + " --- |" * len(well.variances))
     found = {}
     for solver, evaluations in RULES:
-        spread = answers_by(policy, rows, solver, evaluations).variances
-        kept = {group: value / well[group] for group, value in spread.items()}
+        kept = answers_by(policy, rows, solver, evaluations).kept(well)
         print(f"| {solver} {evaluations} | " + " | ".join(f"{x:.2f}" for x in kept.values()) + " |")
         found[f"{solver} {evaluations}"] = kept
     return found

@@ -10,21 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.conditions import LEAD, MODALITIES
 from rapport.policies.flow.encoders import LogMel
 from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
 from rapport.policies.flow.sampling import latent_noise, ode
-from rapport.policies.flow.step import FlowStep, Given, Sessions, apart, together
+from rapport.policies.flow.step import FlowStep, Given, Sessions
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
-from rapport.policies.motion import Motion, require_same_layout
+from rapport.policies.motion import Motion
+from rapport.policies.sessions import (
+    apart,
+    chunk_motion,
+    from_arrays,
+    stacked_acts,
+    to_arrays,
+    together,
+)
 
 Streams = Mapping[str, Tensor | None]  # of a chunk, by modality
 
@@ -178,11 +184,8 @@ class LiveFlow:
         Raises:
             ValueError: as of `step`, or a latent has another size.
         """
-        dim = self.policy.flow.config.latent_dim
-        for act in acts:
-            if act.shape != (dim,) or not np.isfinite(act).all():
-                raise ValueError(f"a latent is {dim} finite numbers, got {act.shape}")
-        return self._advance(states, heard, torch.from_numpy(np.stack(acts)))[1]
+        done = stacked_acts(acts, self.policy.flow.config.latent_dim, "a latent")
+        return self._advance(states, heard, done)[1]
 
     def settled(self, state: State) -> int:
         """All but the last half latent."""
@@ -215,23 +218,17 @@ class LiveFlow:
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
         plain = {name: getattr(state, name) for name in ("seed", "lead", "first", "number")}
-        arrays: dict[str, Any] = {"sound": state.sound, "own_sound": state.own_sound}
-        for number, tensor in enumerate(pytree.tree_leaves(state.kept)):
-            arrays[str(number)] = _array(tensor)
-        return packed(plain, arrays)
+        sounds = {"sound": state.sound, "own_sound": state.own_sound}
+        return packed(plain, to_arrays(state.kept) | sounds)
 
     def unpack(self, session: bytes) -> State:
         """What `pack` was given."""
-        plain, values = unpacked(session)
-        likes, structure = pytree.tree_flatten(self.advance.start(None, LEAD))
-        tensors = [
-            torch.from_numpy(values[str(number)]).to(like) for number, like in enumerate(likes)
-        ]
+        plain, arrays = unpacked(session)
         return State(
             **plain,
-            sound=values["sound"],
-            own_sound=values["own_sound"],
-            kept=pytree.tree_unflatten(tensors, structure),
+            sound=arrays["sound"],
+            own_sound=arrays["own_sound"],
+            kept=from_arrays(arrays, like=self.advance.start(None, LEAD)),
         )
 
     def _unsettled(self, state: State) -> int:
@@ -273,11 +270,8 @@ class LiveFlow:
         """Frames of the partner."""
         if motion is None:
             return None
-        require_same_layout(motion.layout, self.policy.layout, "the partner's motion")
         frames = self.policy.flow.config.downsample
-        if len(motion) != frames:
-            raise ValueError(f"a chunk has {frames} frames of motion, got {len(motion)}")
-        return torch.from_numpy(motion.values)
+        return chunk_motion(motion, self.policy.layout, frames, "the partner's motion")
 
     def _given(self, states: Sequence[State], streams: Sequence[Streams]) -> Given:
         """What all sessions are given, where they are computed."""
@@ -302,11 +296,3 @@ class LiveFlow:
             actor_audio=stacked("actor_audio", config.audio_dim).to(like),
             noise=torch.stack(noise).unsqueeze(1).to(like),
         )
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    """A tensor as numpy, which knows no bfloat16, has it."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.float()
-    values: np.ndarray = tensor.cpu().numpy()
-    return values

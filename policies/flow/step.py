@@ -7,7 +7,7 @@ it, and never waits for the host. It is made of what `sampling.generate_long` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -197,17 +197,3 @@ class FlowStep:
             clean=finished.clean,
             shown=shown.where(number[:, 0] >= 0),
         )
-
-
-def together(sessions: Sequence[Sessions]) -> Sessions:
-    """Batches of sessions as one."""
-    joined: Sessions = pytree.tree_map(lambda *rows: torch.cat(rows), *sessions)
-    return joined
-
-
-def apart(sessions: Sessions) -> list[Sessions]:
-    """Each session of a batch alone."""
-    count = len(sessions.clean)
-    return [
-        pytree.tree_map(lambda rows, row=row: rows[row : row + 1], sessions) for row in range(count)
-    ]

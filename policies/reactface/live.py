@@ -18,9 +18,17 @@ from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.sampling import latent_noise
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
-from rapport.policies.motion import Motion, require_same_layout
+from rapport.policies.motion import Motion
 from rapport.policies.reactface.model import Past, Scene, Senses, Tokens
 from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.sessions import (
+    apart,
+    chunk_motion,
+    from_arrays,
+    stacked_acts,
+    to_arrays,
+    together,
+)
 
 
 class Kept(NamedTuple):
@@ -132,11 +140,7 @@ class LiveReactFace:
         Raises:
             ValueError: as of `step`, or z has another size.
         """
-        dim = self.model.sizes.latent
-        for act in acts:
-            if act.shape != (dim,) or not np.isfinite(act).all():
-                raise ValueError(f"z is {dim} finite numbers, got {act.shape}")
-        return self._advance(states, heard, torch.from_numpy(np.stack(acts)))
+        return self._advance(states, heard, stacked_acts(acts, self.model.sizes.latent, "z"))
 
     def settled(self, state: State) -> int:
         """All frames of the windows that were made."""
@@ -148,17 +152,13 @@ class LiveReactFace:
 
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
-        leaves = pytree.tree_leaves(state.kept)
-        arrays = {str(i): leaf.cpu().numpy() for i, leaf in enumerate(leaves)}
         plain = {name: getattr(state, name) for name in ("seed", "number", "heard")}
-        return packed(plain, arrays | {"sound": state.sound})
+        return packed(plain, to_arrays(state.kept) | {"sound": state.sound})
 
     def unpack(self, session: bytes) -> State:
         """What `pack` was given."""
         plain, arrays = unpacked(session)
-        likes, structure = pytree.tree_flatten(self.start(0).kept)
-        leaves = [torch.from_numpy(arrays[str(i)]).to(like) for i, like in enumerate(likes)]
-        kept = pytree.tree_unflatten(leaves, structure)
+        kept = from_arrays(arrays, like=self.start(0).kept)
         return State(**plain, sound=arrays["sound"], kept=kept)
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class LiveReactFace:
             torch.stack(voices).to(like),
             torch.tensor(present).to(like.device),
         )
-        senses, past = _together([state.kept for state in states])
+        senses, past = together([state.kept for state in states])
         tokens, senses = model.sense(scene, senses)
         past = model.listen(past, tokens)
         if done is None:
@@ -188,7 +188,7 @@ class LiveReactFace:
         kept = Kept(senses, model.make(past, done.to(like)))
         return [
             replace(state, number=state.number + 1, heard=state.heard + 1, sound=sound, kept=alone)
-            for state, sound, alone in zip(states, sounds, _apart(kept), strict=True)
+            for state, sound, alone in zip(states, sounds, apart(kept), strict=True)
         ]
 
     def _listen(
@@ -205,10 +205,7 @@ class LiveReactFace:
         frames = sizes.window
         motion = torch.zeros(frames, sizes.layout.dim)
         if chunk.motion is not None:
-            require_same_layout(chunk.motion.layout, sizes.layout, "the speaker's motion")
-            if len(chunk.motion) != frames:
-                raise ValueError(f"a chunk has {frames} frames of motion, got {len(chunk.motion)}")
-            motion = torch.from_numpy(chunk.motion.values)
+            motion = chunk_motion(chunk.motion, sizes.layout, frames, "the speaker's motion")
         voice = torch.zeros(frames, sizes.audio_dim)
         sound = state.sound[:0]
         if chunk.audio is not None:
@@ -216,16 +213,3 @@ class LiveReactFace:
             fps = sizes.layout.fps
             voice, sound = self.policy.audio.follow(state.sound, chunk.audio, first, frames, fps)
         return motion, voice, (chunk.motion is not None, chunk.audio is not None), sound
-
-
-def _together(sessions: Sequence[Kept]) -> Kept:
-    """Sessions as a batch."""
-    together: Kept = pytree.tree_map(lambda *leaves: torch.cat(leaves), *sessions)
-    return together
-
-
-def _apart(batch: Kept) -> list[Kept]:
-    """Its sessions, each a batch of one."""
-    leaves, structure = pytree.tree_flatten(batch)
-    rows = zip(*(leaf.split(1) for leaf in leaves), strict=True)
-    return [pytree.tree_unflatten(row, structure) for row in rows]

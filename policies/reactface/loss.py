@@ -122,7 +122,11 @@ def energy_distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:
     How far apart their means over the clip are, and how far, as root mean squares, what they do
     about these: faces at rest differ by more than anybody moves, and would drown it.
     """
-    apart = samples.unsqueeze(2) - labels.unsqueeze(1)
+    return _energy(samples.unsqueeze(2) - labels.unsqueeze(1), layout)
+
+
+def _energy(apart: Tensor, layout: Layout) -> Tensor:
+    """`energy_distances` of what differs, (..., frames, dim) -> (...)."""
     means = apart.mean(-2)
     squares = means.square(), (apart - means.unsqueeze(-2)).square().mean(-2)
     groups = [
@@ -140,11 +144,7 @@ def spread_loss(samples: Tensor, layout: Layout) -> Tensor:
     least where samples are spread as people are: there is no weight or scale to choose.
     """
     first, second = _pairs(samples)
-    apart = [
-        energy_distances(samples[:, i : i + 1], samples[:, k : k + 1], layout).mean()
-        for i, k in zip(first.tolist(), second.tolist(), strict=True)
-    ]
-    return -torch.stack(apart).mean() / 2
+    return -_energy(samples[:, first] - samples[:, second], layout).mean() / 2
 
 
 def _pairs(samples: Tensor) -> Tensor:

@@ -304,9 +304,8 @@ class ReactFace(nn.Module):
             Reactions of (batch * samples, ...), and the speaker's own motion, read off the aligned
             features: (batch, frames, dim), standardised.
         """
-        samples, windows = noise.shape[1:3]
         tokens = self.encode(scene)
-        repeated = tokens.repeat(samples)
+        repeated = tokens.repeat(noise.shape[1])
         past = self.nothing(len(repeated.faces))
         if first is not None:
             past = replace(past, number=first)
@@ -318,7 +317,6 @@ class ReactFace(nn.Module):
             z = gaussian.sample(drawn)
             past = self.make(past, self.momentum(past, z))
             made.append((past.frames, z, gaussian.mean, gaussian.log_std))
-        assert len(made) == windows
         frames, *of_latents = zip(*made, strict=True)
         reactions = Reactions(
             torch.cat(frames, dim=1), *(torch.stack(x, dim=1) for x in of_latents)

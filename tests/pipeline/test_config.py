@@ -375,6 +375,11 @@ MOOT = {
     "rate.raters=3": "rate rate.recruit=prolific rate.completion_code=C",
     "rate.completion_code=C": "rate",
     "rate.hours=3": "rate",
+    "reactface.neighbours=5": "sft policy=reactface",
+    "reactface.diversity=2": "reactface",
+    "reactface.diversity_scale=2": "reactface reactface.spread=paper reactface.diversity=0",
+    "reactface.span=3": "dpo policy=reactface candidates=x",
+    "reactface.momentum=0.5": "evaluate policy=reactface checkpoint=x",
     "corpus.stride=2": "dpo",
     "corpus.root=there": "prepare",
     "corpus.train_clips=5": "sft corpus.kind=dualtalk corpus.root=x",
@@ -456,6 +461,8 @@ def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
         "tune gdpo policy=vla raters.count=3",
         "rank rank.dpo=x rollout.workers=1",
         "preflight corpus.kind=dualtalk corpus.frames=3",
+        "sft policy=reactface reactface.assign=nearest reactface.neighbours=5",
+        "reactface reactface.spread=paper reactface.diversity=2 reactface.diversity_scale=2",
     ],
 )
 def test_a_key_that_does_something_is_taken(heeded, capsys):

@@ -21,6 +21,7 @@ from rapport.policies.flow.training import ANSWER_SCHEMA, from_bytes, to_bytes
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Motion
 from rapport.policies.tables import read_table, write_table
+from tests.pipeline.descent import descend
 from tests.small_flow import LAYOUT, SHAPES, SIZES
 
 TAUGHT = 10
@@ -78,12 +79,7 @@ def test_two_evaluations_come_nearer_to_the_teachers_ten(teacher, tmp_path):
     keys = {"batch_size": 8, "steps": 60}
     task = Reflow(teacher, answered(teacher, tmp_path), DistilTraining(**keys), seed=0)
     module = task.module()
-    optimiser = torch.optim.Adam(module.parameters(), 2e-3)
-    for step in range(task.steps):
-        loss, _ = task.loss(module, task.batch(step, 0, 1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    descend(task, module, range(task.steps), rate=2e-3)
     task.save(module.state_dict(), tmp_path / "student")
     rows = [window(1000 + index) for index in range(16)]
     policies = {

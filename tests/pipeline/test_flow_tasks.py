@@ -56,6 +56,7 @@ from rapport.policies.tables import write_table
 from rapport.rewards.advantage import decoupled_advantages
 from rapport.rewards.policy_loss import PolicyActions, clipped_policy_loss
 from rapport.rewards.settings import EnergyWeights, GroupWeightsConfig, RewardConfig
+from tests.pipeline.descent import descend
 from tests.pipeline.iterations import LocalFleet, experience_of
 from tests.small_flow import LAYOUT, SHAPES, SIZES
 
@@ -159,18 +160,6 @@ def refreshed(task, step=0):
     return module, given.metrics
 
 
-def descend(task, module, steps, rate):
-    optimiser = torch.optim.Adam(module.parameters(), rate)
-    values = []
-    for step in range(steps):
-        loss, metrics = task.loss(module, task.batch(step, 0, 1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        values.append(loss.item())
-    return values, metrics
-
-
 def assert_batches_are_shared(task, names):
     for step in (0, 5):
         whole, parts = task.batch(step, 0, 1), [task.batch(step, rank, 2) for rank in range(2)]
@@ -192,7 +181,7 @@ def test_arrays_travel_as_bytes():
 def test_the_vae_learns_and_is_saved(tmp_path):
     task = vae_task(tmp_path)
     assert_batches_are_shared(task, ["frames", "noise"])
-    values, parts = descend(task, task.module(), 40, 3e-3)
+    values, parts = descend(task, task.module(), range(40), 3e-3)
     assert values[-1] < 0.5 * values[0] and set(parts) == {"reconstruction", "velocity", "kl/prior"}
     task.save(task.module().state_dict(), tmp_path / "policy")
     frames = task.batch(0, 0, 1)["frames"]
@@ -212,7 +201,7 @@ def test_ar_flow_learns_and_is_saved(policy, tmp_path):
     names = ["latents", "noise", "time", "lead", "remembers", "present", *MODALITIES]
     assert_batches_are_shared(task, names)
     module = task.module()
-    values, _ = descend(task, module, 80, 5e-3)
+    values, _ = descend(task, module, range(80), 5e-3)
     assert np.mean(values[-10:]) < 0.8 * np.mean(values[:10])
     assert all(p.grad is not None for p in module.parameters())
     task.save(module.state_dict(), tmp_path / "policy")
@@ -274,7 +263,7 @@ def test_flow_dpo_begins_at_log_2_and_learns_who_was_preferred(policy, tmp_path)
     rounding = 50.0 * 2 * float(np.finfo(np.float32).eps)
     assert loss.item() == pytest.approx(np.log(2), abs=rounding)
     assert abs(metrics["margin"].item()) <= rounding
-    values, metrics = descend(task, module, 60, 1e-3)
+    values, metrics = descend(task, module, range(60), 1e-3)
     assert np.mean(values[-5:]) < 0.4 and metrics["accuracy"] == 1
     assert all(p.grad is None for p in task.reference_policy.module().parameters())
 
@@ -330,7 +319,7 @@ def test_where_there_is_no_reward_the_policy_is_held(policy, tmp_path, alone):
     for hold in (0.0, 10.0):
         task = gdpo_task(policy, tmp_path, hold=hold, beta=0.0, clip=0.9)
         module, _ = refreshed(task)
-        descend(task, module, 10, 1e-3)
+        descend(task, module, range(10), 1e-3)
         kl[hold] = task.loss(module, task.batch(0, 0, 1))[1]["kl_unrewarded"].item()
     assert 0 < kl[10.0] < kl[0.0]
 
@@ -400,7 +389,7 @@ def test_rollouts_ahead_are_one_iteration_old_and_count_as_what_they_are(policy,
         refresh(roll_out, 0)
         ratio = task.loss(module, task.batch(0, 0, 1))[1]["ratio"].item()
         assert ratio == pytest.approx(1, abs=1e-4)
-        descend(task, module, 2, 1e-2)
+        descend(task, module, range(2), 1e-2)
         refresh(roll_out, 1)
     _, metrics = task.loss(module, task.batch(2, 0, 1))
     assert metrics["approx_kl"].item() > 1e-4, (
@@ -498,7 +487,7 @@ def test_estimators():
 def test_good_rollouts_become_likelier_where_they_listen(policy, tmp_path, alone):
     task = gdpo_task(policy, tmp_path, beta=0.0, clip=0.9)
     module, _ = refreshed(task)
-    descend(task, module, 6, 1e-3)
+    descend(task, module, range(6), 1e-3)
     gains = []
     task.policy.sampler = task.sampler
     for row in task.replay:
@@ -525,7 +514,7 @@ def test_pathwise_begins_where_it_was_sampled_and_its_rewards_rise(policy, tmp_p
     module, _ = refreshed(task)
     loss, metrics = task.loss(module, task.batch(0, 0, 1))
     assert metrics["moved"].item() < 1e-5 and metrics["kl/reference"].item() < 1e-9
-    values, metrics = descend(task, module, 20, 1e-3)
+    values, metrics = descend(task, module, range(20), 1e-3)
     assert values[-1] < values[0] == pytest.approx(loss.item(), abs=1e-5)
     assert metrics["moved"].item() > 1e-3
 
@@ -535,7 +524,7 @@ def test_pathwise_is_tied_to_the_reference(policy, tmp_path, alone):
     for beta in (0.0, 10.0):
         task = pathwise_task(policy, tmp_path, beta=beta, hold=beta)
         module, _ = refreshed(task)
-        descend(task, module, 10, 1e-3)
+        descend(task, module, range(10), 1e-3)
         metrics = task.loss(module, task.batch(0, 0, 1))[1]
         kl[beta] = (metrics["kl/reference"].item(), metrics["kl_unrewarded"].item())
     assert all(0 < tied < free for tied, free in zip(kl[10.0], kl[0.0], strict=True))
@@ -546,7 +535,7 @@ def test_the_reference_holds_the_policy_back(policy, tmp_path, alone):
     kl = {}
     for task in (free, tied):
         module, _ = refreshed(task)
-        descend(task, module, 10, 1e-3)
+        descend(task, module, range(10), 1e-3)
         kl[task] = task.loss(module, task.batch(0, 0, 1))[1]["kl/reference"].item()
     assert 0 < kl[tied] < kl[free]
 

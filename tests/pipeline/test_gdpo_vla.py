@@ -19,6 +19,7 @@ from rapport.policies.vla.policy import TokenSampler
 from rapport.policies.vla.settings import VlaConfig
 from rapport.rewards.dynamics import motion_limits
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
+from tests.pipeline.descent import descend
 from tests.pipeline.iterations import experience_of
 
 DIMS, STEPS = 9, 5  # of the tiny policy
@@ -140,12 +141,7 @@ def test_what_an_engine_of_other_numbers_sampled_is_weighted(task, alone):
 def test_good_answers_become_likelier_where_they_listen(task, alone):
     made = task(beta=0.0, clip=0.9)
     module, _ = refreshed(made)
-    optimiser = torch.optim.Adam(module.parameters(), 1e-3)
-    for step in range(6):
-        loss, _ = made.loss(module, made.batch(step % 2, 0, 1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    descend(made, module, [0, 1] * 3, rate=1e-3)
     gain = 0.0
     for row in made.replay:
         with torch.no_grad():

@@ -25,6 +25,7 @@ from rapport.policies.policy import load_policy
 from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.policies.tables import read_table, write_table
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
+from tests.pipeline.descent import descend
 from tests.pipeline.iterations import LocalFleet, experience_of
 
 ASSIGNS = ("nearest", "recorded", "random", "cover")
@@ -69,15 +70,7 @@ def test_every_part_learns(corpus, tmp_path, assign, spread, weight):
 
 def test_a_few_steps_lower_the_loss(corpus, tmp_path):
     task = imitation(corpus, tmp_path, spread="paper", diversity=0.0, absent=0.0)
-    module = task.module()
-    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
-    losses = []
-    for _ in range(12):
-        loss, _ = task.loss(module, task.batch(0, 0, 1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses, _ = descend(task, task.module(), [0] * 12, rate=3e-3)
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -150,14 +143,7 @@ def test_dpo_prefers_what_was_chosen(corpus, tmp_path, alone):
     task.prepare(module, 0, 1)
     chosen = torch.tensor([group[0].log_probs.sum() for group in groups])
     torch.testing.assert_close(task.reference_log_likelihoods[:, 0], chosen, atol=1e-3, rtol=1e-4)
-    optimiser = torch.optim.Adam(module.parameters(), 1e-3)
-    losses = []
-    for _ in range(4):
-        loss, _ = task.loss(module, task.batch(0, 0, 1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses, _ = descend(task, module, [0] * 4, rate=1e-3)
     assert losses[0] == pytest.approx(np.log(2), abs=1e-4), "policy and reference are one"
     assert losses[-1] < losses[0] - 0.01
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS, Conditions
 from rapport.policies.flow.config import FlowSizes
 from rapport.policies.flow.live import LiveFlow
@@ -15,9 +14,11 @@ from rapport.policies.flow.model import initialised, time_features
 from rapport.policies.flow.policy import FlowPolicy, Sampler
 from rapport.policies.flow.sampling import generate_long, ode, window_noise
 from rapport.policies.flow.settings import EncodersConfig
-from rapport.policies.flow.step import together
 from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import LayoutError, Motion
+from rapport.policies.sessions import together
+from tests import live_sessions
+from tests.live_sessions import gone_on, listened
 from tests.small_flow import LATENTS, small_policy, two_people
 
 R = 8
@@ -44,30 +45,8 @@ def talking(layout, seed=0, latents=LATENTS):
 
 
 def chunks_of(clip, lead=8):
-    """What reaches a listener, chunk by chunk, as long as it answers."""
-    count = len(clip.listener) // R
-    if lead == 0:  # the last one is heard too late
-        yield None
-        count -= 1
-    for number in range(count):
-        start, end = number * R, (number + 1) * R
-        rate = AUDIO_RATE / clip.listener.layout.fps
-        samples = slice(round(start * rate), round(end * rate))
-        yield Chunk(
-            audio=None if clip.speaker_audio is None else clip.speaker_audio[samples],
-            motion=None if clip.speaker is None else clip.speaker.window(start, R),
-            own_audio=None if clip.listener_audio is None else clip.listener_audio[samples],
-        )
-
-
-def listened(live, state, chunks):
-    """The whole motion of a session, and its state at the end."""
-    pieces = []
-    for heard in chunks:
-        [motion], [state] = live.step([state], [heard])
-        pieces.append(motion.values)
-    pieces.append(live.finish(state).values)
-    return np.concatenate(pieces), state
+    """What reaches a listener of that lead."""
+    return live_sessions.chunks_of(clip, R, waits=lead == 0)
 
 
 def offline(policy, clip, seed, **sampler):
@@ -282,31 +261,12 @@ def test_a_lost_session_goes_on_elsewhere(policy, lead):
     """From what it heard and came to in the last seconds alone, and with less it goes on, too."""
     clip = talking(policy.layout, latents=60)
     live = LiveFlow(policy)
-    memory = round(live.memory / live.chunk)
-    assert memory < 40
     chunks = list(chunks_of(clip, lead))
-    begun = [None] if lead == 0 else []
-    state = live.start(5, policy.encode(clip), lead)
-    acts = []
-    for heard in chunks[:50]:
-        _, [state] = live.step([state], [heard])
-        acts.append(live.act(state))
 
-    def gone_on(count):
-        moved = live.start(5, policy.encode(clip), lead, first=50 - len(begun) - count)
-        for heard, act in zip(chunks[50 - count : 50], acts[50 - count :], strict=True):
-            [moved] = live.follow([moved], [heard], [act])
-        return moved
+    def start(first):
+        return live.start(5, policy.encode(clip), lead, first=first)
 
-    exact, short = gone_on(memory), gone_on(2)
-    apart = []
-    for heard in chunks[50:]:
-        [expected], [state] = live.step([state], [heard])
-        [found], [exact] = live.step([exact], [heard])
-        np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
-        [other], [short] = live.step([short], [heard])
-        apart.append(np.abs(other.values - expected.values).max())
-    assert apart[0] > 1e-3  # what is forgotten was heeded
+    state, exact, short = gone_on(live, chunks, start, atol=1e-5)
     assert short.first + short.number == exact.first + exact.number == state.number
 
 

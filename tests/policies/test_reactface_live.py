@@ -8,6 +8,8 @@ import pytest
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import LayoutError, Motion
+from tests import live_sessions
+from tests.live_sessions import gone_on, listened
 from tests.small_reactface import WINDOWS, W, small_reactface, talking
 
 
@@ -23,29 +25,8 @@ def policy(delay):
 
 
 def chunks_of(clip, delay="w"):
-    """What reaches a listener, chunk by chunk, as long as it answers."""
-    count = len(clip.listener) // W
-    if delay == 0:  # the last one is heard too late
-        yield None
-        count -= 1
-    rate = AUDIO_RATE / clip.listener.layout.fps
-    for number in range(count):
-        start, end = number * W, (number + 1) * W
-        samples = slice(round(start * rate), round(end * rate))
-        yield Chunk(
-            audio=None if clip.speaker_audio is None else clip.speaker_audio[samples],
-            motion=None if clip.speaker is None else clip.speaker.window(start, W),
-        )
-
-
-def listened(live, state, chunks):
-    """The whole motion of a session, and its state at the end."""
-    pieces = []
-    for heard in chunks:
-        [motion], [state] = live.step([state], [heard])
-        pieces.append(motion.values)
-    pieces.append(live.finish(state).values)
-    return np.concatenate(pieces), state
+    """What reaches a listener of that delay."""
+    return live_sessions.chunks_of(clip, W, waits=delay == 0)
 
 
 def offline(policy, clip, seed):
@@ -136,31 +117,12 @@ def test_a_lost_session_goes_on_elsewhere(policy, delay):
     """From what it heard and came to in the last seconds alone, and with less it goes on, too."""
     clip = talking(policy.layout, windows=60)
     live = policy.live()
-    memory = round(live.memory / live.chunk)
-    assert memory < 40
     chunks = list(chunks_of(clip, delay))
-    begun = [None] if delay == 0 else []
-    state = live.start(5)
-    acts = []
-    for heard in chunks[:50]:
-        _, [state] = live.step([state], [heard])
-        acts.append(live.act(state))
 
-    def gone_on(count):
-        moved = live.start(5, first=50 - len(begun) - count)
-        for heard, act in zip(chunks[50 - count : 50], acts[50 - count :], strict=True):
-            [moved] = live.follow([moved], [heard], [act])
-        return moved
+    def start(first):
+        return live.start(5, first=first)
 
-    exact, short = gone_on(memory), gone_on(2)
-    apart = []
-    for heard in chunks[50:]:
-        [expected], [state] = live.step([state], [heard])
-        [found], [exact] = live.step([exact], [heard])
-        np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
-        [other], [short] = live.step([short], [heard])
-        apart.append(np.abs(other.values - expected.values).max())
-    assert apart[0] > 1e-3  # what is forgotten was heeded
+    state, exact, short = gone_on(live, chunks, start, atol=1e-4)
     assert live.settled(short) == live.settled(exact) == live.settled(state)
 
 

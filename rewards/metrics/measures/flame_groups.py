@@ -94,7 +94,7 @@ def variance_ratio(
     for name in target[used[0]].layout.names:
         generated = [pred[i].group(name)[parts[i]].astype(np.float64) for i in used]
         recorded = [target[i].group(name)[parts[i]].astype(np.float64) for i in used]
-        ratios[name] = _ratio(_variance(generated), _variance(recorded))
+        ratios[name] = ratio(_variance(generated), _variance(recorded))
     return ratios
 
 
@@ -110,8 +110,8 @@ def _metrics(clips: Sequence[_GroupClip], clusters: int) -> dict[str, float]:
     metrics = {
         "FD": np.mean([fd(a, b) for a, b in pairs]),
         "MSE": np.mean([mse(a, b) for a, b in pairs]),
-        "variance_ratio": _ratio(_variance(x), _variance(y)),
-        "jerk_ratio": np.sqrt(_ratio(jerk_x, jerk_y)),
+        "variance_ratio": ratio(_variance(x), _variance(y)),
+        "jerk_ratio": np.sqrt(ratio(jerk_x, jerk_y)),
     }
     recorded = np.concatenate(y)
     if len(recorded) >= clusters:
@@ -140,6 +140,6 @@ def _jerk(clips: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(total)
 
 
-def _ratio(numerator: float, denominator: float) -> float:
+def ratio(numerator: float, denominator: float) -> float:
     """NaN where the recorded motion stands still."""
     return numerator / denominator if denominator > 0 else float("nan")

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rapport.policies.motion import Motion, require_same_layout
-
-FEWEST = 4  # frames: a third difference needs them
+from rapport.rewards.metrics.measures.flame_groups import FEWEST, ratio
 
 
 def seams(
@@ -56,10 +55,10 @@ def seams(
         y = [motion.group(group).astype(np.float64) for motion in reference]
         values |= {
             f"jump/{group}": jump(x, frames),
-            f"jerk_ratio/{group}": float(np.sqrt(_ratio(_jerk(x), _jerk(y)))),
-            f"path_ratio/{group}": _ratio(_path(x), _path(y)),
-            f"variance_within/{group}": _ratio(_within(x, frames), _within(y, frames)),
-            f"variance_ratio/{group}": _ratio(_variance(x), _variance(y)),
+            f"jerk_ratio/{group}": float(np.sqrt(ratio(_jerk(x), _jerk(y)))),
+            f"path_ratio/{group}": ratio(_path(x), _path(y)),
+            f"variance_within/{group}": ratio(_within(x, frames), _within(y, frames)),
+            f"variance_ratio/{group}": ratio(_variance(x), _variance(y)),
         }
     return values
 
@@ -113,8 +112,3 @@ def _within(clips: Iterable[np.ndarray], frames: int) -> float:
         clip[start : start + frames] for clip in clips for start in range(0, len(clip), frames)
     )
     return _variance(windows)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    """NaN where the reference stands still."""
-    return numerator / denominator if denominator > 0 else float("nan")
