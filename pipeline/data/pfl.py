@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -74,8 +74,7 @@ class Face:
         return edge
 
 
-@dataclass(frozen=True)
-class Square:
+class Square(NamedTuple):
     """A part of a picture, pixels."""
 
     left: float
@@ -230,11 +229,18 @@ def fixed_square(face: Face, limit: int | None = None) -> Square:
         face: that is shown.
         limit: of the edge, pixels; the paper's is 256. None = the picture's.
     """
-    boxes = face.boxes[face.seen]
-    extent = (boxes[:, :2] + boxes[:, 2:]).max(axis=0) - boxes[:, :2].min(axis=0)
+    middle, extent = standing(face.boxes[face.seen])
     largest = min(face.width, face.height)
-    side = min(float(extent.max()), largest if limit is None else min(limit, largest))
-    return _inside(face, face.centres[face.seen].mean(axis=0), side)
+    side = min(extent, largest if limit is None else min(limit, largest))
+    return _inside(face, middle, side)
+
+
+def standing(boxes: np.ndarray) -> tuple[np.ndarray, float]:
+    """Middle (2,) and edge of one square for boxes (n, 4), by PFL's Eq. 7 and 8."""
+    low = boxes[:, :2]
+    high = low + boxes[:, 2:]
+    extent = high.max(axis=0) - low.min(axis=0)
+    return (low + high).mean(axis=0) / 2, float(extent.max())
 
 
 def floating_squares(face: Face) -> list[Square]:
@@ -311,15 +317,28 @@ def _parts(
     frames = _frames(recording, None, fps)
     for start in range(0, len(squares), _PART):
         shown = squares[start : start + _PART]
-        images = [_cut(next(frames), square, pixels) for square in shown]
+        images = [cropped(next(frames), square, pixels) for square in shown]
         end = round((start + len(shown)) / fps * AUDIO_RATE)
         yield np.stack(images), None if sound is None else sound.until(end)
 
 
-def _cut(picture: np.ndarray, square: Square, pixels: int) -> np.ndarray:
-    part = (square.left, square.top, square.left + square.side, square.top + square.side)
+def cropped(picture: np.ndarray, square: Square | np.ndarray, pixels: int) -> np.ndarray:
+    """A square of a picture, black beyond its borders, (pixels, pixels, 3) uint8.
+
+    Args:
+        picture: (height, width, 3).
+        square: left, top and edge in pixels.
+        pixels: of the answer.
+    """
+    left, top, edge = (float(number) for number in square)
     image = Image.fromarray(picture)
-    return np.asarray(image.resize((pixels, pixels), Image.Resampling.BILINEAR, box=part))
+    extent = (left, top, left + edge, top + edge)
+    if edge > 2 * pixels:  # every pixel counts
+        return np.asarray(image.crop(extent).resize((pixels, pixels), Image.Resampling.BOX))
+    shown = image.transform(
+        (pixels, pixels), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR
+    )
+    return np.asarray(shown)
 
 
 def _film(recording: Recording, pixels: int | None) -> Film:

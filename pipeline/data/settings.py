@@ -38,8 +38,7 @@ class CorpusConfig(Section):
     (lm_listener)"""
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
-    nobody does (dualtalk, livelink, video, react,
-    mars)"""
+    nobody does (dualtalk, livelink, video, react, mars)"""
     split_screen: bool = False
     """films of a folder show two people, left and right, unless they are named as one's (video)"""
     landmarker: Path | None = None

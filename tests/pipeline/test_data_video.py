@@ -16,9 +16,9 @@ from rapport.pipeline.data.video import making, voices
 from rapport.pipeline.data.video.faces import Models, tracked_layout
 from rapport.pipeline.data.video.quality import Gauge, errors, jitter, movement
 from rapport.pipeline.data.video.regressor import Lessons, Regressor, learnt
-from rapport.pipeline.data.video.shards import RECORD, read_shard
-from rapport.pipeline.data.video.sides import brought
-from rapport.pipeline.data.video.table import read_recordings, split_by_person
+from rapport.pipeline.data.video.shards import RECORD, read_shard, write_shard
+from rapport.pipeline.data.video.sides import Side, brought
+from rapport.pipeline.data.video.table import Person, Recorded, read_recordings, split_by_person
 from rapport.pipeline.data.video.tracking import BRIDGED_S, Track, on_clock
 from rapport.pipeline.report.tracked import write_tracked
 from rapport.policies.head.asset import load_head
@@ -221,6 +221,42 @@ def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):
     assert len(set.union(*people.values())) == sum(map(len, people.values())) == 4
     assert (tmp_path / "corpus" / "README.md").read_text().startswith("---\nconfigs:")
     assert "pose only" not in write_tracked(corpus).read_text()
+
+
+# -- Pictures of the speaker --
+
+
+def test_pictures_of_a_speaker_show_where_the_head_goes_and_all_of_it(tmp_path):
+    """A white square goes to the right; the crop stands still, as PFL's does."""
+    frames, edge = 50, 24
+    pictures = np.zeros((frames, 120, 160, 3), np.uint8)
+    boxes = np.zeros((frames, 3))
+    for number, picture in enumerate(pictures):
+        left = 20 + 2 * number if number < 45 else 108
+        picture[40 : 40 + edge, left : left + edge] = 255
+        boxes[number] = (left - 8) / 120, 32 / 120, 40 / 120
+    boxes[:3] = 0  # not found yet
+    film = calls.write_mp4(tmp_path / "x.mp4", pictures, 25, crf=1)
+    layout = tracked_layout(load_head(), 25)
+    there = np.ones(frames, bool)
+    track = Track(
+        Motion(np.zeros((frames, layout.dim), np.float32), layout), there, there, boxes, share=1.0
+    )
+    people = {side: Person(side, film) for side in "ab"}
+    sides = {side: Side(person, track, media=opened(film)) for side, person in people.items()}
+    plan = making.Plan(25.0, video.Cutting(1, 1, 0), rate=5, size=64, tracked=0.95, spoken=0)
+    gauge = Gauge(load_head())
+    write_shard(tmp_path / "x", Recorded("x", people), sides, plan, gauge, key="", cost=dict)
+    clips = list(read_shard(tmp_path / "x"))
+    assert [clip.start for clip in clips] == [0, 1, 0, 1]
+    for clip in clips:
+        bright = clip.speaker_frames[..., 1] > 128
+        columns = [np.flatnonzero(picture.any(axis=0)) for picture in bright]
+        shown = 40 + (2 * 21 if clip.start == 0 else 38)  # from the first box seen to the last
+        assert [len(each) for each in columns] == pytest.approx([edge * 64 / shown] * 5, abs=1.5)
+        moved = np.diff([each.mean() for each in columns])
+        steps = [10] * 4 if clip.start == 0 else [10, 10, 10, 4]
+        np.testing.assert_allclose(moved, np.array(steps) * 64 / shown, atol=1)
 
 
 # -- Tracking --

@@ -26,6 +26,7 @@ from PIL import Image
 
 from rapport.files import atomic, strict_json, write_atomic
 from rapport.pipeline.data.columns import clip_schema, clips_to_table, jpeg, row_to_clip
+from rapport.pipeline.data.pfl import standing
 from rapport.pipeline.data.readers.dyads import Cutting
 from rapport.pipeline.data.readers.pictures import frame_moments, with_frames
 from rapport.pipeline.data.store import ROW_GROUP, CorpusError
@@ -45,7 +46,7 @@ CLIPS = "clips.parquet"
 BESIDE = "beside.mp4"
 _ALIKE_S = 1e-4  # moments nearer than this are one
 _WINDOW_S = 4.0  # how far somebody moves is asked of so much time
-Box = tuple[float, ...]
+Box = tuple[float, float, float]  # left, top, edge
 
 
 @dataclass(frozen=True)
@@ -289,19 +290,18 @@ def _pictured(
 
 
 def _filmed(clips: list[Clip], speaker: Side, plan: Plan) -> Iterator[Clip]:
-    """Clips with pictures of one speaker, cropped to where the face is at each clip's middle."""
+    """Clips with pictures of one speaker, each cut by a square that stands still (`pfl`)."""
     assert speaker.track is not None
     boxes: list[Box] = []
     wanted: dict[int, set[Box]] = {}  # by moment
     for clip in clips:
-        middle = round((clip.start + clip.seconds / 2) * plan.fps)
-        boxes.append(tuple(speaker.track.boxes[min(middle, len(speaker.track) - 1)].tolist()))
+        before = 0.0 if clip.past is None else clip.past.listener.seconds
+        begin = clip.start - before
+        span = slice(round(begin * plan.fps), round((clip.start + clip.seconds) * plan.fps))
+        boxes.append(_box(speaker.track.boxes[span]))
+        past = begin + frame_moments(before, plan.rate)
         moments = clip.start + frame_moments(clip.seconds, plan.rate)
-        if clip.past is not None:
-            before = clip.past.listener.seconds
-            past = clip.start - before + frame_moments(before, plan.rate)
-            moments = np.concatenate([past, moments])
-        for moment in moments:
+        for moment in np.concatenate([past, moments]):
             wanted.setdefault(_key(moment), set()).add(boxes[-1])
     crops = _decoded(wanted, speaker, plan)
     for clip, box in zip(clips, boxes, strict=True):
@@ -311,6 +311,17 @@ def _filmed(clips: list[Clip], speaker: Side, plan: Plan) -> Iterator[Clip]:
             return np.stack([np.asarray(Image.open(file)) for file in files])
 
         yield from with_frames([clip], replace(clip, start=0.0), plan.rate, look)
+
+
+def _box(boxes: np.ndarray) -> Box:
+    """One square for all of `Track.boxes`; zeros where none is known."""
+    known = boxes[boxes[:, 2] > 0]
+    if not len(known):
+        return 0.0, 0.0, 0.0
+    middle, edge = standing(known[:, (0, 1, 2, 2)])
+    left, top = middle - edge / 2
+    # To a tenth of a pixel, so that clips of a face that keeps still share their crops.
+    return round(float(left), 4), round(float(top), 4), round(edge, 4)
 
 
 def _key(moment: float) -> int:

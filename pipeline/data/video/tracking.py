@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
 from rapport.arrays import ArrayFileError, load_named, save_named
+from rapport.pipeline.data.pfl import cropped
 from rapport.pipeline.data.recording import Film, Media, Recording, RecordingError
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.faces import SIZE
@@ -146,18 +146,18 @@ class Follower:
     def _face(self, shown: np.ndarray) -> Face | None:
         """The face in a crop around the place where it was, else in all that is shown."""
         if self._box is not None:
-            face = self.landmarker(cropped(shown, self._box))
+            face = self.landmarker(cropped(shown, self._box, SIZE))
             if face is not None:
                 box = self._around(face, self._box)
                 if _alike(box, self._box):
                     return face
                 self._box = box
-                return self.landmarker(cropped(shown, box)) or face
+                return self.landmarker(cropped(shown, box, SIZE)) or face
         face = self.landmarker(shown)
         if face is None:
             return None
         self._box = self._around(face, np.array([0.0, 0.0, SIZE]))
-        return self.landmarker(cropped(shown, self._box))
+        return self.landmarker(cropped(shown, self._box, SIZE))
 
     @staticmethod
     def _around(face: Face, box: np.ndarray) -> np.ndarray:
@@ -180,25 +180,6 @@ def part_of(picture: np.ndarray, part: Part) -> np.ndarray:
     middle = picture.shape[1] // 2
     columns = {"whole": slice(None), "left": slice(0, middle), "right": slice(middle, None)}
     return picture[:, columns[part]]
-
-
-def cropped(picture: np.ndarray, box: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """A square of a picture, black beyond its borders, (size, size, 3) uint8.
-
-    Args:
-        picture: (height, width, 3).
-        box: left, top and edge in pixels.
-        size: of the answer.
-    """
-    left, top, edge = (float(number) for number in box)
-    image = Image.fromarray(picture)
-    extent = (left, top, left + edge, top + edge)
-    if edge > 2 * size:  # every pixel counts
-        return np.asarray(image.crop(extent).resize((size, size), Image.Resampling.BOX))
-    square = image.transform(
-        (size, size), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR
-    )
-    return np.asarray(square)
 
 
 def face_of(picture: np.ndarray, part: Part, box: np.ndarray, size: int) -> np.ndarray:
