@@ -235,6 +235,19 @@ class FlowBench(BenchConfig):
     bench: ThreadedConfig = ThreadedConfig()
 
 
+class SessionsConfig(ThreadedConfig):
+    windows: int = Field(200, ge=50)
+    """of a live session, 320 ms each"""
+
+
+class ReactFaceBench(BenchConfig):
+    """`bench reactface`."""
+
+    subject: Literal["reactface"] = "reactface"
+    """what is measured"""
+    bench: SessionsConfig = SessionsConfig()
+
+
 class ServedConfig(Section):
     seconds: float = Field(30.0, ge=5)
     """that clients talk for; 900 is a soak"""
@@ -258,5 +271,6 @@ BENCHED: dict[str, dict[str, type[RecipeConfig]]] = {
     "render": {"": RenderBench},
     "metrics": {"": MetricsBench},
     "flow": {"": FlowBench},
+    "reactface": {"": ReactFaceBench},
     "serve": {"": ServeBench},
 }

@@ -72,13 +72,13 @@ REACTED = (
 STAGE_ONE = ("corpus", "roles", "encoders", "vae", "flow")  # how AR-Flow is trained
 
 
-def require_equal_shares(config: Learning, *sections: str) -> None:
+def require_equal_shares(config: Learning, *sections: str, key: str = "batch_size") -> None:
     """Raise `ValueError` where a batch cannot be shared equally by the learners."""
     for section in sections:
-        batch_size = getattr(config, section).batch_size
+        batch_size = getattr(getattr(config, section), key)
         if batch_size % config.learner.world_size:
             raise ValueError(
-                f"{section}.batch_size={batch_size} must be a multiple of "
+                f"{section}.{key}={batch_size} must be a multiple of "
                 f"learner.world_size={config.learner.world_size}"
             )
 
@@ -215,6 +215,7 @@ class OfReactFace(Learning):
     @model_validator(mode="after")
     def _reactface_batches_can_be_shared(self) -> Self:
         require_equal_shares(self, "reactface")
+        require_equal_shares(self, "reactface", key="overheard")
         return self
 
 

@@ -41,21 +41,23 @@ class Reacting(PolicyObjective):
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Speakers, some without a stream, the reactions to be near to, noise and places.
 
-        Drawn for the whole batch, so that nothing depends on how it is shared.
+        Drawn for the whole batch, so that nothing depends on how it is shared. Noise and places are
+        of the first clips, which are answered.
         """
         config = self.config
         sizes = self.policy.model.sizes
         generator = generator_of(self.seed, step)
-        rows = [self.rows[index] for index in self.share(step, rank, world_size)]
+        count = config.batch_size + config.overheard
+        rows = [self.rows[index] for index in self.share(step, rank, world_size, count)]
         share = slice(rank, None, world_size)
         drawn = (config.batch_size, config.samples)
         scene = self.policy.collate(rows)
         windows = scene["motion"].shape[1] // sizes.window
         noise = torch.randn(*drawn, windows, sizes.latent, generator=generator)
-        kept = _kept(torch.rand(config.batch_size, 2, generator=generator), config.absent)
+        kept = _kept(torch.rand(count, 2, generator=generator), config.absent)
         first = torch.randint(sizes.span, drawn, generator=generator)
         picked = torch.rand(drawn, generator=generator)
-        order = torch.rand(config.batch_size, len(self.rows), generator=generator)[share]
+        order = torch.rand(count, len(self.rows), generator=generator)[share]
         labels, there = self._labels(rows, order)
         return scene | {
             "present": scene["present"] & kept[share].to(scene["present"].device),
@@ -102,15 +104,23 @@ class Reacting(PolicyObjective):
         labels = model.listener(batch["labels"])
         frames = labels.shape[2]
         samples = torch.unflatten(made.frames[:, :frames], 0, (-1, config.samples))
+        answered = len(samples)
         energy = config.spread == "energy"
-        apart = (loss.energy_distances if energy else loss.distances)(samples, labels, layout)
+        apart = (loss.energy_distances if energy else loss.distances)(
+            samples, labels[:answered], layout
+        )
         speaker = model.speaker(scene.motion[:, :frames])
+        sizes = model.sizes
+        there = batch["there"][..., None, None]
+        average = torch.where(there, labels, 0.0).sum(1) / there.sum(1)
+        answers = average[:, sizes.ahead * sizes.window :]  # nobody expects what is shown already
         face = scene.present[:, FACE]
         losses = {
             "appropriate": loss.appropriate_loss(
-                apart, batch["there"], config.assign, batch["picked"]
+                apart, batch["there"][:answered], config.assign, batch["picked"]
             ).mean(),
-            "speaker": loss.speaker_loss(read[:, :frames], speaker, face, layout),
+            "expect": loss.path_loss(read.expected, answers, layout),
+            "speaker": loss.speaker_loss(read.motion[:, :frames], speaker, face, layout),
             "kl": loss.kl_loss(made.mean, made.log_std),
             "smooth": loss.smooth_loss(samples, layout),
             "diversity": loss.spread_loss(samples, layout)
@@ -119,6 +129,7 @@ class Reacting(PolicyObjective):
         }
         weights = {
             "appropriate": 1.0,
+            "expect": config.expect,
             "speaker": config.speaker,
             "kl": config.kl,
             "smooth": config.smooth,

@@ -175,10 +175,13 @@ class ReactFaceTraining(ImitationConfig):
 
     size: Literal["tiny", "paper", "printed"] = "tiny"
     """size of ReactFace; paper = 128 wide, as its programs run, printed = 256 wide"""
-    steps: int = Field(600, ge=1)
+    steps: int = Field(1200, ge=1)
     """optimiser steps"""
     batch_size: int = Field(8, ge=1)
-    """clips per step over all learners (the paper's is 4)"""
+    """clips per step over all learners that are answered (the paper's is 4)"""
+    overheard: int = Field(56, ge=0)
+    """more clips per step over all learners, of which is only learnt what to expect: that is faint,
+    and cheap to learn (the paper's is 0)"""
     learning_rate: float = Field(2e-3, gt=0)
     """peak; same schedule as SFT (the paper's is a constant 2e-5)"""
     samples: int = Field(3, ge=2)
@@ -186,9 +189,9 @@ class ReactFaceTraining(ImitationConfig):
     delay: Literal["w", 0] = "w"
     """what online means: w = a window of 320 ms is made once the speaker is heard to its end, and
     shown that much later (the paper's Eq. 4); 0 = it is made before any of it is heard"""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """alpha of Eq. 10, how much of z stays from window to window: .9 lasts 3 s (the paper prints
-    .999, its programs run .9)"""
+    momentum: float = Field(0.6, ge=0, lt=1)
+    """alpha of Eq. 10, how much of z stays from window to window: .9 lasts 3 s, and leaves half of
+    people's movement (the paper prints .999, its programs run .9)"""
     span: int = Field(12, ge=1)
     """windows that one looks back, in every layer, at the speaker and at oneself"""
     assign: Literal["nearest", "recorded", "random", "cover"] = "recorded"
@@ -200,6 +203,12 @@ class ReactFaceTraining(ImitationConfig):
     absent: float = Field(0.2, ge=0, lt=1)
     """share of the clips in which a stream is absent, face or voice, so that neither starves the
     other; never both"""
+    expect: float = Field(1.0, ge=0)
+    """weight of learning, by least squares and from the speaker alone, where a listener's face is
+    on average; what is drawn departs from there. Without it next to nothing is learnt of the
+    speaker; 0 = the paper's"""
+    heed: float = Field(3.0, ge=0)
+    """by what factor samplers follow what is expected; 1 = as it was taught"""
     speaker: float = Field(1.0, ge=0)
     """weight of L_s: the speaker's motion is read off the encoded speaker (Eq. 19)"""
     kl: float = Field(1e-3, ge=0)
@@ -228,6 +237,8 @@ class ReactFaceTraining(ImitationConfig):
             )
         elif not self.diversity:
             keys["reactface.diversity=0"] = ("diversity_scale",)
+        if not self.expect:
+            keys["reactface.expect=0"] = ("heed",)
         return keys
 
 

@@ -11,6 +11,7 @@ from rapport.policies.motion import Layout
 
 Size = Literal["tiny", "paper", "printed"]
 Delay = Literal["w", 0]
+EXPECTING = 2  # layers that expect
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class ReactFaceSizes:
         momentum: alpha of Eq. 10.
         delay: "w" = a window is made once the speaker is heard to its end (Eq. 4), and so shown w
             frames late; 0 = before any of it is heard.
+        expects: says what to expect of a listener's face before it draws one.
+        heed: by what factor samplers follow that; 1 = as it was taught. What is expected is a mean,
+            and stiller than anybody.
     """
 
     layout: Layout
@@ -45,10 +49,12 @@ class ReactFaceSizes:
     period: int = 8
     momentum: float = 0.9
     delay: Delay = "w"
+    expects: bool = True
+    heed: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "delay" and isinstance(value, int) and value < 1:
+            if type(value) is int and name != "delay" and value < 1:
                 raise ValueError(f"ReactFaceSizes.{name} is {value}, it must be at least 1")
         if self.hidden % (2 * self.heads):
             raise ValueError(
@@ -89,7 +95,8 @@ class ReactFaceSizes:
         """Frames after which nothing that was heard or done changes anything."""
         senses = self.senses
         reach = senses.convolutions * (senses.kernel - 1) + senses.layers * senses.look_back
-        return self.layers * self.looked_back + self.kept + reach + self.window
+        expecting = EXPECTING * self.looked_back if self.expects else 0
+        return self.layers * self.looked_back + self.kept + reach + expecting + self.window
 
     def to_json(self) -> str:
         """A text that `from_json` reads."""

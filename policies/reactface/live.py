@@ -185,7 +185,7 @@ class LiveReactFace:
             drawn = [latent_noise(s.seed, 0, s.number, model.sizes.latent) for s in states]
             noise = torch.stack(drawn).to(like)
             done = model.momentum(past, model.distribution(past).sample(noise))
-        kept = Kept(senses, model.make(past, done.to(like)))
+        kept = Kept(senses, model.make(past, done.to(like), model.sizes.heed))
         return [
             replace(state, number=state.number + 1, heard=state.heard + 1, sound=sound, kept=alone)
             for state, sound, alone in zip(states, sounds, apart(kept), strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rapport.policies.motion import Layout
 
+PATH = 25  # frames that a path is averaged over, a second
 TINY = 1e-8  # under a root, whose slope at 0 is endless
 Assign = Literal["nearest", "recorded", "random", "cover"]
 
@@ -35,6 +36,20 @@ def speaker_loss(read: Tensor, motion: Tensor, present: Tensor, layout: Layout) 
     """
     errors = by_group(F.smooth_l1_loss(read, motion, reduction="none"), layout).mean(-1)
     return torch.where(present, errors, 0.0).sum() / present.sum().clamp(min=1)
+
+
+def path_loss(expected: Tensor, motion: Tensor, layout: Layout) -> Tensor:
+    """Squared error of what is expected of a listener against the slow part of what one did.
+
+    What a speaker explains is slow: the target is the mean over the `PATH` frames around each.
+
+    Args:
+        expected: (batch, frames or more, dim), standardised.
+        motion: (batch, frames, dim), standardised.
+        layout: of the motion.
+    """
+    path = F.avg_pool1d(motion.mT, PATH, stride=1, padding=PATH // 2, count_include_pad=False).mT
+    return by_group((expected[:, : path.shape[1]] - path).square(), layout).mean()
 
 
 def distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:

@@ -7,6 +7,11 @@ frames of it, SLBS holds them against the speaker.
 Every pass is a loop of `ReactFace.step`: training, sampling, replaying and listening live. So a
 listener of an hour does what it was trained to do, and looks back as far.
 
+Beside the paper, it is told what to expect: from the speaker alone a head reads, by least squares,
+where a listener's face is on average (`Expectation`), and what is drawn departs from there. Losses
+of what is drawn teach next to nothing of the speaker: people differ from each other by far more
+than any speaker explains.
+
 Where the paper counts positions from the beginning of a clip, which an endless session outgrows,
 they go round a circle here; and a window looks back over a span, not over all that was.
 """
@@ -25,7 +30,7 @@ from torch import Tensor, nn
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.transformer import CausalTransformer, Memory
 from rapport.policies.flow.voice import Hearing, VoiceEncoder
-from rapport.policies.reactface.config import ReactFaceSizes
+from rapport.policies.reactface.config import EXPECTING, ReactFaceSizes
 
 FACE, VOICE = 0, 1  # streams, columns of `present`
 WIDEST = 4.0  # of |log sigma|
@@ -54,33 +59,44 @@ class Tokens:
         faces: (batch, frames, hidden), the aligned F of Eq. 6.
         voices: (batch, frames, hidden), A of Eq. 5.
         there: (batch, frames, 2) bool, whether there is a face, a voice.
+        expected: (batch, frames, dim), `Expectation`; 0 where nothing is heard, and of a model that
+            expects nothing.
     """
 
     faces: Tensor
     voices: Tensor
     there: Tensor
+    expected: Tensor
 
     def after(self, before: Tokens, kept: int) -> Tokens:
-        """The last `kept` frames of both."""
+        """The last `kept` frames of both, and what is expected now."""
         return Tokens(
             torch.cat([before.faces, self.faces], dim=1)[:, -kept:],
             torch.cat([before.voices, self.voices], dim=1)[:, -kept:],
             torch.cat([before.there, self.there], dim=1)[:, -kept:],
+            self.expected,
         )
 
+    def first(self, count: int) -> Tokens:
+        """Those of the first speakers of the batch."""
+        return Tokens(*(x[:count] for x in self._all))
+
     def repeat(self, times: int) -> Tokens:
-        """Each sample of the batch several times in a row."""
-        return Tokens(
-            *(x.repeat_interleave(times, 0) for x in (self.faces, self.voices, self.there))
-        )
+        """Each speaker of the batch several times in a row."""
+        return Tokens(*(x.repeat_interleave(times, 0) for x in self._all))
+
+    @property
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.faces, self.voices, self.there, self.expected
 
     def window(self, number: int, length: int) -> Tokens:
         """Frames of a window; nothing is there of the one before the first."""
         frames = slice(max(number, 0) * length, (max(number, 0) + 1) * length)
         there = self.there[:, frames]
+        expected = self.expected[:, frames]
         if number < 0:
-            there = torch.zeros_like(there)
-        return Tokens(self.faces[:, frames], self.voices[:, frames], there)
+            there, expected = torch.zeros_like(there), torch.zeros_like(expected)
+        return Tokens(self.faces[:, frames], self.voices[:, frames], there, expected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +105,7 @@ class Senses:
 
     face: Hearing
     voice: Hearing
+    expects: Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +161,19 @@ class Reactions:
     drawn: Tensor
     mean: Tensor
     log_std: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What is read off the encoded speaker.
+
+    Args:
+        motion: (batch, frames, dim), the speaker's own, standardised.
+        expected: (batch, frames, dim), a listener's, `Expectation`.
+    """
+
+    motion: Tensor
+    expected: Tensor
 
 
 class Channels(nn.Module):
@@ -247,6 +277,30 @@ class Synchronisation(nn.Module):
         return synchronised
 
 
+class Expectation(nn.Module):
+    """Where a listener's face is on average, frame by frame, as far as the speaker says.
+
+    It is a mean over people and their moods, and so stiller than anybody: a middle for reactions to
+    depart from, not one of them.
+
+    Args:
+        sizes: of ReactFace.
+    """
+
+    def __init__(self, sizes: ReactFaceSizes) -> None:
+        super().__init__()
+        self.read = CausalTransformer(
+            sizes.hidden, layers=EXPECTING, heads=sizes.heads, look_back=sizes.looked_back
+        )
+        self.path = nn.Linear(sizes.hidden, sizes.layout.dim)
+
+    def forward(self, speaker: Tensor, before: Memory) -> tuple[Tensor, Memory]:
+        """The encoded speaker (batch, frames, hidden) -> (batch, frames, dim), standardised."""
+        read, after = self.read.follow(speaker, before)
+        path: Tensor = self.path(read)
+        return path, after
+
+
 class ReactFace(nn.Module):
     """A listener that makes windows of motion.
 
@@ -267,6 +321,7 @@ class ReactFace(nn.Module):
         self.hear = VoiceEncoder(sizes.audio_dim, sizes.senses, hidden)
         self.align = nn.Linear(hidden, hidden, bias=False)  # PMA where k = 1: one key a frame
         self.speaker_head = nn.Linear(hidden, dim)
+        self.expectation = Expectation(sizes) if sizes.expects else None
         # CIE
         self.own = nn.Linear(dim, hidden)
         self.own_synchronisation = Synchronisation(sizes)
@@ -290,22 +345,23 @@ class ReactFace(nn.Module):
         return getattr(self, asked)(*arguments)
 
     def react(
-        self, scene: Scene, noise: Tensor, first: Tensor | None = None
-    ) -> tuple[Reactions, Tensor]:
+        self, scene: Scene, noise: Tensor, first: Tensor | None = None, heed: float = 1.0
+    ) -> tuple[Reactions, Read]:
         """Free running: its past is what it did itself, with gradients through all windows.
 
         Args:
             scene: whole windows of each speaker.
-            noise: (batch, samples, windows, latent) from N(0, I).
-            first: (batch * samples,) number of the first window, for its place on the circle of
+            noise: (answered, samples, windows, latent) from N(0, I); the first speakers are
+                answered, those after them only read.
+            first: (answered * samples,) number of the first window, for its place on the circle of
                 positions; None = 0.
+            heed: see `make`.
 
         Returns:
-            Reactions of (batch * samples, ...), and the speaker's own motion, read off the aligned
-            features: (batch, frames, dim), standardised.
+            Reactions of (answered * samples, ...), and what is read off the aligned features.
         """
         tokens = self.encode(scene)
-        repeated = tokens.repeat(noise.shape[1])
+        repeated = tokens.first(len(noise)).repeat(noise.shape[1])
         past = self.nothing(len(repeated.faces))
         if first is not None:
             past = replace(past, number=first)
@@ -315,13 +371,13 @@ class ReactFace(nn.Module):
             past = self.listen(past, heard)
             gaussian = self.distribution(past)
             z = gaussian.sample(drawn)
-            past = self.make(past, self.momentum(past, z))
+            past = self.make(past, self.momentum(past, z), heed)
             made.append((past.frames, z, gaussian.mean, gaussian.log_std))
         frames, *of_latents = zip(*made, strict=True)
         reactions = Reactions(
             torch.cat(frames, dim=1), *(torch.stack(x, dim=1) for x in of_latents)
         )
-        return reactions, self.speaker_head(tokens.faces)
+        return reactions, Read(self.speaker_head(tokens.faces), tokens.expected)
 
     def density(self, scene: Scene, frames: Tensor) -> Tensor:
         """Mean and log sigma of z* in every window, given the own frames before it.
@@ -334,7 +390,9 @@ class ReactFace(nn.Module):
             (batch, samples, windows, 2, latent).
         """
         samples = frames.shape[1]
-        tokens = self.encode(scene).repeat(samples)
+        # Encoders learn by imitation alone: what expects and what decodes reads them, too.
+        with torch.no_grad():
+            tokens = self.encode(scene).repeat(samples)
         past = self.nothing(len(tokens.faces))
         found = []
         for number, done in enumerate(self.listener(frames).flatten(0, 1).unbind(1)):
@@ -353,7 +411,9 @@ class ReactFace(nn.Module):
 
     def unsensed(self, batch: int) -> Senses:
         """Before the first frame."""
-        return Senses(self.see.nothing(batch), self.hear.nothing(batch))
+        read = self.remember if self.expectation is None else self.expectation.read
+        expects = read.nothing(batch)
+        return Senses(self.see.nothing(batch), self.hear.nothing(batch), expects)
 
     def sense(self, scene: Scene, before: Senses) -> tuple[Tokens, Senses]:
         """MSBEA (Eq. 5-6) of frames that follow others, and what those after them depend on.
@@ -365,8 +425,22 @@ class ReactFace(nn.Module):
         face, voice = (scene.present[:, stream, None, None] for stream in (FACE, VOICE))
         aligned = torch.where(face, faces, 0.0) + torch.where(voice, self.align(voices), 0.0)
         there = scene.present[:, None].expand(-1, faces.shape[1], -1)
-        senses = Senses(seen.where(scene.present[:, FACE]), heard.where(scene.present[:, VOICE]))
-        return Tokens(aligned, voices, there), senses
+        some = scene.present.any(1)
+        expected, expects = self.expect(aligned + torch.where(voice, voices, 0.0), before.expects)
+        expected = torch.where(some[:, None, None], expected, 0.0)
+        senses = Senses(
+            seen.where(scene.present[:, FACE]),
+            heard.where(scene.present[:, VOICE]),
+            expects.where(some),
+        )
+        return Tokens(aligned, voices, there, expected), senses
+
+    def expect(self, frames: Tensor, before: Memory) -> tuple[Tensor, Memory]:
+        """`Expectation` of encoded frames; nothing, of a model that expects nothing."""
+        if self.expectation is not None:
+            expected: tuple[Tensor, Memory] = self.expectation(frames, before)
+            return expected
+        return frames.new_zeros(*frames.shape[:2], self.sizes.layout.dim), before
 
     def nothing(self, batch: int) -> Past:
         """Before the first window."""
@@ -375,7 +449,9 @@ class ReactFace(nn.Module):
         empty = like.new_zeros(batch, sizes.kept, sizes.hidden)
         absent = torch.zeros(batch, sizes.kept, 2, dtype=torch.bool, device=like.device)
         return Past(
-            tokens=Tokens(empty, empty, absent),
+            tokens=Tokens(
+                empty, empty, absent, like.new_zeros(batch, sizes.window, sizes.layout.dim)
+            ),
             own=self.remember.nothing(batch),
             frames=like.new_zeros(batch, sizes.window, sizes.layout.dim),
             latent=like.new_zeros(batch, sizes.latent),
@@ -404,27 +480,42 @@ class ReactFace(nn.Module):
         follows = alpha * past.latent + (1 - alpha) * drawn
         return torch.where(past.begun[:, None], follows, drawn)
 
-    def make(self, past: Past, latent: Tensor) -> Past:
-        """The next window that ends in z: LRD (Eq. 12), then SLBS (Eq. 9)."""
+    def make(self, past: Past, latent: Tensor, heed: float = 1.0) -> Past:
+        """The next window that ends in z: LRD (Eq. 12), then SLBS (Eq. 9).
+
+        Args:
+            past: that it goes on from.
+            latent: (batch, latent), z.
+            heed: by what factor it follows what is expected; 1 = as it was taught.
+        """
         before = torch.where(past.begun[:, None], past.latent, latent)
         z = interpolated(before, latent, self.sizes.window)
-        x = self.widen(z)
-        places = self._places(past.number)
-        x = self.decode(x, places, bias=x.new_zeros(1, x.shape[1], x.shape[1]))
+        x = self.decode(self.widen(z), *self._places(past.number))
         x = self.synchronisation(x, past.tokens, self.sizes.ahead)
+        middle = heed * past.tokens.expected.detach()  # what departs from it does not teach it
         return replace(
             past,
-            frames=self.head(self.norm(x)),
+            frames=middle + self.head(self.norm(x)),
             latent=latent,
             begun=torch.ones_like(past.begun),
             number=past.number + 1,
         )
 
-    def _places(self, number: Tensor) -> Tensor:
-        """P of the frames of windows, (batch, window, hidden)."""
-        sizes = self.sizes
-        frames = number[:, None] * sizes.window + torch.arange(sizes.window, device=number.device)
-        return circular_positions(frames, sizes.hidden, sizes.looked_back).to(self.head.weight)
+    def _places(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        """P of the frames of windows and of those before, (batch, 2 window, hidden); their bias.
+
+        A frame attends to the last `window` ones. Were it only those of its own window, motion
+        would jump from window to window.
+        """
+        window = self.sizes.window
+        own = torch.arange(window, device=number.device)
+        near = torch.arange(-window, window, device=number.device)
+        age = own[:, None] - near
+        bias = torch.zeros_like(age, dtype=self.head.weight.dtype)
+        bias = bias.masked_fill((age < 0) | (age >= window), -torch.inf)
+        frames = number[:, None] * window + near
+        places = circular_positions(frames, self.sizes.hidden, self.sizes.looked_back)
+        return places.to(self.head.weight), bias
 
 
 def interpolated(before: Tensor, latent: Tensor, window: int) -> Tensor:

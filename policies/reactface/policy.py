@@ -115,7 +115,7 @@ class ReactFacePolicy(Policy):
         scene = _scene(self.collate([vars(prompt) for prompt in prompts]))
         windows = scene.motion.shape[1] // sizes.window
         noise = window_noise(seeds, samples, windows, sizes.latent).to(self._device)
-        made, _ = self.model.react(scene, noise)
+        made, _ = self.model.react(scene, noise, heed=sizes.heed)
         frames = self.model.listener.back(made.frames)
         log_probs = log_density(made.drawn, torch.stack([made.mean, made.log_std], dim=-2))
         rows = zip(made.drawn.cpu().numpy(), frames.cpu().numpy(), log_probs.cpu(), strict=True)

@@ -40,7 +40,7 @@ def corpus(tmp_path_factory):
 
 
 def imitation(corpus, folder, **keys):
-    config = ReactFaceTraining(**{"steps": 4, "batch_size": 4, "span": 2} | keys)
+    config = ReactFaceTraining(**{"steps": 4, "batch_size": 4, "overheard": 2, "span": 2} | keys)
     clips = list(corpus.clips("train"))
     sizes = replace(sizes_of(config, corpus.layout), hidden=32, latent=4, layers=1)
     policy = ReactFacePolicy.untrained(corpus.layout, clips, 0, sizes)
@@ -57,10 +57,10 @@ def test_every_part_learns(corpus, tmp_path, assign, spread, weight):
     task = imitation(corpus, tmp_path, assign=assign, spread=spread)
     module = task.module()
     loss, parts = task.loss(module, task.batch(0, 0, 1))
-    assert set(parts) == {"appropriate", "speaker", "kl", "smooth", "diversity"}
+    assert set(parts) == {"appropriate", "expect", "speaker", "kl", "smooth", "diversity"}
     expected = sum(
         factor * parts[name]
-        for name, factor in zip(parts, (1.0, 1.0, 1e-3, 1.0, weight), strict=True)
+        for name, factor in zip(parts, (1.0, 1.0, 1.0, 1e-3, 1.0, weight), strict=True)
     )
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
@@ -78,7 +78,7 @@ def test_labels_are_the_listeners_that_fit(corpus, tmp_path):
     appropriate = load_appropriate(corpus.path)
     listeners = dict(corpus.listeners("train"))
     task = imitation(corpus, tmp_path, assign="nearest", batch_size=36)
-    rows = [task.rows[index] for index in task.share(0, 0, 1)]
+    rows = [task.rows[index] for index in task.share(0, 0, 1, 36 + 2)]
     batch = task.batch(0, 0, 1)
     several = 0
     for row, labels, there in zip(rows, batch["labels"], batch["there"], strict=True):
@@ -89,7 +89,7 @@ def test_labels_are_the_listeners_that_fit(corpus, tmp_path):
         several += len(expected) > 1
     assert several
     own = imitation(corpus, tmp_path, assign="recorded").batch(0, 0, 1)
-    assert own["labels"].shape[:2] == (4, 1) and own["there"].all()
+    assert own["labels"].shape[:2] == (4 + 2, 1) and own["there"].all()
 
 
 def test_learners_share_a_batch(corpus, tmp_path):
@@ -97,7 +97,7 @@ def test_learners_share_a_batch(corpus, tmp_path):
     task = imitation(corpus, tmp_path, assign="random", batch_size=36, absent=0.9)
     whole = task.batch(1, 0, 1)
     parts = [task.batch(1, rank, 2) for rank in range(2)]
-    for name in ("motion", "present", "noise", "picked"):
+    for name in ("motion", "present", "labels", "noise", "picked"):
         together = torch.stack([part[name] for part in parts], dim=1).flatten(0, 1)
         torch.testing.assert_close(together, whole[name])
     assert whole["present"].any(1).all() and not whole["present"].all()

@@ -13,6 +13,7 @@ from rapport.policies.reactface.loss import (
     diversity_loss,
     energy_distances,
     kl_loss,
+    path_loss,
     smooth_loss,
     speaker_loss,
     spread_loss,
@@ -117,6 +118,18 @@ def test_the_energy_score_is_least_where_samples_are_spread_as_people_are():
 
     scores = {spread: score(spread) for spread in (0.0, 0.5, 0.8, 1.0, 1.2, 2.0)}
     assert min(scores, key=scores.get) == 1.0, scores
+
+
+def test_a_path_is_the_mean_of_a_second():
+    """A jump in the middle is a ramp of 25 frames; a still face is its own path."""
+    motion = torch.zeros(1, 100, 4)
+    motion[:, 50:] = 1.0
+    ramp = torch.cat([torch.zeros(38), torch.arange(1, 25) / 25, torch.ones(38)])
+    expected = ramp[None, :, None].expand(1, -1, 4)
+    torch.testing.assert_close(path_loss(expected, motion, LAYOUT), torch.tensor(0.0))
+    assert path_loss(motion, motion, LAYOUT) > 0.01
+    still = torch.ones(1, 100, 4)
+    assert path_loss(still[:, :104], still, LAYOUT) == 0 == path_loss(still + 0, still, LAYOUT)
 
 
 def test_a_speaker_who_is_not_seen_is_not_read():

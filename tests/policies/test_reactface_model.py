@@ -101,7 +101,7 @@ def test_sizes():
         sizes = reactface_config(size, layout, audio_dim=64)
         assert ReactFaceSizes.from_json(sizes.to_json()) == sizes
         counts[size] = sum(p.numel() for p in ReactFace(sizes).parameters()) / 1e6
-    assert 0.4 < counts["tiny"] < 0.6
+    assert 0.4 < counts["tiny"] < 0.7
     assert 1 < counts["paper"] < 5.2 and 5 < counts["printed"] < 19.2
     with pytest.raises(ValueError, match="nothing is ever drawn anew"):
         replace(sizes, momentum=1.0)
@@ -133,7 +133,7 @@ def test_frames_do_not_know_what_comes_after(delay, frame, training):
         made, read = module("react", Scene(**batch), noise)
         frames.append(made.frames)
         means.append(made.mean)
-        assert read.shape == (1, WINDOWS * W, 6)
+        assert read.motion.shape == read.expected.shape == (1, WINDOWS * W, 6)
     known = heard_before(frame, delay)
     assert torch.equal(frames[0][:, :known], frames[1][:, :known])
     assert (frames[0][:, known] != frames[1][:, known]).all()
@@ -152,6 +152,50 @@ def test_likelihoods_do_not_know_what_comes_after(policy, clip):
         found.append(policy.action_log_probs(policy.module(), batch)[0])
     assert torch.equal(found[0][:, :4], found[1][:, :4])
     assert (found[0][:, 5:] != found[1][:, 5:]).all()
+
+
+# -- What is expected --
+
+
+def scene_of(policy, clip):
+    return Scene(**policy.collate([policy.prompt_row(policy.encode(clip))]))
+
+
+def test_what_is_drawn_departs_from_what_is_expected(policy, clip):
+    scene = scene_of(policy, clip)
+    noise = torch.zeros(1, 2, WINDOWS, 4)
+    (taught, read), (louder, _) = (policy.model.react(scene, noise, heed=h) for h in (1.0, 3.0))
+    # Later windows also hear what was done before.
+    torch.testing.assert_close(
+        louder.frames[:, :W] - taught.frames[:, :W], 2 * read.expected[:, :W].expand(2, -1, -1)
+    )
+
+
+def test_what_is_drawn_does_not_teach_what_is_expected(clip):
+    policy = small_reactface()
+    made, _ = policy.model.react(scene_of(policy, clip), torch.zeros(1, 2, WINDOWS, 4))
+    made.frames.square().mean().backward()
+    assert all(p.grad is None or not p.grad.any() for p in policy.model.expectation.parameters())
+    assert policy.model.widen.weight.grad.any()
+
+
+@pytest.mark.parametrize("expects", [True, False])
+def test_nothing_is_expected_of_silence_in_the_dark(clip, expects):
+    policy = small_reactface(expects=expects)
+    scene = scene_of(policy, clip)
+    assert policy.model.encode(scene).expected.any() == expects
+    nobody = replace(scene, present=torch.zeros_like(scene.present))
+    assert not policy.model.encode(nobody).expected.any()
+    assert any("expect" in name for name in policy.model.state_dict()) == expects
+
+
+def test_only_the_first_speakers_are_answered(policy, clip):
+    rows = [policy.prompt_row(policy.encode(talking(policy.layout, n))) for n in range(3)]
+    noise = torch.randn(1, 2, WINDOWS, 4, generator=torch.Generator().manual_seed(0))
+    made, read = policy.model.react(Scene(**policy.collate(rows)), noise)
+    alone, _ = policy.model.react(Scene(**policy.collate(rows[:1])), noise)
+    assert len(read.expected) == len(read.motion) == 3
+    torch.testing.assert_close(made.frames, alone.frames, atol=1e-4, rtol=1e-4)
 
 
 # -- A policy --
@@ -180,7 +224,7 @@ def test_noise_is_of_seed_and_window_whatever_the_batch(policy, clip):
     others = [policy.encode(talking(policy.layout, n)) for n in range(3)]
     [[_, alone]] = policy.sample([policy.encode(clip)], 2, [7])
     among = policy.sample([*others, policy.encode(clip)], 2, [1, 2, 3, 7])[3][1]
-    np.testing.assert_allclose(alone.actions, among.actions, atol=1e-5)
+    np.testing.assert_allclose(alone.actions, among.actions, atol=3e-5)
     [[other]] = policy.sample([policy.encode(clip)], 1, [8])
     assert np.abs(alone.actions - other.actions).max() > 0.1
 
@@ -227,9 +271,8 @@ def test_only_how_z_is_distributed_learns_from_likelihoods(policy, clip):
     moved = {
         name.split(".")[0] for name, p in policy.model.named_parameters() if p.grad is not None
     }
-    assert moved == {"see", "hear", "align", "own", "own_synchronisation"} | {
-        *("remember", "prior", "mean", "log_std")
-    }
+    cie = {"own", "own_synchronisation", "remember", "prior", "mean", "log_std"}
+    assert moved == cie  # what encodes and what decodes stays as it is
     policy.module().zero_grad()
 
 
