@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.sampling import latent_noise
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion
-from rapport.policies.reactface.model import Past, Scene, Senses, Tokens
+from rapport.policies.reactface.model import Past, Scene, Senses
 from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.policies.sessions import (
     apart,
@@ -36,11 +35,6 @@ class Kept(NamedTuple):
 
     senses: Senses
     past: Past
-
-
-# `pytree` takes these apart and puts them together, as it does tuples.
-for kind in (Tokens, Senses, Past):
-    pytree.register_dataclass(kind)
 
 
 @dataclass(frozen=True, eq=False)

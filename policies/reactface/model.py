@@ -19,13 +19,14 @@ they go round a circle here; and a window looks back over a span, not over all t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.transformer import CausalTransformer, Memory
@@ -56,47 +57,53 @@ class Tokens:
     """The speaker, encoded.
 
     Args:
-        faces: (batch, frames, hidden), the aligned F of Eq. 6.
-        voices: (batch, frames, hidden), A of Eq. 5.
+        faces: (batch, frames, hidden), the aligned F of Eq. 6; kept of the newest alone.
+        own: keys and values that the CIE's synchronisation attends to, of F and of A (Eq. 5), each
+            (batch, frames, 2 hidden).
+        shown: those that the decoder's does, likewise.
         there: (batch, frames, 2) bool, whether there is a face, a voice.
         expected: (batch, frames, dim), `Expectation`; 0 where nothing is heard, and of a model that
-            expects nothing.
+            expects nothing; kept of the newest alone.
     """
 
     faces: Tensor
-    voices: Tensor
+    own: tuple[Tensor, Tensor]
+    shown: tuple[Tensor, Tensor]
     there: Tensor
     expected: Tensor
 
     def after(self, before: Tokens, kept: int) -> Tokens:
-        """The last `kept` frames of both, and what is expected now."""
-        return Tokens(
-            torch.cat([before.faces, self.faces], dim=1)[:, -kept:],
-            torch.cat([before.voices, self.voices], dim=1)[:, -kept:],
-            torch.cat([before.there, self.there], dim=1)[:, -kept:],
-            self.expected,
+        """The last `kept` frames that are attended to, and the newest."""
+
+        def last(old: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([old, new], dim=1)[:, -kept:]
+
+        return replace(
+            self,
+            own=(last(before.own[0], self.own[0]), last(before.own[1], self.own[1])),
+            shown=(last(before.shown[0], self.shown[0]), last(before.shown[1], self.shown[1])),
+            there=last(before.there, self.there),
         )
 
     def first(self, count: int) -> Tokens:
         """Those of the first speakers of the batch."""
-        return Tokens(*(x[:count] for x in self._all))
+        return self._each(lambda x: x[:count])
 
     def repeat(self, times: int) -> Tokens:
         """Each speaker of the batch several times in a row."""
-        return Tokens(*(x.repeat_interleave(times, 0) for x in self._all))
-
-    @property
-    def _all(self) -> tuple[Tensor, ...]:
-        return self.faces, self.voices, self.there, self.expected
+        return self._each(lambda x: x.repeat_interleave(times, 0))
 
     def window(self, number: int, length: int) -> Tokens:
         """Frames of a window; nothing is there of the one before the first."""
         frames = slice(max(number, 0) * length, (max(number, 0) + 1) * length)
-        there = self.there[:, frames]
-        expected = self.expected[:, frames]
-        if number < 0:
-            there, expected = torch.zeros_like(there), torch.zeros_like(expected)
-        return Tokens(self.faces[:, frames], self.voices[:, frames], there, expected)
+        window = self._each(lambda x: x[:, frames])
+        if number >= 0:
+            return window
+        nothing = torch.zeros_like(window.there), torch.zeros_like(window.expected)
+        return replace(window, there=nothing[0], expected=nothing[1])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        return cast(Tokens, pytree.tree_map(change, self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +170,10 @@ class Reactions:
     log_std: Tensor
 
 
+for kind in (Tokens, Senses, Past):
+    pytree.register_dataclass(kind)  # which takes them apart and puts them together
+
+
 @dataclass(frozen=True, eq=False)
 class Read:
     """What is read off the encoded speaker.
@@ -221,16 +232,21 @@ class Interaction(nn.Module):
         self.up = nn.Linear(hidden, 2 * hidden)
         self.down = nn.Linear(2 * hidden, hidden)
 
-    def forward(self, x: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    def hold(self, tokens: Tensor) -> Tensor:
+        """Keys and values (batch, m, 2 hidden) of tokens (batch, m, hidden) to attend to."""
+        held: Tensor = self.key_value(self.key_norm(tokens))
+        return held
+
+    def forward(self, x: Tensor, held: Tensor, bias: Tensor) -> Tensor:
         """Tokens (batch, n, hidden) that attend to others -> the same shape.
 
         Args:
             x: those that attend.
-            keys: (batch, m, hidden), those that they attend to.
+            held: (batch, m, 2 hidden), `hold` of those that they attend to.
             bias: broadcasts to (batch, n, m), -inf where they must not.
         """
         queries = self._split(self.query(self.query_norm(x)))
-        key, value = self.key_value(self.key_norm(keys)).chunk(2, dim=-1)
+        key, value = held.chunk(2, dim=-1)
         bias = F.pad(bias, (1, 0)).expand(len(x), -1, -1).unsqueeze(1)
         attended = F.scaled_dot_product_attention(
             queries,
@@ -255,25 +271,32 @@ class Synchronisation(nn.Module):
         self.visual = Interaction(sizes.hidden, sizes.heads)
         self.modality = Interaction(sizes.hidden, sizes.heads)
 
-    def forward(self, frames: Tensor, speaker: Tokens, ahead: int) -> Tensor:
+    def hold(self, faces: Tensor, voices: Tensor) -> tuple[Tensor, Tensor]:
+        """What frames are held against, of a speaker's face and voice."""
+        return self.visual.hold(faces), self.modality.hold(voices)
+
+    def forward(
+        self, frames: Tensor, held: tuple[Tensor, Tensor], there: Tensor, ahead: int
+    ) -> Tensor:
         """Frames (batch, window, hidden) -> the same shape.
 
         Args:
             frames: of the listener.
-            speaker: the last frames that are heard.
+            held: `hold` of the last frames that are heard.
+            there: (batch, frames, 2) bool, of which there is a face, a voice.
             ahead: by how many windows the listener's frames are ahead of the speaker's last ones.
         """
         sizes = self.sizes
         window = sizes.window
         own = torch.arange(window, device=frames.device) + ahead * window
-        heard = torch.arange(window - speaker.faces.shape[1], window, device=frames.device)
+        heard = torch.arange(window - there.shape[1], window, device=frames.device)
         bias = alignment_bias(own[:, None] - heard, sizes.period, sizes.looked_back)
 
         def seen(stream: int) -> Tensor:
-            return bias.masked_fill(~speaker.there[:, None, :, stream], -torch.inf)
+            return bias.masked_fill(~there[:, None, :, stream], -torch.inf)
 
-        frames = self.visual(frames, speaker.faces, seen(FACE))
-        synchronised: Tensor = self.modality(frames, speaker.voices, seen(VOICE))
+        frames = self.visual(frames, held[FACE], seen(FACE))
+        synchronised: Tensor = self.modality(frames, held[VOICE], seen(VOICE))
         return synchronised
 
 
@@ -362,7 +385,7 @@ class ReactFace(nn.Module):
         """
         tokens = self.encode(scene)
         repeated = tokens.first(len(noise)).repeat(noise.shape[1])
-        past = self.nothing(len(repeated.faces))
+        past = self.nothing(len(repeated.there))
         if first is not None:
             past = replace(past, number=first)
         made = []
@@ -393,7 +416,7 @@ class ReactFace(nn.Module):
         # Encoders learn by imitation alone: what expects and what decodes reads them, too.
         with torch.no_grad():
             tokens = self.encode(scene).repeat(samples)
-        past = self.nothing(len(tokens.faces))
+        past = self.nothing(len(tokens.there))
         found = []
         for number, done in enumerate(self.listener(frames).flatten(0, 1).unbind(1)):
             heard = tokens.window(number - self.sizes.ahead, self.sizes.window)
@@ -433,7 +456,9 @@ class ReactFace(nn.Module):
             heard.where(scene.present[:, VOICE]),
             expects.where(some),
         )
-        return Tokens(aligned, voices, there, expected), senses
+        own = self.own_synchronisation.hold(aligned, voices)
+        shown = self.synchronisation.hold(aligned, voices)
+        return Tokens(aligned, own, shown, there, expected), senses
 
     def expect(self, frames: Tensor, before: Memory) -> tuple[Tensor, Memory]:
         """`Expectation` of encoded frames; nothing, of a model that expects nothing."""
@@ -446,11 +471,16 @@ class ReactFace(nn.Module):
         """Before the first window."""
         sizes = self.sizes
         like = self.head.weight
-        empty = like.new_zeros(batch, sizes.kept, sizes.hidden)
+        newest = like.new_zeros(batch, sizes.window, sizes.hidden)
+        held = like.new_zeros(batch, sizes.kept, 2 * sizes.hidden)
         absent = torch.zeros(batch, sizes.kept, 2, dtype=torch.bool, device=like.device)
         return Past(
             tokens=Tokens(
-                empty, empty, absent, like.new_zeros(batch, sizes.window, sizes.layout.dim)
+                faces=newest,
+                own=(held, held),
+                shown=(held, held),
+                there=absent,
+                expected=like.new_zeros(batch, sizes.window, sizes.layout.dim),
             ),
             own=self.remember.nothing(batch),
             frames=like.new_zeros(batch, sizes.window, sizes.layout.dim),
@@ -462,7 +492,9 @@ class ReactFace(nn.Module):
     def listen(self, past: Past, heard: Tokens) -> Past:
         """A window of the speaker is heard, and the own last one remembered beside it."""
         tokens = heard.after(past.tokens, self.sizes.kept)
-        own = self.own_synchronisation(self.own(past.frames), tokens, self.sizes.ahead - 1)
+        own = self.own_synchronisation(
+            self.own(past.frames), tokens.own, tokens.there, self.sizes.ahead - 1
+        )
         _, memory = self.remember.follow(own, past.own)
         return replace(past, tokens=tokens, own=memory.where(past.begun))
 
@@ -490,9 +522,11 @@ class ReactFace(nn.Module):
         """
         before = torch.where(past.begun[:, None], past.latent, latent)
         z = interpolated(before, latent, self.sizes.window)
-        x = self.decode(self.widen(z), *self._places(past.number))
-        x = self.synchronisation(x, past.tokens, self.sizes.ahead)
-        middle = heed * past.tokens.expected.detach()  # what departs from it does not teach it
+        places, bias = self._places(past.number)
+        x = self.decode(self.widen(z), self.decode.hold(places), bias)
+        tokens = past.tokens
+        x = self.synchronisation(x, tokens.shown, tokens.there, self.sizes.ahead)
+        middle = heed * tokens.expected.detach()  # what departs from it does not teach it
         return replace(
             past,
             frames=middle + self.head(self.norm(x)),

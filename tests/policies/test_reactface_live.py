@@ -107,7 +107,7 @@ def test_a_stream_that_was_absent_begins_anew(policy):
         for heard in (*steps, before, Chunk(), first[2]):
             _, [state] = live.step([state], [heard])
         tokens = state.kept.past.tokens
-        newest.append(tokens.voices[:, -W:].numpy())
+        newest.append(tokens.shown[1][:, -W:].numpy())
         assert tokens.there[0, -2 * W :, 1].tolist() == [False] * W + [True] * W
     np.testing.assert_allclose(newest[0], newest[1], atol=1e-6)
     np.testing.assert_allclose(newest[0], newest[2], atol=1e-6)
