@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rapport.actors.settings import EngineConfig
+from rapport.actors.settings import EngineConfig, FleetConfig
 from rapport.pipeline.config import RecipeConfig, flatten, near_keys, set_key
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.objectives.settings import FlowGdpoConfig, FlowTraining
@@ -17,8 +17,10 @@ from rapport.pipeline.settings import (
     DRAWN,
     STAGE_ONE,
     DpoOfFlow,
+    DpoOfReactFace,
     DpoOfVla,
     GdpoOfFlow,
+    GdpoOfReactFace,
     GdpoOfVla,
     Judged,
     JudgedOfFlow,
@@ -238,6 +240,19 @@ class TuneDpoOfFlow(DpoOfFlow, SweptPreferences):
     )
 
 
+class TuneDpoOfReactFace(DpoOfReactFace, SweptPreferences):
+    """`tune dpo policy=reactface`."""
+
+    RECIPE = DpoOfReactFace
+    evaluation: EvaluationConfig = EvaluationConfig(split="validation")
+    tune: TuneConfig = TuneConfig(
+        space={"dpo.beta": "grid(0.03, 0.1, 0.3, 1)", "dpo.learning_rate": "grid(3e-4, 1e-3)"},
+        metric="simulated_rating",
+        mode="max",
+        model="rapport-dpo-reactface",
+    )
+
+
 class TuneGdpoOfFlow(GdpoOfFlow, SweptRewards):
     """`tune gdpo`. Enough to tell settings apart, and eight trials in 25 minutes on two cores."""
 
@@ -273,8 +288,22 @@ class TuneGdpoOfVla(GdpoOfVla, SweptRewards):
     )
 
 
+class TuneGdpoOfReactFace(GdpoOfReactFace, SweptRewards):
+    """`tune gdpo policy=reactface`."""
+
+    RECIPE = GdpoOfReactFace
+    evaluation: EvaluationConfig = EvaluationConfig(split="validation")
+    rollout: FleetConfig = FleetConfig(cpus=0.2)  # two fleets at once, as of the VLA
+    tune: TuneConfig = TuneConfig(
+        space={"gdpo.learning_rate": "grid(1e-4, 3e-4, 1e-3)", "gdpo.group_size": "grid(4, 8)"},
+        metric="simulated_rating",
+        mode="max",
+        model="rapport-gdpo-reactface",
+    )
+
+
 # Algorithm -> policy -> config, the algorithm's own policy first.
 TUNED: dict[str, dict[str, type[RecipeConfig]]] = {
-    "dpo": {"vla": TuneDpoOfVla, "flow": TuneDpoOfFlow},
-    "gdpo": {"flow": TuneGdpoOfFlow, "vla": TuneGdpoOfVla},
+    "dpo": {"vla": TuneDpoOfVla, "flow": TuneDpoOfFlow, "reactface": TuneDpoOfReactFace},
+    "gdpo": {"flow": TuneGdpoOfFlow, "vla": TuneGdpoOfVla, "reactface": TuneGdpoOfReactFace},
 }

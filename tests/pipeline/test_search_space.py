@@ -248,7 +248,7 @@ def test_each_algorithm_sweeps_each_policy(capsys, tmp_path, subject, policy, co
     config = load(recipe=config_type, file=file)
     assert config == config_type()
     assert (config.subject, config.policy) == (subject, policy)
-    assert config_type.__name__ == f"Tune{subject.title()}Of{policy.title()}"
+    assert config_type.__name__.lower() == f"tune{subject}of{policy}"
     assert all(key.startswith(f"{subject}.") for key in config.tune.space)
 
 
