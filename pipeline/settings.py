@@ -210,6 +210,8 @@ class OfReactFace(Learning):
     corpus: CorpusConfig = CorpusConfig(frames=0)
     policy: Literal["reactface"] = "reactface"
     """which policy: vla, flow, reactface, or module:Class of your own; each has keys of its own"""
+    # Its steps are many and small: two learners of one thread take half the time of one of two.
+    learner: LearnerConfig = LearnerConfig(world_size=2, threads=1)
     reactface: ReactFaceTraining = ReactFaceTraining()
 
     @model_validator(mode="after")
@@ -534,7 +536,7 @@ class GdpoOfVla(JudgedOfVla, Rewarded):
 class GdpoOfReactFace(JudgedOfReactFace, Rewarded):
     """`gdpo policy=reactface`."""
 
-    learner: LearnerConfig = LearnerConfig(checkpoint_every=8)
+    learner: LearnerConfig = LearnerConfig(world_size=2, threads=1, checkpoint_every=8)
 
 
 class GdpoOfOther(JudgedOfOther, Rewarded):

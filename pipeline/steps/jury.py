@@ -335,6 +335,9 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
     videos = []
     for clip_id, file, kind in kinds:
         motions = {name: by_clip[clip_id][0] for name, by_clip in answers.items()}
+        several = answers[after][clip_id]
+        if before == after and len(several) > 1:  # what else it might have done
+            motions = {f"{after}, {n}": motion for n, motion in enumerate(several, start=1)}
         videos.append(compared(jury.imitated.corpus.clip(clip_id), file, kind, answers=motions))
     if pairs is not None:
         shown = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score", "made_for"]

@@ -31,6 +31,7 @@ CODEC_OPTIONS = {
 CONTAINER = {".mp4": "mp4", ".webm": "webm"}
 POSE_GROUPS = ("rot", "neck", "jaw")  # radians about joints that every head has
 Part = tuple[np.ndarray, np.ndarray | None]  # frames, and their sound
+ABREAST = 6  # panels in a row
 CHUNK = 50  # frames whose vertices are computed at once: enough to be fast, 3 MB of vertices
 
 
@@ -76,14 +77,14 @@ def render_motion(
 
 
 def panels(frames: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.ndarray:
-    """Clips side by side, each with its caption.
+    """Clips side by side, each with its caption, at most `ABREAST` in a row.
 
     Args:
         frames: (time, height, width, 3) each, of one shape; None stands for a panel without video.
         captions: one for each.
 
     Returns:
-        (time, height, n width, 3).
+        (time, rows height, columns width, 3).
 
     Raises:
         ValueError: no clip has frames, or their shapes differ.
@@ -100,7 +101,10 @@ def panels(frames: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.n
             captioned.append(with_caption(blank, f"{caption}: no video"))
         else:
             captioned.append(with_caption(clip, caption))
-    return np.concatenate(captioned, axis=2)
+    columns = min(len(captioned), ABREAST)
+    captioned += [blank] * (-len(captioned) % columns)
+    rows = [captioned[first : first + columns] for first in range(0, len(captioned), columns)]
+    return np.concatenate([np.concatenate(row, axis=2) for row in rows], axis=1)
 
 
 def with_caption(frames: np.ndarray, text: str) -> np.ndarray:

@@ -4,8 +4,8 @@ What a window is made from: MSBEA encodes what is seen and heard, CIE reads its 
 says how the next window is distributed, momentum ties what is drawn to the window before, LRD makes
 frames of it, SLBS holds them against the speaker.
 
-Every pass is a loop of `ReactFace.step`: training, sampling, replaying and listening live. So a
-listener of an hour does what it was trained to do, and looks back as far.
+Every pass is a loop of `listen`, `distribution` and `make`: training, sampling, replaying and
+listening live. So a listener of an hour does what it was trained to do, and looks back as far.
 
 Beside the paper, it is told what to expect: from the speaker alone a head reads, by least squares,
 where a listener's face is on average (`Expectation`), and what is drawn departs from there. Losses

@@ -108,6 +108,11 @@ def test_panels_keep_the_pictures_and_caption_them():
     assert not np.array_equal(captions[:, :, :128], captions[:, :, 128:256]), "captions differ"
     np.testing.assert_array_equal(captions[:, :, 128:256], captions[:, :, 256:])
     np.testing.assert_array_equal(panels([b], ["SFT"])[:, :24], captions[:, :, 256:])
+    eight = panels([a, *[b] * 6, c], list("12345678"))
+    assert eight.shape == (len(a), 256, 6 * 128, 3)
+    np.testing.assert_array_equal(eight[:, 30:128, :128], a[:, 30:])
+    np.testing.assert_array_equal(eight[:, 128 + 30 :, 128:256], c[:, 30:])
+    assert (eight[:, 128:, 256:] == eight[0, -1, -1]).all(), "nothing where nobody is"
 
 
 def test_an_absent_panel_is_plain_and_says_so():
