@@ -62,16 +62,16 @@ class Page:
         )
 
     def __enter__(self) -> Self:
+        write_atomic(
+            self.folder / "links.csv",
+            "".join(f"{name},{url}\n" for name, url in links(self.store).items()),
+        )
         self._thread.start()
         until = time.monotonic() + START_S
         while not self._server.started:
             if time.monotonic() > until or not self._thread.is_alive():
                 raise RunError(f"{self.config.url} does not answer after {START_S:g} s")
             time.sleep(0.01)
-        write_atomic(
-            self.folder / "links.csv",
-            "".join(f"{name},{url}\n" for name, url in links(self.store).items()),
-        )
         return self
 
     def __exit__(self, *error: object) -> None:

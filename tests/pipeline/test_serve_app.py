@@ -171,10 +171,15 @@ def test_sessions_that_do_not_fit_are_refused(client, server):
     finally:
         for live in opened:
             live.close()
-        deadline = time.monotonic() + 30
-        while server.sessions:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_all_left(server)
+
+
+def wait_until_all_left(server):
+    """A client has left before its server has noticed."""
+    deadline = time.monotonic() + 30
+    while server.sessions:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_recorded_session_says_so_and_is_kept(client, server):
@@ -187,6 +192,7 @@ def test_a_recorded_session_says_so_and_is_kept(client, server):
         live.send(wire.End().model_dump_json())
         while isinstance(received(live), list):
             pass
+    wait_until_all_left(server)
     folder = server.config.record
     with wave.open(str(folder / f"{name}.wav")) as file:
         assert file.readframes(9999) == sound.tobytes()
