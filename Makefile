@@ -6,6 +6,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 LOCKS  := infra/requirements/$(EXTRA).lock infra/requirements/dev.lock
 READY  := $(VENV)/.ready-$(EXTRA)
+VIDEO  := $(VENV)/.ready-video
 FAST   := -m "not engine and not e2e and not long"
 ORT    := pipeline/serve/web/vendor/ort
 ORT_FILES := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
@@ -31,7 +32,7 @@ dpo: $(READY)
 	$(PY) -m pipeline.run dpo --run-dir $(RUN_DIR) $(SHARES)
 
 # Fast tests and lint first, side by side; then the real engines, then whole recipes.
-test: $(READY)
+test: $(READY) $(VIDEO)
 	$(MAKE) --jobs=2 --output-sync=target lint fast-pipeline fast-others
 	$(PY) -m pytest -m "engine and not long" --durations=8
 	$(PY) -m pytest -m "e2e and not long" --durations=8
@@ -75,6 +76,11 @@ $(READY): $(LOCKS) pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --no-deps --require-hashes $(addprefix -r ,$(LOCKS))
 	$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+# The extra `video`: tests track faces, recipes do so only for films.
+$(VIDEO): infra/requirements/video.lock $(READY)
+	$(INSTALL) --no-deps --require-hashes -r $<
 	touch $@
 
 # After a version in a lock was changed: the hashes of its files (needs uv).
