@@ -2,8 +2,8 @@
 
 A ridge regression (Hoerl & Kennard 1970) for each criterion, from `reward_features` to the mean
 grade of a candidate. It is tried on conversations that it was not fitted on, beside people
-themselves and beside rules that listen to nobody; see `reward_agreement`. Its grades are called learnt,
-never people's.
+themselves and beside rules that listen to nobody; see `reward_agreement`. Its grades are called
+learnt, never people's.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from rapport.rewards.ratings.scores import (
     ScoreConfig,
     Scores,
     criterion_means,
+    rated_groups,
     score_candidates,
 )
 from rapport.rewards.ratings.speaker_cues import SpeakerCues
@@ -147,18 +149,10 @@ class People:
     score: ScoreConfig
     scales: RaterScales | None
 
-    @property
+    @cached_property
     def scores(self) -> Scores:
         """Of the candidates that somebody rated (Eq. 10)."""
         return score_candidates(self.ratings, self.score.weights, scales=self.scales)[0]
-
-    def rated(self) -> list[str]:
-        """Prompts of which two candidates or more have a score."""
-        return [
-            prompt_id
-            for prompt_id, group in self.scores.items()
-            if sum(value is not None for value in group.values()) > 1
-        ]
 
     def grades(self, members: Sequence[Member]) -> np.ndarray:
         """Mean of each criterion, (n, criteria) in [0, 1]; NaN = not rated."""
@@ -193,7 +187,7 @@ def learn_ratings(
     Raises:
         RunError: too few groups or conversations were rated.
     """
-    rated = people.rated()
+    rated = rated_groups(people.scores)
     require_groups(len(rated))
     places = seen.places(rated)
     members = [seen.members[place] for place in places]
@@ -268,9 +262,7 @@ def learnt_ratings(
     round_index: int = 1,
 ) -> list[Rating]:
     """Ratings by a model of people's, of the groups that people had no time for."""
-    result = _learnt(
-        run, config, imitated, groups=groups, ratings=ratings, round_index=round_index
-    )
+    result = _learnt(run, config, imitated, groups=groups, ratings=ratings, round_index=round_index)
     file = result.artifacts.get("learnt_ratings")
     return [] if file is None else read_ratings(file)
 
@@ -287,7 +279,7 @@ def _learnt(
 ) -> PhaseResult:
     scales = RaterScales.fit(ratings) if config.score.rater_scales else None
     people = People(ratings, config.score, scales)
-    rated = people.rated()
+    rated = rated_groups(people.scores)
     left = [prompt_id for prompt_id in groups if prompt_id not in set(rated)]
     if not left:
         step.say("people rated every group: nothing is left to a model")
