@@ -23,7 +23,8 @@ from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating
 LEARNT = "learnt"  # stands for the rater where a reward model rated
 FEWEST_GROUPS = 20  # rated ones, to learn from
 FOLDS = 5  # of cross-validation, and so the fewest conversations
-PENALTIES = np.geomspace(1, 1e4, 9)
+INNER_FOLDS = 3  # on which the penalty is chosen
+PENALTIES = np.geomspace(1, 1e4, 5)
 FURTHEST = 5.0  # standard deviations; features beyond are taken to be so far
 FORMAT = 1  # of the file that `save` writes
 
@@ -101,7 +102,7 @@ class RewardModel:
             rated = np.isfinite(grades)
             if len(set(examples.conversations[rated])) < 2:
                 continue  # nobody was asked about it, or hardly
-            folds = list(_folds(examples.conversations[rated]))
+            folds = list(_folds(examples.conversations[rated], INNER_FOLDS))
             ridge = RidgeCV(alphas=PENALTIES, cv=folds).fit(x[rated], grades[rated])
             criteria.append(name)
             weights.append(ridge.coef_)
@@ -193,7 +194,7 @@ def cross_validated(
         )
     features = (examples.features, examples.features if others is None else others)
     grades = np.full((2, *examples.grades.shape), np.nan)
-    for learnt, tried in _folds(examples.conversations):
+    for learnt, tried in _folds(examples.conversations, FOLDS):
         model = RewardModel.fit(examples.at(learnt))
         columns = [list(CRITERIA).index(name) for name in model.criteria]
         for beside, x in enumerate(features):
@@ -223,9 +224,9 @@ def standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> n
     return kept
 
 
-def _folds(conversations: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _folds(conversations: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places to learn on and places to try on; no conversation is in both."""
-    folds = min(FOLDS, len(set(conversations)))
+    folds = min(most, len(set(conversations)))
     splits: Iterator[tuple[np.ndarray, np.ndarray]] = GroupKFold(folds).split(
         conversations, groups=conversations
     )

@@ -192,12 +192,12 @@ def learn_ratings(
     places = seen.places(rated)
     members = [seen.members[place] for place in places]
     grades = people.grades(members)
-    prompts = np.array([prompt_id for prompt_id, _ in members])
-    conversations = np.array([seen.conversations[prompt_id] for prompt_id in prompts])
+    conversations = np.array([seen.conversations[prompt_id] for prompt_id, _ in members])
     examples = Examples(seen.own[places], grades, conversations, seen.names)
     try:
         own, another = cross_validated(examples, seen.another[places])
-        shuffled, _ = cross_validated(examples.with_grades(_shuffled(grades, prompts, seed)))
+        order = np.random.default_rng(seed).permutation(len(grades))
+        shuffled, _ = cross_validated(examples.with_grades(grades[order]))
         model = RewardModel.fit(examples)
     except RewardModelError as error:
         raise RunError(f"score.learnt: {error}; have more rated, or leave it out") from error
@@ -225,16 +225,6 @@ def learn_ratings(
         for name, each in judged.items()
     }
     return model, {name: row for name, row in table.items() if row is not None}
-
-
-def _shuffled(grades: np.ndarray, prompts: np.ndarray, seed: int) -> np.ndarray:
-    """Within each group, what one candidate was given goes to another."""
-    rng = np.random.default_rng(seed)
-    shuffled = grades.copy()
-    for prompt_id in dict.fromkeys(prompts):
-        places = np.flatnonzero(prompts == prompt_id)
-        shuffled[places] = grades[rng.permutation(places)]
-    return shuffled
 
 
 def require_trust(table: Mapping[str, Agreement]) -> None:
