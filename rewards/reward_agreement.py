@@ -102,6 +102,13 @@ def right_order(scores: np.ndarray, actual: np.ndarray) -> float | None:
     return float(np.mean(0.5 + 0.5 * told)) if len(told) else None
 
 
+def accuracy(scores: Scores, actual: Scores) -> float:
+    """As of `Agreement`, without an interval; NaN where nothing can be compared."""
+    rows = couples(scores, actual).values()
+    right = [share for own, theirs in rows if (share := right_order(own, theirs)) is not None]
+    return float(np.mean(right)) if right else float("nan")
+
+
 def raters_left_out(
     ratings: Sequence[Rating], weights: Mapping[str, float], scales: RaterScales | None = None
 ) -> list[tuple[Scores, Scores]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold
 
 from rapport.arrays import load_named, save_named
@@ -95,23 +94,23 @@ class RewardModel:
         scale = np.sqrt((np.where(seen, filled - mean, 0) ** 2).sum(axis=0) / counts)
         scale[scale < 1e-8] = 1.0
         x = standardised(examples.features, mean, scale)
-        criteria: list[str] = []
-        weights: list[np.ndarray] = []
-        bias: list[float] = []
-        for name, grades in zip(CRITERIA, examples.grades.T, strict=True):
-            rated = np.isfinite(grades)
-            if len(set(examples.conversations[rated])) < 2:
-                continue  # nobody was asked about it, or hardly
-            folds = list(_folds(examples.conversations[rated], INNER_FOLDS))
-            ridge = RidgeCV(alphas=PENALTIES, cv=folds).fit(x[rated], grades[rated])
-            criteria.append(name)
-            weights.append(ridge.coef_)
-            bias.append(float(ridge.intercept_))
-        if not criteria:
+        rated = np.isfinite(examples.grades)
+        places = [
+            place
+            for place in range(len(CRITERIA))
+            if len(set(examples.conversations[rated[:, place]])) > 1
+        ]
+        if not places:
             raise RewardModelError("no criterion was rated in two conversations or more")
-        return cls(
-            examples.names, tuple(criteria), mean, scale, np.stack(weights, axis=1), np.array(bias)
-        )
+        weights = np.zeros((x.shape[1], len(places)))
+        bias = np.zeros(len(places))
+        # Criteria that were rated of the same candidates are fitted at once.
+        for rows, columns in _alike(rated[:, places]):
+            grades = examples.grades[rows][:, np.array(places)[columns]]
+            fitted = _ridge(x[rows], grades, examples.conversations[rows])
+            weights[:, columns], bias[columns] = fitted
+        criteria = tuple(list(CRITERIA)[place] for place in places)
+        return cls(examples.names, criteria, mean=mean, scale=scale, weights=weights, bias=bias)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Grades of the model's criteria, (n, criteria) in [0, 1]."""
@@ -222,6 +221,40 @@ def standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> n
     x = (features - mean) / scale
     kept: np.ndarray = np.clip(np.where(np.isfinite(x), x, 0.0), -FURTHEST, FURTHEST)
     return kept
+
+
+def _alike(rated: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows that are rated, (n,) bool, and the columns of `rated` that have just these, places."""
+    kinds, kind_of = np.unique(rated, axis=1, return_inverse=True)
+    for kind in range(kinds.shape[1]):
+        yield kinds[:, kind], np.flatnonzero(kind_of.ravel() == kind)
+
+
+def _ridge(
+    x: np.ndarray, grades: np.ndarray, conversations: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (features, criteria) and bias; penalties foretell other conversations best."""
+    errors = np.zeros((len(PENALTIES), grades.shape[1]))
+    for learnt, tried in _folds(conversations, INNER_FOLDS):
+        weights, bias = _every_ridge(x[learnt], grades[learnt])
+        errors += np.sum((x[tried] @ weights + bias[:, None] - grades[tried]) ** 2, axis=1)
+    weights, bias = _every_ridge(x, grades)
+    best = errors.argmin(axis=0)
+    columns = np.arange(grades.shape[1])
+    return weights[best, :, columns].T, bias[best, columns]
+
+
+def _every_ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (penalties, features, criteria) and bias (penalties, criteria), for all penalties.
+
+    One decomposition serves them all.
+    """
+    centre = x.mean(axis=0)
+    values, vectors = np.linalg.eigh((x - centre).T @ (x - centre))
+    rotated = vectors.T @ ((x - centre).T @ (y - y.mean(axis=0)))
+    shrunk = rotated / (np.maximum(values, 0)[None, :, None] + PENALTIES[:, None, None])
+    weights = vectors @ shrunk
+    return weights, y.mean(axis=0) - centre @ weights
 
 
 def _folds(conversations: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from rapport.rewards.ratings.scores import (
 )
 from rapport.rewards.ratings.speaker_cues import SpeakerCues
 from rapport.rewards.ratings.visible import VisibleMotion
-from rapport.rewards.reward_agreement import CHANCE, Agreement, agreement, raters_left_out
+from rapport.rewards.reward_agreement import CHANCE, Agreement, accuracy, agreement, raters_left_out
 from rapport.rewards.reward_features import reward_features
 from rapport.rewards.reward_model import (
     FEWEST_GROUPS,
@@ -46,6 +45,7 @@ from rapport.rewards.reward_model import (
 MODEL = "reward model"
 SWAPPED = "the same, another speaker beside"
 SHUFFLED = "the same, taught shuffled ratings"
+SHUFFLES = 19  # of whom none may be as good: one in twenty by luck
 MOVEMENT = "rule: who moves more"
 MIRROR = "rule: who mirrors"
 ANY = "rule: all alike"
@@ -164,6 +164,23 @@ class People:
         return np.array([[mean.get(name, np.nan) for name in CRITERIA] for mean in means])
 
 
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """A model of people's ratings.
+
+    Args:
+        model: fitted on all of them.
+        table: who rates -> how far that agrees with people, tried on other conversations.
+        by_luck: best accuracy of `SHUFFLES` models that were taught shuffled ratings. A model that
+            learnt nothing still orders faces somehow, and faces have much in common: its accuracy
+            may lie outside an interval around chance (permutation test, Ojala & Garriga 2010).
+    """
+
+    model: RewardModel
+    table: Mapping[str, Agreement]
+    by_luck: float
+
+
 def require_groups(rated: int) -> None:
     """Raise `RunError` where people rated too few groups to learn from."""
     if rated < FEWEST_GROUPS:
@@ -173,10 +190,8 @@ def require_groups(rated: int) -> None:
         )
 
 
-def learn_ratings(
-    seen: Seen, people: People, *, bootstrap: int, seed: int
-) -> tuple[RewardModel, dict[str, Agreement]]:
-    """A model of people's ratings, and the table of how far it and others agree with them.
+def learn_ratings(seen: Seen, people: People, *, bootstrap: int, seed: int) -> Learnt:
+    """A model of people's ratings, and how far it and others agree with them.
 
     Args:
         seen: the candidates.
@@ -196,8 +211,11 @@ def learn_ratings(
     examples = Examples(seen.own[places], grades, conversations, seen.names)
     try:
         own, another = cross_validated(examples, seen.another[places])
-        order = np.random.default_rng(seed).permutation(len(grades))
-        shuffled, _ = cross_validated(examples.with_grades(grades[order]))
+        rng = np.random.default_rng(seed)
+        shuffled = [
+            cross_validated(examples.with_grades(rng.permutation(grades)))[0]
+            for _ in range(SHUFFLES)
+        ]
         model = RewardModel.fit(examples)
     except RewardModelError as error:
         raise RunError(f"score.learnt: {error}; have more rated, or leave it out") from error
@@ -213,29 +231,34 @@ def learn_ratings(
     judges = {
         MODEL: scored(own),
         SWAPPED: scored(another),
-        SHUFFLED: scored(shuffled),
         MOVEMENT: rule("movement"),
         MIRROR: rule("mirror"),
         ANY: seen.scores(np.zeros(len(seen.members))),
     }
     judged = {name: [(scores, actual)] for name, scores in judges.items()}
+    judged[SHUFFLED] = [(scored(values), actual) for values in shuffled]
     judged[RATER] = raters_left_out(people.ratings, people.score.weights, people.scales)
     table = {
         name: agreement(each, seen.conversations, bootstrap=bootstrap)
         for name, each in judged.items()
     }
-    return model, {name: row for name, row in table.items() if row is not None}
+    return Learnt(
+        model,
+        {name: row for name, row in table.items() if row is not None},
+        by_luck=max(accuracy(scores, actual) for scores, _ in judged[SHUFFLED]),
+    )
 
 
-def require_trust(table: Mapping[str, Agreement]) -> None:
+def require_trust(learnt: Learnt) -> None:
     """Raise `RunError` where the model does no better than chance in groups it never saw."""
-    row = table.get(MODEL)
-    if row is None or row.accuracy.low <= CHANCE:
+    row = learnt.table.get(MODEL)
+    if row is None or row.accuracy.low <= CHANCE or row.accuracy.mean <= learnt.by_luck:
         found = "cannot be measured" if row is None else f"is {row.accuracy}"
         raise RunError(
             "score.learnt: of couples that it was not fitted on, the share that the reward model "
-            f"puts in people's order {found}, which does not exceed chance ({CHANCE:g}): have more "
-            "groups rated, or by more raters, or leave score.learnt out"
+            f"puts in people's order {found}, which does not exceed chance ({CHANCE:g}; models "
+            f"that were taught shuffled ratings reached {learnt.by_luck:.3f}): have more groups "
+            "rated, or by more raters, or leave score.learnt out"
         )
 
 
@@ -281,18 +304,16 @@ def _learnt(
         for prompt_id, group in groups.items()
     }
     seen = seen_by_model(imitated.corpus, motions, Viewer(config.head), config.seed)
-    model, table = learn_ratings(
-        seen, people, bootstrap=config.evaluation.bootstrap, seed=config.seed
-    )
-    say_table(step, table)
-    require_trust(table)
+    found = learn_ratings(seen, people, bootstrap=config.evaluation.bootstrap, seed=config.seed)
+    say_table(step, found.table)
+    require_trust(found)
     places = seen.places(left)
-    learnt = model.ratings(seen.own[places], [seen.members[place] for place in places])
+    learnt = found.model.ratings(seen.own[places], [seen.members[place] for place in places])
     files = {
         "reward_model": step.directory / "reward_model.npz",
         "learnt_ratings": step.directory / "learnt.parquet",
     }
-    model.save(files["reward_model"])
+    found.model.save(files["reward_model"])
     write_ratings(files["learnt_ratings"], learnt)
     step.say(
         f"{len(learnt)} candidates of {len(left)} groups that people had no time for are rated by "
@@ -303,13 +324,12 @@ def _learnt(
         artifacts=files,
         counts=counts,
         engines={"reward_model": f"ridge regression on people's ratings of {len(rated)} groups"},
-        metrics={"learnt_from_groups": len(rated)} | described(table),
+        metrics={
+            "learnt_from_groups": len(rated),
+            "accuracy_by_luck": found.by_luck,
+            "agreement": {name: row.to_json() for name, row in found.table.items()},
+        },
     )
-
-
-def described(table: Mapping[str, Agreement]) -> dict[str, Any]:
-    """The table, as summaries have it."""
-    return {"agreement": {name: row.to_json() for name, row in table.items()}}
 
 
 def say_table(step: Phase, table: Mapping[str, Agreement]) -> None:

@@ -25,6 +25,8 @@ from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.steps.preferences import watched
 from rapport.pipeline.steps.reward_model import (
+    SHUFFLES,
+    Learnt,
     People,
     learn_ratings,
     seen_by_model,
@@ -95,7 +97,7 @@ def lines(table: Mapping[str, Agreement]) -> list[str]:
     return [head, "| --- | --- | --- | --- |", *rows]
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Agreement]:
+def main(arguments: list[str] | None = None) -> Learnt:
     """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,12 +122,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Agreement]:
         people = People(ratings, ScoreConfig(), RaterScales.fit(ratings))
     seen = seen_by_model(corpus, groups, Viewer(HeadConfig()), given.seed)
     try:
-        _, table = learn_ratings(seen, people, bootstrap=BOOTSTRAP, seed=given.seed)
+        learnt = learn_ratings(seen, people, bootstrap=BOOTSTRAP, seed=given.seed)
     except RunError as error:
         parser.error(str(error))
     print(f"{len(people.scores)} groups rated by {who}; {len(seen.names)} features")
-    print("\n".join(lines(table)))
-    return table
+    print("\n".join(lines(learnt.table)))
+    print(
+        f"by luck: {learnt.by_luck:.3f}, the best of {SHUFFLES} that were taught shuffled ratings"
+    )
+    return learnt
 
 
 if __name__ == "__main__":

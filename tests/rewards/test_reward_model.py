@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from rapport.arrays import ArrayFileError, load_named, save_named
+from rapport.rewards import reward_model
 from rapport.rewards.ratings.ratings import CRITERIA
 from rapport.rewards.reward_model import (
     LEARNT,
@@ -36,6 +38,20 @@ def test_a_known_reward_is_found():
     new = examples(seed=1, noise=0)
     kept = np.abs(new.grades - 0.5) < 0.4  # beyond 0 and 1 there are no grades
     assert model(new.features)[kept] == pytest.approx(new.grades[kept], abs=0.02)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
+def test_weights_are_those_of_scikit_learn(monkeypatch, penalty):
+    monkeypatch.setattr(reward_model, "PENALTIES", np.array([penalty]))
+    data = examples()
+    data.grades[:40, 2] = np.nan  # fitted by itself
+    model = RewardModel.fit(data)
+    for place in (0, 2):
+        rated = np.isfinite(data.grades[:, place])
+        x = reward_model.standardised(data.features, model.mean, model.scale)[rated]
+        ridge = Ridge(penalty).fit(x, data.grades[rated, place])
+        assert model.weights[:, place] == pytest.approx(ridge.coef_, abs=1e-10)
+        assert model.bias[place] == pytest.approx(ridge.intercept_, abs=1e-10)
 
 
 def test_ratings_are_from_1_to_5_and_called_learnt():
