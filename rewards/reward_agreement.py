@@ -5,13 +5,12 @@ Pairs are made within a group of candidates, so what counts is their order there
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from rapport.rewards.metrics.statistics import Interval, mean_interval, prompt_means
 from rapport.rewards.ratings.raters import RaterScales
@@ -133,9 +132,7 @@ def raters_left_out(
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's correlation of the ranks; 0 where one of them does not differ."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numbers that differ by rounding alone
-        value = float(spearmanr(x, y).statistic)
-    return value if np.isfinite(value) else 0.0
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
