@@ -62,6 +62,7 @@ from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
 from rapport.settings import Section
 
 DRAWN = ("size", "supersample", "codec", "crf")  # how a video is drawn
+OF_PAIRS = ("score.rater_scales", "score.minimum_margin", "score.learnt")
 CONCLUDED = ("judge.ablations", "judge.omegas", "judge.long_frames")  # said of two policies
 # What answers held-out prompts, where answers are there already.
 REACTED = (
@@ -267,7 +268,7 @@ class Judged(Learning, Sampling):
         if not self.videos:
             keys["no video is drawn"] = tuple(f"render.{name}" for name in DRAWN)
         if not isinstance(self, Preferences):
-            keys["no pairs are made here"] = ("score.rater_scales", "score.minimum_margin")
+            keys["no pairs are made here"] = OF_PAIRS
         return keys
 
 
@@ -384,6 +385,12 @@ class Preferences(Judged, Rated):
         return self.ratings if isinstance(self.ratings, Path) else None
 
     @property
+    def learns_ratings(self) -> bool:
+        """Whether a model rates what people had no time for."""
+        graded = self.ratings is not None and not (self.live and self.rate.form == "pairs")
+        return self.score.learnt and self.asks_raters and graded
+
+    @property
     def samples_candidates(self) -> bool:
         """Whether pairs are made of anything that the policy samples."""
         return self.asks_raters or self.dpo.contrast_of == "sampled"
@@ -392,16 +399,16 @@ class Preferences(Judged, Rated):
         """What candidates of an earlier run bring; what is asked of people, where nobody is."""
         keys = super().moot()
         if not self.asks_raters:
-            of_raters = ("ratings", "score.rater_scales", "score.minimum_margin")
-            keys["dpo.contrast=1 asks no rater for pairs"] = of_raters
+            keys["dpo.contrast=1 asks no rater for pairs"] = ("ratings", *OF_PAIRS)
         if not self.samples_candidates:
             keys["recorded listeners make all pairs"] = ("rollout.samples", "render.videos")
         if not self.live:
             keys["only ratings=live opens a page"] = ("rate",)
         elif self.rate.form == "pairs":
-            keys["rate.form=pairs has no scale"] = ("score.rater_scales",)
+            keys["rate.form=pairs has no scale"] = ("score.rater_scales", "score.learnt")
         if self.ratings is None:
             keys["simulated raters have one scale"] = ("score.rater_scales",)
+            keys["simulated raters rate everything"] = ("score.learnt",)
         if self.candidates is not None:
             # Adapters and frozen parts are of the training here.
             here = ("lora_rank", "freeze_vision")

@@ -32,14 +32,15 @@ class ReferenceMismatch(ValueError):
 
 
 def pair_schema(policy: type[Policy] | Policy) -> pa.Schema:
-    """Columns of a table of pairs: the prompt, both reactions, their scores, `made_for`.
+    """Columns of a table of pairs: the prompt, both reactions, their scores, `made_for`, `learnt`.
 
     That is the other prompt whose speaker the rejected reaction answers, in a pair that no rater
     made; its scores are null. In a pair of raters it is null, as both answer the same speaker.
+    `learnt` = the scores are those of a model of people's ratings.
     """
     reactions = dict.fromkeys(NAMES, policy.action_type)
     scores = {f"{name}_score": pa.float64() for name in NAMES}
-    other = {"made_for": pa.string()}
+    other = {"made_for": pa.string(), "learnt": pa.bool_()}
     return pa.schema(dict(policy.prompt_columns) | reactions | scores | other)
 
 
@@ -207,8 +208,9 @@ class Dpo(PolicyObjective):
 def pairs_digest(rows: Dataset) -> str:
     """sha256 over prompts and both reactions of every pair, in order."""
     digest = hashlib.sha256()
-    scores = [f"{name}_score" for name in NAMES]
-    for row in rows.remove_columns([*scores, "made_for"]):
+    others = [*(f"{name}_score" for name in NAMES), "made_for", "learnt"]
+    # A table of an earlier version lacks some of them.
+    for row in rows.remove_columns([name for name in others if name in rows.column_names]):
         digest.update(json.dumps(row, default=bytes.hex).encode())
     return digest.hexdigest()
 

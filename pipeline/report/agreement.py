@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rapport.pipeline.report.facts import Facts
-from rapport.pipeline.report.tables import Table, number
+from rapport.pipeline.report.tables import Table, interval, number
 
 COLUMNS = ("criterion", "Krippendorff's alpha (ordinal)", "reliability of the raters' mean")
+LEARNT_COLUMNS = (
+    "who rates",
+    "couples of a group in people's order, chance .50",
+    "Spearman within groups",
+    "Spearman over all",
+)
 
 
 def rater_agreement(facts: Facts) -> dict[str, object] | None:
@@ -27,7 +33,25 @@ def rater_agreement(facts: Facts) -> dict[str, object] | None:
             (survey, tables[label], _beside(label, survey))
             for label, survey in facts.surveys.items()
         ],
+        "learnt": facts.summary.counts.get("learnt_groups", 0),
+        "model": _model(facts.summary.reward_model),
     }
+
+
+def _model(agreement: Mapping[str, Any]) -> Table | None:
+    """How far a model of people's ratings agrees with them, beside others; None without one."""
+    if not agreement:
+        return None
+    rows = [
+        [
+            name,
+            interval(row["accuracy"]),
+            number(row["within"], ".2f"),
+            number(row["over_all"], ".2f"),
+        ]
+        for name, row in agreement.items()
+    ]
+    return Table("How far a model agrees with people (learnt ratings)", LEARNT_COLUMNS, rows)
 
 
 def _beside(label: str, survey: Mapping[str, Any]) -> list[Table]:

@@ -65,6 +65,8 @@ def pairs(facts: Facts) -> dict[str, object] | None:
         "raters": facts.summary.engines.get("raters"),
         "rated": counts.get("rated_pairs", counts["pairs"]),
         "contrast": counts.get("contrast_pairs", 0),
+        "learnt": counts.get("learnt_pairs", 0),
+        "all": counts["pairs"],
         "videos": _videos(facts, PAIR),
     }
 

@@ -29,6 +29,7 @@ class Summary:
         perception: imitating or aligned policy -> stream -> what a foreign one costs.
         study: what people think of results, as `steps.study` gives it.
         independent_judge: how far the judge that is not the raters can be trusted.
+        reward_model: who rates -> how far that agrees with people, where a model rated groups.
         raters_understand_speech: None where no SIMULATED raters judged.
     """
 
@@ -48,6 +49,7 @@ class Summary:
     perception: Mapping[str, MetricValues] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
     independent_judge: Mapping[str, Any] = field(default_factory=dict)
+    reward_model: Mapping[str, MetricValues] = field(default_factory=dict)
     raters_understand_speech: bool | None = None
 
 
@@ -77,5 +79,6 @@ def read_summary(values: Mapping[str, Any]) -> Summary:
         },
         study=metrics.get("study", {}),
         independent_judge=metrics.get("independent_judge") or {},
+        reward_model=metrics.get("reward_model", {}).get("agreement", {}),
         raters_understand_speech=metrics.get("raters_understand_speech"),
     )

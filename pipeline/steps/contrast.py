@@ -187,6 +187,7 @@ def contrast_rows(
             "chosen_score": None,
             "rejected_score": None,
             "made_for": pair.rejected.prompt_id,
+            "learnt": False,
         }
 
 

@@ -340,23 +340,26 @@ def _clips(step: Phase, jury: Jury, renderers: RenderPool, pairs: Path | None) -
             motions = {f"{after}, {n}": motion for n, motion in enumerate(several, start=1)}
         videos.append(compared(jury.imitated.corpus.clip(clip_id), file, kind, answers=motions))
     if pairs is not None:
-        shown = ["prompt_id", "chosen", "rejected", "chosen_score", "rejected_score", "made_for"]
-        table = sorted(read_table(pairs).select_columns(shown), key=_by_margin)
+        shown = ("prompt_id", "chosen", "rejected", "chosen_score", "rejected_score")
+        columns = [*shown, "made_for", "learnt"]
+        table = sorted(read_table(pairs).select_columns(columns), key=_by_margin)
         videos += [_pair_video(jury.imitated, row) for row in evenly_spaced(table, count)]
     return render_shown(jury.config.render, videos, renderers, step=step)
 
 
-def _by_margin(row: Mapping[str, Any]) -> tuple[bool, float, str]:
-    """Rated pairs first, the widest margin at their head; then those that nobody rated."""
+def _by_margin(row: Mapping[str, Any]) -> tuple[bool, bool, float, str]:
+    """Rated pairs first, the widest margin at their head; learnt ones, and those nobody rated."""
     unrated = row["made_for"] is not None
     margin = 0.0 if unrated else row["chosen_score"] - row["rejected_score"]
-    return unrated, -margin, row["prompt_id"]
+    return unrated, bool(row["learnt"]), -margin, row["prompt_id"]
 
 
 def _pair_video(imitated: Imitated, row: Mapping[str, Any]) -> ReportVideo:
     """A row of the training table: speaker, chosen, rejected."""
     clip = imitated.corpus.clip(row["prompt_id"])
     captions = {"chosen": "chosen", "rejected": "rejected"}
+    if row["learnt"]:
+        captions = {name: f"{name}, learnt" for name in captions}
     if row["made_for"] is not None:
         captions["rejected"] = "made for another"
     policy = imitated.policy

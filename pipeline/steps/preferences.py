@@ -26,6 +26,7 @@ from rapport.pipeline.settings import Judged, Preferences
 from rapport.pipeline.steps.contrast import contrast_rows, contrasted
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rating import asked_live, read_said, require_package, sources_of
+from rapport.pipeline.steps.reward_model import learnt_ratings, require_groups
 from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of, earlier
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
@@ -44,7 +45,13 @@ from rapport.rewards.ratings.pairs import Pair, make_pairs
 from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.raters import RaterScales, anonymous, neutral_raters, survey
 from rapport.rewards.ratings.ratings import Rating, Remark, read_ratings, write_ratings
-from rapport.rewards.ratings.scores import ScoreConfig, Scores, score_candidates
+from rapport.rewards.ratings.scores import (
+    ScoreConfig,
+    Scores,
+    rated_groups,
+    score_candidates,
+)
+from rapport.rewards.reward_model import LEARNT
 
 Points = Mapping[str, tuple[Point, ...]]  # by clip id
 
@@ -125,17 +132,28 @@ def rate(
 ) -> Opinions:
     """People's ratings or choices, or ratings of SIMULATED raters who watch everything.
 
-    People's come from their sheets, or from `page` (`ratings=live`). None where `dpo.contrast=1`:
-    nobody is asked.
+    People's come from their sheets, or from `page` (`ratings=live`). With `score.learnt` they are
+    followed by those of a model (rater `LEARNT`) of the groups that people had no time for. None
+    where `dpo.contrast=1`: nobody is asked.
     """
     if not config.asks_raters:
         return []
     if page is not None:
-        return asked_live(run, config, imitated, groups=groups, page=page, round_index=round_index)
-    result = _rated(run, config, imitated, groups=groups, raters=raters, round_index=round_index)
-    if result.value is not None:
-        run.summary["survey"] = result.value
-    return read_said(result.artifacts["ratings"])
+        said = asked_live(run, config, imitated, groups=groups, page=page, round_index=round_index)
+    else:
+        result = _rated(
+            run, config, imitated, groups=groups, raters=raters, round_index=round_index
+        )
+        if result.value is not None:
+            run.summary["survey"] = result.value
+        said = read_said(result.artifacts["ratings"])
+    if not config.learns_ratings:
+        return said
+    graded = [each for each in said if isinstance(each, Rating)]
+    learnt = learnt_ratings(
+        run, config, imitated, groups=groups, ratings=graded, round_index=round_index
+    )
+    return graded + learnt
 
 
 @phase("rate")
@@ -207,6 +225,11 @@ def check_ratings(config: Preferences) -> None:
     if config.sheets is None or config.candidates is None:
         return
     if holds_comparisons(config.sheets):
+        if config.score.learnt:
+            raise RunError(
+                f"score.learnt learns from grades on the four scales, {config.ratings} holds "
+                "choices between two: leave it out"
+            )
         require_members(
             read_comparisons(config.sheets),
             read_members(earlier(config.candidates, "candidates")),
@@ -214,7 +237,11 @@ def check_ratings(config: Preferences) -> None:
         return
     ratings, remarks = _sheets(config.sheets, config.candidates)
     members = read_members(earlier(config.candidates, "candidates"))
-    score_candidates(ratings, config.score.weights, members)
+    scores, _ = score_candidates(ratings, config.score.weights, members)
+    if config.learns_ratings:
+        rated = rated_groups(scores)
+        if len(rated) < len(members):
+            require_groups(len(rated))
     for remark in remarks:
         logger.warning(f"WARNING: {config.ratings}: {remark}")
 
@@ -324,7 +351,7 @@ def _paired(
         step.say(f"{len(rated)} pairs of {len(comparisons)} choices")
         step.logger.log({"rated_pairs": len(rated)})
     elif config.asks_raters:
-        graded = [each for each in ratings if isinstance(each, Rating)]
+        graded = [each for each in ratings if isinstance(each, Rating) and each.rater != LEARNT]
         scales = None
         if config.ratings is not None and config.score.rater_scales:
             scales = RaterScales.fit(graded)
@@ -333,21 +360,31 @@ def _paired(
             step, graded, _members(groups), config.score, recorded=recorded, scales=scales
         )
         counts |= rated_counts
+    learnt, learnt_scores = learnt_pairs(ratings, config.score)
+    scores |= learnt_scores
+    if learnt:
+        counts["learnt_pairs"] = len(learnt)
+        step.say(f"{len(learnt)} pairs more by a model of people's ratings")
+        step.logger.log({"learnt_pairs": len(learnt)})
     contrast, pool, contrast_counts = contrasted(
         step,
         config,
         imitated,
         groups,
-        rated=len(rated),
+        rated=len(rated) + len(learnt),
         scores=scores,
         round_index=round_index,
     )
     counts |= contrast_counts
     counts["rated_pairs"] = len(rated)
-    counts["pairs"] = len(rated) + len(contrast)
+    counts["pairs"] = len(rated) + len(learnt) + len(contrast)
     require_batch(counts, config.dpo.batch_size)
     # Twins first: their number is even, so that no rated pair comes between two.
-    rows = chain(contrast_rows(contrast, pool, imitated), pair_rows(rated, by_id, imitated))
+    rows = chain(
+        contrast_rows(contrast, pool, imitated),
+        pair_rows(rated, by_id, imitated),
+        pair_rows(learnt, by_id, imitated, learnt=True),
+    )
     table = step.directory / "pairs.arrow"
     write_table(table, rows, pair_schema(imitated.policy))
     return PhaseResult(
@@ -393,6 +430,13 @@ def pairs_of(
     return pairs, scores, counts
 
 
+def learnt_pairs(ratings: Opinions, config: ScoreConfig) -> tuple[list[Pair], Scores]:
+    """Pairs and scores of the groups that a model rated; none where it rated nothing."""
+    learnt = [each for each in ratings if isinstance(each, Rating) and each.rater == LEARNT]
+    scores, _ = score_candidates(learnt, config.weights)
+    return make_pairs(scores, config.minimum_margin)[0], scores
+
+
 def require_batch(counts: Mapping[str, float], batch_size: int) -> None:
     """Raise `RunError` where pairs do not fill a batch; it says what became of the groups."""
     if counts["pairs"] < batch_size:
@@ -403,7 +447,11 @@ def require_batch(counts: Mapping[str, float], batch_size: int) -> None:
 
 
 def pair_rows(
-    pairs: Iterable[Pair], candidates: Mapping[tuple[str, str], Candidate], imitated: Imitated
+    pairs: Iterable[Pair],
+    candidates: Mapping[tuple[str, str], Candidate],
+    imitated: Imitated,
+    *,
+    learnt: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Rows of `pair_schema`."""
     policy = imitated.policy
@@ -417,4 +465,5 @@ def pair_rows(
             "chosen_score": pair.chosen_score,
             "rejected_score": pair.rejected_score,
             "made_for": None,
+            "learnt": learnt,
         }

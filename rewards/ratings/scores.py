@@ -36,6 +36,9 @@ class ScoreConfig(Section):
     """take out how lenient each person is and how much of the scale they use (people's ratings)"""
     minimum_margin: float = Field(default=0.0, ge=0)
     """pairs whose scores (0 to 1) differ by less are dropped"""
+    learnt: bool = False
+    """groups that people had no time for are rated by a model of their ratings, where it proves
+    better than chance"""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> ScoreConfig:
@@ -211,6 +214,15 @@ def score_candidates(
         incomparable_prompts=incomparable,
     )
     return scores, counts
+
+
+def rated_groups(scores: Scores) -> list[str]:
+    """Prompts of which two candidates or more have a score, so that they can be compared."""
+    return [
+        prompt_id
+        for prompt_id, group in scores.items()
+        if sum(score is not None for score in group.values()) > 1
+    ]
 
 
 def _group(

@@ -251,6 +251,21 @@ def test_the_numbers_are_the_summarys():
     assert "3.7500" in sections["curve"] and "divergence" not in sections["curve"]
 
 
+def test_what_a_model_rated_is_called_learnt():
+    bounds = {"mean": 0.75, "low": 0.71, "high": 0.79, "n": 40}
+    table = {"reward model": {"accuracy": bounds, "within": 0.58, "over_all": 0.62}}
+    summary = summary_of(reward_model={"agreement": table})
+    summary["counts"] = {"pairs": 50, "rated_pairs": 40, "learnt_pairs": 10, "learnt_groups": 12}
+    sections = read(page(facts(summary=summary))).sections
+    assert "40 pairs by" in sections["pairs"]
+    assert "10 pairs more (20 %) are learnt" in " ".join(sections["pairs"].split())
+    told = " ".join(sections["agreement"].split())
+    assert "12 groups that people had no time for are rated by a model" in told
+    assert "0.75 [0.71, 0.79]" in told and "0.58" in told
+    plain = read(page(facts())).sections
+    assert "learnt" not in plain["pairs"] and "learnt" not in plain["agreement"]
+
+
 def test_what_it_perceives_before_and_after():
     def stream(cost):
         bounds = {"mean": cost, "low": cost - 0.25, "high": cost + 0.25}
