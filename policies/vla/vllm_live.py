@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 CHOSEN_BY_NOISE = "rapport.policies.vla.vllm_noise:ChosenByNoise"
+# vLLM keeps the pass that it is in as a global: engines of one process take turns. Health checks
+# and a policy that is being measured step theirs in other threads than the sessions'.
+PASSES = threading.Lock()
 
 
 class VllmLiveVla(LiveVla):
@@ -60,8 +63,6 @@ class VllmLiveVla(LiveVla):
             kv_cache_gib=cache_gib(self.config, sessions, dtype),
             logits_processors=[CHOSEN_BY_NOISE],
         )
-        # Health checks take a step in other threads than the sessions'.
-        self._passes = threading.Lock()
 
     def choose(self, states: Sequence[State]) -> list[np.ndarray]:
         """One pass for all, wherever they are in their contexts.
@@ -70,7 +71,7 @@ class VllmLiveVla(LiveVla):
         """
         engine = self.llm.llm_engine
         chosen: dict[str, np.ndarray] = {}
-        with self._passes:
+        with PASSES:
             try:
                 for place, state in enumerate(states):
                     self._ask(str(place), state)
