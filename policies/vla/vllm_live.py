@@ -6,10 +6,10 @@ beat, so there is one batch that begins and ends together and nobody to be async
 `AsyncLLM` would be a process of its own beside the replica's, on the same cores, and took 1.1 to
 1.8 times as long for a chunk.
 
-A chunk of a session is a request, and its prompt is the context so far. What vLLM computed of it in
-earlier chunks lies in the prefix cache, which has room for a context of every session; where it does
-not, it is computed again. Between two chunks vLLM holds no session: who leaves has nothing to give
-back, and who comes from a lost replica brings all that is asked for.
+A chunk of a session is a request, and its prompt is the context so far. What vLLM computed of it
+in earlier chunks lies in the prefix cache, which has room for a context of every session; where it
+does not, it is computed again. Between two chunks vLLM holds no session: who leaves has nothing to
+give back, and who comes from a lost replica brings all that is asked for.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ class ChosenByNoise(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         config = cast(FaceVLAConfig, vllm_config.model_config.hf_config)
-        self.bins = slice(
-            config.action_token_start, config.action_token_start + config.action_bins
-        )
+        self.bins = slice(config.action_token_start, config.action_token_start + config.action_bins)
         # Row of the batch -> noise, temperature, tokens so far; vLLM adds to the last.
         self.requests: dict[int, tuple[np.ndarray, float, list[int]]] = {}
 

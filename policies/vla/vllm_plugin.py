@@ -95,7 +95,6 @@ def engine_args(
     tensor_parallel: int = 1,
     kv_cache_gib: float = 1.0,
     enforce_eager: bool | None = None,
-    seed: int = 0,
     logits_processors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`.
@@ -107,7 +106,6 @@ def engine_args(
         tensor_parallel: workers that share the weights.
         kv_cache_gib: per worker. A sequence that finds no room waits.
         enforce_eager: run step by step, in place of captured graphs; None = without a GPU.
-        seed: of the engine; requests bring their own.
         logits_processors: "module:Class" of what changes logits before a token is chosen.
     """
     config = FaceVLAConfig.from_pretrained(checkpoint)
@@ -117,7 +115,7 @@ def engine_args(
     return {
         "model": str(checkpoint),
         "dtype": dtype,
-        "seed": seed,
+        "seed": 0,  # requests bring their own
         "tensor_parallel_size": tensor_parallel,
         # Shards are processes of this actor. Left alone, vLLM would ask Ray for actors of its own,
         # and find no room for them in the place that was reserved for the engine.
@@ -187,9 +185,7 @@ def engine_items(config: FaceVLAConfig, seen: Seen) -> list[Item | None]:
     return _items(config, {name: seen[name][0] for name in ("frames", "voice", "present")})
 
 
-def perceived_items(
-    config: FaceVLAConfig, perceived: Tensor, present: Tensor
-) -> list[Item | None]:
+def perceived_items(config: FaceVLAConfig, perceived: Tensor, present: Tensor) -> list[Item | None]:
     """The same of items that encoders have seen already.
 
     Args:

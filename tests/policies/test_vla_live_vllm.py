@@ -156,14 +156,23 @@ def test_a_chunk_costs_its_own_tokens_and_what_is_left_of_a_block(on_vllm, monke
     assert read[0] <= config.observation_length + 32 + 1
 
 
-def test_a_session_that_fails_takes_nothing_of_others_with_it(on_vllm, in_torch):
+def test_a_pass_that_fails_leaves_nothing_behind(on_vllm, in_torch, monkeypatch):
     states = observed(in_torch)
     expected = on_vllm.choose(states)
-    too_long = replace(states[2], actions=np.tile(states[0].actions, 9))
-    with pytest.raises(Exception):  # noqa: B017 (vLLM's own, or ours)
-        on_vllm.choose([*states[:2], too_long, states[3]])
+    steps = iter(range(100))
+    step = on_vllm.llm.llm_engine.step
+
+    def failing():
+        if next(steps) == 3:
+            raise RuntimeError("the model failed")
+        return step()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(on_vllm.llm.llm_engine, "step", failing)
+        with pytest.raises(RuntimeError, match="the model failed"):
+            on_vllm.choose(states)
     assert not unfinished(on_vllm)
-    np.testing.assert_array_equal(on_vllm.choose(states), expected)
+    np.testing.assert_array_equal(on_vllm.choose(states[1:]), expected[1:])
 
 
 def test_a_lost_session_goes_on_with_what_its_client_kept(on_vllm, in_torch):
