@@ -191,6 +191,7 @@ def test_what_a_policy_cannot_do_is_refused(client):
         ({"policy": "vla", "lead": 4}, 422),
         ({"policy": "flow", "lead": 5}, 422),
         ({"seed": -1}, 422),
+        ({"number": False}, 422),
         ({"unknown": 1}, 422),
         ({"outputs": []}, 422),
     ):
@@ -258,6 +259,24 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
             live.send(wire.packed([sound_part(np.zeros(5120, "<i2"), 0)]))
             received(live)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_refused_says_why_as_openapi_has_it(client):
+    document = client.get("/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for answers in (operation["responses"] for operation in methods.values()):
+            assert {"4XX", "503"} <= answers.keys() and "422" not in answers, path
+    headers = {"content-type": "application/json"}
+    for answer, status in (
+        (client.post("/v1/sessions", content=b"\xff{", headers=headers), 400),
+        (client.post("/v1/sessions", content=b"{", headers=headers), 422),
+        (client.get("/v1/generations/none"), 404),
+        (client.get("/nothing.html"), 404),
+        (client.put("/v1/sessions"), 405),
+    ):
+        assert answer.status_code == status
+        detail = answer.json()["detail"]
+        assert detail["code"] and detail["message"] and "field" in detail
 
 
 JSON = st.recursive(
