@@ -66,6 +66,18 @@ def worker_environment(threads: int, gpus: float = 0) -> dict[str, str]:
     return environment
 
 
+def vllm_environment(gpus: float, enforce_eager: bool | None = None) -> dict[str, str]:
+    """Environment of a process that vLLM runs in, beside its threads."""
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    if not gpus and enforce_eager is not False:
+        # 12 s of C++ compilation for one small function of the sampler.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return environment
+
+
 def on_nodes(mark: str | None) -> dict[str, float]:
     """0.001 of a custom resource, which pins an actor to labelled nodes.
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rapport.actors.cluster import vllm_environment
 from rapport.actors.settings import EngineConfig
 from rapport.policies.policy import Policy, Prompt, Reaction, load_policy
 
@@ -152,11 +153,4 @@ def canary_tolerance(config: EngineConfig) -> float:
 
 def engine_environment(config: EngineConfig) -> dict[str, str]:
     """Environment of an engine's process, beside its threads."""
-    environment = {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    if not config.gpus and config.enforce_eager is not False:
-        # 12 s of C++ compilation for one small function of the sampler.
-        environment["TORCHDYNAMO_DISABLE"] = "1"
-    return environment
+    return vllm_environment(config.gpus, config.enforce_eager)

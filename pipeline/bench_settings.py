@@ -248,6 +248,21 @@ class ReactFaceBench(BenchConfig):
     bench: SessionsConfig = SessionsConfig()
 
 
+class LiveWorkload(ThreadedConfig):
+    sessions: list[int] = [1, 4, 16]
+    """that share a step"""
+
+
+class LiveBench(BenchConfig):
+    """`bench live`."""
+
+    subject: Literal["live"] = "live"
+    """what is measured"""
+    corpus: FilmedConfig = FilmedConfig()
+    vla: SampledNetworkConfig = SampledNetworkConfig()
+    bench: LiveWorkload = LiveWorkload()
+
+
 class ServedConfig(Section):
     seconds: float = Field(30.0, ge=5)
     """that clients talk for; 900 is a soak"""
@@ -272,5 +287,6 @@ BENCHED: dict[str, dict[str, type[RecipeConfig]]] = {
     "metrics": {"": MetricsBench},
     "flow": {"": FlowBench},
     "reactface": {"": ReactFaceBench},
+    "live": {"": LiveBench},
     "serve": {"": ServeBench},
 }

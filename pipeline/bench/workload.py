@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from rapport.actors.cluster import worker_environment
-from rapport.pipeline.bench_settings import NetworkConfig, RolloutBench, SyncBench
+from rapport.pipeline.bench_settings import LiveBench, NetworkConfig, RolloutBench, SyncBench
 from rapport.policies.motion import Layout
 from rapport.policies.vla.actions import ActionSpace, ActionTokenizer
 from rapport.policies.vla.config import FaceVLAConfig
@@ -39,7 +39,7 @@ def action_space(expr_dims: int, rate: float, seconds: float) -> ActionSpace:
 
 
 def sampled_policy(
-    config: RolloutBench | SyncBench, folder: Path, *, slot_embeddings: bool = True
+    config: LiveBench | RolloutBench | SyncBench, folder: Path, *, slot_embeddings: bool = True
 ) -> FaceVLAConfig:
     """Save the policy that is sampled from.
 

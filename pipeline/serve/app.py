@@ -19,11 +19,20 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from rapport.log import logger
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.asyncapi import asyncapi
-from rapport.pipeline.serve.doors import Refused, guard, misunderstood, pace_of_bytes, pace_of_sound
+from rapport.pipeline.serve.doors import (
+    REFUSALS,
+    Refused,
+    guard,
+    misunderstood,
+    pace_of_bytes,
+    pace_of_sound,
+    refused,
+)
 from rapport.pipeline.serve.generations import router
 from rapport.pipeline.serve.record import Recorder
 from rapport.pipeline.serve.server import Server, as_prometheus
@@ -90,9 +99,9 @@ def application(server: Server) -> FastAPI:
         server.engine.stop()
 
     shown = functools.cache(functools.partial(_head_of, server))
-    app = FastAPI(title="Rapport", lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Rapport", lifespan=life, docs_url=None, redoc_url=None, responses=REFUSALS)
     guard(app, server.rules)
-    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, misunderstood)
     app.include_router(router(server.generations))
 
@@ -171,18 +180,17 @@ def application(server: Server) -> FastAPI:
         """The socket, for machines."""
         return asyncapi()
 
-    @app.get("/head.glb")
+    @app.get(
+        "/head.glb",
+        response_class=Response,
+        responses={200: {"content": {"model/gltf-binary": {}}}},
+    )
     def head() -> Response:
         """The head that the page shows."""
         return Response(shown(), media_type="model/gltf-binary")
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
-
-
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refused)
-    return error.response()
 
 
 def _judged(require: Any) -> JSONResponse:

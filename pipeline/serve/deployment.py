@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from rapport.actors.cluster import worker_environment
+from rapport.actors.cluster import vllm_environment, worker_environment
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.settings import LOOKED_AT_S, MOVE_S, TOKEN, ServeSection
 from rapport.policies.head.settings import HeadConfig
@@ -81,6 +81,9 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
     secret = os.environ.get(SECRET) or secrets.token_hex(32)
     if len(secret) < SECRET_BYTES:
         raise RunError(f"{SECRET} can be guessed: take {SECRET_BYTES} bytes or more, at random")
+    environment = worker_environment(max(int(config.cpus), 1), config.gpus)
+    if config.engine == "vllm":
+        environment |= vllm_environment(config.gpus)
     arguments = (
         config.model_dump(mode="json", exclude={"policies"}),
         head.model_dump(mode="json"),
@@ -100,7 +103,7 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
         ray_actor_options={
             "num_cpus": config.cpus,
             "num_gpus": config.gpus,
-            "runtime_env": {"env_vars": worker_environment(max(int(config.cpus), 1), config.gpus)},
+            "runtime_env": {"env_vars": environment},
         },
     )
     return deployment.bind(*arguments)

@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -89,6 +90,27 @@ class Refused(HTTPException):
         """As an answer of HTTP, before a socket is accepted too (`send_denial_response`)."""
         headers = {**(self.headers or {}), **SECURITY_HEADERS}
         return JSONResponse({"detail": self.detail}, self.status_code, headers)
+
+
+class Reason(BaseModel):
+    """Why something was refused: what a `Refused` says."""
+
+    code: str
+    field: str
+    message: str
+
+
+class Refusal(BaseModel):
+    """An answer to what was refused."""
+
+    detail: Reason
+
+
+# Of every path, for OpenAPI.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Refusal, "description": "refused"},
+    503: {"model": Refusal, "description": "everything is taken, or the replica goes away"},
+}
 
 
 def full(message: str, wait_s: float) -> Refused:
@@ -465,6 +487,15 @@ async def misunderstood(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:])
     return Refused(422, "field", f"{field or 'body'}: {first['msg']}", field=field).response()
+
+
+async def refused(request: Request, error: Exception) -> JSONResponse:
+    """In that form, too: what FastAPI itself refuses, as a body that is no JSON."""
+    assert isinstance(error, AnyHTTPException)
+    if not isinstance(error, Refused):
+        headers = dict(error.headers or {})
+        error = Refused(error.status_code, "request", str(error.detail), headers=headers)
+    return error.response()
 
 
 def _path(scope: Scope) -> str:

@@ -42,7 +42,7 @@ Output = Literal["motion", "arkit", "act"]
 class SessionRequest(BaseModel):
     """What a client asks for when it asks for a session; see docs/serve.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     policy: str | None = Field(None, max_length=100)
     seed: int = Field(0, ge=0, lt=2**31)

@@ -16,7 +16,11 @@ from rapport.policies.flow.conditions import LEADS
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.head.arkit import ArkitRig
 from rapport.policies.head.asset import HeadAsset
-from rapport.policies.policy import load_policy
+from rapport.policies.live import Listener
+from rapport.policies.policy import Policy, load_policy
+from rapport.policies.vla.policy import VlaPolicy
+from rapport.policies.vla.vllm_live import VllmLiveVla
+from rapport.policies.vla.vllm_plugin import EngineError
 
 SHIPPED = "listener"  # the name of the policy that comes with the project
 REGISTRY = "models:/"
@@ -41,7 +45,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
     if isinstance(policy, FlowPolicy):
         evaluations = config.evaluations or min(LIVE_EVALUATIONS, policy.sampler.evaluations)
         policy = policy.with_sampler(lead=config.lead, evaluations=evaluations)
-    listener = policy.live()
+    listener = _live(policy, folder, config)
     start = functools.partial(start_of, listener, isinstance(policy, FlowPolicy))
     leads: tuple[int | None, ...] = (None, *LEADS) if isinstance(policy, FlowPolicy) else (None,)
     rig = ArkitRig(head) if policy.layout.topology == head.topology else None
@@ -57,6 +61,20 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         costs=measure(listener, start, rig, config.sessions),
         simulated=on_synthetic_people(None if source is None else Path(source)),
     )
+
+
+def _live(policy: Policy, folder: Path, config: ServeSection) -> Listener:
+    """The policy of a folder, live.
+
+    Raises:
+        RunError: vLLM cannot run it.
+    """
+    if not isinstance(policy, VlaPolicy) or config.engine == "torch":
+        return policy.live()
+    try:
+        return VllmLiveVla(policy, folder, config.sessions)
+    except EngineError as error:
+        raise RunError(f"serve.engine=vllm: {error}; or take serve.engine=torch") from error
 
 
 def _folder(source: str | None) -> Path:

@@ -173,8 +173,6 @@ class LiveVla:
     ) -> tuple[list[Motion], list[State]]:
         """What each session does in its next chunk.
 
-        Sessions at the same place of their contexts share a forward pass.
-
         Args:
             states: of sessions.
             heard: what reached each in the chunk before; None in the first one, whose observation
@@ -184,17 +182,10 @@ class LiveVla:
             the frames of each motion that are settled now, one action behind, and the new states.
         """
         observed = [self.observe(s, chunk) for s, chunk in zip(states, heard, strict=True)]
-        groups: dict[int, list[int]] = defaultdict(list)
-        for place, state in enumerate(observed):
-            groups[len(state.actions)].append(place)
-        acted: dict[int, np.ndarray] = {}
-        for places in groups.values():
-            chosen = self._act([observed[place] for place in places])
-            acted |= dict(zip(places, chosen, strict=True))
         motions = []
         after = []
-        for place, state in enumerate(observed):
-            motion, state = self._done(state, acted[place])
+        for state, actions in zip(observed, self.choose(observed), strict=True):
+            motion, state = self._done(state, actions)
             motions.append(motion)
             after.append(state)
         return motions, after
@@ -313,29 +304,36 @@ class LiveVla:
         }
         return State(**values, drawn=Drawn(**drawn))
 
-    def _act(self, states: Sequence[State]) -> list[np.ndarray]:
-        """Action ids of the next chunk of sessions at the same place of their contexts."""
-        config = self.config
+    def choose(self, states: Sequence[State]) -> list[np.ndarray]:
+        """Action ids of the next chunk of sessions that have observed it, (chunk_tokens,) each.
 
-        def stacked(name: str) -> Tensor:
-            arrays = [getattr(state, name) for state in states]
-            return torch.from_numpy(np.stack(arrays)).to(self.device)
+        Sessions at the same place of their contexts share a forward pass.
+        """
+        groups: dict[int, list[int]] = defaultdict(list)
+        for place, state in enumerate(states):
+            groups[len(state.actions)].append(place)
+        chosen: dict[int, np.ndarray] = {}
+        for places in groups.values():
+            group = [states[place] for place in places]
+            ids, _ = next_actions(
+                self.model,
+                self.seen_by(group),
+                stacked(group, "tokens").to(self.device),
+                stacked(group, "actions").to(self.device),
+                torch.from_numpy(np.stack([self.noise_of(s) for s in group])).to(self.device),
+                self.policy.sampler.temperature,
+            )
+            chosen |= dict(zip(places, ids.cpu().numpy(), strict=True))
+        return [chosen[place] for place in range(len(states))]
 
-        seen = {name: stacked(name) for name in ("present", "said", "own")}
-        seen["heard"] = stacked("heard")[:, None]
-        noise = [
-            chunk_noise(state.seed, state.name, 0, state.chunk, config.chunk_tokens)
-            for state in states
-        ]
-        ids, _ = next_actions(
-            self.model,
-            seen,
-            stacked("tokens"),
-            stacked("actions"),
-            torch.from_numpy(np.stack(noise)).to(self.device),
-            self.policy.sampler.temperature,
-        )
-        return list(ids.cpu().numpy())
+    def seen_by(self, states: Sequence[State]) -> dict[str, Tensor]:
+        """What ids are made of in the contexts of sessions at the same place, (rows, ...) each."""
+        seen = {name: stacked(states, name).to(self.device) for name in ("present", "said", "own")}
+        return seen | {"heard": stacked(states, "heard")[:, None].to(self.device)}
+
+    def noise_of(self, state: State) -> np.ndarray:
+        """Numbers that decide the next chunk, (chunk_tokens,)."""
+        return chunk_noise(state.seed, state.name, 0, state.chunk, self.config.chunk_tokens)
 
     def _on_device(self, prompt: VlaPrompt) -> dict[str, Tensor]:
         seen = seen_of(self.config, [prompt])
@@ -405,3 +403,8 @@ class LiveVla:
         if (region == self.config.absent_token_id).all():
             return None
         return tuple(int(token) for token in region if token != self.config.blank_token_id)
+
+
+def stacked(states: Sequence[State], name: str) -> Tensor:
+    """A field of several sessions, (sessions, ...)."""
+    return torch.from_numpy(np.stack([getattr(state, name) for state in states]))

@@ -29,6 +29,17 @@ def chunk_noise(seed: int, prompt_id: str, sample: int, chunk: int, tokens: int)
     return rng.random(tokens)
 
 
+def decided(scores: Tensor, noise: Tensor) -> Tensor:
+    """The bin in whose share of [0, 1) a number lies, (rows, 1) int64.
+
+    Args:
+        scores: (rows, bins) log-probs.
+        noise: (rows, 1) in [0, 1).
+    """
+    below = scores.double().exp().cumsum(-1) < noise
+    return below.sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+
+
 @torch.no_grad()
 def next_actions(
     model: FaceVLA,
@@ -61,9 +72,7 @@ def next_actions(
     for number in range(noise.shape[1]):
         logits = model.bin_logits(model.hidden(embeddings, cache)[:, -1])
         scores = torch.log_softmax(logits.float() / temperature, dim=-1)
-        # The bin in whose share of [0, 1) the number lies.
-        below = scores.double().exp().cumsum(-1) < noise[:, number, None]
-        bins = below.sum(-1, keepdim=True).clamp(max=config.action_bins - 1)
+        bins = decided(scores, noise[:, number, None])
         chosen.append(bins + config.action_token_start)
         log_probs.append(scores.gather(-1, bins))
         token = model.get_input_embeddings()(chosen[-1])

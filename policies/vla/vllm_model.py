@@ -151,21 +151,28 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
         """Items -> the tokens of those streams that each of them has, (n, hidden) each.
 
         `frames` (items, frames, size, size, 3) uint8, `voice` (items, time, bands) uint8, `present`
-        (items, 2) bool.
+        (items, 2) bool. In place of frames and voice, `perceived` (items, item_tokens, hidden):
+        what the encoders have made of them already.
         """
-        frames = cast(Tensor | None, kwargs.get("frames"))
-        if frames is None:
+        if "present" not in kwargs:
             return []
         present = cast(Tensor, kwargs["present"])
-        pictures = self.vision(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).flatten(1, 2)
-        tokens = [pictures]
-        if self.voice is not None:
-            tokens.append(self.voice(cast(Tensor, kwargs["voice"])))
+        if "perceived" in kwargs:
+            perceived = cast(Tensor, kwargs["perceived"])
+            widths = [self.config.picture_tokens, self.config.voice_tokens]
+            tokens = list(perceived.split(widths, dim=1))
+        else:
+            tokens = self._perceive(cast(Tensor, kwargs["frames"]), cast(Tensor, kwargs["voice"]))
         found = []
         for item, streams in enumerate(present.tolist()):
             parts = [part[item] for part, shown in zip(tokens, streams, strict=False) if shown]
             found.append(torch.cat(parts))
         return found
+
+    def _perceive(self, frames: Tensor, voice: Tensor) -> list[Tensor]:
+        """Tokens of pictures and of voices, (items, n, hidden) each."""
+        pictures = self.vision(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).flatten(1, 2)
+        return [pictures] if self.voice is None else [pictures, self.voice(voice)]
 
     def forward(
         self,

@@ -95,7 +95,7 @@ def engine_args(
     tensor_parallel: int = 1,
     kv_cache_gib: float = 1.0,
     enforce_eager: bool | None = None,
-    seed: int = 0,
+    logits_processors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`.
 
@@ -106,7 +106,7 @@ def engine_args(
         tensor_parallel: workers that share the weights.
         kv_cache_gib: per worker. A sequence that finds no room waits.
         enforce_eager: run step by step, in place of captured graphs; None = without a GPU.
-        seed: of the engine; requests bring their own.
+        logits_processors: "module:Class" of what changes logits before a token is chosen.
     """
     config = FaceVLAConfig.from_pretrained(checkpoint)
     length = config.context_length
@@ -115,7 +115,7 @@ def engine_args(
     return {
         "model": str(checkpoint),
         "dtype": dtype,
-        "seed": seed,
+        "seed": 0,  # requests bring their own
         "tensor_parallel_size": tensor_parallel,
         # Shards are processes of this actor. Left alone, vLLM would ask Ray for actors of its own,
         # and find no room for them in the place that was reserved for the engine.
@@ -132,6 +132,7 @@ def engine_args(
         "enforce_eager": enforce_eager,
         "limit_mm_per_prompt": {"image": config.history + config.context_chunks},
         "logprobs_mode": "processed_logprobs",
+        "logits_processors": list(logits_processors),
         "generation_config": "vllm",
         "disable_log_stats": True,
     }
@@ -181,12 +182,27 @@ def engine_items(config: FaceVLAConfig, seen: Seen) -> list[Item | None]:
     Returns:
         None for an item of which nothing is there.
     """
+    return _items(config, {name: seen[name][0] for name in ("frames", "voice", "present")})
+
+
+def perceived_items(config: FaceVLAConfig, perceived: Tensor, present: Tensor) -> list[Item | None]:
+    """The same of items that encoders have seen already.
+
+    Args:
+        config: of the policy.
+        perceived: (items, item_tokens, hidden), see `FaceVLA.perceive`.
+        present: (items, 2) bool.
+    """
+    return _items(config, {"perceived": perceived, "present": present})
+
+
+def _items(config: FaceVLAConfig, fields: Mapping[str, Tensor]) -> list[Item | None]:
+    """Items of what `embed_multimodal` takes, by name: (items, ...) each."""
     from transformers import BatchFeature
     from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 
-    fields = {name: seen[name][0] for name in ("frames", "voice", "present")}
     batched = {name: MultiModalFieldConfig.batched("image") for name in fields}
-    found = MultiModalKwargsItems.from_hf_inputs(BatchFeature(fields), batched)["image"]
+    found = MultiModalKwargsItems.from_hf_inputs(BatchFeature(dict(fields)), batched)["image"]
     widths = torch.tensor([config.picture_tokens, config.voice_tokens])
     items: list[Item | None] = []
     for number, kwargs in enumerate(found):
@@ -258,6 +274,34 @@ def sampling_params(
         allowed_token_ids=list(range(start, start + config.action_bins)),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def chosen_by(noise: np.ndarray, temperature: float) -> SamplingParams:
+    """One sample of as many actions as there are numbers, which decide them (`vllm_noise`).
+
+    Args:
+        noise: (tokens,) in [0, 1).
+        temperature: of the softmax over the bins.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0,  # takes what the noise has left
+        max_tokens=len(noise),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args={"noise": noise, "temperature": temperature},
+    )
+
+
+def cache_gib(config: FaceVLAConfig, sequences: int, dtype: torch.dtype) -> float:
+    """Key-value cache that holds so many whole contexts, GiB."""
+    text = config.text_config
+    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    blocks = sequences * -(-config.context_length // KV_BLOCK) + 1  # vLLM keeps one for itself
+    return blocks * KV_BLOCK * values * dtype.itemsize / 2**30
 
 
 def read_output(output: RequestOutput) -> tuple[np.ndarray, np.ndarray]:

@@ -19,15 +19,19 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from rapport.pipeline.serve import wire
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.serve import voices, wire
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.client import Client, Wanted
+from rapport.pipeline.serve.engine import in_silence
 from rapport.pipeline.serve.server import Server
 from rapport.pipeline.serve.session import Session
 from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
 from rapport.policies.flow.config import PAPER_GROUPS
+from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
+from rapport.policies.vla.vllm_plugin import EngineError
 from tests.live_clients import sound_part
 from tests.runs import free_port
 from tests.small_flow import saved_policy
@@ -141,6 +145,45 @@ def test_a_policy_that_sees_is_shown_pictures(client, server):
         assert line.state.picture.any()
 
 
+@pytest.mark.engine
+def test_a_vla_on_vllm_does_what_it_does_in_torch(tmp_path):
+    policy = small_policy(hidden=64)  # heads as wide as vLLM takes them on CPUs
+    policy.save(tmp_path / "vla")
+    section = ServeSection(
+        policies={"vla": str(tmp_path / "vla")},
+        engine="vllm",
+        sessions=2,
+        limits=LIMITS,
+        grace_s=60,
+    )
+    server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
+    server.load(section.policies)
+    acts = []
+    with listening(server) as client:
+        session = ticket(client, policy="vla", seed=3, outputs=["act"])
+        chunk = round(session["chunk_samples"])
+        with socket(client, session) as live:
+            assert received(live)["type"] == "ready"
+            for number in range(4):
+                live.send(wire.packed([sound_part(np.zeros(chunk, "<i2"), chunk * number)]))
+                [part] = received(live)
+                acts.append(np.frombuffer(part.payload, "<i4"))
+            assert client.get("/readyz").status_code == 200  # it answers another thread alike
+    live = policy.live()
+    expected = [live.act(state) for _, state, _ in in_silence(live, live.start(3), 4)]
+    np.testing.assert_array_equal(acts, expected)
+
+
+def test_a_vla_that_vllm_cannot_run_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    def fails(*_):
+        raise EngineError("this plugin needs vLLM 0.32.x, found none")
+
+    monkeypatch.setattr(voices, "VllmLiveVla", fails)
+    small_policy().save(tmp_path / "vla")
+    with pytest.raises(RunError, match=r"found none; or take serve\.engine=torch"):
+        voices.load_voice("v", str(tmp_path / "vla"), ServeSection(engine="vllm"), load_head(None))
+
+
 def test_what_a_policy_cannot_do_is_refused(client):
     for asked, code in (
         ({"policy": "nobody"}, 404),
@@ -148,6 +191,7 @@ def test_what_a_policy_cannot_do_is_refused(client):
         ({"policy": "vla", "lead": 4}, 422),
         ({"policy": "flow", "lead": 5}, 422),
         ({"seed": -1}, 422),
+        ({"number": False}, 422),
         ({"unknown": 1}, 422),
         ({"outputs": []}, 422),
     ):
@@ -215,6 +259,24 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
             live.send(wire.packed([sound_part(np.zeros(5120, "<i2"), 0)]))
             received(live)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_refused_says_why_as_openapi_has_it(client):
+    document = client.get("/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for answers in (operation["responses"] for operation in methods.values()):
+            assert {"4XX", "503"} <= answers.keys() and "422" not in answers, path
+    headers = {"content-type": "application/json"}
+    for answer, status in (
+        (client.post("/v1/sessions", content=b"\xff{", headers=headers), 400),
+        (client.post("/v1/sessions", content=b"{", headers=headers), 422),
+        (client.get("/v1/generations/none"), 404),
+        (client.get("/nothing.html"), 404),
+        (client.put("/v1/sessions"), 405),
+    ):
+        assert answer.status_code == status
+        detail = answer.json()["detail"]
+        assert detail["code"] and detail["message"] and "field" in detail
 
 
 JSON = st.recursive(
