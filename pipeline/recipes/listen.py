@@ -28,7 +28,7 @@ def listen(step: Phase, config: ListenConfig) -> PhaseResult:
     step.say(f"{session.recording.path}: {session.recording.seconds:.2f} s, hears {session.hears}")
     states = begin(session, config)
     started = time.monotonic()
-    answered = answer(session, states, step.say, smoother_of(config))
+    answered = answer(session, states, step.say, smoother_of(config, session.policy.layout))
     taken = time.monotonic() - started
     step.say(
         f"{session.frames} frames, {session.recording.seconds / taken:.1f} times as fast as it was "

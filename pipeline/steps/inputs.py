@@ -125,9 +125,10 @@ def _runs(config: RankConfig) -> None:
 
 def _recording(config: ListenConfig) -> None:
     """The policy, the recording, and whether they fit."""
-    from rapport.pipeline.steps.listening import open_session
+    from rapport.pipeline.steps.listening import open_session, smoother_of
 
-    open_session(config)
+    session = open_session(config)
+    smoother_of(config, session.policy.layout)
     _head(config.head)
 
 

@@ -175,18 +175,24 @@ def begin(session: Session, config: ListenConfig) -> list[Any]:
     return [session.listener.start(config.seed + k, prompt) for k in range(config.samples)]
 
 
-def smoother_of(config: ListenConfig) -> Smoother | None:
-    """What joins the pieces of an answer; None = nothing.
+def smoother_of(config: ListenConfig, layout: Layout) -> Smoother | None:
+    """What joins the pieces of an answer in a layout; None = nothing.
 
     Raises:
         CheckpointError: the folder holds no PosNet.
         RunError: the run left none.
+        LayoutError: the smoother is of another layout, or no head turns there.
     """
     if config.smoother == "none":
         return None
-    if not isinstance(config.smoother, Path):
-        return SMOOTHERS[config.smoother]
-    folder = config.smoother
+    named = config.smoother
+    smoother = _by_posnet(named) if isinstance(named, Path) else SMOOTHERS[named]
+    smoother(None, Motion(np.zeros((1, layout.dim), np.float32), layout))  # refuses what it cannot
+    return smoother
+
+
+def _by_posnet(folder: Path) -> Smoother:
+    """The PosNet in a folder, or of a run."""
     if (folder / "summary.json").is_file():
         artifacts = json.loads((folder / "summary.json").read_text())["artifacts"]
         if "posnet" not in artifacts:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from rapport.pipeline.run import main
 from rapport.pipeline.rundir import RunError
@@ -134,6 +135,6 @@ def test_a_policy_that_has_no_live_form_is_asked_for_the_length_of_its_windows(
     tiny_corpus, tmp_path, capsys
 ):
     layout = tiny_corpus.layout
-    Gaussian(layout, 8, np.zeros(4 * layout.dim)).save(tmp_path / "own")
+    Gaussian(layout, 8, torch.zeros(4 * layout.dim)).save(tmp_path / "own")
     assert main(["smooth", f"policy={tmp_path / 'own'}"]) == 2
     assert "smooth.frames=FRAMES" in capsys.readouterr().err

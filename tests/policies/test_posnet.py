@@ -123,12 +123,12 @@ def test_later_windows_change_nothing_before_and_a_session_is_a_file(trained):
 def test_the_same_seed_trains_the_same_network_and_leaves_torchs_alone():
     wanted = people(8)
     given = broken(wanted)
-    training = PosNetTraining(steps=3, batch_size=4)
+    training = PosNetTraining(hidden=8, steps=3, batch_size=4)
     torch.manual_seed(1)
-    first = train_posnet(given, wanted, frames=FRAMES, hidden=8, training=training)
+    first = train_posnet(given, wanted, frames=FRAMES, training=training)
     drawn = torch.rand(1)
     torch.manual_seed(1)
-    second = train_posnet(given, wanted, frames=FRAMES, hidden=8, training=training)
+    second = train_posnet(given, wanted, frames=FRAMES, training=training)
     assert torch.equal(drawn, torch.rand(1))
     for name, weights in first.state_dict().items():
         assert torch.equal(weights, second.state_dict()[name]), name
