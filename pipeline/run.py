@@ -131,6 +131,10 @@ RECIPES = {
     "distil": Recipe(
         "teach an AR-Flow to answer in a fifth of the time", {"": settings.DistilConfig}
     ),
+    "smooth": Recipe(
+        "hold smoothers of a policy's windows side by side: none, average, inertialisation, PosNet",
+        {"": settings.SmoothConfig},
+    ),
     "export": Recipe(
         "write a folder to host: an AR-Flow that listens in its visitors' browsers",
         {"": settings.ExportConfig},

@@ -52,10 +52,12 @@ from rapport.pipeline.steps.settings import (
     EvaluationConfig,
     HeldOutConfig,
     MovementConfig,
+    SmoothSection,
     StudyConfig,
 )
 from rapport.policies.flow.settings import EncodersConfig, check_window
 from rapport.policies.head.settings import HeadConfig
+from rapport.policies.posnet_settings import PosNetTraining
 from rapport.policies.vla.settings import VlaConfig
 from rapport.rewards.ratings.scores import ScoreConfig
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
@@ -805,6 +807,9 @@ class ListenConfig(RecipeConfig):
     nothing"""
     lead: Literal[0, 4, 8, 12] | None = None
     """frames of a latent that AR-Flow hears before it moves; empty = 8"""
+    smoother: Literal["none", "average", "inertialise"] | Path = "none"
+    """what joins the frames of a step to those before: nothing, a moving average, inertialisation,
+    or the PosNet that a `smooth` run left (its folder)"""
     head: HeadConfig = HeadConfig()
     size: int = Field(256, ge=64, multiple_of=2)
     """height of the mp4, pixels"""
@@ -828,6 +833,25 @@ class ListenConfig(RecipeConfig):
         if len(set(self.formats)) < len(self.formats):
             raise ValueError(f"formats={','.join(self.formats)} names one twice")
         return self
+
+
+class SmoothConfig(PrepareConfig):
+    """`smooth`."""
+
+    # As long as a window of AR-Flow; no policy that needs pictures comes without a run.
+    corpus: CorpusConfig = CorpusConfig(seconds=8.0, frames=0, train_clips=512)
+    policy: Path | None = None
+    """folder of a policy, or of a run: its aligned policy, else its imitating one, and its corpus;
+    empty = the small AR-Flow that comes with the project"""
+    smooth: SmoothSection = SmoothSection()
+    posnet: PosNetTraining = PosNetTraining()
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What a run brings."""
+        keys = super().moot()
+        if self.policy is not None and (self.policy / "summary.json").is_file():
+            keys["policy=RUN_DIR brings its own corpus"] = ("corpus",)
+        return keys
 
 
 class ServeConfig(RecipeConfig):
@@ -952,6 +976,13 @@ class RankSettings(HeldOutConfig):
     """folder of a finished `dpo` run: SFT, SFT + DPO; empty = left out"""
     gdpo: Path | None = None
     """folder of a finished `gdpo` run: AR-Flow, GDPO; empty = left out"""
+    sft: Path | None = None
+    """folder of a finished `sft` or `reactface` run: its policy; empty = left out"""
+
+    @property
+    def of_runs(self) -> bool:
+        """Whether policies of runs are ranked, too."""
+        return any((self.dpo, self.gdpo, self.sft))
 
 
 class RankConfig(Sampling):
@@ -962,15 +993,15 @@ class RankConfig(Sampling):
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """Baselines are computed here."""
-        if self.rank.dpo or self.rank.gdpo:
+        if self.rank.of_runs:
             return super().moot()
-        return super().moot() | {"without rank.dpo and rank.gdpo": ("rollout", "cluster")}
+        return super().moot() | {"without rank.dpo, gdpo or sft": ("rollout", "cluster")}
 
     @model_validator(mode="after")
     def _one_corpus(self) -> Self:
-        if (self.rank.dpo or self.rank.gdpo) and self.corpus != CorpusConfig():
+        if self.rank.of_runs and self.corpus != CorpusConfig():
             raise ValueError(
-                "methods are ranked on the corpus of the runs in rank.dpo and rank.gdpo: leave "
+                "methods are ranked on the corpus of the runs in rank.dpo, gdpo and sft: leave "
                 "corpus.* out, it is for ranking without a run"
             )
         return self

@@ -12,7 +12,7 @@ motion, so that radians and metres count alike in its losses, and it learns by A
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -26,31 +26,13 @@ from torch import Tensor, nn
 from rapport.files import atomic
 from rapport.policies.motion import Layout, LayoutError, Motion, require_same_layout
 from rapport.policies.policy import CheckpointError
+from rapport.policies.posnet_settings import PosNetTraining
 from rapport.policies.seams import head_columns, heads, with_head
-from rapport.settings import Section
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FRAMES = 25  # of a window in the paper: windows of 50 that overlap by half
-
-
-class PosNetTraining(Section):
-    """How a PosNet is trained."""
-
-    steps: int = 1500
-    """of the optimiser"""
-    batch_size: int = 8
-    """motions"""
-    learning_rate: float = 1e-3
-    """of Adam, at first; it goes to 0 by a cosine"""
-    connect: float = 1.0
-    """weight of the step over the joint, Eq. 15"""
-    first: float = 1.0
-    """weight of the steps within a window, Eq. 16"""
-    second: float = 0.2
-    """weight of how unlike neighbouring steps are, Eq. 17"""
-    seed: int = 0
-    """of its weights and batches"""
+LOG_EVERY = 20  # steps
 
 
 class PosNet(nn.Module):
@@ -169,8 +151,9 @@ def train_posnet(
     wanted: Sequence[Motion],
     *,
     frames: int = FRAMES,
-    hidden: int = 512,
     training: PosNetTraining | None = None,
+    seed: int = 0,
+    log: Callable[[Mapping[str, float], int], None] | None = None,
 ) -> PosNet:
     """A PosNet that turns motions with joints into what they should have been, in this process.
 
@@ -182,8 +165,9 @@ def train_posnet(
         given: of one layout, two windows or more each; the ends of longer ones are left out.
         wanted: as long, in the same order.
         frames: of a window.
-        hidden: width of the network.
         training: None = the defaults.
+        seed: of its weights and batches.
+        log: takes the loss of a step, and its number.
 
     Raises:
         ValueError: there is nothing to learn from.
@@ -204,8 +188,8 @@ def train_posnet(
         if len(motion) != len(other):
             raise ValueError(f"{len(motion)} frames are given where {len(other)} are wanted")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        net = PosNet(layout, frames=frames, hidden=hidden)
+        torch.manual_seed(seed)
+        net = PosNet(layout, frames=frames, hidden=training.hidden)
     recorded = _heads(wanted, whole)
     net.mean.copy_(recorded.mean((0, 1)))
     std = recorded.var(1).mean(0).sqrt()
@@ -215,14 +199,16 @@ def train_posnet(
     optimizer = torch.optim.Adam(net.parameters(), lr=training.learning_rate)
     # Steps that end small: what is left of the noise of batches, a head shows as trembling.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
-    rng = np.random.default_rng(training.seed)
-    for _ in range(training.steps):
+    rng = np.random.default_rng(seed)
+    for step in range(training.steps):
         rows = torch.from_numpy(rng.integers(len(given), size=training.batch_size))
         loss = _sequence_loss(net, windows[rows], targets[rows], training)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
+        if log is not None and step % LOG_EVERY == 0:
+            log({"loss": loss.item()}, step)
     return net.eval().requires_grad_(False)
 
 

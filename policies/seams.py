@@ -8,6 +8,7 @@ later, so it serves a session as it serves a file. Another one is a trained netw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -200,6 +201,14 @@ def quintics(passed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     u = passed
     return 1 - 10 * u**3 + 15 * u**4 - 6 * u**5, u - 6 * u**3 + 8 * u**4 - 3 * u**5
+
+
+# Those that learn nothing.
+SMOOTHERS: Mapping[str, Smoother] = {
+    "none": Unsmoothed(),
+    "average": MovingAverage(),
+    "inertialise": Inertialisation(),
+}
 
 
 def with_jumps(

@@ -197,6 +197,9 @@ class ReactFaceTraining(ImitationConfig):
     people's movement (the paper prints .999, its programs run .9)"""
     span: int = Field(12, ge=1)
     """windows that one looks back, in every layer, at the speaker and at oneself"""
+    synchronise: Literal["both", "face", "voice", "none"] = "both"
+    """what of the speaker a window is held against once it is made (SLBS): the face (VIM, Eq. 14)
+    and the voice (MIM, Eq. 15); one or none of them is the paper's ablation. z* hears both"""
     assign: Literal["nearest", "recorded", "random", "cover"] = "recorded"
     """which appropriate reactions a sample is trained on: nearest = the one most like it (the
     paper's Eq. 20), recorded = the clip's own listener, random = one drawn for each sample, cover =

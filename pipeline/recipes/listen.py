@@ -12,7 +12,7 @@ from pathlib import Path
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, phase
 from rapport.pipeline.settings import ListenConfig
 from rapport.pipeline.steps.listener_files import write_files
-from rapport.pipeline.steps.listening import answer, begin, open_session
+from rapport.pipeline.steps.listening import answer, begin, open_session, smoother_of
 
 
 def run(config: ListenConfig, run: Run) -> None:
@@ -28,7 +28,7 @@ def listen(step: Phase, config: ListenConfig) -> PhaseResult:
     step.say(f"{session.recording.path}: {session.recording.seconds:.2f} s, hears {session.hears}")
     states = begin(session, config)
     started = time.monotonic()
-    answered = answer(session, states, step.say)
+    answered = answer(session, states, step.say, smoother_of(config, session.policy.layout))
     taken = time.monotonic() - started
     step.say(
         f"{session.frames} frames, {session.recording.seconds / taken:.1f} times as fast as it was "

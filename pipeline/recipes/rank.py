@@ -1,8 +1,8 @@
 """`rank`: methods by every published protocol that takes a corpus' motion, as published and fixed.
 
-Policies come from finished `dpo` and `gdpo` runs of one corpus, each of any policy; baselines are
-made here. All methods answer the same held-out clips and are cut to the frames and groups that all
-of them have.
+Policies come from finished `dpo`, `gdpo`, `sft` and `reactface` runs of one corpus, each of any
+policy; baselines are made here. All methods answer the same held-out clips and are cut to the
+frames and groups that all of them have.
 """
 
 from __future__ import annotations

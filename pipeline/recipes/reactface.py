@@ -21,6 +21,7 @@ def run(config: ReactFaceConfig, run: Run) -> None:
             jury = Jury.of_run(run, config, imitated, raters)
             jury.hear(imitated.policy, fleet)
             jury.tabulate()
+        jury.move()
         with render_pool(config) as renderers:
             jury.show(renderers)
     write_report(run)

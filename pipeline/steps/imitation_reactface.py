@@ -38,6 +38,7 @@ def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
         span=config.span,
         momentum=config.momentum,
         delay=config.delay,
+        synchronise=config.synchronise,
         expects=config.expect > 0,
         heed=config.heed,
     )

@@ -30,6 +30,7 @@ from rapport.pipeline.settings import (
     PrepareConfig,
     RankConfig,
     RateConfig,
+    SmoothConfig,
 )
 from rapport.pipeline.steps.corpus import perceived, require_splits
 from rapport.policies.head.settings import HeadConfig
@@ -58,6 +59,8 @@ def look_at_inputs(config: RecipeConfig) -> None:
         _bridge(config)
     if isinstance(config, ExportConfig):
         _exported(config)
+    if isinstance(config, SmoothConfig):
+        _smoothed(config)
     if isinstance(config, RankConfig):
         _runs(config)
     if isinstance(config, RateConfig):
@@ -122,9 +125,10 @@ def _runs(config: RankConfig) -> None:
 
 def _recording(config: ListenConfig) -> None:
     """The policy, the recording, and whether they fit."""
-    from rapport.pipeline.steps.listening import open_session
+    from rapport.pipeline.steps.listening import open_session, smoother_of
 
-    open_session(config)
+    session = open_session(config)
+    smoother_of(config, session.policy.layout)
     _head(config.head)
 
 
@@ -141,6 +145,14 @@ def _exported(config: ExportConfig) -> None:
     from rapport.pipeline.steps.exporting import open_export
 
     open_export(config)
+
+
+def _smoothed(config: SmoothConfig) -> None:
+    """The policy, and the corpus that its run left."""
+    from rapport.pipeline.steps.smoothing import corpus_of, opened
+
+    opened(config)
+    corpus_of(config.policy)
 
 
 def _rated(config: RateConfig) -> None:

@@ -41,8 +41,9 @@ from rapport.pipeline.steps.movement import (
     MovementJudge,
     motions_of,
 )
-from rapport.pipeline.steps.movement_tables import tabulate_movement
+from rapport.pipeline.steps.movement_tables import show_movement, tabulate_movement
 from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
+from rapport.pipeline.tracking import metric_key
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction
@@ -167,6 +168,10 @@ class Jury:
         movement = _movement(self.run, self)
         tabulate_movement(**movement.value, run=self.run, before=before, after=after)
 
+    def move(self) -> None:
+        """How all policies move, beside people; of one alone there is no change to tell."""
+        show_movement(_moves(self.run, self).metrics, {})
+
     def show(self, renderers: RenderPool, pairs: Path | None = None) -> None:
         """Videos: held-out clips, those that got worse, and pairs that were learnt from.
 
@@ -258,6 +263,17 @@ def _movement(step: Phase, jury: Jury) -> PhaseResult:
     )
     changes = movement.changes(before, after, config.evaluation.bootstrap)
     return PhaseResult(value={"rows": movement.rows, "changes": changes}, counts=counts)
+
+
+@phase("movement")
+def _moves(step: Phase, jury: Jury) -> PhaseResult:
+    """Methods as of `MovementJudge.score`, and the recorded motion of others."""
+    judge = MovementJudge.of_run(jury.config, jury.imitated, jury.held_out)
+    answers = {name: jury.held_out.flat(motions) for name, motions in jury.answers.items()}
+    rows = judge.score(answers | {OTHERS: judge.others()}).rows
+    for name, row in rows.items():
+        step.logger.log({f"{metric_key(name)}/{metric}": value for metric, value in row.items()})
+    return PhaseResult(metrics=rows)
 
 
 def methods_of_flow(

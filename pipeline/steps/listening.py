@@ -22,6 +22,8 @@ from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.live import Chunk, Listener, LiveError
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import POLICY_FILE, Policy, load_policy
+from rapport.policies.posnet import ByPosNet, PosNet
+from rapport.policies.seams import SMOOTHERS, Smoother
 
 # Of what a run leaves, the first that is there.
 POLICIES = (
@@ -173,10 +175,47 @@ def begin(session: Session, config: ListenConfig) -> list[Any]:
     return [session.listener.start(config.seed + k, prompt) for k in range(config.samples)]
 
 
-def answer(session: Session, states: Sequence[Any], say: Callable[[str], None]) -> Answer:
+def smoother_of(config: ListenConfig, layout: Layout) -> Smoother | None:
+    """What joins the pieces of an answer in a layout; None = nothing.
+
+    Raises:
+        CheckpointError: the folder holds no PosNet.
+        RunError: the run left none.
+        LayoutError: the smoother is of another layout, or no head turns there.
+    """
+    if config.smoother == "none":
+        return None
+    named = config.smoother
+    smoother = _by_posnet(named) if isinstance(named, Path) else SMOOTHERS[named]
+    smoother(None, Motion(np.zeros((1, layout.dim), np.float32), layout))  # refuses what it cannot
+    return smoother
+
+
+def _by_posnet(folder: Path) -> Smoother:
+    """The PosNet in a folder, or of a run."""
+    if (folder / "summary.json").is_file():
+        artifacts = json.loads((folder / "summary.json").read_text())["artifacts"]
+        if "posnet" not in artifacts:
+            raise RunError(f"smoother={folder}: that run left no PosNet; `smooth` leaves one")
+        folder = found(artifacts["posnet"], folder)
+    return ByPosNet(PosNet.load(folder))
+
+
+def answer(
+    session: Session,
+    states: Sequence[Any],
+    say: Callable[[str], None],
+    smoother: Smoother | None = None,
+) -> Answer:
     """What sessions do that hear a recording, all in one batch.
 
     Where it ends before its last frame is settled, nothing more is heard.
+
+    Args:
+        session: what is heard, and who listens.
+        states: of the listeners, as they begin.
+        say: takes progress.
+        smoother: joins what is settled in a step to what was before; None = nothing does.
     """
     layout = session.policy.layout
     listener = session.listener
@@ -187,12 +226,12 @@ def answer(session: Session, states: Sequence[Any], say: Callable[[str], None]) 
         if len(motions[0]):
             delay = max(delay, now - settled / layout.fps)
         settled += len(motions[0])
-        _append(pieces, motions)
+        _append(pieces, motions, smoother)
         if settled + listener.chunk * layout.fps < session.frames:
             continue
         ends = [listener.finish(state) for state in after]
         if settled + len(ends[0]) >= session.frames:
-            _append(pieces, ends)
+            _append(pieces, ends, smoother)
             return Answer([_joined(each, layout, session.frames) for each in pieces], delay)
     raise LiveError(
         f"{type(listener).__name__} gave {settled} of {session.frames} frames, and no more after "
@@ -220,9 +259,19 @@ def _said(session: Session, say: Callable[[str], None]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _append(pieces: list[list[np.ndarray]], motions: Sequence[Motion]) -> None:
+def _append(
+    pieces: list[list[np.ndarray]], motions: Sequence[Motion], smoother: Smoother | None
+) -> None:
     for piece, motion in zip(pieces, motions, strict=True):
+        if smoother is not None and len(motion):
+            motion = smoother(_shown(piece, smoother.memory, motion.layout), motion)
         piece.append(motion.values)
+
+
+def _shown(piece: Sequence[np.ndarray], memory: int, layout: Layout) -> Motion | None:
+    """The last `memory` frames of an answer so far, or fewer; None where there is none."""
+    some = [values for values in piece[-2 * memory :] if len(values)]
+    return Motion(np.concatenate(some)[-memory:], layout) if some else None
 
 
 def _joined(pieces: Sequence[np.ndarray], layout: Layout, frames: int) -> Motion:

@@ -1,4 +1,4 @@
-"""The methods that `rank` ranks: baselines, and the policies of finished `dpo` and `gdpo` runs.
+"""The methods that `rank` ranks: baselines, and the policies of finished runs.
 
 All of them answer the same held-out clips.
 """
@@ -61,12 +61,14 @@ from rapport.rewards.metrics.baselines import (
     mirror,
 )
 
-ALGORITHMS = ("dpo", "gdpo")
+ALGORITHMS = ("dpo", "gdpo", "sft")
+RECIPES = {"sft": ("sft", "reactface")}  # that leave no more than an imitating policy
 IMITATORS = {"vla": "sft_policy", "flow": "flow_policy"}  # others: imitate_policy
-# Names in the two usual cases; see `TrainedRun.methods` for the others.
-METHODS = {
+# Names in the usual cases; see `TrainedRun.methods` for the others.
+METHODS: dict[tuple[str, str], tuple[str, ...]] = {
     ("dpo", "vla"): ("SFT", "SFT + DPO"),
     ("gdpo", "flow"): ("AR-Flow", "GDPO"),
+    ("sft", "reactface"): ("ReactFace",),
 }
 Answers = dict[str, list[Motion]]  # clip id -> reactions
 
@@ -79,17 +81,17 @@ class TrainedRun:
     """A finished run whose policies are ranked.
 
     Args:
-        algorithm: `dpo` or `gdpo`.
+        algorithm: of ALGORITHMS.
         kind: of policy.
         imitated: corpus and imitating policy.
-        aligned: folder of the aligned policy.
+        aligned: folder of the aligned policy; None = nothing was aligned.
         judge: how the run judged AR-Flow; None for other policies.
     """
 
     algorithm: str
     kind: str
     imitated: Imitated
-    aligned: Path
+    aligned: Path | None
     judge: MovementConfig | None = None
 
     @classmethod
@@ -104,7 +106,7 @@ class TrainedRun:
         try:
             settings = read_yaml(folder / "config.yaml")
             kind = str(settings["policy"])
-            judge = MovementConfig(**settings["judge"]) if kind == "flow" else None
+            judge = MovementConfig(**settings.get("judge", {})) if kind == "flow" else None
         except (KeyError, ValueError) as error:
             raise RunError(
                 f"{where}: its config.yaml is of another version ({error}); run `{algorithm}` again"
@@ -113,8 +115,8 @@ class TrainedRun:
         imitator = IMITATORS.get(kind, "imitate_policy")
         if imitator not in summary["artifacts"]:
             imitator = "sft_policy"
-        aligned = f"{algorithm}_policy"
-        names = ["corpus", imitator, aligned]
+        aligned = None if algorithm == "sft" else f"{algorithm}_policy"
+        names = ["corpus", imitator, *filter(None, [aligned])]
         if "encode_tables" in summary["artifacts"]:
             names.append("encode_tables")
         artifacts, gone = still_there(folder, summary, names)
@@ -126,20 +128,27 @@ class TrainedRun:
         imitated = Imitated(
             Corpus(artifacts["corpus"]), artifacts[imitator], artifacts.get("encode_tables")
         )
-        return cls(algorithm, kind, imitated, aligned=artifacts[aligned], judge=judge)
+        folder_of = None if aligned is None else artifacts[aligned]
+        return cls(algorithm, kind, imitated, aligned=folder_of, judge=judge)
 
     @property
-    def methods(self) -> tuple[str, str]:
-        """Names of both policies in the ranking, other than those of any other run."""
+    def policies(self) -> list[Policy]:
+        """Before alignment, and after it where there was any."""
+        before = self.imitated.policy
+        return [before] if self.aligned is None else [before, load_policy(self.aligned)]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of its policies in the ranking, other than those of any other run."""
         usual = METHODS.get((self.algorithm, self.kind))
         if usual is not None:
             return usual
         policy = self.imitated.policy
         kind = self.kind.rpartition(":")[2]  # a class of one's own without its module
-        return (
-            f"{policy.supervised} ({self.algorithm}, {kind})",
-            f"{policy.aligned[self.algorithm]} ({self.algorithm}, {kind})",
-        )
+        names = [policy.supervised]
+        if self.aligned is not None:
+            names.append(policy.aligned[self.algorithm])
+        return tuple(f"{name} ({self.algorithm}, {kind})" for name in names)
 
 
 def _finished(algorithm: str, folder: Path) -> dict[str, Any]:
@@ -151,7 +160,8 @@ def _finished(algorithm: str, folder: Path) -> dict[str, Any]:
             f"{where}: no summary.json there; it must be the folder of a finished `{algorithm}` run"
         )
     summary: dict[str, Any] = json.loads(file.read_text())
-    if (summary["recipe"], summary["status"]) != (algorithm, "finished"):
+    recipes = RECIPES.get(algorithm, (algorithm,))
+    if summary["recipe"] not in recipes or summary["status"] != "finished":
         raise RunError(
             f"{where}: a {summary['status']} `{summary['recipe']}` run, not a finished "
             f"`{algorithm}` run"
@@ -226,13 +236,13 @@ def answered(
 def answers_of(
     run: Run, config: RankConfig, trained: TrainedRun, ids: Sequence[str]
 ) -> dict[str, Answers]:
-    """Those of both policies of a run, before and after alignment."""
-    before = trained.imitated.policy
-    after = load_policy(trained.aligned)
-    if isinstance(before, VlaPolicy) and isinstance(after, VlaPolicy):
-        answers = by_fleet(run, config, trained.imitated, policies=(before, after))
+    """Those of the policies of a run, before and after alignment."""
+    policies = trained.policies
+    vlas = [policy for policy in policies if isinstance(policy, VlaPolicy)]
+    if vlas:
+        answers = by_fleet(run, config, trained.imitated, policies=vlas)
     else:
-        answers = [in_process(config, trained, policy, ids=ids) for policy in (before, after)]
+        answers = [in_process(config, trained, policy, ids=ids) for policy in policies]
     return dict(zip(trained.methods, answers, strict=True))
 
 

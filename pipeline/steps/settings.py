@@ -62,6 +62,21 @@ class StudyConfig(Section):
         return {} if self.prompts else {"study.prompts=0 hands nothing out": ("forms", "methods")}
 
 
+class SmoothSection(Section):
+    split: Literal["validation", "test"] = "test"
+    """whose speakers are answered: validation's for all that is chosen, test's for what is
+    reported"""
+    clips: int = Field(128, ge=1)
+    """answers that are smoothed (fewer if the split has fewer moments)"""
+    train_clips: int = Field(512, ge=1)
+    """answers that PosNet learns on (fewer if there are fewer)"""
+    frames: int | None = Field(None, ge=2)
+    """frames of a window; empty = what a live session of the policy is given at once"""
+    jumps: float = Field(0.0, ge=0)
+    """standard deviations by which the head is put elsewhere in each window, to see what smoothers
+    do where there is something to mend; 0 = answers stay as they are"""
+
+
 class MovementConfig(Section):
     solver: Solver = "midpoint"
     """rule of the ODE that held-out windows are generated with; euler is the paper's"""

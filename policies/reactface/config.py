@@ -11,6 +11,7 @@ from rapport.policies.motion import Layout
 
 Size = Literal["tiny", "paper", "printed"]
 Delay = Literal["w", 0]
+Synchronise = Literal["both", "face", "voice", "none"]
 EXPECTING = 2  # layers that expect
 
 
@@ -32,6 +33,8 @@ class ReactFaceSizes:
         momentum: alpha of Eq. 10.
         delay: "w" = a window is made once the speaker is heard to its end (Eq. 4), and so shown w
             frames late; 0 = before any of it is heard.
+        synchronise: what of the speaker the SLBS holds a window against: "face" = VIM alone,
+            "voice" = MIM alone.
         expects: says what to expect of a listener's face before it draws one.
         heed: by what factor samplers follow that; 1 = as it was taught. What is expected is a mean,
             and stiller than anybody.
@@ -49,6 +52,7 @@ class ReactFaceSizes:
     period: int = 8
     momentum: float = 0.9
     delay: Delay = "w"
+    synchronise: Synchronise = "both"
     expects: bool = True
     heed: float = 1.0
 

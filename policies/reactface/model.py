@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.transformer import CausalTransformer, Memory
 from rapport.policies.flow.voice import Hearing, VoiceEncoder
-from rapport.policies.reactface.config import EXPECTING, ReactFaceSizes
+from rapport.policies.reactface.config import EXPECTING, ReactFaceSizes, Synchronise
 
 FACE, VOICE = 0, 1  # streams, columns of `present`
 WIDEST = 4.0  # of |log sigma|
@@ -263,17 +263,27 @@ class Interaction(nn.Module):
 
 
 class Synchronisation(nn.Module):
-    """VIM, then MIM (Eq. 14-15): frames of a listener held against the speaker's face and voice."""
+    """VIM, then MIM (Eq. 14-15): frames of a listener held against the speaker's face and voice.
 
-    def __init__(self, sizes: ReactFaceSizes) -> None:
+    Args:
+        sizes: of ReactFace.
+        against: one of both, neither.
+    """
+
+    def __init__(self, sizes: ReactFaceSizes, against: Synchronise = "both") -> None:
         super().__init__()
         self.sizes = sizes
-        self.visual = Interaction(sizes.hidden, sizes.heads)
-        self.modality = Interaction(sizes.hidden, sizes.heads)
+        hidden, heads = sizes.hidden, sizes.heads
+        self.visual = Interaction(hidden, heads) if against in ("both", "face") else None
+        self.modality = Interaction(hidden, heads) if against in ("both", "voice") else None
 
     def hold(self, faces: Tensor, voices: Tensor) -> tuple[Tensor, Tensor]:
-        """What frames are held against, of a speaker's face and voice."""
-        return self.visual.hold(faces), self.modality.hold(voices)
+        """What frames are held against, of a speaker's face and voice; 0 of what they are not."""
+        nothing = faces.new_zeros(*faces.shape[:-1], 2 * self.sizes.hidden)
+        return (
+            nothing if self.visual is None else self.visual.hold(faces),
+            nothing if self.modality is None else self.modality.hold(voices),
+        )
 
     def forward(
         self, frames: Tensor, held: tuple[Tensor, Tensor], there: Tensor, ahead: int
@@ -295,9 +305,11 @@ class Synchronisation(nn.Module):
         def seen(stream: int) -> Tensor:
             return bias.masked_fill(~there[:, None, :, stream], -torch.inf)
 
-        frames = self.visual(frames, held[FACE], seen(FACE))
-        synchronised: Tensor = self.modality(frames, held[VOICE], seen(VOICE))
-        return synchronised
+        if self.visual is not None:
+            frames = self.visual(frames, held[FACE], seen(FACE))
+        if self.modality is not None:
+            frames = self.modality(frames, held[VOICE], seen(VOICE))
+        return frames
 
 
 class Expectation(nn.Module):
@@ -357,7 +369,7 @@ class ReactFace(nn.Module):
         # LRD and SLBS
         self.widen = nn.Linear(sizes.latent, hidden)
         self.decode = Interaction(hidden, sizes.heads)
-        self.synchronisation = Synchronisation(sizes)
+        self.synchronisation = Synchronisation(sizes, sizes.synchronise)
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.head = nn.Linear(hidden, dim)
 

@@ -16,12 +16,15 @@ from rapport.log import logger
 from rapport.pipeline.data.readers.motion_files import read_clips
 from rapport.pipeline.data.recording import open_recording
 from rapport.pipeline.run import main
-from rapport.pipeline.settings import MotionFormat
+from rapport.pipeline.settings import ListenConfig, MotionFormat
 from rapport.pipeline.steps.listener_files import FORMATS
-from rapport.pipeline.steps.listening import Session, answer, policy_folder
+from rapport.pipeline.steps.listening import Session, answer, policy_folder, smoother_of
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS
 from rapport.policies.live import Chunk, LiveError
+from rapport.policies.posnet import PosNet
+from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.seams import smooth
 from tests import talking
 from tests.gaussian import Gaussian
 from tests.policies.test_flow_live import LATENTS, R, small_policy
@@ -53,13 +56,12 @@ def folders(flow, tmp_path_factory):
     return {name: folder / name for name in ("flow", "vla", "own")}
 
 
-def heard_by(policy, recording, seeds, text=None):
+def heard_by(policy, recording, seeds, text=None, smoother=None):
     """What `listen` does without a run directory."""
     session = Session("small", policy, policy.live(), recording)
     prompt = None if text is None else policy.told(text)
-    return answer(
-        session, [session.listener.start(seed, prompt) for seed in seeds], say=logger.debug
-    )
+    states = [session.listener.start(seed, prompt) for seed in seeds]
+    return answer(session, states, logger.debug, smoother)
 
 
 def recorded(folder, clip):
@@ -96,6 +98,24 @@ def test_a_vla_does_what_it_samples_for_a_clip(tmp_path):
     expected = VLA.to_motion(VLA.sample([VLA.encode(clip)], 1, [3])[0][0])
     np.testing.assert_allclose(answered.motions[0].values, expected.values, atol=1e-4)
     assert answered.delay == pytest.approx(0.2), "a block of the spline"
+
+
+@pytest.mark.parametrize("way", ["average", "inertialise", "posnet"])
+def test_a_smoother_joins_what_is_settled_step_by_step(flow, way, tmp_path):
+    clip = replace(talking_flow(flow.layout), listener_audio=None)
+    policy = ReactFacePolicy.untrained(flow.layout, [clip], seed=0)
+    PosNet(flow.layout, frames=8, hidden=4).save(tmp_path / "net")
+    config = ListenConfig(smoother=tmp_path / "net" if way == "posnet" else way)
+    smoother = smoother_of(config, policy.layout)
+    recording = recorded(tmp_path, clip)
+    [plain] = heard_by(policy, recording, [0]).motions
+    [joined] = heard_by(policy, recording, [0], smoother=smoother).motions
+    np.testing.assert_allclose(joined.values, smooth(plain, 8, smoother).values, atol=1e-6)
+    assert np.abs(joined.group("rot") - plain.group("rot"))[8:].max() > 1e-4
+    np.testing.assert_array_equal(joined.group("expr"), plain.group("expr"))
+    # AR-Flow gives other numbers of frames at its beginning and end.
+    [motion] = heard_by(flow, recording, [0], smoother=smoother).motions
+    assert len(motion) == len(plain) and np.isfinite(motion.values).all()
 
 
 @pytest.mark.parametrize("seconds", [0.1, 2.0, 21.0])
@@ -187,6 +207,7 @@ def test_a_motion_is_saved_with_what_its_columns_mean(flow, tmp_path):
         (["speaker=a.txt"], "a.txt"),
         (["lead=4"], "lead is for AR-Flow, this policy is of kind vla"),
         (["lead=5"], "lead"),
+        (["smoother=nosuch"], "nosuch holds no PosNet"),
         (["text=happy"], "text: a policy of kind vla takes none"),
         (
             ["speaker=m.npz"],

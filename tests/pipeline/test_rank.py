@@ -23,7 +23,13 @@ from rapport.pipeline.report.ranking import (
 )
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import FilesConfig, RankConfig
-from rapport.pipeline.steps.methods import TrainedRun, answered, baselines, common_corpus
+from rapport.pipeline.steps.methods import (
+    TrainedRun,
+    answered,
+    answers_of,
+    baselines,
+    common_corpus,
+)
 from rapport.pipeline.steps.protocols import (
     RankedClips,
     common_frames,
@@ -37,6 +43,7 @@ from rapport.pipeline.steps.protocols import (
 from rapport.pipeline.steps.scoring import read_inputs
 from rapport.pipeline.steps.spread import PEOPLE, people, shares
 from rapport.policies.motion import Layout, LayoutError, Motion
+from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.rewards.metrics import evaluate
 from rapport.rewards.metrics.protocols.react import share
 from rapport.settings import ConfigError
@@ -80,6 +87,23 @@ def test_a_run_must_be_there_finished_of_its_recipe_and_whole(tiny_corpus, tmp_p
         "dpo", finished(tmp_path / "good", corpus=str(tiny_corpus.path), **here)
     )
     assert found.aligned == tmp_path
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reactface"])
+def test_a_policy_that_was_not_aligned_is_ranked_alone(recipe, tiny_corpus, tmp_path):
+    ReactFacePolicy.untrained(tiny_corpus.layout, tiny_corpus.clips("train"), 0).save(
+        tmp_path / "policy"
+    )
+    left = {"corpus": str(tiny_corpus.path), "imitate_policy": str(tmp_path / "policy")}
+    folder = finished(tmp_path / recipe, recipe, **left)
+    (folder / "config.yaml").write_text("policy: reactface\n")
+    trained = TrainedRun.of_folder("sft", folder)
+    ids = tiny_corpus.clip_ids("test")
+    answers = answers_of(None, RankConfig(), trained, ids=ids)
+    assert list(answers) == ["ReactFace"] and list(answers["ReactFace"]) == ids
+    assert all(len(motions) == 2 for motions in answers["ReactFace"].values())
+    with pytest.raises(RunError, match="a finished `dpo` run, not a finished `sft` run"):
+        TrainedRun.of_folder("sft", finished(tmp_path / "dpo"))
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):

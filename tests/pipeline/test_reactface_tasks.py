@@ -68,6 +68,15 @@ def test_every_part_learns(corpus, tmp_path, assign, spread, weight):
     assert not still
 
 
+@pytest.mark.parametrize("synchronise", ["face", "voice", "none"])
+def test_without_vim_or_mim_all_that_is_left_learns(corpus, tmp_path, synchronise):
+    task = imitation(corpus, tmp_path, synchronise=synchronise)
+    module = task.module()
+    loss, _ = task.loss(module, task.batch(0, 0, 1))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
 def test_a_few_steps_lower_the_loss(corpus, tmp_path):
     task = imitation(corpus, tmp_path, spread="paper", diversity=0.0, absent=0.0)
     losses, _ = descend(task, task.module(), [0] * 12, rate=3e-3)

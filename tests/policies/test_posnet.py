@@ -9,20 +9,20 @@ from rapport.policies.policy import CheckpointError
 from rapport.policies.posnet import (
     ByPosNet,
     PosNet,
-    PosNetTraining,
     connect_loss,
     first_difference_loss,
     posnet_loss,
     second_difference_loss,
     train_posnet,
 )
+from rapport.policies.posnet_settings import PosNetTraining
 from rapport.policies.seams import smooth, with_jumps
 from rapport.rewards.metrics.measures.seams import seams
 
 FPS = 25
 FRAMES = 10
 LAYOUT = Layout((("expr", 2), ("rot", 3), ("trans", 3)), FPS, "faceverse")
-SHORT = PosNetTraining(steps=200, batch_size=16, learning_rate=2e-3)
+SHORT = PosNetTraining(hidden=64, steps=200, batch_size=16, learning_rate=2e-3)
 
 
 def people(count=48, frames=40, seed=0):
@@ -43,7 +43,7 @@ def broken(motions, seed=0):
 @pytest.fixture(scope="module")
 def trained():
     wanted = people()
-    return train_posnet(broken(wanted), wanted, frames=FRAMES, hidden=64, training=SHORT)
+    return train_posnet(broken(wanted), wanted, frames=FRAMES, training=SHORT)
 
 
 def test_the_network_has_the_parameters_of_the_papers_code():
@@ -123,12 +123,12 @@ def test_later_windows_change_nothing_before_and_a_session_is_a_file(trained):
 def test_the_same_seed_trains_the_same_network_and_leaves_torchs_alone():
     wanted = people(8)
     given = broken(wanted)
-    training = PosNetTraining(steps=3, batch_size=4)
+    training = PosNetTraining(hidden=8, steps=3, batch_size=4)
     torch.manual_seed(1)
-    first = train_posnet(given, wanted, frames=FRAMES, hidden=8, training=training)
+    first = train_posnet(given, wanted, frames=FRAMES, training=training)
     drawn = torch.rand(1)
     torch.manual_seed(1)
-    second = train_posnet(given, wanted, frames=FRAMES, hidden=8, training=training)
+    second = train_posnet(given, wanted, frames=FRAMES, training=training)
     assert torch.equal(drawn, torch.rand(1))
     for name, weights in first.state_dict().items():
         assert torch.equal(weights, second.state_dict()[name]), name

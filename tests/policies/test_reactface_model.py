@@ -93,6 +93,26 @@ def test_positions_go_round_without_a_seam():
     )
 
 
+@pytest.mark.parametrize("synchronise", ["both", "face", "voice", "none"])
+def test_a_window_is_held_against_what_it_should_be(synchronise, clip):
+    """VIM and MIM; what else is heard of the speaker comes by z."""
+    model = small_reactface(synchronise=synchronise, expects=False).model
+    policy = ReactFacePolicy(model)
+    heard = model.encode(Scene(**policy.collate([policy.prompt_row(policy.encode(clip))])))
+    past = model.listen(model.nothing(1), heard.window(0, W))
+    face, voice = past.tokens.shown
+
+    def frames(*shown):
+        after = replace(past, tokens=replace(past.tokens, shown=shown))
+        return model.make(after, torch.ones(1, 4)).frames
+
+    found = {
+        "face": not torch.equal(frames(face, voice), frames(face + 1, voice)),
+        "voice": not torch.equal(frames(face, voice), frames(face, voice + 1)),
+    }
+    assert found == {name: synchronise in ("both", name) for name in found}
+
+
 def test_sizes():
     groups = (("expr", 50), ("jaw", 3), ("neck", 3), ("eyelid", 2), ("eyepose", 6), ("rot", 3))
     layout = Layout(groups, 25, "builtin")
