@@ -160,7 +160,7 @@ class FaceVLAForVLLM(nn.Module, SupportsMultiModal):
         if "perceived" in kwargs:
             perceived = cast(Tensor, kwargs["perceived"])
             widths = [self.config.picture_tokens, self.config.voice_tokens]
-            tokens = list(perceived.split(widths, dim=1))
+            tokens = list(torch.split(perceived, widths, dim=1))
         else:
             tokens = self._perceive(cast(Tensor, kwargs["frames"]), cast(Tensor, kwargs["voice"]))
         found = []

@@ -299,7 +299,8 @@ def chosen_by(noise: np.ndarray, temperature: float) -> SamplingParams:
 def cache_gib(config: FaceVLAConfig, sequences: int, dtype: torch.dtype) -> float:
     """Key-value cache that holds so many whole contexts, GiB."""
     text = config.text_config
-    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    head = cast(int, text.head_dim) * cast(int, text.num_key_value_heads)
+    values = 2 * text.num_hidden_layers * head
     blocks = sequences * -(-config.context_length // KV_BLOCK) + 1  # vLLM keeps one for itself
     return blocks * KV_BLOCK * values * dtype.itemsize / 2**30
 
