@@ -32,7 +32,7 @@ from rapport.policies.seams import head_columns, heads, with_head
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FRAMES = 25  # of a window in the paper: windows of 50 that overlap by half
-LOG_EVERY = 20  # steps
+LOG_EVERY = 100  # steps
 
 
 class PosNet(nn.Module):
