@@ -76,9 +76,7 @@ def fit_path(flow: ARFlow, vae: MotionVAE, table: Dataset) -> None:
     rows = table.select(places).select_columns(["latents"])
     shape = (flow.config.window, flow.config.latent_dim)
     latents = torch.stack([from_bytes(row["latents"], *shape) for row in rows])
-    flow.fit_path(
-        latents, torch.cat([paths(vae, latents[i : i + 64]) for i in range(0, len(latents), 64)])
-    )
+    flow.fit_path(latents, torch.cat([paths(vae, some) for some in latents.split(64)]))
 
 
 def fit_features(flow: ARFlow, table: Dataset) -> None:
