@@ -67,7 +67,6 @@ def small_policy(folder, fps=25, voice=VOICE, text_dim=8, groups=GROUPS):
     vae.channel_mean.copy_(torch.randn(layout.dim))
     flow = initialised(_sizes(layout, 4, text_dim, voice), 0)
     torch.nn.init.normal_(flow.gain.weight, std=0.1)
-    torch.nn.init.normal_(flow.leads_to, std=0.1)
     audio = LogMel()
     flow.fit_features([torch.randn(9, text_dim)], [20 * torch.randn(99, audio.dim) - 60])
     policy = FlowPolicy(flow, vae, EncodersConfig())

@@ -139,7 +139,7 @@ class FlowTraining(ImitationConfig):
     in the next second, which the velocity is then told: without it next to nothing is learnt of the
     speaker; 0 = the paper's"""
     heed: float = Field(2.0, ge=0)
-    """by what factor samplers follow what is expected; 1 = as it was taught"""
+    """by what factor samplers tell the velocity what is expected; 1 = as it was taught"""
     whole_share: float = Field(0.2, ge=0, le=1)
     """share of the clips trained with all of the window, the future too, as the paper's are; the
     others hear 0, 4, 8 or 12 frames of a latent before it, so that one policy serves any delay"""

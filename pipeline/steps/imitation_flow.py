@@ -30,7 +30,7 @@ from rapport.policies.flow.config import VaeSizes, flow_config, vae_config
 from rapport.policies.flow.features import Features
 from rapport.policies.flow.model import initialised
 from rapport.policies.flow.policy import FlowPolicy
-from rapport.policies.flow.training import MOTION_SCHEMA, fit_features, fit_path
+from rapport.policies.flow.training import MOTION_SCHEMA, fit_features
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.tables import read_table, write_table
 
@@ -158,9 +158,7 @@ def _flow(
         expects=config.flow.expect > 0,
     )
     flow = initialised(replace(sizes, heed=config.flow.heed), config.seed)
-    windows = read_table(table)
-    fit_features(flow, windows)
-    fit_path(flow, coder, windows)
+    fit_features(flow, read_table(table))
     FlowPolicy(flow, coder, config.encoders).save(initial)
     step.say(
         f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, windows of "

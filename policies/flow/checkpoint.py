@@ -57,10 +57,7 @@ def load_flow(path: Path) -> ARFlow:
             f"{path} is an AR-Flow of an earlier version, which heard the future; train it again"
         )
     flow = ARFlow(FlowSizes.from_json(config))
-    weights = load_file(path / WEIGHTS_FILE)
-    if flow.config.path is not None:
-        weights.setdefault("leads_to", flow.leads_to)  # one of an earlier version departs from 0
-    flow.load_state_dict(weights)
+    flow.load_state_dict(load_file(path / WEIGHTS_FILE))
     return flow
 
 

@@ -103,8 +103,8 @@ class FlowSizes:
             paper's, Eq. 1).
         path: channels of the path that it expects of a face before it generates it
             (`ARFlow.expect`); None = it expects nothing (the paper's).
-        heed: by what factor samplers follow what is expected; 1 = as it was taught. What is
-            expected is a mean, and stiller than anybody: told louder, it is answered more.
+        heed: by what factor samplers tell the velocity what is expected; 1 = as it was taught. What
+            is expected is a mean, and stiller than anybody: told louder, it is answered more.
         evaluations: of the velocity that a latent takes, unless a sampler says otherwise; a
             distilled one needs fewer.
     """

@@ -22,9 +22,7 @@ Before a latent is generated, the transformer says what to expect: a token that 
 knows the own past looks at what was heard and seen, and its output is the path that a face would
 take here on average (`ARFlow.expect`). That is learnt by least squares. A velocity alone teaches
 next to nothing of it: noise and the own past make up nearly all of its error, and what a speaker
-explains is lost among them. Noisy tokens are told what is expected, and what is generated departs
-from there: in place of m_l the flow makes m_l less the latent of that path. The paper has nothing
-of it.
+explains is lost among them. Noisy tokens are told what is expected. The paper has nothing of it.
 
 A velocity is the transformer's output plus the state itself times a gain that depends on the flow
 time: most of the velocity of a noisy state is minus its noise, which the transformer then need not
@@ -61,7 +59,6 @@ NOISY_KIND = len(MODALITIES) + 1
 ASKING_KIND = len(MODALITIES) + 2
 
 TIME_FEATURES = 256
-RIDGE = 1e-3  # of the mean variance of a path's channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,14 +214,13 @@ class ARFlow(nn.Module):
     `fit_features`, before training, sets the buffers that make channels of text and audio features
     of zero mean and unit variance. Those of a frozen encoder lie close together and far from 0:
     with the tiny one, what tells two prompts apart is a sixth of what they have in common, and is
-    hardly learnt. `fit_path` then says where in latents a path leads.
+    hardly learnt.
     """
 
     text_mean: Tensor
     text_std: Tensor
     audio_mean: Tensor
     audio_std: Tensor
-    leads_to: Tensor
 
     def __init__(self, config: FlowSizes) -> None:
         super().__init__()
@@ -253,7 +249,6 @@ class ARFlow(nn.Module):
             self.path_norm = nn.RMSNorm(hidden, eps=1e-6)
             self.path = nn.Linear(hidden, config.path)
             self.project_path = nn.Linear(config.path, hidden)
-            self.register_buffer("leads_to", torch.zeros(config.path, config.latent_dim))
 
     def fit_features(self, text: Iterable[Tensor], audio: Iterable[Tensor]) -> None:
         """Mean and standard deviation of every channel over the features of a corpus.
@@ -273,22 +268,6 @@ class ARFlow(nn.Module):
         if audio_statistics is not None:
             self.audio_mean.copy_(audio_statistics[0])
             self.audio_std.copy_(audio_statistics[1])
-
-    def fit_path(self, latents: Tensor, paths: Tensor) -> None:
-        """Where a path leads: the linear map by which it says most of the latents it is of.
-
-        By ridge regression, so that channels that hardly move lead nowhere.
-
-        Args:
-            latents: (..., latent_dim) of a corpus.
-            paths: (..., path), as `loss.paths` has them.
-        """
-        x = paths.double().flatten(0, -2)
-        y = latents.double().flatten(0, -2)
-        off = x - x.mean(0)
-        products = off.mT @ off
-        ridge = RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=x.dtype)
-        self.leads_to.copy_(torch.linalg.solve(products + ridge, off.mT @ (y - y.mean(0))))
 
     def encode_prefix(
         self,
@@ -500,18 +479,12 @@ class ARFlow(nn.Module):
         when = time_features(time).to(noisy.dtype).expand(*noisy.shape[:-1], -1)
         sight = sight or Sight()
         clean_tokens = self.project_latent(clean) + self.kinds.weight[CLEAN_KIND]
-        start: Tensor | float = 0.0
-        told: Tensor | float = 0.0
+        noisy_tokens = self.project_latent(noisy) + self.kinds.weight[NOISY_KIND] + self.time(when)
         if self.config.path is not None:
             expected = sight.expected
             if expected is None:
                 expected = self.expect(prefix, number, sight.conditioned)
-            told = self.project_path(expected)
-            # Learnt by its own loss alone: a velocity would only add noise.
-            start = expected.detach() @ self.leads_to
-            noisy = noisy - time.to(noisy.dtype).expand(noisy.shape[:-1]).unsqueeze(-1) * start
-        noisy_tokens = self.project_latent(noisy) + self.kinds.weight[NOISY_KIND] + self.time(when)
-        noisy_tokens = noisy_tokens + told
+            noisy_tokens = noisy_tokens + self.project_path(expected)
         tokens = torch.cat([clean_tokens, noisy_tokens], dim=2)
         clean_numbers = past.end + torch.arange(count, device=clean.device)
         numbers = torch.cat([clean_numbers, number], dim=-1)
@@ -525,7 +498,7 @@ class ARFlow(nn.Module):
             conditioned=sight.conditioned,
         )
         velocity = self.velocity(self.norm(tokens[:, :, count:])) + self.gain(when) * noisy
-        return start + velocity, history
+        return velocity, history
 
     def expect(self, prefix: Prefix, number: Tensor, conditioned: Tensor | None = None) -> Tensor:
         """The path that a face takes on average at latents `number` (n,), given what is heard.

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from rapport.policies.flow.conditions import MODALITIES, Conditions
 from rapport.policies.flow.config import FlowSizes
-from rapport.policies.flow.loss import flow_errors, paths
+from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.rollouts import Exploration, replay_latents, replay_means
 from rapport.policies.flow.sampling import Denoise
-from rapport.policies.flow.vae import MotionVAE
 
 # Arrays travel as float32 bytes; what a clip lacks is null.
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})
@@ -25,8 +24,6 @@ CONDITION_COLUMNS = {"prompt_id": pa.string()} | {name: pa.binary() for name in 
 FLOW_SCHEMA = pa.schema(CONDITION_COLUMNS | {"latents": pa.binary()})
 # Answers, with the noise that each latent came of, and how much was heard of it.
 ANSWER_SCHEMA = pa.schema([*FLOW_SCHEMA, ("noise", pa.binary()), ("lead", pa.int64())])
-
-PATH_WINDOWS = 768  # of a table, on which is seen where in latents a path leads
 
 
 def to_bytes(values: Tensor | np.ndarray | None) -> bytes | None:
@@ -66,17 +63,6 @@ def collate_conditions(rows: Sequence[Mapping[str, Any]], config: FlowSizes) -> 
     return batch | {
         "present": torch.tensor([[row[name] is not None for name in MODALITIES] for row in rows])
     }
-
-
-def fit_path(flow: ARFlow, vae: MotionVAE, table: Dataset) -> None:
-    """`ARFlow.fit_path` on windows of a table (FLOW_SCHEMA), evenly spread."""
-    if flow.config.path is None:
-        return
-    places = range(0, len(table), max(len(table) // PATH_WINDOWS, 1))
-    rows = table.select(places).select_columns(["latents"])
-    shape = (flow.config.window, flow.config.latent_dim)
-    latents = torch.stack([from_bytes(row["latents"], *shape) for row in rows])
-    flow.fit_path(latents, torch.cat([paths(vae, some) for some in latents.split(64)]))
 
 
 def fit_features(flow: ARFlow, table: Dataset) -> None:

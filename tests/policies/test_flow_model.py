@@ -135,36 +135,6 @@ def test_channels_of_features_are_standardised():
     assert fitted.audio_mean.equal(before)
 
 
-def test_where_a_path_leads_is_found_in_latents_that_follow_it_and_noise():
-    model = initialised(CONFIG, seed=0).double().eval()
-    assert not model.leads_to.any()
-    paths = normal(400, 6, CONFIG.path)
-    paths[..., -1] = 0.3  # a channel that is still leads nowhere
-    leads_to = normal(CONFIG.path, 4, seed=1)
-    model.fit_path(2.0 + paths @ leads_to + 0.1 * normal(400, 6, 4, seed=2), paths)
-    torch.testing.assert_close(model.leads_to[:-1], leads_to[:-1], atol=0.02, rtol=0.02)
-    assert model.leads_to[-1].abs().max() < 1e-9
-
-
-def test_what_is_made_departs_from_where_the_expected_path_leads():
-    """m = s + r, so on the way from noise n the velocity is s + (r - n), r's in its own state."""
-    model = initialised(CONFIG, seed=0).double().eval()
-    prefix = model.encode_prefix(conditions())
-    clean, noisy, numbers = normal(2, 1, 6, 4), normal(2, 1, 6, 4, seed=9), torch.arange(6)
-    time = torch.linspace(0, 1, 6).double()
-    expected = model.expect(prefix, numbers)
-    sight = Sight(expected=expected)
-
-    def velocity(noisy):
-        return model(prefix, clean[:, :, :-1], noisy, time, numbers, sight=sight)[0]
-
-    plain = velocity(noisy)
-    model.leads_to.copy_(normal(CONFIG.path, 4, seed=1))
-    start = expected @ model.leads_to
-    found = velocity(noisy + time[:, None] * start)
-    torch.testing.assert_close(found, start + plain)
-
-
 def test_a_state_passes_by_the_transformer_times_a_gain_of_flow_time(model):
     plain = initialised(CONFIG, seed=0).double().eval()
     prefix, clean, noisy, time = (
