@@ -204,7 +204,6 @@ class OfFlow(Learning):
     @model_validator(mode="after")
     def _stage_one_batches_can_be_shared(self) -> Self:
         require_equal_shares(self, "vae", "flow")
-        require_equal_shares(self, "flow", key="overheard")
         return self
 
 

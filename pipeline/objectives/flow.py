@@ -29,20 +29,20 @@ class RectifiedFlow(PolicyObjective):
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Conditions, of which some are dropped, how much of them is heard, latents, noise, times.
 
-        Drawn for the whole batch, so that nothing depends on how it is shared. Noise and times are
-        of the first clips, which are answered.
+        Drawn for the whole batch, so that nothing depends on how it is shared.
         """
         config = self.config
-        count = config.batch_size + (config.overheard if config.expect else 0)
         sizes = self.policy.flow.config
         generator = generator_of(self.seed, step)
         shape = (config.batch_size, 1, sizes.window, config.draws)
         noise = torch.randn(*shape, sizes.latent_dim, generator=generator)
         time = torch.rand(shape, generator=generator)
-        lead = draw_leads(count, config.whole_share, generator)
-        kept = dropout_mask(count, config.drop_each, config.drop_all, generator=generator)
+        lead = draw_leads(config.batch_size, config.whole_share, generator)
+        kept = dropout_mask(
+            config.batch_size, config.drop_each, config.drop_all, generator=generator
+        )
         remembers = torch.rand(config.batch_size, generator=generator) >= config.drop_past
-        rows = [self.rows[index] for index in self.share(step, rank, world_size, count)]
+        rows = [self.rows[index] for index in self.share(step, rank, world_size)]
         share = slice(rank, None, world_size)
         conditions = self.policy.collate(rows)
         latents = [from_bytes(row["latents"], 1, sizes.window, sizes.latent_dim) for row in rows]

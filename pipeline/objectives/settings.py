@@ -117,9 +117,6 @@ class FlowTraining(ImitationConfig):
     """optimiser steps"""
     batch_size: int = Field(8, ge=1)
     """clips per step over all learners (the paper's is 32)"""
-    overheard: int = Field(0, ge=0)
-    """more clips per step over all learners, of which is only learnt what to expect: that is faint,
-    and cheaper to learn (the paper's is 0)"""
     draws: int = Field(4, ge=1)
     """noise and flow times drawn per latent; they share prefix and history"""
     learning_rate: float = Field(1e-3, gt=0)
@@ -147,7 +144,7 @@ class FlowTraining(ImitationConfig):
     def moot(self) -> dict[str, tuple[str, ...]]:
         """Who expects nothing heeds nothing."""
         keys = super().moot()
-        return keys if self.expect else keys | {"flow.expect=0": ("heed", "overheard")}
+        return keys if self.expect else keys | {"flow.expect=0": ("heed",)}
 
 
 class DistilTraining(ImitationConfig):

@@ -100,27 +100,6 @@ class Prefix:
             heard=self.heard[..., -tokens:],
         )
 
-    def of(self, samples: int) -> Prefix:
-        """Of so many samples, the first; voices do not go on from here."""
-        if samples == len(self.lead):
-            return self
-
-        def first(layers: Layers) -> Layers:
-            return Layers(
-                keys=tuple(keys[:samples] for keys in layers.keys),
-                values=tuple(values[:samples] for values in layers.values),
-            )
-
-        return replace(
-            self,
-            text=first(self.text),
-            scene=first(self.scene),
-            told=self.told[:samples],
-            present=self.present[:samples],
-            lead=self.lead[:samples],
-            voices={},
-        )
-
     def since(self, frame: int) -> Prefix:
         """Without the tokens of earlier frames."""
         kept = self.heard >= frame

@@ -119,22 +119,12 @@ class FlowModule(nn.Module):
     ) -> Tensor:
         """(2,): mean error of Eq. 4, and of what is expected against `path` (`loss.paths`).
 
-        The former is of the first clips, as many as there is noise for. Without a path the latter
-        is 0: the policy expects nothing.
+        Without a path the latter is 0: the policy expects nothing.
         """
         flow = self.flow
-        answered = len(noise)
         prefix = flow.encode_prefix(Conditions(**conditions), lead)
         expected = flow.expect(prefix, torch.arange(latents.shape[2], device=latents.device))
-        errors = flow_errors(
-            flow,
-            prefix.of(answered),
-            latents[:answered],
-            noise,
-            time,
-            remembers,
-            expected[:answered],
-        )
+        errors = flow_errors(flow, prefix, latents, noise, time, remembers, expected)
         surprise = errors.new_zeros(())
         if path is not None:
             surprise = (expected.squeeze(1) - path).square().mean()

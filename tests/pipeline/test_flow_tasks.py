@@ -68,13 +68,10 @@ def condition_row(rng, index, absent=()):
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return saved_policy(tmp_path_factory.mktemp("policy") / "flow", SIZES)
-
-
-def saved_policy(path, sizes):
+    path = tmp_path_factory.mktemp("policy") / "flow"
     torch.manual_seed(0)
     vae = MotionVAE(config.VaeSizes(LAYOUT, downsample=4, latent_dim=4, hidden=32))
-    FlowPolicy(initialised(sizes, seed=0), vae, EncodersConfig()).save(path)
+    FlowPolicy(initialised(SIZES, seed=0), vae, EncodersConfig()).save(path)
     return path
 
 
@@ -231,23 +228,6 @@ def test_the_loss_of_shares_is_that_of_the_batch(policy, tmp_path):
     whole = task.loss(module, task.batch(0, 0, 1))[0]
     parts = [task.loss(module, task.batch(0, rank, 2))[0] for rank in range(2)]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
-
-
-def test_of_who_is_overheard_is_only_learnt_what_to_expect(tmp_path):
-    policy = saved_policy(tmp_path / "expecting", replace(SIZES, path=LAYOUT.dim))
-    task = flow_task(policy, tmp_path, overheard=2)
-    module = task.module()
-    batch = task.batch(0, 0, 1)
-    assert len(batch["noise"]) == 4 and len(batch["latents"]) == 6
-    answered = flow_task(policy, tmp_path)
-    first = {name: value[:4] for name, value in batch.items()}
-    found, alone = task.loss(module, batch)[1], answered.loss(module, first)[1]
-    torch.testing.assert_close(found["velocity"], alone["velocity"])
-    elsewhere = batch | {"path": batch["path"] + 3.0 * (torch.arange(6) >= 4)[:, None, None]}
-    moved = task.loss(module, elsewhere)[1]
-    assert moved["path"] > found["path"] and moved["velocity"] == found["velocity"]
-    nobody = flow_task(policy, tmp_path, overheard=2, expect=0)
-    assert len(nobody.batch(0, 0, 1)["latents"]) == 4
 
 
 def flow_dpo_task(policy, tmp_path, **keys):
