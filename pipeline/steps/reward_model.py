@@ -274,8 +274,17 @@ def learnt_ratings(
     *,
     round_index: int = 1,
 ) -> list[Rating]:
-    """Ratings by a model of people's, of the groups that people had no time for."""
-    result = _learnt(run, config, imitated, groups=groups, ratings=ratings, round_index=round_index)
+    """Ratings by a model of people's, of the groups that people had no time for.
+
+    Raises:
+        RunError: there are too few to learn from, or the model is not to be trusted.
+    """
+    try:
+        result = _learnt(
+            run, config, imitated, groups=groups, ratings=ratings, round_index=round_index
+        )
+    except RunError as error:
+        raise RunError(f"{error}. What people rated is kept in {run.directory / 'rate'}") from error
     file = result.artifacts.get("learnt_ratings")
     return [] if file is None else read_ratings(file)
 
