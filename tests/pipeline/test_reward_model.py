@@ -111,7 +111,8 @@ def run(tmp_path):
         summary.setdefault("engines", {}).update(result["engines"])
         return result
 
-    return SimpleNamespace(once=once, root=tmp_path, summary=summary, logged=logged)
+    places = {"root": tmp_path, "directory": tmp_path}
+    return SimpleNamespace(once=once, **places, summary=summary, logged=logged)
 
 
 def test_groups_that_people_had_no_time_for_are_learnt(
@@ -168,7 +169,8 @@ def test_where_people_rated_all_nothing_is_learnt(imitated, groups, rated, run, 
 
 def test_ratings_that_nothing_foretells_are_refused(imitated, groups, rated, run):
     config = rated(list(groups)[UNRATED:], like=False)
-    with pytest.raises(RunError, match=r"people's order is 0\.\d+ \[.*does not exceed chance"):
+    refused = r"people's order is 0\.\d+ \[.*does not exceed chance.* is kept in .*rate$"
+    with pytest.raises(RunError, match=refused):
         preferences.rate(run, config, imitated, groups=groups, raters=None)
 
 
