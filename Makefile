@@ -37,11 +37,12 @@ test: $(READY) $(VIDEO)
 	$(PY) -m pytest -m "engine and not long" --durations=8
 	$(PY) -m pytest -m "e2e and not long" --durations=8
 
+# As long as each other: the pipeline's tests but those of data, and all the others.
 fast-pipeline: $(READY)
-	$(PY) -m pytest $(FAST) tests/pipeline
+	$(PY) -m pytest $(FAST) tests/pipeline --ignore-glob='tests/pipeline/test_d*'
 
 fast-others: $(READY)
-	$(PY) -m pytest $(FAST) --ignore=tests/pipeline
+	$(PY) -m pytest $(FAST) --ignore-glob='tests/pipeline/test_[!d]*'
 
 # What CI has no time for: four nodes, whole runs that are killed, second rounds, sweeps, the real dyad.
 test-long: $(READY)
