@@ -77,6 +77,15 @@ def found(text: str, directory: Path) -> Path:
     return directory.absolute() / text
 
 
+def left_in(directory: Path) -> dict[str, Path] | None:
+    """Where the run in a directory left its artefacts, by name; None where there is no run."""
+    summary = directory / "summary.json"
+    if not summary.is_file():
+        return None
+    artifacts = json.loads(summary.read_text())["artifacts"]
+    return {name: found(text, directory) for name, text in artifacts.items()}
+
+
 @dataclass(frozen=True)
 class Phase:
     """A running phase.

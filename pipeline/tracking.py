@@ -431,3 +431,12 @@ def _status(failed: bool) -> str:
 def metric_key(name: str) -> str:
     """A method's name as MLflow accepts it within the name of a metric."""
     return re.sub(r"[^\w.:/-]+", "_", name).strip("_").lower()
+
+
+def by_method(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of several methods, by the names that MLflow has them under: METHOD/METRIC."""
+    return {
+        f"{metric_key(method)}/{metric}": value
+        for method, row in rows.items()
+        for metric, value in row.items()
+    }

@@ -18,9 +18,6 @@ from rapport.policies.head.arkit import ArkitRig
 from rapport.policies.head.asset import HeadAsset
 from rapport.policies.live import Listener
 from rapport.policies.policy import Policy, load_policy
-from rapport.policies.vla.policy import VlaPolicy
-from rapport.policies.vla.vllm_live import VllmLiveVla
-from rapport.policies.vla.vllm_plugin import EngineError
 
 SHIPPED = "listener"  # the name of the policy that comes with the project
 REGISTRY = "models:/"
@@ -69,7 +66,14 @@ def _live(policy: Policy, folder: Path, config: ServeSection) -> Listener:
     Raises:
         RunError: vLLM cannot run it.
     """
-    if not isinstance(policy, VlaPolicy) or config.engine == "torch":
+    if config.engine == "torch":
+        return policy.live()
+    # Seconds of imports that a replica without vLLM does not wait for.
+    from rapport.policies.vla.policy import VlaPolicy
+    from rapport.policies.vla.vllm_live import VllmLiveVla
+    from rapport.policies.vla.vllm_plugin import EngineError
+
+    if not isinstance(policy, VlaPolicy):
         return policy.live()
     try:
         return VllmLiveVla(policy, folder, config.sessions)

@@ -43,7 +43,7 @@ from rapport.pipeline.steps.movement import (
 )
 from rapport.pipeline.steps.movement_tables import show_movement, tabulate_movement
 from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
-from rapport.pipeline.tracking import metric_key
+from rapport.pipeline.tracking import by_method
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import Policy, Reaction
@@ -271,8 +271,7 @@ def _moves(step: Phase, jury: Jury) -> PhaseResult:
     judge = MovementJudge.of_run(jury.config, jury.imitated, jury.held_out)
     answers = {name: jury.held_out.flat(motions) for name, motions in jury.answers.items()}
     rows = judge.score(answers | {OTHERS: judge.others()}).rows
-    for name, row in rows.items():
-        step.logger.log({f"{metric_key(name)}/{metric}": value for metric, value in row.items()})
+    step.logger.log(by_method(rows))
     return PhaseResult(metrics=rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import yaml
 
 from rapport.pipeline.data.prompts import NAMES
 from rapport.pipeline.data.recording import Recording, open_recording
-from rapport.pipeline.rundir import RunError, found
+from rapport.pipeline.rundir import RunError, left_in
 from rapport.pipeline.settings import ListenConfig
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.live import Chunk, Listener, LiveError
@@ -141,16 +140,15 @@ def policy_folder(path: Path | None) -> Path:
         return shipped()
     if (path / POLICY_FILE).is_file() or (path / "action_space.json").is_file():
         return path
-    summary = path / "summary.json"
-    if not summary.is_file():
+    artifacts = left_in(path)
+    if artifacts is None:
         raise RunError(
             f"policy={path}: neither {POLICY_FILE} nor summary.json there; name the folder of a "
             "policy, or that of a run"
         )
-    artifacts = json.loads(summary.read_text())["artifacts"]
     for name in POLICIES:
         if name in artifacts:
-            return found(artifacts[name], path)
+            return artifacts[name]
     raise RunError(f"policy={path}: that run left no policy, only {sorted(artifacts)}")
 
 
@@ -193,12 +191,10 @@ def smoother_of(config: ListenConfig, layout: Layout) -> Smoother | None:
 
 def _by_posnet(folder: Path) -> Smoother:
     """The PosNet in a folder, or of a run."""
-    if (folder / "summary.json").is_file():
-        artifacts = json.loads((folder / "summary.json").read_text())["artifacts"]
-        if "posnet" not in artifacts:
-            raise RunError(f"smoother={folder}: that run left no PosNet; `smooth` leaves one")
-        folder = found(artifacts["posnet"], folder)
-    return ByPosNet(PosNet.load(folder))
+    artifacts = left_in(folder)
+    if artifacts is not None and "posnet" not in artifacts:
+        raise RunError(f"smoother={folder}: that run left no PosNet; `smooth` leaves one")
+    return ByPosNet(PosNet.load(folder if artifacts is None else artifacts["posnet"]))
 
 
 def answer(

@@ -27,7 +27,13 @@ from rapport.pipeline.steps.contrast import contrast_rows, contrasted
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rating import asked_live, read_said, require_package, sources_of
 from rapport.pipeline.steps.reward_model import learnt_ratings, require_groups
-from rapport.pipeline.steps.sampling import CandidateGroups, Prompts, artifacts_of, earlier
+from rapport.pipeline.steps.sampling import (
+    CandidateGroups,
+    Prompts,
+    artifacts_of,
+    earlier,
+    motions_of_group,
+)
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
@@ -201,12 +207,7 @@ def keep_ratings(step: Phase, ratings: list[Rating], source: str) -> PhaseResult
 
 def _watched_group(imitated: Imitated, clip_id: str, group: Iterable[Candidate]) -> RatedPrompt:
     corpus = imitated.corpus
-    return watched(corpus.clip(clip_id), _motions(imitated, group), corpus.points)
-
-
-def _motions(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion]:
-    policy = imitated.policy
-    return {candidate.candidate_id: policy.to_motion(candidate.reaction) for candidate in group}
+    return watched(corpus.clip(clip_id), motions_of_group(imitated, group), corpus.points)
 
 
 def check_ratings(config: Preferences) -> None:

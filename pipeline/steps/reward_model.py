@@ -17,7 +17,7 @@ from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import Preferences
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.sampling import CandidateGroups
+from rapport.pipeline.steps.sampling import CandidateGroups, motions_of_group
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.rewards.ratings.raters import RaterScales
@@ -307,11 +307,7 @@ def _learnt(
         step.say("people rated every group: nothing is left to a model")
         return PhaseResult(counts={"learnt_groups": 0})
     require_groups(len(rated))
-    policy = imitated.policy
-    motions = {
-        prompt_id: {each.candidate_id: policy.to_motion(each.reaction) for each in group}
-        for prompt_id, group in groups.items()
-    }
+    motions = {prompt_id: motions_of_group(imitated, group) for prompt_id, group in groups.items()}
     seen = seen_by_model(imitated.corpus, motions, Viewer(config.head), config.seed)
     found = learn_ratings(seen, people, bootstrap=config.evaluation.bootstrap, seed=config.seed)
     say_table(step, found.table)

@@ -31,7 +31,7 @@ from rapport.pipeline.steps.reward_model import (
     learn_ratings,
     seen_by_model,
 )
-from rapport.pipeline.steps.sampling import earlier, earlier_imitation
+from rapport.pipeline.steps.sampling import earlier, earlier_imitation, motions_of_group
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
 from rapport.rewards.ratings.raters import RaterScales
@@ -46,12 +46,9 @@ BOOTSTRAP = 2000
 def candidates_of(run: Path, count: int | None) -> tuple[Corpus, Motions]:
     """Corpus and candidates of a `rollout` run, of its first `count` prompts."""
     imitated = earlier_imitation(run)
-    policy = imitated.policy
     groups = read_candidates(earlier(run, "candidates"))
     motions = {
-        prompt_id: {
-            each.candidate_id: policy.to_motion(each.reaction) for each in groups[prompt_id]
-        }
+        prompt_id: motions_of_group(imitated, groups[prompt_id])
         for prompt_id in list(groups)[:count]
     }
     return imitated.corpus, motions

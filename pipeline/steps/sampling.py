@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from rapport.pipeline.data.candidates import (
 from rapport.pipeline.data.rating_package import HAND_OUT, neutral_names, write_package
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.settings import FlowGdpoConfig
-from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, found, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, left_in, phase
 from rapport.pipeline.settings import (
     GdpoOfFlow,
     JudgedOfFlow,
@@ -44,6 +43,7 @@ from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
 from rapport.policies.flow.policy import Sampler
 from rapport.policies.flow.rollouts import Exploration, NoisyWindow, PaperSde
+from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, Prompt
 from rapport.policies.vla.policy import TokenSampler, VlaPolicy
 
@@ -380,14 +380,19 @@ def video_of(
 
 def artifacts_of(directory: Path) -> dict[str, Path]:
     """What an earlier `rollout` run left, and where."""
-    summary = directory / "summary.json"
-    if not summary.is_file():
+    artifacts = left_in(directory)
+    if artifacts is None:
         raise RunError(
             f"candidates={directory}: no summary.json there; it must be the folder of a "
             "`rollout` run"
         )
-    artifacts = json.loads(summary.read_text())["artifacts"]
-    return {name: found(text, directory) for name, text in artifacts.items()}
+    return artifacts
+
+
+def motions_of_group(imitated: Imitated, group: Iterable[Candidate]) -> dict[str, Motion]:
+    """Candidate id -> motion, of the candidates of a prompt."""
+    policy = imitated.policy
+    return {candidate.candidate_id: policy.to_motion(candidate.reaction) for candidate in group}
 
 
 def earlier(directory: Path, artifact: str) -> Path:

@@ -7,7 +7,6 @@ training split.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, found, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, left_in, phase
 from rapport.pipeline.settings import SmoothConfig
 from rapport.pipeline.steps.corpus import choose, prepare, require_splits
 from rapport.pipeline.steps.listening import policy_folder
-from rapport.pipeline.tracking import metric_key
+from rapport.pipeline.tracking import by_method
 from rapport.policies.live import LiveError
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy, load_policy
@@ -40,7 +39,6 @@ from rapport.rewards.metrics.measures.seams import seams
 
 Rows = dict[str, dict[str, float]]  # way -> metric of `seams` -> value
 RECORDED = "recorded"
-NONE = "none"
 LATE = "average, late"
 KEPT = "variance_kept"
 POSNET = "posnet"
@@ -136,10 +134,10 @@ def frames_of(policy: Policy, config: SmoothConfig) -> int:
 
 def corpus_of(policy: Path | None) -> Path | None:
     """The corpus of a run; None where a policy is no run's folder."""
-    if policy is None or not (policy / "summary.json").is_file():
+    artifacts = None if policy is None else left_in(policy)
+    if artifacts is None:
         return None
-    artifacts = json.loads((policy / "summary.json").read_text())["artifacts"]
-    corpus = found(artifacts["corpus"], policy) if "corpus" in artifacts else None
+    corpus = artifacts.get("corpus")
     if corpus is None or not corpus.is_dir():
         raise RunError(
             f"policy={policy}: its corpus is no longer where its summary.json says; name the "
@@ -178,13 +176,7 @@ def compare(step: Phase, config: SmoothConfig, asked: Smoothed, posnet: Path) ->
         f"{asked.frames} frames{broken}; 1 = as recorded; kept: 1 = as the policy made it"
     )
     Console(width=120).print(tabulate_smoothing(rows, title))
-    step.logger.log(
-        {
-            f"{metric_key(way)}/{name}": value
-            for way, row in rows.items()
-            for name, value in row.items()
-        }
-    )
+    step.logger.log(by_method(rows))
     return PhaseResult(
         counts={"smoothed_clips": len(answers.made), "window_frames": asked.frames}, metrics=rows
     )
@@ -209,7 +201,6 @@ def smoothing_table(answers: Answers, smoothers: Mapping[str, Smoother], frames:
     if not answers.made:
         raise ValueError("no motion to smooth")
     groups = head_groups(answers.made[0].layout)
-
     made = seams(answers.made, answers.recorded, frames, groups)
 
     def row(motions: Sequence[Motion]) -> dict[str, float]:

@@ -3,8 +3,8 @@
 vLLM's `LLMEngine` runs in this process and is stepped here, not its asynchronous `AsyncLLM`. The
 engine of a replica asks for all sessions whose chunk is complete at once, and sessions keep one
 beat, so there is one batch that begins and ends together and nobody to be asynchronous for.
-`AsyncLLM` would be a process of its own beside the replica's, on the same cores, and took 1.1 to
-1.8 times as long for a chunk.
+`AsyncLLM` would be a process of its own beside the replica's, on the same cores; in a trial on a
+loaded machine it took 1.1 to 1.8 times as long for a chunk.
 
 A chunk of a session is a request, and its prompt is the context so far. What vLLM computed of it
 in earlier chunks lies in the prefix cache, which has room for a context of every session; where it

@@ -31,6 +31,7 @@ from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
+from rapport.policies.vla import vllm_live
 from rapport.policies.vla.vllm_plugin import EngineError
 from tests.live_clients import sound_part
 from tests.runs import free_port
@@ -178,7 +179,7 @@ def test_a_vla_that_vllm_cannot_run_is_refused_with_the_way_out(tmp_path, monkey
     def fails(*_):
         raise EngineError("this plugin needs vLLM 0.32.x, found none")
 
-    monkeypatch.setattr(voices, "VllmLiveVla", fails)
+    monkeypatch.setattr(vllm_live, "VllmLiveVla", fails)
     small_policy().save(tmp_path / "vla")
     with pytest.raises(RunError, match=r"found none; or take serve\.engine=torch"):
         voices.load_voice("v", str(tmp_path / "vla"), ServeSection(engine="vllm"), load_head(None))

@@ -11,7 +11,6 @@ from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import SmoothConfig
 from rapport.pipeline.steps.smoothing import (
     LATE,
-    NONE,
     POSNET,
     RECORDED,
     Answers,
@@ -63,16 +62,16 @@ def test_each_way_is_a_row_beside_the_recorded_people(answers):
     assert list(rows) == [RECORDED, *SMOOTHERS, LATE]
     for group in ("rot", "trans"):
         assert rows[RECORDED][f"variance_ratio/{group}"] == 1
-        assert rows[NONE][f"jump/{group}"] > 3 > rows["inertialise"][f"jump/{group}"]
+        assert rows["none"][f"jump/{group}"] > 3 > rows["inertialise"][f"jump/{group}"]
         jerk = f"jerk_ratio/{group}"
-        assert rows["inertialise"][jerk] < rows[NONE][jerk] / 3
+        assert rows["inertialise"][jerk] < rows["none"][jerk] / 3
     table = tabulate_smoothing(rows, "")
-    assert table.row_count == len(rows[NONE]) and len(table.columns) == 1 + len(rows)
+    assert table.row_count == len(rows["none"]) and len(table.columns) == 1 + len(rows)
 
 
 def test_what_is_kept_is_of_the_policy_and_all_else_of_people(answers):
     whole = Answers(answers.made, answers.made, answers.recorded)
-    row = smoothing_table(whole, SMOOTHERS, FRAMES)[NONE]
+    row = smoothing_table(whole, SMOOTHERS, FRAMES)["none"]
     assert row["variance_kept/rot"] == 1
     assert row["variance_ratio/rot"] == pytest.approx(1 / 4), "half the motion"
     assert row["path_ratio/rot"] == row["jerk_ratio/rot"] == pytest.approx(1 / 2)
@@ -112,7 +111,7 @@ def test_one_command_tabulates_and_leaves_a_posnet(tiny_corpus, tmp_path, capsys
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     rows = summary["metrics"]["smooth"]
     assert list(rows) == [RECORDED, *SMOOTHERS, POSNET, LATE]
-    assert rows[NONE]["variance_kept/rot"] == 1
+    assert rows["none"]["variance_kept/rot"] == 1
     assert summary["counts"]["window_frames"] == 8, "ReactFace's own"
     net = PosNet.load(tmp_path / "run" / summary["artifacts"]["posnet"])
     assert (net.frames, net.hidden) == (8, 8)
