@@ -13,7 +13,7 @@ from rapport.pipeline.rundir import Phase, RunError
 from rapport.pipeline.settings import DpoOfOther
 from rapport.pipeline.steps import preferences
 from rapport.pipeline.steps.learning import Imitated
-from rapport.pipeline.steps.reward_model import MODEL, SHUFFLED, SWAPPED
+from rapport.pipeline.steps.reward_model import MODEL, SHUFFLED, SWAPPED, seen_by_model
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.tables import read_table
 from rapport.rewards.ratings.ratings import CRITERIA, read_ratings
@@ -113,6 +113,23 @@ def run(tmp_path):
 
     places = {"root": tmp_path, "directory": tmp_path}
     return SimpleNamespace(once=once, **places, summary=summary, logged=logged)
+
+
+def test_beside_another_speaker_the_same_listener_has_another_answer(imitated, groups):
+    """Swapped are speakers, of another conversation; the listener's manner stays."""
+    corpus = imitated.corpus
+    moments = corpus.moments("train")
+    first = next(iter(groups))
+    second = next(p for p in groups if moments[p][0] != moments[first][0])
+    chosen = {p: preferences.motions_of_group(imitated, groups[p]) for p in (first, second)}
+    viewer = Viewer(HeadConfig())
+    seen = seen_by_model(corpus, chosen, viewer, seed=0)
+    manner = [n for n, name in enumerate(seen.names) if name.endswith((": mean", ": slow"))]
+    answer = [n for n, name in enumerate(seen.names) if ": follows by" in name]
+    np.testing.assert_array_equal(seen.own[:, manner], seen.another[:, manner])
+    assert not np.isclose(seen.own[:, answer], seen.another[:, answer]).all(axis=1).any()
+    told = seen_by_model(corpus, {first: chosen[second]} | {second: chosen[first]}, viewer, seed=0)
+    np.testing.assert_allclose(told.own[EACH:], seen.another[:EACH])
 
 
 def test_groups_that_people_had_no_time_for_are_learnt(
