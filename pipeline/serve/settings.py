@@ -60,8 +60,8 @@ class ServeSection(Section):
     grace_s: float = Field(0.08, ge=0)
     """sound may be late by, before silence is heard in its place"""
     engine: Literal["torch", "vllm"] = "torch"
-    """what the VLA's LLaMA runs in; vllm is quicker for several sessions of long contexts, torch for
-    the others of the tiny one (docs/serve.md)"""
+    """what the VLA's LLaMA runs in; vllm is quicker for several sessions of long contexts, torch
+    for the others of the tiny one (docs/serve.md)"""
     evaluations: int | None = Field(None, ge=2, multiple_of=2)
     """of AR-Flow's velocity, for a latent; empty = 4, or fewer where it was distilled"""
     origins: list[str] = []
