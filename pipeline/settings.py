@@ -793,6 +793,9 @@ class ListenConfig(RecipeConfig):
     clip, a track); needed"""
     audio: Path | None = None
     """the speaker's sound, where `speaker` is motion"""
+    watch: bool = False
+    """whether the speaker's face is read off a film, for a policy that perceives motion (AR-Flow,
+    ReactFace); needs the extra `video`"""
     out: Path | None = None
     """folder of the files; empty = in the run directory"""
     formats: list[MotionFormat] = Field(["npz", "csv", "glb", "mp4"], min_length=1)

@@ -40,16 +40,20 @@ class Chromium:
     Args:
         profile: an empty folder.
         voice: a WAV that the microphone hears, again and again; None = Chromium's own beeps.
+        camera: a Y4M that the camera sees, likewise; None = Chromium's own clock.
     """
 
-    def __init__(self, profile: Path, voice: Path | None = None) -> None:
+    def __init__(
+        self, profile: Path, voice: Path | None = None, camera: Path | None = None
+    ) -> None:
         self._profile = profile
-        self._voice = [f"--use-file-for-fake-audio-capture={voice}"] if voice else []
+        self._feeds = [f"--use-file-for-fake-audio-capture={voice}"] if voice else []
+        self._feeds += [f"--use-file-for-fake-video-capture={camera}"] if camera else []
         self._pages: list[Page] = []
 
     def __enter__(self) -> Chromium:
         assert CHROMIUM, "no Chromium on PATH"
-        command = [CHROMIUM, *FLAGS, *self._voice, f"--user-data-dir={self._profile}"]
+        command = [CHROMIUM, *FLAGS, *self._feeds, f"--user-data-dir={self._profile}"]
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

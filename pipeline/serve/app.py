@@ -46,7 +46,7 @@ from rapport.policies.motion import Motion
 
 TICK_S = 0.02
 STATS_S = 5.0
-BYTES_PER_S = 2 * 2 * AUDIO_RATE + 40_000  # two voices, and pictures or motion
+BYTES_PER_S = 2 * 2 * AUDIO_RATE + 250_000  # two voices, and pictures or motion
 
 
 class SocketChannel:
@@ -95,8 +95,7 @@ def application(server: Server) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         server.generations.start()
         yield
-        server.generations.close()
-        server.engine.stop()
+        server.close()
 
     shown = functools.cache(functools.partial(_head_of, server))
     app = FastAPI(title="Rapport", lifespan=life, docs_url=None, redoc_url=None, responses=REFUSALS)
@@ -113,6 +112,7 @@ def application(server: Server) -> FastAPI:
                 "name": voice.name,
                 "kind": voice.policy.kind,
                 "reads": list(voice.policy.reads),
+                "camera": server.camera(voice),
                 "takes_text": voice.policy.takes_text,
                 "arkit": voice.rig is not None,
                 "simulated": voice.simulated,
@@ -239,6 +239,7 @@ async def _live(server: Server, socket: WebSocket) -> None:
                     grace=server.config.grace_s,
                     wait=server.wait(voice),
                 ),
+                server.eyes_for(voice),
             )
             server.opened(session)
             try:

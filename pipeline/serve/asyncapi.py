@@ -21,8 +21,9 @@ One or more parts. A part is a header of 16 bytes, little endian, and its payloa
 was late, {wire.DROPPED}: answers before this one were dropped), bytes of the payload (uint32),
 number of the first sample that it belongs to (uint64). Up: 1 sound (int16 mono), 2 motion (float32,
 frames x dim, of the partner), 3 picture (JPEG), 4 own sound (int16 mono). Down: 65 motion (float32,
-frames x dim), 66 ARKit (float32, frames x 61), 67 act (float32 or int32). In a socket of texts, the
-message Binary stands for a part, with the payload as base64."""
+frames x dim), 66 ARKit (float32, frames x 61), 67 act (float32 or int32), 68 seen (float32, frames
+x dim: what was read of the speaker's face). In a socket of texts, the message Binary stands for a
+part, with the payload as base64."""
 
 
 def asyncapi() -> dict[str, Any]:

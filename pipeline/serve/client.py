@@ -507,6 +507,7 @@ class Client:
         flags = parts[0].flags
         for number, part in zip(numbers, acts, strict=True):
             self._acts[number] = part
+        seen = [part for part in parts if part.kind is Kind.SEEN]
         self._over = self._ends and not acts
         chunk = numbers[-1] if numbers else None
         after = math.nan
@@ -516,6 +517,7 @@ class Client:
             if flags & wire.LATE or said is None:
                 told = None if said is None else said.told
                 self._said[chunk] = _Said(self._parts(Chunk(), chunk), told)
+            self._remember(seen)
             self._forget(chunk + 1)
         self._gives_up = None
         shown = {part.kind: part for part in parts if part.kind in (Kind.SHOWN, Kind.ARKIT)}
@@ -537,6 +539,13 @@ class Client:
                 after_s=after,
             )
         )
+
+    def _remember(self, seen: list[Part]) -> None:
+        """What was read off pictures belongs to its chunk, as if it had been sent as motion."""
+        for part in seen:
+            said = self._said.get(part.sample // self.session.chunk_samples)
+            if said is not None:
+                said.parts.insert(0, Part(Kind.MOTION, part.sample, part.payload))
 
     def _forget(self, answered: int) -> None:
         """All before chunk `answered` was answered: what is too long ago is not kept."""

@@ -114,6 +114,7 @@ class Generations:
             which all processes on this machine share.
         limits: how much a job may be.
         head: that films show, and animations have; None = the built-in one.
+        watches: whether faces are read off films where that is asked for.
         clock: seconds since 1970.
 
     Raises:
@@ -127,6 +128,7 @@ class Generations:
         *,
         limits: Limits = Limits(),
         head: HeadConfig | None = None,
+        watches: bool = False,
         clock: Clock = time.time,
     ) -> None:
         self.policies = policies
@@ -134,6 +136,7 @@ class Generations:
         self.folder = _temporary() if folder is None else folder
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._head = head or HeadConfig()
+        self._watches = watches
         self._clock = clock
         self._waiting: queue.Queue[_Handed | None] = queue.Queue(limits.waiting)
         self._own: set[str] = set()
@@ -175,6 +178,8 @@ class Generations:
         if who not in self.policies:
             names = ", ".join(self.policies)
             raise _wrong("policy", f"nobody is called {who!r}: there are {names}")
+        if config.watch and not self._watches:
+            raise _wrong("watch", "this server reads no faces (serve.watch=true), leave it out")
         if config.samples > self.limits.samples:
             raise _wrong("samples", f"at most {self.limits.samples}")
         if self._closing or self._waiting.full():
@@ -297,8 +302,10 @@ class Generations:
                 f"{speaker} lasts {recording.seconds / 60:.1f} minutes; at most "
                 f"{self.limits.minutes:g} are listened to"
             )
-        watched = _Watched(session.name, policy, session.listener, recording, look)
-        answered = answer(watched, begin(session, config), logger.debug)
+        listening = _Interruptible(
+            session.name, policy, session.listener, recording, session.watched, look=look
+        )
+        answered = answer(listening, begin(session, config), logger.debug)
         made = self._work_of(job.id) / "files"
         names = []
         for path in write_files(config, recording, answered.motions, made):
@@ -381,8 +388,8 @@ class _Gone(Exception):
     """The job was deleted."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Watched(Session):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Interruptible(Session):
     """A session during which somebody may change their mind.
 
     Args:
@@ -402,7 +409,7 @@ def router(generations: Generations) -> APIRouter:
     routes = APIRouter(prefix=UPLOADS, tags=["generations"])
 
     @routes.post("", status_code=202)
-    def hand_in(
+    def hand_in(  # noqa: PLR0913, the fields of a form
         file: Annotated[UploadFile, File(description="a film, a sound, or motion (npz)")],
         formats: Annotated[str, Form(description="npz, parquet, csv, glb, mp4")] = "npz",
         samples: Annotated[int, Form(ge=1, description="listeners")] = 1,
@@ -410,9 +417,11 @@ def router(generations: Generations) -> APIRouter:
         text: Annotated[str | None, Form(max_length=TEXT)] = None,
         policy: Annotated[str | None, Form()] = None,
         lead: Annotated[int | None, Form(description="AR-Flow alone: 0, 4, 8 or 12")] = None,
+        watch: Annotated[bool, Form(description="read the face of a film's speaker")] = False,
     ) -> Generation:
         """Let somebody listen to a recording."""
-        asked = {"formats": formats, "samples": samples, "seed": seed, "text": text, "lead": lead}
+        asked = {"formats": formats, "samples": samples, "seed": seed, "text": text}
+        asked |= {"lead": lead, "watch": watch}
         return generations.hand_in(file.file, file.filename or "", _config(asked), policy)
 
     @routes.get("/{id}")

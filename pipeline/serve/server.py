@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from rapport.pipeline.explained import explained_errors
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
 from rapport.pipeline.serve.engine import Engine, Voice, in_silence
+from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.generations import Generations, Limits
 from rapport.pipeline.serve.session import Session, SessionRequest
 from rapport.pipeline.serve.settings import ServeSection
@@ -59,6 +61,7 @@ class Server:
         self.tickets = Tickets(SessionRequest, secret)
         self.seats = Seats(config.limits.sessions)
         self.engine = Engine(self._observe)
+        self.eyes = Eyes(self.head) if config.watch else None
         self.sessions: dict[str, Session] = {}
         self.voices: dict[str, Voice] = {}
         self.resumed = 0
@@ -70,7 +73,7 @@ class Server:
         limits = Limits(
             config.limits.upload_bytes, config.limits.minutes, waiting=config.limits.jobs
         )
-        self.generations = Generations(self.voices, limits=limits, head=head)
+        self.generations = Generations(self.voices, limits=limits, head=head, watches=config.watch)
 
     # -- Policies --
 
@@ -149,6 +152,31 @@ class Server:
             )
         return voice
 
+    def eyes_for(self, voice: Voice) -> Eyes | None:
+        """Who reads the faces of those who talk to a policy; None where nobody does."""
+        perceives = "speaker" in voice.policy.reads
+        same_head = voice.policy.layout.topology == self.head.topology
+        return self.eyes if perceives and same_head else None
+
+    def camera(self, voice: Voice) -> dict[str, Any] | None:
+        """What a policy wants of a camera: how large, how often; None = nothing.
+
+        `reads` says who looks at the pictures: the policy itself ("pictures"), or this server,
+        which reads a face off them ("face").
+        """
+        if "speaker_frames" in voice.policy.reads:
+            return {"reads": "pictures", "side": 224, "every_s": 0.2}
+        if self.eyes_for(voice) is not None:
+            return {"reads": "face", "side": 256, "every_s": 0.08}
+        return None
+
+    def close(self) -> None:
+        """End all threads."""
+        self.generations.close()
+        self.engine.stop()
+        if self.eyes is not None:
+            self.eyes.stop()
+
     def wait(self, voice: Voice) -> float:
         """Seconds until the next beat: sessions that keep it share their steps."""
         return -self.engine.clock() % voice.listener.chunk
@@ -207,7 +235,9 @@ class Server:
         """Numbers of this replica."""
         counts = self.engine.counts
         sessions = list(self.sessions.values())
-        return {
+        eyes = self.eyes
+        looked_at = {} if eyes is None else {"pictures": eyes.looked, "skipped": eyes.skipped}
+        return looked_at | {
             "sessions": len(sessions),
             "waiting": self.engine.waiting(),
             "steps": counts.steps,

@@ -19,6 +19,7 @@ from rapport.actors import telemetry
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import Pace
 from rapport.pipeline.serve.engine import Answer, Engine, Job, Line, Voice
+from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head.arkit import NAMES
@@ -114,6 +115,8 @@ class Session:
         engine: that steps it.
         channel: to the client.
         terms: of the session.
+        eyes: that read the speaker's face off pictures, for a policy that perceives motion; None =
+            nobody does.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Session:
         engine: Engine,
         channel: Channel,
         terms: Terms = Terms(),
+        eyes: Eyes | None = None,
     ) -> None:
         self.name = name
         self.request = request
@@ -145,6 +149,9 @@ class Session:
         self._motion: Motion | None = None
         self._pictures: list[tuple[int, np.ndarray]] = []
         self._sees = False
+        self._eyes = eyes
+        self._watch = None if eyes is None else eyes.watch(voice.policy.layout)
+        self._looked_on: dict[int, bytes] = {}  # motion that was read, by chunk, not yet told
         self._past: list[tuple[Chunk, np.ndarray]] = []
         self._to_come = 0  # chunks of the past
         self._line: Line | None = None
@@ -238,10 +245,17 @@ class Session:
                         "pictures",
                         "picture",
                     )
-                self._pictures.append((part.sample, _picture(part)))
-                self._sees = True
+                self._see(part.sample, _picture(part))
             case _:
                 raise WireError(f"{part.kind.name.lower()} is sent by servers", "kind", "kind")
+
+    def _see(self, sample: int, picture: np.ndarray) -> None:
+        if self._watch is not None:
+            assert self._eyes is not None
+            self._eyes.see(self._watch, sample / AUDIO_RATE, picture)
+        else:
+            self._pictures.append((sample, picture))
+            self._sees = True
 
     def _hear_sound(self, part: Part) -> None:
         now = self._engine.clock()
@@ -353,6 +367,8 @@ class Session:
         if self._sees:
             frames, taken = _seen(seen, first)
         motion, self._motion = self._motion, None
+        if motion is None and self._watch is not None:
+            motion = self._read(first)
         return Chunk(
             audio=self._sound.take(end - first),
             own_audio=own,
@@ -360,6 +376,15 @@ class Session:
             frames=frames,
             taken=taken,
         )
+
+    def _read(self, first: int) -> Motion | None:
+        """The speaker's motion in the present chunk, as far as it was read off pictures."""
+        assert self._watch is not None
+        frames = round(self.voice.listener.chunk * self.voice.policy.layout.fps)
+        motion = self._watch.watcher.motion(first / AUDIO_RATE, frames)
+        if motion is not None and "act" in self.request.outputs:
+            self._looked_on[self._number] = motion.values.astype("<f4").tobytes()
+        return motion
 
     def _submit(self, job: Job) -> None:
         line = self._line or self._begin(self.request.number)
@@ -489,11 +514,15 @@ class Session:
         return parts
 
     def _act_part(self, answer: Answer) -> list[Part]:
-        """What the listener did, for a client that will go on elsewhere."""
+        """What the listener did, and what was read of the speaker's face: to go on elsewhere."""
         if "act" not in self.request.outputs:
             return []
+        first = self.voice.border(answer.chunk)
         act = answer.act.astype(self.voice.act_type).tobytes()
-        return [Part(Kind.ACT, self.voice.border(answer.chunk), act, answer.flags)]
+        parts = [Part(Kind.ACT, first, act, answer.flags)]
+        if answer.chunk in self._looked_on:
+            parts.append(Part(Kind.SEEN, first, self._looked_on.pop(answer.chunk), answer.flags))
+        return parts
 
     def _deliver(self, parts: list[Part]) -> None:
         if not parts:

@@ -64,6 +64,10 @@ class ServeSection(Section):
     for the others of the tiny one (docs/serve.md)"""
     evaluations: int | None = Field(None, ge=2, multiple_of=2)
     """of AR-Flow's velocity, for a latent; empty = 4, or fewer where it was distilled"""
+    watch: bool = False
+    """whether speakers may be seen, too: their faces are read off small pictures that the page
+    sends, for policies that perceive motion (AR-Flow, ReactFace); needs the extra `video`. No
+    picture is kept"""
     origins: list[str] = []
     """pages that stand elsewhere and may come in, as https://studio.example"""
     record: Path | None = None

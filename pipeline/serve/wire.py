@@ -61,6 +61,7 @@ class Kind(IntEnum):
     SHOWN = 65
     ARKIT = 66
     ACT = 67
+    SEEN = 68
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class Move(Text):
 class Binary(Text):
     """A part, in a socket of texts only. `data` is base64 of the payload."""
 
-    type: Literal["sound", "motion", "picture", "own_sound", "shown", "arkit", "act"]
+    type: Literal["sound", "motion", "picture", "own_sound", "shown", "arkit", "act", "seen"]
     sample: int = Field(ge=0)
     data: str
     flags: int = 0

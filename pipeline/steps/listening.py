@@ -18,6 +18,7 @@ from rapport.pipeline.data.recording import Recording, open_recording
 from rapport.pipeline.rundir import RunError, left_in
 from rapport.pipeline.settings import ListenConfig
 from rapport.policies.flow.policy import FlowPolicy
+from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.live import Chunk, Listener, LiveError
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import POLICY_FILE, Policy, load_policy
@@ -42,17 +43,20 @@ class Session:
         policy: sampled as it is asked for.
         listener: the policy, live.
         recording: of the speaker.
+        watched: the head whose motion the speaker's face is read as; None = it is not read.
     """
 
     name: str
     policy: Policy
     listener: Listener
     recording: Recording
+    watched: HeadAsset | None = None
 
     @property
     def hears(self) -> list[str]:
         """The streams of the recording that the policy reads."""
-        return [name for name in self.recording.streams if name in self.policy.reads]
+        read = [] if self.watched is None else ["speaker"]
+        return [name for name in read + self.recording.streams if name in self.policy.reads]
 
     @property
     def frames(self) -> int:
@@ -60,8 +64,20 @@ class Session:
         return max(round(self.recording.seconds * self.policy.layout.fps), 1)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All that is heard."""
-        return self.recording.chunks(self.listener.chunk, self.hears)
+        """All that is heard, and seen of the speaker's face.
+
+        Raises:
+            RecordingError: the recording is damaged.
+            CorpusError: MediaPipe cannot be had.
+        """
+        chunks = self.recording.chunks(self.listener.chunk, self.hears)
+        if self.watched is None:
+            return chunks
+        from rapport.pipeline.data.video.watching import watched
+
+        assert self.recording.media is not None
+        media, layout = self.recording.media, self.policy.layout
+        return watched(chunks, media, self.watched, layout, self.listener.chunk)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +130,37 @@ def session_of(policy: Policy, name: str, speaker: Path, config: ListenConfig) -
         policy = policy.with_sampler(lead=config.lead)
     layout = policy.layout if "speaker" in policy.reads else None
     recording = open_recording(speaker, config.audio, layout)
-    session = Session(name, policy, policy.live(), recording)
+    watched = _watched(config, policy, recording)
+    session = Session(name, policy, policy.live(), recording, watched)
     if not session.hears:
+        shows = "speaker_frames" in recording.streams and "speaker" in policy.reads
         raise RunError(
             f"{speaker} has {_named(recording.streams)}, and this policy of kind "
             f"{policy.kind} perceives {_named(policy.reads)} only"
+            + ("; watch=true reads the speaker's face off the frames" if shows else "")
         )
     return session
+
+
+def _watched(config: ListenConfig, policy: Policy, recording: Recording) -> HeadAsset | None:
+    """The head that the speaker's face is read as.
+
+    Raises:
+        RunError: there is no face to read, or nobody who would want it.
+        CorpusError: MediaPipe is not there, or the policy perceives motion of another head.
+    """
+    if not config.watch:
+        return None
+    from rapport.pipeline.data.video.watching import require_readable, require_tracker
+
+    if "speaker" not in policy.reads:
+        raise RunError(f"watch: a policy of kind {policy.kind} perceives no motion, leave it out")
+    if "speaker_frames" not in recording.streams:
+        raise RunError(f"watch: {recording.path} has no pictures, leave it out")
+    head = load_head(config.head.path, config.head.topology)
+    require_readable(policy.layout, head.topology)
+    require_tracker()
+    return head
 
 
 def shipped() -> Path:

@@ -76,6 +76,10 @@ class Landmarker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what MediaPipe holds."""
         self._detector.close()
 
     def __call__(self, image: np.ndarray) -> Face | None:

@@ -30,6 +30,7 @@ from rapport.policies.head.flame import FlameHead
 from rapport.policies.motion import Layout, Motion
 
 VERSION = 1  # of what is learnt and how; another one is learnt anew
+SHIPPED = Path(__file__).parent / "assets" / "builtin_face.npz"
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,10 @@ class Regressor:
         seen = self.features(faces)
         return Motion(self(seen, np.median(seen, axis=0)), self.layout)
 
+    def reads_as(self, about: dict[str, Any]) -> bool:
+        """Whether it was learnt just so."""
+        return {name: value for name, value in self.about.items() if name != "errors"} == about
+
     def save(self, path: Path) -> None:
         """Write an `.npz` that `load` reads; whole or not at all."""
         texts = {"layout": self.layout.to_json(), "about": json.dumps(self.about)}
@@ -173,6 +178,9 @@ class Regressor:
             about = json.loads(str(arrays.pop("about")))
         except (ArrayFileError, KeyError, ValueError) as error:
             raise CorpusError(f"{path} is no regressor ({error}): remove it") from error
+        for name, array in arrays.items():
+            if array.dtype == np.float16:  # as it is shipped
+                arrays[name] = array.astype(np.float32)
         return cls(arrays, layout, about)
 
 
@@ -180,6 +188,8 @@ def learnt(
     asset: HeadAsset, landmarker: Landmarker, lessons: Lessons = LESSONS, folder: Path | None = None
 ) -> Regressor:
     """The regressor of a head for a landmarker; learnt once, then kept.
+
+    That of the built-in head comes with the project (infra/ship_face_reader.py).
 
     Args:
         asset: the head.
@@ -194,6 +204,8 @@ def learnt(
         "tracker": tracker_version(),
         **asdict(lessons),
     }
+    if SHIPPED.is_file() and (regressor := Regressor.load(SHIPPED)).reads_as(about):
+        return regressor
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     path = (folder or _cache()) / f"face-{asset.topology}-{key[:16]}.npz"
     if path.is_file():

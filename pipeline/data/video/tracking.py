@@ -7,7 +7,7 @@ are bridged by straight lines; the rest is not there, and no clip is cut from it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +93,45 @@ class Track:
 
 
 @dataclass(eq=False)
+class Finder:
+    """Finds the face of one person in picture after picture, near the place where it was.
+
+    Args:
+        landmarker: that sees it.
+        box: left, top and edge of the square that is looked at, pixels; None = none was found yet.
+    """
+
+    landmarker: Landmarker
+    box: np.ndarray | None = None
+
+    def find(self, shown: np.ndarray) -> Face | None:
+        """The face in a crop around the place where it was, else in all that is shown."""
+        if self.box is not None:
+            face = self.landmarker(cropped(shown, self.box, SIZE))
+            if face is not None:
+                box = self._around(face, self.box)
+                if _alike(box, self.box):
+                    return face
+                self.box = box
+                return self.landmarker(cropped(shown, box, SIZE)) or face
+        face = self.landmarker(shown)
+        if face is None:
+            return None
+        self.box = self._around(face, np.array([0.0, 0.0, SIZE]))
+        return self.landmarker(cropped(shown, self.box, SIZE))
+
+    @staticmethod
+    def _around(face: Face, box: np.ndarray) -> np.ndarray:
+        """Left, top and edge of the crop that a face asks for, seen in the crop `box`."""
+        scale = box[2] / SIZE
+        low = face.points[:, :2].min(axis=0) * scale + box[:2]
+        high = face.points[:, :2].max(axis=0) * scale + box[:2]
+        edge = (high[1] - low[1]) / _FACE_HEIGHT
+        middle = (low + high) / 2
+        return np.array([middle[0] - edge / 2, middle[1] - _FACE_MIDDLE * edge, edge])
+
+
+@dataclass(eq=False)
 class Follower:
     """Follows the face of one person.
 
@@ -102,23 +141,25 @@ class Follower:
         part: of the film that shows the person.
     """
 
-    landmarker: Landmarker
+    landmarker: InitVar[Landmarker]
     regressor: Regressor
     part: Part = "whole"
     times: list[float] = field(default_factory=list)  # of pictures
     found: list[bool] = field(default_factory=list)
     boxes: list[np.ndarray] = field(default_factory=list)  # pixels
-    _box: np.ndarray | None = None
     _faces: list[Face] = field(default_factory=list)
     _components: list[np.ndarray] = field(default_factory=list)
 
+    def __post_init__(self, landmarker: Landmarker) -> None:
+        self._finder = Finder(landmarker)
+
     def look(self, time: float, picture: np.ndarray) -> None:
         """Look at the next picture of the film, (height, width, 3)."""
-        shown = part_of(picture, self.part)
-        face = self._face(shown)
+        face = self._finder.find(part_of(picture, self.part))
+        box = self._finder.box
         self.times.append(time)
         self.found.append(face is not None)
-        self.boxes.append(np.zeros(3) if self._box is None else self._box / len(picture))
+        self.boxes.append(np.zeros(3) if box is None else box / len(picture))
         if face is not None:
             self._faces.append(face)
         if len(self._faces) >= _AT_ONCE:
@@ -142,32 +183,6 @@ class Follower:
         return on_clock(
             times, found, smooth, boxes=np.stack(self.boxes), layout=layout, frames=frames
         )
-
-    def _face(self, shown: np.ndarray) -> Face | None:
-        """The face in a crop around the place where it was, else in all that is shown."""
-        if self._box is not None:
-            face = self.landmarker(cropped(shown, self._box, SIZE))
-            if face is not None:
-                box = self._around(face, self._box)
-                if _alike(box, self._box):
-                    return face
-                self._box = box
-                return self.landmarker(cropped(shown, box, SIZE)) or face
-        face = self.landmarker(shown)
-        if face is None:
-            return None
-        self._box = self._around(face, np.array([0.0, 0.0, SIZE]))
-        return self.landmarker(cropped(shown, self._box, SIZE))
-
-    @staticmethod
-    def _around(face: Face, box: np.ndarray) -> np.ndarray:
-        """Left, top and edge of the crop that a face asks for, seen in the crop `box`."""
-        scale = box[2] / SIZE
-        low = face.points[:, :2].min(axis=0) * scale + box[:2]
-        high = face.points[:, :2].max(axis=0) * scale + box[:2]
-        edge = (high[1] - low[1]) / _FACE_HEIGHT
-        middle = (low + high) / 2
-        return np.array([middle[0] - edge / 2, middle[1] - _FACE_MIDDLE * edge, edge])
 
     def _read(self) -> None:
         if self._faces:

@@ -1,36 +1,39 @@
-// Pictures of the speaker, for policies that see.
+// Pictures of the speaker, for policies that see, or that are told what a face does.
 
-const SIDE = 224; // pixels
-const EVERY_S = 0.2;
 const QUALITY = 0.7;
 
 export class Camera {
-  /** @param video element that shows what is sent. */
-  static async open(video) {
+  /**
+   * @param video element that shows what is sent.
+   * @param wants {side, every_s} of the pictures.
+   */
+  static async open(video, wants) {
     const wanted = { width: { ideal: 640 }, facingMode: "user" };
     const stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
     video.srcObject = stream;
     await video.play();
-    return new Camera(video, stream);
+    return new Camera(video, stream, wants);
   }
 
-  constructor(video, stream) {
+  constructor(video, stream, wants) {
     this.video = video;
     this.stream = stream;
-    this.canvas = new OffscreenCanvas(SIDE, SIDE);
+    this.wants = wants;
+    this.canvas = new OffscreenCanvas(wants.side, wants.side);
   }
 
-  /** Gives `seen` a JPEG (Uint8Array), five times a second. */
+  /** Gives `seen` a JPEG (Uint8Array), again and again. */
   begin(seen) {
+    const wanted = this.wants.side;
     this.timer = setInterval(async () => {
       const { videoWidth: width, videoHeight: height } = this.video;
       const side = Math.min(width, height);
       if (!side) return;
       const context = this.canvas.getContext("2d");
-      context.drawImage(this.video, (width - side) / 2, (height - side) / 2, side, side, 0, 0, SIDE, SIDE);
+      context.drawImage(this.video, (width - side) / 2, (height - side) / 2, side, side, 0, 0, wanted, wanted);
       const picture = await this.canvas.convertToBlob({ type: "image/jpeg", quality: QUALITY });
       seen(new Uint8Array(await picture.arrayBuffer()));
-    }, 1000 * EVERY_S);
+    }, 1000 * this.wants.every_s);
   }
 
   stop() {

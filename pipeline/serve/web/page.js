@@ -11,7 +11,10 @@ import { Sound } from "./sound.js";
 
 const RATE = 16000; // of the sound, which every policy hears at
 const TO_REST_S = 3.5; // after the end, until the face is still
-const SEES = "speaker_frames";
+const SEES = {
+  pictures: "Let it see me: five small pictures a second",
+  face: "Let it see my face: the server reads it off small pictures, and keeps none",
+};
 const SAYS = {
   idle: "Press Start and talk: the face listens.",
   connecting: "One moment …",
@@ -109,11 +112,12 @@ function chosen() {
 
 function showPolicy() {
   const policy = chosen();
-  const sees = policy?.reads.includes(SEES) ?? false;
+  const camera = policy?.camera ?? null;
   $("prompt").hidden = !policy?.takes_text;
   $("texts").replaceChildren(...(policy?.texts ?? []).map((text) => new Option(text)));
-  $("camera-choice").hidden = !sees;
-  $("unseen").hidden = sees;
+  $("camera-choice").hidden = !camera;
+  $("camera-says").textContent = camera ? SEES[camera.reads] : "";
+  $("unseen").hidden = camera !== null;
   $("simulated").hidden = !policy?.simulated;
 }
 
@@ -151,8 +155,7 @@ async function start() {
   let camera = null;
   try {
     sound = await Sound.open(RATE, file);
-    const sees = policy?.reads.includes(SEES) && $("camera").checked;
-    if (sees) camera = await Camera.open($("seen"));
+    if (policy?.camera && $("camera").checked) camera = await Camera.open($("seen"), policy.camera);
   } catch (error) {
     sound?.close();
     return show("failed", notAllowed(error));
@@ -164,9 +167,11 @@ async function start() {
   if (policy?.takes_text && $("text").value) wishes.text = $("text").value;
   talk?.sound.close();
   stats = { late: 0, dropped: 0, sessions: null };
+  $("seen").classList.remove("read");
   const session = new Session((body) => ask("POST", "v1/sessions", body), wishes, {
     begun,
     frames,
+    seen: (read) => $("seen").classList.toggle("read", read),
     stats: (counted) => (stats = counted),
     state: (word, message) => session === talk?.session && show(word, message),
   });

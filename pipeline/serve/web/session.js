@@ -4,7 +4,7 @@
 // `memory_s` is kept here, and handed to whoever goes on (docs/serve.md, "Going on").
 
 import { Refusal } from "./refusal.js";
-import { ACT, ARKIT, PROTOCOL, SOUND, PICTURE, TICKET, packed, unpacked } from "./wire.js";
+import { ACT, ARKIT, MOTION, PICTURE, PROTOCOL, SEEN, SOUND, TICKET, packed, unpacked } from "./wire.js";
 
 const READY_S = 3; // so long a server may take to be ready
 const SILENT_S = 2; // without any message for so long, a connection counts as lost
@@ -18,7 +18,8 @@ export class Session {
   /**
    * @param post async (body) => what POST /v1/sessions answers; throws Refusal.
    * @param wishes {policy, seed, text} of the session, each may be absent.
-   * @param on {begun(info, waitS), frames(sample, values), stats(stats), state(word, message)}.
+   * @param on {begun(info, waitS), frames(sample, values), seen(whether the last answer knew
+   *     the speaker's face), stats(stats), state(word, message)}.
    *     Words: "connecting", "listening", "going on", "ended", "failed".
    */
   constructor(post, wishes, on) {
@@ -27,7 +28,7 @@ export class Session {
     this.on = on;
     this.info = null;
     this.next = 0; // the first chunk that was not answered
-    this.kept = new Map(); // number of a chunk -> {sound, act}
+    this.kept = new Map(); // number of a chunk -> {sound, act, seen}
     this.liveliness = 1;
     this.wentOn = 0;
     this.before = { late: 0, dropped: 0 }; // counts of replicas that are gone
@@ -47,7 +48,7 @@ export class Session {
   /** A chunk of sound: int16 samples. Chunks come in order, from 0 on. */
   say(number, samples) {
     const sound = new Uint8Array(samples.buffer);
-    this.kept.set(number, { sound, act: null });
+    this.kept.set(number, { sound, act: null, seen: null });
     this.kept.delete(number - this.#memory() - this.#chunks(PATIENCE_S));
     this.#send(this.#part(number));
     if (number + 1 >= this.endsAfter) this.#end();
@@ -176,7 +177,10 @@ export class Session {
     if (oldest < number) this.#send({ type: "went", chunks: number - oldest });
     for (let n = oldest; n < number; n += 1) {
       const sound = this.#sound(n);
-      this.#send(packed([sound, { kind: ACT, sample: sound.sample, payload: this.kept.get(n).act }]));
+      const { act, seen } = this.kept.get(n);
+      const parts = [sound, { kind: ACT, sample: sound.sample, payload: act }];
+      if (seen) parts.push({ kind: MOTION, sample: sound.sample, payload: seen });
+      this.#send(packed(parts));
     }
     let n = number;
     for (; this.kept.has(n); n += 1) this.#send(this.#part(n));
@@ -229,6 +233,7 @@ export class Session {
   }
 
   #answer(parts) {
+    this.on.seen(parts.some(({ kind }) => kind === SEEN));
     for (const { kind, sample, payload } of parts) {
       if (kind === ARKIT) this.on.frames(sample, new Float32Array(payload));
       if (kind === ACT) {
@@ -236,6 +241,10 @@ export class Session {
         const chunk = this.kept.get(number);
         if (chunk) chunk.act = new Uint8Array(payload);
         this.next = Math.max(this.next, number + 1);
+      }
+      if (kind === SEEN) {
+        const chunk = this.kept.get(Math.round(sample / this.info.chunk_samples));
+        if (chunk) chunk.seen = new Uint8Array(payload);
       }
     }
   }

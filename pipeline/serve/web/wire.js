@@ -1,9 +1,11 @@
 // What goes over a live session's socket, as docs/serve.md has it.
 
 export const SOUND = 1;
+export const MOTION = 2;
 export const PICTURE = 3;
 export const ARKIT = 66;
 export const ACT = 67;
+export const SEEN = 68;
 
 export const PROTOCOL = "rapport.v1";
 export const TICKET = "ticket.";
