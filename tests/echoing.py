@@ -37,14 +37,16 @@ class Echo:
             "drop", or a text = an error, after which the session is closed.
         busy: how many requests are refused at first.
         token: that is wanted.
+        sees: whether it reads a face in chunks of even numbers.
 
     Attributes:
         asked: the requests for sessions.
         said: what each session was told, parts and texts, in order.
     """
 
-    def __init__(self, script=None, busy=0, token=None):
+    def __init__(self, script=None, busy=0, token=None, sees=False):
         self.script = script or {}
+        self.sees = sees
         self.busy = busy
         self.token = token
         self.asked = []
@@ -138,6 +140,8 @@ class Echo:
                 return
             act = np.array([done(means, number)], "<f4").tobytes()
             dropped.append(Part(Kind.ACT, number * SAMPLES, act))
+            if self.sees and number % 2 == 0:
+                dropped.append(Part(Kind.SEEN, number * SAMPLES, f"face{number}".encode()))
             if happens != "drop":
                 flags |= wire.DROPPED if len(dropped) > 1 else 0
                 parts = [*self.shown(means, number, flags), *dropped]

@@ -94,6 +94,16 @@ def test_a_new_session_is_told_what_went_before():
     assert [part.kind for part in messages[1 + MEMORY]] == [Kind.SOUND]
 
 
+def test_what_was_read_of_the_face_goes_on_as_motion():
+    with Echo({(0, 6): "cut"}, sees=True).serving() as echo:
+        converse(echo)
+    messages = [said for said in echo.said[1] if isinstance(said, list)][:MEMORY]
+    kinds = [[part.kind for part in parts] for parts in messages]
+    assert kinds == [[Kind.MOTION, Kind.SOUND, Kind.ACT], [Kind.SOUND, Kind.ACT]] * (MEMORY // 2)
+    seen = [(parts[0].sample, parts[0].payload) for parts in messages[::2]]
+    assert seen == [(n * SAMPLES, f"face{n}".encode()) for n in (2, 4)]
+
+
 def test_the_text_of_the_moment_is_asked_for_again():
     """Chunk 4 was heard as told before it; what is told before chunk 6 is told again."""
 

@@ -70,11 +70,11 @@ class Listener:
     sound: dict = field(default_factory=dict)  # first sample -> int16
     texts: list = field(default_factory=list)
     pictures: list = field(default_factory=list)
-    went: list = field(default_factory=list)  # per session that goes on: [(sample, act)]
+    went: list = field(default_factory=list)  # per session that goes on: [(sample, act, ...)]
     loop: asyncio.AbstractEventLoop | None = None  # that the sockets live in
     server: uvicorn.Server | None = None
     killed: int = 0
-    sees: bool = False
+    sees: str = ""  # "pictures", or "face", which it reads in chunks of even numbers
     token: str = ""
     simulated: bool = True
     recorded: bool = False
@@ -120,11 +120,12 @@ def app_of(listener, head):
 
     @app.get("/v1/policies")
     def policies():
-        reads = ["speaker_audio", *(["speaker_frames"] if listener.sees else [])]
+        camera = {"reads": listener.sees, "side": 224, "every_s": 0.2}
         policy = {
             "name": "listener",
             "kind": "flow",
-            "reads": reads,
+            "reads": ["speaker_audio"],
+            "camera": camera if listener.sees else None,
             "takes_text": True,
             "simulated": listener.simulated,
         }
@@ -192,11 +193,13 @@ def app_of(listener, head):
                 continue
             parts = wire.unpacked(message["bytes"])
             if past:
-                sound, act = parts
+                sound, act, *seen = parts
                 assert (sound.kind, act.kind) == (wire.Kind.SOUND, wire.Kind.ACT)
                 assert sound.sample == act.sample == (number - past) * CHUNK
                 assert len(sound.payload) == 2 * CHUNK
-                listener.went[-1].append((act.sample, act.payload))
+                assert all(part.kind == wire.Kind.MOTION for part in seen)
+                faces = [part.payload for part in seen]
+                listener.went[-1].append((act.sample, act.payload, *faces))
                 past -= 1
                 continue
             [part] = parts
@@ -213,7 +216,10 @@ def app_of(listener, head):
     # What is heard of a chunk is shown at once: the frames of the chunk itself.
     def answer_to(sample):
         act = wire.Part(wire.Kind.ACT, sample, f"act{sample}".encode())
-        return [wire.Part(wire.Kind.ARKIT, sample, face_of(sample).tobytes()), act]
+        parts = [wire.Part(wire.Kind.ARKIT, sample, face_of(sample).tobytes()), act]
+        if listener.sees == "face" and sample % (2 * CHUNK) == 0:
+            parts.append(wire.Part(wire.Kind.SEEN, sample, f"face{sample}".encode()))
+        return parts
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
@@ -431,6 +437,22 @@ def test_it_goes_on_with_what_it_kept(chromium, listener, address, way):
 
 
 @needs_chromium
+def test_what_was_read_of_the_face_goes_on_as_motion(chromium, listener, address):
+    listener.sees = "face"
+    tab = started(chromium, address)
+    tab.wait_for("rapport.stats.answered >= 7")
+    listener.cut()
+    tab.wait_for("rapport.stats.went_on === 1")
+    answered = listener.wishes[1]["number"]
+    samples = [CHUNK * n for n in range(answered - 5, answered)]
+    faces = [[f"face{n}".encode()] if n % (2 * CHUNK) == 0 else [] for n in samples]
+    tab.wait_for(f"rapport.stats.answered > {answered}")
+    assert listener.went == [
+        [(n, f"act{n}".encode(), *face) for n, face in zip(samples, faces, strict=True)]
+    ]
+
+
+@needs_chromium
 def test_without_answers_the_face_dims_and_comes_to_rest(chromium, listener, address):
     tab = started(chromium, address)
     playing(tab)
@@ -456,7 +478,7 @@ def test_a_token_is_asked_for_and_kept_in_memory_only(chromium, listener, addres
 
 @needs_chromium
 def test_pictures_leave_only_for_a_listener_that_sees_and_who_lets_it(chromium, listener, address):
-    listener.sees = True
+    listener.sees = "pictures"
     tab = chromium.open(address)
     tab.wait_for("policy.options.length > 0")
     assert tab.value("getComputedStyle(unseen).display") == "none"
@@ -516,7 +538,7 @@ def test_voice_and_motion_are_saved(chromium, listener, address, tmp_path):
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 def test_on_a_telephone_all_fits_and_has_a_name(chromium, listener, address, tmp_path, dark):
-    listener.sees = True
+    listener.sees = "pictures"
     tab = started(chromium, address, size=PHONE, dark=dark)
     playing(tab)
     assert tab.value("document.documentElement.scrollWidth <= innerWidth")
