@@ -74,6 +74,9 @@ def clip_schema(layout: Layout) -> pa.Schema:
 
 
 LABEL_SCHEMA = pa.schema([("clip_id", pa.string()), ("expressed_affect", sequence_type(2))])
+CAPTION_SCHEMA = pa.schema(
+    [("clip_id", pa.string()), ("listener", pa.string()), ("speaker", pa.string())]
+)
 RESTS_SCHEMA = pa.schema([("clip_id", pa.string()), ("rest", pa.list_(pa.float32()))])
 APPROPRIATE_SCHEMA = pa.schema([("clip_id", pa.string()), ("appropriate", pa.list_(pa.string()))])
 _POINT = pa.struct(

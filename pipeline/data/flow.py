@@ -105,6 +105,7 @@ def windows(
     *,
     both: bool = True,
     affect: Mapping[str, np.ndarray] | None = None,
+    captions: Mapping[tuple[str, str], str] | None = None,
 ) -> Iterator[Window]:
     """The listener of a clip as the actor, then the speaker where the clip has their motion.
 
@@ -114,7 +115,10 @@ def windows(
         both: whether the speaker is wanted.
         affect: clip id -> (time, 2) valence and arousal that the listener shows, where the corpus
             has labels.
+        captions: what faces show, by clip id and role, where the corpus has them; they are the
+            prompts, and `describe_face` where there is none.
     """
+    told = captions or {}
     frames = whole_latents(len(clip.listener), downsample)
     layout = clip.listener.layout
     # Of a person without sound we know the role that the corpus gives them.
@@ -128,7 +132,7 @@ def windows(
         "listener",
         motion,
         partner=other,
-        text=describe_face(motion, label),
+        text=told.get((clip.clip_id, "listener")) or describe_face(motion, label),
         actor_audio=clip.listener_audio,
         partner_audio=clip.speaker_audio,
         actor_speaks=listener,
@@ -141,7 +145,7 @@ def windows(
             "speaker",
             other,
             partner=motion,
-            text=describe_face(other),
+            text=told.get((clip.clip_id, "speaker")) or describe_face(other),
             actor_audio=clip.speaker_audio,
             partner_audio=clip.listener_audio,
             actor_speaks=speaker,

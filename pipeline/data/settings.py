@@ -39,6 +39,9 @@ class CorpusConfig(Section):
     transcriber: str | None = None
     """module:Class that writes down what is said where no transcript is beside the sound; empty =
     nobody does (dualtalk, livelink, video, react, mars)"""
+    captioner: Path | None = None
+    """folder of a vision-language model, such as Qwen3-VL, that vLLM runs: it says what faces show,
+    by which AR-Flow is prompted; empty = words from their motion (video)"""
     split_screen: bool = False
     """films of a folder show two people, left and right, unless they are named as one's (video)"""
     landmarker: Path | None = None
@@ -87,6 +90,7 @@ class CorpusConfig(Section):
         pictures = ("image_size", "frames")
         filmed = ("videos", "speaker_side")
         tracking = (
+            "captioner",
             "split_screen",
             "landmarker",
             "tracks",

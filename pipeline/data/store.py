@@ -10,6 +10,7 @@
       points.parquet            what the speaker means and when (may be absent)
       labels.parquet            the listener's expressed affect, as a labelled corpus gives it
                                 (may be absent)
+      captions.parquet          what both faces show, in words (may be absent)
       truth.parquet             hidden truth for judging; only `load_truth` reads it (may be absent)
 
 A corpus is built beside its place and renamed into it, so that a half-written one is never taken
@@ -36,6 +37,7 @@ import pyarrow.parquet as pq
 from rapport.files import atomic, file_digest, strict_json
 from rapport.pipeline.data.columns import (
     APPROPRIATE_SCHEMA,
+    CAPTION_SCHEMA,
     LABEL_SCHEMA,
     POINTS_SCHEMA,
     RESTS_SCHEMA,
@@ -55,6 +57,7 @@ from rapport.rewards.ratings.points import Point
 
 MANIFEST = "corpus.json"
 LABELS = "labels.parquet"
+CAPTIONS = "captions.parquet"
 TRUTH = "truth.parquet"
 POINTS = "points.parquet"
 APPROPRIATE = "appropriate.parquet"
@@ -134,6 +137,7 @@ class CorpusWriter:
         truth: Truth | None = None,
         points: Sequence[Point] | None = None,
         appropriate: Sequence[str] | None = None,
+        captions: Mapping[str, str] | None = None,
     ) -> None:
         """Append one clip.
 
@@ -144,6 +148,7 @@ class CorpusWriter:
             points: what the speaker means, where the source knows it.
             appropriate: ids of the clips whose listeners fit this clip's speaker, where the source
                 knows them; None = all that listen to the same moment.
+            captions: what a face shows, in words, of "listener" and "speaker".
         """
         layout = self._checked_layout(clip)
         for name in MODALITIES:
@@ -159,6 +164,8 @@ class CorpusWriter:
             self._side_file(LABELS, LABEL_SCHEMA, _label_table).add(
                 (clip.clip_id, expressed_affect)
             )
+        if captions:
+            self._side_file(CAPTIONS, CAPTION_SCHEMA, _caption_table).add((clip.clip_id, captions))
         if truth is not None:
             self._side_file(TRUTH, TRUTH_SCHEMA, _truth_table).add((clip.clip_id, truth))
         if points is not None:
@@ -302,7 +309,7 @@ class Corpus:
         shards = {
             name: entry["sha256"]
             for name, entry in self.manifest["files"].items()
-            if name not in (LABELS, TRUTH, POINTS, APPROPRIATE, RESTS)
+            if name not in (LABELS, CAPTIONS, TRUTH, POINTS, APPROPRIATE, RESTS)
         }
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
@@ -524,6 +531,17 @@ def load_labels(path: str | Path) -> dict[str, np.ndarray]:
     }
 
 
+def load_captions(path: str | Path) -> dict[tuple[str, str], str]:
+    """What faces show, in words, by clip id and "listener" or "speaker"."""
+    table = _read_side_file(Path(path), CAPTIONS, CAPTION_SCHEMA, what="captions")
+    return {
+        (row["clip_id"], role): row[role]
+        for row in table.to_pylist()
+        for role in ("listener", "speaker")
+        if row[role] is not None
+    }
+
+
 def load_truth(path: str | Path) -> dict[str, Truth]:
     """Hidden truth by clip id, for judging only: training on it is cheating."""
     table = _read_side_file(Path(path), TRUTH, TRUTH_SCHEMA, what="hidden truth")
@@ -606,6 +624,11 @@ def _label_table(rows: list[tuple[str, np.ndarray]]) -> pa.Table:
     return pa.Table.from_arrays(
         [pa.array(ids), sequences_to_arrow(affects, 2)], schema=LABEL_SCHEMA
     )
+
+
+def _caption_table(rows: list[tuple[str, Mapping[str, str]]]) -> pa.Table:
+    columns = [{"clip_id": clip_id, **captions} for clip_id, captions in rows]
+    return pa.Table.from_pylist(columns, schema=CAPTION_SCHEMA)
 
 
 def _truth_table(rows: list[tuple[str, Truth]]) -> pa.Table:

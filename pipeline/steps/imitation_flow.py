@@ -17,7 +17,7 @@ from rapport.pipeline.data.flow import (
     window_rows,
     windows,
 )
-from rapport.pipeline.data.store import LABELS, Corpus, load_labels
+from rapport.pipeline.data.store import CAPTIONS, LABELS, Corpus, load_captions, load_labels
 from rapport.pipeline.objectives.flow import RectifiedFlow
 from rapport.pipeline.objectives.vae import MotionCode
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase, still_there
@@ -68,13 +68,15 @@ def earlier_flow(directory: Path) -> Imitated:
 
 def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
     """Everybody of a split whose motion is learnt, clip by clip; a speaker once a moment."""
-    affect = load_labels(corpus.path) if LABELS in corpus.manifest["files"] else None
+    files = corpus.manifest["files"]
+    affect = load_labels(corpus.path) if LABELS in files else None
+    captions = load_captions(corpus.path) if CAPTIONS in files else None
     downsample = vae_config(config.vae.size, corpus.layout).downsample
     spoken: set[tuple[str, float]] = set()
     for clip in corpus.clips(split, ("speaker", "speaker_audio", "listener_audio")):
         both = config.roles == "both" and clip.moment not in spoken
         spoken.add(clip.moment)
-        yield from windows(clip, downsample, both=both, affect=affect)
+        yield from windows(clip, downsample, both=both, affect=affect, captions=captions)
 
 
 @phase("vae")

@@ -30,6 +30,7 @@ from rapport.pipeline.settings import (
     PrepareConfig,
     RankConfig,
     RateConfig,
+    ServeConfig,
     SmoothConfig,
 )
 from rapport.pipeline.steps.corpus import perceived, require_splits
@@ -55,6 +56,10 @@ def look_at_inputs(config: RecipeConfig) -> None:
         return
     if isinstance(config, ListenConfig):
         _recording(config)
+    if isinstance(config, ServeConfig) and config.serve.watch:
+        from rapport.pipeline.data.video.watching import require_tracker
+
+        require_tracker()
     if isinstance(config, BridgeConfig):
         _bridge(config)
     if isinstance(config, ExportConfig):

@@ -21,6 +21,12 @@ from rapport.pipeline.data.readers.dyads import Cutting
 from rapport.pipeline.data.readers.splits import Stretch, require_splits
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter
+from rapport.pipeline.data.video.captions import (
+    captions_of,
+    read_captions,
+    require_captioner,
+    write_captions,
+)
 from rapport.pipeline.data.video.landmarks import Landmarker, find_weights, tracker_version
 from rapport.pipeline.data.video.making import REJECTED, Tools, make_shards
 from rapport.pipeline.data.video.regressor import Regressor, learnt
@@ -51,6 +57,8 @@ def look_at_video(config: CorpusConfig) -> list[Recorded]:
         tracker_version()
         find_weights(config.landmarker)
     ear_of(config.voices or best_voices())
+    if config.captioner is not None:
+        require_captioner(config.captioner)
     return recordings
 
 
@@ -73,6 +81,7 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
         size=config.image_size,
         tracked=config.tracked,
         spoken=config.spoken,
+        captioned=config.captioner is not None,
     )
     plan.cutting.frames(plan.fps)  # raises where a clip is shorter than a frame
     tools = Tools(
@@ -91,6 +100,9 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
         raise CorpusError(f"all recordings were rejected ({shards / REJECTED}): {reasons}")
     _write_figures(path.with_name(FIGURES), records)
     made = [recorded for recorded in recordings if recorded.name not in rejected]
+    if config.captioner is not None:
+        folders = [shards / recorded.name for recorded in made]
+        write_captions(folders, config.captioner, config.workers)
     counts = _counts(records, rejected)
     if counts["shared_sound"]:
         logger.warning(
@@ -103,15 +115,18 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
         "voices": tools.voices,
         "tracker": {} if tools.regressor is None else tools.regressor.about,
         "transcriber": config.transcriber,
+        "captioner": None if config.captioner is None else config.captioner.name,
         "counts": counts,
     }
     stretches = split_by_person(made)
     with CorpusWriter(path, source) as writer:
         for recorded, record in zip(made, records, strict=True):
-            for clip in read_shard(shards / recorded.name):
+            shard = shards / recorded.name
+            said = {} if config.captioner is None else read_captions(shard)
+            for clip in read_shard(shard):
                 placed = _placed(clip, stretches[recorded.name], record["seconds"])
                 if placed is not None:
-                    writer.add(placed)
+                    writer.add(placed, captions=captions_of(clip, said))
         _require_clips(writer, config, counts)
     write_atomic(path / CARD, card(source, records))
     return Corpus(path)

@@ -148,6 +148,6 @@ def _mediapipe() -> Any:
 
 def _missing(error: Exception) -> CorpusError:
     return CorpusError(
-        f"corpus.kind=video tracks faces by MediaPipe, which is not there ({error}): {INSTALL}. Or "
-        "bring tracks of your own, corpus.tracks=FOLDER"
+        f"faces are tracked by MediaPipe, which is not there ({error}): {INSTALL}. A corpus of "
+        "films can also be made from tracks of your own, corpus.tracks=FOLDER"
     )

@@ -2,6 +2,7 @@
 
     tracked/NAME/
       clips.parquet    clips in which both people are tracked, of both roles; split "train"
+      faces.parquet    pictures of both faces in each clip, where they are to be captioned
       track-a.npz      all that was tracked of each person
       beside.mp4       the film and the face that was read off it, side by side
       record.json      figures, and what it was made with: written last
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -43,6 +45,18 @@ from rapport.policies.motion import Layout
 
 RECORD = "record.json"
 CLIPS = "clips.parquet"
+FACES = "faces.parquet"
+FACES_SCHEMA = pa.schema(
+    [
+        ("side", pa.string()),
+        ("start", pa.float64()),
+        ("pictures", pa.list_(pa.binary())),
+    ]
+)
+# Pictures that a caption is made of, even over a clip (GDPO-Listener, supplement, section 6), and
+# their height and width.
+CAPTIONED = 8
+FACE_SIZE = 224
 BESIDE = "beside.mp4"
 _ALIKE_S = 1e-4  # moments nearer than this are one
 _WINDOW_S = 4.0  # how far somebody moves is asked of so much time
@@ -61,6 +75,7 @@ class Plan:
         tracked: least share of a clip's frames in which a face was seen, of either person; the
             others are bridged.
         spoken: least share of a clip in which its speaker talks; the listener talks less.
+        captioned: whether pictures of both faces are kept, for captions.
     """
 
     fps: float
@@ -69,6 +84,7 @@ class Plan:
     size: int
     tracked: float
     spoken: float
+    captioned: bool = False
 
 
 def key_of(recorded: Recorded, plan: Plan, tools: Mapping[str, Any]) -> str:
@@ -115,14 +131,12 @@ def write_shard(
     with atomic(folder) as partial:
         partial.mkdir()
         layout = _layout(sides)
-        clips = (
-            clip
-            for side in sides
-            for clip in _pictured(
-                list(_clips(recorded, sides, side, plan, counts)), sides, side, plan
-            )
-        )
+        found = {side: list(_clips(recorded, sides, side, plan, counts)) for side in sides}
+        clips = (clip for side in sides for clip in _pictured(found[side], sides, side, plan))
         _write_clips(partial / CLIPS, clips, layout)
+        if plan.captioned:
+            starts = sorted({clip.start for clips in found.values() for clip in clips})
+            _write_faces(partial / FACES, starts, sides, plan)
         people = {}
         for side, known in sides.items():
             if known.track is not None:
@@ -184,6 +198,35 @@ def _write_clips(path: Path, clips: Iterable[Clip], layout: Layout) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         while batch := list(islice(rest, ROW_GROUP)):
             writer.write_table(clips_to_table(batch, layout), row_group_size=ROW_GROUP)
+
+
+def _write_faces(
+    path: Path, starts: Sequence[float], sides: Mapping[str, Side], plan: Plan
+) -> None:
+    """Pictures of everybody who was filmed, in windows that begin there."""
+    rows = []
+    seconds = plan.cutting.seconds
+    moments = frame_moments(seconds, CAPTIONED / seconds)
+    for side, known in sides.items():
+        if known.track is None or known.media is None:
+            continue
+        boxes = []
+        wanted: dict[int, set[Box]] = {}
+        for start in starts:
+            span = slice(round(start * plan.fps), round((start + seconds) * plan.fps))
+            boxes.append(_box(known.track.boxes[span]))
+            for moment in start + moments:
+                wanted.setdefault(_key(moment), set()).add(boxes[-1])
+        crops = _decoded(wanted, known, FACE_SIZE)
+        for start, box in zip(starts, boxes, strict=True):
+            pictures = [crops[_key(moment), box] for moment in start + moments]
+            rows.append({"side": side, "start": start, "pictures": pictures})
+    pq.write_table(pa.Table.from_pylist(rows, schema=FACES_SCHEMA), path)
+
+
+def listening_side(clip: Clip) -> str:
+    """Which side of its recording listens in a clip of a shard, as its id says."""
+    return clip.clip_id.removeprefix(f"{clip.dyad_id}-listener-")[0]
 
 
 def read_shard(folder: Path) -> Iterator[Clip]:
@@ -303,7 +346,7 @@ def _filmed(clips: list[Clip], speaker: Side, plan: Plan) -> Iterator[Clip]:
         moments = clip.start + frame_moments(clip.seconds, plan.rate)
         for moment in np.concatenate([past, moments]):
             wanted.setdefault(_key(moment), set()).add(boxes[-1])
-    crops = _decoded(wanted, speaker, plan)
+    crops = _decoded(wanted, speaker, plan.size)
     for clip, box in zip(clips, boxes, strict=True):
 
         def look(moments: np.ndarray, box: Box = box) -> np.ndarray:
@@ -329,18 +372,18 @@ def _key(moment: float) -> int:
 
 
 def _decoded(
-    wanted: Mapping[int, set[Box]], speaker: Side, plan: Plan
+    wanted: Mapping[int, set[Box]], known: Side, size: int
 ) -> dict[tuple[int, Box], bytes]:
     """Crops as JPEG, by moment and box; at a moment the last picture that was there by then."""
-    assert speaker.media is not None
-    film = film_of(speaker.media)
+    assert known.media is not None
+    film = film_of(known.media)
     shown = film.first
     crops = {}
     for moment in sorted(wanted):
-        taken = film.until(moment * _ALIKE_S + speaker.skipped)
+        taken = film.until(moment * _ALIKE_S + known.skipped)
         shown = taken[-1][1] if taken else shown
         assert shown is not None
         for box in wanted[moment]:
-            crop = face_of(shown, speaker.person.part, np.array(box), plan.size)
+            crop = face_of(shown, known.person.part, np.array(box), size)
             crops[moment, box] = jpeg(crop)
     return crops
