@@ -69,9 +69,12 @@ class Pool:
         for actor in self._actors:
             ray.kill(actor)
 
-    def boot(self, actor: Any) -> ray.ObjectRef | None:
-        """The call after whose answer a replacement may serve; None = at once."""
-        return None
+    def boot(self, actor: Any) -> ray.ObjectRef:
+        """The call after whose answer a replacement may serve: it lives.
+
+        Where a node was lost there may be no room for it, and work that it is given would wait.
+        """
+        return actor.__ray_ready__.remote()
 
     def admit(self, answer: Any) -> bool:
         """Whether a replacement may serve after this answer to its boot; False = boot again."""
@@ -191,11 +194,7 @@ class Pool:
         self._boot(index)
 
     def _boot(self, index: int) -> None:
-        reference = self.boot(self._actors[index])
-        if reference is None:
-            self._serving.add(index)
-        else:
-            self._booting[reference] = index
+        self._booting[self.boot(self._actors[index])] = index
 
     def _finish_boot(self, reference: ray.ObjectRef) -> None:
         index = self._booting.pop(reference)

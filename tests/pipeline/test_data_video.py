@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import shutil
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -25,6 +27,7 @@ from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
 from tests import calls
+from tests.conftest import ROOT, RayCluster
 from tests.recordings import record
 
 tracks = pytest.mark.skipif(
@@ -485,6 +488,48 @@ def test_a_recording_that_kills_its_process_is_given_up_and_the_others_are_made(
     people = {clip.dyad_id for split in corpus.splits for clip in corpus.clips(split)}
     assert people == {"call0", "call1", "call3", "call4"}
     assert {path.name for path in shards.iterdir()} == people | {"rejected.csv"}
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_a_node_that_is_lost_while_films_are_read_changes_no_clip(tmp_path):
+    """Two raylets of one place each; one is killed, and nothing can start in its stead."""
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(6):
+        for side in (1, 2):
+            name = f"call{number}_speaker{side}"
+            record(films / f"{name}.mp4", seconds=6, fps=25, rate=16_000, size=(320, 240))
+            np.savez(films / f"{name}.npz", **smirk(25 * 6))
+    keys = {"kind": "video", "root": films, "tracks": films, "voices": "loudness", "spoken": 0}
+    expected = open_corpus(CorpusConfig(**keys, workers=0, **CLIPS), tmp_path / "alone" / "corpus")
+    cluster = RayCluster(cpus=1)
+    try:
+        place = (f"--address={cluster.address}", "--node-ip-address=127.0.0.1", "--num-cpus=1")
+        node = cluster.add(*place)
+        options = [
+            f"corpus.{key}={value}" for key, value in (keys | CLIPS | {"workers": 2}).items()
+        ]
+        run = [sys.executable, "-m", "pipeline.run", "prepare", *options]
+        process = subprocess.Popen(
+            [*run, "--run-dir", str(tmp_path / "run")],
+            cwd=ROOT,
+            env=cluster.environment | {"RAY_ADDRESS": cluster.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if "[2/6]" in line:
+                cluster.kill(node)
+        text = "".join(printed)
+        assert process.wait(timeout=60) == 0, text[-6000:]
+    finally:
+        cluster.close()
+    assert "worker" in text and "was lost" in text
+    assert Corpus(tmp_path / "run" / "prepare" / "corpus").digest == expected.digest
 
 
 def test_a_recording_that_kills_its_process_twice_is_rejected(tmp_path):
