@@ -124,7 +124,10 @@ def test_a_killed_workers_items_are_done_once_by_the_others(pool, tmp_path, work
     results = [result for _, result in killed.stream("die_once", items)]
     assert sorted(results) == list(range(40)), "every one, and none twice"
     assert killed.lost == 1 and "was lost" in capsys.readouterr().out
-    assert sorted(killed.each("double", 1)) == [2] * workers, "as many as before"
+    deadline = time.monotonic() + 60
+    while len(killed.each("double", 1)) < workers:  # as many as before, once it lives
+        assert time.monotonic() < deadline
+        assert len(list(killed.stream("double", range(3)))) == 3
 
 
 def test_what_kills_every_worker_ends_the_run(pool):
