@@ -27,8 +27,9 @@ def listen(step: Phase, config: ListenConfig) -> PhaseResult:
     step.say(f"{session.policy.kind} policy of {session.name}")
     step.say(f"{session.recording.path}: {session.recording.seconds:.2f} s, hears {session.hears}")
     states = begin(session, config)
+    smoother = smoother_of(config.smoother, session.policy.layout)
     started = time.monotonic()
-    answered = answer(session, states, step.say, smoother_of(config, session.policy.layout))
+    answered = answer(session, states, step.say, smoother)
     taken = time.monotonic() - started
     step.say(
         f"{session.frames} frames, {session.recording.seconds / taken:.1f} times as fast as it was "

@@ -23,6 +23,7 @@ from rapport.policies.head.livelink import channels
 from rapport.policies.live import Chunk, Listener
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy
+from rapport.policies.seams import Smoother
 
 MEASURED = 3  # steps of each batch size, of which the median counts
 PROBED_S = 4.0  # of silence, in which a listener shows its delay
@@ -44,6 +45,7 @@ class Voice:
         act_type: of what it does, as it is sent: "<f4" or "<i4".
         costs: seconds of a step, by sessions that share it.
         simulated: whether it was trained on synthetic people.
+        smoother: joins the frames of a chunk to those before; None = nothing does.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Voice:
     act_type: str
     costs: Mapping[int, float]
     simulated: bool
+    smoother: Smoother | None = None
 
     @property
     def sessions(self) -> int:
@@ -125,6 +128,7 @@ class Line:
         wants_arkit: whether its answers hold ARKit's weights.
         answered: called in the engine's thread.
         failed: likewise, when its policy failed; it is stepped no more.
+        shown: the last frames that were answered, where a smoother asks for them.
     """
 
     voice: Voice
@@ -134,6 +138,18 @@ class Line:
     failed: Callable[[Exception], None]
     jobs: deque[tuple[Job, float]] = field(default_factory=deque)
     closed: bool = False
+    shown: Motion | None = None
+
+    def joined(self, motion: Motion) -> Motion:
+        """Frames that are settled now, as they are shown after those before them."""
+        smoother = self.voice.smoother
+        if smoother is None or not len(motion):
+            return motion
+        motion = smoother(self.shown, motion)
+        before = [] if self.shown is None else [self.shown.values]
+        last = np.concatenate([*before, motion.values])[-max(smoother.memory, 1) :]
+        self.shown = Motion(last, motion.layout)
+        return motion
 
 
 @dataclass
@@ -277,6 +293,7 @@ def _stepped(
     answers: list[tuple[Motion, int, np.ndarray, np.ndarray | None] | None] = []
     for (line, _, _), before, state, motion in zip(batch, states, after, motions, strict=True):
         first = listener.settled(before)
+        motion = line.joined(motion)
         arkit = voice.arkit(motion) if line.wants_arkit else None
         answers.append((motion, first, listener.act(state), arkit))
         line.state = state

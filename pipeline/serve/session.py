@@ -554,7 +554,7 @@ class Session:
         """The frames that are left, once the last chunk is answered."""
         assert self._line is not None
         listener = self.voice.listener
-        motion = listener.finish(self._line.state)
+        motion = self._line.joined(listener.finish(self._line.state))
         first = round(listener.settled(self._line.state) * AUDIO_RATE / motion.layout.fps)
         wants = self._line.wants_arkit and len(motion) > 0
         self._deliver(self._shown_by(motion, self.voice.arkit(motion) if wants else None, first, 0))

@@ -62,6 +62,8 @@ class ServeSection(Section):
     engine: Literal["torch", "vllm"] = "torch"
     """what the VLA's LLaMA runs in; vllm is quicker for several sessions of long contexts, torch
     for the others of the tiny one (docs/serve.md)"""
+    smoother: Literal["none", "average", "inertialise"] | Path = "none"
+    """what joins the frames of a chunk to those before, as of `listen`"""
     evaluations: int | None = Field(None, ge=2, multiple_of=2)
     """of AR-Flow's velocity, for a latent; empty = 4, or fewer where it was distilled"""
     watch: bool = False

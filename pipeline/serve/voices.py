@@ -11,7 +11,7 @@ import numpy as np
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.engine import Voice, delay_of, in_silence, measure
 from rapport.pipeline.serve.settings import ServeSection
-from rapport.pipeline.steps.listening import on_synthetic_people, policy_folder
+from rapport.pipeline.steps.listening import on_synthetic_people, policy_folder, smoother_of
 from rapport.policies.flow.conditions import LEADS
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.head.arkit import ArkitRig
@@ -56,6 +56,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         delay={lead: delay_of(listener, start(0, lead=lead)) for lead in leads},
         act_type="<i4" if np.issubdtype(listener.act(state).dtype, np.integer) else "<f4",
         costs=measure(listener, start, rig, config.sessions),
+        smoother=smoother_of(config.smoother, policy.layout),
         simulated=on_synthetic_people(None if source is None else Path(source)),
     )
 

@@ -133,7 +133,7 @@ def _recording(config: ListenConfig) -> None:
     from rapport.pipeline.steps.listening import open_session, smoother_of
 
     session = open_session(config)
-    smoother_of(config, session.policy.layout)
+    smoother_of(config.smoother, session.policy.layout)
     _head(config.head)
 
 

@@ -213,17 +213,20 @@ def begin(session: Session, config: ListenConfig) -> list[Any]:
     return [session.listener.start(config.seed + k, prompt) for k in range(config.samples)]
 
 
-def smoother_of(config: ListenConfig, layout: Layout) -> Smoother | None:
+def smoother_of(named: str | Path, layout: Layout) -> Smoother | None:
     """What joins the pieces of an answer in a layout; None = nothing.
+
+    Args:
+        named: as `listen` and `serve` take it.
+        layout: of the answer.
 
     Raises:
         CheckpointError: the folder holds no PosNet.
         RunError: the run left none.
         LayoutError: the smoother is of another layout, or no head turns there.
     """
-    if config.smoother == "none":
+    if named == "none":
         return None
-    named = config.smoother
     smoother = _by_posnet(named) if isinstance(named, Path) else SMOOTHERS[named]
     smoother(None, Motion(np.zeros((1, layout.dim), np.float32), layout))  # refuses what it cannot
     return smoother

@@ -106,7 +106,7 @@ def test_a_smoother_joins_what_is_settled_step_by_step(flow, way, tmp_path):
     policy = ReactFacePolicy.untrained(flow.layout, [clip], seed=0)
     PosNet(flow.layout, frames=8, hidden=4).save(tmp_path / "net")
     config = ListenConfig(smoother=tmp_path / "net" if way == "posnet" else way)
-    smoother = smoother_of(config, policy.layout)
+    smoother = smoother_of(config.smoother, policy.layout)
     recording = recorded(tmp_path, clip)
     [plain] = heard_by(policy, recording, [0]).motions
     [joined] = heard_by(policy, recording, [0], smoother=smoother).motions

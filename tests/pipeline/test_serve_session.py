@@ -29,6 +29,7 @@ from rapport.policies.head.arkit import ArkitRig
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.livelink import channels
 from rapport.policies.motion import Motion
+from rapport.policies.seams import SMOOTHERS
 from tests.live_clients import Client, Clock, begin, heard, pcm, say, settle, sound_part, voice_of
 from tests.small_flow import LATENTS, small_policy
 
@@ -109,6 +110,33 @@ def test_frames_of_30_a_second_and_chunks_of_no_whole_number_of_samples(tmp_path
     client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
     found = client.shown(policy.layout).values
     np.testing.assert_allclose(found, offline(policy, sound, 3)[:settled], atol=1e-5)
+
+
+def test_a_smoother_joins_the_chunks_and_leaves_the_rest(tmp_path, engine):
+    """Each answer after the frames that were shown before it, to the end; what is done is kept."""
+    plain = voice_of(small_policy(tmp_path, groups=(("expr", 2), ("rot", 3))))
+    smoother = SMOOTHERS["inertialise"]
+    clients = []
+    for voice in (plain, replace(plain, smoother=smoother)):
+        session, client = begin(voice, engine, seed=3)
+        say(session, speech())
+        settle(engine)
+        session.hear(wire.End().model_dump_json())
+        clients.append(client.until(lambda c: c.closed))
+    layout = plain.policy.layout
+    windows, joined = (
+        [np.frombuffer(p.payload, "<f4").reshape(-1, layout.dim) for p in c.parts(Kind.SHOWN)]
+        for c in clients
+    )
+    shown = None
+    for window, found in zip(windows, joined, strict=True):
+        if len(window):
+            expected = smoother(shown, Motion(window, layout))
+            np.testing.assert_allclose(found, expected.values, atol=1e-6)
+            shown = Motion(found[-smoother.memory :], layout)
+    assert np.abs(np.concatenate(joined) - np.concatenate(windows))[R:].max() > 1e-4
+    acts = [[part.payload for part in client.parts(Kind.ACT)] for client in clients]
+    assert acts[0] == acts[1]
 
 
 def test_however_sound_is_cut_it_is_the_same(voice, engine):

@@ -74,7 +74,7 @@ class Captioner(Worker):
         self.key = key_of(model)
         # Of a GPU vLLM takes what is free; of a computer's memory it would take nearly all.
         gpu = torch.cuda.is_available()
-        room = {} if gpu else {"kv_cache_memory_bytes": _CACHE_BYTES}
+        room: dict[str, Any] = {} if gpu else {"kv_cache_memory_bytes": _CACHE_BYTES}
         try:
             text = AutoConfig.from_pretrained(model).get_text_config()
             self._llm = LLM(
