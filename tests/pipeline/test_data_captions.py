@@ -70,10 +70,10 @@ def test_a_clip_has_the_captions_of_its_own_sides_and_time():
 def test_prompts_are_captions_and_descriptions_where_there_is_none(tmp_path):
     with CorpusWriter(tmp_path / "corpus", {"kind": "test"}) as writer:
         writer.add(clip("x"), captions={"listener": "Bored."})
-        writer.add(clip("y", start=5.0))
+        writer.add(clip("y", start=5.0), captions={"speaker": "Amused."})
     corpus = Corpus(tmp_path / "corpus")
     told = load_captions(corpus.path)
-    assert told == {("x", "listener"): "Bored."}
+    assert told == {("x", "listener"): "Bored.", ("y", "speaker"): "Amused."}
     made = {
         (clip.clip_id, window.role): window.text
         for clip in corpus.clips("train")
@@ -84,7 +84,7 @@ def test_prompts_are_captions_and_descriptions_where_there_is_none(tmp_path):
         ("x", "listener"): "Bored.",
         ("x", "speaker"): described,
         ("y", "listener"): described,
-        ("y", "speaker"): described,
+        ("y", "speaker"): "Amused.",
     }
 
 
