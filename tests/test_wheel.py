@@ -105,6 +105,7 @@ def test_only_rapport_is_at_the_top_of_the_wheel(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"rapport"}
     assert "rapport/py.typed" in files
     assert "rapport/policies/head/assets/builtin_head.npz" in files
+    assert "rapport/pipeline/data/video/assets/builtin_face.npz" in files
     assert not [file for file in files if "bench/" in file]
 
 
