@@ -124,6 +124,7 @@ class Past:
         own: what the CIE remembers of the own frames but the last window's.
         frames: (batch, window, dim), that window, standardised.
         latent: (batch, latent), z at its end.
+        middle: (batch, dim), what was expected in it.
         begun: (batch,) bool, whether there was one.
         number: (batch,) of the window that comes next.
     """
@@ -132,6 +133,7 @@ class Past:
     own: Memory
     frames: Tensor
     latent: Tensor
+    middle: Tensor
     begun: Tensor
     number: Tensor
 
@@ -497,6 +499,7 @@ class ReactFace(nn.Module):
             own=self.remember.nothing(batch),
             frames=like.new_zeros(batch, sizes.window, sizes.layout.dim),
             latent=like.new_zeros(batch, sizes.latent),
+            middle=like.new_zeros(batch, sizes.layout.dim),
             begun=absent[:, 0, 0],
             number=torch.zeros(batch, dtype=torch.long, device=like.device),
         )
@@ -538,11 +541,16 @@ class ReactFace(nn.Module):
         x = self.decode(self.widen(z), self.decode.hold(places), bias)
         tokens = past.tokens
         x = self.synchronisation(x, tokens.shown, tokens.there, self.sizes.ahead)
-        middle = heed * tokens.expected.detach()  # what departs from it does not teach it
+        # What is expected is a mean over a second: its trembling within a window says nothing.
+        # What departs from it does not teach it.
+        expected = tokens.expected.detach().mean(1)
+        last = torch.where(past.begun[:, None], past.middle, expected)
+        middle = heed * interpolated(last, expected, self.sizes.window)
         return replace(
             past,
             frames=middle + self.head(self.norm(x)),
             latent=latent,
+            middle=expected,
             begun=torch.ones_like(past.begun),
             number=past.number + 1,
         )
@@ -566,6 +574,8 @@ class ReactFace(nn.Module):
 
 def interpolated(before: Tensor, latent: Tensor, window: int) -> Tensor:
     """Eq. 11: from z of the window before, (batch, latent), to that of this one, in equal steps.
+
+    So is what is expected.
 
     Returns:
         (batch, window, latent), the last of which is `latent`.
