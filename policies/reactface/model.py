@@ -124,7 +124,7 @@ class Past:
         own: what the CIE remembers of the own frames but the last window's.
         frames: (batch, window, dim), that window, standardised.
         latent: (batch, latent), z at its end.
-        middle: (batch, dim), what was expected in it.
+        expected: (batch, window, dim), what was expected in it.
         begun: (batch,) bool, whether there was one.
         number: (batch,) of the window that comes next.
     """
@@ -133,7 +133,7 @@ class Past:
     own: Memory
     frames: Tensor
     latent: Tensor
-    middle: Tensor
+    expected: Tensor
     begun: Tensor
     number: Tensor
 
@@ -499,7 +499,7 @@ class ReactFace(nn.Module):
             own=self.remember.nothing(batch),
             frames=like.new_zeros(batch, sizes.window, sizes.layout.dim),
             latent=like.new_zeros(batch, sizes.latent),
-            middle=like.new_zeros(batch, sizes.layout.dim),
+            expected=like.new_zeros(batch, sizes.window, sizes.layout.dim),
             begun=absent[:, 0, 0],
             number=torch.zeros(batch, dtype=torch.long, device=like.device),
         )
@@ -541,16 +541,13 @@ class ReactFace(nn.Module):
         x = self.decode(self.widen(z), self.decode.hold(places), bias)
         tokens = past.tokens
         x = self.synchronisation(x, tokens.shown, tokens.there, self.sizes.ahead)
-        # What is expected is a mean over a second: its trembling within a window says nothing.
-        # What departs from it does not teach it.
-        expected = tokens.expected.detach().mean(1)
-        last = torch.where(past.begun[:, None], past.middle, expected)
-        middle = heed * interpolated(last, expected, self.sizes.window)
+        expected = tokens.expected.detach()  # what departs from it does not teach it
+        middle = heed * calmed(past.expected, expected)
         return replace(
             past,
             frames=middle + self.head(self.norm(x)),
             latent=latent,
-            middle=expected,
+            expected=expected,
             begun=torch.ones_like(past.begun),
             number=past.number + 1,
         )
@@ -572,10 +569,22 @@ class ReactFace(nn.Module):
         return places.to(self.head.weight), bias
 
 
+def calmed(before: Tensor, now: Tensor) -> Tensor:
+    """Each frame of a window as the mean of the last ones, as many as a window has.
+
+    What is expected is the mean of a second: what trembles in it is not learnt, and samplers that
+    follow it several times as far would tremble so many times as much.
+
+    Args:
+        before: (batch, window, dim), the window before.
+        now: likewise.
+    """
+    both = torch.cat([before, now], dim=1)[:, 1:].transpose(1, 2)
+    return F.avg_pool1d(both, before.shape[1], stride=1).transpose(1, 2)
+
+
 def interpolated(before: Tensor, latent: Tensor, window: int) -> Tensor:
     """Eq. 11: from z of the window before, (batch, latent), to that of this one, in equal steps.
-
-    So is what is expected.
 
     Returns:
         (batch, window, latent), the last of which is `latent`.

@@ -462,7 +462,7 @@ def test_without_answers_the_face_dims_and_comes_to_rest(chromium, listener, add
     tab.wait_for("rapport.weights().jawOpen === 0")
     listener.silent = False
     playing(tab)
-    assert not tab.value("face.classList.contains('late')")
+    tab.wait_for("!face.classList.contains('late')")
 
 
 @needs_chromium

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rapport.policies.reactface.model import (
     ReactFace,
     Scene,
     alignment_bias,
+    calmed,
     circular_positions,
     interpolated,
 )
@@ -185,10 +187,21 @@ def test_what_is_drawn_departs_from_what_is_expected(policy, clip):
     scene = scene_of(policy, clip)
     noise = torch.zeros(1, 2, WINDOWS, 4)
     (taught, read), (louder, _) = (policy.model.react(scene, noise, heed=h) for h in (1.0, 3.0))
-    # Later windows also hear what was done before.
+    # Later windows also hear what was done before. A frame follows the mean of the last ones.
+    expected = read.expected[:, :W].expand(2, -1, -1)
     torch.testing.assert_close(
-        louder.frames[:, :W] - taught.frames[:, :W], 2 * read.expected[:, :W].expand(2, -1, -1)
+        louder.frames[:, :W] - taught.frames[:, :W], 2 * expected.cumsum(1) / W
     )
+
+
+def test_what_is_expected_is_calmed_over_the_last_frames():
+    path = torch.randn(3, 4 * W, 5, generator=torch.Generator().manual_seed(0))
+    windows = [torch.zeros(3, W, 5), *path.split(W, dim=1)]
+    found = torch.cat([calmed(a, b) for a, b in pairwise(windows)], dim=1)
+    padded = torch.cat(windows, dim=1)
+    for frame in range(4 * W):
+        expected = padded[:, frame + 1 : frame + 1 + W].mean(1)
+        torch.testing.assert_close(found[:, frame], expected)
 
 
 def test_what_is_drawn_does_not_teach_what_is_expected(clip):
