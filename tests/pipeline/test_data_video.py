@@ -490,7 +490,7 @@ def test_a_recording_that_kills_its_process_is_given_up_and_the_others_are_made(
     assert {path.name for path in shards.iterdir()} == people | {"rejected.csv"}
 
 
-@pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_node_that_is_lost_while_films_are_read_changes_no_clip(tmp_path):
     """Two raylets of one place each; one is killed, and nothing can start in its stead."""

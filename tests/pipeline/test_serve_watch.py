@@ -302,7 +302,7 @@ def test_a_face_before_the_camera_reaches_the_policy(camera, known, tmp_path, mo
         tab.click("#camera")
         tab.click("#start")
         tab.wait_for("seen.classList.contains('read')")
-        until(lambda: len(read) > 3 * LOOP_S * FPS / 8)
+        until(lambda: len(read) > 2.5 * LOOP_S * FPS / 8)
         tab.screenshot(tmp_path / "seen.png")
         tab.click("#start")
         tab.wait_for("rapport.state === 'ended'")
