@@ -78,6 +78,16 @@ def vllm_environment(gpus: float, enforce_eager: bool | None = None) -> dict[str
     return environment
 
 
+@contextmanager
+def some_cluster() -> Iterator[None]:
+    """The cluster that this process is in; where it is in none, `cluster` until the end."""
+    if ray.is_initialized():
+        yield
+        return
+    with cluster(None, None):
+        yield
+
+
 def on_nodes(mark: str | None) -> dict[str, float]:
     """0.001 of a custom resource, which pins an actor to labelled nodes.
 

@@ -52,14 +52,40 @@ def smooth(motion: Motion, frames: int, smoother: Smoother) -> Motion:
     Raises:
         LayoutError: as of the smoother.
     """
+    joints = Joints(smoother)
     done = np.empty_like(motion.values)
     for start in range(0, len(motion), frames):
         end = min(start + frames, len(motion))
-        shown = None
-        if start:
-            shown = Motion(done[max(start - smoother.memory, 0) : start], motion.layout)
-        done[start:end] = smoother(shown, motion.window(start, end - start)).values
+        done[start:end] = joints.join(motion.window(start, end - start)).values
     return Motion(done, motion.layout)
+
+
+@dataclass(eq=False)
+class Joints:
+    """The joints of one motion that comes window by window.
+
+    Args:
+        smoother: joins them; None = nothing does.
+        shown: the last frames that were, as many as the smoother reads; None before the first.
+    """
+
+    smoother: Smoother | None
+    shown: Motion | None = None
+
+    def join(self, window: Motion) -> Motion:
+        """What comes next, as it is shown; it may be of no frame.
+
+        Raises:
+            LayoutError: as of the smoother.
+        """
+        if self.smoother is None or not len(window):
+            return window
+        window = self.smoother(self.shown, window)
+        before = [] if self.shown is None else [self.shown.values]
+        values = np.concatenate([*before, window.values])
+        kept = max(len(values) - self.smoother.memory, 0)
+        self.shown = Motion(values[kept:], window.layout)
+        return window
 
 
 def head_groups(layout: Layout) -> list[str]:

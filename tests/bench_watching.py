@@ -20,11 +20,11 @@ from rapport.pipeline.data.video.tracking import Finder
 from rapport.pipeline.data.video.watching import Watcher
 from rapport.policies.head.asset import load_head
 from rapport.policies.motion import Motion
+from tests.calls import STRANGERS
 
 SIDE, FACE = 256, 0.75  # of which a drawn picture, whose face is .6 of it
 FPS, CHUNK, CHUNKS = 25, 8, 25
 PEOPLE = 12  # speakers and listeners in turn
-STRANGERS = 9999
 KNOWN = 4  # chunks, until it is known what is usual for a face
 
 

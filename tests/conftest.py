@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rapport import log
+from tests.runs import command
 
 ROOT = Path(__file__).parents[1]
 log.show()  # what recipes say goes to the terminal, as on the command line
@@ -178,6 +180,31 @@ class RayCluster:
         for node in list(self.nodes):
             self.kill(node)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run_and_kill(self, node: int, when: Callable[[str], bool], *arguments: str) -> str:
+        """What a recipe prints that ends well on this cluster, though a node is killed.
+
+        Args:
+            node: of `add`.
+            when: the line that was printed last says so.
+            arguments: of `python -m pipeline.run`.
+        """
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=ROOT,
+            env=self.environment | {"RAY_ADDRESS": self.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        printed = []
+        for line in process.stdout or ():
+            printed.append(line)
+            if when(line):
+                self.kill(node)
+        text = "".join(printed)
+        assert process.wait(timeout=60) == 0, text[-6000:]
+        return text
 
     def submit(
         self, *entrypoint: str, options: tuple[str, ...] = ()

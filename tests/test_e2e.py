@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -349,35 +347,20 @@ def test_a_node_lost_during_rollouts_changes_no_candidate(ray_cluster, dpo_run, 
     node = ray_cluster.add(
         f"--address={ray_cluster.address}", "--node-ip-address=127.0.0.1", "--num-cpus=2"
     )
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "pipeline.run",
-            "rollout",
-            *own_keys("rollout", "render"),
-            *on_policy_of(folder),
-            f"cluster.address={ray_cluster.address}",
-            "rollout.cpus=1.5",
-            "rollout.batch_prompts=2",
-            "render.videos=3",
-            "render.workers=1",
-            "--run-dir",
-            str(tmp_path / "run"),
-        ],
-        cwd=ROOT,
-        env=ray_cluster.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    text = ray_cluster.run_and_kill(
+        node,
+        lambda line: line.startswith("[rollout] started"),
+        "rollout",
+        *own_keys("rollout", "render"),
+        *on_policy_of(folder),
+        f"cluster.address={ray_cluster.address}",
+        "rollout.cpus=1.5",
+        "rollout.batch_prompts=2",
+        "render.videos=3",
+        "render.workers=1",
+        "--run-dir",
+        str(tmp_path / "run"),
     )
-    printed = []
-    for line in process.stdout:
-        printed.append(line)
-        if line.startswith("[rollout] started"):
-            ray_cluster.kill(node)
-    text = "".join(printed)
-    assert process.wait(timeout=60) == 0, text[-6000:]
     assert "worker" in text and "was lost" in text
     tables = [
         read_candidates(run / "rollout" / "candidates.parquet")

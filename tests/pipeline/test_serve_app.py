@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import io
 import json
-import threading
 import time
 import wave
 from urllib.parse import quote
@@ -12,7 +11,6 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,7 +32,7 @@ from rapport.policies.live import Chunk
 from rapport.policies.vla import vllm_live
 from rapport.policies.vla.vllm_plugin import EngineError
 from tests.live_clients import sound_part
-from tests.runs import free_port
+from tests.on_port import on_port
 from tests.small_flow import saved_policy
 from tests.talking import small_policy
 
@@ -61,19 +59,11 @@ def server(tmp_path_factory):
 @contextlib.contextmanager
 def listening(server):
     """The application on a real port, and a client of it."""
-    web = uvicorn.Server(uvicorn.Config(application(server), port=free_port(), log_level="error"))
-    thread = threading.Thread(target=web.run)
-    thread.start()
-    try:
-        while not web.started:
-            time.sleep(0.01)
-            assert thread.is_alive()
-        url = f"http://127.0.0.1:{web.config.port}"
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield client
-    finally:
-        web.should_exit = True
-        thread.join()
+    with (
+        on_port(application(server), log_level="error") as (url, _),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import re
-import socket
-import threading
 import time
 import wave
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from rapport.policies.head.gltf import write_glb
 from rapport.policies.head.livelink import CHANNELS
 from rapport.policies.motion import Layout, Motion
 from tests.chromium import CHROMIUM, PHONE, Chromium
+from tests.on_port import on_port, until
 from tests.recordings import write_wav
 
 RATE = 16000
@@ -272,21 +271,9 @@ def listener():
 
 @pytest.fixture
 def address(listener, head):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free.listen()
-        config = uvicorn.Config(app_of(listener, head), log_level="warning", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [free]})
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        listener.server = server
-        yield f"http://127.0.0.1:{free.getsockname()[1]}"
-        server.should_exit = True
-        server.force_exit = True
-        thread.join(20)
+    app = app_of(listener, head)
+    with on_port(app, force=True, log_level="warning", lifespan="off") as (url, listener.server):
+        yield url
 
 
 def test_the_columns_are_those_of_live_link_face():
@@ -322,13 +309,6 @@ def started(chromium, address, **options):
     tab.wait_for("Object.keys(rapport.weights()).length > 0 && policy.options.length > 0")
     tab.click("#start")
     return tab
-
-
-def until(what):
-    patience = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < patience
-        time.sleep(0.1)
 
 
 def playing(tab):

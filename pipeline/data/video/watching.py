@@ -14,7 +14,7 @@ import numpy as np
 
 from rapport.pipeline.data.recording import Media
 from rapport.pipeline.data.store import CorpusError
-from rapport.pipeline.data.video.landmarks import Landmarker, find_weights, tracker_version
+from rapport.pipeline.data.video.landmarks import Landmarker
 from rapport.pipeline.data.video.regressor import Regressor, learnt
 from rapport.pipeline.data.video.tracking import BRIDGED_S, Finder, film_of
 from rapport.policies.head.asset import HeadAsset
@@ -106,12 +106,6 @@ def require_readable(layout: Layout, topology: str) -> None:
             f"faces are read as motion of the {topology} head, and this policy perceives motion of "
             f"{layout.topology}: name its head, head.path=FILE, or do not watch"
         )
-
-
-def require_tracker() -> None:
-    """Raise `CorpusError` unless MediaPipe and its weights are there; says how to get them."""
-    tracker_version()
-    find_weights(None)
 
 
 def watched(
