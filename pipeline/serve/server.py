@@ -91,6 +91,7 @@ class Server:
                 self._sources[name] = source
                 self._canaries[name] = _canary(voice)
                 _say(voice)
+                self._say_of_faces(voice)
             for name in self.voices.keys() - sources.keys():
                 del self.voices[name]
             if self._looked_at is not None:
@@ -157,6 +158,14 @@ class Server:
         perceives = "speaker" in voice.policy.reads
         same_head = voice.policy.layout.topology == self.head.topology
         return self.eyes if perceives and same_head else None
+
+    def _say_of_faces(self, voice: Voice) -> None:
+        """Who is not watched, though the server does."""
+        if self.eyes and "speaker" in voice.policy.reads and not self.eyes_for(voice):
+            logger.warning(
+                f"  {voice.name}: no faces are read for it, as it perceives motion of "
+                f"{voice.policy.layout.topology}; those of {self.head.topology} are (head.path)"
+            )
 
     def camera(self, voice: Voice) -> dict[str, Any] | None:
         """What a policy wants of a camera: how large, how often; None = nothing.

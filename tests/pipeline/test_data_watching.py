@@ -8,6 +8,7 @@ import pytest
 
 from rapport.pipeline.data.recording import open_recording
 from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.data.video import watching
 from rapport.pipeline.data.video.faces import Models, tracked_layout
 from rapport.pipeline.data.video.landmarks import Landmarker
 from rapport.pipeline.data.video.quality import Gauge, errors
@@ -185,6 +186,16 @@ def test_a_listener_to_a_film_sees_the_face_in_it(tmp_path):
     assert np.corrcoef(jaw, drawn.motion.group("jaw")[:, 0])[0, 1] > 0.6
     with pytest.raises(RunError, match="watch=true reads the speaker's face"):
         open_session(ListenConfig(speaker=film))
+
+
+@tracks
+def test_a_film_in_which_no_face_is_found_says_so(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(watching.logger, "warning", said.append)
+    film = record(tmp_path / "film.mp4", seconds=1, fps=25, rate=16000)
+    session = open_session(ListenConfig(speaker=film, watch=True))
+    assert all(chunk.motion is None for chunk in session.chunks())
+    assert said == ["  a face in 0 of 25 pictures of film.mp4"]
 
 
 @pytest.mark.parametrize("name", ["sound.wav"])

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import av
 import httpx
@@ -212,6 +212,21 @@ def test_eyes_need_mediapipe(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CorpusError, match=r"rapport-rlhf\[video\]"):
         served(watch=True)
+
+
+def test_a_policy_of_another_head_is_not_watched_and_that_is_said(eyes, monkeypatch):
+    said = []
+    server = served(sessions=1)
+    [voice] = server.voices.values()
+    server.eyes = eyes
+    assert server.camera(voice)["reads"] == "face"
+    monkeypatch.setattr("rapport.pipeline.serve.server.logger.warning", said.append)
+    server._say_of_faces(voice)
+    assert not said
+    server.head = replace(server.head, topology="flame2023")
+    assert server.camera(voice) is None
+    server._say_of_faces(voice)
+    assert len(said) == 1 and "perceives motion of builtin; those of flame2023" in said[0]
 
 
 @pytest.fixture(scope="module")

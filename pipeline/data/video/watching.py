@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rapport.log import logger
 from rapport.pipeline.data.recording import Media
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.landmarks import Landmarker
@@ -128,10 +129,14 @@ def watched(
     with Landmarker() as landmarker:
         watcher = Watcher(Finder(landmarker), learnt(head, landmarker), layout)
         film = film_of(media)
-        for number, chunk in enumerate(chunks):
-            for time, picture in film.until((number + 1) * seconds) or []:
-                watcher.look(time, picture)
-            yield replace(chunk, motion=watcher.motion(number * seconds, frames))
+        try:
+            for number, chunk in enumerate(chunks):
+                for time, picture in film.until((number + 1) * seconds) or []:
+                    watcher.look(time, picture)
+                yield replace(chunk, motion=watcher.motion(number * seconds, frames))
+        finally:
+            say = logger.info if watcher.found else logger.warning
+            say(f"  a face in {watcher.found} of {watcher.looked} pictures of {media.path.name}")
 
 
 def _in_layout(rows: np.ndarray, read: Layout, wanted: Layout) -> np.ndarray:
