@@ -28,7 +28,7 @@ def small_reactface(fps=25, seed=0, clips=(), **sizes):
         torch.manual_seed(seed)
         for name, weight in policy.model.named_parameters():
             if weight.ndim == 2 and name != "prior":
-                torch.nn.init.normal_(weight, std=1.5 / weight.shape[1] ** 0.5)
+                torch.nn.init.normal_(weight, std=1.2 / weight.shape[1] ** 0.5)
     policy.model.eval()
     return policy
 

@@ -1,9 +1,11 @@
 """A ReactFace through imitation and both algorithms, as short as it goes."""
 
+import av
 import pytest
 
 from rapport import load_policy
-from tests.aligned import aligned, by_both_algorithms
+from tests.aligned import SHORT, aligned, by_both_algorithms
+from tests.runs import finished_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 OWN = ["policy=reactface", "reactface.steps=4", "reactface.batch_size=4", "reactface.span=2"]
@@ -19,3 +21,20 @@ def test_a_reactface_is_aligned_judged_and_reported(recipe, keys, tiny_corpus, t
     )
     assert not last.prior.equal(first.prior), "it learnt"
     assert last.head.weight.equal(first.head.weight), "what is made of z* stays"
+
+
+@pytest.mark.long
+def test_the_recipe_answers_each_speaker_several_times(tiny_corpus, tmp_path):
+    folder = tmp_path / "run"
+    root = f"corpus.root={tiny_corpus.path}"
+    keys = [*OWN[1:], "evaluation.samples=3"]
+    metrics = finished_run("reactface", folder, root, *SHORT, *keys, timeout=500)["metrics"]
+    assert {"ReactFace", "ReactFace, shuffled", "mean face"} <= set(metrics["evaluation"])
+    assert {"likeness/eyelid/velocity", "bands/expr/between"} <= set(
+        metrics["movement"]["ReactFace"]
+    )
+    [video] = (folder / "clips").glob("*.mp4")
+    with av.open(str(video)) as container:
+        frame = next(container.decode(video=0))
+    assert frame.width / frame.height > 3, "the speaker, the recorded listener, three reactions"
+    assert "ReactFace" in (folder / "report.html").read_text()

@@ -39,10 +39,10 @@ class Reacting(PolicyObjective):
         return self.rows.select_columns(["listener"])
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Speakers, some without a stream, the reactions to be near to, noise and places.
+        """Speakers, some without a stream, the reactions to be near to, and noise.
 
-        Drawn for the whole batch, so that nothing depends on how it is shared. Noise and places are
-        of the first clips, which are answered.
+        Drawn for the whole batch, so that nothing depends on how it is shared. Noise is of the
+        first clips, which are answered.
         """
         config = self.config
         sizes = self.policy.model.sizes
@@ -55,14 +55,12 @@ class Reacting(PolicyObjective):
         windows = scene["motion"].shape[1] // sizes.window
         noise = torch.randn(*drawn, windows, sizes.latent, generator=generator)
         kept = _kept(torch.rand(count, 2, generator=generator), config.absent)
-        first = torch.randint(sizes.span, drawn, generator=generator)
         picked = torch.rand(drawn, generator=generator)
         order = torch.rand(count, len(self.rows), generator=generator)[share]
         labels, there = self._labels(rows, order)
         return scene | {
             "present": scene["present"] & kept[share].to(scene["present"].device),
             "noise": noise[share],
-            "first": first[share].flatten(),
             "picked": picked[share],
             "labels": labels,
             "there": there,
@@ -100,7 +98,7 @@ class Reacting(PolicyObjective):
         model = self.policy.model
         layout = self.policy.layout
         scene = Scene(batch["motion"], batch["voice"], batch["present"])
-        made, read = forward("react", scene, batch["noise"], batch["first"])
+        made, read = forward("react", scene, batch["noise"])
         labels = model.listener(batch["labels"])
         frames = labels.shape[2]
         samples = torch.unflatten(made.frames[:, :frames], 0, (-1, config.samples))

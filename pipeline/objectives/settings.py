@@ -192,6 +192,9 @@ class ReactFaceTraining(ImitationConfig):
     momentum: float = Field(0.6, ge=0, lt=1)
     """alpha of Eq. 10, how much of z stays from window to window: .9 lasts 3 s, and leaves half of
     people's movement (the paper prints .999, its programs run .9)"""
+    mood: float = Field(0.98, ge=0, lt=1)
+    """alpha of half of z, which is a mood: how somebody listens today, and how lively; .98 lasts
+    16 s, and does not fade as Eq. 10 does. 0 = the paper's, all of z has momentum"""
     span: int = Field(12, ge=1)
     """windows that one looks back, in every layer, at the speaker and at oneself"""
     synchronise: Literal["both", "face", "voice", "none"] = "both"

@@ -37,6 +37,7 @@ def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
         reactface_config(config.size, layout, LogMel().dim),
         span=config.span,
         momentum=config.momentum,
+        mood=config.mood,
         delay=config.delay,
         synchronise=config.synchronise,
         expects=config.expect > 0,

@@ -1,8 +1,8 @@
 """One step of AR-Flow: what is heard in the time of a latent, and the latent that answers it.
 
 All tensors have fixed shapes, and nothing depends on what stands in them: sessions that began at
-any time, with any prompt, lead and streams, share a pass. A GPU records the step once and repeats
-it, and never waits for the host. It is made of what `sampling.generate_long` is made of.
+any time, with any prompt, lead and streams, share a pass. A compiler traces it once, as one graph
+that never waits for the host. It is made of what `sampling.generate_long` is made of.
 """
 
 from __future__ import annotations

@@ -28,14 +28,22 @@ def read(folder: Path) -> ReactFace:
     """The ReactFace in a folder.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights are of other sizes.
+        CheckpointError: a file is missing or damaged, or the weights are of other sizes or of an
+            earlier version.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is no ReactFace: it has no {name}; {AGAIN}")
     try:
         model = ReactFace(ReactFaceSizes.from_json((folder / CONFIG_FILE).read_text()))
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        weights = load_file(folder / WEIGHTS_FILE)
+        earlier = model.state_dict().keys() - weights.keys() == {"axes.axes"}
+        if not earlier:
+            model.load_state_dict(weights)
     except (ValueError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder} holds no ReactFace: {error}; {AGAIN}") from error
+    if earlier:
+        raise CheckpointError(
+            f"{folder} is a ReactFace of an earlier version, whose lids moved apart; train it again"
+        )
     return model

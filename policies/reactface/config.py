@@ -31,6 +31,8 @@ class ReactFaceSizes:
         span: windows that one looks back, in every layer, at the speaker and at oneself.
         period: p of Eq. 17, frames that are equally far away.
         momentum: alpha of Eq. 10.
+        mood: alpha of half of the dims of z, which are moods: how somebody listens today, and how
+            lively. .98 lasts 16 s; 0 = there are none.
         delay: "w" = a window is made once the speaker is heard to its end (Eq. 4), and so shown w
             frames late; 0 = before any of it is heard.
         synchronise: what of the speaker the SLBS holds a window against: "face" = VIM alone,
@@ -51,6 +53,7 @@ class ReactFaceSizes:
     span: int = 12
     period: int = 8
     momentum: float = 0.9
+    mood: float = 0.98
     delay: Delay = "w"
     synchronise: Synchronise = "both"
     expects: bool = True
@@ -65,13 +68,20 @@ class ReactFaceSizes:
                 f"hidden {self.hidden} must be a multiple of twice heads {self.heads}: rotations "
                 "turn pairs of channels"
             )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum:g}; at 1 nothing is ever drawn anew")
+        for name in ("momentum", "mood"):
+            alpha = getattr(self, name)
+            if not 0 <= alpha < 1:
+                raise ValueError(f"{name} is {alpha:g}; at 1 nothing is ever drawn anew")
 
     @property
     def looked_back(self) -> int:
         """Frames of the span."""
         return self.span * self.window
+
+    @property
+    def moods(self) -> int:
+        """Dims of z that are moods, its first ones."""
+        return self.latent // 2 if self.mood else 0
 
     @property
     def kept(self) -> int:

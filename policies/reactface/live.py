@@ -89,10 +89,7 @@ class LiveReactFace:
         """
         ahead = self.model.sizes.ahead
         number = first + ahead if first else 0
-        past = self.model.nothing(1)
-        kept = Kept(
-            self.model.unsensed(1), replace(past, number=torch.full_like(past.number, number))
-        )
+        kept = Kept(self.model.unsensed(1), self.model.nothing(1))
         return State(seed, number, number - ahead, np.zeros(0, np.float32), kept)
 
     def tell(self, state: State, prompt: Any) -> State:
@@ -178,7 +175,8 @@ class LiveReactFace:
         if done is None:
             drawn = [latent_noise(s.seed, 0, s.number, model.sizes.latent) for s in states]
             noise = torch.stack(drawn).to(like)
-            done = model.momentum(past, model.distribution(past).sample(noise))
+            gaussian = model.distribution(past)
+            done = model.momentum(past, gaussian, gaussian.sample(noise))
         kept = Kept(senses, model.make(past, done.to(like), model.sizes.heed))
         return [
             replace(state, number=state.number + 1, heard=state.heard + 1, sound=sound, kept=alone)

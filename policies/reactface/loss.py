@@ -6,6 +6,7 @@ expression; and per element, so that scales do not depend on how long clips are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from rapport.policies.motion import Layout
 
 PATH = 25  # frames that a path is averaged over, a second
 TINY = 1e-8  # under a root, whose slope at 0 is endless
+UNSEEN = 0.01  # standard deviations; what moves less does not move
 Assign = Literal["nearest", "recorded", "random", "cover"]
 
 
@@ -132,24 +134,10 @@ def diversity_loss(samples: Tensor, scale: float, layout: Layout) -> Tensor:
 
 
 def energy_distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """Of each sample to each label, means over groups: as of `distances`.
-
-    How far apart their means over the clip are, and how far, as root mean squares, what they do
-    about these: faces at rest differ by more than anybody moves, and would drown it.
-    """
-    return _energy(samples.unsqueeze(2) - labels.unsqueeze(1), layout)
-
-
-def _energy(apart: Tensor, layout: Layout) -> Tensor:
-    """`energy_distances` of what differs, (..., frames, dim) -> (...)."""
-    means = apart.mean(-2)
-    squares = means.square(), (apart - means.unsqueeze(-2)).square().mean(-2)
-    groups = [
-        (part[..., layout.columns(name)].mean(-1) + TINY).sqrt()
-        for part in squares
-        for name in layout.names
-    ]
-    return torch.stack(groups).mean(0)
+    """Of each sample to each label, means over groups and `aspects`: as of `distances`."""
+    pairs = zip(aspects(samples), aspects(labels), strict=True)
+    apart = [sample.unsqueeze(2) - label.unsqueeze(1) for sample, label in pairs]
+    return _energy(apart, layout)
 
 
 def spread_loss(samples: Tensor, layout: Layout) -> Tensor:
@@ -159,7 +147,42 @@ def spread_loss(samples: Tensor, layout: Layout) -> Tensor:
     least where samples are spread as people are: there is no weight or scale to choose.
     """
     first, second = _pairs(samples)
-    return -_energy(samples[:, first] - samples[:, second], layout).mean() / 2
+    apart = [aspect[:, first] - aspect[:, second] for aspect in aspects(samples)]
+    return -_energy(apart, layout).mean() / 2
+
+
+def aspects(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How a face rests, what it does about that, and how much it moves.
+
+    Each is held against others by itself: faces at rest differ by more than anybody moves, and what
+    two faces do at once says nothing of how much they do at all.
+
+    Args:
+        frames: (..., frames, dim), standardised.
+
+    Returns:
+        (..., 1, dim), means over the clip; (..., frames, dim), the rest; (..., 5, dim), logs of
+        the root mean squares of the rest, of velocity and of acceleration, and of how far the rest
+        goes up and down: a blink goes far, seldom, and one way.
+    """
+    means = frames.mean(-2, keepdim=True)
+    rest = frames - means
+    velocity = frames.diff(dim=-2)
+    squares = [x.square().mean(-2) for x in (rest, velocity, velocity.diff(dim=-2))]
+    moved = [(square + UNSEEN**2).sqrt() for square in squares]
+    moved += [rest.amax(-2) + UNSEEN, UNSEEN - rest.amin(-2)]
+    return means, rest, torch.stack(moved, dim=-2).log()
+
+
+def _energy(apart: Sequence[Tensor], layout: Layout) -> Tensor:
+    """Root mean squares by group of what differs in each aspect, (..., rows, dim) -> (...)."""
+    squares = [aspect.square().mean(-2) for aspect in apart]
+    groups = [
+        (square[..., layout.columns(name)].mean(-1) + TINY).sqrt()
+        for square in squares
+        for name in layout.names
+    ]
+    return torch.stack(groups).mean(0)
 
 
 def _pairs(samples: Tensor) -> Tensor:

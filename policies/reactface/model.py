@@ -12,8 +12,9 @@ where a listener's face is on average (`Expectation`), and what is drawn departs
 of what is drawn teach next to nothing of the speaker: people differ from each other by far more
 than any speaker explains.
 
-Where the paper counts positions from the beginning of a clip, which an endless session outgrows,
-they go round a circle here; and a window looks back over a span, not over all that was.
+Where the paper counts positions from the beginning of a clip (Eq. 13), nobody counts here: an
+endless session would outgrow them, and a trained one blinked by them as by a clock. And a window
+looks back over a span, not over all that was.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.utils import _pytree as pytree
 from rapport.policies.flow.statistics import mean_and_std
 from rapport.policies.flow.transformer import CausalTransformer, Memory
 from rapport.policies.flow.voice import Hearing, VoiceEncoder
+from rapport.policies.motion import Layout
 from rapport.policies.reactface.config import EXPECTING, ReactFaceSizes, Synchronise
 
 FACE, VOICE = 0, 1  # streams, columns of `present`
@@ -126,7 +128,6 @@ class Past:
         latent: (batch, latent), z at its end.
         expected: (batch, window, dim), what was expected in it.
         begun: (batch,) bool, whether there was one.
-        number: (batch,) of the window that comes next.
     """
 
     tokens: Tokens
@@ -135,7 +136,6 @@ class Past:
     latent: Tensor
     expected: Tensor
     begun: Tensor
-    number: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +214,40 @@ class Channels(nn.Module):
     def back(self, values: Tensor) -> Tensor:
         """In their own units."""
         return values * self.std + self.mean
+
+
+class Axes(nn.Module):
+    """Principal axes of each FLAME group, of standardised channels.
+
+    What goes together in people goes together in what is made: two lids are one number, and what
+    differs between them has the little room that it has in people.
+    """
+
+    axes: Tensor
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.register_buffer("axes", torch.eye(layout.dim))
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Take those of standardised (..., dim), as long as people vary; left as is by nothing."""
+        count = 0
+        products = torch.zeros(self.layout.dim, self.layout.dim, dtype=torch.float64)
+        for batch in batches:
+            rows = batch.double().flatten(0, -2)
+            products += rows.mT @ rows
+            count += len(rows)
+        if not count:
+            return
+        for name in self.layout.names:
+            group = self.layout.columns(name)
+            variances, directions = torch.linalg.eigh(products[group, group] / count)
+            self.axes[group, group] = directions * variances.clamp(min=0).sqrt()
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Standardised channels of places (..., dim) along the axes."""
+        return places @ self.axes.mT
 
 
 class Interaction(nn.Module):
@@ -332,7 +366,7 @@ class Expectation(nn.Module):
         self.path = nn.Linear(sizes.hidden, sizes.layout.dim)
 
     def forward(self, speaker: Tensor, before: Memory) -> tuple[Tensor, Memory]:
-        """The encoded speaker (batch, frames, hidden) -> (batch, frames, dim), standardised."""
+        """The encoded speaker (batch, frames, hidden) -> (batch, frames, dim), along `Axes`."""
         read, after = self.read.follow(speaker, before)
         path: Tensor = self.path(read)
         return path, after
@@ -351,6 +385,7 @@ class ReactFace(nn.Module):
         dim = sizes.layout.dim
         hidden = sizes.hidden
         self.listener = Channels(dim)
+        self.axes = Axes(sizes.layout)  # of the listener
         self.speaker = Channels(dim)
         self.sound = Channels(sizes.audio_dim)
         # MSBEA
@@ -369,8 +404,13 @@ class ReactFace(nn.Module):
         self.mean = nn.Linear(hidden, sizes.latent)
         self.log_std = nn.Linear(hidden, sizes.latent)
         # LRD and SLBS
-        self.widen = nn.Linear(sizes.latent, hidden)
-        self.decode = Interaction(hidden, sizes.heads)
+        self.decode = nn.Sequential(
+            nn.Linear(sizes.latent, 4 * hidden),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * hidden, 2 * hidden),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(2 * hidden, hidden),
+        )
         self.synchronisation = Synchronisation(sizes, sizes.synchronise)
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.head = nn.Linear(hidden, dim)
@@ -381,17 +421,13 @@ class ReactFace(nn.Module):
         """What learners ask of it, as sharded training hooks into this."""
         return getattr(self, asked)(*arguments)
 
-    def react(
-        self, scene: Scene, noise: Tensor, first: Tensor | None = None, heed: float = 1.0
-    ) -> tuple[Reactions, Read]:
+    def react(self, scene: Scene, noise: Tensor, heed: float = 1.0) -> tuple[Reactions, Read]:
         """Free running: its past is what it did itself, with gradients through all windows.
 
         Args:
             scene: whole windows of each speaker.
             noise: (answered, samples, windows, latent) from N(0, I); the first speakers are
                 answered, those after them only read.
-            first: (answered * samples,) number of the first window, for its place on the circle of
-                positions; None = 0.
             heed: see `make`.
 
         Returns:
@@ -400,15 +436,13 @@ class ReactFace(nn.Module):
         tokens = self.encode(scene)
         repeated = tokens.first(len(noise)).repeat(noise.shape[1])
         past = self.nothing(len(repeated.there))
-        if first is not None:
-            past = replace(past, number=first)
         made = []
         for number, drawn in enumerate(noise.flatten(0, 1).unbind(1)):
             heard = repeated.window(number - self.sizes.ahead, self.sizes.window)
             past = self.listen(past, heard)
             gaussian = self.distribution(past)
             z = gaussian.sample(drawn)
-            past = self.make(past, self.momentum(past, z), heed)
+            past = self.make(past, self.momentum(past, gaussian, z), heed)
             made.append((past.frames, z, gaussian.mean, gaussian.log_std))
         frames, *of_latents = zip(*made, strict=True)
         reactions = Reactions(
@@ -477,8 +511,8 @@ class ReactFace(nn.Module):
     def expect(self, frames: Tensor, before: Memory) -> tuple[Tensor, Memory]:
         """`Expectation` of encoded frames; nothing, of a model that expects nothing."""
         if self.expectation is not None:
-            expected: tuple[Tensor, Memory] = self.expectation(frames, before)
-            return expected
+            along, after = self.expectation(frames, before)
+            return self.axes(along), after
         return frames.new_zeros(*frames.shape[:2], self.sizes.layout.dim), before
 
     def nothing(self, batch: int) -> Past:
@@ -501,7 +535,6 @@ class ReactFace(nn.Module):
             latent=like.new_zeros(batch, sizes.latent),
             expected=like.new_zeros(batch, sizes.window, sizes.layout.dim),
             begun=absent[:, 0, 0],
-            number=torch.zeros(batch, dtype=torch.long, device=like.device),
         )
 
     def listen(self, past: Past, heard: Tokens) -> Past:
@@ -521,10 +554,23 @@ class ReactFace(nn.Module):
         log_std = WIDEST * torch.tanh(self.log_std(spread) / WIDEST)
         return Gaussian(self.mean(mean), log_std)
 
-    def momentum(self, past: Past, drawn: Tensor) -> Tensor:
-        """Eq. 10: z of what was drawn, (batch, latent) each; the first one is what was drawn."""
-        alpha = self.sizes.momentum
-        follows = alpha * past.latent + (1 - alpha) * drawn
+    def momentum(self, past: Past, gaussian: Gaussian, drawn: Tensor) -> Tensor:
+        """Eq. 10: z of what was drawn, (batch, latent) each; the first one is what was drawn.
+
+        By Eq. 10 what is drawn fades: after a while z is its mean. Moods last, and must not fade:
+        theirs are spread as they were drawn, for as long as a session goes on.
+
+        Args:
+            past: of which z is followed.
+            gaussian: of which was drawn.
+            drawn: z*.
+        """
+        sizes = self.sizes
+        moods = torch.arange(sizes.latent, device=drawn.device) < sizes.moods
+        alpha = torch.where(moods, sizes.mood, sizes.momentum)
+        share = torch.where(moods, (1 - alpha.square()).sqrt(), 1 - alpha)
+        mean = gaussian.mean
+        follows = alpha * past.latent + (1 - alpha) * mean + share * (drawn - mean)
         return torch.where(past.begun[:, None], follows, drawn)
 
     def make(self, past: Past, latent: Tensor, heed: float = 1.0) -> Past:
@@ -537,36 +583,17 @@ class ReactFace(nn.Module):
         """
         before = torch.where(past.begun[:, None], past.latent, latent)
         z = interpolated(before, latent, self.sizes.window)
-        places, bias = self._places(past.number)
-        x = self.decode(self.widen(z), self.decode.hold(places), bias)
         tokens = past.tokens
-        x = self.synchronisation(x, tokens.shown, tokens.there, self.sizes.ahead)
+        x = self.synchronisation(self.decode(z), tokens.shown, tokens.there, self.sizes.ahead)
         expected = tokens.expected.detach()  # what departs from it does not teach it
         middle = heed * calmed(past.expected, expected)
         return replace(
             past,
-            frames=middle + self.head(self.norm(x)),
+            frames=middle + self.axes(self.head(self.norm(x))),
             latent=latent,
             expected=expected,
             begun=torch.ones_like(past.begun),
-            number=past.number + 1,
         )
-
-    def _places(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        """P of the frames of windows and of those before, (batch, 2 window, hidden); their bias.
-
-        A frame attends to the last `window` ones. Were it only those of its own window, motion
-        would jump from window to window.
-        """
-        window = self.sizes.window
-        own = torch.arange(window, device=number.device)
-        near = torch.arange(-window, window, device=number.device)
-        age = own[:, None] - near
-        bias = torch.zeros_like(age, dtype=self.head.weight.dtype)
-        bias = bias.masked_fill((age < 0) | (age >= window), -torch.inf)
-        frames = number[:, None] * window + near
-        places = circular_positions(frames, self.sizes.hidden, self.sizes.looked_back)
-        return places.to(self.head.weight), bias
 
 
 def calmed(before: Tensor, now: Tensor) -> Tensor:
@@ -606,23 +633,6 @@ def alignment_bias(age: Tensor, period: int, span: int) -> Tensor:
     """
     bias = -torch.div(age, period, rounding_mode="floor").float()
     return bias.masked_fill((age < 0) | (age > span), -torch.inf)
-
-
-def circular_positions(frames: Tensor, dim: int, circle: int) -> Tensor:
-    """Eq. 13 with every frequency rounded to whole turns in `circle` frames.
-
-    Args:
-        frames: (...) numbers, from the beginning.
-        dim: of the encoding, even.
-        circle: frames after which it returns.
-
-    Returns:
-        (..., dim) float64, sines and cosines of each frequency.
-    """
-    index = torch.arange(0, dim, 2, device=frames.device, dtype=torch.float64)
-    turns = (circle / (2 * math.pi) * 10_000 ** (-index / dim)).round()
-    angles = (frames % circle).double()[..., None] * turns * (2 * math.pi / circle)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def initialised(sizes: ReactFaceSizes, seed: int) -> ReactFace:

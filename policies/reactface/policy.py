@@ -3,8 +3,8 @@
 Its face depends on the speaker as well as on z*. So that a reaction tells by itself how the face
 moves, and what the next window goes on from, a row of its actions holds the frames of the window
 behind its z*. Only z* has a probability: aligning changes how it is distributed, given what was
-heard and done, and never what is made of it. What is learnt so reaches the encoders of the speaker
-and the CIE; decoder and SLBS stay as imitation left them, but for what they share with these.
+heard and done, and never what is made of it. So the CIE alone learns; encoders, decoder and SLBS
+stay as imitation left them.
 """
 
 from __future__ import annotations
@@ -269,6 +269,7 @@ class ReactFacePolicy(Policy):
             if prompt.voice is not None:
                 voices.append(from_bytes(prompt.voice, -1, sizes.audio_dim))
         policy.model.listener.fit(listeners)
+        policy.model.axes.fit(map(policy.model.listener, listeners))
         policy.model.speaker.fit(speakers)
         policy.model.sound.fit(voices)
         return policy

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from rapport.actors.settings import FleetConfig, LearnerConfig
 from rapport.pipeline.data.flow import WINDOW_SCHEMA
+from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.objectives.gdpo import Gdpo
-from rapport.pipeline.objectives.settings import FlowGdpoConfig
+from rapport.pipeline.objectives.settings import FlowGdpoConfig, GdpoConfig
 from rapport.pipeline.recipes import gdpo as recipe
-from rapport.pipeline.settings import GdpoOfFlow
+from rapport.pipeline.settings import GdpoOfFlow, GdpoOfReactFace
 from rapport.pipeline.steps import alignment
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.sampling import fleet_sampler, start_fleet
@@ -26,6 +27,7 @@ from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.motion import Layout
+from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.policies.tables import write_table
 
 pytestmark = pytest.mark.engine
@@ -42,18 +44,16 @@ SIZES = config.FlowSizes(
     window=3,
 )
 SHAPES = {"text": (5,), "partner_audio": (12, 6), "partner_motion": (3, 4), "actor_audio": (12, 6)}
-CONFIG = GdpoOfFlow(
-    seed=3,
-    gdpo=FlowGdpoConfig(
-        estimator="gdpo",
-        iterations=3,
-        sync_every=2,
-        batch_size=2,
-        group_size=2,
-        steps=2,
-        learning_rate=1e-3,
-    ),
-    learner=LearnerConfig(
+SHORT = {
+    "iterations": 3,
+    "sync_every": 2,
+    "batch_size": 2,
+    "group_size": 2,
+    "learning_rate": 1e-3,
+}
+ON_RAY = {
+    "seed": 3,
+    "learner": LearnerConfig(
         world_size=2,
         cpus=0.4,
         gpus=0,
@@ -64,12 +64,14 @@ CONFIG = GdpoOfFlow(
         checkpoint_every=2,
         timeout_s=300,
     ),
-    rollout=FleetConfig(workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60),
-)
+    "rollout": FleetConfig(workers=1, cpus=0.1, gpus=0, threads=1, batch_prompts=2, timeout_s=60),
+}
+OF_FLOW = GdpoOfFlow(gdpo=FlowGdpoConfig(**SHORT, estimator="gdpo", steps=2), **ON_RAY)
+OF_REACTFACE = GdpoOfReactFace(policy="reactface", gdpo=GdpoConfig(**SHORT), **ON_RAY)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def a_flow(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("gdpo"), np.random.default_rng(0)
     torch.manual_seed(0)
     vae = MotionVAE(config.VaeSizes(LAYOUT, downsample=4, latent_dim=4, hidden=32))
@@ -87,7 +89,17 @@ def files(tmp_path_factory):
     )
     (folder / "windows").mkdir()
     write_table(folder / "windows" / "train.arrow", rows, WINDOW_SCHEMA)
-    return folder
+    return Imitated(corpus=None, policy_path=folder / "flow", windows=folder / "windows")
+
+
+@pytest.fixture(scope="module")
+def a_reactface(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reactface")
+    design = Design(seconds=1, past=0, frames=0)
+    corpus = generate_corpus(folder / "corpus", 12, 2, 2, design=design, workers=0)
+    clips = list(corpus.clips("train"))
+    ReactFacePolicy.untrained(corpus.layout, clips, seed=0).save(folder / "policy")
+    return Imitated(corpus, folder / "policy")
 
 
 def killed_once(marker: Path) -> type[Gdpo]:
@@ -106,9 +118,8 @@ def killed_once(marker: Path) -> type[Gdpo]:
     return Killed
 
 
-def post_train(files, directory):
+def post_train(imitated, config, directory):
     """The recipe's own loop; returns the phase's result and what was logged."""
-    imitated = Imitated(corpus=None, policy_path=files / "flow", windows=files / "windows")
     logged = []
     step = SimpleNamespace(
         name="gdpo",
@@ -119,22 +130,24 @@ def post_train(files, directory):
     run = SimpleNamespace(
         once=lambda name, work, round_index: work(step), summary={"metrics": {}}, root=directory
     )
-    imitated.policy.sampler = fleet_sampler(CONFIG, imitated.policy)
-    with start_fleet(CONFIG.rollout, 0, imitated) as fleet:
+    imitated.policy.sampler = fleet_sampler(config, imitated.policy)
+    with start_fleet(config.rollout, 0, imitated) as fleet:
         fleet.ready()
-        return recipe.post_train(run, CONFIG, imitated, fleet), logged
+        return recipe.post_train(run, config, imitated, fleet), logged
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(("policy", "config"), [("a_flow", OF_FLOW), ("a_reactface", OF_REACTFACE)])
 def test_iterations_with_a_killed_learner_are_those_that_went_through(
-    local_ray, files, tmp_path, monkeypatch
+    local_ray, request, policy, config, tmp_path, monkeypatch
 ):
+    imitated = request.getfixturevalue(policy)
     logged, weights = {}, {}
     marker = tmp_path / "marker"
     for name, objective in (("whole", Gdpo), ("killed", killed_once(marker))):
         monkeypatch.setattr(alignment, "Gdpo", objective)
         (tmp_path / name).mkdir()
-        result, logged[name] = post_train(files, tmp_path / name)
+        result, logged[name] = post_train(imitated, config, tmp_path / name)
         weights[name] = load_file(result.artifacts["gdpo_policy"] / "model.safetensors")
         assert result.counts["gdpo_steps"] == 6
     assert marker.exists()
@@ -145,7 +158,7 @@ def test_iterations_with_a_killed_learner_are_those_that_went_through(
     assert all(values["ratio"] == pytest.approx(1, abs=1e-6) for _, values in whole[::2]), (
         "on-policy after a refresh"
     )
-    before = load_file(files / "flow" / "model.safetensors")
+    before = load_file(imitated.policy_path / "model.safetensors")
     assert any(not torch.equal(before[name], weight) for name, weight in weights["whole"].items())
     assert all(
         torch.equal(weights["killed"][name], weight) for name, weight in weights["whole"].items()

@@ -8,6 +8,7 @@ import torch
 from rapport.policies.motion import Layout
 from rapport.policies.reactface.loss import (
     appropriate_loss,
+    aspects,
     by_group,
     distances,
     diversity_loss,
@@ -118,6 +119,46 @@ def test_the_energy_score_is_least_where_samples_are_spread_as_people_are():
 
     scores = {spread: score(spread) for spread in (0.0, 0.5, 0.8, 1.0, 1.2, 2.0)}
     assert min(scores, key=scores.get) == 1.0, scores
+
+
+def test_aspects_of_a_face_by_hand():
+    """A step from 0 to 4 in the last of four frames, about a mean of 1."""
+    frames = torch.tensor([0.0, 0.0, 0.0, 4.0])[:, None]
+    means, rest, movement = aspects(frames)
+    assert means.tolist() == [[1.0]] and rest.flatten().tolist() == [-1, -1, -1, 3]
+    expected = [math.sqrt(12 / 4), math.sqrt(16 / 3), math.sqrt(16 / 2), 3, 1]
+    torch.testing.assert_close(movement.exp().flatten(), torch.tensor(expected), rtol=0, atol=0.011)
+
+
+def test_a_blink_is_no_trembling():
+    """Which moves as much, and as fast on average; and stillness is as still as it can be seen."""
+    blink = torch.zeros(100, 1)
+    blink[50:53] = 1.0
+    trembling = torch.zeros(100, 1)
+    trembling[::2] = blink.diff(dim=0).square().mean().sqrt()
+    of_blink, of_trembling = (aspects(x)[2].flatten() for x in (blink, trembling))
+    assert of_blink[1] == pytest.approx(of_trembling[1])  # velocity
+    assert of_blink[3] - of_trembling[3] > 1.5  # how far up
+    assert of_blink[3] - of_blink[4] > 3  # and not down
+    still = aspects(torch.zeros(1, 2, 100, 1))
+    torch.testing.assert_close(still[2], torch.full((1, 2, 5, 1), math.log(0.01)))
+
+
+def test_the_energy_score_hears_how_much_a_face_moves():
+    """Samples whose frames are drawn anew are no nearer for moving as much as people do, but that
+    they are."""
+    layout = Layout((("rot", 1),), 25, "builtin")
+    generator = torch.Generator().manual_seed(0)
+    people = torch.randn(500, 1, 40, 1, generator=generator)
+    noise = torch.randn(500, 3, 40, 1, generator=generator)
+
+    def score(spread):
+        samples = spread * noise
+        return (
+            energy_distances(samples, people, layout).mean() + spread_loss(samples, layout)
+        ).item()
+
+    assert score(1.0) < score(0.6) - 0.1 and score(1.0) < score(1.6) - 0.1
 
 
 def test_a_path_is_the_mean_of_a_second():

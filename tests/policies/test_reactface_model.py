@@ -14,11 +14,13 @@ from rapport.policies.motion import Layout
 from rapport.policies.policy import CheckpointError, load_policy
 from rapport.policies.reactface.config import ReactFaceSizes, reactface_config
 from rapport.policies.reactface.model import (
+    Axes,
+    Channels,
+    Gaussian,
     ReactFace,
     Scene,
     alignment_bias,
     calmed,
-    circular_positions,
     interpolated,
 )
 from rapport.policies.reactface.policy import ReactFacePolicy
@@ -47,26 +49,48 @@ def test_momentum_of_the_first_window_is_what_was_drawn(policy):
     model = policy.model
     drawn = torch.full((1, 4), 2.0)
     before = model.nothing(1)
-    assert model.momentum(before, drawn).tolist() == drawn.tolist()
+    gaussian = Gaussian(torch.full((1, 4), 0.5), torch.zeros(1, 4))
+    assert model.momentum(before, gaussian, drawn).tolist() == drawn.tolist()
     begun = replace(before, begun=torch.tensor([True]), latent=torch.full((1, 4), -1.0))
-    expected = 0.9 * -1.0 + 0.1 * 2.0  # Eq. 10
-    torch.testing.assert_close(model.momentum(begun, drawn), torch.full((1, 4), expected))
+    mood = 0.98 * -1 + 0.02 * 0.5 + (1 - 0.98**2) ** 0.5 * (2 - 0.5)
+    fades = 0.9 * -1.0 + 0.1 * 2.0  # Eq. 10
+    expected = torch.tensor([[mood, mood, fades, fades]])
+    torch.testing.assert_close(model.momentum(begun, gaussian, drawn), expected)
+
+
+def test_moods_do_not_fade(policy):
+    """After 1,000 windows they are spread as at first, and what has momentum is not."""
+    model = policy.model
+    gaussian = Gaussian(torch.full((5000, 4), 3.0), torch.full((5000, 4), 2.0).log())
+    generator = torch.Generator().manual_seed(0)
+    past = model.nothing(5000)
+    for _ in range(1000):
+        drawn = gaussian.sample(torch.randn(5000, 4, generator=generator))
+        latent = model.momentum(past, gaussian, drawn)
+        past = replace(past, latent=latent, begun=torch.ones_like(past.begun))
+    torch.testing.assert_close(latent.mean(0), torch.full((4,), 3.0), atol=0.15, rtol=0)
+    fades = 2 * (0.1 / 1.9) ** 0.5
+    torch.testing.assert_close(
+        latent.std(0), torch.tensor([2.0, 2.0, fades, fades]), rtol=0.05, atol=0
+    )
 
 
 def test_what_is_drawn_is_kept_as_long_as_momentum_says(policy, clip):
-    """The first draw's share of z is alpha^n."""
+    """The first draw's share of z is alpha^n, of two moods, and of the rest."""
     model = policy.model
     scene = Scene(**policy.collate([policy.prompt_row(policy.encode(clip))]))
     noise = torch.zeros(1, 2, WINDOWS, 4)
     made, _ = model.react(scene, noise)
+    alpha = torch.tensor([0.98, 0.98, 0.9, 0.9])
     z = [made.drawn[0, 0]]
     for drawn in made.drawn[0, 1:]:
-        z.append(0.9 * z[-1] + 0.1 * drawn)
+        z.append(alpha * z[-1] + (1 - alpha) * drawn)
     past = model.nothing(1)
     heard = model.encode(scene)
     for number in range(WINDOWS):
         past = model.listen(past, heard.window(number, W))
-        past = model.make(past, model.momentum(past, model.distribution(past).mean))
+        gaussian = model.distribution(past)
+        past = model.make(past, model.momentum(past, gaussian, gaussian.mean))
         torch.testing.assert_close(past.latent[0], z[number], atol=1e-5, rtol=1e-5)
 
 
@@ -82,17 +106,6 @@ def test_the_alignment_bias_is_that_of_the_paper():
         [low, -1, -1, 0, 0],  # beyond the span of 3
     ]
     assert alignment_bias(i - j, period=2, span=3).tolist() == expected
-
-
-def test_positions_go_round_without_a_seam():
-    places = circular_positions(torch.arange(97), dim=16, circle=96)
-    torch.testing.assert_close(places[0], places[96])
-    steps = places.diff(dim=0).norm(dim=1)
-    assert steps.max() < 1.01 * steps.min()
-    # The fastest is the paper's but for rounding to whole turns: sin(t) of Eq. 13.
-    torch.testing.assert_close(
-        places[1, :2], torch.tensor([0.8315, 0.5556]).double(), atol=2e-2, rtol=0
-    )
 
 
 @pytest.mark.parametrize("synchronise", ["both", "face", "voice", "none"])
@@ -113,6 +126,38 @@ def test_a_window_is_held_against_what_it_should_be(synchronise, clip):
         "voice": not torch.equal(frames(face, voice), frames(face, voice + 1)),
     }
     assert found == {name: synchronise in ("both", name) for name in found}
+
+
+def people(frames=4000):
+    """A smile of three channels, which is one number and some noise; two lids, which are one."""
+    generator = torch.Generator().manual_seed(0)
+    smile, lids = torch.randn(2, frames, 1, generator=generator)
+    noise = 0.3 * torch.randn(frames, 3, generator=generator)
+    faces = torch.cat([smile * torch.tensor([1.0, 2.0, -1.0]) + noise, lids, lids], dim=1)
+    return faces * 5 + 7
+
+
+def test_what_goes_together_in_people_goes_together_in_what_is_made():
+    layout = Layout((("expr", 3), ("eyelid", 2)), 25, "builtin")
+    channels, axes = Channels(layout.dim), Axes(layout)
+    faces = people()
+    channels.fit([faces[:1000], faces[1000:]])
+    standardised = channels(faces)
+    axes.fit([standardised[:1000], standardised[1000:]])
+
+    made = axes(torch.randn(100_000, layout.dim, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(made[:, 3], made[:, 4], atol=1e-3, rtol=0)
+    of_people, of_made = (np.corrcoef(x.numpy().T) for x in (faces, made))
+    np.testing.assert_allclose(of_made[:3, :3], of_people[:3, :3], atol=0.02)
+    np.testing.assert_allclose(of_made[:3, 3:], 0, atol=0.02)  # axes are of one group
+    np.testing.assert_allclose(made.std(0), np.ones(layout.dim), atol=0.02)
+
+
+def test_axes_of_nobody_are_the_channels():
+    layout = Layout((("expr", 3),), 25, "builtin")
+    axes = Axes(layout)
+    axes.fit([])
+    assert axes(torch.eye(3)).tolist() == torch.eye(3).tolist()
 
 
 def test_sizes():
@@ -209,7 +254,7 @@ def test_what_is_drawn_does_not_teach_what_is_expected(clip):
     made, _ = policy.model.react(scene_of(policy, clip), torch.zeros(1, 2, WINDOWS, 4))
     made.frames.square().mean().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.model.expectation.parameters())
-    assert policy.model.widen.weight.grad.any()
+    assert policy.model.decode[0].weight.grad.any()
 
 
 @pytest.mark.parametrize("expects", [True, False])
@@ -365,3 +410,13 @@ def test_damaged_checkpoints_are_named(policy, tmp_path):
         with pytest.raises(CheckpointError, match="holds no ReactFace"):
             load_policy(folder)
     assert load_file(folder / "model.safetensors").keys() == policy.weights().keys()
+
+
+def test_a_policy_of_an_earlier_version_is_refused(policy, tmp_path):
+    folder = tmp_path / "policy"
+    policy.save(folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["axes.axes"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="earlier version, .* train it again"):
+        load_policy(folder)
