@@ -16,6 +16,7 @@ def test_it_fits_into_a_hundred_lines():
     assert len((ROOT / "tests" / "gaussian.py").read_text().splitlines()) <= 100
 
 
+@pytest.mark.long
 @by_both_algorithms
 def test_a_third_policy_is_aligned_judged_and_reported(recipe, keys, tiny_corpus, tmp_path):
     metrics, report = aligned(recipe, tmp_path / "run", tiny_corpus, *OWN, *keys)

@@ -101,6 +101,7 @@ def test_a_folder_without_a_model_is_refused_before_anything_is_tracked(tmp_path
 
 @tracks
 @pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_vllm_captions_the_faces_of_films(tmp_path, monkeypatch):
     films = tmp_path / "films"
