@@ -236,7 +236,7 @@ class Judge:
         return MethodRow(
             metrics=values | counts | criteria,
             scores=prompt_means(overalls),
-            truth_errors=prompt_means(self._truth_errors(reactions)),
+            truth_errors=prompt_means(self.truth_errors(reactions)),
             yardsticks=listening.yardsticks,
             conversations=listening.conversations,
             right_by_kind=listening.right_by_kind,
@@ -272,21 +272,14 @@ class Judge:
 
     def answers_of_baselines(self) -> dict[str, dict[str, list[Motion]]]:
         """Ground truth, who else listened, Random, Nearest Neighbour, Mirror, rules, the oracle."""
-        listeners = self._listeners
-        rng = np.random.default_rng(self.seed)
         train = self.corpus.clips("train", COMPARED)
-        nearest = NearestNeighbour(map(_input, train), listeners)
+        nearest = NearestNeighbour(map(_input, train), self._listeners)
         clips = self.clips.items()
         answers = {"ground truth": {i: [clip.listener.subset(self.layout)] for i, clip in clips}}
         another = self._another_listener()
         if another.keys() == self.clips.keys():
             answers[ANOTHER] = another
-        drawn = {}
-        for clip_id, clip in clips:
-            frames = len(clip.listener)
-            motion = listeners[draw_listener(listeners.lengths, frames, rng)]
-            drawn[clip_id] = [motion.window(0, frames)]
-        answers["Random"] = drawn
+        answers["Random"] = self.random(1)
         answers["Nearest Neighbour"] = {
             i: [nearest(_input(clip), len(clip.listener))] for i, clip in clips
         }
@@ -297,6 +290,18 @@ class Judge:
         for name, by_clip in self.rules.answers().items():
             answers[name] = {i: [motion] for i, motion in by_clip.items()}
         return answers
+
+    def random(self, samples: int) -> dict[str, list[Motion]]:
+        """Training listeners whoever speaks, so many to each clip; the first ones are `Random`."""
+        listeners = self._listeners
+        drawn: dict[str, list[Motion]] = {clip_id: [] for clip_id in self.clips}
+        rng = np.random.default_rng(self.seed)
+        for _ in range(samples):
+            for clip_id, clip in self.clips.items():
+                frames = len(clip.listener)
+                motion = listeners[draw_listener(listeners.lengths, frames, rng)]
+                drawn[clip_id].append(motion.window(0, frames))
+        return drawn
 
     def _another_listener(self) -> dict[str, list[Motion]]:
         """Somebody else who listened to the same moment, with this listener's face at rest.
@@ -382,10 +387,17 @@ class Judge:
         others = tuple(replace(other, candidates={}) for other in others)
         return replace(watched(self.clips[clip_id], candidates, points), others=others)
 
-    def _truth_errors(
+    def truth_errors(
         self, reactions: Iterable[tuple[str, Motion]]
     ) -> list[tuple[str, float | None]]:
-        """Root mean square distance over time of the affect shown to the one that had fitted."""
+        """Root mean square distance over time of the affect shown to the one that had fitted.
+
+        Args:
+            reactions: clip id and reaction.
+
+        Returns:
+            As many; none where no truth is known.
+        """
         if self.affect is None or self.truth is None:
             return []
         errors: list[tuple[str, float | None]] = []

@@ -43,6 +43,7 @@ from rapport.pipeline.steps.movement import (
 )
 from rapport.pipeline.steps.movement_tables import show_movement, tabulate_movement
 from rapport.pipeline.steps.showing import ReportVideo, compared, render_shown, report_video
+from rapport.pipeline.steps.spread import of_several
 from rapport.pipeline.tracking import by_method
 from rapport.policies.flow.policy import FlowPolicy
 from rapport.policies.motion import Layout, Motion
@@ -271,6 +272,9 @@ def _moves(step: Phase, jury: Jury) -> PhaseResult:
     judge = MovementJudge.of_run(jury.config, jury.imitated, jury.held_out)
     answers = {name: jury.held_out.flat(motions) for name, motions in jury.answers.items()}
     rows = judge.score(answers | {OTHERS: judge.others()}).rows
+    by_clip = {name: jury.held_out.by_clip(given) for name, given in jury.answers.items()}
+    for name, found in of_several(jury.judge, by_clip).items():
+        rows.setdefault(name, {}).update(found)
     step.logger.log(by_method(rows))
     return PhaseResult(metrics=rows)
 

@@ -21,6 +21,7 @@ ERRORS = {
     "LVE speaking": "speak/gdpo_paper/LVE",
     "MHD speaking": "speak/gdpo_paper/MHD",
 }
+SEVERAL = {"truth_affect_error": "truth error", "truth_affect_error_of_the_best": "of the best"}
 # Rows that say how much is much.
 STANDARDS = {
     "VAE": "VAE = the recorded motion, coded and decoded",
@@ -110,6 +111,7 @@ def show_movement(rows: Rows, changes: Mapping[str, Mapping[str, float]]) -> Non
         ]
         title = "between windows: variance of their means, over people's"
         console.print(_table(title, groups, between))
+    _show_several(console, rows)
     present = {
         column: metric
         for column, metric in ERRORS.items()
@@ -124,6 +126,27 @@ def show_movement(rows: Rows, changes: Mapping[str, Mapping[str, float]]) -> Non
     meanings = [meaning for name, meaning in STANDARDS.items() if name in rows]
     title = "; ".join(["deviation from the recorded person", *meanings])
     console.print(_table(title, list(present), errors))
+
+
+def _show_several(console: Console, rows: Rows) -> None:
+    """What part of the spread of several reactions the speaker explains, and the best of them."""
+    shares = {
+        method: {
+            metric.removeprefix("share/"): value
+            for metric, value in row.items()
+            if metric.startswith("share/") or metric in SEVERAL
+        }
+        for method, row in rows.items()
+    }
+    known = {method: row for method, row in shares.items() if row}
+    columns = list(dict.fromkeys(name for row in known.values() for name in row))
+    if columns:
+        lines = [
+            [method, *(_number(row.get(name)) for name in columns)] for method, row in known.items()
+        ]
+        names = [SEVERAL.get(name, name) for name in columns]
+        title = "several reactions to a speaker: share of their spread that the speaker explains"
+        console.print(_table(title, names, lines))
 
 
 def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

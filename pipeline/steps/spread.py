@@ -1,4 +1,4 @@
-"""What part of the spread of reactions the speaker explains, by method and by group of the face.
+"""Several reactions to a speaker: what part of their spread the speaker explains, and the best.
 
 `share` of `rapport.rewards.metrics.protocols.react` tells a diverse method from an appropriate one,
 and has no best value: people's own is the one to meet, so they stand in the table wherever a corpus
@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.steps.judging import Answers, Judge
 from rapport.policies.motion import Layout, Motion
 from rapport.rewards.affect import AffectEstimator
 from rapport.rewards.metrics.protocols.react import share
 
 PEOPLE = "people"
+RANDOM = "Random"
+MEAN_ERROR, BEST_ERROR = "truth_affect_error", "truth_affect_error_of_the_best"
 ALL, AFFECT = "all channels", "affect"
 Shares = dict[str, dict[str, float | None]]  # method -> group -> share
 
@@ -65,6 +68,60 @@ def people(corpus: Corpus, ids: Sequence[str], layout: Layout, frames: int) -> l
         for clip in corpus.clips(split, (), only=wanted)
     }
     return [[motions[clip_id] for clip_id in clip_ids[:count]] for clip_ids in several]
+
+
+def of_several(judge: Judge, answers: Mapping[str, Answers]) -> dict[str, dict[str, float]]:
+    """Method -> `share/GROUP`, and truth errors: of all reactions, of the best to each speaker.
+
+    Beside methods with several reactions to each speaker stand people, and as many training
+    listeners whoever speaks: spread alone makes the best of many good. {} of no such method.
+
+    Args:
+        judge: of the clips that were answered.
+        answers: method -> clip id -> reactions.
+    """
+    several = {
+        name: by_clip
+        for name, by_clip in answers.items()
+        if min(map(len, by_clip.values()), default=0) > 1
+    }
+    if not several:
+        return {}
+    frames = min(len(clip.listener) for clip in judge.clips.values())
+    groups = {
+        name: [
+            [motion.subset(judge.layout).window(0, frames) for motion in motions]
+            for motions in by_clip.values()
+        ]
+        for name, by_clip in several.items()
+    }
+    groups[PEOPLE] = people(judge.corpus, list(judge.clips), judge.layout, frames)
+    found = {
+        method: {f"share/{name}": value for name, value in row.items() if value is not None}
+        for method, row in shares(groups, judge.affect).items()
+    }
+    count = max(len(motions) for by_clip in several.values() for motions in by_clip.values())
+    for name, by_clip in (several | {RANDOM: judge.random(count)}).items():
+        errors = judge.truth_errors(
+            (clip_id, motion.subset(judge.layout))
+            for clip_id, motions in by_clip.items()
+            for motion in motions
+        )
+        if errors:
+            found.setdefault(name, {}).update(_errors(errors))
+    return found
+
+
+def _errors(errors: Sequence[tuple[str, float | None]]) -> dict[str, float]:
+    """Of all reactions, and of the best to each clip: means over clips."""
+    by_clip: dict[str, list[float]] = {}
+    for clip_id, error in errors:
+        if error is not None:
+            by_clip.setdefault(clip_id, []).append(error)
+    return {
+        MEAN_ERROR: float(np.mean([np.mean(found) for found in by_clip.values()])),
+        BEST_ERROR: float(np.mean([min(found) for found in by_clip.values()])),
+    }
 
 
 def _shares(

@@ -12,6 +12,7 @@ from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.settings import JudgedOfVla
 from rapport.pipeline.steps import reference
 from rapport.pipeline.steps.judging import YARDSTICKS, Judge, MethodRow
+from rapport.pipeline.steps.spread import BEST_ERROR, MEAN_ERROR, PEOPLE, RANDOM, of_several
 from rapport.pipeline.steps.yardsticks import Listening, shuffled, strangers
 from rapport.policies.clip import Clip
 from rapport.policies.head.settings import HeadConfig
@@ -105,6 +106,34 @@ def test_it_is_said_who_understands_speech_and_how_far_the_judge_can_be_trusted(
     # One validation conversation has no strangers to be told from.
     assert summary["metrics"]["independent_judge"] == {}
     assert judge.independent is not None
+
+
+def test_of_several_reactions_the_speakers_part_and_the_best_are_told(judge, rows):
+    """Who does what was recorded, trembling, is all of the speaker; who draws anybody, of none."""
+    rng = np.random.default_rng(0)
+
+    def trembling(motion):
+        return Motion(motion.values + rng.normal(0, 1e-3, motion.values.shape), motion.layout)
+
+    recorded = {i: clip.listener.subset(judge.layout) for i, clip in judge.clips.items()}
+    answers = {
+        "as recorded": {i: [trembling(motion) for _ in range(3)] for i, motion in recorded.items()},
+        "anybody": judge.random(3),
+        "one": {i: [motion] for i, motion in recorded.items()},
+    }
+    found = of_several(judge, answers)
+    assert found.keys() == {"as recorded", "anybody", PEOPLE, RANDOM}
+    assert found["as recorded"]["share/rot"] > 0.95
+    assert found["anybody"]["share/rot"] < found[PEOPLE]["share/rot"] < 0.95
+    assert found["anybody"][BEST_ERROR] == found[RANDOM][BEST_ERROR] < found[RANDOM][MEAN_ERROR]
+    whole = rows["ground truth"].summary(10)["truth_affect_error"]
+    assert found["as recorded"][MEAN_ERROR] == pytest.approx(whole, rel=0.02)
+    assert of_several(judge, {"one": answers["one"]}) == {}
+
+
+def test_random_draws_go_on_from_the_first(judge):
+    one, three = judge.random(1), judge.random(3)
+    assert all((one[i][0].values == three[i][0].values).all() for i in judge.clips)
 
 
 def test_answers_given_to_others_lose_what_they_answered(judge, rows):
