@@ -45,7 +45,8 @@ WAYS = {
         "speaker_frames": "films of both people, with corpus.frames a second",
         "speaker_audio": "films with sound, or sound_a and sound_b",
         "words": "a transcript beside each film, as FILM.json, .vtt, .srt or .txt, or "
-        "corpus.transcriber=module:Class",
+        "corpus.transcriber=module:Class; of a split screen one of each person, as "
+        "RECORDING_speaker1.json and _speaker2.json",
     },
     "lm_listener": {
         "speaker": "segments with p1_exp and p1_pose",

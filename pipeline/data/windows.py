@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -55,7 +56,7 @@ def cut(recording: Clip, start: int, length: int, clip_id: str, past: int = 0) -
         speaker=None if recording.speaker is None else recording.speaker.window(start, length),
         speaker_audio=_samples(recording.speaker_audio, first, samples),
         listener_audio=_samples(recording.listener_audio, first, samples),
-        words=None if recording.words is None else _words(recording.words, begin, end),
+        words=None if recording.words is None else words_between(recording.words, begin, end),
     )
 
 
@@ -93,7 +94,8 @@ def _samples(audio: np.ndarray | None, first: int, samples: int) -> np.ndarray |
     return audio[first : first + samples]
 
 
-def _words(words: tuple[Word, ...], begin: float, end: float) -> tuple[Word, ...]:
+def words_between(words: Iterable[Word], begin: float, end: float) -> tuple[Word, ...]:
+    """Words whose middle lies in [begin, end), in seconds; their times count from `begin`."""
     inside = [word for word in words if begin <= (word.start + word.end) / 2 < end]
     return tuple(
         Word(word.text, max(word.start, begin) - begin, min(word.end, end) - begin)

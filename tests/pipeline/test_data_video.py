@@ -2,7 +2,9 @@
 
 import csv
 import importlib.util
+import json
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -16,8 +18,8 @@ from rapport.pipeline.data.video import making, voices
 from rapport.pipeline.data.video.faces import Models, tracked_layout
 from rapport.pipeline.data.video.quality import Gauge, errors, jitter, movement
 from rapport.pipeline.data.video.regressor import Lessons, Regressor, learnt
-from rapport.pipeline.data.video.shards import RECORD, read_shard, write_shard
-from rapport.pipeline.data.video.sides import Side, brought
+from rapport.pipeline.data.video.shards import RECORD, key_of, read_shard, write_shard
+from rapport.pipeline.data.video.sides import Eyes, Side, brought, read_sides
 from rapport.pipeline.data.video.table import Person, Recorded, read_recordings, split_by_person
 from rapport.pipeline.data.video.tracking import BRIDGED_S, Track, on_clock
 from rapport.pipeline.report.tracked import write_tracked
@@ -224,6 +226,65 @@ def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):
     assert len(set.union(*people.values())) == sum(map(len, people.values())) == 4
     assert (tmp_path / "corpus" / "README.md").read_text().startswith("---\nconfigs:")
     assert "pose only" not in write_tracked(corpus).read_text()
+
+
+# -- What was said --
+
+
+def write_words(path, *words):
+    said = [{"text": text, "start": start, "end": end} for text, start, end in words]
+    path.write_text(json.dumps(said))
+
+
+def read(recorded):
+    """What a recording shows and says, without MediaPipe."""
+    return read_sides(recorded, 25.0, Eyes(None, None), voices.by_loudness, None)
+
+
+def test_what_is_said_after_the_other_film_has_ended_is_cut_and_no_error(tmp_path):
+    for side, length in ((1, 4), (2, 2)):
+        record(tmp_path / f"x_speaker{side}.mp4", seconds=length, fps=25, rate=16_000)
+        np.savez(tmp_path / f"x_speaker{side}.npz", **smirk(25 * length))
+    write_words(
+        tmp_path / "x_speaker1.json", ("before", 0.2, 0.4), ("within", 1, 1.5), ("late", 3, 4)
+    )
+    (recorded,) = read_recordings(tmp_path, False, tmp_path)
+    sides = read(replace(recorded, later_b=0.6))
+    assert [word.text for word in sides["a"].words] == ["within"]
+    assert sides["a"].words[0].start == pytest.approx(0.4) and sides["b"].words is None
+    write_words(tmp_path / "x_speaker1.json", ("other", 3, 9))
+    with pytest.raises(CorpusError, match="transcript of another recording"):
+        read(recorded)
+
+
+def test_a_transcript_of_a_film_of_two_is_named_and_those_of_each_are_read(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(video.logger, "warning", said.append)
+    for name in ("call.mp4", "call.json", "call.txt", "other.mp4"):
+        (tmp_path / name).touch()
+    call, _ = recordings = read_recordings(tmp_path, True, None)
+    assert call.transcripts("a") == call.transcripts("b") == []
+    video.say_what_is_not_read(recordings)
+    assert "call.json, call.txt" in said[0] and "RECORDING_speaker1.json" in said[0]
+    (tmp_path / "call_speaker2.srt").touch()
+    assert call.transcripts("a") == [] and call.transcripts("b") == [tmp_path / "call_speaker2.srt"]
+    video.say_what_is_not_read(recordings)
+    assert len(said) == 1
+    # Of one person each, a film's transcript may also be called as the film.
+    (tmp_path / "x.json").touch()
+    alone = Recorded("call", {"a": Person("a", tmp_path / "x.mp4")})
+    assert alone.transcripts("a") == [tmp_path / "x.json"]
+
+
+def test_a_transcript_that_came_later_is_another_shard(tmp_path):
+    (tmp_path / "call_speaker1.mp4").touch()
+    (recorded,) = read_recordings(tmp_path, False, None)
+    plan = making.Plan(25.0, video.Cutting(1, 1, 0), rate=0, size=28, tracked=0.95, spoken=0)
+    keys = [key_of(recorded, plan, {})]
+    for text in ("[]", "[ ]"):
+        (tmp_path / "call_speaker1.json").write_text(text)
+        keys.append(key_of(recorded, plan, {}))
+    assert len(set(keys)) == 3 and keys[-1] == key_of(recorded, plan, {})
 
 
 # -- Pictures of the speaker --
@@ -519,8 +580,6 @@ def test_a_recording_that_kills_its_process_twice_is_rejected(tmp_path):
 
 def test_motion_on_another_head_is_drawn_with_its_own_directions():
     """The user's FLAME has no ARKit shapes: its training faces are drawn all the same."""
-    from dataclasses import replace
-
     flame = replace(load_head(), topology="flame2020", arkit={}, eyelids=None)
     models = Models(flame, seed=2)
     assert "eyelid" not in models.layout.names and models.layout.topology == "flame2020"

@@ -92,6 +92,7 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
         transcripts=path.with_name("transcripts"),
     )
     logger.info(f"  {len(recordings)} recordings; who talks is told by {tools.voices}")
+    say_what_is_not_read(recordings)
     shards = path.with_name(TRACKED)
     records, rejected = make_shards(shards, recordings, plan, tools, config.workers)
     if not records:
@@ -141,6 +142,17 @@ def _require_clips(writer: CorpusWriter, config: CorpusConfig, counts: Mapping[s
             f"face was not tracked (corpus.tracked), {counts['not_spoken']} as the speaker does "
             "not talk (corpus.spoken)"
         ) from error
+
+
+def say_what_is_not_read(recordings: Sequence[Recorded]) -> None:
+    """Name the transcripts that do not say whose words they are."""
+    undivided = [file for recorded in recordings for file in recorded.undivided]
+    if undivided:
+        logger.warning(
+            "  not read, as they do not say which of two people says what: "
+            f"{first_few([file.name for file in undivided])}. Give each person's words, as "
+            "RECORDING_speaker1.json and _speaker2.json"
+        )
 
 
 def _is_tracked_here(recordings: Sequence[Recorded]) -> bool:

@@ -90,8 +90,8 @@ class Plan:
 def key_of(recorded: Recorded, plan: Plan, tools: Mapping[str, Any]) -> str:
     """The same for shards that are made of the same files in the same way."""
     files = {}
-    for person in recorded.people.values():
-        for path in person.files:
+    for side, person in recorded.people.items():
+        for path in [*person.files, *recorded.transcripts(side)]:
             there = path.stat() if path.is_file() else None
             files[str(path)] = None if there is None else (there.st_size, there.st_mtime_ns)
     what = {"recording": asdict(recorded), "files": files, "plan": asdict(plan), "tools": tools}

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 from rapport.arrays import ArrayFileError, load_named
 from rapport.pipeline.data.audio import odd_level
 from rapport.pipeline.data.readers.trackers import TRACKERS, read_track, tracker_of
-from rapport.pipeline.data.readers.transcripts import KINDS, Transcripts, read_transcript
+from rapport.pipeline.data.readers.transcripts import Transcripts, read_transcript
 from rapport.pipeline.data.recording import Media, Recording, RecordingError, open_media
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.landmarks import Landmarker
@@ -20,6 +20,7 @@ from rapport.pipeline.data.video.regressor import Regressor
 from rapport.pipeline.data.video.table import SIDES, Person, Recorded
 from rapport.pipeline.data.video.tracking import Follower, Track, follow, on_clock
 from rapport.pipeline.data.video.voices import Ear
+from rapport.pipeline.data.windows import words_between
 from rapport.policies.clip import AUDIO_RATE, Word
 from rapport.policies.motion import Layout
 from rapport.rewards.ratings.voice import STEP
@@ -108,7 +109,7 @@ def read_sides(
         )
     sides = _heard(recorded, sides, fps, frames, ear)
     return {
-        side: replace(known, words=_words(recorded, side, known, transcripts))
+        side: replace(known, words=_words(recorded, side, known, sounds[side], transcripts))
         for side, known in sides.items()
     }
 
@@ -245,30 +246,30 @@ def _lips(track: Track | None, fps: float) -> np.ndarray:
 
 
 def _words(
-    recorded: Recorded, side: str, known: Side, transcripts: Transcripts | None
+    recorded: Recorded,
+    side: str,
+    known: Side,
+    sound: np.ndarray | None,
+    transcripts: Transcripts | None,
 ) -> tuple[Word, ...] | None:
     """What a side says, from a transcript beside its sound or film, or from a transcriber.
 
-    `RECORDING_speaker1.json` is a's wherever both share a film; nobody is asked to write down two
-    voices at once.
+    Nobody is asked to write down two voices at once.
+
+    Args:
+        recorded: the recording.
+        side: "a" or "b".
+        known: of it.
+        sound: all of its file, to which a transcript belongs.
+        transcripts: of a transcriber.
     """
-    source = known.person.sound or known.person.file
-    if source is None or known.sound is None:
+    if sound is None or known.sound is None:
         return None
-    stems = [f"{recorded.name}_speaker{SIDES.index(side) + 1}"]
-    if not recorded.shared_sound:
-        stems.append(source.stem)
-    seconds = len(known.sound) / AUDIO_RATE
-    for stem in stems:
-        for kind in KINDS:
-            file = source.with_name(f"{stem}.{kind}")
-            if file.is_file():
-                words = read_transcript(file, known.skipped + seconds)
-                return tuple(
-                    Word(word.text, max(word.start - known.skipped, 0.0), word.end - known.skipped)
-                    for word in words
-                    if word.end >= known.skipped
-                )
+    files = recorded.transcripts(side)
+    if files:
+        end = known.skipped + len(known.sound) / AUDIO_RATE
+        words = read_transcript(files[0], len(sound) / AUDIO_RATE)
+        return words_between(words, known.skipped, end)
     if transcripts is None or recorded.shared_sound:
         return None
     return transcripts(known.sound, f"{recorded.name}_{side}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -27,6 +27,7 @@ from typing import get_args
 from rapport.files import visible
 from rapport.log import logger
 from rapport.pipeline.data.readers.splits import Stretch, by_recording, hold_out_both
+from rapport.pipeline.data.readers.transcripts import KINDS
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.tracking import Part
 from rapport.wording import first_few
@@ -62,6 +63,13 @@ class Person:
         """All that are named."""
         return [path for path in (self.file, self.sound, self.track) if path is not None]
 
+    @property
+    def heard(self) -> Path:
+        """The file in which this person's voice is, if it was recorded."""
+        heard = self.sound or self.file
+        assert heard is not None, "a person is seen or heard"
+        return heard
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -80,8 +88,32 @@ class Recorded:
     @property
     def shared_sound(self) -> bool:
         """Whether both voices are in one sound."""
-        heard = {person.sound or person.file for person in self.people.values()}
+        heard = {person.heard for person in self.people.values()}
         return len(self.people) == 2 and len(heard) == 1
+
+    def transcripts(self, side: str) -> list[Path]:
+        """Files beside a side's sound that say what that side says, the first to be read.
+
+        Where both voices are in one sound, only `RECORDING_speaker1.json` says whose words it has.
+        """
+        heard = self.people[side].heard
+        stems = [f"{self.name}_speaker{SIDES.index(side) + 1}"]
+        if not self.shared_sound:
+            stems.append(heard.stem)
+        return _there(heard, stems)
+
+    @property
+    def undivided(self) -> list[Path]:
+        """Transcripts of a sound of both that do not say who says what, and are not read."""
+        if not self.shared_sound or any(map(self.transcripts, SIDES)):
+            return []
+        heard = self.people["a"].heard
+        return _there(heard, [heard.stem])
+
+
+def _there(beside: Path, stems: Iterable[str]) -> list[Path]:
+    files = (beside.with_name(f"{stem}.{kind}") for stem in stems for kind in KINDS)
+    return [file for file in files if file.is_file()]
 
 
 def read_recordings(root: Path, split_screen: bool, tracks: Path | None) -> list[Recorded]:
