@@ -96,9 +96,10 @@ def test_midnight_may_lie_between_the_two_beginnings(tmp_path):
 
 
 def test_words_go_with_their_sound(tmp_path):
-    path = put(tmp_path, "a", 1, 8)
+    path = put(tmp_path, "a", 1, 10)
     put(tmp_path, "a", 2, 6, starts="00:00:02")
-    path.with_suffix(".txt").write_text("0.5 1.0 before\n1.8 2.4 hello\n4.5 4.8 you")
+    said = "0.5 1.0 before\n1.8 2.4 hello\n4.5 4.8 you\n9.0 9.4 after"
+    path.with_suffix(".txt").write_text(said)
     heard = [clip.words for clip in read_livelink_dyads(tmp_path, CLIPS) if "er2-" in clip.clip_id]
     words = [(word.text, word.start, word.end) for words in heard for word in words]
     assert words == [

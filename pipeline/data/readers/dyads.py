@@ -98,8 +98,9 @@ class Side:
     shape: np.ndarray | None = None
     audio: np.ndarray | None = None
     words: tuple[Word, ...] | None = None
-    # Seconds of the files that lie before the recording, and are cut off.
+    # Seconds of the files that lie before the recording, and of the sound after it: cut off.
     skipped: float = 0.0
+    beyond: float = 0.0
     # Begin and end, in seconds, of what the camera missed.
     gaps: tuple[tuple[float, float], ...] = ()
 
@@ -299,7 +300,7 @@ def _words(
     file = next((paths[kind] for kind in KINDS if kind in paths), None)
     if file is not None:
         heard = seconds if side.audio is None else len(side.audio) / AUDIO_RATE
-        words = read_transcript(file, side.skipped + heard)
+        words = read_transcript(file, side.skipped + heard + side.beyond)
         return tuple(_later(word, side.skipped) for word in words if word.end >= side.skipped)
     if ask is None or side.audio is None:
         return None

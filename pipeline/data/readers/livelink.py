@@ -144,14 +144,19 @@ class _Takes:
         for number, files in recording.files.items():
             begin, end = spans.get(number, (0.0, None))
             motion = audio = None
+            beyond = 0.0
             gaps: list[tuple[float, float]] = []
             if number in takes:
                 motion = self._motion(takes[number], begin, end)
                 gaps = [(lost - begin, found - begin) for lost, found in takes[number].gaps]
             if "wav" in files:
-                until = None if end is None else round(end * AUDIO_RATE)
-                audio = read_sound(files["wav"], counts)[round(begin * AUDIO_RATE) : until]
-            sides[number] = Side(motion, audio=audio, skipped=begin, gaps=tuple(gaps))
+                sound = read_sound(files["wav"], counts)
+                until = len(sound) if end is None else min(round(end * AUDIO_RATE), len(sound))
+                audio = sound[round(begin * AUDIO_RATE) : until]
+                beyond = (len(sound) - until) / AUDIO_RATE
+            sides[number] = Side(
+                motion, audio=audio, skipped=begin, beyond=beyond, gaps=tuple(gaps)
+            )
         return sides
 
     def _motion(self, take: Take, begin: float, end: float | None) -> Motion:
