@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rapport.actors import telemetry, timeline
 from rapport.actors.cluster import ClusterError
@@ -157,7 +157,10 @@ class Pool:
         return answers
 
     def _answer(self, method: str, reference: ray.ObjectRef) -> Any:
-        answer, began, ended = ray.get(reference)
+        try:
+            answer, began, ended = ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from error  # what was said there, without Ray's account of it
         timeline.note(self.kind, began, ended)
         telemetry.record(telemetry.CALL_SECONDS, ended - began, kind=self.kind, method=method)
         return answer

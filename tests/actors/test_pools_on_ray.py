@@ -101,9 +101,10 @@ def test_an_empty_source_gives_nothing(pool):
 
 
 def test_the_first_worker_exception_surfaces_as_itself(pool):
-    with pytest.raises(ValueError, match="thirteen is unlucky"):
+    with pytest.raises(ValueError, match="^thirteen is unlucky$") as error:
         list(pool().stream("double", range(20)))
-    with pytest.raises(ValueError, match="thirteen is unlucky"):
+    assert type(error.value) is ValueError
+    with pytest.raises(ValueError, match="^thirteen is unlucky$"):
         pool().each("double", 13)
 
 

@@ -259,7 +259,8 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
     assert "USER 1000:1000" in lines  # by number: Kubernetes' runAsNonRoot cannot look names up
     locks = re.findall(r"infra/requirements/(\S+\.lock)", "\n".join(lines))
     names = {lock.replace("${EXTRA}", extra) for lock in locks for extra in ("cpu", "cuda")}
-    assert names == {"cpu.lock", "cuda.lock", "server.lock"}
+    assert names == {"cpu.lock", "cuda.lock", "server.lock", "video.lock"}
+    assert {"libegl1", "libgles2"} <= set("\n".join(lines).split()), "which MediaPipe links"
     for name in names:
         pins = pins_of(name)
         assert pins and all("==" in pin or " @ " in pin for pin in pins), name

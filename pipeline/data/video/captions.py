@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 from rapport.actors.cluster import some_cluster, vllm_environment, worker_environment
 from rapport.actors.pool import Pool
 from rapport.actors.timeline import Worker
-from rapport.files import strict_json, write_atomic
+from rapport.files import strict_json, visible, write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.shards import (
@@ -57,27 +58,30 @@ class Captioner(Worker):
 
     Args:
         model: its folder.
-
-    Raises:
-        CorpusError: vLLM cannot run it.
     """
 
     def __init__(self, model: Path) -> None:
+        self.model = model
+        self.key = key_of(model)
+
+    @cached_property
+    def _llm(self) -> Any:
+        """Raises `CorpusError` where vLLM cannot run the model."""
         import torch
         from transformers import AutoConfig
 
         from rapport.policies.vla.vllm_plugin import in_this_process
 
         in_this_process()
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
 
-        self.key = key_of(model)
+        model = self.model
         # Of a GPU vLLM takes what is free; of a computer's memory it would take nearly all.
         gpu = torch.cuda.is_available()
         room: dict[str, Any] = {} if gpu else {"kv_cache_memory_bytes": _CACHE_BYTES}
         try:
             text = AutoConfig.from_pretrained(model).get_text_config()
-            self._llm = LLM(
+            return LLM(
                 model=str(model),
                 seed=0,
                 max_model_len=min(_CONTEXT, text.max_position_embeddings),
@@ -88,10 +92,13 @@ class Captioner(Worker):
             )
         except Exception as error:  # whatever a model of somebody else's brings
             raise CorpusError(f"corpus.captioner={model}: vLLM cannot run it ({error})") from error
-        self._sampling = SamplingParams(temperature=0.0, max_tokens=_TOKENS)
 
     def caption(self, shard: Path) -> int:
-        """Write a shard's captions; returns how many faces had one."""
+        """Write a shard's captions; returns how many faces had one.
+
+        Raises:
+            CorpusError: vLLM cannot run the model.
+        """
         said = []
         with pq.ParquetFile(shard / FACES) as file:
             for batch in file.iter_batches(_BATCH):
@@ -105,7 +112,11 @@ class Captioner(Worker):
 
     def _say(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         asked = [conversation(row["pictures"]) for row in rows]
-        answers = self._llm.chat(asked, self._sampling, use_tqdm=False)
+        llm = self._llm
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0.0, max_tokens=_TOKENS)
+        answers = llm.chat(asked, sampling, use_tqdm=False)
         return [one_line(answer.outputs[0].text) for answer in answers]
 
 
@@ -137,9 +148,10 @@ def require_captioner(model: Path) -> None:
 
 
 def key_of(model: Path) -> str:
-    """What captions depend on beside the pictures."""
-    config = (model / "config.json").read_text()
-    return strict_json({"model": model.name, "config": config, "wording": WORDING})
+    """What captions depend on beside the pictures: the model's files, and what it is asked."""
+    stats = [(file.name, file.stat()) for file in visible(model) if file.is_file()]
+    files = {name: (there.st_size, there.st_mtime_ns) for name, there in stats}
+    return strict_json({"files": files, "wording": WORDING})
 
 
 def write_captions(shards: Sequence[Path], model: Path, workers: int | None) -> None:

