@@ -12,6 +12,8 @@ NTSC = Fraction(30000, 1001)
 HERTZ = 220.0
 SOUNDS = {".mp4": "aac", ".mkv": "flac", ".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame"}
 SOUNDS |= {".mov": "pcm_s16le", ".webm": "libopus"}
+PICTURES = {".webm": "libvpx", ".ogv": "libvpx", ".wmv": "wmv2"}
+PICTURES |= {".mxf": "mpeg2video", ".vob": "mpeg2video"}
 
 
 def tone(seconds, rate, loud=0.5):
@@ -49,7 +51,7 @@ def record(
     with av.open(str(path), "w") as container:
         film = sound = None
         if fps is not None:
-            film = container.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=fps)
+            film = container.add_stream(PICTURES.get(path.suffix, "libx264"), rate=fps)
             film.width, film.height = size
             film.pix_fmt = "yuv420p"
             if turned:

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rapport.files import write_atomic
-from rapport.pipeline.data.readers.video import TRACKED
+from rapport.pipeline.data.readers.video import FIGURES, TRACKED
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.data.video.making import REJECTED
 from rapport.pipeline.data.video.shards import BESIDE, RECORD
@@ -36,7 +36,9 @@ _FIGURES = {
 def write_tracked(corpus: Corpus) -> Path:
     """Write `tracking.html` beside a corpus of films; returns its path."""
     folder = corpus.path.with_name(TRACKED)
-    records = [json.loads(file.read_text()) for file in sorted(folder.glob(f"*/{RECORD}"))]
+    with corpus.path.with_name(FIGURES).open(newline="") as file:  # shards of others may lie there
+        names = dict.fromkeys(row["recording"] for row in csv.DictReader(file))
+    records = [json.loads((folder / name / RECORD).read_text()) for name in names]
     with (folder / REJECTED).open(newline="") as file:
         rejected = [(row["recording"], row["reason"]) for row in csv.DictReader(file)]
     source = corpus.manifest["source"]

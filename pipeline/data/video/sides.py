@@ -17,7 +17,7 @@ from rapport.pipeline.data.recording import Media, Recording, RecordingError, op
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.landmarks import Landmarker
 from rapport.pipeline.data.video.regressor import Regressor
-from rapport.pipeline.data.video.table import SIDES, Person, Recorded
+from rapport.pipeline.data.video.table import ALONE, Person, Recorded
 from rapport.pipeline.data.video.tracking import Follower, Track, follow, on_clock
 from rapport.pipeline.data.video.voices import Ear
 from rapport.pipeline.data.windows import words_between
@@ -72,17 +72,18 @@ def read_sides(
         transcripts: write down what nobody has.
 
     Raises:
-        RecordingError: a film or a sound cannot be read, or has no face; names it.
+        RecordingError: a film or a sound cannot be read, or has no face, which is named; or there
+            is one person alone.
         CorpusError: a track or a transcript does not fit; names it.
     """
+    if len(recorded.people) < 2:
+        raise RecordingError(ALONE)
     films = {
         person.file: open_media(person.file) for person in recorded.people.values() if person.file
     }
     tracks = _tracks(recorded, films, fps, eyes)
     sounds = {side: _sound(person, films) for side, person in recorded.people.items()}
     skipped = {"a": max(recorded.later_b, 0.0), "b": max(-recorded.later_b, 0.0)}
-    if len(recorded.people) < 2:
-        skipped = dict.fromkeys(SIDES, 0.0)
     lengths = [len(track) / fps - skipped[side] for side, track in tracks.items()]
     lengths += [
         len(sound) / AUDIO_RATE - skipped[side]

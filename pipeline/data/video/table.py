@@ -11,16 +11,16 @@ A table is a CSV with a row for each recording:
     later_b                  seconds by which b's files begin after a's
 
 Only `recording` and `file_a` must be there; paths count from the table's folder. Of a folder, files
-`NAME_speaker1.mp4` and `NAME_speaker2.mp4` are two people, any other film is one person, or two
-beside each other.
+`NAME_speaker1.mp4` and `NAME_speaker2.mp4` are two people, any other film is two beside each other,
+or one person alone, who listens to nobody.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -32,10 +32,20 @@ from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.tracking import Part
 from rapport.wording import first_few
 
-FILMS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+# Of films in the containers that `recording` reads.
+FILMS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".f4v"),
+    *(".mpg", ".mpeg", ".mpe", ".vob", ".ts", ".m2t", ".mts", ".m2ts", ".wmv", ".asf"),
+    *(".ogv", ".ogm", ".mxf", ".dv", ".nut", ".rm", ".rmvb"),
+)
 SIDES = ("a", "b")
 PER_SIDE = ("file", "part", "sound", "person", "track")
 COLUMNS = ("recording", *(f"{what}_{side}" for side in SIDES for what in PER_SIDE), "later_b")
+ALONE = (
+    "one person alone listens to nobody. Two beside each other in a film: "
+    "corpus.split_screen=true; a film each: NAME_speaker1.mp4 and NAME_speaker2.mp4; else a table, "
+    "with file_b or sound_b"
+)
 _NAME = re.compile(r"[\w .()+-]+")
 _SIDE_OF_FILE = re.compile(r"(?P<recording>.+)_speaker(?P<side>[12])", re.I)
 
@@ -103,12 +113,16 @@ class Recorded:
         return _there(heard, stems)
 
     @property
+    def files(self) -> list[Path]:
+        """All that are named, and the transcripts that are there."""
+        named = [file for person in self.people.values() for file in person.files]
+        return named + [file for side in self.people for file in self.transcripts(side)]
+
+    @property
     def undivided(self) -> list[Path]:
-        """Transcripts of a sound of both that do not say who says what, and are not read."""
-        if not self.shared_sound or any(map(self.transcripts, SIDES)):
-            return []
+        """Transcripts of a sound of both, which do not say who says what: they are not read."""
         heard = self.people["a"].heard
-        return _there(heard, [heard.stem])
+        return _there(heard, [heard.stem]) if self.shared_sound else []
 
 
 def _there(beside: Path, stems: Iterable[str]) -> list[Path]:
@@ -191,11 +205,17 @@ def _of_row(row: Mapping[str, str], path: Path, number: int) -> Recorded:
             f"{where}: both people are in the {places[0][1]} picture of {places[0][0]}; of a split "
             "screen one is part_a=left, the other part_b=right"
         )
+    recorded = Recorded(name, people)
+    if recorded.shared_sound and not all(person.file for person in people.values()):
+        raise CorpusError(
+            f"{where}: both voices are in {people['a'].heard}. Whose is heard when is told by the "
+            "lips of both: name the film of each, or a sound of each one's own"
+        )
     try:
         later = float(row.get("later_b") or 0)
     except ValueError as error:
         raise CorpusError(f"{where}: later_b {row['later_b']!r} is no number of seconds") from error
-    return Recorded(name, people, later)
+    return replace(recorded, later_b=later)
 
 
 def _of_folder(root: Path, split_screen: bool) -> Iterator[Recorded]:
@@ -223,6 +243,14 @@ def _of_folder(root: Path, split_screen: bool) -> Iterator[Recorded]:
             yield Recorded(name, {"a": left, "b": right})
         else:
             yield Recorded(name, {"a": Person(f"{name}-a", path)})
+
+
+def not_read(root: Path, recordings: Sequence[Recorded]) -> list[str]:
+    """Names of the files and folders of a folder of films that belong to no recording."""
+    if not root.is_dir():
+        return []
+    known = {file for each in recordings for file in (*each.files, *each.undivided)}
+    return [path.name for path in visible(root) if path not in known]
 
 
 def _with_tracks(recording: Recorded, folder: Path | None) -> Recorded:
