@@ -12,6 +12,7 @@
                                 (may be absent)
       captions.parquet          what both faces show, in words (may be absent)
       truth.parquet             hidden truth for judging; only `load_truth` reads it (may be absent)
+      README.md                 the dataset card, by which `datasets.load_dataset(FOLDER)` reads it
 
 A corpus is built beside its place and renamed into it, so that a half-written one is never taken
 for whole.
@@ -35,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rapport.files import atomic, file_digest, strict_json
+from rapport.pipeline.data.card import CARD, card
 from rapport.pipeline.data.columns import (
     APPROPRIATE_SCHEMA,
     CAPTION_SCHEMA,
@@ -267,6 +269,7 @@ class CorpusWriter:
             "files": files,
             "source": self.source,
         }
+        (self._folder / CARD).write_text(card(manifest))
         (self._folder / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
 
 

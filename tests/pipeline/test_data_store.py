@@ -182,16 +182,36 @@ def test_a_face_at_rest_is_what_it_mostly_is_in_the_clips_of_a_dyad(tmp_path):
         assert found.layout == corpus.layout
 
 
-def test_hugging_face_datasets_streams_it(tmp_path):
+def test_hugging_face_datasets_reads_the_clips_of_the_folder_and_nothing_else(tmp_path):
     clips = [full_clip("full"), bare_clip("bare", seed=5, frames=7)]
-    write(tmp_path / "c", clips)
-    files = {"train": str(tmp_path / "c" / "train-*.parquet")}
-    rows = list(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
+    affect = np.zeros((10, 2))
+    write(
+        tmp_path / "c",
+        [*clips, bare_clip("held", split="test")],
+        expressed_affect=affect,
+        truth=Truth(affect, "muted", {}),
+        captions={"listener": "Calm."},
+    )
+    read = datasets.load_dataset(str(tmp_path / "c"), cache_dir=str(tmp_path / "cache"))
+    assert {split: read[split]["clip_id"][:] for split in read} == {
+        "train": ["full", "bare"],
+        "test": ["held"],
+    }
+    streamed = datasets.load_dataset(str(tmp_path / "c"), split="train", streaming=True)
+    rows = list(streamed)
     assert np.array_equal(np.array(rows[1]["listener"], np.float32), clips[1].listener.values)
     assert rows[1]["speaker"] is None and rows[1]["words"] is None
     assert [w["text"] for w in rows[0]["words"]] == ["hello", "you"]
     frame = np.asarray(Image.open(io.BytesIO(rows[0]["speaker_frames"][1])))
     assert unlike(frame, clips[0].speaker_frames[1]) <= 2
+
+
+def test_the_card_says_what_is_there_and_whose_it_is(tmp_path):
+    for kind, said in (("synthetic", "Made, not recorded"), ("react", "the terms of whoever made")):
+        with CorpusWriter(tmp_path / kind, {"kind": kind}) as writer:
+            writer.add(full_clip())
+        text = (tmp_path / kind / "README.md").read_text()
+        assert said in text and "| train | 1 |" in text and "expr 4, rot 3 at 25 fps" in text
 
 
 def test_schema_and_layout_travel_in_the_file(tmp_path):

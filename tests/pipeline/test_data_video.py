@@ -258,7 +258,8 @@ def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):
     assert clips[0].speaker_frames.shape == (2, 28, 28, 3)
     people = {split: {clip.dyad_id for clip in corpus.clips(split)} for split in corpus.splits}
     assert len(set.union(*people.values())) == sum(map(len, people.values())) == 4
-    assert (tmp_path / "corpus" / "README.md").read_text().startswith("---\nconfigs:")
+    card = (tmp_path / "corpus" / "README.md").read_text()
+    assert "4 recordings, 0.00 hours, of 8 filmed people" in card and "needs their consent" in card
     with (tmp_path / "tracking.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["recording"], row["side"]) for row in rows] == [

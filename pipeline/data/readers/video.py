@@ -47,7 +47,6 @@ from rapport.wording import first_few
 FPS = 25.0
 TRACKED = "tracked"  # folder of the shards, beside the corpus
 FIGURES = "tracking.csv"
-CARD = "README.md"
 _NAMED = 3  # reasons in an error
 
 
@@ -138,7 +137,6 @@ def import_video(config: CorpusConfig, path: Path, head: HeadConfig) -> Corpus:
                 if placed is not None:
                     writer.add(placed, captions=captions_of(clip, said))
         _require_clips(writer, config, counts)
-    write_atomic(path / CARD, card(source, records))
     return Corpus(path)
 
 
@@ -199,11 +197,13 @@ def _counts(records: Sequence[Mapping[str, Any]], rejected: Mapping[str, str]) -
         for name in ("windows", "clips", "lost_face", "not_spoken", "shared_sound"):
             counts[name] += int(record[name])
     alone = sum(len(record["people"]) < 2 for record in records)
+    people = {each["person"] for record in records for each in record["people"].values()}
     hours = sum(record["seconds"] for record in records) / 3600
     cpu = sum(record["cpu_s"] for record in records) / 3600
     return {
         "recordings": len(records),
         "rejected": sorted(rejected),
+        "people": len(people),
         "one_face": alone,
         **counts,
         "hours": round(hours, 4),
@@ -230,31 +230,3 @@ def _write_figures(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
-
-
-def card(source: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """The dataset card of a corpus, which `load_dataset(FOLDER)` reads."""
-    counts = source["counts"]
-    tracker = source["tracker"].get("tracker", "a tracker whose tracks were brought")
-    people = {figures["person"] for record in records for figures in record["people"].values()}
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: train-*.parquet
-  - split: validation
-    path: validation-*.parquet
-  - split: test
-    path: test-*.parquet
----
-# Listeners, tracked from video
-
-Clips of {counts["recordings"]} recordings, {counts["hours"]:.2f} hours, of {len(people)} filmed
-people; nobody is in two splits where there are people enough. Columns: `corpus.json` and the
-project's docs/formats.md.
-
-Motion was read off the pictures, not measured, by {tracker}.
-Small movements of lips and brows may be the tracker's own noise; `tracking.csv` of the run has
-both. Faces and voices are people's: whoever passes this on needs their consent.
-"""
