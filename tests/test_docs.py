@@ -1,5 +1,6 @@
 """The documentation builds without a warning and names what is there."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -57,3 +58,31 @@ def test_every_page_stands_in_the_navigation():
 def test_files_that_a_text_names_are_there(text):
     names = {name for name in CODE.findall(text.read_text()) if "NAME" not in name}
     assert sorted(name for name in names if not (ROOT / name).exists()) == []
+
+
+def columns_after(start: str) -> list[str]:
+    """Names in the first column of the table that follows a piece of docs/formats.md."""
+    text = (ROOT / "docs" / "formats.md").read_text()
+    assert text.count(start) == 1, start
+    rows = text.partition(start)[2].partition("| --- ")[2].splitlines()[1:]
+    cells = [
+        row.split("|")[1] for row in itertools.takewhile(lambda row: row.startswith("|"), rows)
+    ]
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+
+
+def test_the_columns_of_tables_are_those_of_the_code():
+    from rapport.pipeline.data import candidates
+    from rapport.pipeline.data.columns import clip_schema
+    from rapport.pipeline.objectives.dpo import pair_schema
+    from rapport.policies.motion import Layout
+    from rapport.policies.vla.policy import VlaPolicy
+    from rapport.rewards.ratings import comparisons, ratings
+
+    pairs = [name for name in pair_schema(VlaPolicy).names if name not in VlaPolicy.prompt_columns]
+    clips = clip_schema(Layout((("rot", 3),), 25, "builtin")).names
+    assert sorted(columns_after("## Clips")) == sorted(clips)
+    assert columns_after("`rollout/candidates.parquet`:") == list(candidates.COLUMNS)
+    assert columns_after("`rate/ratings.parquet` (or") == list(ratings.COLUMNS)
+    assert columns_after("The same with `rate.form=pairs`") == list(comparisons.COLUMNS)
+    assert columns_after("`pair/pairs.arrow`:") == pairs
