@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -113,7 +114,7 @@ class Page:
         """Wait until an offer is rated enough, or the deadline is over.
 
         Enough are `rate.per_group` raters of each group, and where their agreement is below
-        `rate.alpha`, one more of each, as often as it takes.
+        `rate.alpha`, one more of each, as often as it takes and there are raters.
 
         Args:
             offer: is open.
@@ -122,7 +123,8 @@ class Page:
             clock: seconds since 1970.
 
         Returns:
-            whether it was enough; False = the deadline is over.
+            whether it was enough; False = the deadline is over, or nobody is left who could be
+            asked.
         """
         deadline = self._deadline(offer, clock())
         told = -SAY_S
@@ -134,17 +136,28 @@ class Page:
                 if self.config.alpha is None or (alpha or 0.0) >= self.config.alpha:
                     say(f"all {full} groups have {self.store.per_group} raters")
                     return True
-                self.store.per_group += 1
-                say(
+                low = (
                     f"agreement is {alpha if alpha is not None else 'not known'}, below "
-                    f"rate.alpha={self.config.alpha:g}: one more rater for every group"
+                    f"rate.alpha={self.config.alpha:g}"
                 )
+                if self.store.per_group >= self._most(offer):
+                    logger.warning(
+                        f"WARNING: {low}, and no link is left for one rater more of every group: "
+                        f"round {offer.number} goes on with {self.store.per_group} (rate.raters, "
+                        "rate.groups)"
+                    )
+                    return False
+                self.store.per_group += 1
+                say(f"{low}: one more rater for every group")
             if clock() - told > SAY_S:
                 told = clock()
                 left = (deadline - told) / 3600
+                most = self._most(offer)
+                short = f", and links are for {most:g} (rate.raters, rate.groups)"
                 say(
-                    f"{full} of {len(offer.groups)} groups have {self.store.per_group} raters; "
-                    f"{left:.1f} h left; {self.studio}"
+                    f"{full} of {len(offer.groups)} groups have {self.store.per_group} raters"
+                    f"{short if most < self.store.per_group else ''}; {left:.1f} h left; "
+                    f"{self.studio}"
                 )
             sleep(LOOK_S)
         logger.warning(
@@ -152,6 +165,14 @@ class Page:
             "rated enough"
         )
         return False
+
+    def _most(self, offer: Offer) -> float:
+        """How many raters each group can have: of links, as many as rate so many groups."""
+        if self.config.recruit == "prolific":
+            return math.inf
+        there = sum(not rater.left_out for rater in self.store.raters())
+        groups = len(offer.groups)
+        return there * min(self.config.groups or groups, groups) // groups
 
     def _deadline(self, offer: Offer, now: float) -> float:
         """When the round is over: a run that is resumed has no more time than another."""

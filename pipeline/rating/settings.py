@@ -41,7 +41,7 @@ class RateSection(Section):
     """a group goes to somebody else when its rater has not answered for so long"""
     alpha: float | None = Field(None, gt=-1, lt=1)
     """agreement (Krippendorff's alpha) to wait for: while it is less, every group is given one
-    rater more; empty = rate.per_group raters are enough"""
+    rater more, as long as there are links; empty = rate.per_group raters are enough"""
     hours: float = Field(72, gt=0)
     """after so long, what there is must do"""
     host: str = "127.0.0.1"

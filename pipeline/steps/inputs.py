@@ -73,9 +73,10 @@ def look_at_inputs(config: RecipeConfig) -> None:
     if isinstance(config, PrepareConfig):
         _head(config.head)
     if isinstance(config, Preferences) and config.live:
-        from rapport.pipeline.steps.rating import require_consent
+        from rapport.pipeline.steps.rating import require_consent, require_raters
 
         require_consent(config.rate)
+        require_raters(config.rate)
     if isinstance(config, Preferences) and config.candidates is not None:
         _candidates(config, config.candidates)
     elif isinstance(config, OfFlow) and config.imitation is not None:

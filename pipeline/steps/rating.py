@@ -304,6 +304,15 @@ def require_consent(config: RateSection) -> None:
         raise RunError(f"rate.consent={config.consent} is empty: say what raters agree to")
 
 
+def require_raters(config: RateSection) -> None:
+    """Raise `RunError` where a run would wait for more raters of a group than there are links."""
+    if config.recruit == "links" and config.raters < config.per_group:
+        raise RunError(
+            f"rate.raters={config.raters} links are fewer than the raters that every group waits "
+            f"for, rate.per_group={config.per_group}: raise the one or lower the other"
+        )
+
+
 def require_package(candidates: Path) -> Path:
     """The manifest of a `rollout` run's package, whose videos are there.
 

@@ -35,6 +35,7 @@ def alone(tmp_path, monkeypatch):
         (["evaluate", "head.path=nosuch.pkl"], "nosuch.pkl"),
         (["dpo", "candidates=nosuch"], "candidates=nosuch: no summary.json there"),
         (["dpo", "candidates=folder", "ratings=nosuch.csv"], "candidates=folder"),
+        (["dpo", "ratings=live", "rate.raters=2"], "rate.raters=2 links are fewer"),
         (["dpo", "sft.checkpoint=nosuch"], "nosuch is no policy"),
         (["dpo", "vla.llama=folder", *VLA], "vla.llama=folder.*config.json"),
         (["dpo", "policy=nosuch:Policy"], "policy=nosuch:Policy cannot be imported"),

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from rapport.pipeline.rating import page as rating_page
 from rapport.pipeline.rating.app import CONSENT, links, scales
 from rapport.pipeline.rating.page import Page
 from rapport.pipeline.rating.settings import RateSection
@@ -294,6 +295,26 @@ def test_more_raters_are_asked_while_agreement_is_low(page):
     enough, said = waits(opened, clock)
     assert enough and opened.store.per_group > 2
     assert any("below rate.alpha=0.5: one more rater" in text for text in said)
+
+
+def test_agreement_is_not_waited_for_when_nobody_is_left_to_be_asked(page, monkeypatch):
+    warned = []
+    monkeypatch.setattr(rating_page.logger, "warning", warned.append)
+    opened = page(per_group=2, raters=3, alpha=0.99)
+    clock = Time([lambda n=n: rate_all(opened, n, steady=False) for n in range(1, 4)])
+    enough, _ = waits(opened, clock)
+    assert not enough and opened.store.per_group == 3 and clock.now == 1e9 + 3 * 3600
+    assert "no link is left" in warned[-1] and "goes on with 3 (rate.raters" in warned[-1]
+
+
+def test_a_wait_for_more_raters_than_there_are_links_says_so(page):
+    opened = page(per_group=2, raters=3, groups=4, hours=2)
+    enough, said = waits(opened, Time())
+    assert not enough and "0 of 8 groups have 2 raters, and links are for 1 (rate." in said[0]
+    opened.store.leave_out(1, True)
+    assert opened._most(opened.store.offer) == 1
+    opened.store.leave_out(2, True)
+    assert opened._most(opened.store.offer) == 0
 
 
 def test_the_deadline_ends_the_wait_and_a_restart_does_not_begin_it_anew(page):

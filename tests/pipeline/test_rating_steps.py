@@ -24,6 +24,7 @@ from rapport.pipeline.steps.rating import (
     described_opinions,
     read_said,
     require_consent,
+    require_raters,
     write_said,
 )
 from rapport.rewards.ratings.comparisons import Comparison, read_comparisons, write_comparisons
@@ -199,6 +200,13 @@ def test_a_consent_that_cannot_be_read_is_refused(tmp_path, content):
     with pytest.raises(RunError, match="rate.consent="):
         require_consent(RateSection(consent=file))
     require_consent(RateSection())
+
+
+def test_fewer_links_than_raters_of_a_group_are_refused_before_a_run_waits():
+    with pytest.raises(RunError, match=r"rate.raters=2 links are fewer .* rate.per_group=3"):
+        require_raters(RateSection(raters=2))
+    require_raters(RateSection(raters=3))
+    require_raters(RateSection(recruit="prolific", completion_code="C", raters=2))
 
 
 def test_the_page_is_for_this_machine_unless_the_studio_has_a_token(monkeypatch):
