@@ -190,6 +190,22 @@ def test_the_projects_own_ear_hears_a_voice_in_noise():
     assert missed < 0.03 < 0.1 < always
 
 
+@pytest.mark.skipif(voices.best_voices() != "silero", reason="needs the extra `video`")
+def test_silero_hears_speech_when_it_is_said_and_none_in_noise():
+    """A voice that was made up is none to it all of the time."""
+    ear = voices.ear_of("silero")
+    call = calls.made_up(12, 1)
+    heard = ear(call.voice.astype(np.float32))
+    assert heard.shape == call.talks.shape and heard.mean() > 0.5
+    assert call.talks[heard].mean() > 0.95
+    # 512 samples at a time, what was heard before is heard in the next: half a second later is so.
+    late = np.concatenate([np.zeros(8000, np.float32), call.voice[:32_000]])
+    assert not ear(late)[:45].any() and np.mean(ear(late)[50:] == heard[:200]) > 0.95
+    noise = np.random.default_rng(0).normal(0, 0.05, 3 * 16_000).astype(np.float32)
+    assert not ear(noise).any() and not ear(0 * noise).any()
+    assert ear(noise[:1000]).shape == (6,) and ear(noise[:100]).shape == (0,)
+
+
 # -- Tracks of other trackers --
 
 

@@ -447,9 +447,14 @@ def browser(tmp_path_factory):
         yield browser
 
 
+ARROWS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+
 def press(tab, key):
-    text = {"Enter": "\r"}.get(key, key)
-    tab.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
+    said = {"text": {"Enter": "\r"}.get(key, key)}
+    if key in ARROWS:
+        said = {"windowsVirtualKeyCode": ARROWS[key]}
+    tab.ask("Input.dispatchKeyEvent", type="keyDown", key=key, **said)
     tab.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
 
 
@@ -499,6 +504,35 @@ def test_scales_open_when_the_clip_was_seen_and_keys_answer(browser, page):
     assert tab.value("document.getElementById('answers').disabled") is True
     assert tab.complaints == []
     assert all(url.startswith((opened.config.url, "blob:")) for url in tab.urls)
+
+
+@needs_chromium
+def test_arrows_go_from_scale_to_scale(browser, page):
+    opened = page()
+    tab = enter(browser, next(iter(links(opened.store).values())))
+    watch(tab)
+    # Up from the first scale and down from the last one lead nowhere.
+    for key in ("Up", "Down", "Down", "5", "Up", "Up", "Up", "Up", "1", "2", "Down", "Down", "3"):
+        press(tab, f"Arrow{key}" if key.isalpha() else key)
+    press(tab, "Enter")
+    tab.wait_for("document.getElementById('where').textContent.startsWith('Clip 2')")
+    [answered] = opened.store.answers()
+    assert answered.answer == dict(zip(CRITERIA, (1, 2, 5, 3), strict=True))
+    assert tab.complaints == []
+
+
+@needs_chromium
+def test_arrows_choose_a_side(browser, page):
+    opened = page(form="pairs")
+    tab = enter(browser, next(iter(links(opened.store).values())))
+    watch(tab)
+    for key, side in (("Right", "second"), ("Down", "tie"), ("Left", "first")):
+        press(tab, f"Arrow{key}")
+        assert tab.value("document.querySelector('#answers :checked').value") == side
+    press(tab, "Enter")
+    tab.wait_for("document.getElementById('where').textContent.startsWith('Clip 2')")
+    [answered] = opened.store.answers()
+    assert answered.answer == {"preferred": "first"} and tab.complaints == []
 
 
 @needs_chromium
