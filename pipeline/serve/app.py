@@ -25,6 +25,7 @@ from rapport.log import logger
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.asyncapi import asyncapi
 from rapport.pipeline.serve.doors import (
+    BACKLOG_S,
     REFUSALS,
     Refused,
     guard,
@@ -47,6 +48,9 @@ from rapport.policies.motion import Motion
 TICK_S = 0.02
 STATS_S = 5.0
 BYTES_PER_S = 2 * 2 * AUDIO_RATE + 250_000  # two voices, and pictures or motion
+MESSAGE_BYTES = 1024  # that a message counts as at least, as it takes time, too
+MOST_WAITING = 1024  # messages to a client that reads none
+CLOSE_S = 5.0  # in which a client reads the end of its session
 
 
 class SocketChannel:
@@ -59,12 +63,13 @@ class SocketChannel:
 
     def __init__(self, socket: WebSocket, texts_only: bool) -> None:
         self.texts_only = texts_only
+        self.stuck = False  # more waits than anybody leaves unread who is still there
         self._socket = socket
         self._loop = asyncio.get_running_loop()
-        self._out: asyncio.Queue[str | bytes | tuple[int, str]] = asyncio.Queue()
+        self._out: asyncio.Queue[str | bytes | tuple[int, str]] = asyncio.Queue(MOST_WAITING)
 
     def send(self, message: str | bytes) -> None:
-        """Queued; sessions drop answers of clients that lag, so that no queue grows."""
+        """Queued."""
         self._put(message)
 
     def close(self, code: int, reason: str) -> None:
@@ -73,7 +78,13 @@ class SocketChannel:
 
     def _put(self, item: str | bytes | tuple[int, str]) -> None:
         with contextlib.suppress(RuntimeError):  # the server ends
-            self._loop.call_soon_threadsafe(self._out.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._add, item)
+
+    def _add(self, item: str | bytes | tuple[int, str]) -> None:
+        try:
+            self._out.put_nowait(item)
+        except asyncio.QueueFull:
+            self.stuck = True
 
     async def deliver(self) -> None:
         """Send what is queued until the socket is closed."""
@@ -262,7 +273,7 @@ async def _talk(
         asyncio.create_task(_keep_time(server, session, channel)),
     ]
     try:
-        # `deliver` ends with the socket, `_listen` when the client is gone; `_keep_time` never.
+        # `deliver` ends with the socket, the others when the client is gone, or reads nothing.
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
@@ -293,7 +304,11 @@ async def _listen(
     recorder: Recorder | None,
 ) -> None:
     """What the client sends; returns when it is gone."""
-    pace = pace_of_bytes(BYTES_PER_S * server.config.limits.pace)
+    goes_on = session.request.number > 0
+    pace = pace_of_bytes(
+        BYTES_PER_S * server.config.limits.pace,
+        told_s=session.voice.listener.memory + BACKLOG_S if goes_on else None,
+    )
     while True:
         received = await socket.receive()
         if received["type"] == "websocket.disconnect":
@@ -304,7 +319,7 @@ async def _listen(
         if session.ended:
             continue  # what comes after the end is read, so that nothing piles up
         try:
-            if not session.catches_up and not pace.take(len(message)):
+            if not pace.take(max(len(message), MESSAGE_BYTES)):
                 raise WireError("too much is sent", "pace", close=wire.FORBIDDEN)
             session.hear(message)
             if recorder is not None:
@@ -317,15 +332,22 @@ async def _listen(
 
 
 async def _keep_time(server: Server, session: Session, channel: SocketChannel) -> None:
-    """Silence where sound is late, how the session fares, its longest time, and the move."""
+    """Silence where sound is late, how the session fares, its longest time, and the move.
+
+    Returns where the client reads nothing of what it is sent, not even the end.
+    """
     began = told = server.engine.clock()
     moved: float | None = None
-    while True:
+    ended: float | None = None
+    while not channel.stuck:
         await asyncio.sleep(TICK_S)
+        now = server.engine.clock()
         if session.ended:
+            ended = ended or now
+            if now - ended > CLOSE_S:
+                return
             continue
         session.tick()
-        now = server.engine.clock()
         if now - told > STATS_S:
             told = now
             session.fares(len(server.sessions))

@@ -35,6 +35,7 @@ from rapport.settings import is_loopback
 GUARDED = "/v1/"  # what a token and a pace are asked for; the page and the probes stand before it
 UPLOADS = "/v1/generations"  # where a body may be a recording
 MOST_CLIENTS = 4096  # whose pace is remembered, before those that have rested are forgotten
+BACKLOG_S = 12.0  # of sound that was not answered, which a session that goes on sends at once
 KNOWN = "token"  # the name of all who have the token
 
 SECURITY_HEADERS = {
@@ -255,17 +256,21 @@ def pace_of_sound(
         clock: seconds that only grow.
         goes_on: whether the session began elsewhere: all that was not answered there comes at once.
     """
-    return Pace(times * rate, (12.0 if goes_on else 2.0) * rate, clock)
+    return Pace(times * rate, (BACKLOG_S if goes_on else 2.0) * rate, clock)
 
 
-def pace_of_bytes(needed: float, clock: Clock = time.monotonic) -> Pace:
+def pace_of_bytes(
+    needed: float, clock: Clock = time.monotonic, *, told_s: float | None = None
+) -> Pace:
     """Of a socket, in bytes: half more than it needs, and 3 s and a largest message at once.
 
     Args:
         needed: bytes a second of a client that sends all that it may.
         clock: seconds that only grow.
+        told_s: what a session that began elsewhere is told at once, in place of 3 s.
     """
-    return Pace(1.5 * needed, 3.0 * needed + MOST_BYTES, clock)
+    at_once = 3.0 if told_s is None else told_s
+    return Pace(1.5 * needed, at_once * needed + MOST_BYTES, clock)
 
 
 class Seats:

@@ -168,11 +168,6 @@ class Session:
         self._pinged = now
         self._say(wire.Ready(id=name, number=request.number, wait_s=terms.wait))
 
-    @property
-    def catches_up(self) -> bool:
-        """Whether chunks of the past are to come, as fast as they can."""
-        return self._to_come > 0
-
     # -- What the client sends --
 
     def hear(self, message: str | bytes) -> None:
@@ -412,6 +407,8 @@ class Session:
     # -- Going on --
 
     def _expect_the_past(self, chunks: int) -> None:
+        if self._to_come:
+            raise WireError("the past is told once", "went", "chunks")
         if self._line is not None or self._sound.blocks:
             raise WireError("the past comes before the present", "went", "chunks")
         most = round(self.voice.listener.memory / self.voice.listener.chunk)

@@ -18,12 +18,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.serve import voices, wire
+from rapport.pipeline.serve import app, voices, wire
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.engine import in_silence
 from rapport.pipeline.serve.server import Server
-from rapport.pipeline.serve.session import Session
+from rapport.pipeline.serve.session import Session, SessionRequest
 from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
 from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.head.asset import load_head
@@ -324,6 +324,51 @@ def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
         assert error["type"] == "error" and error["message"] and error["code"]
         assert received(live) in (1003, 1007, 1008, 1009)
     assert server.engine.counts.failed == failed
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_whoever_floods_is_cut_off(client, server, monkeypatch, number):
+    """A session that goes on, too: while it tells of the past as well."""
+    limits = LIMITS.model_copy(update={"pace": 1.0})
+    monkeypatch.setattr(server, "config", server.config.model_copy(update={"limits": limits}))
+    said = wire.Ack(sample=0).model_dump_json()
+    with socket(client, ticket(client, policy="flow", number=number)) as live:
+        assert received(live)["type"] == "ready"
+        if number:
+            live.send(wire.Went(chunks=number).model_dump_json())
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(100_000):
+                live.send(said)
+        told = received(live)
+        assert (told["code"], told["message"]) == ("pace", "too much is sent")
+        assert received(live) == wire.FORBIDDEN
+
+
+class Deaf:
+    """A socket whose client talks and reads nothing."""
+
+    async def receive(self):
+        await asyncio.sleep(0)
+        return {"type": "websocket.receive", "text": wire.Ping().model_dump_json()}
+
+    async def send_text(self, text):
+        await asyncio.Event().wait()
+
+    close = send_text
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_client_that_reads_nothing_is_not_kept(server, monkeypatch, ended):
+    monkeypatch.setattr(app, "CLOSE_S", 0.0)
+
+    async def talked():
+        channel = app.SocketChannel(Deaf(), texts_only=False)
+        session = Session("s", SessionRequest(), server.voice(None), server.engine, channel)
+        if ended:
+            session.leave()
+        await app._talk(server, session, channel, Deaf())
+
+    asyncio.run(asyncio.wait_for(talked(), 60))
 
 
 @pytest.mark.parametrize("where", ["tick", "hear"])

@@ -504,3 +504,12 @@ def test_what_waits_for_its_chunk_has_a_bound(voice, engine):
         for number in range(ahead, ahead + 2):
             own = Part(Kind.OWN_SOUND, 5120 * number, np.zeros(5120, "<i2").tobytes())
             session.hear(wire.packed([own]))
+
+
+def test_the_past_is_told_once(voice, engine):
+    session, _ = begin(voice, engine, number=3)
+    session.hear(wire.Went(chunks=3).model_dump_json())
+    act = Part(Kind.ACT, 0, np.zeros(4, "<f4").tobytes())
+    session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 0), act]))
+    with pytest.raises(WireError, match="the past is told once"):
+        session.hear(wire.Went(chunks=3).model_dump_json())
