@@ -157,7 +157,8 @@ class Client:
         server: URL of the server, such as http://127.0.0.1:8000.
         wanted: what is asked for.
         token: that the server wants to see; None = none.
-        patience_s: for how long a session is tried to be opened, or opened again.
+        patience_s: for how long a session is tried to be opened, or opened again. Servers take a
+            minute of sound that was not answered meanwhile.
 
     Attributes:
         session: the present one.
@@ -165,7 +166,7 @@ class Client:
         sessions: how many were opened.
         begins: when sample 0 is to be recorded, seconds of the event loop.
         shown: the newest sample that was taken by whoever iterates over the answers. Servers are
-            told of it twice a second, and drop answers for a client that is a second behind.
+            told of it twice a second, and drop answers that are shown two seconds late.
         stats: what the server said last of how the session fares.
     """
 
@@ -183,7 +184,6 @@ class Client:
         self.sessions = 0
         self.begins = math.nan
         self.shown = 0
-        self._acked = 0
         self._taken = 0  # chunks whose answers were
         self.stats: wire.Stats | None = None
         self._server = server.rstrip("/")
@@ -576,20 +576,13 @@ class Client:
     async def _send_chunk(self, socket: ClientConnection | None, said: _Said) -> None:
         if socket is not None and said.told is not None:
             await _send(socket, wire.Told(text=said.told[0]))
-        # Whoever talks faster than in real time would seem to lag if only time counted.
-        if self.shown - self._acked > ACK_S * self.session.rate:
-            await self._acknowledge(socket)
         said.sent = _now()
         await _send(socket, said.parts)
 
     async def _ack(self) -> None:
         while True:
             await asyncio.sleep(ACK_S)
-            await self._acknowledge(self._socket)
-
-    async def _acknowledge(self, socket: ClientConnection | None) -> None:
-        self._acked = self.shown
-        await _send(socket, wire.Ack(sample=self.shown))
+            await _send(self._socket, wire.Ack(sample=self.shown))
 
 
 async def in_real_time(chunks: Iterable[Chunk], client: Client) -> AsyncIterator[Chunk]:

@@ -35,7 +35,7 @@ from rapport.settings import is_loopback
 GUARDED = "/v1/"  # what a token and a pace are asked for; the page and the probes stand before it
 UPLOADS = "/v1/generations"  # where a body may be a recording
 MOST_CLIENTS = 4096  # whose pace is remembered, before those that have rested are forgotten
-BACKLOG_S = 12.0  # of sound that was not answered, which a session that goes on sends at once
+BACKLOG_S = 60.0  # of sound that was not answered, which a session that goes on sends at once
 KNOWN = "token"  # the name of all who have the token
 
 SECURITY_HEADERS = {

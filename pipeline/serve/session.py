@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -28,7 +29,7 @@ from rapport.policies.motion import LayoutError, Motion
 
 DRIFT = 5e-4  # of a client's clock against ours, at most; sound cards have .0001
 AHEAD_S = 2.0  # of sound that may lie before the chunk that is heard
-LAGS_S = 2.0  # a client shows its newest answer later than it should by, and is sent no more
+LAGS_S = 2.0  # a client shows an answer later than it should by, and is sent no more
 LOST_S = 10.0  # ... and is given up
 PING_S = 5.0
 GONE_S = 15.0  # without a sign of life
@@ -161,6 +162,7 @@ class Session:
         self._began: float | None = None  # when sample 0 was spoken, on the engine's clock
         self._shown = voice.border(request.number)
         self._sent = self._shown  # newest sample that an answer was sent for
+        self._unshown: deque[tuple[int, float]] = deque()  # answers: first sample, when sent
         self._lost_answers = False
         self._acts: list[Part] = []  # that were not sent yet
         now = engine.clock()
@@ -473,7 +475,7 @@ class Session:
         telemetry.record(telemetry.ANSWER_SECONDS, answer.seconds, policy=self.voice.name)
         rate = AUDIO_RATE / answer.motion.layout.fps
         first = round(answer.first * rate)
-        behind = (self._sent - self._shown) / AUDIO_RATE
+        behind = self._behind(first)
         self._sent = round((answer.first + len(answer.motion)) * rate)
         self._acts += self._act_part(answer)
         with self._ends:
@@ -492,6 +494,17 @@ class Session:
             self._deliver(self._shown_by(answer.motion, answer.arkit, first, flags) + acts)
         if last:
             self._finish()
+
+    def _behind(self, first: int) -> float:
+        """Seconds since the oldest answer that the client does not show yet; `first` of a new one.
+
+        By the clock, as a session that goes on is answered much at once.
+        """
+        now = self._engine.clock()
+        while self._unshown and self._unshown[0][0] <= self._shown:
+            self._unshown.popleft()
+        self._unshown.append((first, now))
+        return now - self._unshown[0][1]
 
     def _shown_by(
         self, motion: Motion, arkit: np.ndarray | None, first: int, flags: int

@@ -280,11 +280,12 @@ def test_the_past_must_be_what_it_says(voice, engine):
     assert client.closed[0] == wire.FAILED
 
 
-def test_a_client_that_lags_is_sent_no_more_and_then_given_up(voice, engine):
+def test_a_client_that_lags_is_sent_no_more_and_then_given_up(voice, engine, clock):
     session, client = begin(voice, engine)
     sound = np.zeros(5120, "<i2")
     number = 0
     while client.closed is None:
+        clock.now += 0.32
         session.hear(wire.packed([sound_part(sound, 5120 * number)]))
         settle(engine)
         number += 1
@@ -296,16 +297,30 @@ def test_a_client_that_lags_is_sent_no_more_and_then_given_up(voice, engine):
     assert len(client.parts(Kind.SHOWN)) == pytest.approx(9, abs=2)
 
 
-def test_a_client_that_catches_up_is_told_that_it_missed_something(voice, engine):
+def test_a_client_that_catches_up_is_told_that_it_missed_something(voice, engine, clock):
     session, client = begin(voice, engine)
     sound = np.zeros(5120, "<i2")
     for number in range(20):
+        clock.now += 0.32
         session.hear(wire.packed([sound_part(sound, 5120 * number)]))
         settle(engine)
     client.until(lambda c: session.dropped > 5)
     session.hear(wire.Ack(sample=5120 * 19).model_dump_json())
     session.hear(wire.packed([sound_part(sound, 5120 * 20)]))
     client.until(lambda c: c.parts(Kind.SHOWN)[-1].flags == wire.DROPPED)
+
+
+def test_a_session_that_goes_on_says_all_that_it_kept_at_once(voice, engine, clock):
+    """Half a minute, which clients try for: none of it is dropped, before any is shown."""
+    terms = Terms(pace_of_sound(AUDIO_RATE, clock=clock, goes_on=True))
+    client = Client()
+    session = Session("s", SessionRequest(number=3), voice, engine, client, terms)
+    chunks = round(30 / 0.32)
+    for number in range(3, 3 + chunks):
+        session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
+    client.until(lambda c: c.closed or len(c.parts(Kind.ACT)) == chunks)
+    assert client.closed is None and session.dropped == 0
+    assert len(client.parts(Kind.SHOWN)) == chunks
 
 
 def test_a_client_that_is_gone_is_noticed(voice, engine, clock):

@@ -49,7 +49,7 @@ export class Session {
   say(number, samples) {
     const sound = new Uint8Array(samples.buffer);
     this.kept.set(number, { sound, act: null, seen: null });
-    this.kept.delete(number - this.#memory() - this.#chunks(PATIENCE_S));
+    this.kept.delete(number - this.#memory() - this.#chunks(2 * PATIENCE_S));
     this.#send(this.#part(number));
     if (number + 1 >= this.endsAfter) this.#end();
   }
