@@ -28,6 +28,7 @@ from rapport.pipeline.serve.doors import (
     BACKLOG_S,
     REFUSALS,
     Refused,
+    address,
     guard,
     misunderstood,
     pace_of_bytes,
@@ -137,7 +138,7 @@ def application(server: Server) -> FastAPI:
     def sessions(asked: SessionRequest, request: Request) -> dict[str, Any]:
         """A ticket for a socket."""
         voice = server.check(asked)
-        server.seats.require(server.rules.client(request.scope))
+        server.seats.require(address(request.scope))
         server.require_room(voice)
         scheme = "wss" if request.url.scheme == "https" else "ws"
         layout = voice.policy.layout
@@ -236,7 +237,7 @@ async def _live(server: Server, socket: WebSocket) -> None:
         voice = server.check(asked)
         server.require_room(voice)
         limits = server.config.limits
-        with server.seats.taken(server.rules.client(socket.scope)):
+        with server.seats.taken(address(socket.scope)):
             await socket.accept(spoken)
             channel = SocketChannel(socket, spoken == wire.PROTOCOL_OF_TEXTS)
             session = Session(

@@ -36,7 +36,6 @@ GUARDED = "/v1/"  # what a token and a pace are asked for; the page and the prob
 UPLOADS = "/v1/generations"  # where a body may be a recording
 MOST_CLIENTS = 4096  # whose pace is remembered, before those that have rested are forgotten
 BACKLOG_S = 60.0  # of sound that was not answered, which a session that goes on sends at once
-KNOWN = "token"  # the name of all who have the token
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -128,7 +127,7 @@ class Rules:
         token: bearer token; None = nobody is asked for one.
         origins: of pages that stand elsewhere and may come in, as browsers write them:
             `https://studio.example`. A page of this server always may.
-        requests: a minute, below `/v1/`: of all who have the token, or of an address.
+        requests: a minute, below `/v1/`, of an address.
         body: bytes of a request.
         upload: bytes of a request with a recording.
     """
@@ -174,10 +173,6 @@ class Rules:
                 f"pages of {origin} may not come in: serve.origins lists those that may",
                 field="Origin",
             )
-
-    def client(self, scope: Scope) -> str:
-        """By what name somebody is counted who was let in."""
-        return address(scope) if self.token is None else KNOWN
 
 
 def address(scope: Scope) -> str:
@@ -274,7 +269,7 @@ def pace_of_bytes(
 
 
 class Seats:
-    """Sessions that a client has open.
+    """Sessions that a client has open, whom its address stands for.
 
     Args:
         most: of one client, at the same time.
@@ -444,8 +439,8 @@ class Doors:
         if _path(scope).startswith(GUARDED):
             needed = scope["type"] == "http"
             known = not needed or self.rules.knows(headers)
-            # Whoever guesses tokens is counted by address, and slowed down with it.
-            self._require_pace(self.rules.client(scope) if needed and known else address(scope))
+            # Whoever guesses tokens is slowed down, and slows nobody down who has it.
+            self._require_pace(address(scope) if known else f"{address(scope)}, without the token")
             if not known:
                 raise Refused(
                     401,

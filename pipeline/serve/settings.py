@@ -18,9 +18,9 @@ TOKEN = "RAPPORT_TOKEN"  # environment variable of the bearer token
 
 class LimitsConfig(Section):
     requests: int = Field(120, ge=1)
-    """requests a minute, of a token or of an address"""
+    """requests a minute, of an address"""
     sessions: int = Field(8, ge=1)
-    """live sessions at once, of an address (where everybody has the token: of all)"""
+    """live sessions at once, of an address; an ingress tells it by X-Forwarded-For"""
     pace: float = Field(1.2, ge=1)
     """times as fast as it is spoken, at which sound may come; 2 s may come at once"""
     minutes: float = Field(60, gt=0)

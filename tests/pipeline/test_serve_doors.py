@@ -222,6 +222,14 @@ def test_who_guesses_tokens_is_slowed_down_and_those_who_have_it_are_not():
     assert visitor.post("/v1/sessions", headers=KNOWN).status_code == 200
 
 
+def test_who_has_the_token_is_counted_by_address():
+    doors = Doors(application_behind(), Rules(token=TOKEN, requests=2), Clock())
+    for place in range(3):
+        visitor = TestClient(doors, base_url=HOME, client=(f"10.0.0.{place}", 1))
+        statuses = [visitor.post("/v1/sessions", headers=KNOWN).status_code for _ in range(3)]
+        assert statuses == [200, 200, 429]
+
+
 def test_a_body_that_is_too_large_is_not_read_whether_it_says_so_or_not():
     visitor = client(Rules(body=100, upload=1000))
 
