@@ -36,6 +36,7 @@ class Echo:
         script: (session, chunk) -> what happens in place of an answer: "cut", "move", "late",
             "drop", or a text = an error, after which the session is closed.
         busy: how many requests are refused at first.
+        status: by which they are.
         token: that is wanted.
         sees: whether it reads a face in chunks of even numbers.
 
@@ -44,10 +45,11 @@ class Echo:
         said: what each session was told, parts and texts, in order.
     """
 
-    def __init__(self, script=None, busy=0, token=None, sees=False):
+    def __init__(self, script=None, busy=0, token=None, sees=False, status=503):
         self.script = script or {}
         self.sees = sees
         self.busy = busy
+        self.status = status
         self.token = token
         self.asked = []
         self.said = []
@@ -61,7 +63,7 @@ class Echo:
             return Response('{"detail": "no such token"}', 401)
         if self.busy:
             self.busy -= 1
-            return Response('{"detail": "all is taken"}', 503, {"Retry-After": "0.1"})
+            return Response('{"detail": "all is taken"}', self.status, {"Retry-After": "0.1"})
         self.asked.append(await request.json())
         self.said.append([])
         return {

@@ -38,7 +38,7 @@ SILENT_S = 15  # after so long without a message a connection is lost; servers p
 ACK_S = 0.5
 FIRST_PAUSE_S = 0.1  # before another try; each next one is twice as long
 LONGEST_PAUSE_S = 2.0
-_UNAVAILABLE = (502, 503, 504)
+_LATER = (429, 502, 503, 504)  # answers after which another try may do
 # Whoever tries again after these meets the same.
 _FINAL = {1002, 1003, wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE, wire.FAILED}
 
@@ -375,7 +375,7 @@ class Client:
             raise ClientError(f"{self._server} is no URL of a server: {error}") from error
         except httpx.HTTPError as error:
             raise _LostError(str(error) or type(error).__name__) from error
-        if reply.status_code in _UNAVAILABLE:
+        if reply.status_code in _LATER:
             raise _LostError(_said_of(reply), _seconds(reply.headers.get("Retry-After")))
         if reply.is_error:
             raise ClientError(f"{self._server} opens no session: {_said_of(reply)}")
@@ -406,7 +406,7 @@ class Client:
             )
         except InvalidStatus as error:
             status = error.response.status_code
-            if status not in _UNAVAILABLE:
+            if status not in _LATER:
                 raise ClientError(f"{session.url} refuses the socket: status {status}") from error
             pause = _seconds(error.response.headers.get("Retry-After"))
             raise _LostError(f"{session.url} is full", pause) from error

@@ -162,8 +162,9 @@ def test_acts_of_dropped_answers_are_kept():
     np.testing.assert_allclose(answers[-1].motion.values, done(means(), 11), atol=1e-6)
 
 
-def test_a_full_server_is_asked_again():
-    with Echo(busy=2).serving() as echo:
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_full_server_is_asked_again(status):
+    with Echo(busy=2, status=status).serving() as echo:
         answers, client = converse(echo)
     assert_all_is_answered(answers)
     assert client.sessions == 1
