@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -26,6 +27,7 @@ from rapport.policies.head.settings import HeadConfig
 
 FORGOTTEN_S = 6.0  # not looked at for so long, it is on its way out
 STALE_S = 2.0  # an engine that has not stepped for so long, and has something to do
+JUDGED_S = 10.0  # for which it is true what was found of the policies
 ALIKE = 1e-4  # what a policy answers, and what it answered when it was loaded
 RETRY_S = 10.0
 
@@ -70,6 +72,9 @@ class Server:
         self._sources: dict[str, str | None] = {}
         self._looked_at: float | None = None
         self._loading = threading.Lock()
+        self._judging = threading.Lock()
+        self._judged = -math.inf  # when the policies were looked at
+        self._changed: str | None = None  # the name of one that answers otherwise
         limits = Limits(
             config.limits.upload_bytes, config.limits.minutes, waiting=config.limits.jobs
         )
@@ -87,13 +92,14 @@ class Server:
                 voice = load_voice(name, source, self.config, self.head)
                 if voice.policy.takes_text:
                     voice.policy.told("")  # its encoder loads here, before threads could meet
+                self._canaries[name] = _canary(voice)
                 self.voices[name] = voice
                 self._sources[name] = source
-                self._canaries[name] = _canary(voice)
                 _say(voice)
                 self._say_of_faces(voice)
             for name in self.voices.keys() - sources.keys():
                 del self.voices[name]
+            self._judged = -math.inf
             if self._looked_at is not None:
                 self.looked_at()
 
@@ -236,9 +242,19 @@ class Server:
         self.require_alive()
         if self.trouble is not None:
             raise RuntimeError(self.trouble)
+        with self._judging:  # whoever asks, and however often, steps are for sessions
+            if time.monotonic() - self._judged > JUDGED_S:
+                self._changed = self._otherwise()
+                self._judged = time.monotonic()
+        if self._changed is not None:
+            raise RuntimeError(f"policy {self._changed} answers otherwise than when it was loaded")
+
+    def _otherwise(self) -> str | None:
+        """The name of a policy that does not answer as when it was loaded; None where all do."""
         for name, voice in list(self.voices.items()):
-            if np.abs(_canary(voice) - self._canaries[name]).max() > ALIKE:
-                raise RuntimeError(f"policy {name} answers otherwise than when it was loaded")
+            if not np.allclose(_canary(voice), self._canaries[name], rtol=0, atol=ALIKE):
+                return name  # as well where it is no number
+        return None
 
     def status(self) -> dict[str, float]:
         """Numbers of this replica."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
+import math
 import time
 import wave
 from urllib.parse import quote
@@ -173,6 +175,28 @@ def test_a_vla_that_vllm_cannot_run_is_refused_with_the_way_out(tmp_path, monkey
     small_policy().save(tmp_path / "vla")
     with pytest.raises(RunError, match=r"found none; or take serve\.engine=torch"):
         voices.load_voice("v", str(tmp_path / "vla"), ServeSection(engine="vllm"), load_head(None))
+
+
+def test_whoever_asks_for_health_takes_no_steps_from_sessions(client, server, monkeypatch):
+    steps = []
+    for voice in server.voices.values():
+        step = voice.listener.step
+        noted = functools.partial(lambda step, *given: steps.append(1) or step(*given), step)
+        monkeypatch.setattr(voice.listener, "step", noted)
+    monkeypatch.setattr(server, "_judged", -math.inf)
+    assert client.get("/readyz").status_code == 200 and steps
+    steps.clear()
+    assert client.get("/readyz").status_code == 200 and not steps
+
+
+@pytest.mark.parametrize("answers", [1.0, math.nan])
+def test_a_policy_that_answers_otherwise_is_not_ready(client, server, monkeypatch, answers):
+    monkeypatch.setattr(server, "_judged", -math.inf)
+    monkeypatch.setattr(server, "_changed", None)
+    monkeypatch.setattr(server, "_canaries", dict.fromkeys(server.voices, answers))
+    for _ in range(2):
+        answer = client.get("/readyz")
+        assert answer.status_code == 503 and "policy flow answers otherwise" in answer.json()["why"]
 
 
 def test_what_a_policy_cannot_do_is_refused(client):
