@@ -39,7 +39,7 @@ BACKLOG_S = 60.0  # of sound that was not answered, which a session that goes on
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data: blob:; "
+        "default-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
         "media-src 'self' blob:; worker-src 'self' blob:; style-src 'self'; script-src 'self'; "
         "frame-ancestors 'none'; base-uri 'none'"
     ),

@@ -358,6 +358,19 @@ def test_the_face_moves_as_the_answers_say_and_nobody_else_is_asked(chromium, li
 
 
 @needs_chromium
+def test_the_page_opens_sockets_to_its_own_server_only(chromium, listener, address):
+    tab = chromium.open(address)
+    forbidden = tab.value(
+        """new Promise((told) => {
+            document.onsecuritypolicyviolation = ({ effectiveDirective }) => told(effectiveDirective);
+            const elsewhere = new WebSocket("ws://127.0.0.1:9/");
+            elsewhere.onerror = () => setTimeout(told, 1000, "nothing");
+        })"""
+    )
+    assert forbidden == "connect-src"
+
+
+@needs_chromium
 def test_what_arrives_is_what_the_microphone_heard(chromium, listener, address, voice):
     tab = started(chromium, address)
     tab.wait_for(f"rapport.stats.answered * {CHUNK} > {5 * RATE}")
