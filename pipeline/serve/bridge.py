@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
 import socket
 import sys
@@ -219,8 +220,9 @@ async def _from_pipe(pipe: BinaryIO, client: Client) -> AsyncIterator[Chunk]:
     except ValueError as error:
         raise RunError("speaker=-: a file is no pipe, name it: speaker=FILE") from error
     try:
-        while True:
-            sound = await reader.readexactly(2 * client.session.chunk_samples)
+        for number in itertools.count():
+            samples = client.session.border(number + 1) - client.session.border(number)
+            sound = await reader.readexactly(2 * samples)
             yield Chunk(audio=np.frombuffer(sound, "<i2").astype(np.float32) / 32768)
     except asyncio.IncompleteReadError:
         return  # less than a chunk is left

@@ -90,7 +90,7 @@ class Session(BaseModel):
     policy: str
     seed: int
     rate: int
-    chunk_samples: int
+    chunk_samples: float
     fps: float
     layout: dict[str, Any]
     delay_s: float
@@ -102,6 +102,14 @@ class Session(BaseModel):
     def chunk_s(self) -> float:
         """Seconds of a chunk."""
         return self.chunk_samples / self.rate
+
+    def border(self, chunk: int) -> int:
+        """Number of the first sample of a chunk."""
+        return round(chunk * self.chunk_samples)
+
+    def chunk_at(self, border: int) -> int:
+        """Number of the chunk that begins with a sample."""
+        return round(border / self.chunk_samples)
 
     @property
     def remembered(self) -> int:
@@ -286,7 +294,7 @@ class Client:
         if isinstance(answer, Exception):
             raise answer
         heard = self._next if answer.chunk is None else answer.chunk + 1
-        self.shown = max(self.shown, heard * self.session.chunk_samples)
+        self.shown = max(self.shown, self.session.border(heard))
         self._taken = heard
         self._room.set()
         return answer
@@ -503,7 +511,7 @@ class Client:
     def _take(self, parts: list[Part]) -> None:
         """Note what was answered, and hand it on."""
         acts = [part for part in parts if part.kind is Kind.ACT]
-        numbers = [part.sample // self.session.chunk_samples for part in acts]
+        numbers = [self.session.chunk_at(part.sample) for part in acts]
         flags = parts[0].flags
         for number, part in zip(numbers, acts, strict=True):
             self._acts[number] = part
@@ -543,7 +551,7 @@ class Client:
     def _remember(self, seen: list[Part]) -> None:
         """What was read off pictures belongs to its chunk, as if it had been sent as motion."""
         for part in seen:
-            said = self._said.get(part.sample // self.session.chunk_samples)
+            said = self._said.get(self.session.chunk_at(part.sample))
             if said is not None:
                 said.parts.insert(0, Part(Kind.MOTION, part.sample, part.payload))
 
@@ -561,11 +569,12 @@ class Client:
 
     def _parts(self, chunk: Chunk, number: int | None = None) -> list[Part]:
         """A chunk as it is sent: motion before sound, as a chunk is complete with its sound."""
-        samples = self.session.chunk_samples
+        number = self._next if number is None else number
+        first = self.session.border(number)
+        samples = self.session.border(number + 1) - first
         sound = np.zeros(samples, np.float32) if chunk.audio is None else chunk.audio
         if sound.shape != (samples,):
-            raise ValueError(f"sound of shape {sound.shape}: a chunk has ({samples},)")
-        first = (self._next if number is None else number) * samples
+            raise ValueError(f"sound of shape {sound.shape}: chunk {number} has ({samples},)")
         whole = np.rint(sound * 32768).clip(-32768, 32767).astype("<i2")
         parts = [Part(Kind.SOUND, first, whole.tobytes())]
         if chunk.motion is not None:

@@ -33,9 +33,10 @@ from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
 from rapport.policies.vla import vllm_live
 from rapport.policies.vla.vllm_plugin import EngineError
-from tests.live_clients import sound_part
+from tests.live_clients import heard, pcm, sound_part, voice_of
 from tests.on_port import on_port
 from tests.small_flow import saved_policy
+from tests.small_flow import small_policy as small_flow
 from tests.talking import small_policy
 
 LIMITS = LimitsConfig(requests=1_000_000, sessions=64, pace=1000)
@@ -407,6 +408,40 @@ def test_an_error_of_ours_is_logged_and_ends_the_socket(client, monkeypatch, cap
             live.send(wire.End().model_dump_json())
         assert received(live) == wire.FAILED
     assert "nobody thought of this" in caplog.text
+
+
+def test_a_client_of_chunks_of_no_whole_number_of_samples_goes_on(
+    client, server, monkeypatch, tmp_path
+):
+    """The frames of a policy of 30 a second, as without the move in the middle."""
+    voice = voice_of(small_flow(tmp_path, fps=30), name="thirty")
+    monkeypatch.setitem(server.voices, "thirty", voice)
+    rng = np.random.default_rng(0)
+    sizes = np.diff([voice.border(number) for number in range(13)])
+    said = [Chunk(audio=heard(pcm(rng.normal(size=size) / 10))) for size in sizes]
+
+    async def chunks():
+        for chunk in said:
+            yield chunk
+
+    async def talked():
+        wanted = Wanted(policy="thirty", seed=3, outputs=("motion",))
+        async with Client(str(client.base_url), wanted) as talker:
+            shown = []
+            async for answer in talker.converse(chunks(), ahead=1):
+                shown.append(answer.motion.values)
+                if answer.chunk == 5:
+                    next(iter(server.sessions.values())).move()
+            return np.concatenate(shown), talker.sessions
+
+    shown, sessions = asyncio.run(asyncio.wait_for(talked(), 60))
+    assert sessions == 2
+    state, expected = voice.start(3), []
+    for chunk in said:
+        [motion], [state] = voice.listener.step([state], [chunk])
+        expected.append(motion.values)
+    expected.append(voice.listener.finish(state).values)
+    np.testing.assert_allclose(shown, np.concatenate(expected), atol=1e-5)
 
 
 def test_a_client_that_stops_to_think_goes_on(client):

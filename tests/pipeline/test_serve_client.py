@@ -213,7 +213,7 @@ def test_motion_goes_up_before_the_sound_of_its_chunk():
         async with Client(echo.url) as client:
             await client.say(chunk(0.1, motion))
             await client.end()
-            with pytest.raises(ValueError, match=r"a chunk has \(2560,\)"):
+            with pytest.raises(ValueError, match=r"chunk 1 has \(2560,\)"):
                 await client.say(Chunk(audio=np.zeros(5, np.float32)))
             with pytest.raises(LayoutError):
                 await client.say(chunk(0.1, motion.subset(LAYOUT.subset({"jaw": 3}))))

@@ -50,9 +50,9 @@ def yaw(sample):
     return 0.3 * np.sin(2 * math.pi * sample / (4 * RATE))
 
 
-def face_of(first):
+def face_of(first, step=STEP):
     """(FRAMES, 61) of a chunk of frames from sample `first` on."""
-    samples = first + STEP * np.arange(FRAMES)
+    samples = first + step * np.arange(FRAMES)
     values = np.zeros((FRAMES, len(CHANNELS)), np.float32)
     values[:, CHANNELS.index("JawOpen")] = jaw(samples)
     values[:, CHANNELS.index("HeadYaw")] = yaw(samples)
@@ -75,11 +75,21 @@ class Listener:
     killed: int = 0
     sees: str = ""  # "pictures", or "face", which it reads in chunks of even numbers
     token: str = ""
+    fps: float = 25.0
     simulated: bool = True
     recorded: bool = False
     silent: bool = False  # answers nothing
     full: int = 0  # so many sessions are refused
     ws: WebSocket | None = None  # of the session that began last
+
+    @property
+    def chunk(self):
+        """Samples of a chunk, which may be no whole number."""
+        return FRAMES * RATE / self.fps
+
+    def border(self, number):
+        """First sample of a chunk."""
+        return round(number * self.chunk)
 
     def cut(self):
         """Aborts all sockets, as a killed replica does."""
@@ -100,7 +110,7 @@ class Listener:
 
     def heard(self):
         """(samples,) of int16 without a hole, from sample 0 on."""
-        assert sorted(self.sound) == [CHUNK * n for n in range(len(self.sound))]
+        assert sorted(self.sound) == [self.border(n) for n in range(len(self.sound))]
         return np.concatenate([self.sound[sample] for sample in sorted(self.sound)])
 
 
@@ -150,8 +160,8 @@ def app_of(listener, head):
             "policy": "listener",
             "seed": 7,
             "rate": RATE,
-            "chunk_samples": CHUNK,
-            "fps": 25.0,
+            "chunk_samples": listener.chunk,
+            "fps": listener.fps,
             "layout": {},
             "delay_s": 0.0,
             "memory_s": 1.6,
@@ -194,8 +204,9 @@ def app_of(listener, head):
             if past:
                 sound, act, *seen = parts
                 assert (sound.kind, act.kind) == (wire.Kind.SOUND, wire.Kind.ACT)
-                assert sound.sample == act.sample == (number - past) * CHUNK
-                assert len(sound.payload) == 2 * CHUNK
+                first, end = (listener.border(number - past + n) for n in (0, 1))
+                assert sound.sample == act.sample == first
+                assert len(sound.payload) == 2 * (end - first)
                 assert all(part.kind == wire.Kind.MOTION for part in seen)
                 faces = [part.payload for part in seen]
                 listener.went[-1].append((act.sample, act.payload, *faces))
@@ -206,7 +217,7 @@ def app_of(listener, head):
                 listener.pictures.append(part)
                 continue
             assert part.kind == wire.Kind.SOUND
-            assert part.sample == number * CHUNK, "chunks come in order, each once"
+            assert part.sample == listener.border(number), "chunks come in order, each once"
             number += 1
             listener.sound[part.sample] = np.frombuffer(part.payload, "<i2")
             if not listener.silent:
@@ -215,7 +226,8 @@ def app_of(listener, head):
     # What is heard of a chunk is shown at once: the frames of the chunk itself.
     def answer_to(sample):
         act = wire.Part(wire.Kind.ACT, sample, f"act{sample}".encode())
-        parts = [wire.Part(wire.Kind.ARKIT, sample, face_of(sample).tobytes()), act]
+        face = face_of(sample, RATE / listener.fps)
+        parts = [wire.Part(wire.Kind.ARKIT, sample, face.tobytes()), act]
         if listener.sees == "face" and sample % (2 * CHUNK) == 0:
             parts.append(wire.Part(wire.Kind.SEEN, sample, f"face{sample}".encode()))
         return parts
@@ -362,7 +374,7 @@ def test_the_page_opens_sockets_to_its_own_server_only(chromium, listener, addre
     tab = chromium.open(address)
     forbidden = tab.value(
         """new Promise((told) => {
-            document.onsecuritypolicyviolation = ({ effectiveDirective }) => told(effectiveDirective);
+            document.onsecuritypolicyviolation = (event) => told(event.effectiveDirective);
             const elsewhere = new WebSocket("ws://127.0.0.1:9/");
             elsewhere.onerror = () => setTimeout(told, 1000, "nothing");
         })"""
@@ -426,6 +438,22 @@ def test_it_goes_on_with_what_it_kept(chromium, listener, address, way):
     sample, weight, _ = shown_now(tab)
     assert weight == pytest.approx(jaw(sample), abs=0.01)
     assert tab.value("rapport.state") == "listening"
+    assert tab.complaints == []
+
+
+@needs_chromium
+def test_chunks_of_no_whole_number_of_samples(chromium, listener, address):
+    listener.fps = 30.0
+    tab = started(chromium, address)
+    tab.wait_for("rapport.stats.answered >= 7")
+    listener.cut()
+    tab.wait_for("rapport.stats.went_on === 1")
+    answered = listener.wishes[1]["number"]
+    tab.wait_for(f"rapport.stats.answered > {answered} + 3")
+    assert len(listener.heard()) == listener.border(len(listener.sound))
+    playing(tab)
+    sample, weight, _ = shown_now(tab)
+    assert weight == pytest.approx(jaw(sample), abs=0.01)
     assert tab.complaints == []
 
 

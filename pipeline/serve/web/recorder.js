@@ -1,15 +1,25 @@
 // In the thread of sound: cuts what comes in into chunks, from a frame of the context's clock on.
 
+import { border } from "./wire.js";
+
 class Recorder extends AudioWorkletProcessor {
   constructor() {
     super();
     this.begin = Infinity;
-    this.place = 0;
     this.port.onmessage = ({ data }) => {
       this.begin = Math.max(data.begin, currentFrame);
-      this.chunk = new Float32Array(data.size);
+      this.size = data.size;
+      this.number = 0;
+      this.#next();
       this.port.postMessage({ begin: this.begin });
     };
+  }
+
+  #next() {
+    const [first, end] = [0, 1].map((n) => border(this.number + n, this.size));
+    this.chunk = new Float32Array(end - first);
+    this.number += 1;
+    this.place = 0;
   }
 
   process([input]) {
@@ -18,8 +28,8 @@ class Recorder extends AudioWorkletProcessor {
       this.chunk[this.place] = sound ? sound[n] : 0;
       this.place += 1;
       if (this.place < this.chunk.length) continue;
-      this.port.postMessage({ chunk: this.chunk.slice() });
-      this.place = 0;
+      this.port.postMessage({ chunk: this.chunk });
+      this.#next();
     }
     return true;
   }

@@ -1,6 +1,7 @@
 // What was said and shown, to the user's disk.
 
 import { CHANNELS } from "./arkit.js";
+import { border } from "./wire.js";
 
 const KEPT_S = 30 * 60; // older is let go
 
@@ -26,14 +27,14 @@ export class Record {
       const frame = values.subarray(n * CHANNELS.length, (n + 1) * CHANNELS.length);
       this.frames.push([sample + Math.round((n * this.info.rate) / this.info.fps), frame]);
     }
-    const oldest = this.first * this.info.chunk_samples;
+    const oldest = border(this.first, this.info.chunk_samples);
     while (this.frames.length && this.frames[0][0] < oldest) this.frames.shift();
   }
 
   /** Two files: the voice as WAV, the motion as JSON; both begin at the same sample. */
   save() {
     const { policy, seed, rate, fps, simulated } = this.info;
-    const first = this.first * this.info.chunk_samples;
+    const first = border(this.first, this.info.chunk_samples);
     // A session that went on elsewhere may have been told some frames twice.
     const frames = [...new Map(this.frames)].sort(([a], [b]) => a - b);
     const motion = {
@@ -44,7 +45,8 @@ export class Record {
     };
     const name = `listener-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}`;
     download(`${name}.json`, [JSON.stringify(motion)], "application/json");
-    download(`${name}.wav`, [header(this.sound.length * this.info.chunk_samples, rate), ...this.sound], "audio/wav");
+    const samples = this.sound.reduce((sum, chunk) => sum + chunk.length, 0);
+    download(`${name}.wav`, [header(samples, rate), ...this.sound], "audio/wav");
   }
 }
 

@@ -4,7 +4,7 @@
 // `memory_s` is kept here, and handed to whoever goes on (docs/serve.md, "Going on").
 
 import { Refusal } from "./refusal.js";
-import { ACT, ARKIT, MOTION, PICTURE, PROTOCOL, SEEN, SOUND, TICKET, packed, unpacked } from "./wire.js";
+import { ACT, ARKIT, MOTION, PICTURE, PROTOCOL, SEEN, SOUND, TICKET, border, packed, unpacked } from "./wire.js";
 
 const READY_S = 3; // so long a server may take to be ready
 const SILENT_S = 2; // without any message for so long, a connection counts as lost
@@ -101,7 +101,7 @@ export class Session {
   }
 
   #sound(number) {
-    const sample = number * this.info.chunk_samples;
+    const sample = border(number, this.info.chunk_samples);
     return { kind: SOUND, sample, payload: this.kept.get(number).sound };
   }
 

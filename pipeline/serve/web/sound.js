@@ -68,7 +68,7 @@ export class Sound {
   /**
    * Begins to listen, after `waitS`.
    *
-   * @param size samples in a chunk.
+   * @param size samples in a chunk, which may be no whole number.
    * @param heard (number, Int16Array) of each chunk.
    */
   begin(waitS, size, heard) {

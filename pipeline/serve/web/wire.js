@@ -13,6 +13,11 @@ export const TICKET = "ticket.";
 const VERSION = 1;
 const HEADER = 16; // bytes
 
+/** The first sample of a chunk, of which each has `size`; that may be no whole number. */
+export function border(number, size) {
+  return Math.round(number * size);
+}
+
 /** Parts {kind, sample, payload: Uint8Array} as one message. */
 export function packed(parts) {
   const size = parts.reduce((sum, part) => sum + HEADER + part.payload.length, 0);
