@@ -34,7 +34,7 @@ class Echo:
 
     Args:
         script: (session, chunk) -> what happens in place of an answer: "cut", "move", "late",
-            "drop", or a text = an error, after which the session is closed.
+            "drop", "late and dropped", or a text = an error, after which the session is closed.
         busy: how many requests are refused at first.
         status: by which they are.
         token: that is wanted.
@@ -115,7 +115,9 @@ class Echo:
                 continue
             parts = wire.unpacked(message["bytes"])
             said.append(parts)
-            sound = next(part for part in parts if part.kind is Kind.SOUND)
+            sound = next((part for part in parts if part.kind is Kind.SOUND), None)
+            if sound is None:
+                continue
             mean = float(np.frombuffer(sound.payload, "<i2").mean() / 32768)
             if went:
                 means[number - went] = mean
@@ -132,7 +134,7 @@ class Echo:
                 await socket.send_text(wire.Move().model_dump_json())
                 await asyncio.sleep(0.2)
                 return
-            elif happens == "late":
+            elif happens in ("late", "late and dropped"):
                 means[-1] = 0.0
                 flags = wire.LATE
             elif happens not in (None, "drop"):
@@ -141,10 +143,10 @@ class Echo:
                 await socket.close(wire.FORBIDDEN)
                 return
             act = np.array([done(means, number)], "<f4").tobytes()
-            dropped.append(Part(Kind.ACT, number * SAMPLES, act))
+            dropped.append(Part(Kind.ACT, number * SAMPLES, act, flags))
             if self.sees and number % 2 == 0:
                 dropped.append(Part(Kind.SEEN, number * SAMPLES, f"face{number}".encode()))
-            if happens != "drop":
+            if happens not in ("drop", "late and dropped"):
                 flags |= wire.DROPPED if len(dropped) > 1 else 0
                 parts = [*self.shown(means, number, flags), *dropped]
                 await socket.send_bytes(wire.packed(parts))

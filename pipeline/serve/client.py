@@ -12,6 +12,7 @@ come without a gap, and later.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import math
 import random
@@ -22,6 +23,7 @@ from typing import Any, Self
 
 import httpx
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -38,6 +40,7 @@ SILENT_S = 15  # after so long without a message a connection is lost; servers p
 ACK_S = 0.5
 FIRST_PAUSE_S = 0.1  # before another try; each next one is twice as long
 LONGEST_PAUSE_S = 2.0
+QUALITY = 90  # of JPEG
 _LATER = (429, 502, 503, 504)  # answers after which another try may do
 # Whoever tries again after these meets the same.
 _FINAL = {1002, 1003, wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE, wire.FAILED}
@@ -148,7 +151,7 @@ class _Said:
     """A chunk that was said.
 
     Args:
-        parts: its sound, after the motion where there is one.
+        parts: its sound, after what else there is of it.
         told: the text that the listener was told just before it, in a tuple; None = nothing new.
         sent: when, seconds of the event loop.
     """
@@ -229,7 +232,7 @@ class Client:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def say(self, chunk: Chunk) -> None:
-        """Say the next chunk. Only its sound and its motion go up; without sound it is silent.
+        """Say the next chunk. All but its words go up; without sound it is silent.
 
         Raises:
             ValueError: it is no whole chunk.
@@ -237,10 +240,10 @@ class Client:
         """
         said = _Said(self._parts(chunk), self._told)
         number = self._next
-        self._told = None
         self._next += 1
         if number < self._answered:
             return  # it is so late that silence was heard in its place
+        self._told = None
         self._said[number] = said
         await self._send_chunk(self._socket, said)
 
@@ -451,7 +454,7 @@ class Client:
         if past:
             await _send(socket, wire.Went(chunks=len(past)))
         for number in reversed(past):
-            await _send(socket, [*self._said[number].parts, self._acts[number]])
+            await _send_parts(socket, [*self._said[number].parts, self._acts[number]])
         if self._liveliness is not None:
             await _send(socket, self._liveliness)
         number = self._answered
@@ -513,20 +516,20 @@ class Client:
         acts = [part for part in parts if part.kind is Kind.ACT]
         numbers = [self.session.chunk_at(part.sample) for part in acts]
         flags = parts[0].flags
-        for number, part in zip(numbers, acts, strict=True):
-            self._acts[number] = part
-        seen = [part for part in parts if part.kind is Kind.SEEN]
         self._over = self._ends and not acts
         chunk = numbers[-1] if numbers else None
         after = math.nan
         if chunk is not None:
             said = self._said.get(chunk)
             after = math.nan if said is None else _now() - said.sent
-            if flags & wire.LATE or said is None:
+        for number, part in zip(numbers, acts, strict=True):
+            self._acts[number] = part
+            if part.flags & wire.LATE or number not in self._said:
+                said = self._said.get(number)
                 told = None if said is None else said.told
-                self._said[chunk] = _Said(self._parts(Chunk(), chunk), told)
-            self._remember(seen)
-            self._forget(chunk + 1)
+                self._said[number] = _Said(self._parts(Chunk(), number), told)
+        self._remember([part for part in parts if part.kind is Kind.SEEN])
+        self._forget(max(numbers, default=-1) + 1)
         self._gives_up = None
         shown = {part.kind: part for part in parts if part.kind in (Kind.SHOWN, Kind.ARKIT)}
         layout = Layout(**self.session.layout)
@@ -553,7 +556,8 @@ class Client:
         for part in seen:
             said = self._said.get(self.session.chunk_at(part.sample))
             if said is not None:
-                said.parts.insert(0, Part(Kind.MOTION, part.sample, part.payload))
+                voices = [each for each in said.parts if each.kind is not Kind.PICTURE]
+                said.parts = [Part(Kind.MOTION, part.sample, part.payload), *voices]
 
     def _forget(self, answered: int) -> None:
         """All before chunk `answered` was answered: what is too long ago is not kept."""
@@ -568,25 +572,37 @@ class Client:
                 del kept[number]
 
     def _parts(self, chunk: Chunk, number: int | None = None) -> list[Part]:
-        """A chunk as it is sent: motion before sound, as a chunk is complete with its sound."""
+        """A chunk as it is sent; it is complete with its sound, which comes last."""
         number = self._next if number is None else number
         first = self.session.border(number)
         samples = self.session.border(number + 1) - first
-        sound = np.zeros(samples, np.float32) if chunk.audio is None else chunk.audio
-        if sound.shape != (samples,):
-            raise ValueError(f"sound of shape {sound.shape}: chunk {number} has ({samples},)")
-        whole = np.rint(sound * 32768).clip(-32768, 32767).astype("<i2")
-        parts = [Part(Kind.SOUND, first, whole.tobytes())]
+        silence = np.zeros(samples, np.float32)
+        parts = []
+        if chunk.frames is not None and chunk.taken is not None:
+            for frame, taken in zip(chunk.frames, chunk.taken, strict=True):
+                moment = first + max(round(float(taken) * self.session.rate), 0)
+                parts.append(Part(Kind.PICTURE, moment, _jpeg(frame)))
         if chunk.motion is not None:
             motion = chunk.motion.subset(Layout(**self.session.layout))
-            parts.insert(0, Part(Kind.MOTION, first, motion.values.astype("<f4").tobytes()))
+            parts.append(Part(Kind.MOTION, first, motion.values.astype("<f4").tobytes()))
+        voices = {Kind.OWN_SOUND: chunk.own_audio, Kind.SOUND: chunk.audio}
+        if chunk.own_audio is None:
+            del voices[Kind.OWN_SOUND]
+        for kind, sound in voices.items():
+            sound = silence if sound is None else sound
+            if sound.shape != (samples,):
+                raise ValueError(
+                    f"{kind.name.lower()} of shape {sound.shape}: chunk {number} has ({samples},)"
+                )
+            whole = np.rint(sound * 32768).clip(-32768, 32767).astype("<i2")
+            parts.append(Part(kind, first, whole.tobytes()))
         return parts
 
     async def _send_chunk(self, socket: ClientConnection | None, said: _Said) -> None:
         if socket is not None and said.told is not None:
             await _send(socket, wire.Told(text=said.told[0]))
         said.sent = _now()
-        await _send(socket, said.parts)
+        await _send_parts(socket, said.parts)
 
     async def _ack(self) -> None:
         while True:
@@ -615,6 +631,23 @@ async def _send(socket: ClientConnection | None, message: wire.Text | list[Part]
     raw = wire.packed(message) if isinstance(message, list) else message.model_dump_json()
     with suppress(ConnectionClosed):
         await socket.send(raw)
+
+
+async def _send_parts(socket: ClientConnection | None, parts: list[Part]) -> None:
+    """Send parts in their order, in as few messages as may be."""
+    message: list[Part] = []
+    for part in parts:
+        if message and len(wire.packed([*message, part])) > wire.MOST_BYTES:
+            await _send(socket, message)
+            message = []
+        message.append(part)
+    await _send(socket, message)
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
 
 
 def _now() -> float:

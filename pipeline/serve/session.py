@@ -155,6 +155,7 @@ class Session:
         self._looked_on: dict[int, bytes] = {}  # motion that was read, by chunk, not yet told
         self._past: list[tuple[Chunk, np.ndarray]] = []
         self._to_come = 0  # chunks of the past
+        self._recalled: list[Part] = []  # of the next of them
         self._line: Line | None = None
         self._told: str | None = None
         self._changed_text = False
@@ -424,21 +425,51 @@ class Session:
         self._to_come = chunks
 
     def _remember(self, parts: Sequence[Part]) -> None:
-        """A chunk of the past; with the last of them the listener catches up."""
+        """Parts of a chunk of the past, the last of which is its act.
+
+        With the last chunk the listener catches up.
+        """
+        self._recalled += parts
+        if len(self._recalled) > MOST_PICTURES:
+            raise WireError(f"{MOST_PICTURES} parts, and no act among them", "went", "parts")
+        if parts[-1].kind is not Kind.ACT:
+            return
         number = self.request.number - self._to_come
-        first, end = self.voice.border(number), self.voice.border(number + 1)
-        by_kind = {part.kind: part for part in parts}
-        if Kind.SOUND not in by_kind or Kind.ACT not in by_kind:
+        pictures = [p for p in self._recalled if p.kind is Kind.PICTURE and self._watch is None]
+        by_kind = {part.kind: part for part in self._recalled}
+        self._recalled = []
+        if Kind.SOUND not in by_kind:
             raise WireError("a chunk of the past has its sound and its act", "went", "parts")
-        sound = _sound(by_kind[Kind.SOUND])
-        if len(sound) != end - first:
-            raise WireError(f"chunk {number} has {end - first} samples", "went", "sound")
+        sounds = {
+            kind: self._whole(by_kind[kind], number)
+            for kind in (Kind.SOUND, Kind.OWN_SOUND)
+            if kind in by_kind
+        }
         motion = by_kind.get(Kind.MOTION)
-        chunk = Chunk(audio=sound, motion=None if motion is None else self._motion_of(motion))
+        frames = taken = None
+        if pictures or self._sees:
+            self._sees = True
+            seen = [(part.sample, _picture(part)) for part in pictures]
+            frames, taken = _seen(seen, self.voice.border(number))
+        chunk = Chunk(
+            audio=sounds[Kind.SOUND],
+            own_audio=sounds.get(Kind.OWN_SOUND),
+            motion=None if motion is None else self._motion_of(motion),
+            frames=frames,
+            taken=taken,
+        )
         self._past.append((chunk, self._act_of(by_kind[Kind.ACT])))
         self._to_come -= 1
         if not self._to_come:
             self._catch_up()
+
+    def _whole(self, part: Part, number: int) -> np.ndarray:
+        """A voice in all of a chunk."""
+        sound = _sound(part)
+        samples = self.voice.border(number + 1) - self.voice.border(number)
+        if len(sound) != samples:
+            raise WireError(f"chunk {number} has {samples} samples", "went", "sound")
+        return sound
 
     def _act_of(self, part: Part) -> np.ndarray:
         """What the listener did in a chunk of the past."""

@@ -152,6 +152,30 @@ def test_where_silence_was_heard_silence_is_told_again():
         np.testing.assert_allclose(answer.motion.values, done(means(heard), number), atol=1e-6)
 
 
+def test_silence_is_told_again_of_an_answer_that_was_dropped():
+    with Echo({(0, 4): "late and dropped", (0, 6): "move"}).serving() as echo:
+        answers, _ = converse(echo, ahead=None)
+    assert 4 not in [answer.chunk for answer in answers]
+    sounds = [parts[0] for parts in echo.said[1] if isinstance(parts, list)][:MEMORY]
+    loud = [any(sound.payload) for sound in sounds]
+    assert [sound.sample // SAMPLES for sound in sounds] == [2, 3, 4, 5]
+    assert loud == [False, True, False, True], "chunk 2 is silent, 4 was late"
+
+
+def test_a_text_that_is_told_before_a_late_chunk_is_told_with_the_next():
+    async def talk(echo):
+        async with Client(echo.url) as client:
+            client._answered = 1  # silence was heard in place of the first chunk
+            await client.tell("sad")
+            for loud in LOUD[:2]:
+                await client.say(chunk(loud))
+            return client._said
+
+    with Echo().serving() as echo:
+        said = asyncio.run(talk(echo))
+    assert {number: each.told for number, each in said.items()} == {1: ("sad",)}
+
+
 def test_acts_of_dropped_answers_are_kept():
     """They come with the next answer, and a session goes on with them."""
     with Echo({(0, 3): "drop", (0, 4): "drop", (0, 7): "move"}).serving() as echo:
@@ -204,6 +228,35 @@ def test_a_token_is_shown():
             converse(echo)
         answers, _ = converse(echo, token="secret")
     assert_all_is_answered(answers)
+
+
+def test_pictures_and_its_own_voice_go_up_too_and_are_told_again():
+    rng = np.random.default_rng(0)
+
+    async def talk(echo):
+        async with Client(echo.url) as client:
+            said = Chunk(
+                audio=np.full(SAMPLES, 0.1, np.float32),
+                own_audio=np.full(SAMPLES, 0.2, np.float32),
+                frames=rng.integers(0, 256, (3, 256, 256, 3), np.uint8),
+                taken=np.array([0.0, 0.05, 0.1]),
+            )
+            await client.say(said)
+            await anext(client)
+            await client.say(chunk(0.1))
+            await client.end()
+            return [answer async for answer in client]
+
+    with Echo({(0, 1): "cut"}).serving() as echo:
+        asyncio.run(talk(echo))
+    messages = [said for said in echo.said[0] if isinstance(said, list)]
+    assert len(messages) > 2, "noise fills more than a message"
+    first = [part for parts in messages for part in parts if part.sample < SAMPLES]
+    assert [part.kind for part in first] == [Kind.PICTURE] * 3 + [Kind.OWN_SOUND, Kind.SOUND]
+    assert [part.sample for part in first[:3]] == [0, 800, 1600]
+    assert not np.frombuffer(first[3].payload, "<i2").var()
+    past = [part for parts in echo.said[1] if isinstance(parts, list) for part in parts][:6]
+    assert past[:5] == first and past[5].kind is Kind.ACT
 
 
 def test_motion_goes_up_before_the_sound_of_its_chunk():

@@ -69,6 +69,8 @@ class Listener:
     sound: dict = field(default_factory=dict)  # first sample -> int16
     texts: list = field(default_factory=list)
     pictures: list = field(default_factory=list)
+    shown_again: list = field(default_factory=list)  # pictures of the past
+    said_again: dict = field(default_factory=dict)  # first sample of the past -> int16
     went: list = field(default_factory=list)  # per session that goes on: [(sample, act, ...)]
     loop: asyncio.AbstractEventLoop | None = None  # that the sockets live in
     server: uvicorn.Server | None = None
@@ -79,6 +81,7 @@ class Listener:
     simulated: bool = True
     recorded: bool = False
     silent: bool = False  # answers nothing
+    late: bool = False  # says of chunks of odd numbers that it heard silence
     full: int = 0  # so many sessions are refused
     ws: WebSocket | None = None  # of the session that began last
 
@@ -201,13 +204,17 @@ def app_of(listener, head):
                     return
                 continue
             parts = wire.unpacked(message["bytes"])
+            if past and parts[0].kind == wire.Kind.PICTURE:
+                listener.shown_again += parts
+                continue
             if past:
-                sound, act, *seen = parts
+                *seen, sound, act = parts
                 assert (sound.kind, act.kind) == (wire.Kind.SOUND, wire.Kind.ACT)
                 first, end = (listener.border(number - past + n) for n in (0, 1))
                 assert sound.sample == act.sample == first
                 assert len(sound.payload) == 2 * (end - first)
                 assert all(part.kind == wire.Kind.MOTION for part in seen)
+                listener.said_again[first] = np.frombuffer(sound.payload, "<i2")
                 faces = [part.payload for part in seen]
                 listener.went[-1].append((act.sample, act.payload, *faces))
                 past -= 1
@@ -221,11 +228,12 @@ def app_of(listener, head):
             number += 1
             listener.sound[part.sample] = np.frombuffer(part.payload, "<i2")
             if not listener.silent:
-                await ws.send_bytes(wire.packed(answer_to(part.sample)))
+                flags = wire.LATE if listener.late and not number % 2 else 0
+                await ws.send_bytes(wire.packed(answer_to(part.sample, flags)))
 
     # What is heard of a chunk is shown at once: the frames of the chunk itself.
-    def answer_to(sample):
-        act = wire.Part(wire.Kind.ACT, sample, f"act{sample}".encode())
+    def answer_to(sample, flags):
+        act = wire.Part(wire.Kind.ACT, sample, f"act{sample}".encode(), flags)
         face = face_of(sample, RATE / listener.fps)
         parts = [wire.Part(wire.Kind.ARKIT, sample, face.tobytes()), act]
         if listener.sees == "face" and sample % (2 * CHUNK) == 0:
@@ -471,6 +479,63 @@ def test_what_was_read_of_the_face_goes_on_as_motion(chromium, listener, address
     assert listener.went == [
         [(n, f"act{n}".encode(), *face) for n, face in zip(samples, faces, strict=True)]
     ]
+
+
+@needs_chromium
+def test_where_silence_was_heard_silence_is_told_again(chromium, listener, address):
+    listener.late = True
+    tab = started(chromium, address)
+    tab.wait_for("rapport.stats.answered >= 7")
+    listener.cut()
+    tab.wait_for("rapport.stats.went_on === 1 && rapport.stats.answered >= 10")
+    assert len(listener.said_again) == 5
+    for sample, sound in listener.said_again.items():
+        if sample // CHUNK % 2:
+            assert not sound.any()
+        else:
+            np.testing.assert_array_equal(sound, listener.sound[sample])
+
+
+@needs_chromium
+def test_the_text_of_the_moment_is_asked_for_again(chromium, listener, address):
+    """What was told before a chunk that was not answered is told again before that."""
+    tab = started(chromium, address)
+    tab.wait_for("rapport.stats.answered >= 3")
+    listener.silent = True
+    tab.value("text.value = 'sad'; text.dispatchEvent(new Event('change'))")
+    sad = wire.Told(text="sad")
+    until(lambda: sad in listener.texts)
+    said = len(listener.sound)
+    until(lambda: len(listener.sound) > said + 1)
+    listener.silent = False
+    listener.cut()
+    tab.wait_for("rapport.stats.went_on === 1")
+    until(lambda: listener.texts.count(sad) == 2)
+    assert "text" not in listener.wishes[1]
+    answered = listener.wishes[1]["number"]
+    tab.wait_for(f"rapport.stats.answered > {answered} + 3")
+    listener.cut()
+    until(lambda: len(listener.wishes) == 3)
+    assert listener.wishes[2]["text"] == "sad"
+    assert listener.texts.count(sad) == 2
+
+
+@needs_chromium
+def test_a_listener_that_sees_is_shown_the_pictures_again(chromium, listener, address):
+    listener.sees = "pictures"
+    tab = chromium.open(address)
+    tab.wait_for("policy.options.length > 0")
+    tab.click("#camera")
+    tab.click("#start")
+    until(lambda: listener.pictures)
+    tab.wait_for(f"rapport.stats.answered > {listener.pictures[0].sample // CHUNK}")
+    listener.cut()
+    tab.wait_for("rapport.stats.went_on === 1")
+    answered = listener.wishes[1]["number"]
+    tab.wait_for(f"rapport.stats.answered > {answered}")
+    first = CHUNK * (answered - 5)
+    assert listener.shown_again
+    assert all(p in listener.pictures and p.sample >= first for p in listener.shown_again)
 
 
 @needs_chromium

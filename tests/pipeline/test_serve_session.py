@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import pace_of_sound
-from rapport.pipeline.serve.engine import Engine, capacity, delay_of, measure
+from rapport.pipeline.serve.engine import Engine, Voice, capacity, delay_of, measure
 from rapport.pipeline.serve.session import (
     GONE_S,
     LOST_S,
@@ -21,6 +22,7 @@ from rapport.pipeline.serve.session import (
     SessionRequest,
     Terms,
 )
+from rapport.pipeline.serve.voices import start_of
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.flow.conditions import LEADS
@@ -32,6 +34,7 @@ from rapport.policies.motion import Motion
 from rapport.policies.seams import SMOOTHERS
 from tests.live_clients import Client, Clock, begin, heard, pcm, say, settle, sound_part, voice_of
 from tests.small_flow import LATENTS, small_policy
+from tests.talking import small_policy as small_vla
 
 R = 8
 SECONDS = LATENTS * R / 25
@@ -265,7 +268,8 @@ def test_the_past_must_be_what_it_says(voice, engine):
     with pytest.raises(WireError, match="3 were before"):
         begin(voice, engine, number=3)[0].hear(wire.Went(chunks=4).model_dump_json())
     for parts, why in (
-        ([sound_part(chunk, 0)], "has its sound and its act"),
+        ([act], "has its sound and its act"),
+        ([sound_part(chunk[:1], 0)] * (MOST_PICTURES + 1), "no act among them"),
         ([sound_part(chunk[1:], 0), act], "has 5120 samples"),
         ([sound_part(chunk, 0), Part(Kind.ACT, 0, b"abc")], "act: "),
     ):
@@ -519,6 +523,71 @@ def test_what_waits_for_its_chunk_has_a_bound(voice, engine):
         for number in range(ahead, ahead + 2):
             own = Part(Kind.OWN_SOUND, 5120 * number, np.zeros(5120, "<i2").tobytes())
             session.hear(wire.packed([own]))
+
+
+def vla_voice():
+    """A VLA, in contexts of two chunks."""
+    policy = small_vla()
+    listener = policy.live()
+    return Voice(
+        name="vla",
+        policy=policy,
+        listener=listener,
+        rig=None,
+        start=partial(start_of, listener, False),
+        delay={None: 0.4},
+        act_type="<i4",
+        costs={1: 0.001},
+        simulated=True,
+    )
+
+
+def said_of(voice, number):
+    """What is said in a chunk, and what else there is of it: a picture, or the avatar's voice."""
+    rng = np.random.default_rng(number)
+    first, end = voice.border(number), voice.border(number + 1)
+    sounds = [pcm(rng.normal(size=end - first) / 10) for _ in range(2)]
+    if "speaker_frames" in voice.policy.reads:
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(file, "JPEG")
+        besides = Part(Kind.PICTURE, first + 100, file.getvalue())
+    else:
+        besides = Part(Kind.OWN_SOUND, first, sounds[1].tobytes())
+    return besides, sound_part(sounds[0], first)
+
+
+@pytest.mark.parametrize("kind", ["flow", "vla"])
+def test_a_session_goes_on_with_its_pictures_and_its_own_voice(policy, engine, kind):
+    """They come in messages of their own, as a message holds no more than 64 KiB."""
+    voice = voice_of(policy) if kind == "flow" else vla_voice()
+    chunks, lost = 30, 21
+    past = min(lost, round(voice.listener.memory / voice.listener.chunk) + voice.listener.beat)
+    whole, client = begin(voice, engine)
+    for number in range(chunks):
+        for part in said_of(voice, number):
+            whole.hear(wire.packed([part]))
+        settle(engine)
+    client.until(lambda c: len(c.parts(Kind.ACT)) == chunks)
+    acts = client.parts(Kind.ACT)
+    found = []
+    for told in (True, False):
+        moved, there = begin(voice, engine, number=lost)
+        moved.hear(wire.Went(chunks=past).model_dump_json())
+        for number in range(lost - past, lost):
+            besides, sound = said_of(voice, number)
+            if told:
+                moved.hear(wire.packed([besides]))
+            moved.hear(wire.packed([sound, acts[number]]))
+        for number in range(lost, chunks):
+            for part in said_of(voice, number):
+                moved.hear(wire.packed([part]))
+            settle(engine)
+        there.until(lambda c: len(c.parts(Kind.ACT)) == chunks - lost)
+        found.append([part.payload for part in there.parts(Kind.ACT)])
+    like, unlike = ([np.frombuffer(act, voice.act_type) for act in payloads] for payloads in found)
+    expected = [np.frombuffer(part.payload, voice.act_type) for part in acts[lost:]]
+    np.testing.assert_allclose(like, expected, atol=1e-5)
+    assert np.abs(np.array(unlike) - expected).max() > 1e-3
 
 
 def test_the_past_is_told_once(voice, engine):

@@ -176,6 +176,7 @@ async function start() {
     state: (word, message) => session === talk?.session && show(word, message),
   });
   session.liveliness = Number($("liveliness").value);
+  session.retells = policy?.camera?.reads === "pictures";
   talk = { sound, session, camera, playout: null, record: null };
   sound.onlost = () => session.stop();
   keepAwake(sound, session);
@@ -206,7 +207,8 @@ function begun(info, waitS) {
   });
   session.endAfter(sound.chunks);
   camera?.begin((picture) => {
-    if (sound.now() > 0) session.picture(Math.floor(sound.now()), picture);
+    const running = sound.context.state === "running"; // else it is no moment of the sound
+    if (running && sound.now() > 0) session.picture(Math.floor(sound.now()), picture);
   });
   talk.acks = setInterval(() => session.ack(Math.floor(talk.playout.at(sound.now()))), 1000);
   $("save").disabled = false;

@@ -12,6 +12,7 @@ const PATIENCE_S = 30; // of trying to begin or to go on
 const WAITS_S = [0, 0.2, 0.4, 0.8, 1.5]; // before each try; the last one again and again
 const LONGEST_WAIT_S = 5; // that a server may ask for
 const ENDED = 1000;
+const LATE = 1; // flag of an answer: silence was heard in place of sound
 const FINAL = [1003, 1007, 1008, 1009]; // closes after which trying again is no use
 
 export class Session {
@@ -28,7 +29,11 @@ export class Session {
     this.on = on;
     this.info = null;
     this.next = 0; // the first chunk that was not answered
-    this.kept = new Map(); // number of a chunk -> {sound, act, seen}
+    this.text = wishes.text; // what the listener is told there
+    this.told = null; // [what it is told from the chunk on that is said next]
+    this.pictures = []; // of that chunk
+    this.retells = false; // whether the policy itself sees, and is shown pictures again
+    this.kept = new Map(); // number of a chunk -> {sound, pictures, told, act, seen}
     this.liveliness = 1;
     this.wentOn = 0;
     this.before = { late: 0, dropped: 0 }; // counts of replicas that are gone
@@ -47,21 +52,30 @@ export class Session {
 
   /** A chunk of sound: int16 samples. Chunks come in order, from 0 on. */
   say(number, samples) {
-    const sound = new Uint8Array(samples.buffer);
-    this.kept.set(number, { sound, act: null, seen: null });
+    if (number >= this.next) this.#keep(number, new Uint8Array(samples.buffer)); // else silence was heard
     this.kept.delete(number - this.#memory() - this.#chunks(2 * PATIENCE_S));
-    this.#send(this.#part(number));
     if (number + 1 >= this.endsAfter) this.#end();
+  }
+
+  #keep(number, sound) {
+    const end = border(number + 1, this.info.chunk_samples);
+    const pictures = this.pictures.filter(({ sample }) => sample < end);
+    this.pictures = this.pictures.filter(({ sample }) => sample >= end);
+    this.kept.set(number, { sound, pictures, told: this.told, act: null, seen: null });
+    this.told = null;
+    this.#send(this.#part(number));
   }
 
   /** A picture (Uint8Array of JPEG) of the moment of a sample. */
   picture(sample, payload) {
-    this.#send(packed([{ kind: PICTURE, sample, payload }]));
+    const picture = { kind: PICTURE, sample, payload };
+    if (this.retells) this.pictures.push(picture);
+    this.#send(packed([picture]));
   }
 
   tell(text) {
-    this.wishes.text = text || null;
-    this.#send({ type: "text", text: this.wishes.text });
+    this.told = [text || null];
+    this.#sendText(this.told);
   }
 
   liven(value) {
@@ -96,6 +110,12 @@ export class Session {
     return Math.ceil((seconds * this.info.rate) / this.info.chunk_samples);
   }
 
+  /** A chunk in which nothing was heard. */
+  #silence(number) {
+    const [first, end] = [0, 1].map((n) => border(number + n, this.info.chunk_samples));
+    return { sound: new Uint8Array(2 * (end - first)), pictures: [], told: null, act: null, seen: null };
+  }
+
   #part(number) {
     return packed([this.#sound(number)]);
   }
@@ -108,6 +128,14 @@ export class Session {
   #send(message, socket = this.socket) {
     if (socket?.readyState !== WebSocket.OPEN) return;
     socket.send(message instanceof Uint8Array ? message : JSON.stringify(message));
+  }
+
+  #sendText(told) {
+    if (told) this.#send({ type: "text", text: told[0] });
+  }
+
+  #sendPictures(pictures) {
+    for (const picture of pictures) this.#send(packed([picture]));
   }
 
   #end() {
@@ -148,7 +176,8 @@ export class Session {
 
   async #connect() {
     const number = this.next;
-    const info = await this.post({ ...this.wishes, outputs: ["arkit", "act"], number });
+    const wishes = { ...this.wishes, text: this.text };
+    const info = await this.post({ ...wishes, outputs: ["arkit", "act"], number });
     const { socket, ready } = await this.#open(info);
     if (this.over) return socket.close(ENDED);
     const first = this.info === null;
@@ -177,13 +206,21 @@ export class Session {
     if (oldest < number) this.#send({ type: "went", chunks: number - oldest });
     for (let n = oldest; n < number; n += 1) {
       const sound = this.#sound(n);
-      const { act, seen } = this.kept.get(n);
+      const { pictures, act, seen } = this.kept.get(n);
+      this.#sendPictures(pictures);
       const parts = [sound, { kind: ACT, sample: sound.sample, payload: act }];
-      if (seen) parts.push({ kind: MOTION, sample: sound.sample, payload: seen });
+      if (seen) parts.unshift({ kind: MOTION, sample: sound.sample, payload: seen });
       this.#send(packed(parts));
     }
     let n = number;
-    for (; this.kept.has(n); n += 1) this.#send(this.#part(n));
+    for (; this.kept.has(n); n += 1) {
+      const { pictures, told } = this.kept.get(n);
+      this.#sendText(told);
+      this.#sendPictures(pictures);
+      this.#send(this.#part(n));
+    }
+    this.#sendText(this.told);
+    this.#sendPictures(this.pictures);
     if (n >= this.endsAfter) this.#end();
   }
 
@@ -234,13 +271,18 @@ export class Session {
 
   #answer(parts) {
     this.on.seen(parts.some(({ kind }) => kind === SEEN));
-    for (const { kind, sample, payload } of parts) {
+    for (const { kind, flags, sample, payload } of parts) {
       if (kind === ARKIT) this.on.frames(sample, new Float32Array(payload));
       if (kind === ACT) {
         const number = Math.round(sample / this.info.chunk_samples);
+        const act = new Uint8Array(payload);
         const chunk = this.kept.get(number);
-        if (chunk) chunk.act = new Uint8Array(payload);
-        this.next = Math.max(this.next, number + 1);
+        if (!chunk || flags & LATE) this.kept.set(number, { ...this.#silence(number), told: chunk?.told, act });
+        else chunk.act = act;
+        for (; this.next <= number; this.next += 1) {
+          const told = this.kept.get(this.next)?.told;
+          if (told) [this.text] = told;
+        }
       }
       if (kind === SEEN) {
         const chunk = this.kept.get(Math.round(sample / this.info.chunk_samples));
