@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -288,12 +288,17 @@ def _stepped(
         return [None] * len(batch)
     motions, after = listener.step(states, heard)
     answers: list[tuple[Motion, int, np.ndarray, np.ndarray | None] | None] = []
-    for (line, _, _), before, state, motion in zip(batch, states, after, motions, strict=True):
+    joints = [replace(line.joints) for line, _, _ in batch]
+    for (line, _, _), before, state, motion, joint in zip(
+        batch, states, after, motions, joints, strict=True
+    ):
         first = listener.settled(before)
-        motion = line.joints.join(motion)
+        motion = joint.join(motion)
         arkit = voice.arkit(motion) if line.wants_arkit else None
         answers.append((motion, first, listener.act(state), arkit))
-        line.state = state
+    # Only now: whoever is stepped again, as another failed, is where they were.
+    for (line, _, _), state, joint in zip(batch, after, joints, strict=True):
+        line.state, line.joints = state, joint
     return answers
 
 

@@ -12,7 +12,16 @@ from PIL import Image
 
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import pace_of_sound
-from rapport.pipeline.serve.engine import Engine, Voice, capacity, delay_of, measure
+from rapport.pipeline.serve.engine import (
+    Engine,
+    Job,
+    Line,
+    Voice,
+    capacity,
+    delay_of,
+    measure,
+    silence,
+)
 from rapport.pipeline.serve.session import (
     GONE_S,
     LOST_S,
@@ -398,6 +407,31 @@ def test_a_policy_that_fails_ends_its_own_session_only(policy, engine):
     assert there.closed[0] == wire.FAILED and there.texts[-1]["code"] == "failed"
     client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
     assert client.closed is None and engine.counts.failed == 1
+
+
+def test_whoever_is_stepped_again_is_where_they_were(policy, engine, monkeypatch):
+    """As another failed in what comes after the step that they shared."""
+    voice = voice_of(policy)
+    act = voice.listener.act
+
+    def fails(state):
+        if state.seed == 13:
+            raise RuntimeError("out of luck")
+        return act(state)
+
+    monkeypatch.setattr(voice.listener, "act", fails)
+    answers, failures = [], []
+    good, bad = (
+        Line(voice, voice.start(seed), False, answers.append, failures.append) for seed in (1, 13)
+    )
+    alone = voice.start(1)
+    jobs = [Job(number, silence(voice.listener, number), 0.0) for number in range(2)]
+    engine._step([(good, jobs[0], 0.0), (bad, jobs[0], 0.0)])
+    engine._step([(good, jobs[1], 0.0)])
+    assert len(failures) == 1
+    for job, answer in zip(jobs, answers, strict=True):
+        [motion], [alone] = voice.listener.step([alone], [job.heard])
+        np.testing.assert_allclose(answer.motion.values, motion.values, atol=1e-6)
 
 
 def test_a_socket_of_texts(voice, engine):
