@@ -188,9 +188,11 @@ class LiveFlow:
         return self._advance(states, heard, done)[1]
 
     def settled(self, state: State) -> int:
-        """All but the last half latent."""
+        """All but the last half latent; in a session that goes on, all before its first one."""
         r = self.policy.flow.config.downsample
-        return max((state.first + state.number) * r - r // 2, 0)
+        if state.number <= 0:
+            return state.first * r
+        return (state.first + state.number) * r - r // 2
 
     def _advance(
         self,

@@ -268,6 +268,20 @@ def test_a_session_goes_on_elsewhere(policy, engine, lead, lost):
     other.stop()
 
 
+@pytest.mark.parametrize("lead", LEADS)
+def test_without_a_past_the_first_frames_are_where_they_belong(policy, engine, lead):
+    voice = voice_of(policy, lead)
+    sound = speech()
+    ends = []
+    for number in (0, 5):
+        session, client = begin(voice, engine, number=number, lead=lead)
+        say(session, sound[voice.border(number) :], first=voice.border(number))
+        client.until(lambda c, n=number: len(c.parts(Kind.SHOWN)) == LATENTS - n)
+        assert len(client.shown(policy.layout)) >= R, "without a gap"
+        ends.append(client.parts(Kind.SHOWN)[-1].sample)
+    assert ends[0] == ends[1]
+
+
 def test_the_past_must_be_what_it_says(voice, engine):
     chunk = np.zeros(5120, "<i2")
     act = Part(Kind.ACT, 0, np.zeros(4, "<f4").tobytes())
