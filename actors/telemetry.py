@@ -86,6 +86,7 @@ ANSWER_SECONDS = Metric(
     ("policy",),
 )
 MISSED = Metric("rapport_missed", "counter", "answers that came after a chunk's time", ("policy",))
+FAILED = Metric("rapport_failed", "counter", "chunks in which a policy failed", ("policy",))
 LATE = Metric("rapport_late", "counter", "chunks whose sound was late, heard as silence", ())
 DROPPED = Metric("rapport_dropped", "counter", "answers not sent, as the client lags", ())
 RESUMED = Metric("rapport_resumed", "counter", "sessions that began elsewhere", ())
@@ -103,6 +104,7 @@ METRICS = (
     STEP_SECONDS,
     ANSWER_SECONDS,
     MISSED,
+    FAILED,
     LATE,
     DROPPED,
     RESUMED,

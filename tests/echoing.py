@@ -34,7 +34,8 @@ class Echo:
 
     Args:
         script: (session, chunk) -> what happens in place of an answer: "cut", "move", "late",
-            "drop", "late and dropped", or a text = an error, after which the session is closed.
+            "drop", "late and dropped", "it failed", or another text = an error, after which the
+            session is closed.
         busy: how many requests are refused at first.
         status: by which they are.
         token: that is wanted.
@@ -140,7 +141,7 @@ class Echo:
             elif happens not in (None, "drop"):
                 error = wire.Error(code="bad", message=happens)
                 await socket.send_text(error.model_dump_json())
-                await socket.close(wire.FORBIDDEN)
+                await socket.close(wire.FAILED if happens == "it failed" else wire.FORBIDDEN)
                 return
             act = np.array([done(means, number)], "<f4").tobytes()
             dropped.append(Part(Kind.ACT, number * SAMPLES, act, flags))

@@ -43,7 +43,7 @@ LONGEST_PAUSE_S = 2.0
 QUALITY = 90  # of JPEG
 _LATER = (429, 502, 503, 504)  # answers after which another try may do
 # Whoever tries again after these meets the same.
-_FINAL = {1002, 1003, wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE, wire.FAILED}
+_FINAL = {1002, 1003, wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE}
 
 
 class ClientError(RuntimeError):
@@ -495,8 +495,7 @@ class Client:
             except ConnectionClosed as closed:
                 if self._over or (self._ends and _code(closed) == wire.ENDED):
                     return None
-                # Servers also close by 1011 what they merely lost; then they do not say why.
-                if _code(closed) in _FINAL and (said or _code(closed) != wire.FAILED):
+                if _code(closed) in _FINAL:
                     raise ClientError(f"the server closed the session: {said or closed}") from None
                 raise _LostError(said or str(closed)) from None
             try:

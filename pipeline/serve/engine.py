@@ -110,8 +110,10 @@ class Answer:
         first: number of the first of them.
         act: what the policy did.
         arkit: Live Link Face's columns of the frames, where they were asked for.
-        seconds: that the answer took from when its chunk was complete.
         flags: of its job.
+        anew: whether the policy gave what is no number, so that the face stayed as it was and the
+            session began anew.
+        seconds: that the answer took from when its chunk was complete.
     """
 
     chunk: int
@@ -119,8 +121,9 @@ class Answer:
     first: int
     act: np.ndarray
     arkit: np.ndarray | None
-    seconds: float
     flags: int = 0
+    anew: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -128,22 +131,28 @@ class Line:
     """A session as the engine knows it.
 
     Args:
+        name: of the session.
         voice: who listens.
         state: of the session.
         wants_arkit: whether its answers hold ARKit's weights.
+        begun: gives the state of a session whose first chunk has that number.
         answered: called in the engine's thread.
         failed: likewise, when its policy failed; it is stepped no more.
         joints: between its answers.
+        pose: of its last frame, (dim,); None before the first.
     """
 
+    name: str
     voice: Voice
     state: Any
     wants_arkit: bool
+    begun: Callable[[int], Any]
     answered: Callable[[Answer], None]
     failed: Callable[[Exception], None]
     jobs: deque[tuple[Job, float]] = field(default_factory=deque)
     closed: bool = False
     joints: Joints = field(init=False)
+    pose: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.joints = Joints(self.voice.smoother)
@@ -249,8 +258,7 @@ class Engine:
                     self._step([each])
                 return
             line, _, _ = batch[0]
-            self.counts.failed += 1
-            logger.exception(f"{line.voice.name}: a session failed and is ended")
+            self._count_failure(line, "failed, and the session is ended", error)
             self.close(line)
             line.failed(error)
             return
@@ -263,20 +271,22 @@ class Engine:
         for (line, job, submitted), answer in zip(batch, answers, strict=True):
             if answer is None or line.closed:
                 continue
-            motion, first, act, arkit = answer
+            if answer.anew:
+                self._count_failure(line, "gave no number, and the session began anew")
             if ended > job.due:
                 self.counts.missed += 1
                 telemetry.record(telemetry.MISSED, 1, policy=line.voice.name)
-            seconds = ended - submitted
-            line.answered(Answer(job.chunk, motion, first, act, arkit, seconds, job.flags))
+            line.answered(replace(answer, seconds=ended - submitted))
+
+    def _count_failure(self, line: Line, what: str, error: Exception | None = None) -> None:
+        self.counts.failed += 1
+        telemetry.record(telemetry.FAILED, 1, policy=line.voice.name)
+        logger.error(f"session {line.name}: {line.voice.name} {what}", exc_info=error)
 
 
-def _stepped(
-    batch: Sequence[tuple[Line, Job, float]],
-) -> list[tuple[Motion, int, np.ndarray, np.ndarray | None] | None]:
-    """Frames, number of the first, act and ARKit's columns of each; None of what was known."""
-    voice = batch[0][0].voice
-    listener = voice.listener
+def _stepped(batch: Sequence[tuple[Line, Job, float]]) -> list[Answer | None]:
+    """The answer to each; None of what was known."""
+    listener = batch[0][0].voice.listener
     states = [line.state if job.told is None else job.told(line.state) for line, job, _ in batch]
     heard = [job.heard for _, job, _ in batch]
     done = [job.done for _, job, _ in batch if job.done is not None]
@@ -287,19 +297,32 @@ def _stepped(
             line.state = state
         return [None] * len(batch)
     motions, after = listener.step(states, heard)
-    answers: list[tuple[Motion, int, np.ndarray, np.ndarray | None] | None] = []
-    joints = [replace(line.joints) for line, _, _ in batch]
-    for (line, _, _), before, state, motion, joint in zip(
-        batch, states, after, motions, joints, strict=True
-    ):
+    answers: list[Answer | None] = []
+    ends = []  # of lines: state, joints, pose
+    for (line, job, _), before, state, motion in zip(batch, states, after, motions, strict=True):
+        act = listener.act(state)
+        anew = not (np.isfinite(motion.values).all() and np.isfinite(act).all())
         first = listener.settled(before)
-        motion = joint.join(motion)
-        arkit = voice.arkit(motion) if line.wants_arkit else None
-        answers.append((motion, first, listener.act(state), arkit))
+        if anew:
+            act = np.zeros_like(act)
+            state = line.begun(job.chunk + 1)
+            motion = _held(line, listener.settled(state) - first)
+        joints = replace(line.joints)
+        motion = joints.join(motion)
+        arkit = line.voice.arkit(motion) if line.wants_arkit else None
+        answers.append(Answer(job.chunk, motion, first, act, arkit, job.flags, anew))
+        ends.append((state, joints, motion.values[-1] if len(motion) else line.pose))
     # Only now: whoever is stepped again, as another failed, is where they were.
-    for (line, _, _), state, joint in zip(batch, after, joints, strict=True):
-        line.state, line.joints = state, joint
+    for (line, _, _), end in zip(batch, ends, strict=True):
+        line.state, line.joints, line.pose = end
     return answers
+
+
+def _held(line: Line, frames: int) -> Motion:
+    """The pose that was shown last, so many frames long."""
+    layout = line.voice.policy.layout
+    pose = np.zeros(layout.dim, np.float32) if line.pose is None else line.pose
+    return Motion(np.tile(pose, (frames, 1)), layout)
 
 
 def measure(

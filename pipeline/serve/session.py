@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -157,6 +157,7 @@ class Session:
         self._to_come = 0  # chunks of the past
         self._recalled: list[Part] = []  # of the next of them
         self._line: Line | None = None
+        self._prompt: Any = None  # what the listener is told, of the policy
         self._told: str | None = None
         self._changed_text = False
         self._liveliness = 1.0
@@ -387,25 +388,34 @@ class Session:
         line = self._line or self._begin(self.request.number)
         if self._changed_text:
             self._changed_text = False
-            text = self._told
-            prompt = None if text is None else self.voice.policy.told(text)
+            prompt = self._prompt = self._told_by(self._told)
             tell = self.voice.listener.tell
             job = replace(job, told=lambda state: tell(state, prompt))
         self._engine.submit(line, job)
 
     def _begin(self, first: int) -> Line:
         """The session's state, and what it does before it hears anything."""
-        prompt = None if self.request.text is None else self.voice.policy.told(self.request.text)
+        self._prompt = self._told_by(self.request.text)
         try:
-            state = self.voice.start(self.request.seed, prompt, self.request.lead, first)
+            state = self._begun_at(first)
         except ValueError as error:
             raise WireError(f"number {first}: {error}", "number", "number") from None
         wants = self.voice.rig is not None and "arkit" in self.request.outputs
-        self._line = Line(self.voice, state, wants, self._answer, self._fail)
+        self._line = Line(
+            self.name, self.voice, state, wants, self._begun_at, self._answer, self._fail
+        )
         if state.waits:
             due = self._engine.clock() + self.voice.listener.chunk
             self._engine.submit(self._line, Job(-1, None, due))
         return self._line
+
+    def _told_by(self, text: str | None) -> Any:
+        """What a listener is told by a text; None = nothing."""
+        return None if text is None else self.voice.policy.told(text)
+
+    def _begun_at(self, first: int) -> Any:
+        """The state of a session that knows of nothing before its chunk `first`."""
+        return self.voice.start(self.request.seed, self._prompt, self.request.lead, first)
 
     # -- Going on --
 
@@ -477,6 +487,8 @@ class Session:
             act = np.frombuffer(part.payload, self.voice.act_type)
         except ValueError as error:
             raise WireError(f"act: {error}", "act", "act") from None
+        if not np.isfinite(act).all():
+            raise WireError("act: finite numbers", "act", "act")
         return act.astype(np.int64) if act.dtype.kind == "i" else act.copy()
 
     def _catch_up(self) -> None:

@@ -94,6 +94,7 @@ def test_a_scrape_of_a_ray_head_finds_every_metric(local_ray):
         telemetry.record(telemetry.STEP_SECONDS, 0.02, policy="listener", batch="2")
         telemetry.record(telemetry.ANSWER_SECONDS, 0.03, policy="listener")
         telemetry.record(telemetry.MISSED, 1, policy="listener")
+        telemetry.record(telemetry.FAILED, 1, policy="listener")
         for counted in (telemetry.LATE, telemetry.DROPPED, telemetry.RESUMED, telemetry.REFUSED):
             telemetry.record(counted, 1)
         telemetry.record_step("gdpo", {"kl/reference": 0.5}, working_s=1.0, since_last_s=4.0)

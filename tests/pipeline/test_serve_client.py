@@ -19,6 +19,7 @@ OUTAGES = {
     "moved": {(0, 6): "move"},
     "cut at the first chunk": {(0, 0): "cut"},
     "cut at the last chunk": {(0, 11): "cut"},
+    "a policy that fails once": {(0, 6): "it failed"},
     "cut again and again": {(0, 3): "cut", (1, 3): "cut", (2, 8): "move"},
 }
 
@@ -211,6 +212,13 @@ def test_nobody_is_waited_for_without_end():
 def test_sessions_that_are_lost_at_once_are_not_opened_for_ever():
     script = {(session, 2): "cut" for session in range(1000)}
     with Echo(script).serving() as echo, pytest.raises(ClientError, match="within 0.5 s"):
+        converse(echo, patience_s=0.5)
+    assert 2 <= len(echo.asked) < 20
+
+
+def test_where_a_policy_fails_again_and_again_patience_ends():
+    script = {(session, 2): "it failed" for session in range(1000)}
+    with Echo(script).serving() as echo, pytest.raises(ClientError, match="0.5 s: it failed"):
         converse(echo, patience_s=0.5)
     assert 2 <= len(echo.asked) < 20
 

@@ -82,6 +82,7 @@ class Listener:
     recorded: bool = False
     silent: bool = False  # answers nothing
     late: bool = False  # says of chunks of odd numbers that it heard silence
+    fails: bool = False  # the policy does, in every chunk
     full: int = 0  # so many sessions are refused
     ws: WebSocket | None = None  # of the session that began last
 
@@ -227,6 +228,11 @@ def app_of(listener, head):
             assert part.sample == listener.border(number), "chunks come in order, each once"
             number += 1
             listener.sound[part.sample] = np.frombuffer(part.payload, "<i2")
+            if listener.fails:
+                error = wire.Error(code="failed", message="the policy failed; go on elsewhere")
+                await ws.send_text(error.model_dump_json())
+                await ws.close(wire.FAILED)
+                return
             if not listener.silent:
                 flags = wire.LATE if listener.late and not number % 2 else 0
                 await ws.send_bytes(wire.packed(answer_to(part.sample, flags)))
@@ -536,6 +542,17 @@ def test_a_listener_that_sees_is_shown_the_pictures_again(chromium, listener, ad
     first = CHUNK * (answered - 5)
     assert listener.shown_again
     assert all(p in listener.pictures and p.sample >= first for p in listener.shown_again)
+
+
+@needs_chromium
+def test_where_a_policy_fails_again_and_again_patience_ends(chromium, listener, address):
+    tab = started(chromium, address)
+    tab.wait_for("rapport.stats.answered >= 3")
+    listener.fails = True
+    tab.wait_for("rapport.stats.went_on >= 2")
+    tab.value("const now = performance.now.bind(performance); performance.now = () => now() + 60e3")
+    tab.wait_for("rapport.state === 'failed'")
+    assert tab.value("says.textContent") == "the policy failed; go on elsewhere"
 
 
 @needs_chromium

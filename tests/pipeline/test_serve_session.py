@@ -295,6 +295,7 @@ def test_the_past_must_be_what_it_says(voice, engine):
         ([sound_part(chunk[:1], 0)] * (MOST_PICTURES + 1), "no act among them"),
         ([sound_part(chunk[1:], 0), act], "has 5120 samples"),
         ([sound_part(chunk, 0), Part(Kind.ACT, 0, b"abc")], "act: "),
+        ([sound_part(chunk, 0), Part(Kind.ACT, 0, b"\xff" * 16)], "act: finite"),
     ):
         session, _ = begin(voice, engine, number=3)
         session.hear(wire.Went(chunks=1).model_dump_json())
@@ -423,6 +424,39 @@ def test_a_policy_that_fails_ends_its_own_session_only(policy, engine):
     assert client.closed is None and engine.counts.failed == 1
 
 
+@pytest.mark.parametrize("lead", LEADS)
+def test_where_a_policy_gives_no_number_the_face_stays_and_listens_anew(policy, engine, lead):
+    voice = voice_of(policy, lead)
+    step = voice.listener.step
+    sound = speech()
+    broken = 4  # the chunk
+    trouble = heard(sound[voice.border(broken) : voice.border(broken + 1)])
+
+    def breaks(states, chunks):
+        motions, after = step(states, chunks)
+        for motion, state, chunk in zip(motions, states, chunks, strict=True):
+            if state.seed == 13 and chunk is not None and np.array_equal(chunk.audio, trouble):
+                motion.values[:] = np.nan
+        return motions, after
+
+    voice.listener.step = breaks
+    clients = []
+    for seed, number in ((13, 0), (1, 0), (13, broken + 1)):
+        session, client = begin(voice, engine, seed=seed, lead=lead, number=number)
+        say(session, sound[voice.border(number) :], first=voice.border(number))
+        chunks = LATENTS - number
+        clients.append(client.until(lambda c, n=chunks: len(c.parts(Kind.ACT)) == n))
+    values, others, anew = (client.shown(policy.layout).values for client in clients)
+    assert np.isfinite(values).all() and len(values) == len(others)
+    np.testing.assert_allclose(values[-len(anew) :], anew, atol=1e-6)
+    held = len(values) - len(anew)
+    r = voice.frames
+    np.testing.assert_array_equal(values[held - r // 2 : held], values[[held - 1] * (r // 2)])
+    assert clients[0].closed is None and engine.counts.failed == 1
+    act = np.frombuffer(clients[0].parts(Kind.ACT)[broken].payload, "<f4")
+    assert not act.any()
+
+
 def test_whoever_is_stepped_again_is_where_they_were(policy, engine, monkeypatch):
     """As another failed in what comes after the step that they shared."""
     voice = voice_of(policy)
@@ -436,7 +470,8 @@ def test_whoever_is_stepped_again_is_where_they_were(policy, engine, monkeypatch
     monkeypatch.setattr(voice.listener, "act", fails)
     answers, failures = [], []
     good, bad = (
-        Line(voice, voice.start(seed), False, answers.append, failures.append) for seed in (1, 13)
+        Line("s", voice, voice.start(seed), False, None, answers.append, failures.append)
+        for seed in (1, 13)
     )
     alone = voice.start(1)
     jobs = [Job(number, silence(voice.listener, number), 0.0) for number in range(2)]

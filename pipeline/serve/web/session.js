@@ -40,6 +40,9 @@ export class Session {
     this.counted = { late: 0, dropped: 0 };
     this.socket = null;
     this.trying = false;
+    this.attempt = 0; // of going on, since the last answer
+    this.troubled = null; // when the first of them was
+    this.complaint = null; // why they failed
     this.over = false;
     this.endsAfter = Infinity; // chunks
     this.heardFrom = performance.now();
@@ -154,20 +157,23 @@ export class Session {
   async #try(word) {
     this.trying = true;
     this.on.state(word, "");
-    const begun = performance.now();
-    for (let attempt = 0; !this.over; attempt += 1) {
-      await wait(WAITS_S[Math.min(attempt, WAITS_S.length - 1)]);
+    this.troubled ??= performance.now();
+    for (; !this.over; this.attempt += 1) {
+      await wait(WAITS_S[Math.min(this.attempt, WAITS_S.length - 1)]);
       if (this.over) return;
+      const tired = performance.now() - this.troubled > 1000 * PATIENCE_S;
+      if (tired) return this.#finish("failed", this.complaint ?? "The session ends again and again.");
       try {
         await this.#connect();
+        this.attempt += 1; // a session that ends before it answers is no success
         this.trying = false;
         this.on.state("listening", "");
         return;
       } catch (refusal) {
         if (!(refusal instanceof Refusal)) throw refusal;
         if (this.over) return;
-        const tired = performance.now() - begun > 1000 * PATIENCE_S;
-        if (refusal.final || tired) return this.#finish("failed", refusal.message);
+        if (refusal.final) return this.#finish("failed", refusal.message);
+        this.complaint = refusal.message;
         this.on.state(word, refusal.message);
         await wait(Math.min(refusal.waitS, LONGEST_WAIT_S));
       }
@@ -241,7 +247,7 @@ export class Session {
         clearTimeout(tooLong);
         this.heardFrom = performance.now();
         socket.onmessage = (event) => this.#hear(socket, event.data);
-        socket.onclose = (event) => this.#closed(socket, event.code);
+        socket.onclose = (event) => this.#closed(socket, event);
         resolve({ socket, ready: said });
       };
       socket.onclose = ({ code }) => {
@@ -269,7 +275,14 @@ export class Session {
     }
   }
 
+  #well() {
+    this.attempt = 0;
+    this.troubled = null;
+    this.complaint = null;
+  }
+
   #answer(parts) {
+    if (parts.some(({ kind }) => kind === ACT)) this.#well();
     this.on.seen(parts.some(({ kind }) => kind === SEEN));
     for (const { kind, flags, sample, payload } of parts) {
       if (kind === ARKIT) this.on.frames(sample, new Float32Array(payload));
@@ -291,11 +304,11 @@ export class Session {
     }
   }
 
-  #closed(socket, code) {
+  #closed(socket, { code, reason }) {
     if (socket !== this.socket || this.over || this.trying) return;
     if (code === ENDED) return this.#finish("ended", "");
     if (FINAL.includes(code)) {
-      return this.#finish("failed", this.complaint ?? `The server closed the session (${code}).`);
+      return this.#finish("failed", this.complaint ?? (reason || `The server closed the session (${code}).`));
     }
     this.goOn();
   }
