@@ -18,6 +18,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 POLICY = "policy"  # the artefact
+SIMULATED = "simulated"  # of the metadata: whether it was trained on people who were made up
 INPUTS = Schema(
     [
         ColSpec(DataType.string, "corpus"),
@@ -76,6 +77,8 @@ class ServedPolicy(PythonModel):
 
 def save(checkpoint: Path, folder: Path) -> None:
     """Write a policy folder as an MLflow model to `folder`, which must not exist."""
+    from rapport.pipeline.steps.listening import on_synthetic_people
+
     with warnings.catch_warnings():
         # An input example would have to name a corpus that is there wherever the model is served.
         warnings.filterwarnings("ignore", message=".*input example")
@@ -85,6 +88,7 @@ def save(checkpoint: Path, folder: Path) -> None:
             artifacts={POLICY: str(checkpoint)},
             signature=ModelSignature(inputs=INPUTS, outputs=OUTPUTS),
             pip_requirements=["rapport-rlhf"],
+            metadata={SIMULATED: on_synthetic_people(checkpoint)},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +13,7 @@ from ray import serve
 from rapport.actors.cluster import cluster
 from rapport.pipeline.ports import listening, until_interrupted
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
-from rapport.pipeline.serve.deployment import APPLICATION, built
+from rapport.pipeline.serve.deployment import APPLICATION, REGISTRY, built
 from rapport.pipeline.settings import ServeConfig
 
 READY_S = 120.0
@@ -33,7 +34,9 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
     began = time.monotonic()
     listen_at(config.serve.host, config.serve.port)
     try:
-        serve.run(built(config.serve, config.head), name=APPLICATION, route_prefix="/")
+        registry = registry_of(config, step.logger.outbox.uri)
+        application = built(config.serve, config.head, registry)
+        serve.run(application, name=APPLICATION, route_prefix="/")
         url = f"http://{config.serve.host}:{config.serve.port}"
         _require_ready(url)
         ready = time.monotonic() - began
@@ -45,6 +48,16 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
         metrics={"ready_s": ready, "served_s": time.monotonic() - began},
         engines={"server": f"ray serve {ray.__version__}, {config.serve.replicas} replicas"},
     )
+
+
+def registry_of(config: ServeConfig, own: str) -> str:
+    """URI of MLflow, whose registry policies come from.
+
+    Args:
+        config: of the recipe.
+        own: of this run, where nothing else is said.
+    """
+    return config.tracking.uri or os.environ.get(REGISTRY) or own
 
 
 def listen_at(host: str, port: int) -> None:

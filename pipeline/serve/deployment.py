@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 APPLICATION = "rapport"
 SECRET = "RAPPORT_SECRET"  # environment variable of the secret of tickets
 SECRET_BYTES = 16
+REGISTRY = "MLFLOW_TRACKING_URI"  # environment variable, as MLflow names it
 SPARE = 16  # requests beside the live sessions of a replica
 
 
@@ -68,12 +69,17 @@ class Listeners:
         self.server.require_alive()
 
 
-def built(config: ServeSection, head: HeadConfig) -> serve.Application:
+def built(config: ServeSection, head: HeadConfig, registry: str | None = None) -> serve.Application:
     """The application, ready for `serve.run`.
 
     Policies stand in `user_config` alone: where only they change in a file of `serve deploy`,
     replicas live on and load them (`Listeners.reconfigure`). All else, and `serve.run`, replace all
     replicas.
+
+    Args:
+        config: of the server.
+        head: that is animated.
+        registry: MLflow's URI, for policies that lie there; None = as the nodes' environment says.
 
     Raises:
         RunError: the secret in the environment can be guessed.
@@ -84,6 +90,8 @@ def built(config: ServeSection, head: HeadConfig) -> serve.Application:
     environment = worker_environment(max(int(config.cpus), 1), config.gpus)
     if config.engine == "vllm":
         environment |= vllm_environment(config.gpus)
+    if registry is not None:
+        environment[REGISTRY] = registry
     arguments = (
         config.model_dump(mode="json", exclude={"policies"}),
         head.model_dump(mode="json"),

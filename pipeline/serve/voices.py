@@ -37,7 +37,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         RunError: there is no policy. So do the errors of what is read
             (`rapport.pipeline.explained.explained_errors`).
     """
-    folder = _folder(source)
+    folder, simulated = _found(source)
     policy = load_policy(folder)
     if isinstance(policy, FlowPolicy):
         evaluations = config.evaluations or min(LIVE_EVALUATIONS, policy.sampler.evaluations)
@@ -57,7 +57,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         act_type="<i4" if np.issubdtype(listener.act(state).dtype, np.integer) else "<f4",
         costs=measure(listener, start, rig, config.sessions),
         smoother=smoother_of(config.smoother, policy.layout),
-        simulated=on_synthetic_people(None if source is None else Path(source)),
+        simulated=simulated,
     )
 
 
@@ -82,19 +82,29 @@ def _live(policy: Policy, folder: Path, config: ServeSection) -> Listener:
         raise RunError(f"serve.engine=vllm: {error}; or take serve.engine=torch") from error
 
 
-def _folder(source: str | None) -> Path:
-    """The folder of a policy, fetched where it lies in MLflow's registry."""
+def _found(source: str | None) -> tuple[Path, bool]:
+    """The folder of a policy, and whether it was trained on people who were made up.
+
+    It is fetched where it lies in MLflow's registry.
+    """
     if source is None or not source.startswith(REGISTRY):
-        return policy_folder(None if source is None else Path(source))
+        path = None if source is None else Path(source)
+        return policy_folder(path), on_synthetic_people(path)
     import mlflow
     from mlflow.models import Model
 
+    from rapport.pipeline import served_model
+
     try:
-        model = Path(mlflow.artifacts.download_artifacts(source))
+        folder = Path(mlflow.artifacts.download_artifacts(source))
     except mlflow.MlflowException as error:
-        raise RunError(f"policy {source}: {error}") from error
-    artifacts = Model.load(model).flavors["python_function"]["artifacts"]
-    return model / artifacts["policy"]["path"]
+        raise RunError(
+            f"policy {source}, in the registry {mlflow.get_tracking_uri()}: {error}; another one is "
+            "named by tracking.uri, or MLFLOW_TRACKING_URI in the environment"
+        ) from error
+    model = Model.load(folder)
+    policy = model.flavors["python_function"]["artifacts"][served_model.POLICY]
+    return folder / policy["path"], bool((model.metadata or {}).get(served_model.SIMULATED))
 
 
 def start_of(

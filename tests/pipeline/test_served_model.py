@@ -12,8 +12,17 @@ import pytest
 from mlflow import MlflowClient
 
 from rapport.pipeline.data import store
+from rapport.pipeline.recipes.serve import registry_of
+from rapport.pipeline.rundir import RunError
+from rapport.pipeline.serve.deployment import REGISTRY, built
+from rapport.pipeline.serve.settings import ServeSection
+from rapport.pipeline.serve.voices import load_voice
+from rapport.pipeline.settings import ServeConfig
 from rapport.pipeline.tracking import CANDIDATE, Tracker
+from rapport.policies.flow.config import PAPER_GROUPS
+from rapport.policies.head.asset import load_head
 from rapport.policies.motion import Layout, Motion
+from tests.small_flow import saved_policy
 
 LAYOUT = Layout((("jaw", 2),), 25, "builtin")
 
@@ -126,3 +135,30 @@ def test_the_alias_moves_to_the_newest_version(tracker, tmp_path, stand_ins):
     newest = MlflowClient(tracker.uri).get_model_version_by_alias("moving", CANDIDATE)
     assert int(newest.version) == 2
     np.testing.assert_array_equal(answers["values"][0], answer(0, 2.0, 7))
+
+
+@pytest.mark.parametrize(("kind", "simulated"), [("synthetic", True), ("folder", False)])
+def test_serve_takes_a_policy_from_the_registry(tracker, tmp_path, kind, simulated):
+    """With what is known of the people it was trained on."""
+    run = tmp_path / "gdpo"
+    folder = saved_policy(run / "policy", PAPER_GROUPS)
+    (run / "config.yaml").write_text(f"corpus: {{kind: {kind}}}")
+    tracker.register("talker", folder)
+    head = load_head()
+    voice = load_voice("talker", "models:/talker/1", ServeSection(sessions=1), head)
+    assert voice.simulated is simulated
+    with pytest.raises(RunError, match=r"models:/nobody/1, in the registry .*: .*tracking.uri"):
+        load_voice("nobody", "models:/nobody/1", ServeSection(sessions=1), head)
+
+
+def test_replicas_know_the_registry_of_the_run(monkeypatch):
+    monkeypatch.delenv(REGISTRY, raising=False)
+    config = ServeConfig()
+    assert registry_of(config, "sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
+    monkeypatch.setenv(REGISTRY, "http://mlflow:5000")
+    assert registry_of(config, "sqlite:///runs/mlflow.db") == "http://mlflow:5000"
+    named = ServeConfig(tracking={"uri": "http://other:5000"})
+    assert registry_of(named, "sqlite:///runs/mlflow.db") == "http://other:5000"
+    deployment = built(config.serve, config.head, "http://mlflow:5000")._bound_deployment
+    variables = deployment.ray_actor_options["runtime_env"]["env_vars"]
+    assert variables[REGISTRY] == "http://mlflow:5000"
