@@ -11,7 +11,14 @@ from ray import serve
 
 from rapport.actors.cluster import vllm_environment, worker_environment
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.serve.settings import LOOKED_AT_S, MOVE_S, TOKEN, ServeSection
+from rapport.pipeline.serve.settings import (
+    CLOSED_S,
+    FORGOTTEN_S,
+    LOOKED_AT_S,
+    MOVE_S,
+    TOKEN,
+    ServeSection,
+)
 from rapport.policies.head.settings import HeadConfig
 
 if TYPE_CHECKING:
@@ -105,7 +112,7 @@ def built(config: ServeSection, head: HeadConfig, registry: str | None = None) -
         max_ongoing_requests=config.sessions + SPARE,
         user_config={"policies": config.policies},
         health_check_period_s=LOOKED_AT_S,
-        graceful_shutdown_timeout_s=2 * MOVE_S,
+        graceful_shutdown_timeout_s=FORGOTTEN_S + MOVE_S + CLOSED_S,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
         ray_actor_options={

@@ -20,12 +20,11 @@ from rapport.pipeline.serve.engine import Engine, Voice, in_silence
 from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.generations import Generations, Limits
 from rapport.pipeline.serve.session import Session, SessionRequest
-from rapport.pipeline.serve.settings import ServeSection
+from rapport.pipeline.serve.settings import FORGOTTEN_S, ServeSection
 from rapport.pipeline.serve.voices import SHIPPED, load_voice
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.settings import HeadConfig
 
-FORGOTTEN_S = 6.0  # not looked at for so long, it is on its way out
 STALE_S = 2.0  # an engine that has not stepped for so long, and has something to do
 JUDGED_S = 10.0  # for which it is true what was found of the policies
 ALIKE = 1e-4  # what a policy answers, and what it answered when it was loaded

@@ -12,7 +12,9 @@ from rapport.settings import Section, is_loopback
 
 PAGE = Path(__file__).parent / "web"
 LOOKED_AT_S = 1.0  # how often Ray Serve looks at a replica
+FORGOTTEN_S = 6.0  # a replica that is not looked at for so long is on its way out
 MOVE_S = 5.0  # in which clients of a replica go elsewhere, before their sockets are closed
+CLOSED_S = 5.0  # in which sockets are closed, before Ray ends the process
 TOKEN = "RAPPORT_TOKEN"  # environment variable of the bearer token
 
 

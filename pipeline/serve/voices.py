@@ -99,8 +99,8 @@ def _found(source: str | None) -> tuple[Path, bool]:
         folder = Path(mlflow.artifacts.download_artifacts(source))
     except mlflow.MlflowException as error:
         raise RunError(
-            f"policy {source}, in the registry {mlflow.get_tracking_uri()}: {error}; another one is "
-            "named by tracking.uri, or MLFLOW_TRACKING_URI in the environment"
+            f"policy {source}, in the registry {mlflow.get_tracking_uri()}: {error}; another "
+            "registry is named by tracking.uri, or MLFLOW_TRACKING_URI in the environment"
         ) from error
     model = Model.load(folder)
     policy = model.flavors["python_function"]["artifacts"][served_model.POLICY]

@@ -23,10 +23,17 @@ from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve import app, voices, wire
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.client import Client, Wanted
+from rapport.pipeline.serve.deployment import built
 from rapport.pipeline.serve.engine import in_silence
 from rapport.pipeline.serve.server import Server
 from rapport.pipeline.serve.session import Session, SessionRequest
-from rapport.pipeline.serve.settings import LimitsConfig, ServeSection
+from rapport.pipeline.serve.settings import (
+    FORGOTTEN_S,
+    LOOKED_AT_S,
+    MOVE_S,
+    LimitsConfig,
+    ServeSection,
+)
 from rapport.policies.flow.config import PAPER_GROUPS
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
@@ -349,6 +356,23 @@ def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
         assert error["type"] == "error" and error["message"] and error["code"]
         assert received(live) in (1003, 1007, 1008, 1009)
     assert server.engine.counts.failed == failed
+
+
+def test_a_replica_that_goes_says_so_and_closes_its_sockets(client, server, monkeypatch):
+    monkeypatch.setattr(app, "MOVE_S", 0.1)
+    with socket(client, ticket(client, policy="flow")) as live:
+        assert received(live)["type"] == "ready"
+        long_ago = time.monotonic() - FORGOTTEN_S - 1
+        monkeypatch.setattr(server, "_looked_at", long_ago)
+        assert received(live)["type"] == "move"
+        assert client.post("/v1/sessions", json={}).status_code == 503
+        assert received(live) == wire.MOVED
+
+
+def test_ray_leaves_a_replica_that_goes_the_time_for_that():
+    deployment = built(ServeSection(), HeadConfig())._bound_deployment
+    lives_s = deployment._deployment_config.graceful_shutdown_timeout_s
+    assert lives_s > FORGOTTEN_S + LOOKED_AT_S + MOVE_S
 
 
 @pytest.mark.parametrize("number", [0, 3])
