@@ -270,7 +270,7 @@ async def _talk(
     recorder = Recorder.of(server.config.record, session)
     tasks = [
         asyncio.create_task(channel.deliver()),
-        asyncio.create_task(_listen(server, session, channel, socket, recorder)),
+        asyncio.create_task(_listen(server, session, channel, socket)),
         asyncio.create_task(_keep_time(server, session, channel)),
     ]
     try:
@@ -298,11 +298,7 @@ async def _account_for(ended: BaseException | None, session: Session, socket: We
 
 
 async def _listen(
-    server: Server,
-    session: Session,
-    channel: SocketChannel,
-    socket: WebSocket,
-    recorder: Recorder | None,
+    server: Server, session: Session, channel: SocketChannel, socket: WebSocket
 ) -> None:
     """What the client sends; returns when it is gone."""
     goes_on = session.request.number > 0
@@ -323,8 +319,6 @@ async def _listen(
             if not pace.take(max(len(message), MESSAGE_BYTES)):
                 raise WireError("too much is sent", "pace", close=wire.FORBIDDEN)
             session.hear(message)
-            if recorder is not None:
-                recorder.heard(message)
         except WireError as error:
             text = wire.Error(code=error.code, field=error.field, message=str(error))
             channel.send(text.model_dump_json())

@@ -1,4 +1,4 @@
-"""What a session that is recorded leaves: what was said, and to whom."""
+"""What a session that is recorded leaves: what was heard, and by whom."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 import wave
 from pathlib import Path
 
+import numpy as np
+
 from rapport.files import atomic, write_atomic
-from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.session import Session
-from rapport.pipeline.serve.wire import Kind, Part
 from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.live import Chunk
 
 
 class Recorder:
-    """Keeps the sound of one session, until it is written.
+    """Keeps what one session hears, until it is written.
 
     Args:
         folder: of all recordings.
@@ -25,21 +26,22 @@ class Recorder:
         self._folder = folder
         self._session = session
         self._sound: list[bytes] = []
+        self._texts: list[tuple[int, str | None]] = []
+        session.noted = self.heard
 
     @classmethod
     def of(cls, folder: Path | None, session: Session) -> Recorder | None:
         """None where nothing is kept."""
         return None if folder is None else cls(folder, session)
 
-    def heard(self, message: str | bytes) -> None:
-        """A message that the session understood."""
-        said = wire.unpacked(message) if isinstance(message, bytes) else [wire.said(message)]
-        self._sound += [
-            part.payload for part in said if isinstance(part, Part) and part.kind == Kind.SOUND
-        ]
+    def heard(self, number: int, chunk: Chunk, *told: str | None) -> None:
+        """A chunk, and what the listener is told from it on, where that changes."""
+        assert chunk.audio is not None
+        self._sound.append(np.rint(chunk.audio * 32768).astype("<i2").tobytes())
+        self._texts += [(number, text) for text in told]
 
     def write(self) -> None:
-        """`NAME.wav`, what was said, and `NAME.json`, with which listener moves alike again."""
+        """`NAME.wav`, what was heard; `NAME.json`, what was asked for, and told in which chunk."""
         session = self._session
         path = self._folder / f"{session.name}.wav"
         with atomic(path) as partial, wave.open(str(partial), "wb") as file:
@@ -47,5 +49,5 @@ class Recorder:
             file.setsampwidth(2)
             file.setframerate(AUDIO_RATE)
             file.writeframes(b"".join(self._sound))
-        asked = session.request.model_dump() | {"policy": session.voice.name}
+        asked = session.request.model_dump() | {"policy": session.voice.name, "texts": self._texts}
         write_atomic(self._folder / f"{session.name}.json", json.dumps(asked, indent=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -137,6 +137,7 @@ class Session:
         self.dropped = 0
         self.answer_s = 0.0
         self.ended = False
+        self.noted: Callable[..., None] | None = None  # hears what the session hears, see `record`
         self._ending = False
         self._ends = threading.Lock()  # of the end, which meets answers
         self._answered = request.number - 1  # the newest chunk that was
@@ -386,6 +387,8 @@ class Session:
 
     def _submit(self, job: Job) -> None:
         line = self._line or self._begin(self.request.number)
+        if self.noted is not None:
+            self.noted(job.chunk, job.heard, *([self._told] if self._changed_text else []))
         if self._changed_text:
             self._changed_text = False
             prompt = self._prompt = self._told_by(self._told)

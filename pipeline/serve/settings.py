@@ -75,8 +75,8 @@ class ServeSection(Section):
     origins: list[str] = []
     """pages that stand elsewhere and may come in, as https://studio.example"""
     record: Path | None = None
-    """folder where voices are kept, with what makes their listener move so again; clients are told.
-    Empty = nothing is kept"""
+    """folder where voices are kept, with policy, seed and texts; clients are told. Empty = nothing
+    is kept"""
     demo: bool = False
     """whether the page has a button that kills a replica"""
     limits: LimitsConfig = LimitsConfig()

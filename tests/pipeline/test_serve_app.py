@@ -250,20 +250,28 @@ def wait_until_all_left(server):
 
 
 def test_a_recorded_session_says_so_and_is_kept(client, server):
-    session = ticket(client, seed=11)
+    """What it heard, and not what it was told of the past."""
+    session = ticket(client, policy="flow", seed=11, number=1)
     assert session["recorded"] is True
     with socket(client, session) as live:
         name = received(live)["id"]
-        sound = np.arange(5120, dtype="<i2")
-        live.send(wire.packed([sound_part(sound, 0)]))
+        sound = np.arange(3 * 5120, dtype="<i2")
+        live.send(wire.Went(chunks=1).model_dump_json())
+        dim = server.voices["flow"].listener.act(server.voices["flow"].start(0)).shape
+        act = wire.Part(wire.Kind.ACT, 0, np.zeros(dim, "<f4").tobytes())
+        live.send(wire.packed([sound_part(sound[:5120], 0), act]))
+        live.send(wire.packed([sound_part(sound[5120:10240], 5120)]))
+        live.send(wire.Told(text="happy").model_dump_json())
+        live.send(wire.packed([sound_part(sound[10240:], 10240)]))
         live.send(wire.End().model_dump_json())
         while isinstance(received(live), list):
             pass
     wait_until_all_left(server)
     folder = server.config.record
     with wave.open(str(folder / f"{name}.wav")) as file:
-        assert file.readframes(9999) == sound.tobytes()
-    assert json.loads((folder / f"{name}.json").read_text())["seed"] == 11
+        assert file.readframes(99_999) == sound[5120:].tobytes()
+    kept = json.loads((folder / f"{name}.json").read_text())
+    assert (kept["seed"], kept["number"], kept["texts"]) == (11, 1, [[2, "happy"]])
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
