@@ -1,6 +1,7 @@
 """Live sessions: what their clients send and get, on the real engine, without sockets."""
 
 import io
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -42,6 +43,7 @@ from rapport.policies.head.livelink import channels
 from rapport.policies.motion import Motion
 from rapport.policies.seams import SMOOTHERS
 from tests.live_clients import Client, Clock, begin, heard, pcm, say, settle, sound_part, voice_of
+from tests.on_port import until
 from tests.small_flow import LATENTS, small_policy
 from tests.talking import small_policy as small_vla
 
@@ -424,6 +426,52 @@ def test_a_policy_that_fails_ends_its_own_session_only(policy, engine):
     assert client.closed is None and engine.counts.failed == 1
 
 
+class Noted:
+    """A listener that notes who shares its steps, the first of which waits for a word."""
+
+    chunk = 0.32
+
+    def __init__(self, layout):
+        self.motion = Motion(np.zeros((1, layout.dim), np.float32), layout)
+        self.steps = []
+        self.go_on = threading.Event()
+
+    def step(self, states, heard):
+        self.steps.append(list(states))
+        assert self.go_on.wait(30)
+        return [self.motion] * len(states), states
+
+    def settled(self, state):
+        return 0
+
+    def act(self, state):
+        return np.zeros(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("most", "steps"), [(8, [["a"], ["c", "d", "b"]]), (2, [["a"], ["c", "d"], ["b"]])]
+)
+def test_who_waits_shares_a_step_and_the_most_urgent_come_first(policy, engine, most, steps):
+    listener = Noted(policy.layout)
+    voice = replace(voice_of(policy), listener=listener, costs={1: 0.001, most: 0.002})
+    other = replace(voice, listener=Noted(policy.layout))
+    answers = []
+    due = {"a": 0.0, "b": 3.0, "c": 1.0, "d": 2.0}
+    for name in due:
+        line = Line(name, voice, name, False, None, answers.append, None)
+        engine.submit(line, Job(0, silence(listener, 0), due[name]))
+        until(lambda: listener.steps)  # "a" is stepped, the others wait
+    engine.submit(
+        Line("e", other, "e", False, None, answers.append, None),
+        Job(0, silence(listener, 0), 4.0),
+    )
+    other.listener.go_on.set()
+    listener.go_on.set()
+    settle(engine)
+    until(lambda: len(answers) == 5)
+    assert listener.steps == steps and other.listener.steps == [["e"]]
+
+
 @pytest.mark.parametrize("lead", LEADS)
 def test_where_a_policy_gives_no_number_the_face_stays_and_listens_anew(policy, engine, lead):
     voice = voice_of(policy, lead)
@@ -552,6 +600,50 @@ def test_capacity_lies_between_what_was_measured():
     assert capacity(costs, 1.0) == 8
     assert capacity({1: 0.5}, 0.1) == 1
     assert capacity({1: 0.02, 2: 0.01, 4: 0.05}, 0.04) == 3  # a slow first step is no reason
+
+
+@pytest.fixture(scope="module")
+def voices(policy):
+    return {lead: voice_of(policy, lead) for lead in LEADS}
+
+
+CHANGED = ("sound", "own sound", "motion", "text")
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(lead=st.sampled_from(LEADS), changed=st.sampled_from(CHANGED), moment=st.data())
+def test_no_answer_knows_what_comes_later(voices, lead, changed, moment):
+    """Bit for bit, whatever is changed from any sample on."""
+    voice = voices[lead]
+    differs = moment.draw(st.integers(0, voice.border(LATENTS) - 1))
+    first = differs // 5120  # chunk that differs
+    engine = Engine(clock=Clock())
+    sent = []
+    try:
+        for other in (False, True):
+            session, client = begin(voice, engine, lead=lead)
+            sounds = [speech(seed=seed) for seed in (0, 1)]
+            motions = np.random.default_rng(2).normal(size=(LATENTS, 8, voice.policy.layout.dim))
+            if other and "sound" in changed:
+                place = CHANGED.index(changed)
+                sounds[place][differs:] = speech(seed=3)[differs:]
+            if other and changed == "motion":
+                motions[first:] += 1
+            for number in range(LATENTS):
+                start, end = voice.border(number), voice.border(number + 1)
+                if other and changed == "text" and number == first:
+                    session.hear(wire.Told(text="happy").model_dump_json())
+                motion = Part(Kind.MOTION, start, motions[number].astype("<f4").tobytes())
+                own = Part(Kind.OWN_SOUND, start, sounds[1][start:end].tobytes())
+                session.hear(wire.packed([motion, own, sound_part(sounds[0][start:end], start)]))
+                settle(engine)
+            client.until(lambda c: len(c.parts(Kind.ACT)) == LATENTS)
+            sent.append([m for m in client.messages if isinstance(m, bytes)])
+    finally:
+        engine.stop()
+    assert sent[0][:first] == sent[1][:first]
 
 
 @pytest.mark.parametrize("lead", LEADS)
