@@ -331,7 +331,8 @@ async def _keep_time(server: Server, session: Session, channel: SocketChannel) -
 
     Returns where the client reads nothing of what it is sent, not even the end.
     """
-    began = told = server.engine.clock()
+    told = server.engine.clock()
+    began = told - session.voice.border(session.request.number) / AUDIO_RATE  # elsewhere, perhaps
     moved: float | None = None
     ended: float | None = None
     while not channel.stuck:

@@ -132,7 +132,7 @@ class Server:
         """Raise `Refused` where one more session would keep all the others waiting."""
         if self.leaving:
             raise full("this replica goes away", 1)
-        open_sessions = list(self.sessions.values())
+        open_sessions = [each for each in self.sessions.values() if not each.ended]
         load = sum(1 / session.voice.sessions for session in open_sessions)
         if load + 1 / voice.sessions > 1 + 1e-9 or len(open_sessions) >= self.config.sessions:
             telemetry.record(telemetry.REFUSED, 1)

@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import functools
 import io
+import itertools
 import json
 import math
+import os
+import signal
 import time
 import wave
 from urllib.parse import quote
@@ -21,6 +24,7 @@ from websockets.sync.client import connect
 
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve import app, voices, wire
+from rapport.pipeline.serve import session as serve_session
 from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import built
@@ -41,7 +45,7 @@ from rapport.policies.live import Chunk
 from rapport.policies.vla import vllm_live
 from rapport.policies.vla.vllm_plugin import EngineError
 from tests.live_clients import heard, pcm, sound_part, voice_of
-from tests.on_port import on_port
+from tests.on_port import on_port, until
 from tests.small_flow import saved_policy
 from tests.small_flow import small_policy as small_flow
 from tests.talking import small_policy
@@ -349,11 +353,29 @@ def test_whatever_is_asked_nobody_meets_a_traceback(client, asked, path, name, b
         assert answer.status_code < 500 or answer.status_code == 503, answer.text
 
 
+@pytest.fixture
+def bystander(client):
+    """Somebody who talks meanwhile: says a chunk, and is answered."""
+    session = ticket(client, policy="flow", outputs=["motion"])
+    numbers = itertools.count()
+
+    def says():
+        number = next(numbers)
+        live.send(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
+        live.send(wire.Ack(sample=5120 * number).model_dump_json())
+        [part] = received(live)
+        assert part.kind == wire.Kind.SHOWN
+
+    with socket(client, session) as live:
+        assert received(live)["type"] == "ready"
+        yield says
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(messages=st.lists(st.binary(max_size=100) | st.text(max_size=100), min_size=1, max_size=5))
-def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
+def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, bystander, messages):
     failed = server.engine.counts.failed
     with socket(client, ticket(client)) as live:
         assert received(live)["type"] == "ready"
@@ -362,7 +384,8 @@ def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, messages):
                 live.send(message)
         error = received(live)
         assert error["type"] == "error" and error["message"] and error["code"]
-        assert received(live) in (1003, 1007, 1008, 1009)
+        assert received(live) in (1007, 1008, 1009)
+    bystander()
     assert server.engine.counts.failed == failed
 
 
@@ -399,6 +422,62 @@ def test_whoever_floods_is_cut_off(client, server, monkeypatch, number):
         told = received(live)
         assert (told["code"], told["message"]) == ("pace", "too much is sent")
         assert received(live) == wire.FORBIDDEN
+
+
+@pytest.mark.parametrize("number", [0, 190])
+def test_a_session_lasts_so_many_minutes_wherever_it_began(client, server, monkeypatch, number):
+    limits = LIMITS.model_copy(update={"minutes": 1.0 if number else 0.001})
+    monkeypatch.setattr(server, "config", server.config.model_copy(update={"limits": limits}))
+    with socket(client, ticket(client, policy="flow", number=number)) as live:
+        assert received(live)["type"] == "ready"
+        assert received(live) == wire.FORBIDDEN
+        assert live.close_reason == f"{limits.minutes:g} minutes are over"
+
+
+def test_whoever_vanished_gives_the_place_back(client, server, monkeypatch):
+    """Though the socket is never closed from there."""
+    monkeypatch.setattr(serve_session, "GONE_S", 0.2)
+    with contextlib.ExitStack() as held:
+        vanished = [held.enter_context(socket(client, ticket(client))) for _ in range(4)]
+        for live in vanished:
+            assert received(live)["type"] == "ready"
+        until(lambda: client.post("/v1/sessions", json={}).status_code == 201)
+    wait_until_all_left(server)
+    assert not server.seats._taken
+
+
+def test_a_session_that_ended_takes_no_place(client, server, monkeypatch):
+    ended = Session("s", SessionRequest(), server.voice(None), server.engine, Silent())
+    ended.leave()
+    monkeypatch.setattr(server, "sessions", {str(number): ended for number in range(4)})
+    assert client.post("/v1/sessions", json={}).status_code == 201
+
+
+class Silent:
+    """A channel to nobody."""
+
+    texts_only = False
+
+    def send(self, message):
+        pass
+
+    def close(self, code, reason):
+        pass
+
+
+@pytest.mark.parametrize("demo", [False, True])
+def test_the_button_kills_the_replica_in_a_demo_only(client, server, monkeypatch, demo):
+    killed = []
+    monkeypatch.setattr(app.os, "kill", lambda *whom: killed.append(whom))
+    monkeypatch.setattr(server, "config", server.config.model_copy(update={"demo": demo}))
+    answer = client.post("/v1/demo/kill")
+    if demo:
+        assert answer.status_code == 202
+        until(lambda: killed)
+        assert killed == [(os.getpid(), signal.SIGKILL)]
+    else:
+        assert answer.status_code == 404
+        assert "serve.demo=true" in answer.json()["detail"]["message"]
 
 
 class Deaf:

@@ -45,6 +45,8 @@ from rapport.policies.seams import SMOOTHERS
 from tests.live_clients import Client, Clock, begin, heard, pcm, say, settle, sound_part, voice_of
 from tests.on_port import until
 from tests.small_flow import LATENTS, small_policy
+from tests.small_reactface import small_reactface
+from tests.small_reactface import talking as reactface_clip
 from tests.talking import small_policy as small_vla
 
 R = 8
@@ -700,25 +702,24 @@ def test_what_waits_for_its_chunk_has_a_bound(voice, engine):
             session.hear(wire.packed([own]))
 
 
-def vla_voice():
-    """A VLA, in contexts of two chunks."""
-    policy = small_vla()
+def other_voice(policy, act_type):
+    """A policy without a lead, as a server has it."""
     listener = policy.live()
     return Voice(
-        name="vla",
+        name=policy.kind,
         policy=policy,
         listener=listener,
         rig=None,
         start=partial(start_of, listener, False),
         delay={None: 0.4},
-        act_type="<i4",
+        act_type=act_type,
         costs={1: 0.001},
         simulated=True,
     )
 
 
 def said_of(voice, number):
-    """What is said in a chunk, and what else there is of it: a picture, or the avatar's voice."""
+    """What is said in a chunk, and what else there is: a picture, motion, or the avatar's voice."""
     rng = np.random.default_rng(number)
     first, end = voice.border(number), voice.border(number + 1)
     sounds = [pcm(rng.normal(size=end - first) / 10) for _ in range(2)]
@@ -726,15 +727,44 @@ def said_of(voice, number):
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(file, "JPEG")
         besides = Part(Kind.PICTURE, first + 100, file.getvalue())
+    elif voice.policy.kind == "reactface":
+        motion = rng.normal(size=(voice.frames, voice.policy.layout.dim))
+        besides = Part(Kind.MOTION, first, motion.astype("<f4").tobytes())
     else:
         besides = Part(Kind.OWN_SOUND, first, sounds[1].tobytes())
     return besides, sound_part(sounds[0], first)
 
 
-@pytest.mark.parametrize("kind", ["flow", "vla"])
-def test_a_session_goes_on_with_its_pictures_and_its_own_voice(policy, engine, kind):
-    """They come in messages of their own, as a message holds no more than 64 KiB."""
-    voice = voice_of(policy) if kind == "flow" else vla_voice()
+def test_a_reactface_that_is_served_does_what_it_does_offline(engine):
+    policy = small_reactface()
+    clip = reactface_clip(policy.layout)
+    sound = pcm(clip.speaker_audio)
+    clip = replace(clip, speaker_audio=heard(sound))
+    voice = other_voice(policy, "<f4")
+    session, client = begin(voice, engine, seed=5)
+    for number in range(len(clip.speaker) // voice.frames):
+        first, end = voice.border(number), voice.border(number + 1)
+        motion = clip.speaker.window(number * voice.frames, voice.frames)
+        seen = Part(Kind.MOTION, first, motion.values.astype("<f4").tobytes())
+        session.hear(wire.packed([seen, sound_part(sound[first:end], first)]))
+    session.hear(wire.End().model_dump_json())
+    client.until(lambda c: c.closed)
+    found = client.shown(policy.layout).values
+    [[reaction]] = policy.sample([policy.encode(clip)], 1, [5])
+    np.testing.assert_allclose(found, policy.to_motion(reaction).values, atol=1e-5)
+
+
+VOICES = {
+    "flow": voice_of,
+    "vla": lambda _: other_voice(small_vla(), "<i4"),
+    "reactface": lambda _: other_voice(small_reactface(), "<f4"),
+}
+
+
+@pytest.mark.parametrize("kind", VOICES)
+def test_a_session_goes_on_with_all_that_it_perceived(policy, engine, kind):
+    """In messages of its own, as a message holds no more than 64 KiB."""
+    voice = VOICES[kind](policy)
     chunks, lost = 30, 21
     past = min(lost, round(voice.listener.memory / voice.listener.chunk) + voice.listener.beat)
     whole, client = begin(voice, engine)
