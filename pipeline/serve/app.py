@@ -140,11 +140,12 @@ def application(server: Server) -> FastAPI:
         voice = server.check(asked)
         server.seats.require(address(request.scope))
         server.require_room(voice)
+        reserved = server.reserved(asked)
         scheme = "wss" if request.url.scheme == "https" else "ws"
         layout = voice.policy.layout
         return {
-            "id": server.new_name(),
-            "ticket": server.tickets.issue(asked),
+            "id": reserved.id,
+            "ticket": server.tickets.issue(reserved),
             "expires_s": server.tickets.lasts_s,
             "url": f"{scheme}://{request.headers['host']}/v1/live",
             "policy": voice.name,
@@ -233,7 +234,8 @@ async def _live(server: Server, socket: WebSocket) -> None:
     try:
         if spoken is None:
             raise Refused(400, "protocol", f"subprotocols: {wire.PROTOCOL}, {wire.TICKET}TICKET")
-        asked = server.tickets.open(ticket.removeprefix(wire.TICKET))
+        reserved = server.tickets.open(ticket.removeprefix(wire.TICKET))
+        asked = reserved.request
         voice = server.check(asked)
         server.require_room(voice)
         limits = server.config.limits
@@ -241,7 +243,7 @@ async def _live(server: Server, socket: WebSocket) -> None:
             await socket.accept(spoken)
             channel = SocketChannel(socket, spoken == wire.PROTOCOL_OF_TEXTS)
             session = Session(
-                server.new_name(),
+                server.name_of(reserved),
                 asked,
                 voice,
                 server.engine,

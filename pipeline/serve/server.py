@@ -19,7 +19,7 @@ from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
 from rapport.pipeline.serve.engine import Engine, Voice, in_silence
 from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.generations import Generations, Limits
-from rapport.pipeline.serve.session import Session, SessionRequest
+from rapport.pipeline.serve.session import Reserved, Session, SessionRequest
 from rapport.pipeline.serve.settings import FORGOTTEN_S, ServeSection
 from rapport.pipeline.serve.voices import SHIPPED, load_voice
 from rapport.policies.head.asset import HeadAsset, load_head
@@ -59,7 +59,7 @@ class Server:
             requests=config.limits.requests,
             upload=config.limits.upload_bytes,
         )
-        self.tickets = Tickets(SessionRequest, secret)
+        self.tickets = Tickets(Reserved, secret)
         self.seats = Seats(config.limits.sessions)
         self.engine = Engine(self._observe)
         self.eyes = Eyes(self.head) if config.watch else None
@@ -209,9 +209,13 @@ class Server:
         self.sessions.pop(session.name, None)
         telemetry.record(telemetry.SESSIONS, len(self.sessions))
 
-    def new_name(self) -> str:
-        """Of a session, with its replica's; it stands in every line of the log about it."""
-        return f"{self.name}.{secrets.token_hex(6)}"
+    def reserved(self, request: SessionRequest) -> Reserved:
+        """A session that was asked for; its id ends its name, wherever it begins."""
+        return Reserved(id=secrets.token_hex(6), request=request)
+
+    def name_of(self, reserved: Reserved) -> str:
+        """Of a session that begins here; it stands in every line of the log about it."""
+        return f"{self.name}.{reserved.id}"
 
     # -- Health --
 

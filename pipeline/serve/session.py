@@ -54,6 +54,15 @@ class SessionRequest(BaseModel):
     number: int = Field(0, ge=0, lt=2**31)
 
 
+class Reserved(BaseModel):
+    """What a ticket stands for: what was asked for, and the end of the session's name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    request: SessionRequest
+
+
 class Channel(Protocol):
     """The way to a client; called in any thread."""
 

@@ -111,7 +111,7 @@ def received(live):
             return text
 
 
-def test_both_policies_are_talked_to(client):
+def test_both_policies_are_talked_to(client, server):
     listed = client.get("/v1/policies").json()
     assert [policy["name"] for policy in listed["policies"]] == ["flow", "vla"]
     for name in ("flow", "vla"):
@@ -120,7 +120,9 @@ def test_both_policies_are_talked_to(client):
         dim = sum(width for _, width in session["layout"]["groups"])
         frames = 0
         with socket(client, session) as live:
-            assert received(live)["type"] == "ready"
+            ready = received(live)
+            assert ready["type"] == "ready"
+            assert ready["id"] == f"{server.name}.{session['id']}", "as in the log"
             for number in range(4):
                 part = sound_part(np.zeros(chunk, "<i2"), chunk * number)
                 live.send(wire.packed([part]))
@@ -235,7 +237,7 @@ def test_sessions_that_do_not_fit_are_refused(client, server):
             assert received(opened[-1])["type"] == "ready"
         answer = client.post("/v1/sessions", json={})
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
-        kept = server.tickets.issue(next(iter(server.sessions.values())).request)
+        kept = server.tickets.issue(server.reserved(SessionRequest()))
         with pytest.raises(InvalidStatus) as refused:
             socket(client, {"ticket": kept, "url": url})
         assert refused.value.response.status_code == 503

@@ -610,6 +610,7 @@ def test_controls_reach_the_server_and_dials_show_what_it_says(chromium, listene
     tab.click("#kill")
     tab.wait_for("late.textContent === '1' && dropped.textContent === '2'")
     tab.wait_for("sessions.textContent === '3' && Number(delay.textContent) > 300")
+    assert tab.value("document.querySelector('#session-name').textContent") == "1"
     badges = tab.value("[simulated, recorded].map((badge) => badge.checkVisibility())")
     assert badges == [True, True]
     answered = tab.value("rapport.stats.answered")

@@ -407,7 +407,7 @@ def test_a_text_is_heeded_from_the_next_chunk_on(policy, voice, engine):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_policy_that_fails_ends_its_own_session_only(policy, engine):
+def test_a_policy_that_fails_ends_its_own_session_only(policy, engine, caplog):
     voice = voice_of(policy)
     step = voice.listener.step
 
@@ -426,6 +426,7 @@ def test_a_policy_that_fails_ends_its_own_session_only(policy, engine):
     assert there.closed[0] == wire.FAILED and there.texts[-1]["code"] == "failed"
     client.until(lambda c: len(c.parts(Kind.SHOWN)) == LATENTS)
     assert client.closed is None and engine.counts.failed == 1
+    assert "session s: small failed" in caplog.text and "out of luck" in caplog.text
 
 
 class Noted:

@@ -53,6 +53,7 @@ window.rapport = {
     return {
       ...stats,
       delay_ms: plays ? (1000 * playout.delay) / playout.rate : null,
+      name: session?.name ?? null,
       went_on: session?.wentOn ?? 0,
       answered: session?.next ?? 0,
       shown: playout?.sample ?? 0,
@@ -249,6 +250,8 @@ function turnDials() {
   $("dropped").textContent = now.dropped;
   $("sessions").textContent = now.sessions ?? "–";
   $("went").textContent = now.went_on;
+  $("named").hidden = now.name === null;
+  $("session-name").textContent = now.name ?? "";
 }
 
 function chooseFile() {

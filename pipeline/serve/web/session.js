@@ -35,6 +35,7 @@ export class Session {
     this.retells = false; // whether the policy itself sees, and is shown pictures again
     this.kept = new Map(); // number of a chunk -> {sound, pictures, told, act, seen}
     this.liveliness = 1;
+    this.name = null; // in the server's log
     this.wentOn = 0;
     this.before = { late: 0, dropped: 0 }; // counts of replicas that are gone
     this.counted = { late: 0, dropped: 0 };
@@ -189,6 +190,7 @@ export class Session {
     const first = this.info === null;
     const last = this.socket;
     this.socket = socket;
+    this.name = ready.id;
     last?.close(ENDED);
     if (first) {
       this.info = info;
