@@ -85,6 +85,10 @@ ANSWER_SECONDS = Metric(
     "from the last sound of a chunk to the answer that is sent",
     ("policy",),
 )
+LOOK_SECONDS = Metric(
+    "rapport_look_seconds", "histogram", "to read a speaker's face off a picture", ()
+)
+SKIPPED = Metric("rapport_skipped", "counter", "pictures not looked at, as too many came", ())
 MISSED = Metric("rapport_missed", "counter", "answers that came after a chunk's time", ("policy",))
 FAILED = Metric("rapport_failed", "counter", "chunks in which a policy failed", ("policy",))
 LATE = Metric("rapport_late", "counter", "chunks whose sound was late, heard as silence", ())
@@ -103,6 +107,8 @@ METRICS = (
     SESSIONS,
     STEP_SECONDS,
     ANSWER_SECONDS,
+    LOOK_SECONDS,
+    SKIPPED,
     MISSED,
     FAILED,
     LATE,

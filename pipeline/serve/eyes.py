@@ -8,11 +8,13 @@ waits.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from rapport.actors import telemetry
 from rapport.log import logger
 from rapport.pipeline.data.video.landmarks import Landmarker
 from rapport.pipeline.data.video.regressor import learnt
@@ -62,13 +64,14 @@ class Eyes:
         """Somebody new, whose motion is asked for in a layout."""
         return Watch(Watcher(Finder(self._landmarker), self._regressor, layout))
 
-    def see(self, watch: Watch, time: float, picture: np.ndarray) -> None:
-        """Look at a picture of somebody soon; `time` as of `Watcher.look`."""
+    def see(self, watch: Watch, taken: float, picture: np.ndarray) -> None:
+        """Look at a picture of somebody soon; `taken` is the time of `Watcher.look`."""
         with self._changed:
             if len(watch.waiting) == WAITING:
                 watch.waiting.popleft()
                 self.skipped += 1
-            watch.waiting.append((time, picture))
+                telemetry.record(telemetry.SKIPPED, 1)
+            watch.waiting.append((taken, picture))
             self._watches.setdefault(id(watch), watch)
             self._changed.notify()
 
@@ -82,12 +85,14 @@ class Eyes:
 
     def _work(self) -> None:
         while (following := self._next()) is not None:
-            watch, time, picture = following
+            watch, taken, picture = following
+            began = time.monotonic()
             try:
-                watch.watcher.look(time, picture)
+                watch.watcher.look(taken, picture)
             except Exception:
                 logger.exception("a picture could not be looked at, and is left out")
             self.looked += 1
+            telemetry.record(telemetry.LOOK_SECONDS, time.monotonic() - began)
 
     def _next(self) -> tuple[Watch, float, np.ndarray] | None:
         """The next picture, and whose it is; None when all is over."""
@@ -98,7 +103,7 @@ class Eyes:
                 return None
             key = next(iter(self._watches))
             watch = self._watches.pop(key)
-            time, picture = watch.waiting.popleft()
+            taken, picture = watch.waiting.popleft()
             if watch.waiting:
                 self._watches[key] = watch  # behind all others
-            return watch, time, picture
+            return watch, taken, picture

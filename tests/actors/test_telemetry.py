@@ -95,6 +95,8 @@ def test_a_scrape_of_a_ray_head_finds_every_metric(local_ray):
         telemetry.record(telemetry.ANSWER_SECONDS, 0.03, policy="listener")
         telemetry.record(telemetry.MISSED, 1, policy="listener")
         telemetry.record(telemetry.FAILED, 1, policy="listener")
+        telemetry.record(telemetry.LOOK_SECONDS, 0.013)
+        telemetry.record(telemetry.SKIPPED, 1)
         for counted in (telemetry.LATE, telemetry.DROPPED, telemetry.RESUMED, telemetry.REFUSED):
             telemetry.record(counted, 1)
         telemetry.record_step("gdpo", {"kl/reference": 0.5}, working_s=1.0, since_last_s=4.0)

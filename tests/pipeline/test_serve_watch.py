@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rapport.actors import telemetry
 from rapport.pipeline.data.store import CorpusError
 from rapport.pipeline.data.video.faces import Models
 from rapport.pipeline.data.video.watching import Watcher
@@ -78,6 +79,17 @@ def test_sessions_take_turns_and_the_oldest_pictures_are_skipped(eyes):
     assert many.watcher.seen[-WAITING:] == [7, 8, 9]
     assert eyes.skipped == 10 - len(many.watcher.seen)
     assert eyes.looked == len(many.watcher.seen) + 1
+
+
+def test_what_looking_takes_is_recorded(eyes, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(telemetry, "record", lambda metric, value: recorded.append((metric, value)))
+    watch = Watch(Slow())
+    watch.watcher.gate.set()
+    eyes.see(watch, 0, 1)
+    until(lambda: recorded)
+    [(metric, seconds)] = recorded
+    assert metric is telemetry.LOOK_SECONDS and seconds >= 0
 
 
 def test_a_picture_that_cannot_be_looked_at_ends_nothing(eyes):
