@@ -106,6 +106,10 @@ def test_only_rapport_is_at_the_top_of_the_wheel(wheel):
     assert "rapport/py.typed" in files
     assert "rapport/policies/head/assets/builtin_head.npz" in files
     assert "rapport/pipeline/data/video/assets/builtin_face.npz" in files
+    for folder in ("policies/flow/assets/listener", "pipeline/serve/web"):  # it listens, and a page
+        on_disk = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        assert len(on_disk) > 5
+        assert {f"rapport/{path.relative_to(ROOT)}" for path in on_disk} <= set(files)
     assert not [file for file in files if "bench/" in file]
 
 

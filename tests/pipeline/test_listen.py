@@ -18,7 +18,14 @@ from rapport.pipeline.data.recording import open_recording
 from rapport.pipeline.run import main
 from rapport.pipeline.settings import ListenConfig, MotionFormat
 from rapport.pipeline.steps.listener_files import FORMATS
-from rapport.pipeline.steps.listening import Session, answer, policy_folder, smoother_of
+from rapport.pipeline.steps.listening import (
+    Session,
+    answer,
+    begin,
+    open_session,
+    policy_folder,
+    smoother_of,
+)
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.flow.conditions import LEADS
 from rapport.policies.live import Chunk, LiveError
@@ -188,6 +195,16 @@ def test_of_a_run_the_aligned_policy_listens(tmp_path):
     del artifacts["dpo_policy"]
     (tmp_path / "summary.json").write_text(json.dumps({"artifacts": artifacts}))
     assert policy_folder(tmp_path) == tmp_path / "sft" / "policy"
+
+
+def test_without_a_policy_the_one_that_comes_with_the_project_listens(tmp_path):
+    voice = record(tmp_path / "talk.wav", 3.0, rate=16_000)
+    config = ListenConfig(speaker=voice, text="happy")
+    session = open_session(config)
+    [motion] = answer(session, begin(session, config), lambda _: None).motions
+    assert session.policy.kind == "flow" and session.hears == ["speaker_audio"]
+    assert len(motion) == 75 and np.isfinite(motion.values).all()
+    assert motion.values.std(axis=0).max() > 1e-2, "it moves"
 
 
 def test_a_motion_is_saved_with_what_its_columns_mean(flow, tmp_path):
