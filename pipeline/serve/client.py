@@ -43,7 +43,7 @@ LONGEST_PAUSE_S = 2.0
 QUALITY = 90  # of JPEG
 _LATER = (429, 502, 503, 504)  # answers after which another try may do
 # Whoever tries again after these meets the same.
-_FINAL = {1002, 1003, wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE}
+_FINAL = {1002, wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE}
 
 
 class ClientError(RuntimeError):

@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from rapport.pipeline.serve.wire import FORBIDDEN, FULL, MOST_BYTES
+from rapport.pipeline.serve.wire import MOST_BYTES
 from rapport.settings import is_loopback
 
 GUARDED = "/v1/"  # what a token and a pace are asked for; the page and the probes stand before it
@@ -55,15 +55,13 @@ Clock = Callable[[], float]  # seconds
 class Refused(HTTPException):
     """Somebody may not come in, or not now.
 
-    FastAPI answers it by its status and `{"detail": {"code", "field", "message"}}`. On an open
-    socket its `code`, `field`, text and `close` are those of an error.
+    FastAPI answers it by its status and `{"detail": {"code", "field", "message"}}`.
 
     Args:
         status: of HTTP.
         code: a word for machines.
         message: what is wrong, and what would be right.
         field: of what was sent, where one is to blame.
-        close: the code by which a socket is closed.
         headers: of the answer.
     """
 
@@ -74,14 +72,12 @@ class Refused(HTTPException):
         message: str,
         *,
         field: str = "",
-        close: int = FORBIDDEN,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(status, {"code": code, "field": field, "message": message}, headers)
         self.code = code
         self.field = field
         self.message = message
-        self.close = close
 
     def __str__(self) -> str:
         return self.message
@@ -116,7 +112,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 def full(message: str, wait_s: float) -> Refused:
     """Everything is taken; `wait_s` later something may be free."""
     retry = {"Retry-After": str(math.ceil(wait_s))}
-    return Refused(503, "full", message, close=FULL, headers=retry)
+    return Refused(503, "full", message, headers=retry)
 
 
 @dataclass(frozen=True)
@@ -284,7 +280,7 @@ class Seats:
         if self._taken[client] >= self.most:
             retry = {"Retry-After": "10"}
             message = f"{self.most} sessions are open already: close one"
-            raise Refused(429, "sessions", message, close=FULL, headers=retry)
+            raise Refused(429, "sessions", message, headers=retry)
 
     @contextmanager
     def taken(self, client: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ const WAITS_S = [0, 0.2, 0.4, 0.8, 1.5]; // before each try; the last one again 
 const LONGEST_WAIT_S = 5; // that a server may ask for
 const ENDED = 1000;
 const LATE = 1; // flag of an answer: silence was heard in place of sound
-const FINAL = [1003, 1007, 1008, 1009]; // closes after which trying again is no use
+const FINAL = [1007, 1008, 1009]; // closes after which trying again is no use
 
 export class Session {
   /**
