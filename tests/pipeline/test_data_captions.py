@@ -2,8 +2,11 @@
 
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -15,7 +18,7 @@ from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError, CorpusWriter, load_captions
 from rapport.pipeline.data.video import captions
 from rapport.pipeline.data.video.captions import WORDING, captions_of, conversation, one_line
-from rapport.pipeline.data.video.shards import CAPTIONED, FACE_SIZE
+from rapport.pipeline.data.video.shards import CAPTIONED, FACE_SIZE, FACES_SCHEMA
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Layout, Motion
 from tests import calls
@@ -92,9 +95,8 @@ def test_prompts_are_captions_and_descriptions_where_there_is_none(tmp_path):
 def test_a_folder_without_a_model_is_refused_before_anything_is_tracked(tmp_path):
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "call.mp4").write_bytes(b"film")
-    config = CorpusConfig(
-        kind="video", root=tmp_path / "films", captioner=tmp_path, voices="loudness"
-    )
+    keys = {"split_screen": True, "voices": "loudness", "captioner": tmp_path}
+    config = CorpusConfig(kind="video", root=tmp_path / "films", **keys)
     with pytest.raises(CorpusError, match=r"corpus.captioner=.*no config.json there"):
         video.look_at_video(config)
 
@@ -122,6 +124,38 @@ def test_other_weights_of_the_same_name_are_asked_anew(tmp_path, monkeypatch):
     (model / "model.safetensors").write_bytes(b"other")
     captions.write_captions([shard], model, 0)
     assert asked == [shard, shard]
+
+
+class FakeLlm:
+    """Stands for vLLM's: says how many pictures it was shown."""
+
+    def __init__(self, model, **keys):
+        if "broken" in model:
+            raise ValueError("no such architecture")
+
+    def chat(self, asked, sampling, use_tqdm):
+        texts = [f"Calm, {len(user['content']) - 1} times.\nMore." for _, user in asked]
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=text)]) for text in texts]
+
+
+def test_a_model_that_cannot_be_run_is_named_when_it_is_asked_first(tmp_path, monkeypatch):
+    """And not when it is made: what Ray says of actors that never began hides the reason."""
+    sampling = SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLlm, SamplingParams=sampling))
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    shard = tmp_path / "call"
+    shard.mkdir()
+    (shard / "record.json").write_text('{"key": "x"}')
+    rows = [{"side": "a", "start": 2.0, "pictures": [jpeg(10), jpeg(200)]}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=FACES_SCHEMA), shard / "faces.parquet")
+    for name in ("model", "broken"):
+        save_tiny_vlm(tmp_path / name)
+    captioner = captions.Captioner(tmp_path / "model")
+    assert captioner.caption(shard) == 1
+    assert captions.read_captions(shard) == {("a", 2.0): "Calm, 2 times."}
+    broken = captions.Captioner(tmp_path / "broken")
+    with pytest.raises(CorpusError, match="broken: vLLM cannot run it .no such architecture"):
+        broken.caption(shard)
 
 
 @tracks

@@ -1,6 +1,6 @@
 """A face that is read while somebody talks: what is known by the end of a chunk, and no more."""
 
-import importlib.util
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,13 +207,9 @@ def test_without_pictures_there_is_nothing_to_watch(tmp_path, name):
 
 def test_without_mediapipe_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     film = record(tmp_path / "film.mp4", fps=25, rate=16000)
-    monkeypatch.setattr("importlib.metadata.version", _not_there)
-    with pytest.raises(CorpusError, match=r"MediaPipe.*rapport-rlhf\[video\]"):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(CorpusError, match="MediaPipe.*--no-deps -r infra/requirements/video.lock"):
         open_session(ListenConfig(speaker=film, watch=True))
-
-
-def _not_there(name):
-    raise importlib.metadata.PackageNotFoundError(name)
 
 
 def test_a_policy_that_perceives_no_motion_does_not_watch(tmp_path):

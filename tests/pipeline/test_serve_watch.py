@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 import threading
 from dataclasses import dataclass, field, replace
 
@@ -221,8 +222,8 @@ def test_a_server_without_eyes_wants_no_picture():
 
 
 def test_eyes_need_mediapipe(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CorpusError, match=r"rapport-rlhf\[video\]"):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(CorpusError, match="--no-deps -r infra/requirements/video.lock"):
         served(watch=True)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,19 @@ class Captioner(Worker):
         self.key = key_of(model)
 
     @cached_property
-    def _llm(self) -> Any:
-        """Raises `CorpusError` where vLLM cannot run the model."""
+    def _answers(self) -> Callable[[Sequence[Any]], Any]:
+        """What the model answers to conversations.
+
+        Raises:
+            CorpusError: vLLM cannot run it.
+        """
         import torch
         from transformers import AutoConfig
 
         from rapport.policies.vla.vllm_plugin import in_this_process
 
         in_this_process()
-        from vllm import LLM
+        from vllm import LLM, SamplingParams
 
         model = self.model
         # Of a GPU vLLM takes what is free; of a computer's memory it would take nearly all.
@@ -81,7 +85,7 @@ class Captioner(Worker):
         room: dict[str, Any] = {} if gpu else {"kv_cache_memory_bytes": _CACHE_BYTES}
         try:
             text = AutoConfig.from_pretrained(model).get_text_config()
-            return LLM(
+            llm = LLM(
                 model=str(model),
                 seed=0,
                 max_model_len=min(_CONTEXT, text.max_position_embeddings),
@@ -92,6 +96,8 @@ class Captioner(Worker):
             )
         except Exception as error:  # whatever a model of somebody else's brings
             raise CorpusError(f"corpus.captioner={model}: vLLM cannot run it ({error})") from error
+        sampling = SamplingParams(temperature=0.0, max_tokens=_TOKENS)
+        return lambda asked: llm.chat(asked, sampling, use_tqdm=False)
 
     def caption(self, shard: Path) -> int:
         """Write a shard's captions; returns how many faces had one.
@@ -112,12 +118,7 @@ class Captioner(Worker):
 
     def _say(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         asked = [conversation(row["pictures"]) for row in rows]
-        llm = self._llm
-        from vllm import SamplingParams
-
-        sampling = SamplingParams(temperature=0.0, max_tokens=_TOKENS)
-        answers = llm.chat(asked, sampling, use_tqdm=False)
-        return [one_line(answer.outputs[0].text) for answer in answers]
+        return [one_line(answer.outputs[0].text) for answer in self._answers(asked)]
 
 
 def conversation(pictures: Sequence[bytes]) -> list[Any]:
