@@ -214,7 +214,8 @@ class ReactFaceTraining(ImitationConfig):
     on average; what is drawn departs from there. Without it next to nothing is learnt of the
     speaker; 0 = the paper's"""
     heed: float = Field(3.0, ge=0)
-    """by what factor samplers follow what is expected; 1 = as it was taught"""
+    """by what factor samplers follow what is expected of expressions, neck and head; 1 = as it was
+    taught"""
     speaker: float = Field(1.0, ge=0)
     """weight of L_s: the speaker's motion is read off the encoded speaker (Eq. 19)"""
     kl: float = Field(1e-3, ge=0)

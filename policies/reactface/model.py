@@ -37,6 +37,7 @@ from rapport.policies.reactface.config import EXPECTING, ReactFaceSizes, Synchro
 
 FACE, VOICE = 0, 1  # streams, columns of `present`
 WIDEST = 4.0  # of |log sigma|
+HEEDED = ("expr", "neck", "rot")  # groups of whose motion a speaker explains anything in people
 
 
 @dataclass(frozen=True, eq=False)
@@ -579,14 +580,15 @@ class ReactFace(nn.Module):
         Args:
             past: that it goes on from.
             latent: (batch, latent), z.
-            heed: by what factor it follows what is expected; 1 = as it was taught.
+            heed: by what factor it follows what is expected of `HEEDED` groups; 1 = as it was
+                taught. Of others what is expected is noise.
         """
         before = torch.where(past.begun[:, None], past.latent, latent)
         z = interpolated(before, latent, self.sizes.window)
         tokens = past.tokens
         x = self.synchronisation(self.decode(z), tokens.shown, tokens.there, self.sizes.ahead)
         expected = tokens.expected.detach()  # what departs from it does not teach it
-        middle = heed * calmed(past.expected, expected)
+        middle = self._loud(heed) * calmed(past.expected, expected)
         return replace(
             past,
             frames=middle + self.axes(self.head(self.norm(x))),
@@ -594,6 +596,15 @@ class ReactFace(nn.Module):
             expected=expected,
             begun=torch.ones_like(past.begun),
         )
+
+    def _loud(self, heed: float) -> Tensor:
+        """(dim,), `heed` where it counts."""
+        layout = self.sizes.layout
+        loud = torch.ones_like(self.listener.mean)
+        for name in HEEDED:
+            if name in layout.names:
+                loud[layout.columns(name)] = heed
+        return loud
 
 
 def calmed(before: Tensor, now: Tensor) -> Tensor:
