@@ -21,7 +21,13 @@ ERRORS = {
     "LVE speaking": "speak/gdpo_paper/LVE",
     "MHD speaking": "speak/gdpo_paper/MHD",
 }
-SEVERAL = {"truth_affect_error": "truth error", "truth_affect_error_of_the_best": "of the best"}
+SEVERAL = {
+    "share/affect": "affect",
+    "share/expr": "expr",
+    "share/rot": "rot",
+    "truth_affect_error": "truth error, all",
+    "truth_affect_error_of_the_best": "of the best",
+}
 # Rows that say how much is much.
 STANDARDS = {
     "VAE": "VAE = the recorded motion, coded and decoded",
@@ -130,23 +136,13 @@ def show_movement(rows: Rows, changes: Mapping[str, Mapping[str, float]]) -> Non
 
 def _show_several(console: Console, rows: Rows) -> None:
     """What part of the spread of several reactions the speaker explains, and the best of them."""
-    shares = {
-        method: {
-            metric.removeprefix("share/"): value
-            for metric, value in row.items()
-            if metric.startswith("share/") or metric in SEVERAL
-        }
-        for method, row in rows.items()
-    }
-    known = {method: row for method, row in shares.items() if row}
-    columns = list(dict.fromkeys(name for row in known.values() for name in row))
-    if columns:
+    known = {method: row for method, row in rows.items() if any(name in row for name in SEVERAL)}
+    if known:
         lines = [
-            [method, *(_number(row.get(name)) for name in columns)] for method, row in known.items()
+            [method, *(_number(row.get(name)) for name in SEVERAL)] for method, row in known.items()
         ]
-        names = [SEVERAL.get(name, name) for name in columns]
         title = "several reactions to a speaker: share of their spread that the speaker explains"
-        console.print(_table(title, names, lines))
+        console.print(_table(title, list(SEVERAL.values()), lines))
 
 
 def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
