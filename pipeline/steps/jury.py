@@ -271,10 +271,10 @@ def _moves(step: Phase, jury: Jury) -> PhaseResult:
     """Methods as of `MovementJudge.score`, and the recorded motion of others."""
     judge = MovementJudge.of_run(jury.config, jury.imitated, jury.held_out)
     answers = {name: jury.held_out.flat(motions) for name, motions in jury.answers.items()}
-    rows = judge.score(answers | {OTHERS: judge.others()}).rows
+    rows = dict(judge.score(answers | {OTHERS: judge.others()}).rows)
     by_clip = {name: jury.held_out.by_clip(given) for name, given in jury.answers.items()}
     for name, found in of_several(jury.judge, by_clip).items():
-        rows.setdefault(name, {}).update(found)
+        rows[name] = rows.get(name, {}) | found
     step.logger.log(by_method(rows))
     return PhaseResult(metrics=rows)
 
