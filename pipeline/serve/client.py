@@ -195,6 +195,7 @@ class Client:
         self.sessions = 0
         self.begins = math.nan
         self.shown = 0
+        self._acked = 0
         self._taken = 0  # chunks whose answers were
         self.stats: wire.Stats | None = None
         self._server = server.rstrip("/")
@@ -598,6 +599,9 @@ class Client:
         return parts
 
     async def _send_chunk(self, socket: ClientConnection | None, said: _Said) -> None:
+        # Whoever took an answer late would else seem not to have taken it when the next is made.
+        if self.shown > self._acked:
+            await self._acknowledge(socket)
         if socket is not None and said.told is not None:
             await _send(socket, wire.Told(text=said.told[0]))
         said.sent = _now()
@@ -606,7 +610,11 @@ class Client:
     async def _ack(self) -> None:
         while True:
             await asyncio.sleep(ACK_S)
-            await _send(self._socket, wire.Ack(sample=self.shown))
+            await self._acknowledge(self._socket)
+
+    async def _acknowledge(self, socket: ClientConnection | None) -> None:
+        self._acked = self.shown
+        await _send(socket, wire.Ack(sample=self.shown))
 
 
 async def in_real_time(chunks: Iterable[Chunk], client: Client) -> AsyncIterator[Chunk]:

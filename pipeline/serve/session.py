@@ -31,6 +31,7 @@ DRIFT = 5e-4  # of a client's clock against ours, at most; sound cards have .000
 AHEAD_S = 2.0  # of sound that may lie before the chunk that is heard
 LAGS_S = 2.0  # a client shows an answer later than it should by, and is sent no more
 LOST_S = 10.0  # ... and is given up
+QUIET_S = 2.0  # a client that sends nothing for so long stands still: it does not lag meanwhile
 PING_S = 5.0
 GONE_S = 15.0  # without a sign of life
 PICTURE_BYTES = 48 * 1024
@@ -190,7 +191,11 @@ class Session:
         Raises:
             WireError: it cannot be understood, or is not allowed; the session is to be closed.
         """
-        self._alive = self._engine.clock()
+        now = self._engine.clock()
+        quiet = now - self._alive
+        if quiet > QUIET_S:
+            self._unshown = deque((first, sent + quiet) for first, sent in self._unshown)
+        self._alive = now
         if isinstance(message, bytes):
             if self._channel.texts_only:
                 raise WireError("this socket has texts only", "binary")

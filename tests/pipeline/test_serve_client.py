@@ -305,6 +305,21 @@ def test_what_was_taken_is_acknowledged_and_pings_are_answered():
     assert wire.Pong(id=5) in echo.said[0]
 
 
+def test_what_was_taken_late_is_acknowledged_before_more_is_said():
+    async def talk(echo):
+        async with Client(echo.url) as client:
+            await client.say(chunk(LOUD[0]))
+            await anext(client)
+            await client.say(chunk(LOUD[1]))
+            await anext(client)
+
+    with Echo().serving() as echo:
+        asyncio.run(talk(echo))
+    said = echo.said[0]
+    second = [i for i, heard in enumerate(said) if isinstance(heard, list)][1]
+    assert wire.Ack(sample=SAMPLES) in said[:second]
+
+
 def test_many_clients_share_an_event_loop():
     async def talk(echo):
         async def one():

@@ -329,6 +329,18 @@ def test_a_client_that_lags_is_sent_no_more_and_then_given_up(voice, engine, clo
     assert len(client.parts(Kind.SHOWN)) == pytest.approx(9, abs=2)
 
 
+def test_a_client_that_stood_still_goes_on(voice, engine, clock):
+    """A page that was not to be seen for a while had nothing to show meanwhile."""
+    session, client = begin(voice, engine)
+    sound = np.zeros(5120, "<i2")
+    for number, waited in enumerate((0.32, 0.32, 13.0, 0.32)):
+        clock.now += waited
+        session.hear(wire.packed([sound_part(sound, 5120 * number)]))
+        settle(engine)
+    client.until(lambda c: len(c.parts(Kind.SHOWN)) == 4)
+    assert client.closed is None and session.dropped == 0
+
+
 def test_a_client_that_catches_up_is_told_that_it_missed_something(voice, engine, clock):
     session, client = begin(voice, engine)
     sound = np.zeros(5120, "<i2")
