@@ -30,9 +30,7 @@ def test_the_recipe_answers_each_speaker_several_times(tiny_corpus, tmp_path):
     keys = [*OWN[1:], "evaluation.samples=3"]
     metrics = finished_run("reactface", folder, root, *SHORT, *keys, timeout=500)["metrics"]
     assert {"ReactFace", "ReactFace, shuffled", "mean face"} <= set(metrics["evaluation"])
-    assert {"likeness/eyelid/velocity", "bands/expr/between"} <= set(
-        metrics["movement"]["ReactFace"]
-    )
+    assert "share/expr" in metrics["movement"]["ReactFace"]
     [video] = (folder / "clips").glob("*.mp4")
     with av.open(str(video)) as container:
         frame = next(container.decode(video=0))
