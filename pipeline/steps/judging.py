@@ -387,9 +387,7 @@ class Judge:
         others = tuple(replace(other, candidates={}) for other in others)
         return replace(watched(self.clips[clip_id], candidates, points), others=others)
 
-    def truth_errors(
-        self, reactions: Iterable[tuple[str, Motion]]
-    ) -> list[tuple[str, float | None]]:
+    def truth_errors(self, reactions: Iterable[tuple[str, Motion]]) -> list[tuple[str, float]]:
         """Root mean square distance over time of the affect shown to the one that had fitted.
 
         Args:
@@ -400,7 +398,7 @@ class Judge:
         """
         if self.affect is None or self.truth is None:
             return []
-        errors: list[tuple[str, float | None]] = []
+        errors = []
         for clip_id, motion in reactions:
             shown = self.affect(motion)[:, 0]
             fitting = self.truth[clip_id].appropriate_affect[: len(shown), 0]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rapport.files import strict_json, write_atomic
 from rapport.pipeline.rundir import Workspace
+from rapport.pipeline.steps.spread import BEST_ERROR, MEAN_ERROR
 
 Rows = Mapping[str, Mapping[str, float]]  # method -> metric -> value
 # Columns on the terminal -> metric; the files have all.
@@ -25,8 +26,8 @@ SEVERAL = {
     "share/affect": "affect",
     "share/expr": "expr",
     "share/rot": "rot",
-    "truth_affect_error": "truth error, all",
-    "truth_affect_error_of_the_best": "of the best",
+    MEAN_ERROR: "truth error, all",
+    BEST_ERROR: "of the best",
 }
 # Rows that say how much is much.
 STANDARDS = {

@@ -101,26 +101,22 @@ def of_several(judge: Judge, answers: Mapping[str, Answers]) -> dict[str, dict[s
         for method, row in shares(groups, judge.affect).items()
     }
     count = max(len(motions) for by_clip in several.values() for motions in by_clip.values())
+    if judge.truth is None or judge.affect is None:
+        return found
     for name, by_clip in (several | {RANDOM: judge.random(count)}).items():
-        errors = judge.truth_errors(
-            (clip_id, motion.subset(judge.layout))
-            for clip_id, motions in by_clip.items()
-            for motion in motions
-        )
-        if errors:
-            found.setdefault(name, {}).update(_errors(errors))
+        found[name] = found.get(name, {}) | _errors(judge, by_clip)
     return found
 
 
-def _errors(errors: Sequence[tuple[str, float | None]]) -> dict[str, float]:
+def _errors(judge: Judge, by_clip: Answers) -> dict[str, float]:
     """Of all reactions, and of the best to each clip: means over clips."""
-    by_clip: dict[str, list[float]] = {}
-    for clip_id, error in errors:
-        if error is not None:
-            by_clip.setdefault(clip_id, []).append(error)
+    errors = [
+        [error for _, error in judge.truth_errors((i, x.subset(judge.layout)) for x in motions)]
+        for i, motions in by_clip.items()
+    ]
     return {
-        MEAN_ERROR: float(np.mean([np.mean(found) for found in by_clip.values()])),
-        BEST_ERROR: float(np.mean([min(found) for found in by_clip.values()])),
+        MEAN_ERROR: float(np.mean([np.mean(of_clip) for of_clip in errors])),
+        BEST_ERROR: float(np.mean([min(of_clip) for of_clip in errors])),
     }
 
 

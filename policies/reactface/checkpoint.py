@@ -37,7 +37,7 @@ def read(folder: Path) -> ReactFace:
     try:
         model = ReactFace(ReactFaceSizes.from_json((folder / CONFIG_FILE).read_text()))
         weights = load_file(folder / WEIGHTS_FILE)
-        earlier = model.state_dict().keys() - weights.keys() == {"axes.axes"}
+        earlier = "prior" in weights and "axes.axes" not in weights
         if not earlier:
             model.load_state_dict(weights)
     except (ValueError, TypeError, KeyError, SafetensorError, RuntimeError) as error:

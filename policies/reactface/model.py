@@ -380,11 +380,22 @@ class ReactFace(nn.Module):
         sizes: of its parts.
     """
 
+    alpha: Tensor
+    drawn_share: Tensor
+    heeded: Tensor
+
     def __init__(self, sizes: ReactFaceSizes) -> None:
         super().__init__()
         self.sizes = sizes
         dim = sizes.layout.dim
         hidden = sizes.hidden
+        moods = torch.arange(sizes.latent) < sizes.moods
+        alpha = torch.where(moods, sizes.mood, sizes.momentum)
+        share = torch.where(moods, (1 - alpha.square()).sqrt(), 1 - alpha)
+        heeded = [name in HEEDED for name, width in sizes.layout.groups for _ in range(width)]
+        self.register_buffer("alpha", alpha, persistent=False)
+        self.register_buffer("drawn_share", share, persistent=False)
+        self.register_buffer("heeded", torch.tensor(heeded), persistent=False)
         self.listener = Channels(dim)
         self.axes = Axes(sizes.layout)  # of the listener
         self.speaker = Channels(dim)
@@ -566,12 +577,9 @@ class ReactFace(nn.Module):
             gaussian: of which was drawn.
             drawn: z*.
         """
-        sizes = self.sizes
-        moods = torch.arange(sizes.latent, device=drawn.device) < sizes.moods
-        alpha = torch.where(moods, sizes.mood, sizes.momentum)
-        share = torch.where(moods, (1 - alpha.square()).sqrt(), 1 - alpha)
         mean = gaussian.mean
-        follows = alpha * past.latent + (1 - alpha) * mean + share * (drawn - mean)
+        kept = self.alpha * past.latent + (1 - self.alpha) * mean
+        follows = kept + self.drawn_share * (drawn - mean)
         return torch.where(past.begun[:, None], follows, drawn)
 
     def make(self, past: Past, latent: Tensor, heed: float = 1.0) -> Past:
@@ -588,7 +596,7 @@ class ReactFace(nn.Module):
         tokens = past.tokens
         x = self.synchronisation(self.decode(z), tokens.shown, tokens.there, self.sizes.ahead)
         expected = tokens.expected.detach()  # what departs from it does not teach it
-        middle = self._loud(heed) * calmed(past.expected, expected)
+        middle = torch.where(self.heeded, heed, 1.0) * calmed(past.expected, expected)
         return replace(
             past,
             frames=middle + self.axes(self.head(self.norm(x))),
@@ -596,15 +604,6 @@ class ReactFace(nn.Module):
             expected=expected,
             begun=torch.ones_like(past.begun),
         )
-
-    def _loud(self, heed: float) -> Tensor:
-        """(dim,), `heed` where it counts."""
-        layout = self.sizes.layout
-        loud = torch.ones_like(self.listener.mean)
-        for name in HEEDED:
-            if name in layout.names:
-                loud[layout.columns(name)] = heed
-        return loud
 
 
 def calmed(before: Tensor, now: Tensor) -> Tensor:
