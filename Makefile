@@ -44,7 +44,8 @@ fast-pipeline: $(READY)
 fast-others: $(READY)
 	$(PY) -m pytest $(FAST) --ignore-glob='tests/pipeline/test_[!d]*'
 
-# What CI has no time for: four nodes, whole runs that are killed, second rounds, sweeps, the real dyad.
+# What CI has no time for: four nodes, whole runs that are killed, second rounds, sweeps, the real dyad, captions by
+# vLLM, whole runs of a policy that nothing here knows of.
 test-long: $(READY)
 	$(PY) -m pytest -m "long"
 
