@@ -17,9 +17,9 @@ WINDOWS = 9  # of a clip, three times the span
 GROUPS = (("expr", 4), ("jaw", 2))
 
 
-def small_reactface(fps=25, seed=0, clips=(), **sizes):
+def small_reactface(fps=25, seed=0, clips=(), groups=GROUPS, **sizes):
     """Its face heeds what it hears, sees and draws far more than an untrained one."""
-    layout = Layout(GROUPS, fps, "builtin")
+    layout = Layout(groups, fps, "builtin")
     small = {"hidden": 32, "latent": 4, "layers": 2, "span": 3} | sizes
     config = ReactFaceSizes(layout, LogMel().dim, **small)
     people = list(clips) or [talking(layout, n) for n in range(3)]

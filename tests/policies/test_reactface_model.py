@@ -153,6 +153,21 @@ def test_what_goes_together_in_people_goes_together_in_what_is_made():
     np.testing.assert_allclose(made.std(0), np.ones(layout.dim), atol=0.02)
 
 
+def test_lids_that_are_one_in_people_are_one_in_whatever_is_made_and_expected():
+    groups = (("expr", 4), ("eyelid", 2))
+    people = []
+    for seed in range(3):
+        clip = talking(Layout(groups, 25, "builtin"), seed)
+        faces = clip.listener.values.copy()
+        faces[:, 5] = 2 * faces[:, 4]
+        people.append(replace(clip, listener=replace(clip.listener, values=faces)))
+    policy = small_reactface(clips=people, groups=groups)
+    made, read = policy.model.react(scene_of(policy, people[0]), torch.randn(1, 4, WINDOWS, 4))
+    for frames in (made.frames, read.expected):
+        assert frames[..., 4].std() > 0.1
+        torch.testing.assert_close(frames[..., 4], frames[..., 5], atol=1e-2, rtol=1e-2)
+
+
 def test_axes_of_nobody_are_the_channels():
     layout = Layout((("expr", 3),), 25, "builtin")
     axes = Axes(layout)
