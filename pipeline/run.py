@@ -96,8 +96,12 @@ RECIPES = {
         {"": settings.ReactFaceConfig},
     ),
     "ablate": Recipe(
-        "Full, Random-Prefer, SFT-Preferred and SFT-Only over several seeds (Table IV)",
-        {"vla": settings.AblateOfVla, "flow": settings.AblateOfFlow},
+        "what makes the difference, over several seeds: labels and loss (Table IV), or a part",
+        {
+            "vla": settings.AblateOfVla,
+            "flow": settings.AblateOfFlow,
+            "reactface": settings.AblateOfReactFace,
+        },
     ),
     "tune": Recipe(
         "sweep keys of dpo or gdpo",

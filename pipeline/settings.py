@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -775,6 +775,51 @@ class AblateOfFlow(DpoOfFlow, Ablated):
     """`ablate policy=flow`."""
 
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
+
+
+# A part of ReactFace that is not there, or who is imitated in its stead.
+Variant = Literal[
+    "L_div",
+    "no L_div",
+    "no momentum",
+    "no moods",
+    "no L_s",
+    "no L_smo",
+    "no SLBS",
+    "no expectation",
+    "nearest",
+    "random",
+    "cover",
+]
+
+
+class PartsConfig(AblationConfig):
+    variants: list[Variant] = list(get_args(Variant))
+    """which are held against the full one; each imitates anew"""
+
+
+class AblateOfReactFace(JudgedOfReactFace):
+    """`ablate policy=reactface`. A variant is not aligned, it imitates without a part."""
+
+    ablation: PartsConfig = PartsConfig()
+    # It shows no clips, so it does not take their number.
+    evaluation: ComparisonConfig = ComparisonConfig(  # type: ignore[assignment]
+        split="validation"
+    )
+
+    @property
+    def clips(self) -> int:
+        """None."""
+        return 0
+
+    @model_validator(mode="after")
+    def _reactions_can_be_compared(self) -> Self:
+        if self.evaluation.samples < 2:
+            raise ValueError(
+                f"evaluation.samples={self.evaluation.samples}: how far reactions to one speaker "
+                "are apart takes two or more"
+            )
+        return self
 
 
 MotionFormat = Literal["npz", "parquet", "csv", "glb", "mp4"]

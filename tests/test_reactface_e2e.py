@@ -36,3 +36,20 @@ def test_the_recipe_answers_each_speaker_several_times(tiny_corpus, tmp_path):
         frame = next(container.decode(video=0))
     assert frame.width / frame.height > 3, "the speaker, the recorded listener, three reactions"
     assert "ReactFace" in (folder / "report.html").read_text()
+
+
+@pytest.mark.long
+def test_a_part_is_left_out_and_what_it_was_for_is_said(tiny_corpus, tmp_path):
+    folder = tmp_path / "run"
+    root = f"corpus.root={tiny_corpus.path}"
+    keys = [*OWN[1:], "evaluation.samples=2", "ablation.seeds=1", "ablation.variants=[no SLBS]"]
+    short = [key for key in SHORT if not key.startswith(("evaluation.clips", "render."))]
+    given = ["policy=reactface", root, *short, *keys]
+    summary = finished_run("ablate", folder, *given, timeout=500)
+    assert list(summary["metrics"]["ablation"]) == ["Full", "no SLBS"]
+    less = summary["parts"]["seed-0"]["metrics"]["full_less"]["no SLBS"]
+    assert {"own_minus_another", "apart", "lively", "jerk", "jump"} <= set(less)
+    policies = [
+        load_policy(folder / "seed-0" / name / "imitate/policy") for name in ("full", "no-slbs")
+    ]
+    assert [each.model.sizes.synchronise for each in policies] == ["both", "none"]

@@ -5,14 +5,17 @@ differ in the labels and in the loss: Full is `dpo`; Random-Prefer is DPO on pai
 coin decides; SFT-Preferred imitates the preferred reaction of every pair; SFT-Only stops before.
 Where some pairs are no rater's, there are variants that learn from one kind alone; where the loss
 imitates beside, one that does not.
+
+Of ReactFace the parts are asked about: each variant imitates anew, without one of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rapport.pipeline.rundir import Run, Workspace
-from rapport.pipeline.settings import AblateOfFlow, AblateOfVla, OfFlow
+from rapport.pipeline.settings import AblateOfFlow, AblateOfReactFace, AblateOfVla, OfFlow
 from rapport.pipeline.steps.ablation import (
     VARIANTS,
     compare_variants,
@@ -21,6 +24,7 @@ from rapport.pipeline.steps.ablation import (
     learn_variant,
     learnt_variants,
 )
+from rapport.pipeline.steps.ablation_parts import JUDGED_BY, MOVES, left_out, moved, with_moves
 from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
@@ -31,21 +35,33 @@ from rapport.pipeline.steps.sampling import candidates, fleet_of
 from rapport.pipeline.steps.showing import render_pool
 from rapport.policies.policy import load_policy
 
-Config = AblateOfVla | AblateOfFlow
+Aligned = AblateOfVla | AblateOfFlow
+Config = Aligned | AblateOfReactFace
 
 
 def run(config: Config, run: Run) -> None:
     """All variants over several seeds."""
     config = as_trained(config)
     with cluster_of(config):
-        preflight(run, config)
-        config = on_one_corpus(run, config)
-        seeds = []
-        for seed in range(config.seed, config.seed + config.ablation.seeds):
-            seeded = config.model_copy(update={"seed": seed})
-            with run.part(f"seed-{seed}", seeded) as part:
-                seeds.append(one_seed(part, seeded))
-    compare_variants(run, seeds)
+        if isinstance(config, AblateOfReactFace):
+            seeds = each_seed(run, config, parts_left_out)
+            compare_variants(run, seeds, JUDGED_BY, paper=None)
+        else:
+            preflight(run, config)
+            compare_variants(run, each_seed(run, config, labels_and_losses))
+
+
+def each_seed(
+    run: Run, config: Config, one: Callable[[Workspace, Any], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Variant -> its row of held-out metrics, for each seed, on one corpus."""
+    config = on_one_corpus(run, config)
+    seeds = []
+    for seed in range(config.seed, config.seed + config.ablation.seeds):
+        seeded = config.model_copy(update={"seed": seed})
+        with run.part(f"seed-{seed}", seeded) as part:
+            seeds.append(one(part, seeded))
+    return seeds
 
 
 def on_one_corpus(run: Run, config: Config) -> Config:
@@ -57,7 +73,26 @@ def on_one_corpus(run: Run, config: Config) -> Config:
     return config.model_copy(update={"corpus": prepared})
 
 
-def one_seed(part: Workspace, config: Config) -> dict[str, Any]:
+def parts_left_out(part: Workspace, config: AblateOfReactFace) -> dict[str, Any]:
+    """Variant -> its row of held-out metrics."""
+    table = {}
+    with reward_pool(config) as raters:
+        for name, varied in left_out(config).items():
+            with part.part(name.lower().replace(" ", "-"), varied) as variant:
+                imitated = imitate(variant, varied)
+                with fleet_of(variant, varied, imitated) as fleet:
+                    jury = Jury.of_run(variant, varied, imitated, raters, baselines=False)
+                    row = jury.hear(imitated.policy, fleet, name=name)
+                answers = jury.held_out.by_clip(jury.answers[name])
+                recorded = {clip_id: jury.judge.clips[clip_id].listener for clip_id in answers}
+                table[name] = with_moves(row, answers, recorded)
+    bootstrap = config.evaluation.bootstrap
+    part.summary["metrics"]["full_less"] = full_less(table, bootstrap, MOVES)
+    judged = tabulate(table, part, bootstrap=bootstrap)
+    return {name: judged[name] | moved(row, bootstrap) for name, row in table.items()}
+
+
+def labels_and_losses(part: Workspace, config: Aligned) -> dict[str, Any]:
     """Variant -> its row of held-out metrics."""
     imitated = imitate(part, config)
     with (

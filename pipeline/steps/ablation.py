@@ -182,22 +182,30 @@ def preferred_rows(
             yield prompt | {"latents": to_bytes(np.array(row["chosen"], np.float32))}
 
 
-def full_less(table: Mapping[str, MethodRow], bootstrap: int) -> dict[str, dict[str, Any]]:
+def full_less(
+    table: Mapping[str, MethodRow], bootstrap: int, more: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """By how much Full is above each other variant on the same prompts, by rating and yardstick.
 
     Args:
         table: variant -> its row.
         bootstrap: resamples of the intervals.
+        more: yardsticks that these rows have beside those of all.
     """
     full = table[VARIANTS[0]]
     return {
-        name: {key: full.change(row, key, bootstrap) for key in ("scores", *YARDSTICKS)}
+        name: {key: full.change(row, key, bootstrap) for key in ("scores", *YARDSTICKS, *more)}
         for name, row in table.items()
         if row is not full
     }
 
 
-def compare_variants(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+def compare_variants(
+    run: Run,
+    seeds: Sequence[Mapping[str, Mapping[str, Any]]],
+    columns: Sequence[str] = COLUMNS,
+    paper: Mapping[str, Sequence[float | None]] | None = PAPER,
+) -> None:
     """Mean and standard deviation over seeds of every variant.
 
     They go to the terminal, into the summary and to MLflow.
@@ -205,26 +213,32 @@ def compare_variants(run: Run, seeds: Sequence[Mapping[str, Mapping[str, Any]]])
     Args:
         run: the recipe's.
         seeds: variant -> its row of held-out metrics, for each seed.
+        columns: metrics that are shown.
+        paper: variant -> what is published of it; None = nothing that could stand beside.
     """
     table = Table(
         title=f"ablation, {len(seeds)} seeds: mean and standard deviation (simulated raters)"
     )
     table.add_column("variant")
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    table.add_column(f"paper: {', '.join(ABLATION.columns).replace('_', ' ')}", justify="right")
+    if paper is not None:
+        names = ", ".join(ABLATION.columns).replace("_", " ")
+        table.add_column(f"paper: {names}", justify="right")
     by_variant = {}
     for variant in seeds[0]:
         metrics = {
             column: over_seeds([value(rows[variant], column) for rows in seeds])
-            for column in COLUMNS
+            for column in columns
         }
         by_variant[variant] = metrics
         cells = [
             "-" if each is None else f"{each['mean']:.3f} ± {each['std']:.3f}"
             for each in metrics.values()
         ]
-        table.add_row(variant, *cells, ", ".join(f"{n:.2f}" for n in PAPER.get(variant, ())))
+        if paper is not None:
+            cells.append(", ".join(f"{n:.2f}" for n in paper.get(variant, ())))
+        table.add_row(variant, *cells)
         known = {name: each["mean"] for name, each in metrics.items() if each is not None}
         run.tracker.log({f"{metric_key(variant)}/{name}": mean for name, mean in known.items()})
     Console(width=200).print(table)

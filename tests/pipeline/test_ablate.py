@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rapport.pipeline.objectives.dpo import pair_schema
-from rapport.pipeline.settings import AblateOfFlow, AblateOfVla
+from rapport.pipeline.settings import AblateOfFlow, AblateOfReactFace, AblateOfVla, PartsConfig
 from rapport.pipeline.steps import ablation
 from rapport.pipeline.steps.ablation import (
     CONTRAST,
@@ -22,8 +22,18 @@ from rapport.pipeline.steps.ablation import (
     over_seeds,
     preferred_rows,
 )
+from rapport.pipeline.steps.ablation_parts import (
+    FULL,
+    JUDGED_BY,
+    MOVES,
+    PARTS,
+    left_out,
+    moved,
+    with_moves,
+)
 from rapport.pipeline.steps.judging import MethodRow
 from rapport.policies.flow.training import FLOW_SCHEMA, from_bytes
+from rapport.policies.motion import Layout, Motion
 from rapport.policies.tables import read_table, write_table
 from rapport.policies.vla.policy import VlaPolicy
 from rapport.policies.vla.training import IMITATION_SCHEMA
@@ -169,3 +179,45 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
     assert logged["random-prefer/fd"] == pytest.approx(11.0) and "full/l2_affect" not in logged
     printed = capsys.readouterr().out
     assert "3 seeds" in printed and "1.200 ± 1.000" in printed and "15.25" in printed
+
+
+def test_a_reactface_lacks_one_part_at_a_time():
+    config = AblateOfReactFace()
+    variants = left_out(config)
+    assert list(variants) == [FULL, *PARTS] and variants[FULL] == config
+    for name, changes in PARTS.items():
+        own = variants[name].reactface.model_dump()
+        full = config.reactface.model_dump()
+        assert {key for key in full if own[key] != full[key]} == set(changes)
+    two = config.model_copy(update={"ablation": PartsConfig(variants=["no SLBS"])})
+    assert list(left_out(two)) == [FULL, "no SLBS"]
+
+
+LAYOUT = Layout((("expr", 2), ("rot", 3)), fps=25, topology="builtin")
+
+
+def moving(expr, turns=0.0):
+    """A face of 24 frames whose first expression is given; the head turns at each frame."""
+    values = np.zeros((24, 5), np.float32)
+    values[:, 0] = expr
+    values[:, 2] = np.cumsum(np.broadcast_to(turns, 24))
+    return Motion(values, LAYOUT)
+
+
+def test_how_reactions_move_by_hand():
+    time = np.arange(24)
+    wave = np.sin(2 * np.pi * time / 12)
+    recorded = {"a": moving(wave), "b": moving(-wave)}
+    steps = np.where(time % 8 == 0, 0.3, 0.1)  # three times as far over joints
+    alike = [moving(wave, steps), moving(wave, steps)]
+    unlike = [moving(2 * wave, steps), moving(-2 * wave, steps)]
+    row = with_moves(MethodRow({}, {}, {}), {"a": alike, "b": unlike}, recorded)
+    assert row.values("apart") == pytest.approx({"a": 0, "b": 8})
+    assert row.values("lively") == pytest.approx({"a": 1, "b": 4})
+    assert row.values("jerk") == pytest.approx({"a": 1, "b": 4})
+    assert row.values("jump") == pytest.approx({"a": 3, "b": 3})
+    assert moved(row, 50)["lively"]["mean"] == pytest.approx(2.5)
+    assert set(MOVES) < set(JUDGED_BY)
+    still = with_moves(MethodRow({}, {}, {}), {"a": unlike, "b": unlike}, recorded)
+    less = full_less({FULL: row, "no L_smo": still}, 50, MOVES)["no L_smo"]
+    assert less["lively"]["mean"] == pytest.approx(-1.5)
