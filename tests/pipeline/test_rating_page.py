@@ -1,6 +1,7 @@
 """The rating page over real sockets: raters by HTTP and in Chromium, killed and started again."""
 
 import asyncio
+import base64
 import csv
 import io
 import json
@@ -390,7 +391,9 @@ async def play(client, link, number, lazy=False, gives_up=None, seen=None):
 def kept_answers(served):
     """As they stand in the file, by rater's number and place."""
     database = sqlite3.connect(served.folder / "rating" / "ratings.db")
-    rows = database.execute("SELECT rater, round, place, number, answer FROM answers").fetchall()
+    rows = database.execute(
+        "SELECT rater, round, place, number, answer FROM answers ORDER BY rowid"
+    ).fetchall()
     database.close()
     return [((rater, f"{r}-{p}-{n}"), json.loads(answer)) for rater, r, p, n, answer in rows]
 
@@ -447,6 +450,7 @@ def browser(tmp_path_factory):
         yield browser
 
 
+PATIENCE_S, LOOK_S = 400, 0.3  # of a rater of the test, who is one of twenty on two cores
 ARROWS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
@@ -462,15 +466,14 @@ def state(tab):
     return tab.value("document.getElementById('frame').dataset.state")
 
 
-def watch(tab):
-    """Plays the clip to its end, as the page lets a rater."""
-    tab.wait_for(
-        "['ready', 'playing', 'paused', 'ended'].includes("
-        "document.getElementById('frame').dataset.state)"
-    )
-    if state(tab) in ("ready", "paused"):
-        tab.click("#play")
-    tab.wait_for("document.getElementById('frame').dataset.state === 'ended'")
+def watch(tab, every=0.05):
+    """Plays the clip to its end, as the page lets a rater; looks `every` so many seconds."""
+    until = time.monotonic() + PATIENCE_S
+    while tab.value("document.getElementById('answers').disabled"):
+        assert time.monotonic() < until, f"a clip that is {state(tab)} after {PATIENCE_S} s"
+        if state(tab) in ("ready", "paused", "failed"):
+            tab.click("#play")
+        time.sleep(every)
 
 
 def place(tab):
@@ -605,6 +608,62 @@ def test_an_answer_survives_a_server_that_is_gone_and_a_page_that_is_closed(brow
         ]
     finally:
         served.kill()
+
+
+@needs_chromium
+@pytest.mark.parametrize("form", ["scales", "pairs"])
+def test_a_clip_that_did_not_come_is_tried_again(browser, page, form):
+    opened = page(form=form)
+    tab = browser.open(next(iter(links(opened.store).values())))
+    tab.wait_for("!document.getElementById('consent').hidden")
+    tab.ask("Network.setBlockedURLs", urls=["*/videos/*"])
+    tab.click("#agree")
+    tab.wait_for("document.getElementById('frame').dataset.state === 'failed'")
+    tab.ask("Network.setBlockedURLs", urls=[])
+    watch(tab)
+
+
+@needs_chromium
+def test_the_clip_before_is_not_seen_in_place_of_one_that_is_long_on_its_way(browser, page):
+    opened = page()
+    tab = browser.open(next(iter(links(opened.store).values())))
+    tab.wait_for("!document.getElementById('consent').hidden")
+    tab.ask("Fetch.enable", patterns=[{"urlPattern": "*/videos/1-0-1/0"}])
+    tab.click("#agree")
+    tab.wait_for("!document.getElementById('rating').hidden")
+    watch(tab)
+    for key in "3333":
+        press(tab, key)
+    press(tab, "Enter")
+    tab.wait_for("document.getElementById('where').textContent.startsWith('Clip 2')")
+    press(tab, " ")
+    time.sleep(1)  # more than the clip before lasts
+    assert tab.value("document.getElementById('answers').disabled") is True
+    assert tab.value("document.getElementById('play').disabled") is True
+    tab.ask("Fetch.disable")
+    watch(tab)
+
+
+@needs_chromium
+def test_a_server_that_ends_in_the_middle_of_what_it_says_is_asked_again(browser, page):
+    opened = page()
+    tab = enter(browser, next(iter(links(opened.store).values())))
+    watch(tab)
+    for key in "3333":
+        press(tab, key)
+    tab.ask("Fetch.enable", patterns=[{"urlPattern": "*/answers/*"}])
+    press(tab, "Enter")
+    held = []
+    while not held:
+        tab.value("0")  # takes in what has come meanwhile
+        held = [each for each in tab.events if each["method"] == "Fetch.requestPaused"]
+    begun = base64.b64encode(b'{"groups": 0, "it').decode()
+    request = held[0]["params"]["requestId"]
+    tab.ask("Fetch.fulfillRequest", requestId=request, responseCode=200, body=begun)
+    tab.wait_for("document.getElementById('network').textContent.includes('trying again')")
+    tab.ask("Fetch.disable")
+    tab.wait_for("document.getElementById('where').textContent.startsWith('Clip 2')")
+    assert len(opened.store.answers()) == 1
 
 
 @needs_chromium

@@ -47,7 +47,7 @@ const VIEWS = {
 export class Player {
   /**
    * @param frame element that clips are shown in.
-   * @param told is told "ready", "playing", "paused", "ended" or "failed".
+   * @param told is told "empty", "loading", "ready", "playing", "paused", "ended" or "failed".
    */
   constructor(frame, told) {
     this.frame = frame;
@@ -58,6 +58,7 @@ export class Player {
 
   show(addresses) {
     this.clear();
+    this.addresses = addresses;
     const views = VIEWS[addresses.length];
     this.frame.dataset.clips = addresses.length;
     const made = views.map(({ file, part, name, sound }) => {
@@ -93,7 +94,7 @@ export class Player {
       video.load();
     }
     this.videos = [];
-    this.state = "empty";
+    this.turn("empty");
   }
 
   look() {
@@ -121,7 +122,7 @@ export class Player {
 
   press() {
     if (this.state === "playing") this.pause();
-    else if (this.state === "failed") this.show(this.videos.map((video) => video.src));
+    else if (this.state === "failed") this.show(this.addresses);
     else if (this.videos.length) this.play();
   }
 

@@ -79,8 +79,8 @@ async function show(said, playing) {
   }
   if (!said.item) return thank(said.code);
   open = false;
+  player.clear(); // the next clip may be long on its way: the one before is not to be seen in its place
   form.clear();
-  changed();
   $("question").textContent = said.item.instruction ?? QUESTIONS[kind];
   $("question").classList.toggle("told", said.item.instruction !== null);
   $("where").textContent = `Clip ${said.item.number} of ${said.item.of} of this speaker`;
@@ -95,7 +95,7 @@ async function show(said, playing) {
 
 function watched(state) {
   $("play").firstChild.textContent = `${PLAY[state] ?? "Play"} `;
-  $("play").disabled = state === "loading";
+  $("play").disabled = ["empty", "loading"].includes(state);
   $("frame").dataset.state = state;
   if (state === "ended") open = true;
   changed();

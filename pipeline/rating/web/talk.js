@@ -20,20 +20,24 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 export async function ask(path, { body, headers = {}, waiting = () => {} } = {}) {
   for (let wait = FIRST_MS; ; wait = Math.min(2 * wait, LONGEST_MS)) {
     let answer = null;
+    let said = null;
     try {
       answer = await fetch(path, {
         method: body === undefined ? "GET" : "POST",
         headers: body === undefined ? headers : { ...headers, "Content-Type": "application/json" },
         body: body === undefined ? undefined : JSON.stringify(body),
       });
+      said = await answer.json();
     } catch {
-      // the network, or a server that is started again
+      // the network, or a server that is started again: it may have been ended in the middle of its answer
     }
-    if (answer && answer.status < 500 && answer.status !== 429) {
+    if (answer?.ok && said) {
       waiting(false);
-      const said = await answer.json().catch(() => ({}));
-      if (!answer.ok) throw new Refusal(answer.status, said.detail?.message ?? "the server refused");
       return said;
+    }
+    if (answer && !answer.ok && answer.status < 500 && answer.status !== 429) {
+      waiting(false);
+      throw new Refusal(answer.status, said?.detail?.message ?? "the server refused");
     }
     waiting(true);
     await pause(wait);
