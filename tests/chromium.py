@@ -79,13 +79,18 @@ class Chromium:
         while self._pages:
             self._pages.pop().close()
 
-    def open(self, url: str, size: tuple[int, int] = (1280, 800), dark: bool = False) -> Page:
-        """A page in a new tab, of a size in CSS pixels; up to 500 wide it is a telephone's."""
-        ask = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}/json/new?about:blank", method="PUT"
-        )
-        with urllib.request.urlopen(ask) as answer:
-            page = Page(json.load(answer)["webSocketDebuggerUrl"])
+    def open(
+        self,
+        url: str,
+        size: tuple[int, int] = (1280, 800),
+        dark: bool = False,
+        apart: bool = False,
+    ) -> Page:
+        """A page in a new tab, of a size in CSS pixels; up to 500 wide it is a telephone's.
+
+        With `apart` it is another person's: it shares no window, storage or connection with others.
+        """
+        page = Page(self._apart() if apart else self._debugger("json/new?about:blank", "PUT"))
         self._pages.append(page)
         for domain in ("Page", "Network", "Runtime", "Log"):
             page.ask(f"{domain}.enable")
@@ -103,9 +108,23 @@ class Chromium:
         page.wait_for("document.readyState === 'complete'")
         return page
 
+    def _debugger(self, path: str, method: str = "GET") -> str:
+        """Of what the browser answers with."""
+        ask = urllib.request.Request(f"http://127.0.0.1:{self._port}/{path}", method=method)
+        with urllib.request.urlopen(ask) as answer:
+            return json.load(answer)["webSocketDebuggerUrl"]
+
+    def _apart(self) -> str:
+        """The debugger of a tab in a browser context of its own."""
+        browser = Page(self._debugger("json/version"))
+        context = browser.ask("Target.createBrowserContext")["browserContextId"]
+        made = browser.ask("Target.createTarget", url="about:blank", browserContextId=context)
+        browser.leave()
+        return f"ws://127.0.0.1:{self._port}/devtools/page/{made['targetId']}"
+
 
 class Page:
-    """A tab.
+    """A tab, or the browser itself.
 
     Args:
         url: of its debugger.
@@ -119,6 +138,10 @@ class Page:
 
     def close(self) -> None:
         self.ask("Page.close")
+        self.leave()
+
+    def leave(self) -> None:
+        """Ask no more; what was asked stays as it is."""
         self._open.close()
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
@@ -144,12 +167,12 @@ class Page:
         assert "exceptionDetails" not in answer, f"{expression}: {answer['exceptionDetails']}"
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 60) -> Any:
-        """The expression's value, as soon as it is true."""
+    def wait_for(self, expression: str, seconds: float = 60, every: float = 0.05) -> Any:
+        """The expression's value, as soon as it is true; looked at `every` so many seconds."""
         until = time.monotonic() + seconds
         while not (value := self.value(expression)):
             assert time.monotonic() < until, f"not within {seconds} s: {expression}"
-            time.sleep(0.05)
+            time.sleep(every)
         return value
 
     def click(self, selector: str) -> None:

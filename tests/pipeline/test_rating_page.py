@@ -9,6 +9,7 @@ import random
 import sqlite3
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -717,6 +718,99 @@ def test_the_studio_is_asked_for_its_token(browser, page):
     tab.value(f"document.getElementById('token').value = {json.dumps(STUDIO)}")
     tab.click("#asks button")
     tab.wait_for("!document.getElementById('view').hidden")
+
+
+def next_shown(tab, before=""):
+    """Waits for the clip after the one at `before`, or for thanks."""
+    there = "document.readyState === 'complete' && !window.left"
+    thanked = "!document.getElementById('thanks').hidden"
+    shown = "!document.getElementById('rating').hidden"
+    other = f"document.getElementById('where').textContent !== {json.dumps(before)}"
+    tab.wait_for(f"{there} && ({thanked} || {shown} && {other})", PATIENCE_S, LOOK_S)
+
+
+def play_in(tab, number, lazy=False, reloads=None, stops=None):
+    """A rater in Chromium; returns what they said, in order.
+
+    Args:
+        lazy: gives the same grade for everything.
+        reloads: sends that answer, and reloads the page before the server can have said anything.
+        stops: presses Stop instead of that answer.
+    """
+    given = []
+    tab.click("#agree")
+    next_shown(tab)
+    while tab.value("document.getElementById('thanks').hidden"):
+        if len(given) == stops:
+            tab.click("#stop")
+            tab.click("dialog button[value=stop]")
+            tab.wait_for("!document.getElementById('thanks').hidden", PATIENCE_S)
+            break
+        watch(tab, LOOK_S)
+        told = tab.value("document.getElementById('question').textContent").partition("choose ")[2]
+        answer = grade(len(given), number, lazy)
+        if told and not lazy:
+            answer = dict.fromkeys(CRITERIA, int(told[0]))
+        for name, value in answer.items():
+            tab.click(f"input[name={name}][value='{value}']")
+        before = place(tab)
+        if len(given) == reloads:
+            tab.value("window.left = true; document.getElementById('next').click()")
+            tab.ask("Page.reload")
+        else:
+            tab.click("#next")
+        given.append(answer)
+        next_shown(tab, before)
+    return given
+
+
+@needs_chromium
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_browsers_at_once_and_a_server_that_is_killed_lose_nothing(browser, tmp_path):
+    """One gives up, one straight-lines, one reloads while an answer is on its way; SIGKILL."""
+    groups, members, gives_up, lazy, reloads = 6, 5, 1, 2, 3
+    write_offer(tmp_path, groups, members, seconds=1)
+    served = Served(tmp_path, RateSection(port=free_port(), per_group=5, raters=20, groups=2))
+    habits = {gives_up: {"stops": 2}, lazy: {"lazy": True}, reloads: {"reloads": 1}}
+    try:
+        tabs = {n: browser.open(link, apart=True) for n, link in enumerate(served.links(), 1)}
+        for tab in tabs.values():
+            tab.wait_for("!document.getElementById('consent').hidden")
+        with ThreadPoolExecutor(len(tabs)) as people:
+            raters = {n: people.submit(play_in, tabs[n], n, **habits.get(n, {})) for n in tabs}
+            counts = Counter()
+            while counts.total() < 60 or counts[reloads] < 3:
+                time.sleep(0.2)
+                counts = Counter(rater for (rater, _), _ in kept_answers(served))
+                for rater in filter(Future.done, raters.values()):
+                    rater.result()
+            served.kill()
+            time.sleep(2)
+            served.start()
+            given = {n: rater.result() for n, rater in raters.items()}
+        complaints = [text for tab in tabs.values() for text in tab.complaints]
+        studio = browser.open(f"{served.url}/studio#{STUDIO}")
+        studio.wait_for("!document.getElementById('view').hidden")
+        cells = "r => [...r.cells].map(cell => cell.textContent)"
+        rows = studio.value(f"[...document.querySelectorAll('#raters tr')].map({cells})")
+        covered = studio.value("document.querySelector('#cards dd').firstChild.textContent")
+    finally:
+        served.kill()
+        browser.close_pages()
+    kept = kept_answers(served)
+    assert len(kept) >= 5 * groups * members
+    assert given == {n: [answer for (rater, _), answer in kept if rater == n] for n in given}, (
+        "every answer once, and none lost or changed"
+    )
+    assert covered == f"{groups} of {groups}", "who gave up freed their group"
+    assert len(given[gives_up]) == 2 and len(given[reloads]) > 2
+    flags = {row[0]: row[rows[0].index("to look at")] for row in rows[1:]}
+    assert flags.keys() == {f"rater-{n}" for n in given}
+    assert [name for name, said in flags.items() if said] == [f"rater-{lazy}"]
+    assert "straight-lining" in flags[f"rater-{lazy}"]
+    assert complaints, "some answered while the server was gone"
+    assert all("net::ERR_" in text or "503" in text for text in complaints), complaints
 
 
 def test_counts_of_what_was_asked_are_even_over_groups(page):
