@@ -145,6 +145,8 @@ class CandidateEngineConfig(EngineConfig, CandidateFleetConfig):
 class CandidateFlowConfig(CandidateFleetConfig):
     """The same of AR-Flow."""
 
+    prompts: int = Field(64, ge=1)
+    """training listeners to answer for (fewer if the corpus has fewer)"""
     evaluations: int = Field(10, ge=2, multiple_of=2)
     """evaluations of the velocity a latent, by the midpoint rule"""
 

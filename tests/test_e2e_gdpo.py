@@ -208,7 +208,8 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
     change = summary["metrics"]["change"]["simulated_rating_change"]
     assert change["mean"] == pytest.approx(means["Flow-DPO"] - means["supervised"])
     first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])
-    assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert first["margin"] == pytest.approx(0, abs=1e-4), "nothing is learnt yet"
+    assert summary["counts"]["contrast_pairs"] > 0
 
 
 @pytest.mark.long

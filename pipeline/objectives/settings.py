@@ -358,13 +358,20 @@ class FlowDpoConfig(DpoConfig):
     beta: float = Field(1000.0, gt=0)
     """strength of the tie to the reference, of errors averaged over a window (for images 2000
     to 5000, Wallace et al. 2024)"""
+    contrast: float = Field(0.9375, ge=0, le=1)
+    """share of pairs that no rater makes: rejected is a reaction to ANOTHER speaker, as lively as
+    the chosen one, so that only listening tells them apart; 1 = no rater is asked"""
+    chosen_nll: float = Field(200.0, ge=0)
+    """weight of imitating the chosen reaction beside the loss (RPO), on minus half its flow error;
+    0 = the paper's"""
     draws: int = Field(8, ge=1)
     """noise and flow times drawn per latent, the same for chosen and rejected"""
     drop_past: float = Field(0.5, ge=0, le=1)
     """share of the pairs whose errors are those of somebody without a past: with one, a reaction
     tells more of itself than of its speaker"""
-    learning_rate: float = Field(3e-5, gt=0)
-    """peak; same schedule as SFT. Ten times as much, and jaws tremble whatever beta is"""
+    learning_rate: float = Field(1e-4, gt=0)
+    """peak; same schedule as SFT. Without imitation beside, three times as much makes jaws tremble,
+    whatever beta is"""
 
     @property
     def likelihood_draws(self) -> int:
