@@ -51,6 +51,7 @@ STATS_S = 5.0
 BYTES_PER_S = 2 * 2 * AUDIO_RATE + 250_000  # two voices, and pictures or motion
 MESSAGE_BYTES = 1024  # that a message counts as at least, as it takes time, too
 MOST_WAITING = 1024  # messages to a client that reads none
+REASON_BYTES = 123  # for which a frame that closes has room
 CLOSE_S = 5.0  # in which a client reads the end of its session
 
 
@@ -74,8 +75,8 @@ class SocketChannel:
         self._put(message)
 
     def close(self, code: int, reason: str) -> None:
-        """After all that is queued."""
-        self._put((code, reason))
+        """After all that is queued; a long reason is cut."""
+        self._put((code, reason.encode()[:REASON_BYTES].decode(errors="ignore")))
 
     def _put(self, item: str | bytes | tuple[int, str]) -> None:
         with contextlib.suppress(RuntimeError):  # the server ends
@@ -325,7 +326,7 @@ async def _listen(
             text = wire.Error(code=error.code, field=error.field, message=str(error))
             channel.send(text.model_dump_json())
             session.leave()
-            channel.close(error.close, str(error)[:100])
+            channel.close(error.close, str(error))
 
 
 async def _keep_time(server: Server, session: Session, channel: SocketChannel) -> None:

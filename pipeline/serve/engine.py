@@ -30,6 +30,10 @@ PROBED_S = 4.0  # of silence, in which a listener shows its delay
 FULL = 0.5  # share of a chunk that a step of all sessions may take
 
 
+class NotDone(ValueError):
+    """A client tells of something that its listener cannot have done."""
+
+
 @dataclass(frozen=True, eq=False)
 class Voice:
     """A policy that can be talked to.
@@ -258,7 +262,8 @@ class Engine:
                     self._step([each])
                 return
             line, _, _ = batch[0]
-            self._count_failure(line, "failed, and the session is ended", error)
+            if not isinstance(error, NotDone):
+                self._count_failure(line, "failed, and the session is ended", error)
             self.close(line)
             line.failed(error)
             return
@@ -292,7 +297,10 @@ def _stepped(batch: Sequence[tuple[Line, Job, float]]) -> list[Answer | None]:
     done = [job.done for _, job, _ in batch if job.done is not None]
     if done:
         known = [chunk for chunk in heard if chunk is not None]
-        after = listener.follow(states, known, done)
+        try:
+            after = listener.follow(states, known, done)
+        except ValueError as error:
+            raise NotDone(str(error)) from None
         for (line, _, _), state in zip(batch, after, strict=True):
             line.state = state
         return [None] * len(batch)

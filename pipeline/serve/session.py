@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rapport.actors import telemetry
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import Pace
-from rapport.pipeline.serve.engine import Answer, Engine, Job, Line, Voice
+from rapport.pipeline.serve.engine import Answer, Engine, Job, Line, NotDone, Voice
 from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE
@@ -38,6 +38,15 @@ PICTURE_BYTES = 48 * 1024
 PICTURE_PIXELS = 512
 MOST_PICTURES = 64  # that wait for their chunk
 OWN_AHEAD_S = 60.0  # of its own voice that an avatar may send before it says it
+
+# What Pillow raises, of a picture that says that it is huge, too.
+_NO_PICTURE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+)
 
 Output = Literal["motion", "arkit", "act"]
 
@@ -630,7 +639,11 @@ class Session:
         self._leave(wire.ENDED, "ended")
 
     def _fail(self, error: Exception) -> None:
-        """The policy failed, in the engine's thread."""
+        """The policy failed, or never did what the client tells; in the engine's thread."""
+        if isinstance(error, NotDone):
+            self._say(wire.Error(code="act", field="act", message=f"act: {error}"))
+            self._leave(wire.MISUNDERSTOOD, f"act: {error}")
+            return
         self._say(wire.Error(code="failed", message=f"{self.voice.name} failed; go on elsewhere"))
         self._leave(wire.FAILED, "the policy failed")
 
@@ -692,7 +705,7 @@ def _picture(part: Part) -> np.ndarray:
                 "picture",
             )
         return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except _NO_PICTURE as error:
         if isinstance(error, WireError):
             raise
         raise WireError("a picture is no JPEG", "picture", "picture") from None

@@ -226,7 +226,7 @@ class Binary(Text):
     """A part, in a socket of texts only. `data` is base64 of the payload."""
 
     type: Literal["sound", "motion", "picture", "own_sound", "shown", "arkit", "act", "seen"]
-    sample: int = Field(ge=0)
+    sample: int = Field(ge=0, lt=2**64)
     data: str
     flags: int = 0
 
@@ -262,11 +262,13 @@ def _read(kinds: TypeAdapter[Any], text: str) -> Text | Part:
     _require_size(len(text.encode()))
     try:
         # Not pydantic's own reader: what it says of a text that is no JSON is of bytes.
-        message = kinds.validate_python(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise WireError(f"no JSON: {error}", "json") from None
+        read = json.loads(text)
     except RecursionError:
         raise WireError("JSON that is nested too deep", "json") from None
+    except ValueError as error:  # of an integer of thousands of digits, too
+        raise WireError(f"no JSON: {error}", "json") from None
+    try:
+        message = kinds.validate_python(read)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import io
-import itertools
 import json
 import math
 import os
@@ -13,29 +12,24 @@ import time
 import wave
 from urllib.parse import quote
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve import app, voices, wire
 from rapport.pipeline.serve import session as serve_session
-from rapport.pipeline.serve.app import application
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import built
 from rapport.pipeline.serve.engine import in_silence
-from rapport.pipeline.serve.server import Server
 from rapport.pipeline.serve.session import Session, SessionRequest
 from rapport.pipeline.serve.settings import (
     FORGOTTEN_S,
     LOOKED_AT_S,
     MOVE_S,
-    LimitsConfig,
     ServeSection,
 )
 from rapport.policies.flow.config import PAPER_GROUPS
@@ -45,12 +39,19 @@ from rapport.policies.live import Chunk
 from rapport.policies.vla import vllm_live
 from rapport.policies.vla.vllm_plugin import EngineError
 from tests.live_clients import heard, pcm, sound_part, voice_of
-from tests.on_port import on_port, until
+from tests.live_sockets import (
+    LIMITS,
+    listening,
+    loaded,
+    received,
+    socket,
+    ticket,
+    wait_until_all_left,
+)
+from tests.on_port import until
 from tests.small_flow import saved_policy
 from tests.small_flow import small_policy as small_flow
 from tests.talking import small_policy
-
-LIMITS = LimitsConfig(requests=1_000_000, sessions=64, pace=1000)
 
 
 @pytest.fixture(scope="module")
@@ -65,50 +66,13 @@ def server(tmp_path_factory):
         limits=LIMITS,
         grace_s=60,
     )
-    server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
-    server.load(section.policies)
-    return server
-
-
-@contextlib.contextmanager
-def listening(server):
-    """The application on a real port, and a client of it."""
-    with (
-        on_port(application(server), log_level="error") as (url, _),
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
-        yield client
+    return loaded(section)
 
 
 @pytest.fixture(scope="module")
 def client(server):
     with listening(server) as client:
         yield client
-
-
-def ticket(client, **asked):
-    answer = client.post("/v1/sessions", json=asked)
-    assert answer.status_code == 201, answer.text
-    return answer.json()
-
-
-def socket(client, session):
-    protocols = [wire.PROTOCOL, wire.TICKET + session["ticket"]]
-    return connect(session["url"], subprotocols=protocols)
-
-
-def received(live):
-    """The next message that is no ping and no stats; the code of a close."""
-    while True:
-        try:
-            message = live.recv(60)
-        except ConnectionClosed as closed:
-            return closed.rcvd.code
-        if isinstance(message, bytes):
-            return wire.unpacked(message)
-        text = json.loads(message)
-        if text["type"] not in ("ping", "stats"):
-            return text
 
 
 def test_both_policies_are_talked_to(client, server):
@@ -163,8 +127,7 @@ def test_a_vla_on_vllm_does_what_it_does_in_torch(tmp_path):
         limits=LIMITS,
         grace_s=60,
     )
-    server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
-    server.load(section.policies)
+    server = loaded(section)
     acts = []
     with listening(server) as client:
         session = ticket(client, policy="vla", seed=3, outputs=["act"])
@@ -247,14 +210,6 @@ def test_sessions_that_do_not_fit_are_refused(client, server):
         wait_until_all_left(server)
 
 
-def wait_until_all_left(server):
-    """A client has left before its server has noticed."""
-    deadline = time.monotonic() + 30
-    while server.sessions:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_recorded_session_says_so_and_is_kept(client, server):
     """What it heard, and not what it was told of the past."""
     session = ticket(client, policy="flow", seed=11, number=1)
@@ -286,8 +241,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     section = ServeSection(policies={"flow": str(tmp_path / "flow")}, limits=LIMITS, grace_s=60)
     monkeypatch.chdir(tmp_path)
-    server = Server(section, HeadConfig(), "replica", bytes(range(32)), None)
-    server.load(section.policies)
+    server = loaded(section)
     with listening(server) as client:
         session = ticket(client)
         assert session["recorded"] is False
@@ -307,6 +261,8 @@ def test_what_is_refused_says_why_as_openapi_has_it(client):
     for answer, status in (
         (client.post("/v1/sessions", content=b"\xff{", headers=headers), 400),
         (client.post("/v1/sessions", content=b"{", headers=headers), 422),
+        (client.post("/v1/sessions", content=b"1" * 5000, headers=headers), 400),
+        (client.post("/v1/sessions", content=b'{"\\ud800": 1}', headers=headers), 422),
         (client.get("/v1/generations/none"), 404),
         (client.get("/nothing.html"), 404),
         (client.put("/v1/sessions"), 405),
@@ -353,42 +309,6 @@ def test_whatever_is_asked_nobody_meets_a_traceback(client, asked, path, name, b
     ]
     for answer in answers:
         assert answer.status_code < 500 or answer.status_code == 503, answer.text
-
-
-@pytest.fixture
-def bystander(client):
-    """Somebody who talks meanwhile: says a chunk, and is answered."""
-    session = ticket(client, policy="flow", outputs=["motion"])
-    numbers = itertools.count()
-
-    def says():
-        number = next(numbers)
-        live.send(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
-        live.send(wire.Ack(sample=5120 * number).model_dump_json())
-        [part] = received(live)
-        assert part.kind == wire.Kind.SHOWN
-
-    with socket(client, session) as live:
-        assert received(live)["type"] == "ready"
-        yield says
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(messages=st.lists(st.binary(max_size=100) | st.text(max_size=100), min_size=1, max_size=5))
-def test_whatever_is_sent_a_socket_ends_with_a_reason(client, server, bystander, messages):
-    failed = server.engine.counts.failed
-    with socket(client, ticket(client)) as live:
-        assert received(live)["type"] == "ready"
-        for message in messages:
-            with contextlib.suppress(ConnectionClosed):  # by the message before
-                live.send(message)
-        error = received(live)
-        assert error["type"] == "error" and error["message"] and error["code"]
-        assert received(live) in (1007, 1008, 1009)
-    bystander()
-    assert server.engine.counts.failed == failed
 
 
 def test_a_replica_that_goes_says_so_and_closes_its_sockets(client, server, monkeypatch):
