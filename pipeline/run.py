@@ -206,13 +206,13 @@ def _run(recipe: str, config: RecipeConfig, run_dir: Path | None, *, resume: boo
         run_dir = run_dir or _new_directory(recipe)
         with Run(recipe, config, run_dir.absolute(), resume=resume) as run:
             module.run(config, run)
+    except KeyboardInterrupt as error:  # first: what the next line names takes seconds to import
+        _refused(recipe, f"interrupted ({error or 'Ctrl-C'})" + _way_on(run_dir))
+        return interrupts.status(error)
     except explained_errors() as error:
         return _refused(recipe, str(error))
     except OSError as error:
         return _refused(recipe, _of_system(error) + _way_on(run_dir))
-    except KeyboardInterrupt as error:
-        _refused(recipe, f"interrupted ({error or 'Ctrl-C'})" + _way_on(run_dir))
-        return interrupts.status(error)
     print(f"summary: {run.summary_path}")
     return 0
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self
 
 from rapport.actors import timeline
 from rapport.files import strict_json, visible, write_atomic
@@ -25,7 +25,9 @@ from rapport.log import logger
 from rapport.pipeline.config import RecipeConfig, flatten, to_yaml
 from rapport.pipeline.holding import held
 from rapport.pipeline.storage import Mirror
-from rapport.pipeline.tracking import MetricLogger, TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from rapport.pipeline.tracking import MetricLogger, TrackedRun, Tracker
 
 PACKAGES = (
     "ray",
@@ -382,6 +384,9 @@ class Run(Workspace):
 
     def _begin(self) -> None:
         """Write the config, and begin or continue the MLflow run."""
+        # A second of imports, which processes without a run of their own do not wait for.
+        from rapport.pipeline.tracking import Tracker
+
         self._started = time.monotonic()
         self._began = time.time()
         timeline.reset()

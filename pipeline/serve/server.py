@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +17,15 @@ from rapport.pipeline.explained import explained_errors
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
 from rapport.pipeline.serve.engine import Engine, Voice, in_silence
-from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.generations import Generations, Limits
 from rapport.pipeline.serve.session import Reserved, Session, SessionRequest
 from rapport.pipeline.serve.settings import FORGOTTEN_S, ServeSection
 from rapport.pipeline.serve.voices import SHIPPED, load_voice
 from rapport.policies.head.asset import HeadAsset, load_head
 from rapport.policies.head.settings import HeadConfig
+
+if TYPE_CHECKING:
+    from rapport.pipeline.serve.eyes import Eyes
 
 STALE_S = 2.0  # an engine that has not stepped for so long, and has something to do
 JUDGED_S = 10.0  # for which it is true what was found of the policies
@@ -62,7 +64,7 @@ class Server:
         self.tickets = Tickets(Reserved, secret)
         self.seats = Seats(config.limits.sessions)
         self.engine = Engine(self._observe)
-        self.eyes = Eyes(self.head) if config.watch else None
+        self.eyes = _eyes(self.head) if config.watch else None
         self.sessions: dict[str, Session] = {}
         self.voices: dict[str, Voice] = {}
         self.resumed = 0
@@ -280,6 +282,12 @@ class Server:
 
     def _observe(self, policy: str, batch: int, seconds: float) -> None:
         telemetry.record(telemetry.STEP_SECONDS, seconds, policy=policy, batch=str(batch))
+
+
+def _eyes(head: HeadAsset) -> Eyes:
+    from rapport.pipeline.serve.eyes import Eyes  # not for replicas that see nobody
+
+    return Eyes(head)
 
 
 def as_prometheus(status: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,12 +20,14 @@ from rapport.actors import telemetry
 from rapport.pipeline.serve import wire
 from rapport.pipeline.serve.doors import Pace
 from rapport.pipeline.serve.engine import Answer, Engine, Job, Line, NotDone, Voice
-from rapport.pipeline.serve.eyes import Eyes
 from rapport.pipeline.serve.wire import Kind, Part, WireError
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head.arkit import NAMES
 from rapport.policies.live import Chunk
 from rapport.policies.motion import LayoutError, Motion
+
+if TYPE_CHECKING:
+    from rapport.pipeline.serve.eyes import Eyes
 
 DRIFT = 5e-4  # of a client's clock against ours, at most; sound cards have .0001
 AHEAD_S = 2.0  # of sound that may lie before the chunk that is heard

@@ -44,7 +44,12 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         policy = policy.with_sampler(lead=config.lead, evaluations=evaluations)
     listener = _live(policy, folder, config)
     start = functools.partial(start_of, listener, isinstance(policy, FlowPolicy))
-    leads: tuple[int | None, ...] = (None, *LEADS) if isinstance(policy, FlowPolicy) else (None,)
+    delay: dict[int | None, float]
+    if isinstance(policy, FlowPolicy):
+        delay = {lead: delay_of(listener, start(0, lead=lead)) for lead in LEADS}
+        delay[None] = delay[config.lead]
+    else:
+        delay = {None: delay_of(listener, start(0))}
     rig = ArkitRig(head) if policy.layout.topology == head.topology else None
     [(_, state, _)] = in_silence(listener, start(0), 1)
     return Voice(
@@ -53,7 +58,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         listener=listener,
         rig=rig,
         start=start,
-        delay={lead: delay_of(listener, start(0, lead=lead)) for lead in leads},
+        delay=delay,
         act_type="<i4" if np.issubdtype(listener.act(state).dtype, np.integer) else "<f4",
         costs=measure(listener, start, rig, config.sessions),
         smoother=smoother_of(config.smoother, policy.layout),

@@ -3,7 +3,8 @@
 A name that is mistyped then costs seconds, and leaves nothing behind. What a resumed run needs it
 has in its directory: it does not look again.
 
-What reads an input is imported when there is one: `prepare` shall not wait for torch.
+What reads an input is imported when there is one: `prepare` shall not wait for torch, nor `serve`
+for the readers of corpora.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rapport.pipeline.config import RecipeConfig
-from rapport.pipeline.data.corpora import look_at_corpus, look_at_prompts
-from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import (
     BridgeConfig,
@@ -33,7 +32,6 @@ from rapport.pipeline.settings import (
     ServeConfig,
     SmoothConfig,
 )
-from rapport.pipeline.steps.corpus import perceived, require_splits
 from rapport.policies.head.settings import HeadConfig
 
 
@@ -82,12 +80,21 @@ def look_at_inputs(config: RecipeConfig) -> None:
     elif isinstance(config, OfFlow) and config.imitation is not None:
         _imitation(config, config.imitation)
     elif isinstance(config, PrepareConfig):
-        look_at_corpus(config.corpus)
-        look_at_prompts(config.corpus, config.head, perceived(config))
-        if isinstance(config, Judged) and config.corpus.kind == "parquet" and config.corpus.root:
-            require_splits(Corpus(config.corpus.root), config.judged_splits)
+        _corpus(config)
         if isinstance(config, Learning):
             _policy(config)
+
+
+def _corpus(config: PrepareConfig) -> None:
+    """The corpus, its prompts, and the splits that are judged."""
+    from rapport.pipeline.data.corpora import look_at_corpus, look_at_prompts
+    from rapport.pipeline.data.store import Corpus
+    from rapport.pipeline.steps.corpus import perceived, require_splits
+
+    look_at_corpus(config.corpus)
+    look_at_prompts(config.corpus, config.head, perceived(config))
+    if isinstance(config, Judged) and config.corpus.kind == "parquet" and config.corpus.root:
+        require_splits(Corpus(config.corpus.root), config.judged_splits)
 
 
 def _files(files: FilesConfig) -> None:
@@ -106,7 +113,9 @@ def _benches(config: PreflightConfig) -> None:
 
 def _reactions(config: Evaluated, path: Path) -> None:
     """Kept reactions, the corpus of their run, and what people say of them."""
+    from rapport.pipeline.data.corpora import look_at_corpus
     from rapport.pipeline.data.reactions import read_reactions
+    from rapport.pipeline.data.store import Corpus
     from rapport.pipeline.steps.rejudging import Source
     from rapport.pipeline.steps.study import check_study, methods_of
 

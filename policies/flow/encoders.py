@@ -15,24 +15,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    ByT5Tokenizer,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5EncoderModel,
-    Wav2Vec2Model,
-)
 
 from rapport.arrays import load_array
 from rapport.files import atomic
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.sound import BANDS, WINDOW, band_levels
+
+# transformers takes seconds to import, and log-mel bands do without.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, T5EncoderModel, Wav2Vec2Model
 
 HOPS = 2  # windows of log-mel bands in a video frame; they end evenly spaced, the last with it
 QUIET_DB = -90.0  # below full scale; what is quieter counts as this
@@ -52,12 +48,16 @@ class TextEncoder:
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """A published T5 checkpoint."""
+        from transformers import AutoTokenizer, T5EncoderModel
+
         model = T5EncoderModel.from_pretrained(name_or_path, dtype=dtype)
         return cls(_frozen(model), AutoTokenizer.from_pretrained(name_or_path), name_or_path)
 
     @classmethod
     def tiny(cls, dim: int = 32, seed: int = 0) -> TextEncoder:
         """Random weights over bytes."""
+        from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
         config = T5Config(
             vocab_size=384, d_model=dim, d_kv=dim // 2, d_ff=2 * dim, num_layers=2, num_heads=2
         )
@@ -163,6 +163,8 @@ class AudioEncoder:
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> AudioEncoder:
         """A published wav2vec2 checkpoint."""
+        from transformers import Wav2Vec2Model
+
         model = _frozen(Wav2Vec2Model.from_pretrained(name_or_path, dtype=dtype))
         return cls(model, f"{name_or_path} {CONTEXT_S:g} s / {CHUNK} frames")
 

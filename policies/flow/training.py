@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 
 from rapport.policies.flow.conditions import MODALITIES, Conditions
@@ -17,6 +16,9 @@ from rapport.policies.flow.loss import flow_errors
 from rapport.policies.flow.model import ARFlow
 from rapport.policies.flow.rollouts import Exploration, replay_latents, replay_means
 from rapport.policies.flow.sampling import Denoise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Arrays travel as float32 bytes; what a clip lacks is null.
 MOTION_SCHEMA = pa.schema({"clip_id": pa.string(), "frames": pa.binary()})

@@ -8,7 +8,7 @@ import pytest
 from rapport import files
 from rapport.files import write_atomic
 from rapport.log import show
-from rapport.pipeline import rundir
+from rapport.pipeline import tracking
 from rapport.pipeline.run import main
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.settings import PrepareConfig
@@ -46,7 +46,7 @@ class SilentTracker:
 
 @pytest.fixture(autouse=True)
 def silent(monkeypatch):
-    monkeypatch.setattr(rundir, "Tracker", SilentTracker)
+    monkeypatch.setattr(tracking, "Tracker", SilentTracker)
 
 
 def start(path, resume=False, **keys):
