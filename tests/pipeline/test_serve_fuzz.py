@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis import GenerationMode
@@ -122,6 +122,7 @@ def drawn_from(document):
     return st.one_of(cases)
 
 
+@pytest.mark.long
 def test_what_is_drawn_from_the_openapi_file_is_answered_as_it_says(client, bystander):
     cases = drawn_from(client.get("/openapi.json").json())
     url = str(client.base_url)
@@ -209,32 +210,38 @@ present = wire.packed([sound_part(np.zeros(CHUNK, "<i2"), CHUNK)])
 bomb = JPEG.getvalue().replace(b"\x00\x20\x00\x20", b"\xff\xff\xff\xff")
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@example(asked={}, protocol=wire.PROTOCOL, sent=["1" * 5000])
-@example(asked={}, protocol=wire.PROTOCOL, sent=["[" * 60_000])
-@example(asked={}, protocol=wire.PROTOCOL, sent=[json.dumps({"type": "end", "\ud800": 1})])
-@example(asked={}, protocol=wire.PROTOCOL, sent=[json.dumps({"type": "end", "\U0001f600" * 99: 1})])
-@example(asked={}, protocol=wire.PROTOCOL, sent=[wire.packed([Part(Kind.PICTURE, 0, bomb)])])
-@example(asked={"policy": "flow", "number": 1}, protocol=wire.PROTOCOL, sent=[went, past, present])
-@given(
-    asked=st.fixed_dictionaries(
-        {"policy": st.sampled_from(["flow", "vla"]), "number": st.sampled_from([0, 0, 1, 3])}
-    ),
-    protocol=st.sampled_from([wire.PROTOCOL, wire.PROTOCOL, wire.PROTOCOL_OF_TEXTS]),
-    sent=st.lists(messages, min_size=3, max_size=6),
-)
-def test_whatever_is_sent_a_socket_ends_with_a_reason(client, bystander, asked, protocol, sent):
-    with socket(client, ticket(client, **asked), protocol) as live:
-        assert received(live)["type"] == "ready"
-        with contextlib.suppress(ConnectionClosed):  # by a message before
-            for message in [*sent, wire.End().model_dump_json()]:
-                live.send(message)
-        told = {}
-        while not isinstance(message := received(live), int):
-            told = message
-        if message != wire.ENDED:
-            assert message in (wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE)
-            assert told["type"] == "error" and told["message"] and told["code"]
-    bystander()
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.long)])
+def test_whatever_is_sent_a_socket_ends_with_a_reason(client, bystander, count):
+    @settings(max_examples=count, deadline=None, derandomize=True)
+    @example(asked={}, protocol=wire.PROTOCOL, sent=["1" * 5000])
+    @example(asked={}, protocol=wire.PROTOCOL, sent=["[" * 60_000])
+    @example(asked={}, protocol=wire.PROTOCOL, sent=[json.dumps({"type": "end", "\ud800": 1})])
+    @example(
+        asked={}, protocol=wire.PROTOCOL, sent=[json.dumps({"type": "end", "\U0001f600" * 99: 1})]
+    )
+    @example(asked={}, protocol=wire.PROTOCOL, sent=[wire.packed([Part(Kind.PICTURE, 0, bomb)])])
+    @example(
+        asked={"policy": "flow", "number": 1}, protocol=wire.PROTOCOL, sent=[went, past, present]
+    )
+    @given(
+        asked=st.fixed_dictionaries(
+            {"policy": st.sampled_from(["flow", "vla"]), "number": st.sampled_from([0, 0, 1, 3])}
+        ),
+        protocol=st.sampled_from([wire.PROTOCOL, wire.PROTOCOL, wire.PROTOCOL_OF_TEXTS]),
+        sent=st.lists(messages, min_size=3, max_size=6),
+    )
+    def ends(asked, protocol, sent):
+        with socket(client, ticket(client, **asked), protocol) as live:
+            assert received(live)["type"] == "ready"
+            with contextlib.suppress(ConnectionClosed):  # by a message before
+                for message in [*sent, wire.End().model_dump_json()]:
+                    live.send(message)
+            told = {}
+            while not isinstance(message := received(live), int):
+                told = message
+            if message != wire.ENDED:
+                assert message in (wire.MISUNDERSTOOD, wire.FORBIDDEN, wire.TOO_LARGE)
+                assert told["type"] == "error" and told["message"] and told["code"]
+        bystander()
+
+    ends()
