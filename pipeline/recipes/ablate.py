@@ -24,7 +24,7 @@ from rapport.pipeline.steps.ablation import (
     learn_variant,
     learnt_variants,
 )
-from rapport.pipeline.steps.ablation_parts import JUDGED_BY, MOVES, left_out, moved, with_moves
+from rapport.pipeline.steps.ablation_parts import FULL, JUDGED_BY, MOVES, left_out, with_moves
 from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
@@ -75,21 +75,25 @@ def on_one_corpus(run: Run, config: Config) -> Config:
 
 def parts_left_out(part: Workspace, config: AblateOfReactFace) -> dict[str, Any]:
     """Variant -> its row of held-out metrics."""
+    imitated = {}
+    for name, varied in left_out(config).items():
+        with part.part(name.lower().replace(" ", "-"), varied) as variant:
+            imitated[name] = imitate(variant, varied)
     table = {}
     with reward_pool(config) as raters:
-        for name, varied in left_out(config).items():
-            with part.part(name.lower().replace(" ", "-"), varied) as variant:
-                imitated = imitate(variant, varied)
-                with fleet_of(variant, varied, imitated) as fleet:
-                    jury = Jury.of_run(variant, varied, imitated, raters, baselines=False)
-                    row = jury.hear(imitated.policy, fleet, name=name)
-                answers = jury.held_out.by_clip(jury.answers[name])
-                recorded = {clip_id: jury.judge.clips[clip_id].listener for clip_id in answers}
-                table[name] = with_moves(row, answers, recorded)
+        jury = Jury.of_run(part, config, imitated[FULL], raters, baselines=False)
+        recorded = {clip_id: clip.listener for clip_id, clip in jury.judge.clips.items()}
+        for name, each in imitated.items():
+            with fleet_of(part, config, each) as fleet:
+                row = jury.hear(each.policy, fleet, name=name)
+            table[name] = with_moves(row, jury.held_out.by_clip(jury.answers[name]), recorded)
     bootstrap = config.evaluation.bootstrap
     part.summary["metrics"]["full_less"] = full_less(table, bootstrap, MOVES)
     judged = tabulate(table, part, bootstrap=bootstrap)
-    return {name: judged[name] | moved(row, bootstrap) for name, row in table.items()}
+    return {
+        name: judged[name] | {move: row.interval(move, bootstrap) for move in MOVES}
+        for name, row in table.items()
+    }
 
 
 def labels_and_losses(part: Workspace, config: Aligned) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from rapport.pipeline.settings import AblateOfReactFace, Variant
+from rapport.pipeline.steps.ablation import VARIANTS
 from rapport.pipeline.steps.judging import Answers, MethodRow
 from rapport.policies.motion import Motion
 from rapport.policies.reactface.config import ReactFaceSizes
 from rapport.rewards.metrics.measures.seams import jump
-from rapport.rewards.metrics.statistics import mean_interval
 
-FULL = "Full"
+FULL = VARIANTS[0]
 WINDOW = ReactFaceSizes.window
 # Variant -> keys of `reactface` in which it differs.
 PARTS: dict[Variant, dict[str, Any]] = {
@@ -79,15 +79,6 @@ def with_moves(row: MethodRow, answers: Answers, recorded: Mapping[str, Motion])
         moves["jerk"][clip_id] = _mean(_jerk, faces) / trembling
         moves["jump"][clip_id] = jump([motion.group("rot") for motion in motions], WINDOW)
     return replace(row, yardsticks={**row.yardsticks, **moves})
-
-
-def moved(row: MethodRow, bootstrap: int) -> dict[str, Any]:
-    """Mean and interval of each of `MOVES`, over conversations."""
-    groups = row.conversations or None
-    return {
-        name: mean_interval(row.values(name), resamples=bootstrap, groups=groups).to_json()
-        for name in MOVES
-    }
 
 
 def _expressions(motion: Motion) -> np.ndarray:

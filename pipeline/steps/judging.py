@@ -105,11 +105,11 @@ class MethodRow:
 
     def summary(self, bootstrap: int) -> dict[str, Any]:
         """As `evaluation.json` has it."""
-        values = {name: self._interval(self.values(name), bootstrap) for name in YARDSTICKS}
+        values = {name: self.interval(name, bootstrap) for name in YARDSTICKS}
         return (
             self.metrics
             | {
-                "simulated_rating": self._interval(self.scores, bootstrap),
+                "simulated_rating": self.interval("scores", bootstrap),
                 "truth_affect_error": mean_of(self.truth_errors.values()),
             }
             | values
@@ -129,7 +129,9 @@ class MethodRow:
         own = {"scores": self.scores, "truth_errors": self.truth_errors}
         return own[name] if name in own else self.yardsticks.get(name, {})
 
-    def _interval(self, values: Mapping[str, float], bootstrap: int) -> dict[str, Any] | None:
+    def interval(self, name: str, bootstrap: int) -> dict[str, Any] | None:
+        """Mean of a yardstick or of `scores`, with its interval; None of less than two values."""
+        values = self.values(name)
         if len(values) < 2:
             return None
         groups = self.conversations or None

@@ -28,7 +28,6 @@ from rapport.pipeline.steps.ablation_parts import (
     MOVES,
     PARTS,
     left_out,
-    moved,
     with_moves,
 )
 from rapport.pipeline.steps.judging import MethodRow
@@ -216,7 +215,7 @@ def test_how_reactions_move_by_hand():
     assert row.values("lively") == pytest.approx({"a": 1, "b": 4})
     assert row.values("jerk") == pytest.approx({"a": 1, "b": 4})
     assert row.values("jump") == pytest.approx({"a": 3, "b": 3})
-    assert moved(row, 50)["lively"]["mean"] == pytest.approx(2.5)
+    assert row.interval("lively", 50)["mean"] == pytest.approx(2.5)
     assert set(MOVES) < set(JUDGED_BY)
     still = with_moves(MethodRow({}, {}, {}), {"a": unlike, "b": unlike}, recorded)
     less = full_less({FULL: row, "no L_smo": still}, 50, MOVES)["no L_smo"]
