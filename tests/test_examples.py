@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import av
+import pytest
 
 from rapport import Motion
 
@@ -49,6 +50,7 @@ def test_render_motion(tmp_path):
     assert frames_of(tmp_path / "nod.mp4") == 50
 
 
+@pytest.mark.long
 def test_rate_and_align(tmp_path, tiny_checkpoint):
     printed = run("rate_and_align.py", tiny_checkpoint, tmp_path / "aligned")
     losses = [float(line.split()[-1]) for line in printed.splitlines() if "loss" in line]

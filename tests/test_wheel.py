@@ -158,6 +158,7 @@ def test_the_command_line_works_from_anywhere(project):
     assert "dpo" in ended.stdout and "gdpo" in ended.stdout
 
 
+@pytest.mark.long
 def test_bench_says_in_one_line_that_it_needs_a_checkout(project):
     ended = run(project, "rapport", "bench", "metrics")
     assert ended.returncode == 2

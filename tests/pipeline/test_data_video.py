@@ -490,6 +490,7 @@ def test_a_call_becomes_a_corpus_of_one_who_listens_to_one_who_talks(
 
 
 @tracks
+@pytest.mark.long
 def test_what_cannot_be_tracked_is_a_row_and_not_an_exception(filmed, learnt_before, tmp_path):
     good, made = filmed
     films = tmp_path / "films"
@@ -524,6 +525,7 @@ def test_films_without_sound_and_of_odd_sizes_are_read(learnt_before, tmp_path):
 
 
 @tracks
+@pytest.mark.long
 def test_a_face_that_is_gone_for_a_while_is_in_no_clip(learnt_before, tmp_path):
     call = calls.made_up(SECONDS, 6)
     both = [calls.drawn(call.speaker, None), calls.drawn(call.listener, None)]
@@ -552,6 +554,7 @@ def test_one_person_alone_is_refused_before_anything_is_tracked(tmp_path):
 
 
 @tracks
+@pytest.mark.long
 def test_a_run_that_goes_on_makes_what_is_missing(filmed, learnt_before, tmp_path, monkeypatch):
     folder, _ = filmed
     open_corpus(of_films(folder), tmp_path / "corpus")

@@ -188,7 +188,9 @@ def test_guidance_scale_is_that_of_most_frames():
     assert guidance_scale(speaking, 2.0, 3.0, downsample=4).tolist() == [[2, 3, 3]]
 
 
-@pytest.mark.parametrize("lead", [0, 4, 8, 12])
+@pytest.mark.parametrize(
+    "lead", [4, *(pytest.param(lead, marks=pytest.mark.long) for lead in (0, 8, 12))]
+)
 def test_an_hour_live_is_an_hour_at_once(lead):
     """300 latents, step by step with what a span of 3 needs, against one pass over all of them; and
     with the encoder of voices in front.
