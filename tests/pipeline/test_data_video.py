@@ -686,6 +686,7 @@ def test_a_machine_that_cannot_track_ends_the_run_and_rejects_nothing(tmp_path, 
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_a_recording_that_kills_its_process_is_given_up_and_the_others_are_made(
     tmp_path, local_ray
 ):

@@ -280,6 +280,7 @@ def test_evaluate_gives_what_rank_gives(ranked, tmp_path):
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_so_does_the_recipe_on_many_processes(ranked, tmp_path):
     held_out, _, _, values, reactions = ranked
     folder = keep_targets(held_out, tmp_path / "reactface")

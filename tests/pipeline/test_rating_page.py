@@ -654,10 +654,11 @@ def test_a_server_that_ends_in_the_middle_of_what_it_says_is_asked_again(browser
         press(tab, key)
     tab.ask("Fetch.enable", patterns=[{"urlPattern": "*/answers/*"}])
     press(tab, "Enter")
-    held = []
-    while not held:
-        tab.value("0")  # takes in what has come meanwhile
-        held = [each for each in tab.events if each["method"] == "Fetch.requestPaused"]
+    until = time.monotonic() + PATIENCE_S  # asking anything takes in what has come meanwhile
+    while not (held := [each for each in tab.events if each["method"] == "Fetch.requestPaused"]):
+        assert time.monotonic() < until, f"nothing is sent: {tab.value('document.body.innerText')}"
+        time.sleep(0.05)
+        tab.value("0")
     begun = base64.b64encode(b'{"groups": 0, "it').decode()
     request = held[0]["params"]["requestId"]
     tab.ask("Fetch.fulfillRequest", requestId=request, responseCode=200, body=begun)

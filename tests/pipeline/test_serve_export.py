@@ -143,6 +143,7 @@ def test_a_minute_of_onnx_is_a_minute_of_pytorch(site, live):
     assert state.number == 188 and np.abs(motion.values).max() > 0.1
 
 
+@pytest.mark.long
 def test_a_voice_that_goes_in_as_it_is_is_exported_too(tmp_path):
     """The paper's AR-Flow has no encoder of voices."""
     live = LiveFlow(small_policy(tmp_path, voice=None).with_sampler(evaluations=2))

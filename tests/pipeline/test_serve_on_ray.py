@@ -208,6 +208,7 @@ def test_a_policy_that_cannot_be_loaded_leaves_the_others(server, served, folder
     assert httpx.get(f"{served}/readyz").status_code == 200
 
 
+@pytest.mark.long
 def test_an_update_of_all_replicas_loses_no_session(server, served, folders):
     """Another secret is another application: every replica is replaced, and says so before."""
     server.deploy(a=folders[1])
