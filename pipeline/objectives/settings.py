@@ -361,9 +361,6 @@ class FlowDpoConfig(DpoConfig):
     contrast: float = Field(0.9375, ge=0, le=1)
     """share of pairs that no rater makes: rejected is a reaction to ANOTHER speaker, as lively as
     the chosen one, so that only listening tells them apart; 1 = no rater is asked"""
-    chosen_nll: float = Field(200.0, ge=0)
-    """weight of imitating the chosen reaction beside the loss (RPO), on minus half its flow error;
-    0 = the paper's"""
     draws: int = Field(8, ge=1)
     """noise and flow times drawn per latent, the same for chosen and rejected"""
     drop_past: float = Field(0.5, ge=0, le=1)

@@ -243,7 +243,7 @@ def flow_dpo_task(policy, tmp_path, **keys):
         policy,
         policy,
         tmp_path / "pairs.arrow",
-        FlowDpoConfig(batch_size=4, draws=2, **{"chosen_nll": 0.0} | keys),
+        FlowDpoConfig(batch_size=4, draws=2, **keys),
         3,
         tmp_path / "reference.parquet",
     )
