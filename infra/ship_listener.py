@@ -1,6 +1,6 @@
 """Put the AR-Flow of a run into the package, as the listener that works right after the install.
 
-    python infra/ship_listener.py runs/sft-...
+    python infra/ship_listener.py runs/dpo-...
 
 Weights are kept in half precision, which halves the wheel; they are computed with in float32.
 """
@@ -13,15 +13,17 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from rapport.pipeline.steps.listening import policy_folder, shipped
 
 CARD = """# The listener that comes with the project
 
-A small AR-Flow ({parameters:.2f} M parameters with its motion VAE), trained on synthetic people by
+A small AR-Flow ({parameters:.2f} M parameters with its motion VAE), trained on synthetic people and
+aligned by simulated raters, by
 
-    python -m pipeline.run {recipe} policy=flow{keys}
+{commands}
 
 and put here by infra/ship_listener.py. Nobody's voice or face is in it. It shows that everything
 works; a listener for people is trained on people.
@@ -42,15 +44,22 @@ def ship(run: Path) -> Path:
         if large:
             sys.exit(f"{path}: {large} do not fit half precision")
         save_file(halves, path)
-    summary = json.loads((run / "summary.json").read_text())
-    seed = summary.get("seed", 0)
-    card = CARD.format(
-        parameters=parameters / 1e6,
-        recipe=summary["recipe"],
-        keys="" if seed == 0 else f" seed={seed}",
-    )
-    (folder / "README.md").write_text(card)
+    commands = "\n".join(f"    python -m pipeline.run {each}" for each in made_by(run))
+    (folder / "README.md").write_text(CARD.format(parameters=parameters / 1e6, commands=commands))
     return folder
+
+
+def made_by(run: Path) -> list[str]:
+    """The recipes with their seeds, that of the imitation first."""
+    summary = json.loads((run / "summary.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    seed = f" seed={summary['seed']}" if summary["seed"] else ""
+    if config.get("imitation") is None:
+        return [f"{summary['recipe']} policy=flow{seed}"]
+    return [
+        *made_by(Path(config["imitation"])),
+        f"{summary['recipe']} policy=flow imitation=RUN{seed}  # RUN: of the line above",
+    ]
 
 
 if __name__ == "__main__":
