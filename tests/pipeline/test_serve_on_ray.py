@@ -344,12 +344,14 @@ def test_the_page_shows_a_listener_that_moves(served, tmp_path):
         page.wait_for("!document.querySelector('#start').disabled")
         page.click("#start")
         page.wait_for("rapport.stats.answered > 12")
-        seen = []
-        for _ in range(20):
-            seen.append(json.loads(page.value("JSON.stringify(rapport.weights())")))
+        # A busy machine answers late, and a face without answers rests: it moves when they come.
+        seen, moves = [], 0.0
+        until = time.monotonic() + 60
+        while moves < 0.01:
+            assert time.monotonic() < until, f"stands still: {page.value('rapport.stats')}"
+            seen.append(list(page.value("rapport.weights()").values()))
+            moves = np.ptp(seen, axis=0).max()
             time.sleep(0.1)
-        spread = {name: np.ptp([weights[name] for weights in seen]) for name in seen[0]}
-        assert max(spread.values()) > 0.01, "the face stands still"
         assert page.complaints == []
         assert {url.split("/")[2] for url in page.urls if "://" in url} == {served.split("/")[2]}
 
