@@ -134,6 +134,7 @@ def test_gdpo_runs_on_the_real_dyad(tmp_path):
     assert "<video" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_its_policy_is_distilled(gdpo_run, tmp_path):
     folder, _ = gdpo_run
     summary = finished_run(
