@@ -281,11 +281,17 @@ def camera(known, tmp_path_factory):
     return path
 
 
+# Jaws and nods are over sooner than a busy machine takes two pictures: they want a quiet one.
+BUSY = {"yaw": 0.6, "smile": 0.45}
+QUIET = {"jaw": 0.5, "pitch": 0.75, "yaw": 0.85, "smile": 0.8}
+
+
 @tracks
 @needs_chromium
 @pytest.mark.engine
 @pytest.mark.timeout(300)
-def test_a_face_before_the_camera_reaches_the_policy(camera, known, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [BUSY, pytest.param(QUIET, marks=pytest.mark.long)])
+def test_a_face_before_the_camera_reaches_the_policy(camera, known, tmp_path, monkeypatch, asked):
     """The browser's camera plays a face that is known; what the server reads of it is like it."""
     read = []
     motion_of = Watcher.motion
@@ -315,9 +321,6 @@ def test_a_face_before_the_camera_reaches_the_policy(camera, known, tmp_path, mo
     settled = [motion for start, motion in read if motion is not None and start > 6]
     assert len(settled) > 0.8 * (len(read) - 6 / 0.32), "hardly a chunk without the face"
     found = _likeness(settled, known_motion, smiles)
-    # Jaws, nods and blinks are over sooner than a busy machine takes two pictures: nothing is asked
-    # of them here. `python -m tests.bench_watching` says how well they are read.
-    asked = {"yaw": 0.6, "smile": 0.45}
     assert all(found[name] > least for name, least in asked.items()), found
 
 
