@@ -522,9 +522,8 @@ class Rewarded(Judged):
 
 
 class GdpoOfFlow(JudgedOfFlow, Rewarded):
-    """`gdpo`. It makes the answer quieter, so what is expected is told louder than by imitation."""
+    """`gdpo`."""
 
-    flow: FlowTraining = FlowTraining(heed=3.0)
     gdpo: FlowGdpoConfig = FlowGdpoConfig()
 
     @model_validator(mode="after")

@@ -259,7 +259,7 @@ class TuneGdpoOfFlow(GdpoOfFlow, SweptRewards):
     RECIPE = GdpoOfFlow
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
     corpus: CorpusConfig = CorpusConfig(seconds=4.0, frames=0, train_clips=512)
-    flow: FlowTraining = FlowTraining(steps=1000, heed=3.0)
+    flow: FlowTraining = FlowTraining(steps=1000)
     gdpo: FlowGdpoConfig = FlowGdpoConfig(estimator="gdpo", iterations=40, learning_rate=3e-4)
     tune: TuneConfig = TuneConfig(
         space={"gdpo.sigma": "grid(0.25, 0.5, 0.75, 1.0)", "gdpo.group_size": "grid(4, 8)"},

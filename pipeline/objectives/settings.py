@@ -135,7 +135,7 @@ class FlowTraining(ImitationConfig):
     """weight of learning, by least squares and from what is heard and seen alone, where a face goes
     in the next second, which the velocity is then told: without it next to nothing is learnt of the
     speaker; 0 = the paper's"""
-    heed: float = Field(2.0, ge=0)
+    heed: float = Field(3.0, ge=0)
     """by what factor samplers tell the velocity what is expected; 1 = as it was taught"""
     whole_share: float = Field(0.2, ge=0, le=1)
     """share of the clips trained with all of the window, the future too, as the paper's are; the
