@@ -285,14 +285,18 @@ class Session:
     def _hear_sound(self, part: Part) -> None:
         now = self._engine.clock()
         samples = len(part.payload) // 2
+        before = self._sound.at
+        self._extend(self._sound, part)
+        # What is left out takes its time, too, but before the first part: a client may begin late.
+        heard = 0 if self._began is None else self._sound.at - before
         pace = self._terms.pace
-        if pace is not None and not pace.take(samples):
+        if pace is not None and not pace.take(max(samples, heard)):
             raise WireError(
-                "sound comes faster than it is spoken; POST /v1/generations takes recordings",
+                f"sound comes faster than it is spoken, at sample {part.sample}; "
+                "POST /v1/generations takes recordings",
                 "pace",
                 close=wire.FORBIDDEN,
             )
-        self._extend(self._sound, part)
         # The earliest moment at which all of it can have been spoken says when sample 0 was.
         began = now - self._sound.at / AUDIO_RATE
         drifted = began if self._began is None else self._began + DRIFT * samples / AUDIO_RATE

@@ -390,6 +390,30 @@ def test_sound_may_not_come_faster_than_it_is_spoken(voice, engine, clock):
     session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
 
 
+@pytest.mark.parametrize(("samples", "apart"), [(1, 32_001), (5120, 15_360)])
+def test_sound_that_is_left_out_may_not_come_faster_either(voice, engine, clock, samples, apart):
+    """One sample every two seconds at once, or 16 kHz that are numbered as 48."""
+    terms = Terms(pace_of_sound(AUDIO_RATE, clock=clock))
+    session = Session("s", SessionRequest(), voice, engine, Client(), terms)
+    with pytest.raises(WireError, match="faster than it is spoken") as refused:
+        for number in range(12):
+            sample = min(apart, 32_000) + apart * number
+            session.hear(wire.packed([sound_part(np.zeros(samples, "<i2"), sample)]))
+            clock.now += samples / AUDIO_RATE
+    assert refused.value.close == wire.FORBIDDEN and number < 6
+
+
+def test_who_begins_with_the_second_second_and_keeps_time_is_heard(voice, engine, clock):
+    """The chunks come two at once."""
+    terms = Terms(pace_of_sound(AUDIO_RATE, clock=clock))
+    session = Session("s", SessionRequest(), voice, engine, Client(), terms)
+    for number in range(12):
+        clock.now += 0.64 * (number % 2 == 0)
+        session.tick()
+        sample = 2 * AUDIO_RATE + 5120 * number
+        session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), sample)]))
+
+
 def test_liveliness_changes_what_is_shown_and_not_what_is_answered(voice, engine):
     sound = speech()
     plain, still, half = (begin(voice, engine) for _ in range(3))
