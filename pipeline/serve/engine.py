@@ -142,6 +142,7 @@ class Line:
         begun: gives the state of a session whose first chunk has that number.
         answered: called in the engine's thread.
         failed: likewise, when its policy failed; it is stepped no more.
+        followed: likewise, with the number of a chunk in which it did what was known.
         joints: between its answers.
         pose: of its last frame, (dim,); None before the first.
     """
@@ -153,6 +154,7 @@ class Line:
     begun: Callable[[int], Any]
     answered: Callable[[Answer], None]
     failed: Callable[[Exception], None]
+    followed: Callable[[int], None] = lambda _: None
     jobs: deque[tuple[Job, float]] = field(default_factory=deque)
     closed: bool = False
     joints: Joints = field(init=False)
@@ -274,7 +276,10 @@ class Engine:
         self.counts.last_step = ended
         self._observe(batch[0][0].voice.name, len(batch), ended - began)
         for (line, job, submitted), answer in zip(batch, answers, strict=True):
-            if answer is None or line.closed:
+            if line.closed:
+                continue
+            if answer is None:
+                line.followed(job.chunk)
                 continue
             if answer.anew:
                 self._count_failure(line, "gave no number, and the session began anew")

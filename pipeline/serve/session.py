@@ -161,7 +161,7 @@ class Session:
         self.noted: Callable[..., None] | None = None  # hears what the session hears, see `record`
         self._ending = False
         self._ends = threading.Lock()  # of the end, which meets answers
-        self._answered = request.number - 1  # the newest chunk that was
+        self._answered = request.number - 1  # the newest chunk that was, or was followed
         self._begun: Answer | None = None  # what was done before anything was heard
         self._engine = engine
         self._channel = channel
@@ -434,7 +434,14 @@ class Session:
             raise WireError(f"number {first}: {error}", "number", "number") from None
         wants = self.voice.rig is not None and "arkit" in self.request.outputs
         self._line = Line(
-            self.name, self.voice, state, wants, self._begun_at, self._answer, self._fail
+            self.name,
+            self.voice,
+            state,
+            wants,
+            self._begun_at,
+            self._answer,
+            self._fail,
+            followed=self._followed,
         )
         if state.waits:
             due = self._engine.clock() + self.voice.listener.chunk
@@ -530,6 +537,7 @@ class Session:
         if skipped >= len(self._past):
             raise WireError(f"go on with {beat} chunks at least", "went", "chunks")
         line = self._begin(first + skipped)
+        self._answered = first + skipped - 1
         due = self._engine.clock() + self.voice.listener.chunk
         for number, (chunk, act) in enumerate(self._past[skipped:], first + skipped):
             self._engine.submit(line, Job(number, chunk, due, done=act))
@@ -553,9 +561,7 @@ class Session:
         behind = self._behind(first)
         self._sent = round((answer.first + len(answer.motion)) * rate)
         self._acts += self._act_part(answer)
-        with self._ends:
-            self._answered = answer.chunk
-            last = self._ending and answer.chunk == self._number - 1
+        last = self._is_last(answer.chunk)
         if behind > LOST_S:
             self._leave(wire.FORBIDDEN, f"the client is {LOST_S:g} s behind, or sends no ack")
         elif behind > LAGS_S + self.voice.delay[self.request.lead] and not last:
@@ -569,6 +575,17 @@ class Session:
             self._deliver(self._shown_by(answer.motion, answer.arkit, first, flags) + acts)
         if last:
             self._finish()
+
+    def _followed(self, chunk: int) -> None:
+        """The listener did what it did elsewhere; in the engine's thread."""
+        if self._is_last(chunk):
+            self._finish()
+
+    def _is_last(self, chunk: int) -> bool:
+        """Whether nothing comes after this chunk, which is done."""
+        with self._ends:
+            self._answered = chunk
+            return self._ending and chunk == self._number - 1
 
     def _behind(self, first: int) -> float:
         """Seconds since the oldest answer that the client does not show yet; `first` of a new one.
@@ -621,13 +638,13 @@ class Session:
         """The client says nothing more: a chunk that it is in ends in silence."""
         if self._ending:
             return
-        if self._line is None:
-            self._leave(wire.ENDED, "ended")
-            return
         if self._sound.at > self.voice.border(self._number):
             missing = self.voice.border(self._number + 1) - self._sound.at
             self._sound.add(np.zeros(missing, np.float32))
             self._complete(flags=0)
+        if self._line is None:
+            self._leave(wire.ENDED, "ended")
+            return
         with self._ends:
             self._ending = True
             over = self._answered == self._number - 1

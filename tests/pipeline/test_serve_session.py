@@ -272,6 +272,51 @@ def test_a_session_goes_on_elsewhere(policy, engine, lead, lost):
     other.stop()
 
 
+def test_a_session_that_ends_while_it_catches_up_ends_as_it_would_have(policy, engine):
+    voice = voice_of(policy)
+    whole, client = begin(voice, engine, seed=9)
+    sound = speech()
+    say(whole, sound)
+    whole.hear(wire.End().model_dump_json())
+    client.until(lambda c: c.closed)
+    follow = voice.listener.follow
+    go_on = threading.Event()
+
+    def waits(*past):
+        assert go_on.wait(30)
+        return follow(*past)
+
+    voice.listener.follow = waits
+    moved, there = begin(voice, engine, seed=9, number=LATENTS)
+    moved.hear(wire.Went(chunks=LATENTS).model_dump_json())
+    for number, act in enumerate(client.parts(Kind.ACT)):
+        first, end = voice.border(number), voice.border(number + 1)
+        moved.hear(wire.packed([sound_part(sound[first:end], first), act]))
+    moved.hear(wire.End().model_dump_json())
+    assert there.closed is None
+    go_on.set()
+    there.until(lambda c: c.closed)
+    assert there.closed == (wire.ENDED, "ended")
+    [found], [*_, expected] = (c.parts(Kind.SHOWN) for c in (there, client))
+    assert found.sample == expected.sample
+    values = (np.frombuffer(part.payload, "<f4") for part in (found, expected))
+    np.testing.assert_allclose(*values, atol=1e-5)
+
+
+def test_less_than_a_chunk_ends_in_silence_and_is_answered(voice, engine):
+    sound = speech()[:5120]
+    sound[1000:] = 0
+    clients = []
+    for said in (sound, sound[:1000]):
+        session, client = begin(voice, engine)
+        session.hear(wire.packed([sound_part(said, 0)]))
+        session.hear(wire.End().model_dump_json())
+        clients.append(client.until(lambda c: c.closed))
+    assert [client.closed for client in clients] == [(wire.ENDED, "ended")] * 2
+    a, b = ([m for m in client.messages if isinstance(m, bytes)] for client in clients)
+    assert a == b and len(a) == 2
+
+
 @pytest.mark.parametrize("lead", LEADS)
 def test_without_a_past_the_first_frames_are_where_they_belong(policy, engine, lead):
     voice = voice_of(policy, lead)
