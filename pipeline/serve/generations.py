@@ -2,8 +2,8 @@
 
 Nothing of a person is kept longer than it is needed. An upload goes as soon as its job has ended;
 the job and what was made go when they are deleted, when the server that took them in goes, or an
-hour after the last that happened to them. What a killed server left goes by then, too, as soon as
-another one looks into the folder.
+hour after it ended. What a killed server left goes by then, too, as soon as another one looks into
+the folder: whoever took a job in says by the times of its folders that it still waits or runs.
 
     FOLDER/ID/job.json      how far it is
     FOLDER/ID/files/...     what was made, once all of it is there
@@ -48,7 +48,7 @@ from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
 from rapport.policies.policy import Policy
 
-KEPT_S = 3600.0  # after the last that happened to a job
+KEPT_S = 3600.0  # after the end of a job
 SWEEP_S = 60.0  # how often a folder is looked through where nobody asks for anything
 NICE = 10  # a recording can wait, a person who talks cannot
 TEXT = 1000  # letters of what a listener is told
@@ -140,24 +140,30 @@ class Generations:
         self._clock = clock
         self._waiting: queue.Queue[_Handed | None] = queue.Queue(limits.waiting)
         self._own: set[str] = set()
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="generations", daemon=True)
+        self._unended: set[str] = set()  # of those
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=does, name="generations", daemon=True)
+            for does in (self._work, self._keep)
+        ]
 
     def start(self) -> None:
         """Begin to do what was handed in."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop, and forget all that was handed in here."""
-        self._closing = True
+        self._closing.set()
         for id in list(self._own):
             with suppress(Refused):
                 self.delete(id)
         while self.run_next(wait_s=0):
             pass  # nobody wants it any more
         self._waiting.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=10)
 
     def hand_in(
         self, upload: BinaryIO, name: str, config: ListenConfig, policy: str | None = None
@@ -182,10 +188,11 @@ class Generations:
             raise _wrong("watch", "this server reads no faces (serve.watch=true), leave it out")
         if config.samples > self.limits.samples:
             raise _wrong("samples", f"at most {self.limits.samples}")
-        if self._closing or self._waiting.full():
+        if self._closing.is_set() or self._waiting.full():
             raise self._full()
         job = Generation(id=secrets.token_hex(16), policy=who)
         self._own.add(job.id)
+        self._unended.add(job.id)
         (self.folder / job.id).mkdir(mode=0o700)
         try:
             self._put(job)
@@ -237,6 +244,7 @@ class Generations:
         if not _ID.fullmatch(id):
             raise _unknown(id)
         self._own.discard(id)
+        self._unended.discard(id)
         # At once, so that nobody meets half of a job.
         gone = self.folder / f"{id}.gone"
         try:
@@ -261,14 +269,19 @@ class Generations:
             _remove(self._work_of(handed.job.id))
         with suppress(_Gone):
             self._put(ended)
+        self._unended.discard(handed.job.id)
         return True
 
     def _work(self) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        while not self._closing:
-            if not self.run_next(wait_s=SWEEP_S):
-                self._sweep()
+        while not self._closing.is_set():
+            self.run_next(wait_s=SWEEP_S)
+
+    def _keep(self) -> None:
+        """Beside the work, as a single film may take hours."""
+        while not self._closing.wait(SWEEP_S):
+            self._sweep()
 
     def _ended(self, handed: _Handed) -> Generation:
         """A job as it is when it has ended, well or not."""
@@ -358,10 +371,15 @@ class Generations:
         return full(f"{self.limits.waiting} recordings wait already: come again", wait_s=30)
 
     def _sweep(self) -> None:
-        """Remove what nothing happened to for an hour, also what a killed process left."""
+        """Remove what ended an hour ago, also what a killed process left."""
+        now = self._clock()
+        for id in list(self._unended):
+            for path in (self.folder / id, self._work_of(id)):
+                with suppress(FileNotFoundError):
+                    os.utime(path, (now, now))
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process sweeps too
-                if self._clock() - path.stat().st_mtime <= KEPT_S:
+                if now - path.stat().st_mtime <= KEPT_S:
                     continue
                 if _ID.fullmatch(path.name):
                     with suppress(Refused):

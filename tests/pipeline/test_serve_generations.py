@@ -17,9 +17,11 @@ from rapport.pipeline.data.recording import open_recording
 from rapport.pipeline.serve.doors import Rules, guard
 from rapport.pipeline.serve.generations import Generations, Limits, router
 from rapport.pipeline.settings import ListenConfig
+from rapport.pipeline.steps.listener_files import write_files
 from rapport.pipeline.steps.listening import answer, begin, session_of
 from rapport.policies.policy import Policy
 from tests import talking
+from tests.on_port import until
 from tests.policies.test_flow_live import small_policy
 from tests.recordings import record
 
@@ -228,6 +230,45 @@ def test_an_hour_after_it_ended_nothing_is_left(client, generations, voice, cloc
     clock.ahead = HOUR + 60
     assert client.get(f"/v1/generations/{id}").status_code == 404
     assert left(generations) == []
+
+
+def test_a_job_that_waits_for_hours_is_removed_by_nobody(
+    policies, client, generations, voice, clock
+):
+    id = hand_in(client, voice).json()["id"]
+    clock.ahead = 2 * HOUR
+    other = client_of(Generations(policies, generations.folder, clock=clock))
+    for looks in (client, other):
+        assert looks.get(f"/v1/generations/{id}").json()["status"] == "waits"
+
+
+def test_a_job_that_writes_one_file_for_hours_is_removed_by_nobody(
+    policies, tmp_path, voice, monkeypatch
+):
+    serving = "rapport.pipeline.serve.generations"
+    monkeypatch.setattr(f"{serving}.SWEEP_S", 0.02)
+    writes, go_on = threading.Event(), threading.Event()
+
+    def slowly(*asked):
+        writes.set()
+        assert go_on.wait(120)
+        return write_files(*asked)
+
+    monkeypatch.setattr(f"{serving}.write_files", slowly)
+    generations = Generations(policies, tmp_path / "jobs")
+    generations.start()
+    client = client_of(generations)
+    id = hand_in(client, voice).json()["id"]
+    assert writes.wait(120)
+    folders = [generations.folder / name for name in (id, f"{id}.work")]
+    for folder in folders:
+        os.utime(folder, (0, 0))
+    until(lambda: all(folder.stat().st_mtime for folder in folders))
+    other = client_of(Generations(policies, generations.folder))
+    assert other.get(f"/v1/generations/{id}").json()["status"] == "runs"
+    go_on.set()
+    until(lambda: client.get(f"/v1/generations/{id}").json()["status"] == "done")
+    generations.close()
 
 
 def test_what_a_killed_process_left_is_removed(policies, generations, voice, clock):
