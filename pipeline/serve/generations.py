@@ -47,6 +47,7 @@ from rapport.pipeline.steps.listening import Session, answer, begin, session_of
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
 from rapport.policies.policy import Policy
+from rapport.policies.seams import Smoother
 
 KEPT_S = 3600.0  # after the end of a job
 SWEEP_S = 60.0  # how often a folder is looked through where nobody asks for anything
@@ -62,6 +63,10 @@ class Served(Protocol):
     @property
     def policy(self) -> Policy:
         """Its weights; a live form of its own is made of them for every job."""
+
+    @property
+    def smoother(self) -> Smoother | None:
+        """What joins the frames of a step to those before; None = nothing does."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +312,8 @@ class Generations:
         look()
         self._put(job.model_copy(update={"status": "runs"}))
         self._require_small(speaker)
-        policy = self.policies[job.policy].policy
+        served = self.policies[job.policy]
+        policy = served.policy
         session = session_of(policy, job.policy, speaker, config)
         recording = session.recording
         if recording.seconds > 60 * self.limits.minutes:
@@ -318,7 +324,7 @@ class Generations:
         listening = _Interruptible(
             session.name, policy, session.listener, recording, session.watched, look=look
         )
-        answered = answer(listening, begin(session, config), logger.debug)
+        answered = answer(listening, begin(session, config), logger.debug, served.smoother)
         made = self._work_of(job.id) / "files"
         names = []
         for path in write_files(config, recording, answered.motions, made):

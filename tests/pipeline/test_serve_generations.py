@@ -20,6 +20,7 @@ from rapport.pipeline.settings import ListenConfig
 from rapport.pipeline.steps.listener_files import write_files
 from rapport.pipeline.steps.listening import answer, begin, session_of
 from rapport.policies.policy import Policy
+from rapport.policies.seams import SMOOTHERS, Smoother
 from tests import talking
 from tests.on_port import until
 from tests.policies.test_flow_live import small_policy
@@ -32,6 +33,7 @@ HOUR = 3600
 @dataclass
 class Served:
     policy: Policy
+    smoother: Smoother | None = None
 
 
 class Clock:
@@ -123,6 +125,20 @@ def test_a_recording_becomes_what_listen_makes_of_it(client, generations, flow, 
         (tmp_path / "got.npz").write_bytes(got.content)
         np.testing.assert_array_equal(Motion.load(tmp_path / "got.npz").values, motion.values)
     assert client.get(url.replace(".npz", ".csv")).text.startswith("Timecode,")
+
+
+def test_what_joins_live_answers_joins_those_to_a_recording(client, generations, flow, voice):
+    smoother = SMOOTHERS["inertialise"]
+    generations.policies = {"listener": Served(flow, smoother)}
+    ended = done(client, generations, voice, seed="5")
+    got = Motion.load(generations.file(ended["id"], "listener.npz")).values
+    config = ListenConfig(seed=5)
+    session = session_of(flow, "listener", voice, config)
+    [joined], [plain] = (
+        answer(session, begin(session, config), print, how).motions for how in (smoother, None)
+    )
+    np.testing.assert_array_equal(got, joined.values)
+    assert not np.array_equal(got, plain.values)
 
 
 def test_films_and_animations_are_made(client, generations, tmp_path):
