@@ -83,6 +83,8 @@ def test_a_table_says_where_each_person_is(tmp_path):
         ("recording,file_a,file_b\nx,a.mp4,a.mp4\n", "row 2: both people are in the whole picture"),
         ("recording,file_a,sound_b\nx,a.mp4,a.mp4\n", "row 2: both voices are in .*a.mp4. .* lips"),
         ("recording,file_a,later_b\nx,a.mp4,soon\n", "later_b 'soon' is no number"),
+        ("recording,file_a,later_b\nx,a.mp4,nan\n", "row 2: later_b 'nan' is no number of sec"),
+        ("recording,file_a,later_b\nx,a.mp4,-inf\n", "row 2: later_b '-inf' is no number of sec"),
         ("recording,file_a\nx/y,a.mp4\n", "'x/y' is no name"),
         ("recording,file_a\nx,a.mp4\nx,b.mp4\n", "x is twice"),
         ("recording,file_a\nx,a.mp4,b.mp4\n", "row 2 has more cells"),
@@ -251,6 +253,13 @@ def test_a_track_of_another_film_or_of_no_tracker_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", landmarks=np.zeros((60, 68)))
     with pytest.raises(CorpusError, match=r"no tracker .* SMIRK"):
         brought(tmp_path / "other.npz", media, 25)
+
+
+def test_a_track_without_a_face_says_so(tmp_path):
+    media = open_media(record(tmp_path / "a.mp4", seconds=2, fps=30, rate=16_000))
+    np.savez(tmp_path / "a.npz", **smirk(60, lost=range(60)))
+    with pytest.raises(RecordingError, match=r"a.npz: no face in any of 60 pictures"):
+        brought(tmp_path / "a.npz", media, 25)
 
 
 def test_a_folder_of_tracks_makes_a_corpus_without_mediapipe(tmp_path):

@@ -144,6 +144,7 @@ def brought(path: Path, media: Media, fps: float) -> Track:
 
     Raises:
         CorpusError: it is no such track, or not of this film; says what is needed.
+        RecordingError: there is no face in any picture.
     """
     try:
         arrays = load_named(path)
@@ -158,6 +159,8 @@ def brought(path: Path, media: Media, fps: float) -> Track:
         read_track(tracker, arrays, path, fps)  # says what is wrong with its shapes
     rows = min(len(arrays[key]) for key in keys)
     found = np.all([np.isfinite(arrays[key][:rows]).all(axis=1) for key in keys], axis=0)
+    if not found.any():
+        raise RecordingError(f"{path}: no face in any of {rows} pictures, all rows have a NaN")
     tracked = {key: arrays[key][:rows][found] for key in keys}
     motion = read_track(tracker, tracked, path, fps)
     times = _picture_times(media)

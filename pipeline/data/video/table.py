@@ -18,6 +18,7 @@ or one person alone, who listens to nobody.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -213,8 +214,10 @@ def _of_row(row: Mapping[str, str], path: Path, number: int) -> Recorded:
         )
     try:
         later = float(row.get("later_b") or 0)
-    except ValueError as error:
-        raise CorpusError(f"{where}: later_b {row['later_b']!r} is no number of seconds") from error
+    except ValueError:
+        later = math.nan
+    if not math.isfinite(later):
+        raise CorpusError(f"{where}: later_b {row['later_b']!r} is no number of seconds")
     return replace(recorded, later_b=later)
 
 
