@@ -278,6 +278,7 @@ def status(store: Store, offer: Offer) -> dict[str, Any]:
     flagged = {row.rater for row in rows if row.flags}
     unflagged: Opinions = [each for each in said if each.rater not in flagged]  # type: ignore[assignment]
     finished = store.finished()
+    survey = surveyed(said, offer)
     return {
         "round": offer.number,
         "form": store.config.form,
@@ -286,7 +287,7 @@ def status(store: Store, offer: Offer) -> dict[str, Any]:
         "begun": store.begun(),
         "answers": len(answers),
         "opinions": len(said),
-        "survey": asdict(surveyed(said, offer)),
+        "survey": asdict(survey) | {"warnings": survey.warnings},
         "agreement": agreement(said),
         "agreement_without_flagged": agreement(unflagged) if flagged else None,
         "matched": matched(answers, offer, left_out),

@@ -700,6 +700,8 @@ def test_the_last_clip_ends_in_thanks_and_the_studio_sees_it(browser, page):
     assert tab.value("document.getElementById('back').href").endswith("?cc=C0DE")
     studio = browser.open(f"{opened.config.url}/studio#{STUDIO}")
     studio.wait_for("!document.getElementById('view').hidden")
+    warnings = "[...document.querySelectorAll('#warnings p')].map((line) => line.textContent)"
+    assert "rated by nobody" in studio.value(warnings)[0]
     assert STUDIO not in studio.value("location.href")
     rows = "[...document.querySelectorAll('#raters tr')].map(r => r.textContent)"
     assert "abc" in studio.value(rows)[1]

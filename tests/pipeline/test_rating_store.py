@@ -411,6 +411,12 @@ def test_careless_raters_are_flagged_and_careful_ones_are_not(make, offer):
     assert json.dumps(status(store, offer)), "the studio's page is sent it"
 
 
+def test_the_studio_is_told_why_ratings_teach_little(make, offer):
+    """In what its page is sent."""
+    warnings = status(make(Clock()), offer)["survey"]["warnings"]
+    assert warnings == surveyed([], offer).warnings and "rated by nobody" in warnings[0]
+
+
 def answered(*given, kind="plain"):
     from rapport.pipeline.rating.plan import Item
 

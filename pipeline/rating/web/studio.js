@@ -62,7 +62,7 @@ function show(said) {
       return cell;
     }),
   );
-  const { alpha, reliability, warnings = [] } = said.survey;
+  const { alpha, reliability, warnings } = said.survey;
   const criteria = Object.keys(alpha);
   table("agreement", ["", "alpha", "reliability of the mean"], criteria.map((name) => ({ texts: [name, number(alpha[name]), number(reliability[name])] })));
   $("warnings").replaceChildren(...warnings.map((text) => element("p", text, { className: "soft warns" })));
