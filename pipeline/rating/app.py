@@ -1,7 +1,8 @@
 """The application: raters' pages and answers, and the studio's view of them (docs/rating.md).
 
 Raters are known by the key in their address, and the studio by its token. Nobody's network address
-is stored or logged; only of those who give a wrong token is it known, for a minute, how often.
+is stored or logged; how often one asked for what is the studio's is in memory, and forgotten by the
+first request after it rested for one or two minutes (`rapport.pipeline.serve.doors`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from rapport.settings import is_loopback
 
 GUARDED = "/v1/"  # what a token and a pace are asked for; the page and the probes stand before it
 UPLOADS = "/v1/generations"  # where a body may be a recording
-MOST_CLIENTS = 4096  # whose pace is remembered, before those that have rested are forgotten
+FORGET_S = 60.0  # how often the paces of clients that have rested are forgotten
 BACKLOG_S = 60.0  # of sound that was not answered, which a session that goes on sends at once
 
 SECURITY_HEADERS = {
@@ -408,6 +408,7 @@ class Doors:
         self.rules = rules
         self._clock = clock
         self._paces: dict[str, Pace] = {}
+        self._forgot = clock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -429,6 +430,7 @@ class Doors:
 
     def _look(self, scope: Scope) -> None:
         """Raise `Refused` where somebody may not come in."""
+        self._forget()
         headers = Headers(scope=scope)
         self.rules.require_host(headers)
         self.rules.require_origin(headers)
@@ -454,8 +456,6 @@ class Doors:
 
     def _require_pace(self, client: str) -> None:
         """Raise `Refused` where a client asks too often."""
-        if len(self._paces) >= MOST_CLIENTS:
-            self._paces = {name: pace for name, pace in self._paces.items() if not pace.rested}
         most = self.rules.requests
         pace = self._paces.get(client) or Pace(most / 60, most, self._clock)
         self._paces[client] = pace
@@ -463,6 +463,13 @@ class Doors:
             retry = {"Retry-After": str(math.ceil(pace.wait(1)))}
             message = f"more than {most} requests a minute: wait {retry['Retry-After']} s"
             raise Refused(429, "requests", message, headers=retry)
+
+    def _forget(self) -> None:
+        """Nobody is remembered who asked for nothing in the last minute."""
+        now = self._clock()
+        if now - self._forgot >= FORGET_S:
+            self._forgot = now
+            self._paces = {name: pace for name, pace in self._paces.items() if not pace.rested}
 
 
 def guard(app: FastAPI, rules: Rules) -> None:

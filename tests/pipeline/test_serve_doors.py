@@ -307,15 +307,17 @@ def test_bytes_may_come_half_faster_and_a_largest_message_fits():
     assert pace.take(48_000) and not pace.take(1)
 
 
-def test_clients_that_have_rested_are_forgotten(monkeypatch):
-    monkeypatch.setattr("rapport.pipeline.serve.doors.MOST_CLIENTS", 3)
+def test_who_has_rested_is_forgotten_when_anybody_asks_a_minute_later():
     clock = Clock()
     doors = Doors(application_behind(), Rules(requests=2), clock)
     for place in range(9):
         visitor = TestClient(doors, base_url=HOME, client=(f"10.0.0.{place}", 1))
         assert visitor.post("/v1/sessions").status_code == 200
         clock.now += 20
-    assert len(doors._paces) <= 4
+    assert len(doors._paces) <= 5
+    clock.now += 61
+    assert visitor.get("/").status_code == 200
+    assert not doors._paces
 
 
 def test_a_client_has_so_many_sessions_and_gets_seats_back():
