@@ -310,6 +310,37 @@ def test_the_page_listens_to_a_microphone_and_asks_nobody_else(browser, host):
     assert origins == {urlsplit(host).netloc}
 
 
+TELL = """(async () => {
+  const { Session } = await import("./session.js");
+  const facts = await (await fetch("listener.json")).json();
+  const { Worker } = window;
+  const posted = [];
+  const states = [];
+  let worker;
+  window.Worker = class {
+    constructor() { worker = this; }
+    postMessage(message) { posted.push(message); }
+    terminate() {}
+  };
+  const session = new Session(null, {}, {
+    begun() {}, frames() {}, stats() {}, state: (word) => states.push(word),
+  });
+  await session.begin();
+  window.Worker = Worker;
+  session.tell("happy");
+  worker.onmessage({ data: { facts, next: { number: 0, waits: true } } });
+  session.stop();
+  session.tell("");
+  return { text: posted.at(-1).text, states };
+})()"""
+
+
+@needs_chromium
+def test_a_text_is_heeded_that_comes_before_the_listener_and_none_after_the_end(page):
+    found = page.value(TELL)
+    assert found["text"] == "happy" and found["states"][-1] == "ended"
+
+
 def refused(capsys, *arguments):
     assert main(["export", *arguments]) == 2
     said = " ".join(capsys.readouterr().err.split())

@@ -19,6 +19,7 @@ export class Session {
     this.wishes = { seed: 0, text: null, noise, ...wishes };
     this.on = on;
     this.info = null;
+    this.early = null; // what it is told before it is there
     this.liveliness = 1;
     this.next = 0; // the first chunk that was not answered
     this.wentOn = 0;
@@ -55,6 +56,11 @@ export class Session {
 
   /** From the next chunk on it is told this, if it was exported with it. */
   tell(text) {
+    if (this.over) return;
+    if (!this.info) {
+      this.early = text;
+      return;
+    }
     const { texts } = this.info;
     const known = !text || texts.includes(text);
     if (known) this.wishes.text = text || null;
@@ -89,6 +95,7 @@ export class Session {
       this.info = this.#info(facts);
       this.on.begun(this.info, 0);
       this.on.state("listening", "");
+      if (this.early !== null) this.tell(this.early);
     } else {
       const sample = Math.round((frame * this.info.rate) / this.info.fps);
       if (this.heard) this.next += 1;
