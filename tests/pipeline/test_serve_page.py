@@ -528,6 +528,18 @@ def test_the_text_of_the_moment_is_asked_for_again(chromium, listener, address):
 
 
 @needs_chromium
+def test_a_text_that_changes_before_the_server_has_room_reaches_it(chromium, listener, address):
+    listener.full = 1000
+    tab = started(chromium, address)
+    tab.wait_for("rapport.state === 'connecting' && !start.disabled")
+    tab.value("text.value = 'sad'; text.dispatchEvent(new Event('change'))")
+    assert listener.wishes == []
+    listener.full = 0
+    until(lambda: listener.sound)
+    assert listener.texts[0] == wire.Told(text="sad"), "before anything was heard"
+
+
+@needs_chromium
 def test_a_listener_that_sees_is_shown_the_pictures_again(chromium, listener, address):
     listener.sees = "pictures"
     listener.memory_s = 60.0

@@ -197,6 +197,7 @@ export class Session {
       // Whoever goes on must draw the same noise.
       Object.assign(this.wishes, { policy: info.policy, seed: info.seed });
       this.on.begun(info, ready.wait_s);
+      this.#sendText(this.told); // while the connection was made
     } else {
       this.wentOn += 1;
       this.before.late += this.counted.late;
