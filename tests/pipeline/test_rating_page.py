@@ -576,6 +576,28 @@ def test_a_reload_goes_on_where_it_stopped_on_a_telephone(browser, page):
 
 
 @needs_chromium
+def test_a_browser_that_stores_nothing_answers_all_the_same(browser, page):
+    opened = page()
+    tab = browser.open("about:blank")
+    denied = "get() { throw new DOMException('denied', 'SecurityError'); }"
+    source = f"Object.defineProperty(window, 'localStorage', {{ {denied} }});"
+    tab.ask("Page.addScriptToEvaluateOnNewDocument", source=source)
+    tab.ask("Page.navigate", url=next(iter(links(opened.store).values())))
+    tab.wait_for("document.getElementById('consent')?.hidden === false")
+    tab.click("#agree")
+    tab.wait_for("!document.getElementById('rating').hidden")
+    watch(tab)
+    for key in "4502":
+        press(tab, key)
+    press(tab, "Enter")
+    tab.wait_for("document.getElementById('where').textContent.startsWith('Clip 2')")
+    tab.ask("Page.reload")
+    tab.wait_for("document.readyState === 'complete' && !document.getElementById('rating').hidden")
+    assert place(tab).startswith("Clip 2") and len(opened.store.answers()) == 1
+    assert tab.complaints == []
+
+
+@needs_chromium
 def test_an_answer_survives_a_server_that_is_gone_and_a_page_that_is_closed(browser, tmp_path):
     write_offer(tmp_path, groups=2)
     served = Served(tmp_path, RateSection(port=free_port(), raters=2))

@@ -107,19 +107,37 @@ function changed() {
   $("next").disabled = !(open && form?.whole) || sending;
 }
 
+/** Keeps the answer that is on its way, or none (null). Where a browser stores nothing, it is sent all the same. */
+function keep(answer) {
+  try {
+    if (answer) localStorage.setItem(`kept ${key}`, JSON.stringify(answer));
+    else localStorage.removeItem(`kept ${key}`);
+  } catch {
+    // storage is blocked, or full
+  }
+}
+
+function keptBefore() {
+  try {
+    return JSON.parse(localStorage.getItem(`kept ${key}`));
+  } catch {
+    return null;
+  }
+}
+
 async function send() {
   if ($("next").disabled) return;
   sending = true;
   changed();
   const kept = { place: turn.item.place, answer: form.answer };
-  localStorage.setItem(`kept ${key}`, JSON.stringify(kept));
+  keep(kept);
   try {
     const said = await call(`answers/${kept.place}`, kept.answer);
-    localStorage.removeItem(`kept ${key}`);
+    keep(null);
     await show(said, true);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    localStorage.removeItem(`kept ${key}`);
+    keep(null);
     await show(await call("turn"), false); // answered in another tab, or no longer offered
   } finally {
     sending = false;
@@ -129,14 +147,14 @@ async function send() {
 
 /** An answer that the page was closed on before the server had it. */
 async function deliver() {
-  const kept = JSON.parse(localStorage.getItem(`kept ${key}`) ?? "null");
+  const kept = keptBefore();
   if (!kept) return;
   try {
     await call(`answers/${kept.place}`, kept.answer);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
   }
-  localStorage.removeItem(`kept ${key}`);
+  keep(null);
 }
 
 function thank(code) {
