@@ -14,6 +14,7 @@ from rapport.actors.cluster import cluster
 from rapport.pipeline.ports import listening, until_interrupted
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.serve.deployment import APPLICATION, REGISTRY, built
+from rapport.pipeline.serve.record import require_folder
 from rapport.pipeline.settings import ServeConfig
 
 READY_S = 120.0
@@ -22,6 +23,8 @@ QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 def run(config: ServeConfig, run: Run) -> None:
     """Serve until Ctrl-C."""
+    if config.cluster.address is None:  # else replicas are elsewhere, and look themselves
+        require_folder(config.serve.record)
     # Where somebody listens already, both would get every other request.
     listening(config.serve.host, config.serve.port, "serve.port").close()
     with cluster(config.cluster.address, config.cluster.cpus):

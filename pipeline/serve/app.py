@@ -285,7 +285,7 @@ async def _talk(
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             await _account_for(ended, session, socket)
         if recorder is not None:
-            recorder.write()
+            await asyncio.to_thread(recorder.write)  # minutes of sound: others go on meanwhile
         logger.info(
             f"session {session.name}: ended, {session.late} late, {session.dropped} dropped"
         )

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import wave
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rapport.files import atomic, write_atomic
-from rapport.pipeline.serve.session import Session
+from rapport.pipeline.rundir import RunError
 from rapport.policies.clip import AUDIO_RATE
-from rapport.policies.live import Chunk
+
+if TYPE_CHECKING:  # seconds of imports, which whoever only looks at the folder needs none of
+    from rapport.pipeline.serve.session import Session
+    from rapport.policies.live import Chunk
+
+
+def require_folder(folder: Path | None) -> None:
+    """Raise `RunError` where recordings cannot be written; the folder is made, None is none."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"sound")
+    except OSError as error:
+        raise RunError(
+            f"serve.record={folder}: no recording can be written there ({error}); name a folder "
+            "that takes files, or leave serve.record out"
+        ) from error
 
 
 class Recorder:

@@ -18,6 +18,7 @@ from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
 from rapport.pipeline.serve.engine import Engine, Voice, in_silence
 from rapport.pipeline.serve.generations import Generations, Limits
+from rapport.pipeline.serve.record import require_folder
 from rapport.pipeline.serve.session import Reserved, Session, SessionRequest
 from rapport.pipeline.serve.settings import FORGOTTEN_S, ServeSection
 from rapport.pipeline.serve.voices import SHIPPED, load_voice
@@ -42,6 +43,9 @@ class Server:
         name: of the replica.
         secret: of tickets, the same in all replicas.
         token: that clients need; None = none.
+
+    Raises:
+        RunError: recordings cannot be kept where they shall be.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Server:
         secret: bytes,
         token: str | None,
     ) -> None:
+        require_folder(config.record)
         self.config = config
         self.name = name
         self.head: HeadAsset = load_head(head.path, head.topology)

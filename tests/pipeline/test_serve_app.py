@@ -19,12 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from rapport.pipeline.run import main
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve import app, voices, wire
 from rapport.pipeline.serve import session as serve_session
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import built
 from rapport.pipeline.serve.engine import in_silence
+from rapport.pipeline.serve.record import Recorder
+from rapport.pipeline.serve.server import Server
 from rapport.pipeline.serve.session import Session, SessionRequest
 from rapport.pipeline.serve.settings import (
     FORGOTTEN_S,
@@ -41,6 +44,7 @@ from rapport.policies.vla.vllm_plugin import EngineError
 from tests.live_clients import heard, pcm, sound_part, voice_of
 from tests.live_sockets import (
     LIMITS,
+    SECRET,
     listening,
     loaded,
     received,
@@ -49,6 +53,7 @@ from tests.live_sockets import (
     wait_until_all_left,
 )
 from tests.on_port import until
+from tests.runs import free_port
 from tests.small_flow import saved_policy
 from tests.small_flow import small_policy as small_flow
 from tests.talking import small_policy
@@ -210,8 +215,17 @@ def test_sessions_that_do_not_fit_are_refused(client, server):
         wait_until_all_left(server)
 
 
-def test_a_recorded_session_says_so_and_is_kept(client, server):
-    """What it heard, and not what it was told of the past."""
+def test_a_recorded_session_says_so_and_is_kept(client, server, monkeypatch):
+    """What it heard, and not what it was told of the past; others go on while it is written."""
+    write = Recorder.write
+    written = []
+
+    def noted(recorder):
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        written.append(write(recorder))
+
+    monkeypatch.setattr(Recorder, "write", noted)
     session = ticket(client, policy="flow", seed=11, number=1)
     assert session["recorded"] is True
     with socket(client, session) as live:
@@ -233,6 +247,17 @@ def test_a_recorded_session_says_so_and_is_kept(client, server):
         assert file.readframes(99_999) == sound[5120:].tobytes()
     kept = json.loads((folder / f"{name}.json").read_text())
     assert (kept["seed"], kept["number"], kept["texts"]) == (11, 1, [[2, "happy"]])
+    assert len(written) == 1
+
+
+def test_a_folder_that_takes_no_recordings_is_named_before_anybody_talks(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    section = ServeSection(record=tmp_path / "file" / "kept")
+    with pytest.raises(RunError, match=r"serve.record=.*kept: .*\(.*\); name a folder"):
+        Server(section, HeadConfig(), "replica", SECRET, None)
+    keys = [f"serve.record={section.record}", f"serve.port={free_port()}"]
+    assert main(["serve", *keys, "--run-dir", str(tmp_path / "run")]) == 2
+    assert "name a folder" in capsys.readouterr().err
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
