@@ -612,6 +612,43 @@ def test_pictures_leave_only_for_a_listener_that_sees_and_who_lets_it(chromium, 
         assert picture.sample > 0
 
 
+ASKS = """
+  const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wants) => {
+    if (!wants.video) return ask(wants);
+    GIVES
+  };
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("gives", "says"),
+    [
+        ("throw new DOMException('none', 'NotFoundError');", "There is no camera"),
+        ("throw new DOMException('no', 'NotAllowedError');", "does not let this page see"),
+        (
+            "HTMLMediaElement.prototype.play = () => Promise.reject(new Error('cannot play'));"
+            "return (window.given = await ask(wants));",
+            "cannot play",
+        ),
+    ],
+)
+def test_a_camera_that_gives_nothing_is_named_and_left_alone(
+    chromium, listener, address, gives, says
+):
+    listener.sees = "face"
+    tab = chromium.open(address)
+    tab.wait_for("policy.options.length > 0")
+    tab.value(ASKS.replace("GIVES", gives))
+    tab.click("#camera")
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'failed'")
+    assert says in tab.value("says.textContent")
+    live = "(window.given?.getTracks() ?? []).some((track) => track.readyState === 'live')"
+    assert not tab.value(live), "its light is out"
+
+
 @needs_chromium
 def test_controls_reach_the_server_and_dials_show_what_it_says(chromium, listener, address):
     listener.full = 1

@@ -10,9 +10,15 @@ export class Camera {
   static async open(video, wants) {
     const wanted = { width: { ideal: 640 }, facingMode: "user" };
     const stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
+    const camera = new Camera(video, stream, wants);
     video.srcObject = stream;
-    await video.play();
-    return new Camera(video, stream, wants);
+    try {
+      await video.play();
+    } catch (error) {
+      camera.stop();
+      throw error;
+    }
+    return camera;
   }
 
   constructor(video, stream, wants) {

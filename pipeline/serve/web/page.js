@@ -159,7 +159,7 @@ async function start() {
     if (policy?.camera && $("camera").checked) camera = await Camera.open($("seen"), policy.camera);
   } catch (error) {
     sound?.close();
-    return show("failed", notAllowed(error));
+    return show("failed", sound ? notSeen(error) : notHeard(error));
   } finally {
     $("start").disabled = false;
   }
@@ -184,9 +184,15 @@ async function start() {
   session.begin();
 }
 
-function notAllowed(error) {
+function notHeard(error) {
   if (error.name === "NotAllowedError") return "Your browser does not let this page listen: allow it, or use a recording.";
   if (error.name === "NotFoundError") return "There is no microphone: plug one in, or use a recording.";
+  return error.message;
+}
+
+function notSeen(error) {
+  if (error.name === "NotAllowedError") return "Your browser does not let this page see: allow it, or untick the camera.";
+  if (error.name === "NotFoundError") return "There is no camera: plug one in, or untick it.";
   return error.message;
 }
 
