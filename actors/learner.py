@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -401,10 +401,11 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             last = now
             with steps_file.open("a") as lines:
                 lines.write(json.dumps({"step": step + 1} | news | metrics) + "\n")
-        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < objective.steps:
-            _report(engine, step + 1, metrics)
+        # Before the checkpoint: who goes on from there does not come by here again.
         if step + 1 in config["milestones"]:
             _publish(engine, objective, _milestone(directory, step + 1), rank=rank)
+        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < objective.steps:
+            _report(engine, step + 1, metrics)
     seconds_per_step = (time.monotonic() - began) / max(1, objective.steps - start)
     state = full_state_dict(engine)
     if rank == 0:
@@ -489,7 +490,7 @@ def train_step(
     world_size: int,
     micro_batch: int | None = None,
 ) -> dict[str, float]:
-    """One optimiser step; metrics averaged over the ranks. Collective.
+    """One optimiser step, collective; metrics are means over rows and ranks, NAME_max the largest.
 
     Args:
         engine: of `start_engine`.
@@ -508,7 +509,8 @@ def train_step(
         name: value.to(engine.device) if isinstance(value, torch.Tensor) else value
         for name, value in objective.batch(step, rank, world_size).items()
     }
-    total: dict[str, torch.Tensor] = {}
+    means: dict[str, torch.Tensor] = {}
+    largest: dict[str, torch.Tensor] = {}
     pieces = list(split_rows(batch, micro_batch))
     for index, (piece, share) in enumerate(pieces):
         engine.set_gradient_accumulation_boundary(index + 1 == len(pieces))
@@ -518,15 +520,25 @@ def train_step(
                 f"loss is {loss.item()} at step {step} on rank {rank}; lower the learning rate"
             )
         engine.backward(share * loss)
-        for name, value in {"loss": loss, **metrics}.items():
-            total[name] = total.get(name, 0) + share * value.detach().float()
+        for name, tensor in {"loss": loss, **metrics}.items():
+            value = tensor.detach().float()
+            if name.endswith("_max"):
+                largest[name] = torch.maximum(largest.get(name, value), value)
+            else:
+                means[name] = means.get(name, 0) + share / world_size * value
     engine.step()
-    values = torch.stack(list(total.values()))
-    dist.all_reduce(values)
-    averaged = dict(zip(total, (values / world_size).tolist(), strict=True))
-    averaged["learning_rate"] = objective.learning_rate * schedule(step, objective.steps)
-    averaged["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
-    return averaged
+    reached = _over_ranks(means, dist.ReduceOp.SUM) | _over_ranks(largest, dist.ReduceOp.MAX)
+    reached["learning_rate"] = objective.learning_rate * schedule(step, objective.steps)
+    reached["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
+    return reached
+
+
+def _over_ranks(metrics: Mapping[str, torch.Tensor], reduction: Any) -> dict[str, float]:
+    if not metrics:
+        return {}
+    values = torch.stack(list(metrics.values()))
+    dist.all_reduce(values, reduction)
+    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 def split_rows(batch: dict[str, Any], size: int | None) -> Iterator[tuple[dict[str, Any], float]]:

@@ -223,6 +223,17 @@ class OfReactFace(Learning):
         require_equal_shares(self, "reactface", key="overheard")
         return self
 
+    @model_validator(mode="after")
+    def _batches_go_through_whole(self) -> Self:
+        if self.learner.gradient_checkpointing:
+            raise ValueError("learner.gradient_checkpointing is for policy=vla; leave it out")
+        if self.learner.micro_batch is not None and self.reactface.overheard:
+            raise ValueError(
+                "learner.micro_batch cannot cut a batch of which some clips are only heard: leave "
+                "it out, or say reactface.overheard=0"
+            )
+        return self
+
 
 class OfOther(Learning):
     """A policy of your own, imitating by its likelihood."""
@@ -515,9 +526,8 @@ class Rewarded(Judged):
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> Self:
-        for name in ("reward", "groups"):
-            if not any(getattr(self, name).model_dump().values()):
-                raise ValueError(f"{name}: all weights are 0, so nothing is rewarded")
+        if not any(self.groups.model_dump().values()):
+            raise ValueError("groups: all weights are 0, so nothing is rewarded")
         return self
 
 
@@ -753,7 +763,7 @@ class Ablated(Preferences):
 
     @model_validator(mode="after")
     def _one_round_of_its_own(self) -> Self:
-        if self.candidates is not None or self.dpo.rounds > 1:
+        if self.candidates is not None or self.live or self.dpo.rounds > 1:
             raise ValueError(
                 "ablate samples its own candidates, once: no `candidates`, no `ratings`, "
                 "dpo.rounds=1"

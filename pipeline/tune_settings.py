@@ -196,6 +196,11 @@ class SweptPreferences(Sweep, Preferences):
             raise ValueError(
                 "the trials of a sweep learn from the same candidates: dpo.rounds must be 1"
             )
+        if self.live:
+            raise ValueError(
+                "a sweep has no page for raters: give it what a run of `rate` has asked them, "
+                "candidates=RUN ratings=RUN"
+            )
         return self
 
 

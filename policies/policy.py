@@ -209,10 +209,6 @@ class Policy(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} is sampled by its own code only")
 
-    def log_prob_gap(self, prompt: Any, reaction: Reaction) -> float:
-        """The largest of `log_prob_gaps`."""
-        return float(self.log_prob_gaps(prompt, reaction).max())
-
     # -- Learning --
 
     @abstractmethod

@@ -37,7 +37,8 @@ def batch_rows(
 ) -> np.ndarray:
     """Row numbers (batch_size,) of the global batch of `step`.
 
-    Every row comes once in an epoch, in another order in each.
+    Every row comes once in an epoch, in another order in each; the last of a table that
+    `together` does not divide fills its block.
 
     A function of its arguments alone, so a resumed run reads on where it stopped.
 
@@ -46,19 +47,19 @@ def batch_rows(
         batch_size: rows.
         size: rows of the table.
         seed: of the order.
-        together: so many rows that follow each other stay together, where they divide batch and
-            table.
+        together: so many rows that follow each other stay together, where they divide the batch.
     """
+    blocks = -(-size // together)
+    epoch = blocks * together
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {e: _order(size, together, [seed, int(e)]) for e in np.unique(positions // size)}
-    return np.array([orders[p // size][p % size] for p in positions])
+    orders = {e: _order(blocks, together, [seed, int(e)]) for e in np.unique(positions // epoch)}
+    rows = np.array([orders[p // epoch][p % epoch] for p in positions])
+    return np.minimum(rows, size - 1)
 
 
-def _order(size: int, together: int, seed: list[int]) -> np.ndarray:
-    whole = size // together
-    blocks = np.random.default_rng(seed).permutation(whole)
-    rows = (blocks[:, None] * together + np.arange(together)).ravel()
-    return np.concatenate([rows, np.arange(whole * together, size)])
+def _order(blocks: int, together: int, seed: list[int]) -> np.ndarray:
+    order = np.random.default_rng(seed).permutation(blocks)
+    return (order[:, None] * together + np.arange(together)).ravel()
 
 
 def rank_share(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:

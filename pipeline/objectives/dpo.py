@@ -173,7 +173,7 @@ class Dpo(PolicyObjective):
             policy_rejected=policy[:, 1],
             reference_chosen=reference[:, 0],
             reference_rejected=reference[:, 1],
-            num_tokens=1 if drawn else batch["actions"].shape[-1],
+            num_tokens=1 if drawn else batch["actions"].shape[2],
         )
         result = dpo_loss(
             pairs,

@@ -151,9 +151,8 @@ class Gdpo(PolicyObjective):
             parts["kl/reference"] = parts.pop("kl")
             losses.append(loss)
             metrics.append(parts)
-        means = {
-            name: torch.stack([parts[name] for parts in metrics]).mean() for name in metrics[0]
-        }
+        seen = {name: torch.stack([parts[name] for parts in metrics]) for name in metrics[0]}
+        means = {n: v.max() if n.endswith("_max") else v.mean() for n, v in seen.items()}
         return torch.stack(losses).mean(), means
 
     def _mismatch(

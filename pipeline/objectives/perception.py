@@ -101,6 +101,13 @@ class Perception(TableObjective):
         return *_scale(face[shown], self.groups), *_scale(manner, 2 * self.groups)
 
     @cached_property
+    def shares(self) -> tuple[float, float]:
+        """Of the table's rows: those with pictures, and those with a voice; 1 where none has."""
+        there = [[row is not None for row in self.rows[name]] for name in ("frames", "voice")]
+        pictures, voice = (float(np.mean(rows)) or 1.0 for rows in there)
+        return pictures, voice
+
+    @cached_property
     def told(self) -> Told:
         """What is trained; the layers behind the encoders belong to imitation."""
         model = self.policy.model
@@ -117,22 +124,27 @@ class Perception(TableObjective):
         """What is trained."""
         return self.told
 
+    def checkpoint_gradients(self) -> None:
+        """Encoders are small: nothing is computed twice."""
+
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
         """Pictures and voice of chunks, and what the face did.
 
-        What is absent is zeros and has no weight.
+        What is absent is zeros and has no weight; what is there has more, the less the table has
+        of it.
         """
         config = self.policy.model.config
         rows = [self.rows[index] for index in self.share(step, rank, world_size)]
         face_mean, face_scale, manner_mean, manner_scale = self.scales
+        shown, spoken = self.shares
         face = torch.tensor([row["face"] for row in rows]).reshape(len(rows), config.frames, -1)
         manner = torch.tensor([row["manner"] for row in rows])
         manner = manner.reshape(len(rows), config.voice_tokens, -1)
         return {
             "frames": _bytes([row["frames"] for row in rows], picture_shape(config)),
             "voice": _bytes([row["voice"] for row in rows], voice_shape(config)),
-            "seen": torch.tensor([row["frames"] is not None for row in rows]),
-            "heard": torch.tensor([row["voice"] is not None for row in rows]),
+            "seen": torch.tensor([row["frames"] is not None for row in rows]) / shown,
+            "heard": torch.tensor([row["voice"] is not None for row in rows]) / spoken,
             "face": (face - face_mean) / face_scale,
             "manner": (manner - manner_mean) / manner_scale,
         }
@@ -177,10 +189,10 @@ def _scale(values: np.ndarray, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
     )
 
 
-def _error(found: Tensor, wanted: Tensor, there: Tensor) -> Tensor:
-    """Mean squared error over the rows that are there; 0 where none is."""
+def _error(found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Mean over rows of their squared errors times their weights, so that batches can be cut."""
     errors = F.mse_loss(found, wanted.to(found), reduction="none").flatten(1).mean(dim=1)
-    return (errors * there).sum() / there.sum().clamp(min=1)
+    return (errors * weight).mean()
 
 
 def _bytes(values: list[bytes | None], shape: tuple[int, ...]) -> Tensor:

@@ -191,6 +191,11 @@ def scenes_of(step: Phase, config: Rewarded, imitated: Imitated) -> Scenes:
             f"nobody listens in {table}: GDPO rewards listening only, and there is no action of a "
             "listener during which the partner speaks and the actor does not"
         )
+    if not reward_weights(config.reward, config.groups, scenes.names).any():
+        raise RunError(
+            f"groups: this motion has {', '.join(scenes.names)}, and the weights of all of them "
+            "are 0, so nothing is rewarded"
+        )
     gdpo = config.gdpo
     step.say(
         f"{gdpo.iterations} iterations of {gdpo.sync_every} steps: {gdpo.answered} prompts "

@@ -147,10 +147,8 @@ class Verdict:
                 self.held_out.windows, self.held_out.prompts, groups, strict=True
             )
         )
-        return self._with_interval("kl", by_prompt)
-
-    def _with_interval(self, name: str, by_prompt: Mapping[str, float]) -> dict[str, float]:
-        return with_interval(name, by_prompt, self.config.evaluation.bootstrap)
+        conversations = {w.clip_id: w.conversation for w in self.held_out.windows}
+        return with_interval("kl", by_prompt, self.config.evaluation.bootstrap, conversations)
 
 
 def with_interval(
@@ -179,7 +177,7 @@ def training_kl(steps: Path) -> float:
     """KL(policy || start) of an action where the actor listens, over the last tenth of the steps.
 
     In nats, as learners logged it. Of AR-Flow an action is a denoise step of the trial's own SDE,
-    so a larger sigma makes it smaller (`rapport.policies.flow.sde.step_kl`).
+    so a larger sigma makes it smaller (`rapport.policies.flow.rollouts.step_kl`).
 
     Args:
         steps: the learners' file of metrics; its last line may be half written.

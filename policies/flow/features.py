@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Features:
         text: encoder of prompts.
         audio: encoder of voices.
         text_cache: of prompts, by their words.
-        audio_cache: of wav2vec2's features of voices, by clip and person; log-mel bands need none.
+        audio_cache: of wav2vec2's features of voices, by clip, person and sound; log-mel bands need none.
     """
 
     text: TextEncoder
@@ -80,7 +81,9 @@ class Features:
         heard = audio[: round(frames * AUDIO_RATE / fps)]
         if self.audio_cache is None:
             return self.audio(heard, frames, fps)
-        return self.audio_cache.get(f"{clip_id}/{role}", lambda: self.audio(heard, frames, fps))
+        sound = hashlib.sha256(np.ascontiguousarray(heard)).hexdigest()  # ids come again elsewhere
+        key = f"{clip_id}/{role}/{frames}/{fps:g}/{sound}"
+        return self.audio_cache.get(key, lambda: self.audio(heard, frames, fps))
 
 
 def scratch_features(config: EncodersConfig, device: torch.device | str = "cpu") -> Features:

@@ -59,11 +59,6 @@ def answers(shown: np.ndarray, points: Iterable[Point], fps: float) -> list[Answ
     return judged
 
 
-def share_right(judged: Sequence[Answer]) -> float | None:
-    """Share of points answered with the right sign, where no answer is half; None of no point."""
-    return float(np.mean([answer.right for answer in judged])) if judged else None
-
-
 def fits(judged: Sequence[Answer], least: float = 0.7) -> bool:
     """Whether a listener fits a speaker: at least that share answered right, and none wrong.
 

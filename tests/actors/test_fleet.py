@@ -85,7 +85,7 @@ def sample(fleet, prompts, seed=5, samples=2):
 
 def gap(policy, prompts, found):
     by_id = {p.prompt_id: p for p in prompts}
-    return max(policy.log_prob_gap(by_id[t.prompt_id], t) for t in found.values())
+    return max(policy.log_prob_gaps(by_id[t.prompt_id], t).max() for t in found.values())
 
 
 def test_the_fleet_says_what_runs(fleet):

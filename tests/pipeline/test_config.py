@@ -11,7 +11,7 @@ from rapport.pipeline.config import describe, load_config
 from rapport.pipeline.run import OTHER, RECIPES, config_of, main, say_unheeded
 from rapport.pipeline.settings import DpoOfVla, GdpoOfFlow, PrepareConfig
 from rapport.pipeline.steps.outcomes import reported
-from rapport.pipeline.tune_settings import TUNED
+from rapport.pipeline.tune_settings import TUNED, TuneDpoOfVla
 from rapport.rewards.settings import GroupWeightsConfig
 from rapport.settings import ConfigError
 
@@ -116,6 +116,33 @@ def test_values_are_read_as_yaml():
 def test_ablate_takes_no_videos_as_it_renders_none():
     with pytest.raises(ConfigError, match="unknown key 'evaluation.clips'"):
         load("evaluation.clips=0", recipe=settings.AblateOfVla)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (settings.AblateOfVla, "ablate samples its own candidates"),
+        (settings.AblateOfFlow, "ablate samples its own candidates"),
+        (TuneDpoOfVla, "a sweep has no page for raters"),
+    ],
+)
+def test_where_there_is_no_page_people_are_not_waited_for(recipe, says):
+    """Simulated raters would answer in their stead."""
+    with pytest.raises(ConfigError, match=says):
+        load("ratings=live", recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("learner.micro_batch=4", "of which some clips are only heard"),
+        ("learner.gradient_checkpointing=true", "gradient_checkpointing is for policy=vla"),
+    ],
+)
+def test_a_batch_of_reactface_is_not_cut(override, says):
+    with pytest.raises(ConfigError, match=says):
+        load(override, recipe=settings.DpoOfReactFace)
+    load("learner.micro_batch=4", "reactface.overheard=0", recipe=settings.DpoOfReactFace)
 
 
 def test_given_candidates_are_one_round():

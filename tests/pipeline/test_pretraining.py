@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapport.actors.learner import split_rows
 from rapport.pipeline.data.perception import PERCEPTION_SCHEMA, Channels, perceived_chunks
 from rapport.pipeline.objectives.perception import Perception
 from rapport.pipeline.objectives.settings import PerceptionTraining
@@ -111,6 +112,31 @@ def test_a_batch_is_a_function_of_its_step_and_ranks_share_it(folder):
     for name, values in whole.items():
         for rank, share in enumerate(shares):
             assert torch.equal(values[rank::2], share[name])
+
+
+def test_a_batch_in_pieces_is_the_batch_whoever_is_absent(folder, tmp_path):
+    """Pieces are weighed by their rows; in one of these nobody is seen, in another all are."""
+    policy = small_policy()
+    clips = [telling(0), replace(telling(1), speaker_frames=None, dyad_id="unseen")]
+    write_table(
+        tmp_path / "chunks.arrow",
+        perceived_chunks(clips, policy.model.config, CHANNELS, limit=99),
+        PERCEPTION_SCHEMA,
+    )
+    config = PerceptionTraining(steps=1, batch_size=8)
+    objective = Perception(
+        folder / "initial", tmp_path / "chunks.arrow", CHANNELS.groups(LAYOUT), config, seed=0
+    )
+    module = objective.module()
+    batch = objective.batch(0, 0, 1)
+    seen = batch["seen"] > 0
+    assert seen.sum() == 4
+    order = torch.argsort(seen.int(), stable=True)
+    batch = {name: values[order] for name, values in batch.items()}
+    whole = objective.loss(module, batch)[0].item()
+    pieces = [objective.loss(module, piece)[0].item() for piece, _ in split_rows(batch, 4)]
+    assert pieces[0] != pytest.approx(pieces[1], rel=0.1)
+    assert np.mean(pieces) == pytest.approx(whole, rel=1e-5)
 
 
 def test_what_stands_still_is_not_asked_for(folder):

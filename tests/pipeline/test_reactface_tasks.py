@@ -147,14 +147,22 @@ def test_dpo_prefers_what_was_chosen(corpus, tmp_path, alone):
     table = tmp_path / "pairs.arrow"
     write_table(table, rows, pair_schema(initial))
     config = ReactFaceDpoConfig(batch_size=4)
-    task = Dpo(folder, folder, table, config, 0, tmp_path / "reference.parquet")
+    file = tmp_path / "reference.parquet"
+    task = Dpo(folder, folder, table, config, 0, file)
     module = task.module()
     task.prepare(module, 0, 1)
+    actions = len(groups[0][0].log_probs)
     chosen = torch.tensor([group[0].log_probs.sum() for group in groups])
     torch.testing.assert_close(task.reference_log_likelihoods[:, 0], chosen, atol=1e-3, rtol=1e-4)
     losses, _ = descend(task, module, [0] * 4, rate=1e-3)
     assert losses[0] == pytest.approx(np.log(2), abs=1e-4), "policy and reference are one"
     assert losses[-1] < losses[0] - 0.01
+    # What is said of an action is said of a window, whatever numbers it is made of.
+    weighed = Dpo(folder, folder, table, ReactFaceDpoConfig(batch_size=4, chosen_nll=1.0), 0, file)
+    module = weighed.module()
+    weighed.prepare(module, 0, 1)
+    _, metrics = weighed.loss(module, weighed.batch(0, 0, 1))
+    assert metrics["chosen_nll"].item() == pytest.approx(-chosen.mean().item() / actions, rel=1e-3)
 
 
 def test_on_policy_the_ratio_is_exactly_1(corpus, tmp_path):

@@ -112,8 +112,8 @@ def test_the_canary_compares_with_the_unmerged_learner(adapted, tiny_corpus):
     prompt = policy.encode(tiny_corpus.at("train", 0))
     tolerance = 1e-4 if dtype == "float32" else 0.1
     reaction = answer(adapted.path, prompt, dtype)
-    assert policy.log_prob_gap(prompt, reaction) < tolerance
-    assert adapted.learner.log_prob_gap(prompt, reaction) < tolerance
+    assert policy.log_prob_gaps(prompt, reaction).max() < tolerance
+    assert adapted.learner.log_prob_gaps(prompt, reaction).max() < tolerance
 
 
 def test_a_canary_sees_a_merge_that_lost_the_update(adapted, tiny_corpus):
@@ -125,9 +125,10 @@ def test_a_canary_sees_a_merge_that_lost_the_update(adapted, tiny_corpus):
     policy = VlaPolicy.load(adapted.path)
     prompt = policy.encode(tiny_corpus.at("train", 0))
     reaction = answer(adapted.path, prompt, str(policy.model.dtype).removeprefix("torch."))
-    assert policy.log_prob_gap(prompt, reaction) > 0.2
+    assert policy.log_prob_gaps(prompt, reaction).max() > 0.2
     (adapted.path / ADAPTERS_FILE).unlink()
-    assert VlaPolicy.load(adapted.path).log_prob_gap(prompt, reaction) < 0.05, "and was not seen"
+    unseen = VlaPolicy.load(adapted.path).log_prob_gaps(prompt, reaction)
+    assert unseen.max() < 0.05, "and was not seen"
 
 
 def test_adapters_whose_base_is_gone_are_said(adapted, tiny_corpus, caplog, monkeypatch):
@@ -148,7 +149,7 @@ def test_the_learners_weights_are_taken_over_with_their_adapters(adapted, tiny_c
     assert behaviour.model.state_dict().keys() == adapted.learner.model.state_dict().keys()
     prompt = behaviour.encode(tiny_corpus.at("train", 0))
     dtype = str(behaviour.model.dtype).removeprefix("torch.")
-    assert behaviour.log_prob_gap(prompt, answer(adapted.path, prompt, dtype)) < 0.1
+    assert behaviour.log_prob_gaps(prompt, answer(adapted.path, prompt, dtype)).max() < 0.1
 
 
 def test_saving_says_what_was_lost(adapted):

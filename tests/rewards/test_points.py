@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rapport.rewards.ratings.answers import answers, best_level, fits, held, share_right, window
+from rapport.rewards.ratings.answers import answers, best_level, fits, held, window
 from rapport.rewards.ratings.points import Point
 from rapport.rewards.ratings.ratings import CRITERIA
 from rapport.rewards.ratings.simulated import SimulatedPanel
@@ -87,7 +87,6 @@ def test_points_whose_answer_is_outside_the_clip_are_not_counted():
     assert [counted(t) for t in (-1.4, -1.2, 6.4, 6.6)] == [0, 1, 1, 0]
     assert counted(20.0) == 0
     assert answers(np.zeros(FRAMES), [Point(2.0, 0.0, "plain")], FPS) == []
-    assert share_right([]) is None
 
 
 def test_a_listener_fits_who_answers_most_points_and_none_of_them_wrongly():

@@ -162,7 +162,9 @@ def with_masks(
 
 def vertex_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Distances in mm, (time, vertices), of vertices (time, vertices, 3) in metres."""
-    distances: np.ndarray = MM_PER_M * np.linalg.norm(np.subtract(x, y, dtype=np.float64), axis=-1)
+    apart = np.subtract(x, y, dtype=np.float64)
+    # Of axes so short `np.linalg.norm` takes twice as long.
+    distances: np.ndarray = MM_PER_M * np.sqrt(np.einsum("tvk,tvk->tv", apart, apart))
     return distances
 
 
