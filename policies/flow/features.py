@@ -29,7 +29,8 @@ class Features:
         text: encoder of prompts.
         audio: encoder of voices.
         text_cache: of prompts, by their words.
-        audio_cache: of wav2vec2's features of voices, by clip, person and sound; log-mel bands need none.
+        audio_cache: of wav2vec2's features of voices, by clip, person and sound; log-mel bands need
+            none.
     """
 
     text: TextEncoder
