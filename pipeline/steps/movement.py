@@ -6,7 +6,9 @@ speaker's pauses are no listening.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, TypeVar
@@ -36,6 +38,7 @@ from rapport.rewards.metrics.statistics import paired_interval, prompt_means
 
 # A method: the recorded motion of somebody else.
 OTHERS = "others"
+AT_ONCE = min(4, os.cpu_count() or 1)  # windows whose vertices are made: 200 MB each
 
 
 Answer = TypeVar("Answer")  # a reaction, or its motion
@@ -359,22 +362,11 @@ class MovementJudge:
         that the recorded face is made once, whatever the number of methods.
         """
         values: dict[str, dict[str, list[tuple[str, float]]]] = {name: {} for name in answers}
-        listeners = set(self.listeners)
-        for place, window in enumerate(self.windows):
-            shown = [window.motion, *(motions[place] for motions in answers.values())]
-            measured = []
-            if place in listeners:
-                measured.append(self._of_part("listen", shown, window.listening))
-                lids_apart = self._of_part("listen", shown, window.listening, lids=False)
-                measured.append(
-                    [
-                        {f"{name}_lids_apart": row[name] for name in row if name.endswith("FDD")}
-                        for row in lids_apart
-                    ]
-                )
-            if self.both_roles and window.actor_speaks.any():
-                measured.append(self._of_part("speak", shown, window.actor_speaks))
-            for rows in measured:
+        places = range(len(self.windows))
+        shown = [[motions[place] for motions in answers.values()] for place in places]
+        with ThreadPoolExecutor(AT_ONCE) as threads:  # numpy and torch let others run meanwhile
+            measured = threads.map(self._of_window, places, shown)
+            for window, rows in zip(self.windows, measured, strict=True):
                 for method, row in zip(answers, rows, strict=True):
                     for name, value in row.items():
                         values[method].setdefault(name, []).append((window.window_id, value))
@@ -382,6 +374,23 @@ class MovementJudge:
             method: {name: prompt_means(pairs) for name, pairs in by_name.items()}
             for method, by_name in values.items()
         }
+
+    def _of_window(self, place: int, motions: Sequence[Motion]) -> list[dict[str, float]]:
+        """`PART/PROTOCOL/NAME` -> value of every motion, in the parts that the window has."""
+        window = self.windows[place]
+        shown = [window.motion, *motions]
+        rows: list[dict[str, float]] = [{} for _ in motions]
+        if place in self.listeners:
+            listening = self._of_part("listen", shown, window.listening)
+            apart = self._of_part("listen", shown, window.listening, lids=False)
+            for row, as_it_is, open_lids in zip(rows, listening, apart, strict=True):
+                row |= as_it_is
+                row |= {f"{n}_lids_apart": v for n, v in open_lids.items() if n.endswith("FDD")}
+        if self.both_roles and window.actor_speaks.any():
+            speaking = self._of_part("speak", shown, window.actor_speaks)
+            for row, as_it_is in zip(rows, speaking, strict=True):
+                row |= as_it_is
+        return rows
 
     def _of_part(
         self, part: str, motions: Sequence[Motion], frames: np.ndarray, lids: bool = True
