@@ -54,7 +54,8 @@ def batch_rows(
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     orders = {e: _order(blocks, together, [seed, int(e)]) for e in np.unique(positions // epoch)}
     rows = np.array([orders[p // epoch][p % epoch] for p in positions])
-    return np.minimum(rows, size - 1)
+    filled: np.ndarray = np.minimum(rows, size - 1)
+    return filled
 
 
 def _order(blocks: int, together: int, seed: list[int]) -> np.ndarray:
