@@ -82,7 +82,7 @@ class Features:
         heard = audio[: round(frames * AUDIO_RATE / fps)]
         if self.audio_cache is None:
             return self.audio(heard, frames, fps)
-        sound = hashlib.sha256(np.ascontiguousarray(heard)).hexdigest()  # ids come again elsewhere
+        sound = hashlib.sha256(heard.tobytes()).hexdigest()  # ids come again elsewhere
         key = f"{clip_id}/{role}/{frames}/{fps:g}/{sound}"
         return self.audio_cache.get(key, lambda: self.audio(heard, frames, fps))
 
