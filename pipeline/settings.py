@@ -172,6 +172,9 @@ class OfFlow(Learning):
     imitation: Path | None = None
     """folder of a run of an AR-Flow whose corpus, encoded windows, motion VAE and supervised
     AR-Flow are used; empty = made anew"""
+    aligned: bool = False
+    """whether the policy that the run in `imitation` aligned is used, not its supervised one: to
+    align it further, by people after `gdpo`, say"""
     learner: LearnerConfig = LearnerConfig(checkpoint_every=80)
     roles: Literal["both", "listener"] = "both"
     """whose motion is learnt: of both people of a clip, or of its listener (DualTalk's clips
@@ -193,6 +196,8 @@ class OfFlow(Learning):
                 f"imitation=RUN_DIR brings its own {', '.join(STAGE_ONE)}: "
                 f"leave {', '.join(given)} out"
             )
+        if self.aligned and self.imitation is None:
+            raise ValueError("aligned=true needs imitation=RUN_DIR, the run that aligned a policy")
         return self
 
     @model_validator(mode="after")
@@ -976,6 +981,10 @@ class DistilConfig(OfFlow):
     """`distil`. With `imitation`, the policy that its run ended with is the teacher."""
 
     distil: DistilTraining = DistilTraining()
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """The teacher is the best that a run has."""
+        return super().moot() | {"distil takes the policy that a run ended with": ("aligned",)}
 
     @model_validator(mode="after")
     def _distil_batches_can_be_shared(self) -> Self:

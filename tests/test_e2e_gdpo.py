@@ -164,13 +164,18 @@ def test_its_policy_is_distilled(gdpo_run, tmp_path):
 
 
 @pytest.mark.long
-def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
+@pytest.mark.parametrize(
+    ("aligned", "before", "policy"),
+    [("false", "supervised", "flow"), ("true", "aligned before", "gdpo")],
+)
+def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path, aligned, before, policy):
     folder, _ = gdpo_run
     summary = finished_run(
         "dpo",
         tmp_path / "run",
         "policy=flow",
         f"imitation={folder}",
+        f"aligned={aligned}",
         "rollout.workers=1",
         "rollout.prompts=12",
         "rollout.samples=2",
@@ -199,18 +204,19 @@ def test_flow_dpo_aligns_the_same_policy_with_ratings(gdpo_run, tmp_path):
         "others",
         "Regression",
         "mean face",
-        "supervised",
-        "supervised by Euler",
+        before,
+        f"{before} by Euler",
         "Flow-DPO",
     }
-    assert "supervised, Flow-DPO" in (tmp_path / "run" / "report.html").read_text()
+    assert f"{before}, Flow-DPO" in (tmp_path / "run" / "report.html").read_text()
     rows = summary["metrics"]["evaluation"]
     means = {name: row["simulated_rating"]["mean"] for name, row in rows.items()}
     change = summary["metrics"]["change"]["simulated_rating_change"]
-    assert change["mean"] == pytest.approx(means["Flow-DPO"] - means["supervised"])
+    assert change["mean"] == pytest.approx(means["Flow-DPO"] - means[before])
     first = json.loads((tmp_path / "run" / "dpo" / "steps.jsonl").read_text().splitlines()[0])
     assert first["margin"] == pytest.approx(0, abs=1e-4), "nothing is learnt yet"
     assert summary["counts"]["contrast_pairs"] > 0
+    assert Path(summary["artifacts"]["flow_policy"]) == folder / policy / "policy"
 
 
 @pytest.mark.long

@@ -37,7 +37,7 @@ from rapport.policies.tables import read_table, write_table
 
 def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
     if config.imitation is not None:
-        earlier = earlier_flow(config.imitation)
+        earlier = earlier_flow(config.imitation, aligned=config.aligned)
         assert earlier.windows is not None
         run.leave({"corpus": earlier.corpus.path, "flow_policy": earlier.policy_path})
         run.leave({"encode_tables": earlier.windows})
@@ -51,11 +51,19 @@ def imitate_flow(run: Workspace, config: OfFlow) -> Imitated:
     return Imitated(corpus, policy, encoded.artifacts["encode_tables"])
 
 
-def earlier_flow(directory: Path) -> Imitated:
-    """What stage 1 of an earlier run left."""
+def earlier_flow(directory: Path, *, aligned: bool = False) -> Imitated:
+    """What stage 1 of an earlier run left, with its AR-Flow or the one that it was aligned to.
+
+    Raises:
+        RunError: something of it is not there.
+    """
     file = directory / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}
-    names = ("corpus", "encode_tables", "flow_policy")
+    policy_name = "flow_policy"
+    if aligned:
+        by_dpo = "dpo_policy" in summary["artifacts"]
+        policy_name = "dpo_policy" if by_dpo else "gdpo_policy"
+    names = ("corpus", "encode_tables", policy_name)
     artifacts, gone = still_there(directory, summary, names)
     if gone:
         raise RunError(

@@ -211,7 +211,7 @@ def _imitation(config: OfFlow, folder: Path) -> None:
     from rapport.policies.policy import load_policy
 
     as_trained(config)
-    load_policy(earlier_flow(folder).policy_path)
+    load_policy(earlier_flow(folder, aligned=config.aligned).policy_path)
 
 
 def _policy(config: Learning) -> None:

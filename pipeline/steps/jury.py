@@ -52,6 +52,8 @@ from rapport.policies.tables import read_table
 from rapport.policies.vla.settings import ActionConfig
 from rapport.rewards.dynamics import LEAST_FRAMES
 
+ALIGNED_BEFORE = "aligned before"  # what a policy is called that is aligned further
+
 
 @dataclass
 class Jury:
@@ -150,7 +152,8 @@ class Jury:
     def name_of(self, policy: Policy, round_index: int) -> str:
         """What a policy is called in tables."""
         if round_index == 0:
-            return policy.supervised
+            further = isinstance(self.config, JudgedOfFlow) and self.config.aligned
+            return ALIGNED_BEFORE if further else policy.supervised
         if not isinstance(self.config, Preferences):
             return policy.aligned["gdpo"]
         return policy.aligned["dpo"]

@@ -402,6 +402,7 @@ MOOT = {
     "rate.raters=3": "rate rate.recruit=prolific rate.completion_code=C",
     "rate.completion_code=C": "rate",
     "rate.hours=3": "rate",
+    "aligned=true": "distil imitation=x",
     "reactface.neighbours=5": "sft policy=reactface",
     "reactface.diversity=2": "reactface",
     "reactface.diversity_scale=2": "reactface reactface.spread=paper reactface.diversity=0",

@@ -441,9 +441,25 @@ def test_an_unfinished_imitation_is_named(tmp_path):
         earlier_flow(tmp_path)
 
 
+@pytest.mark.parametrize("last", ["gdpo_policy", "dpo_policy"])
+def test_what_a_run_aligned_is_aligned_further(corpus, tmp_path, last):
+    for name in ("encode", "flow", "last"):
+        (tmp_path / name).mkdir()
+    artifacts = {"corpus": str(corpus.path), "encode_tables": "encode", "flow_policy": "flow"}
+    file = tmp_path / "summary.json"
+    file.write_text(json.dumps({"artifacts": artifacts}))
+    assert earlier_flow(tmp_path).policy_path == tmp_path / "flow"
+    with pytest.raises(RunError, match="has no gdpo_policy"):
+        earlier_flow(tmp_path, aligned=True)
+    file.write_text(json.dumps({"artifacts": artifacts | {last: "last"}}))
+    assert earlier_flow(tmp_path, aligned=True).policy_path == tmp_path / "last"
+
+
 def test_an_imitation_brings_its_own_settings():
     with pytest.raises(ConfigError, match="leave vae out"):
         load_config(GdpoOfFlow, None, ["imitation=somewhere", "vae.steps=3"])
+    with pytest.raises(ConfigError, match="aligned=true needs imitation=RUN_DIR"):
+        load_config(GdpoOfFlow, None, ["aligned=true"])
 
 
 def test_candidates_bring_the_settings_of_their_run_or_of_the_one_it_took_its_policy_from(tmp_path):
