@@ -86,6 +86,12 @@ def require_equal_shares(config: Learning, *sections: str, key: str = "batch_siz
             )
 
 
+def refuse_gradient_checkpointing(config: Learning) -> None:
+    """Raise `ValueError` where a policy without blocks is told to compute them twice."""
+    if config.learner.gradient_checkpointing:
+        raise ValueError("learner.gradient_checkpointing is for policy=vla; leave it out")
+
+
 def is_default(config: RecipeConfig, name: str) -> bool:
     """Whether a section or key was left as it is."""
     return bool(getattr(config, name) == type(config).model_fields[name].default)
@@ -202,8 +208,7 @@ class OfFlow(Learning):
 
     @model_validator(mode="after")
     def _nothing_is_computed_twice(self) -> Self:
-        if self.learner.gradient_checkpointing:
-            raise ValueError("learner.gradient_checkpointing is for policy=vla; leave it out")
+        refuse_gradient_checkpointing(self)
         return self
 
     @model_validator(mode="after")
@@ -230,8 +235,7 @@ class OfReactFace(Learning):
 
     @model_validator(mode="after")
     def _batches_go_through_whole(self) -> Self:
-        if self.learner.gradient_checkpointing:
-            raise ValueError("learner.gradient_checkpointing is for policy=vla; leave it out")
+        refuse_gradient_checkpointing(self)
         if self.learner.micro_batch is not None and self.reactface.overheard:
             raise ValueError(
                 "learner.micro_batch cannot cut a batch of which some clips are only heard: leave "
@@ -789,6 +793,12 @@ class AblateOfFlow(DpoOfFlow, Ablated):
     """`ablate policy=flow`."""
 
     evaluation: BootstrapConfig = BootstrapConfig(split="validation")
+
+    @model_validator(mode="after")
+    def _imitation_comes_first(self) -> Self:
+        if self.aligned:
+            raise ValueError("ablate holds variants against imitation alone: leave aligned out")
+        return self
 
 
 # A part of ReactFace that is not there, or who is imitated in its stead.

@@ -43,6 +43,7 @@ from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import ode_sampler
 from rapport.pipeline.steps.imitation_vla import action_layout
+from rapport.pipeline.steps.jury import ALIGNED_BEFORE
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rules import Rules
 from rapport.pipeline.steps.sampling import Prompts, fleet_of
@@ -86,6 +87,7 @@ class TrainedRun:
         imitated: corpus and imitating policy.
         aligned: folder of the aligned policy; None = nothing was aligned.
         judge: how the run judged AR-Flow; None for other policies.
+        further: whether the policy that it began with was aligned before.
     """
 
     algorithm: str
@@ -93,6 +95,7 @@ class TrainedRun:
     imitated: Imitated
     aligned: Path | None
     judge: MovementConfig | None = None
+    further: bool = False
 
     @classmethod
     def of_folder(cls, algorithm: str, folder: Path) -> TrainedRun:
@@ -129,7 +132,8 @@ class TrainedRun:
             Corpus(artifacts["corpus"]), artifacts[imitator], artifacts.get("encode_tables")
         )
         folder_of = None if aligned is None else artifacts[aligned]
-        return cls(algorithm, kind, imitated, aligned=folder_of, judge=judge)
+        further = bool(settings.get("aligned", False))
+        return cls(algorithm, kind, imitated, aligned=folder_of, judge=judge, further=further)
 
     @property
     def policies(self) -> list[Policy]:
@@ -141,11 +145,11 @@ class TrainedRun:
     def methods(self) -> tuple[str, ...]:
         """Names of its policies in the ranking, other than those of any other run."""
         usual = METHODS.get((self.algorithm, self.kind))
-        if usual is not None:
+        if usual is not None and not self.further:
             return usual
         policy = self.imitated.policy
         kind = self.kind.rpartition(":")[2]  # a class of one's own without its module
-        names = [policy.supervised]
+        names = [ALIGNED_BEFORE if self.further else policy.supervised]
         if self.aligned is not None:
             names.append(policy.aligned[self.algorithm])
         return tuple(f"{name} ({self.algorithm}, {kind})" for name in names)

@@ -15,7 +15,7 @@ from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.objectives.settings import FlowGdpoConfig, FlowTraining
 from rapport.pipeline.rundir import RunError
-from rapport.pipeline.settings import DpoOfFlow, GdpoOfFlow, RolloutOfFlow
+from rapport.pipeline.settings import AblateOfFlow, DpoOfFlow, GdpoOfFlow, RolloutOfFlow
 from rapport.pipeline.steps import flow_standards, flow_studies
 from rapport.pipeline.steps.faces import faces_of
 from rapport.pipeline.steps.flow_standards import Regressions, deterministic
@@ -460,6 +460,8 @@ def test_an_imitation_brings_its_own_settings():
         load_config(GdpoOfFlow, None, ["imitation=somewhere", "vae.steps=3"])
     with pytest.raises(ConfigError, match="aligned=true needs imitation=RUN_DIR"):
         load_config(GdpoOfFlow, None, ["aligned=true"])
+    with pytest.raises(ConfigError, match="against imitation alone: leave aligned out"):
+        load_config(AblateOfFlow, None, ["imitation=somewhere", "aligned=true"])
 
 
 def test_candidates_bring_the_settings_of_their_run_or_of_the_one_it_took_its_policy_from(tmp_path):

@@ -345,6 +345,16 @@ def test_a_corpus_in_which_nobody_listens_is_refused(policy, tmp_path):
         scenes_of(SimpleNamespace(directory=tmp_path), GdpoOfFlow(), imitated)
 
 
+def test_weights_of_groups_that_the_motion_lacks_reward_nothing(policy, tmp_path):
+    gdpo_task(policy, tmp_path)
+    (tmp_path / "windows.arrow").rename(tmp_path / "train.arrow")
+    imitated = Imitated(SimpleNamespace(layout=LAYOUT), policy, tmp_path)
+    weights = dict.fromkeys(GroupWeightsConfig.model_fields, 0.0) | {"trans": 1.0}
+    config = GdpoOfFlow(groups=GroupWeightsConfig(**weights))
+    with pytest.raises(RunError, match="this motion has expr.*nothing is rewarded"):
+        scenes_of(SimpleNamespace(directory=tmp_path), config, imitated)
+
+
 def test_steps_of_an_iteration_share_its_prompts_and_a_restart_samples_the_same(
     policy, tmp_path, alone
 ):

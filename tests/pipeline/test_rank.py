@@ -49,6 +49,7 @@ from rapport.rewards.metrics.protocols.react import share
 from rapport.settings import ConfigError
 from tests.pipeline.bare import bare_run
 from tests.runs import finished_run
+from tests.small_flow import saved_policy
 
 LAYOUT = Layout((("expr", 3), ("rot", 3), ("jaw", 3)), 25, "builtin")
 
@@ -104,6 +105,21 @@ def test_a_policy_that_was_not_aligned_is_ranked_alone(recipe, tiny_corpus, tmp_
     assert all(len(motions) == 2 for motions in answers["ReactFace"].values())
     with pytest.raises(RunError, match="a finished `dpo` run, not a finished `sft` run"):
         TrainedRun.of_folder("sft", finished(tmp_path / "dpo"))
+
+
+@pytest.mark.parametrize(
+    ("aligned", "names"),
+    [
+        ("false", ("AR-Flow", "GDPO")),
+        ("true", ("aligned before (gdpo, flow)", "GDPO (gdpo, flow)")),
+    ],
+)
+def test_what_was_aligned_before_is_not_called_imitation(tiny_corpus, tmp_path, aligned, names):
+    saved_policy(tmp_path / "policy", LAYOUT.groups)
+    here = dict.fromkeys(("flow_policy", "gdpo_policy"), str(tmp_path / "policy"))
+    folder = finished(tmp_path / "run", "gdpo", corpus=str(tiny_corpus.path), **here)
+    (folder / "config.yaml").write_text(f"policy: flow\naligned: {aligned}\n")
+    assert TrainedRun.of_folder("gdpo", folder).methods == names
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):

@@ -13,6 +13,7 @@ from rapport.policies.flow.encoders import (
     TextEncoder,
     _receptive_field,
 )
+from rapport.policies.flow.features import Features
 from rapport.policies.sound import BANDS, WINDOW, band_levels
 from tests.hearing import random_wav2vec2
 
@@ -163,3 +164,14 @@ def test_features_are_computed_once_per_clip_and_encoder(tmp_path):
     assert cache.get("dyad/0 listener", compute)[0, 0] == 2
     assert FeatureCache(tmp_path, "other").get("dyad/0 speaker", compute)[0, 0] == 3
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_voice_of_another_corpus_is_not_taken_for_its_namesake(text, audio, tmp_path):
+    """Ids of clips come again where a corpus is made by another seed."""
+    voices = FeatureCache(tmp_path, audio.name)
+    features = Features(text, audio, FeatureCache(tmp_path, text.name), voices)
+    one, other = sound(25, seed=1), sound(25, seed=2)
+    first, second, again = (features.of_voice("a", "speaker", s, 25, 25) for s in (one, other, one))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    torch.testing.assert_close(second, audio(other, 25, 25))
+    assert len(list(tmp_path.rglob("*.npy"))) == 2

@@ -43,12 +43,12 @@ def test_a_table_that_fails_half_way_keeps_the_old_one(tmp_path):
 )
 @settings(max_examples=40, deadline=None)
 def test_every_row_comes_once_per_epoch(size, batch_size, seed, together):
-    steps = -(-3 * size // batch_size)
-    batches = [batch_rows(step, batch_size, size, seed, together=together) for step in range(steps)]
-    order = np.concatenate(batches)
     filled = -size % together  # by the last row
     length = size + filled
-    for epoch in range(len(order) // length):
+    steps = -(-3 * length // batch_size)
+    batches = [batch_rows(step, batch_size, size, seed, together=together) for step in range(steps)]
+    order = np.concatenate(batches)
+    for epoch in range(3):
         found = sorted(order[epoch * length : (epoch + 1) * length])
         assert found == sorted([*range(size), *[size - 1] * filled])
 
