@@ -279,5 +279,6 @@ def test_what_was_said_on_the_page_until_it_was_interrupted_is_read_by_dpo(candi
     sheet = folder / "ratings.csv"
     said = read_ratings(sheet)
     assert len(kinds) == 6 and len(said) == kinds.count("plain") > 0
-    assert (summary["counts"]["ratings"], summary["counts"]["raters"]) == (len(said), 1)
+    controls = len(list((folder / summary["artifacts"]["controls"]).glob("*.mp4")))
+    assert summary["counts"] == {"controls": controls, "ratings": len(said), "raters": 1}
     check_ratings(load_config(DpoOfVla, None, [f"candidates={candidates}", f"ratings={sheet}"]))
