@@ -27,7 +27,7 @@ export class Sound {
     this.context = context;
     this.first = null; // frame of the context's clock at which sample 0 is heard
     this.stream = null;
-    this.player = null;
+    this.samples = null; // of the file
     this.chunks = Infinity; // until the file ends
     this.onlost = null; // called where the microphone is unplugged
     this.ahead = null; // seconds of the context's clock before the page's
@@ -39,30 +39,31 @@ export class Sound {
     if (!navigator.mediaDevices) throw new Error("Browsers give a microphone to https and localhost only.");
     this.stream = await navigator.mediaDevices.getUserMedia({ audio });
     this.stream.getTracks().forEach((track) => (track.onended = () => this.onlost?.()));
-    this.#wire(this.context.createMediaStreamSource(this.stream));
+    const source = this.context.createMediaStreamSource(this.stream);
+    this.#wire();
+    source.connect(this.recorder);
+    source.connect(this.meter);
   }
 
   async #file(file) {
-    let buffer;
     try {
-      buffer = await this.context.decodeAudioData(await file.arrayBuffer());
+      this.samples = await mono(await this.context.decodeAudioData(await file.arrayBuffer()));
     } catch {
       throw new Error(`This browser finds no sound in ${file.name}: try a WAV, MP3 or MP4 file.`);
     }
-    this.player = new AudioBufferSourceNode(this.context, { buffer });
-    this.player.connect(this.context.destination);
-    this.#wire(this.player);
+    this.#wire();
+    this.recorder.connect(this.meter);
   }
 
-  #wire(source) {
+  #wire() {
     this.meter = new AnalyserNode(this.context, { fftSize: 512 });
     this.levels = new Float32Array(this.meter.fftSize);
     this.recorder = new AudioWorkletNode(this.context, "recorder", {
       channelCount: 1,
       channelCountMode: "explicit",
+      outputChannelCount: [1],
     });
-    source.connect(this.meter);
-    source.connect(this.recorder).connect(this.context.destination); // which it gives silence
+    this.recorder.connect(this.context.destination); // of a microphone it gets silence
   }
 
   /**
@@ -81,12 +82,10 @@ export class Sound {
         return;
       }
       this.first = data.begin;
-      this.player?.start(this.first / rate);
     };
-    // A file begins a little later still, so that its first sample is not missed.
-    const begin = Math.ceil((this.context.currentTime + waitS + 0.05) * rate);
-    this.recorder.port.postMessage({ begin, size });
-    if (this.player) this.chunks = Math.ceil(this.player.buffer.length / size);
+    const begin = Math.ceil((this.context.currentTime + waitS) * rate);
+    this.recorder.port.postMessage({ begin, size, file: this.samples });
+    if (this.samples) this.chunks = Math.ceil(this.samples.length / size);
   }
 
   /** The sample that is heard now; before the first it is negative. */
@@ -114,8 +113,6 @@ export class Sound {
   /** Ends the sound. The clock goes on until `close`. */
   stop() {
     this.stream?.getTracks().forEach((track) => track.stop());
-    if (this.first !== null) this.player?.stop();
-    this.player?.disconnect();
     this.recorder?.disconnect();
   }
 
@@ -123,6 +120,15 @@ export class Sound {
     this.stop();
     if (this.context.state !== "closed") this.context.close();
   }
+}
+
+/** The sound of all channels in one, as browsers mix them. */
+async function mono(buffer) {
+  const mixer = new OfflineAudioContext(1, buffer.length, buffer.sampleRate);
+  const player = new AudioBufferSourceNode(mixer, { buffer });
+  player.connect(mixer.destination);
+  player.start();
+  return (await mixer.startRendering()).getChannelData(0);
 }
 
 function int16(samples) {
