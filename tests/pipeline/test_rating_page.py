@@ -575,13 +575,18 @@ def test_a_reload_goes_on_where_it_stopped_on_a_telephone(browser, page):
     assert place(tab) == here and len(opened.store.answers()) == 2
 
 
+def deny(tab, storage):
+    """As a browser does that blocks what sites store."""
+    denied = "get() { throw new DOMException('denied', 'SecurityError'); }"
+    source = f"Object.defineProperty(window, '{storage}', {{ {denied} }});"
+    tab.ask("Page.addScriptToEvaluateOnNewDocument", source=source)
+
+
 @needs_chromium
 def test_a_browser_that_stores_nothing_answers_all_the_same(browser, page):
     opened = page()
     tab = browser.open("about:blank")
-    denied = "get() { throw new DOMException('denied', 'SecurityError'); }"
-    source = f"Object.defineProperty(window, 'localStorage', {{ {denied} }});"
-    tab.ask("Page.addScriptToEvaluateOnNewDocument", source=source)
+    deny(tab, "localStorage")
     tab.ask("Page.navigate", url=next(iter(links(opened.store).values())))
     tab.wait_for("document.getElementById('consent')?.hidden === false")
     tab.click("#agree")
@@ -744,6 +749,16 @@ def test_the_studio_is_asked_for_its_token(browser, page):
     tab.value(f"document.getElementById('token').value = {json.dumps(STUDIO)}")
     tab.click("#asks button")
     tab.wait_for("!document.getElementById('view').hidden")
+
+
+@needs_chromium
+def test_a_browser_that_stores_nothing_shows_the_studio_all_the_same(browser, page):
+    opened = page()
+    tab = browser.open("about:blank")
+    deny(tab, "sessionStorage")
+    tab.ask("Page.navigate", url=f"{opened.config.url}/studio#{STUDIO}")
+    tab.wait_for("document.getElementById('view')?.hidden === false")
+    assert tab.complaints == []
 
 
 def next_shown(tab, before=""):

@@ -7,12 +7,31 @@ const $ = (id) => document.getElementById(id);
 const share = (value) => (value === null ? "–" : `${Math.round(100 * value)} %`);
 const number = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits));
 
+let token = keptBefore() ?? "";
 if (location.hash.length > 1) {
-  sessionStorage.setItem("token", decodeURIComponent(location.hash.slice(1)));
+  keep(decodeURIComponent(location.hash.slice(1)));
   history.replaceState(null, "", location.pathname);
 }
 
-const headers = () => ({ Authorization: `Bearer ${sessionStorage.getItem("token") ?? ""}` });
+/** Keeps the token for when the page is loaded again. Where a browser stores nothing, it is asked for then. */
+function keep(given) {
+  token = given;
+  try {
+    sessionStorage.setItem("token", token);
+  } catch {
+    // storage is blocked
+  }
+}
+
+function keptBefore() {
+  try {
+    return sessionStorage.getItem("token");
+  } catch {
+    return null;
+  }
+}
+
+const headers = () => ({ Authorization: `Bearer ${token}` });
 const waiting = (lost) => lost && ($("state").textContent = "No connection; trying again …");
 const call = (path, body) => ask(`v1/${path}`, { body, headers: headers(), waiting });
 
@@ -117,7 +136,7 @@ async function look() {
 }
 
 $("asks").addEventListener("close", () => {
-  sessionStorage.setItem("token", $("token").value);
+  keep($("token").value);
   look();
 });
 for (const button of document.querySelectorAll("[data-file]"))
