@@ -265,7 +265,11 @@ class Learners:
                 "milestones": list(self._stops),
                 "mailbox": self._mailbox,
             },
-            torch_config=TorchConfig(backend="nccl" if config.gpus else "gloo"),
+            torch_config=TorchConfig(
+                backend="nccl" if config.gpus else "gloo",
+                # The others wait in a collective while the first one asks for rollouts.
+                timeout_s=math.ceil(config.timeout_s),
+            ),
             scaling_config=ScalingConfig(
                 num_workers=config.world_size,
                 use_gpu=config.gpus > 0,

@@ -134,19 +134,22 @@ class Pool:
         timeout_s = timeout_s or self.timeout_s
         deadline = time.monotonic() + timeout_s
         answers: list[Any] = []
-        running = {
-            self._actors[i].timed.remote(method, *arguments): (i, self._actors[i])
-            for i in self._serving
-        }
+        running = self._asked(method, *arguments)
         asked = len(running)
-        while running:
+        # Where none is left, the first that starts in another's place is asked.
+        while running or (self._booting and not answers):
             left_s = max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(running), num_returns=1, timeout=left_s)
+            waited_for = list(running or self._booting)
+            done, _ = ray.wait(waited_for, num_returns=1, timeout=left_s)
             if not done:
                 raise ClusterError(
-                    f"{self.name}: {method}: {len(running)} of {asked} answers missing after "
+                    f"{self.name}: {method}: {len(waited_for)} of {asked} answers missing after "
                     f"{timeout_s:g} s"
                 )
+            if done[0] in self._booting:
+                self._finish_boot(done[0])
+                running = self._asked(method, *arguments)
+                continue
             index, actor = running.pop(done[0])
             try:
                 answers.append(self._answer(method, done[0]))
@@ -155,6 +158,12 @@ class Pool:
         if not answers:
             raise ClusterError(f"{self.name}: {method}: no worker was left to answer")
         return answers
+
+    def _asked(self, method: str, *arguments: Any) -> dict[ray.ObjectRef, tuple[int, Any]]:
+        return {
+            self._actors[i].timed.remote(method, *arguments): (i, self._actors[i])
+            for i in self._serving
+        }
 
     def _answer(self, method: str, reference: ray.ObjectRef) -> Any:
         try:

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from rapport.actors.cluster import ClusterError, reserve, worker_environment
+from rapport.actors.cluster import ClusterError, on_nodes, reserve, worker_environment
 
 
 @dataclass(frozen=True)
@@ -152,21 +152,28 @@ class _Peer:
 
 
 def all_reduce(
-    world_size: int, cpus: float, gpus: float, megabytes: int, timeout_s: float
+    world_size: int,
+    cpus: float,
+    gpus: float,
+    megabytes: int,
+    timeout_s: float,
+    nodes: str | None = None,
 ) -> float:
     """Seconds that a sum over as many processes as there are learners takes.
 
     Args:
-        world_size: processes, spread over the nodes.
+        world_size: processes.
         cpus: that each takes; `gpus` alike.
         gpus: 0 = the sum is taken on CPUs, by Gloo.
         megabytes: size of the tensor.
         timeout_s: to place the processes, and again for their sum.
+        nodes: mark of the nodes that they run on; None = any.
 
     Raises:
         ClusterError: they cannot be placed or do not find each other in time.
     """
-    bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    marked = on_nodes(nodes)
+    bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | marked
     groups = reserve([bundle] * world_size, "all-reduce between learners", timeout_s)
     peers: list[Any] = []
     try:
@@ -175,6 +182,7 @@ def all_reduce(
             .options(
                 num_cpus=cpus,
                 num_gpus=gpus,
+                resources=marked,
                 runtime_env={"env_vars": worker_environment(1, gpus)},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             )

@@ -148,7 +148,7 @@ RECIPES = {
         {"": settings.RankConfig},
     ),
     "bench": Recipe(
-        "measure speed beside a baseline: rollout, dpo, sync, render, metrics, flow or serve",
+        f"measure speed beside a baseline: {', '.join(BENCHED)}",
         subjects=BENCHED,
     ),
 }

@@ -68,7 +68,18 @@ OF_PAIRS = ("score.rater_scales", "score.minimum_margin", "score.learnt")
 CONCLUDED = ("judge.ablations", "judge.omegas", "judge.long_frames")  # said of two policies
 # What answers held-out prompts, where answers are there already.
 REACTED = (
-    *("vla", "sft", "imitate", "imitation", "roles", "encoders", "vae", "flow", "reactface"),
+    *(
+        "pretraining",
+        "vla",
+        "sft",
+        "imitate",
+        "imitation",
+        "roles",
+        "encoders",
+        "vae",
+        "flow",
+        "reactface",
+    ),
     *("learner", "rollout", "judge", "evaluation.split", "evaluation.prompts"),
     *("evaluation.samples", "evaluation.clips"),
 )
@@ -692,7 +703,7 @@ class Evaluated(Judged):
             learner = tuple(
                 f"learner.{name}" for name in LearnerConfig.model_fields if name != "gpus"
             )
-            trained = ("vla", "sft", "imitate", "flow", "reactface", *vae, *learner)
+            trained = ("pretraining", "vla", "sft", "imitate", "flow", "reactface", *vae, *learner)
             keys["checkpoint is trained already"] = trained
         return keys
 

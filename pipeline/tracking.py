@@ -382,6 +382,7 @@ class Tracker(TrackedRun):
                     f"a new one{outbox.forget()}"
                 )
                 run_id = None
+            outbox.deliver()  # of an earlier process, whose last phases may not have been told yet
             run = mlflow.start_run(
                 run_id=run_id,
                 run_name=None if run_id else directory.name,
@@ -395,7 +396,6 @@ class Tracker(TrackedRun):
         super().__init__(outbox, run.info.experiment_id, run.info.run_id)
         if run_id is not None:
             self._end_dead_phases()
-        self.outbox.deliver()
 
     def _end_dead_phases(self) -> None:
         """Phases and parts that were running when an earlier process was killed."""

@@ -64,7 +64,7 @@ class RectifiedFlow(PolicyObjective):
         """What is to be expected of latents (share, n, latent_dim), by a policy that expects."""
         if self.policy.flow.config.path is None:
             return {}
-        return {"path": paths(self.policy.vae, latents)}
+        return {"path": paths(self.policy.decoder(), latents)}
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Mean squared errors of the velocities, and of what is expected."""

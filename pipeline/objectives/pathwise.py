@@ -75,7 +75,7 @@ class Pathwise(Gdpo):
             row = to_device(stored["tensors"], self.device)
             latents = self.policy.replayed(forward, row, stored["seed"])
             rewards = group_rewards(
-                self.policy.vae.decode(latents), stored["recorded"], self.terms.config
+                self.policy.decoder().decode(latents), stored["recorded"], self.terms.config
             ).flatten(2)
             normalised = (rewards.nan_to_num() / row["scales"]).to(latents.dtype)
             counted = row["rewarded_frames"].sum().clamp(min=1)

@@ -348,6 +348,7 @@ def all_reduce_check(learner: LearnerConfig) -> Check:
             gpus=learner.gpus,
             megabytes=ALL_REDUCE_MIB,
             timeout_s=PROBE_TIMEOUT_S,
+            nodes=learner.nodes,
         )
     except ClusterError as error:
         return Check("all-reduce", "failed", str(error), remedy="see above")

@@ -152,11 +152,11 @@ class FlowPolicy(Policy):
                 f"{frames}; raise corpus.seconds"
             )
         voice = self.features.of_voice
-        partner = None if clip.speaker is None else clip.speaker.window(0, frames)
+        partner = self._partner(clip)
         encoded = {
             "text": self.features.of_text(clip.manner),
             "partner_audio": voice(clip.clip_id, "speaker", clip.speaker_audio, frames, fps),
-            "partner_motion": None if partner is None else self.latents(partner),
+            "partner_motion": None if partner is None else self.latents(partner.window(0, frames)),
             "actor_audio": voice(clip.clip_id, "listener", clip.listener_audio, frames, fps),
         }
         row = {name: to_bytes(value) for name, value in encoded.items()}
@@ -286,7 +286,7 @@ class FlowPolicy(Policy):
 
     def told(self, text: str) -> FlowPrompt:
         """As of a clip whose `manner` is the text, and that lacks all else."""
-        row = dict.fromkeys(CONDITION_COLUMNS) | {"text": to_bytes(self.features.of_text(text))}
+        row = dict.fromkeys(CONDITION_COLUMNS) | {"text": to_bytes(self.features.text([text])[0])}
         return FlowPrompt("", row)
 
     def recorded(self, clip: Clip) -> Reaction:
@@ -335,6 +335,14 @@ class FlowPolicy(Policy):
             lead=self.sampler.lead,
         )
 
+    def _partner(self, clip: Clip) -> Motion | None:
+        if clip.speaker is None:
+            return None
+        try:
+            return clip.speaker.subset(self.layout)
+        except LayoutError as error:
+            raise LayoutError(f"clip {clip.clip_id!r}, its speaker: {error}") from error
+
     # -- Learning --
 
     def prepare_training(self, config: Any, part: str = "all") -> None:
@@ -344,6 +352,10 @@ class FlowPolicy(Policy):
     def module(self) -> nn.Module:
         """AR-Flow with its errors, or replayed velocities, as forward pass."""
         return self._module
+
+    def decoder(self) -> MotionVAE:
+        """The motion VAE where AR-Flow is; learners move AR-Flow alone to their device."""
+        return self.vae.to(self._device)
 
     def prompt_row(self, prompt: FlowPrompt) -> dict[str, Any]:
         """Features as bytes."""

@@ -243,9 +243,13 @@ class MotionVAE(nn.Module):
     def latents_of(self, motions: Iterable[Motion]) -> list[Tensor]:
         """Typed motions of whole latents -> standardised latents (time / r, latent_dim) of each."""
         latents: list[Tensor] = []
-        for batch in _batches(torch.from_numpy(motion.values) for motion in motions):
+        for batch in _batches(self._typed(motion) for motion in motions):
             latents += self.encode(batch.to(self.device)).unbind()
         return latents
+
+    def _typed(self, motion: Motion) -> Tensor:
+        require_same_layout(motion.layout, self.config.layout, "the motion VAE is of one layout")
+        return torch.from_numpy(motion.values)
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `vae_loss` takes.

@@ -286,7 +286,7 @@ def _read_eyelids(path: Path) -> np.ndarray:
     try:
         return load_array(path)
     except ArrayFileError as error:
-        raise AssetError(f"head.eyelids: {error}") from error
+        raise AssetError(f"eyelids: {error}") from error
 
 
 class _Chumpy:

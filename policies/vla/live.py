@@ -152,10 +152,9 @@ class LiveVla:
             return np.zeros(0, np.int64), space.start
         steps = self.config.chunk_steps
         rest = np.asarray(self.policy.actions.rest)
-        knots = np.tile(rest, (steps, 1))
-        ids = self.policy.actions.encode(knots, rest)
+        ids = self.policy.actions.encode(np.tile(rest, (steps, 1)), rest)
         known = (chunks + 1) * steps
-        return ids, Drawn(known, knots[-2:], space.frames_of(known - 1))
+        return ids, Drawn(known, np.tile(rest, (2, 1)), space.frames_of(known - 1))
 
     def _sound_of(self, past: Past | None) -> np.ndarray:
         if past is None or past.speaker_audio is None:

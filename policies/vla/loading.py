@@ -27,7 +27,6 @@ from rapport.log import logger
 from rapport.policies.policy import CheckpointError, write_kind
 from rapport.policies.vla.actions import FILE_NAME as ACTIONS_FILE
 from rapport.policies.vla.actions import (
-    WHOLE_TOLERANCE,
     ActionSpace,
     ActionTokenizer,
     whole,
@@ -93,12 +92,18 @@ class SequenceSizes:
         context = whole(
             seconds / self.chunk, f"vla.context {seconds:g} s / vla.chunk {self.chunk:g} s"
         )
+        history = 0
+        if self.history:
+            history = whole(
+                self.history / self.chunk,
+                f"vla.history {self.history:g} s / vla.chunk {self.chunk:g} s",
+            )
         return {
             "frames": self.frames,
             "tokens_per_frame": self.tokens_per_frame,
             "voice_tokens": VOICE_TOKENS if self.voice else 0,
             "chunk_seconds": self.chunk,
-            "history": int(self.history / self.chunk + WHOLE_TOLERANCE),
+            "history": history,
             "text_tokens": self.text_tokens,
             "chunk_text": self.chunk_text,
             "chunk_steps": chunk_steps,

@@ -35,7 +35,12 @@ def decided(scores: Tensor, noise: Tensor) -> Tensor:
     Args:
         scores: (rows, bins) log-probs.
         noise: (rows, 1) in [0, 1).
+
+    Raises:
+        ArithmeticError: a score is NaN, which would lie below any number.
     """
+    if scores.isnan().any():
+        raise ArithmeticError("LLaMA gave NaN for an action: its weights are damaged, or overflow")
     below = scores.double().exp().cumsum(-1) < noise
     return below.sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
 

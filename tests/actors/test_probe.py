@@ -31,3 +31,5 @@ def test_learners_sum_what_they_hold():
 def test_learners_without_a_place_say_so():
     with pytest.raises(ClusterError, match="all-reduce between learners: no place"):
         all_reduce(2, cpus=3, gpus=0, megabytes=1, timeout_s=2)
+    with pytest.raises(ClusterError, match="all-reduce between learners: no place"):
+        all_reduce(2, cpus=0.5, gpus=0, megabytes=1, timeout_s=2, nodes="absent")

@@ -38,7 +38,7 @@ from rapport.policies.flow.policy import FlowPolicy, FlowPrompt
 from rapport.policies.flow.settings import EncodersConfig
 from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.head.settings import HeadConfig
-from rapport.policies.motion import Motion
+from rapport.policies.motion import LayoutError, Motion
 from rapport.policies.tables import write_table
 from rapport.rewards.dynamics import LEAST_FRAMES
 from rapport.rewards.metrics import evaluate
@@ -491,6 +491,34 @@ def test_what_the_judge_computes_stays_on_the_device_of_the_policy(made):
     row = dict(held_out.prompts[0].row) | {"speaking": window.actor_speaks.tolist()}
     omega = guided._guidance([FlowPrompt("p", row)])
     assert omega.device.type == "meta" and omega.shape == (1, sizes.window)
+
+
+def test_the_motion_vae_follows_ar_flow_which_learners_move(made):
+    _, _, policy = made
+    sizes = policy.flow.config
+    learnt = FlowPolicy(initialised(sizes, 0), MotionVAE(policy.vae.config), EncodersConfig())
+    learnt.module().to("meta")
+    latents = torch.zeros(1, 2, sizes.latent_dim, device="meta")
+    assert learnt.decoder().decode(latents).device.type == "meta"
+
+
+def test_a_clip_in_another_layout_is_named(made, corpus):
+    *_, policy = made
+    clip = next(iter(corpus.clips("test")))
+    layout = replace(clip.speaker.layout, fps=50)
+    faster = replace(clip, speaker=Motion(clip.speaker.values, layout))
+    with pytest.raises(LayoutError, match=f"clip '{clip.clip_id}', its speaker"):
+        policy.encode(faster)
+    with pytest.raises(LayoutError, match="motion VAE"):
+        policy.latents(Motion(clip.listener.values, layout))
+
+
+def test_a_text_that_is_told_leaves_no_file(made):
+    *_, policy = made
+    folder = policy.features.text_cache.directory
+    before = sorted(folder.glob("**/*"))
+    policy.told("a text that nobody has told it before")
+    assert sorted(folder.glob("**/*")) == before
 
 
 def test_a_process_computes_on_a_gpu_where_learners_do_and_where_it_sees_one(monkeypatch):

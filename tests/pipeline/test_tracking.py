@@ -194,6 +194,22 @@ def server(tmp_path):
     server.kill()
 
 
+def test_a_phase_that_was_told_late_by_a_run_that_was_killed_is_ended(store, monkeypatch):
+    (store / "killed").mkdir()
+    tracker = open_tracker(store, "killed")
+    uri = tracker.uri
+    monkeypatch.setattr(tracking, "_silent_until", {uri: float("inf")})
+    tracker.start_phase("sft")  # kept in the outbox; the process is killed
+    monkeypatch.setattr(tracking, "_silent_until", {})
+    mlflow.end_run()
+    again = open_tracker(store, "killed", tracker.run_id)
+    found = again.client.search_runs(
+        [again.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'"
+    )
+    assert [run.info.status for run in found] == ["KILLED"]
+    again.close(failed=False)
+
+
 @pytest.mark.engine
 @pytest.mark.long
 def test_a_server_that_goes_away_loses_nothing(server, tmp_path, monkeypatch, capsys):

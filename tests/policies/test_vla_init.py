@@ -5,7 +5,7 @@ import torch
 
 from rapport.policies.motion import Layout
 from rapport.policies.policy import weight_digest
-from rapport.policies.vla.actions import ActionSpace
+from rapport.policies.vla.actions import ActionError, ActionSpace
 from rapport.policies.vla.init import CODE_NORM, init_small
 from rapport.policies.vla.loading import SequenceSizes, build_tiny, tiny_config
 from rapport.policies.vla.model import FaceVLA
@@ -23,6 +23,11 @@ CONFIG = tiny_config(
     heads=2,
     tower_hidden=16,
 )
+
+
+def test_a_head_of_half_a_chunk_is_refused():
+    with pytest.raises(ActionError, match=r"vla.history 0.5 s / vla.chunk 1 s"):
+        SequenceSizes(chunk=1.0, history=0.5).fields(SPACE)
 
 
 @pytest.fixture(scope="module")

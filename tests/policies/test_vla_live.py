@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.live import Chunk
 from rapport.policies.vla.live import LiveVla
+from rapport.policies.vla.sampling import decided
 from tests.talking import SEQUENCE, small_policy, talking
 
 # Five contexts of two chunks.
@@ -166,3 +168,9 @@ def test_a_lost_session_goes_on_elsewhere():
         live.start(0, first=1)
     with pytest.raises(ValueError, match="a chunk has 12 ids"):
         live.follow([moved], chunks[:1], [acts[0][1:]])
+
+
+def test_damaged_weights_are_an_error_and_no_face_at_its_lowest():
+    scores = torch.full((1, 4), float("nan"))
+    with pytest.raises(ArithmeticError, match="weights are damaged"):
+        decided(scores, torch.zeros(1, 1))
