@@ -66,6 +66,7 @@ APPROPRIATE = "appropriate.parquet"
 RESTS = "rests.parquet"
 ROW_GROUP = 4  # clips decoded at once, for one at random, too
 SHARD = 512  # clips in a file
+Sitter = tuple[str, str, str]  # who listens: dyad, who speaks to them, split
 SPLITS = ("train", "validation", "test")
 MODALITIES = ("speaker", "speaker_frames", "speaker_audio", "listener_audio", "words")
 PAST = "past"  # read like a modality, with those modalities that are read
@@ -102,8 +103,8 @@ class CorpusWriter:
         self._ids: set[str] = set()
         self._moments: dict[tuple[str, float], list[str]] = {}
         self._appropriate: dict[str, Sequence[str]] = {}
-        self._dyads: dict[str, str] = {}  # by clip id
-        self._mostly: dict[str, list[np.ndarray]] = defaultdict(list)  # faces of clips, by dyad
+        self._sitters: dict[str, Sitter] = {}  # by clip id
+        self._mostly: dict[Sitter, list[np.ndarray]] = defaultdict(list)  # faces of clips
         self._present: dict[str, int] = {}
 
     def __enter__(self) -> CorpusWriter:
@@ -175,10 +176,12 @@ class CorpusWriter:
         together = self._moments.setdefault(clip.moment, [])
         together.append(clip.clip_id)
         self._appropriate[clip.clip_id] = together if appropriate is None else appropriate
-        self._dyads[clip.clip_id] = clip.dyad_id
+        # Of a recording that is split by time, training does not know what comes later.
+        sitter = (clip.dyad_id, clip.speaker_id, clip.split)
+        self._sitters[clip.clip_id] = sitter
         past = [] if clip.past is None else [clip.past.listener.values]
         seen = np.concatenate([*past, clip.listener.values])
-        self._mostly[clip.dyad_id].append(np.median(seen, axis=0))
+        self._mostly[sitter].append(np.median(seen, axis=0))
 
     def name_appropriate(self, appropriate: Mapping[str, Sequence[str]]) -> None:
         """Say whose listeners fit, where the source knows it only when all clips are there.
@@ -245,10 +248,10 @@ class CorpusWriter:
             raise CorpusError(f"no clip was added to {self.path}: an empty corpus is not written")
         for entry in self._appropriate.items():
             self._side_file(APPROPRIATE, APPROPRIATE_SCHEMA, _appropriate_table).add(entry)
-        # A clip with NaN is named when it is read; others of its dyad are as they are without it.
-        rests = {dyad: np.nanmedian(faces, axis=0) for dyad, faces in self._mostly.items()}
-        for clip_id, dyad in self._dyads.items():
-            self._side_file(RESTS, RESTS_SCHEMA, _rests_table).add((clip_id, rests[dyad]))
+        # A clip with NaN is named when it is read; others of its person are as without it.
+        rests = {sitter: np.nanmedian(faces, axis=0) for sitter, faces in self._mostly.items()}
+        for clip_id, sitter in self._sitters.items():
+            self._side_file(RESTS, RESTS_SCHEMA, _rests_table).add((clip_id, rests[sitter]))
         rows_by_file: dict[str, int] = {}
         for shards in (*self._shards.values(), *self._side_files.values()):
             shards.close()

@@ -39,11 +39,11 @@ def run(config: PrepareConfig, run: Run) -> None:
 @phase("describe")
 def describe_corpus(step: Phase, corpus: Corpus) -> PhaseResult:
     """How the people of a corpus move, and how far a regression that imitates them collapses."""
-    listened: dict[str, list[Clip]] = {}
+    listened: dict[tuple[str, str], list[Clip]] = {}  # by who talks to whom
     spoken: dict[str, dict[float, Clip]] = {}  # by who speaks, then by when
     for clip in corpus.clips("train", ("speaker",)):
         _require_radians(clip)
-        listened.setdefault(clip.dyad_id, []).append(clip)
+        listened.setdefault((clip.dyad_id, clip.speaker_id), []).append(clip)
         if clip.speaker is not None:
             who, when = clip.moment
             spoken.setdefault(who, {})[when] = clip

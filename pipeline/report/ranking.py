@@ -257,8 +257,3 @@ def _values(
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-# Until their callers use the new names.
-report = write_ranking
-lines = metric_rankings

@@ -113,7 +113,7 @@ def _rating_chart(summary: Summary) -> Chart | None:
         for method, row in summary.evaluation.items()
         if (rating := row.get("simulated_rating"))
     ]
-    title = "SIMULATED rating by method, with 95 % bootstrap intervals over prompts"
+    title = "SIMULATED rating by method, with 95 % bootstrap intervals over conversations"
     return interval_chart(title, ratings) if ratings else None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rapport.rewards.ratings.pairs import Pair
 from rapport.rewards.ratings.raters import Survey, ordinal_alpha, panel_reliability
-from rapport.rewards.ratings.ratings import RatingError, write_rows
+from rapport.rewards.ratings.ratings import DIGITS, RatingError, write_rows
 from rapport.rewards.ratings.scores import Scores
 from rapport.rewards.ratings.sheets import SheetError, read_sheets
 
@@ -157,7 +157,7 @@ def compared_pairs(
     for (prompt_id, low, high), share in vote_shares(comparisons).items():
         won[prompt_id, low].append(share)
         won[prompt_id, high].append(1 - share)
-        margin = abs(2 * share - 1)
+        margin = round(abs(2 * share - 1), DIGITS)
         tied += margin == 0
         below_margin += 0 < margin < minimum_margin
         if margin == 0 or margin < minimum_margin:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rapport.rewards.ratings.ratings import DIGITS
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -120,7 +122,7 @@ def make_pairs(
         if highest == lowest:
             all_tied += 1
             continue
-        if highest - lowest < minimum_margin:
+        if round(highest - lowest, DIGITS) < minimum_margin:
             below_margin += 1
             continue
         best = [candidate for candidate, score in group.items() if score == highest]

@@ -210,6 +210,8 @@ def survey(ratings: Sequence[Rating], candidates: Mapping[str, Iterable[str]]) -
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+    if min(values) == max(values):
+        return values[0], 0.0  # their mean is another number, by rounding
     mean = math.fsum(values) / len(values)
     variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
     return mean, math.sqrt(variance)

@@ -46,6 +46,7 @@ CRITERIA: dict[str, str] = {
     ),
 }
 LOWEST, HIGHEST = 1, 5
+DIGITS = 12  # to which scores and margins are rounded, so that equal ratings tie
 
 IDENTITY = ("prompt_id", "candidate_id", "rater")
 COLUMNS = IDENTITY + tuple(CRITERIA)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import Field, model_validator
 
 from rapport.rewards.ratings.raters import RaterScales
-from rapport.rewards.ratings.ratings import CRITERIA, HIGHEST, LOWEST, Rating, RatingError
+from rapport.rewards.ratings.ratings import CRITERIA, DIGITS, HIGHEST, LOWEST, Rating, RatingError
 from rapport.settings import Section
 
 # Prompt id -> candidate id -> score; None = nobody rated it, or it cannot be compared in its group.
@@ -147,7 +147,7 @@ def shared_weights(
 
 def weighted_score(means: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Eq. 10 for one candidate. Rounded to 12 digits, so that equal ratings are equal scores."""
-    return round(math.fsum(w * means[name] for name, w in weights.items()), 12)
+    return round(math.fsum(w * means[name] for name, w in weights.items()), DIGITS)
 
 
 def overall(rating: Rating, weights: Mapping[str, float]) -> float | None:

@@ -182,6 +182,19 @@ def test_a_face_at_rest_is_what_it_mostly_is_in_the_clips_of_a_dyad(tmp_path):
         assert found.layout == corpus.layout
 
 
+def test_both_people_of_a_conversation_have_faces_of_their_own(tmp_path):
+    clips = [
+        replace(bare_clip(name, seed=n, split=split), dyad_id="talk", speaker_id=speaker)
+        for n, (name, speaker, split) in enumerate(
+            [("a", "bert", "train"), ("b", "anna", "train"), ("later", "bert", "test")]
+        )
+    ]
+    corpus = write(tmp_path / "c", clips)
+    for clip in clips:
+        own = np.median(clip.listener.values, axis=0)
+        np.testing.assert_allclose(corpus.clip(clip.clip_id, ()).rest.values, own[None], atol=1e-6)
+
+
 def test_hugging_face_datasets_reads_the_clips_of_the_folder_and_nothing_else(tmp_path):
     clips = [full_clip("full"), bare_clip("bare", seed=5, frames=7)]
     affect = np.zeros((10, 2))

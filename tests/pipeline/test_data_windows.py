@@ -48,3 +48,11 @@ def test_bad_requests():
         cut(recording(speaker_frames=np.zeros((1, 2, 2, 3), np.uint8)), 0, 10, "w")
     with pytest.raises(ValueError, match="ends before"):
         cut(recording(speaker_audio=np.zeros(100, np.float32)), 0, 50, "w")
+
+
+def test_a_window_at_the_end_has_all_its_sound_where_a_frame_is_no_whole_number_of_samples():
+    layout = Layout((("expr", 1),), 30, "builtin")
+    motion = Motion(np.zeros((367, 1)), layout)
+    audio = np.zeros(round(367 / 30 * AUDIO_RATE), np.float32)
+    talk = Clip("c", "d", "train", listener=motion, speaker_audio=audio)
+    assert len(cut(talk, 275, 92, "w").speaker_audio) == round(92 / 30 * AUDIO_RATE)

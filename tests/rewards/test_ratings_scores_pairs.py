@@ -299,3 +299,8 @@ def test_unit_interval_and_default_weights():
 def test_weights_of_a_config_sum_to_one():
     with pytest.raises(ValueError, match="the four weights must sum to 1, they sum to 1.25"):
         ScoreConfig(empathy=0.5)
+
+
+def test_a_pair_at_the_margin_is_one():
+    pairs, counts = make_pairs({"p": {"a": 0.85, "b": 0.75}}, minimum_margin=0.1)
+    assert len(pairs) == 1 and counts.below_margin == 0
