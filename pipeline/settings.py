@@ -943,6 +943,11 @@ class ServeConfig(RecipeConfig):
     head: HeadConfig = HeadConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """Ray Serve looks after its replicas itself."""
+        workers = {"serve has no such workers": ("cluster.preflight", "cluster.lost_workers")}
+        return super().moot() | workers
+
 
 class BridgeConfig(RecipeConfig):
     """`bridge`. The server's token, where it wants one, is in the environment: RAPPORT_TOKEN."""

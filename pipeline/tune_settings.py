@@ -199,7 +199,7 @@ class SweptPreferences(Sweep, Preferences):
         if self.live:
             raise ValueError(
                 "a sweep has no page for raters: give it what a run of `rate` has asked them, "
-                "candidates=RUN ratings=RUN"
+                "candidates=RUN ratings=RUN/ratings.csv"
             )
         return self
 

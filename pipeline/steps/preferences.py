@@ -443,7 +443,8 @@ def require_batch(counts: Mapping[str, float], batch_size: int) -> None:
     if counts["pairs"] < batch_size:
         raise RunError(
             f"{counts['pairs']:g} pairs are fewer than one batch (dpo.batch_size={batch_size}): "
-            f"{dict(counts)}"
+            f"{dict(counts)}. More ratings make more pairs, in a new --run-dir, as do a smaller "
+            "score.minimum_margin and a smaller dpo.batch_size"
         )
 
 

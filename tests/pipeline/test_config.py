@@ -421,6 +421,8 @@ MOOT = {
     "vla.layers=3": "sft vla.size=pretrained vla.llama=a vla.dino=b vla.siglip=c",
     "vla.llama=a": "sft",
     "vla.action.rate=4": "evaluate checkpoint=x",
+    "pretraining.steps=7": "evaluate checkpoint=x",
+    "cluster.lost_workers=9": "serve",
     "vae.steps=5": "evaluate policy=flow checkpoint=x",
     "learner.world_size=2": "evaluate checkpoint=x",
     "rollout.workers=3": "evaluate --pred a --target b",
