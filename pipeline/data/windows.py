@@ -87,7 +87,8 @@ def _samples(audio: np.ndarray | None, first: int, samples: int) -> np.ndarray |
     if audio is None:
         return None
     # Begin and length are rounded each for itself: the last sample may be one too many.
-    first -= first + samples == len(audio) + 1
+    if first and first + samples == len(audio) + 1:
+        first -= 1
     if first + samples > len(audio):
         raise ValueError(
             f"audio of {len(audio)} samples ends before sample {first + samples}: cut it with "

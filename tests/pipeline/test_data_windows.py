@@ -56,3 +56,6 @@ def test_a_window_at_the_end_has_all_its_sound_where_a_frame_is_no_whole_number_
     audio = np.zeros(round(367 / 30 * AUDIO_RATE), np.float32)
     talk = Clip("c", "d", "train", listener=motion, speaker_audio=audio)
     assert len(cut(talk, 275, 92, "w").speaker_audio) == round(92 / 30 * AUDIO_RATE)
+    short = Clip("c", "d", "train", listener=motion, speaker_audio=audio[:-1])
+    with pytest.raises(ValueError, match="ends before sample"):
+        cut(short, 0, 367, "w")
