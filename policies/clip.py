@@ -65,7 +65,7 @@ class Clip:
             no transcript (silence is `()`).
         speaker_shape: identity coefficients of the speaker's head, (n,), or None.
         manner: what the listener is told to be like, the text prompt of policies that take one.
-        speaker_id: the person who speaks; "" = not known.
+        speaker_id: who speaks, by a name that no other conversation has; "" = not known.
         start: seconds from the start of the recording. Clips of one speaker with the same start
             are several listeners to the same words.
         past: what came before; None where nothing is known of it.

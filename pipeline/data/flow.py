@@ -106,6 +106,7 @@ def windows(
     both: bool = True,
     affect: Mapping[str, np.ndarray] | None = None,
     captions: Mapping[tuple[str, str], str] | None = None,
+    conversation: str | None = None,
 ) -> Iterator[Window]:
     """The listener of a clip as the actor, then the speaker where the clip has their motion.
 
@@ -117,8 +118,10 @@ def windows(
             has labels.
         captions: what faces show, by clip id and role, where the corpus has them; they are the
             prompts, and `describe_face` where there is none.
+        conversation: that the clip is of; None = whatever has the same speaker.
     """
     told = captions or {}
+    conversation = conversation or clip.moment[0]
     frames = whole_latents(len(clip.listener), downsample)
     layout = clip.listener.layout
     # Of a person without sound we know the role that the corpus gives them.
@@ -137,7 +140,7 @@ def windows(
         partner_audio=clip.speaker_audio,
         actor_speaks=listener,
         partner_speaks=speaker,
-        conversation=clip.moment[0],
+        conversation=conversation,
     )
     if both and other is not None:
         yield Window(
@@ -150,7 +153,7 @@ def windows(
             partner_audio=clip.listener_audio,
             actor_speaks=speaker,
             partner_speaks=listener,
-            conversation=clip.moment[0],
+            conversation=conversation,
         )
 
 

@@ -197,7 +197,7 @@ def _means(values: np.ndarray, length: int) -> np.ndarray:
 def _of_nearest(
     corpus: Corpus, split: str, features: Mapping[str, np.ndarray], count: int
 ) -> Appropriate:
-    """Of each clip the listeners to the `count` moments of other speakers that are nearest.
+    """Of each clip the listeners to the `count` nearest moments of other conversations.
 
     Args:
         corpus: whose clips.
@@ -208,14 +208,15 @@ def _of_nearest(
     moments = corpus.moments(split)
     listeners = _listeners(moments)
     order = [moments[clip_id] for clip_id in features]
-    who = np.array([speaker for speaker, _ in order])
+    names = corpus.conversations(split)
+    of = np.array([names[clip_id] for clip_id in features])
     x = np.stack(list(features.values()))
     squares = np.sum(x**2, axis=1)
     nearest: dict[tuple[str, float], list[str]] = {}
     for begin in range(0, len(x), _ROWS):
         rows = slice(begin, begin + _ROWS)
         distances = squares - 2 * x[rows] @ x.T
-        distances[who[rows, None] == who] = np.inf
+        distances[of[rows, None] == of] = np.inf
         for moment, row in zip(order[rows], distances, strict=True):
             ranked = np.argsort(row, kind="stable")[:count]
             near = [order[i] for i in ranked if np.isfinite(row[i])]
@@ -224,14 +225,15 @@ def _of_nearest(
 
 
 def _of_random(corpus: Corpus, split: str, count: int, rng: np.random.Generator) -> Appropriate:
-    """Of each clip the listeners to `count` moments of other speakers, drawn without repetition."""
+    """Of each clip the listeners to some moments of other conversations, none drawn twice."""
     moments = corpus.moments(split)
     listeners = _listeners(moments)
     order = list(listeners)
-    who = np.array([speaker for speaker, _ in order])
+    names = corpus.conversations(split)
+    of = np.array([names[clip_ids[0]] for clip_ids in listeners.values()])
     drawn = {}
-    for moment in order:
-        others = np.flatnonzero(who != moment[0])
+    for moment, own in zip(order, of, strict=True):
+        others = np.flatnonzero(of != own)
         chosen = rng.permutation(others)[:count]
         drawn[moment] = [clip_id for i in chosen for clip_id in listeners[order[i]]]
     return {clip_id: drawn[moment] for clip_id, moment in moments.items()}

@@ -53,6 +53,7 @@ from rapport.pipeline.data.columns import (
     row_to_clip,
     sequences_to_arrow,
 )
+from rapport.pipeline.data.conversations import conversations
 from rapport.policies.clip import AUDIO_RATE, Clip
 from rapport.policies.motion import Layout, LayoutError, Motion
 from rapport.rewards.ratings.points import Point
@@ -385,6 +386,18 @@ class Corpus:
             for row in self._read(group, columns).to_pylist():
                 moments[row["clip_id"]] = (row["speaker_id"] or row["dyad_id"], row["start"])
         return moments
+
+    def conversations(self, split: str) -> dict[str, str]:
+        """Of each clip of a split by clip id, in order, the name of its conversation.
+
+        A recording is one, whoever of it listens. What is of unlike ones is independent.
+        """
+        columns = ["clip_id", "dyad_id", "speaker_id"]
+        people = {}
+        for group in self._split(split):
+            for row in self._read(group, columns).to_pylist():
+                people[row["clip_id"]] = (row["dyad_id"], row["speaker_id"] or row["dyad_id"])
+        return conversations(people)
 
     def first_listeners(self, split: str) -> dict[str, tuple[str, float]]:
         """`moments`, with the first of the clips that show listeners to the same one."""

@@ -66,14 +66,14 @@ def explained(learnt: Seconds, asked: Seconds) -> Interval:
 def seconds_of(corpus: Corpus, split: str) -> Seconds:
     """All listeners of a split of a corpus that has hidden truth."""
     truth = load_truth(corpus.path)
-    moments = corpus.moments(split)
+    conversation_of = corpus.conversations(split)
     rests = corpus.rests
     faces, fitting, conversations = [], [], []
     for clip_id, motion in corpus.listeners(split):
         frames = np.arange(0, len(motion), round(EVERY_S * motion.layout.fps))
         faces.append(motion.values[frames] - rests[clip_id])
         fitting.append(np.digitize(truth[clip_id].appropriate_affect[frames, 0], EDGES))
-        conversations += [moments[clip_id][0]] * len(frames)
+        conversations += [conversation_of[clip_id]] * len(frames)
     return Seconds(np.concatenate(faces), np.concatenate(fitting), np.array(conversations))
 
 

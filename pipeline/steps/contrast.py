@@ -31,7 +31,7 @@ class Pool:
     """Reactions that contrast pairs are made of.
 
     Args:
-        conversations: prompt id -> who speaks.
+        conversations: prompt id -> its conversation.
         actions: of each reaction, in the policy's own terms.
         groups: prompt id -> reactions that may be chosen there.
         motions: of each reaction, (time, dim).
@@ -134,7 +134,7 @@ def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
     corpus = imitated.corpus
     layout = imitated.policy.layout
     fitting = named(corpus, "train")
-    moments = corpus.moments("train")
+    conversations = corpus.conversations("train")
     groups: dict[str, list[ReactionId]] = {}
     answers: dict[str, list[ReactionId]] = {}
     for prompt_id in prompt_ids:
@@ -150,7 +150,7 @@ def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
         for reaction in answers.get(clip_id, ())
     }
     return Pool(
-        conversations={prompt_id: moments[prompt_id][0] for prompt_id in groups},
+        conversations={prompt_id: conversations[prompt_id] for prompt_id in groups},
         actions=RecordedActions(imitated, motions.keys()),
         groups=groups,
         motions=motions,
@@ -160,9 +160,9 @@ def recorded_pool(imitated: Imitated, prompt_ids: Iterable[str]) -> Pool:
 def sampled_pool(imitated: Imitated, groups: CandidateGroups, scores: Scores) -> Pool:
     """For each prompt the policy's samples; of a rated group only those with the best score."""
     policy = imitated.policy
-    moments = imitated.corpus.moments("train")
+    conversations = imitated.corpus.conversations("train")
     actions: dict[ReactionId, np.ndarray] = {}
-    pool = Pool({prompt_id: moments[prompt_id][0] for prompt_id in groups}, actions)
+    pool = Pool({prompt_id: conversations[prompt_id] for prompt_id in groups}, actions)
     for prompt_id, group in groups.items():
         sampled = [candidate for candidate in group if candidate.source == POLICY]
         pool.groups[prompt_id] = []

@@ -99,22 +99,28 @@ def choose(corpus: Corpus, split: str, count: int, seed: int, skip: int = 0) -> 
     the end of the order it starts again.
     """
     order = np.random.default_rng([seed, corpus.count(split)])
-    return _rolled(_spread(corpus.moments(split), order), count, skip)
+    spread = _spread(corpus.moments(split), corpus.conversations(split), order)
+    return _rolled(spread, count, skip)
 
 
-def _spread(moments: Mapping[str, tuple[str, float]], order: np.random.Generator) -> list[str]:
+def _spread(
+    moments: Mapping[str, tuple[str, float]],
+    names: Mapping[str, str],
+    order: np.random.Generator,
+) -> list[str]:
     """Clip ids, one of each moment before a second one of any, conversation by conversation.
 
     Args:
         moments: by clip id, who speaks and when.
+        names: by clip id, of the conversations.
         order: decides it.
     """
     listeners: dict[tuple[str, float], list[str]] = {}
     for clip_id, moment in moments.items():
         listeners.setdefault(moment, []).append(clip_id)
     conversations: dict[str, list[tuple[str, float]]] = {}
-    for moment in listeners:
-        conversations.setdefault(moment[0], []).append(moment)
+    for moment, clip_ids in listeners.items():
+        conversations.setdefault(names[clip_ids[0]], []).append(moment)
     # One moment of every conversation, in an order of its own, then the next one of every one.
     shuffled = [[of[i] for i in order.permutation(len(of))] for of in conversations.values()]
     turns = [

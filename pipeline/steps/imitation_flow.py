@@ -80,11 +80,19 @@ def people(config: OfFlow, corpus: Corpus, split: str) -> Iterator[Window]:
     affect = load_labels(corpus.path) if LABELS in files else None
     captions = load_captions(corpus.path) if CAPTIONS in files else None
     downsample = vae_config(config.vae.size, corpus.layout).downsample
+    conversations = corpus.conversations(split)
     spoken: set[tuple[str, float]] = set()
     for clip in corpus.clips(split, ("speaker", "speaker_audio", "listener_audio")):
         both = config.roles == "both" and clip.moment not in spoken
         spoken.add(clip.moment)
-        yield from windows(clip, downsample, both=both, affect=affect, captions=captions)
+        yield from windows(
+            clip,
+            downsample,
+            both=both,
+            affect=affect,
+            captions=captions,
+            conversation=conversations[clip.clip_id],
+        )
 
 
 @phase("vae")

@@ -115,6 +115,7 @@ def recorded_pairs(
     """
     appropriate = load_appropriate(corpus.path)
     moments = corpus.moments(split)
+    conversations = corpus.conversations(split)
     first = corpus.first_listeners(split)
     every = -(-len(first) // MOMENTS)
     taken = dict(itertools.islice(first.items(), 0, None, every))
@@ -136,7 +137,7 @@ def recorded_pairs(
         seen = viewer.many([motion for _, motion in listeners])
         for (clip_id, _), face in zip(listeners, seen, strict=True):
             pair = Pair(
-                conversation=moments[clip_id][0],
+                conversation=conversations[clip_id],
                 speaker=numbers[moments[clip_id]],
                 listener=listener_features(face),
                 fits=clip_id in appropriate[clip_id],

@@ -247,7 +247,7 @@ class Judge:
     def _listening(self, opinions: Mapping[str, Beside]) -> Listening:
         listening = Listening()
         for clip_id, beside in opinions.items():
-            conversation = self.clips[clip_id].moment[0]
+            conversation = self._conversations[clip_id]
             listening.add_differences(clip_id, conversation, beside.differences(self.weights))
             points = (self.corpus.points or {}).get(clip_id, ())
             listening.add_points(clip_id, conversation, points, beside.seen.values())
@@ -266,7 +266,16 @@ class Judge:
     @cached_property
     def _strangers(self) -> dict[str, list[str]]:
         """For each clip some clips of other conversations, as long; none where there is but one."""
-        return strangers(self.clips, STRANGERS, seed=self.seed)
+        return strangers(self.clips, self._conversations, STRANGERS, seed=self.seed)
+
+    @cached_property
+    def _conversations(self) -> dict[str, str]:
+        """Of each clip; of those that are not judged, too."""
+        return {
+            clip_id: name
+            for split in {clip.split for clip in self.clips.values()}
+            for clip_id, name in self.corpus.conversations(split).items()
+        }
 
     def baselines(self) -> dict[str, MethodRow]:
         """Ground truth and listeners that learn nothing; those that the corpus can give."""
@@ -359,7 +368,7 @@ class Judge:
                 for clip_id, motions in answers.items()
             }
             rows[f"{name}, {CONSTANTS}"] = self(changed)
-        turned = shuffled({clip_id: self.clips[clip_id] for clip_id in answers})
+        turned = shuffled({clip_id: self._conversations[clip_id] for clip_id in answers})
         rows[f"{name}, {SHUFFLED}"] = self(
             {clip_id: list(answers[other]) for clip_id, other in turned.items()}
         )

@@ -76,10 +76,13 @@ class HeldOut:
         assert isinstance(config.evaluation, ComparisonConfig)  # of all but AR-Flow
         policy = imitated.policy
         clip_ids = choose(imitated.corpus, split, config.evaluation.prompts, seed=config.seed)
+        conversations = imitated.corpus.conversations(split)
         recorded = []
         prompts = []
         for clip in map(imitated.corpus.clip, clip_ids):
-            recorded.append(_in_layout(next(windows(clip, 1, both=False)), policy))
+            of = conversations[clip.clip_id]
+            window = next(windows(clip, 1, both=False, conversation=of))
+            recorded.append(_in_layout(window, policy))
             prompts.append(policy.encode(clip))
         return cls(
             windows=recorded,

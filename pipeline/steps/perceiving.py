@@ -102,10 +102,10 @@ def asked_clips(corpus: Corpus, limit: int) -> dict[str, str]:
     The clips are evenly spread over it. All who listened to a moment are asked, as one of them may
     have thought of something else.
     """
-    moments = list(corpus.moments(SPLIT).items())
-    count = min(limit, len(moments))
-    places = np.unique(np.linspace(0, len(moments) - 1, count).round().astype(int))
-    return {clip_id: who for clip_id, (who, _) in (moments[place] for place in places)}
+    named = list(corpus.conversations(SPLIT).items())
+    count = min(limit, len(named))
+    places = np.unique(np.linspace(0, len(named) - 1, count).round().astype(int))
+    return dict(named[place] for place in places)
 
 
 def summarised(cost: Cost, conversations: Sequence[str]) -> dict[str, Any]:

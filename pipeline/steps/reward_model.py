@@ -62,7 +62,7 @@ class Seen:
         own: (n, features) beside their own speaker.
         another: (n, features) beside a speaker of another conversation.
         names: of the features.
-        conversations: prompt id -> who speaks.
+        conversations: prompt id -> its conversation.
     """
 
     members: list[Member]
@@ -97,8 +97,8 @@ def seen_by_model(
         viewer: sees faces.
         seed: of who the other speaker is.
     """
-    moments = corpus.moments("train")
-    conversations = {prompt_id: moments[prompt_id][0] for prompt_id in groups}
+    named = corpus.conversations("train")
+    conversations = {prompt_id: named[prompt_id] for prompt_id in groups}
     cues = {prompt_id: _cues(corpus.clip(prompt_id), viewer) for prompt_id in groups}
     rng = np.random.default_rng([seed, len(groups)])
     members: list[Member] = []

@@ -60,11 +60,14 @@ def listeners_of(corpus: Corpus, count: int | None, seed: int) -> Motions:
     of_moment: dict[tuple[str, float], list[str]] = {}
     for clip_id, moment in corpus.moments("train").items():
         of_moment.setdefault(moment, []).append(clip_id)
+    names = corpus.conversations("train")
+    conversation_of = {moment: names[clip_ids[0]] for moment, clip_ids in of_moment.items()}
     moments = list(of_moment)
     chosen = [moments[n] for n in rng.permutation(len(moments))[:count]]
     groups = {}
     for moment in chosen:
-        others = [other for other in chosen if other[0] != moment[0]]
+        own = conversation_of[moment]
+        others = [other for other in chosen if conversation_of[other] != own]
         foreign = of_moment[others[rng.integers(len(others))]][:1] if others else []
         groups[of_moment[moment][0]] = [*of_moment[moment], *foreign]
     recorded = dict(corpus.listeners("train"))

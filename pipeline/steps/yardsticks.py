@@ -78,13 +78,16 @@ class Listening:
         self.yardsticks.setdefault(name, {})[key] = value
 
 
-def strangers(clips: Mapping[str, Clip], count: int, *, seed: int) -> dict[str, list[str]]:
+def strangers(
+    clips: Mapping[str, Clip], conversations: Mapping[str, str], count: int, *, seed: int
+) -> dict[str, list[str]]:
     """For each clip `count` clips of other conversations, which last as long or longer.
 
     Each of another conversation, as far as there are so many; [] where there is but one.
 
     Args:
         clips: by id.
+        conversations: of each of them.
         count: of strangers.
         seed: of the draw.
     """
@@ -93,19 +96,24 @@ def strangers(clips: Mapping[str, Clip], count: int, *, seed: int) -> dict[str, 
     for clip_id, clip in clips.items():
         by_conversation: dict[str, list[str]] = {}
         for other_id, other in clips.items():
-            if other.moment[0] != clip.moment[0] and len(other.listener) >= len(clip.listener):
-                by_conversation.setdefault(other.moment[0], []).append(other_id)
+            name = conversations[other_id]
+            if name != conversations[clip_id] and len(other.listener) >= len(clip.listener):
+                by_conversation.setdefault(name, []).append(other_id)
         names = list(by_conversation)
         drawn = [names[i] for i in rng.permutation(len(names))[:count]]
         chosen[clip_id] = [str(rng.choice(by_conversation[name])) for name in drawn]
     return chosen
 
 
-def shuffled(clips: Mapping[str, Clip]) -> dict[str, str]:
-    """For each clip another one, of another conversation where no conversation has half of them."""
+def shuffled(conversations: Mapping[str, str]) -> dict[str, str]:
+    """For each clip another one, of another conversation where no conversation has half of them.
+
+    Args:
+        conversations: of each clip.
+    """
     by_conversation: dict[str, list[str]] = {}
-    for clip_id, clip in clips.items():
-        by_conversation.setdefault(clip.moment[0], []).append(clip_id)
+    for clip_id, name in conversations.items():
+        by_conversation.setdefault(name, []).append(clip_id)
     in_order = [clip_id for ids in by_conversation.values() for clip_id in ids]
     shift = max(map(len, by_conversation.values())) % len(in_order) or 1
     turned = in_order[shift:] + in_order[:shift]

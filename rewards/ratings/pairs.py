@@ -177,7 +177,7 @@ def contrast_pairs(
     Args:
         amplitudes: prompt id -> reactions that may be chosen there -> how far they move, see
             `amplitude`.
-        conversations: prompt id -> who speaks; others are other people.
+        conversations: prompt id -> its conversation; others are of other people.
         count: of pairs, twins included; even. Prompts take turns to have one with its twin.
         drawn: reactions from other conversations, at most.
         seed: of order and draws.

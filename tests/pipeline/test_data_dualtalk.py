@@ -22,6 +22,7 @@ from rapport.pipeline.data.readers.pictures import Drawing
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.statistics import motion_statistics
 from rapport.pipeline.data.store import CorpusError
+from rapport.pipeline.steps.yardsticks import strangers
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.flame import FlameHead
@@ -150,6 +151,21 @@ def test_pieces_of_one_conversation_stay_together_and_their_times_go_on(tmp_path
     assert people == {"train": "A", "validation": "B", "test": "C"}
     moments = [clip.moment for clip in clips if clip.dyad_id == "A"]
     assert moments == [("A-speaker2", start) for start in (0.0, 4.0, 10.0, 14.0)]
+
+
+def test_both_sides_of_a_recording_are_one_conversation(published, tmp_path):
+    put(published / "train", "e", 1, 250, 10.0)
+    put(published / "train", "e", 2, 250, 10.0)
+    corpus = import_dualtalk(published, tmp_path / "c", seconds=4.0, stride=2.0)
+    clips = {clip.clip_id: clip for clip in corpus.clips("train")}
+    conversations = corpus.conversations("train")
+    assert list(conversations) == list(clips) and len(set(conversations.values())) == 2
+    assert {(clip.dyad_id, conversations[name]) for name, clip in clips.items()} == {
+        ("a", "a-speaker2"),
+        ("b", "b-speaker2"),
+    }
+    for name, others in strangers(clips, conversations, 4, seed=0).items():
+        assert [clips[other].dyad_id for other in others] == ["ab".replace(clips[name].dyad_id, "")]
 
 
 def test_truncated_resampled_and_skipped_are_counted_and_said(published, caplog):

@@ -136,6 +136,9 @@ def test_a_folder_of_react_becomes_a_corpus_with_roles_both_ways(react, tmp_path
     assert clip.start == pytest.approx(2.04 + 1)
     assert clip.speaker_id == "NoXI-010_2016-03-25_Paris-Expert_video"
     assert clip.dyad_id == "NoXI-010_2016-03-25_Paris-Novice_video"
+    # Both people of a chat, in all its recordings, are one conversation.
+    chats = {frozenset((c.dyad_id, c.speaker_id)) for c in corpus.clips("train", ())}
+    assert len(set(corpus.conversations("train").values())) == len(chats) == 3
     assert len(clip.speaker_audio) == AUDIO_RATE
     # Seen at 1.5 s of the recording: the 38th picture.
     assert abs(int(clip.speaker_frames[0].mean(axis=(0, 1))[0]) - 4 * 38) <= 2

@@ -387,6 +387,8 @@ def test_pictures_of_a_speaker_show_where_the_head_goes_and_all_of_it(tmp_path):
     write_shard(tmp_path / "x", Recorded("x", people), sides, plan, gauge, key="", cost=dict)
     clips = list(read_shard(tmp_path / "x"))
     assert [clip.start for clip in clips] == [0, 1, 0, 1]
+    # A person may talk in other recordings, and says other words there at the same time.
+    assert [clip.speaker_id for clip in clips] == ["x-b", "x-b", "x-a", "x-a"]
     for clip in clips:
         bright = clip.speaker_frames[..., 1] > 128
         columns = [np.flatnonzero(picture.any(axis=0)) for picture in bright]

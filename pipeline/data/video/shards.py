@@ -274,7 +274,8 @@ def _clips(
     listener = sides[side]
     if listener.track is None:
         return
-    partner = _partner(sides, side)
+    [other] = sides.keys() - {side}
+    partner = sides[other]
     frames = plan.cutting.frames(plan.fps)
     motion = listener.track.motion
     whole = Clip(
@@ -287,7 +288,7 @@ def _clips(
         # A sound of both is the speaker's; that the listener is in it is counted.
         listener_audio=None if recorded.shared_sound else listener.sound,
         words=partner.words,
-        speaker_id=partner.person.name,
+        speaker_id=f"{recorded.name}-{other}",
     )
     tracks = _tracks(sides)
     there = np.all([track.there for track in tracks], axis=0)
