@@ -233,7 +233,7 @@ def choose_controls(
 ) -> list[Control]:
     """One listener more for a share of the groups, by recorded people and the policy in turn.
 
-    They were listening to another speaker, in a clip as long.
+    They were listening in another conversation, in a clip as long.
 
     Args:
         imitated: corpus and policy.
@@ -244,7 +244,7 @@ def choose_controls(
     """
     prompts = {video_of_face(name): prompt_id for name, (prompt_id, _) in sorted(names.items())}
     offered = set(names.values())
-    speakers = {i: speaker for i, (speaker, _) in imitated.corpus.moments("train").items()}
+    conversations = imitated.corpus.conversations("train")
 
     def answers_of(prompt_id: str, recorded: bool) -> list[Candidate]:
         return [
@@ -262,7 +262,8 @@ def choose_controls(
     for group in [sorted(prompts)[place] for place in rng.permutation(len(prompts))]:
         prompt_id = prompts[group]
         recorded = len(chosen) % 2 == 0
-        others = [p for p in prompts.values() if speakers[p] != speakers[prompt_id]]
+        of = conversations[prompt_id]
+        others = [p for p in prompts.values() if conversations[p] != of]
         rng.shuffle(others)
         rivals = (each for other in others for each in answers_of(other, recorded)[:1])
         own = answers_of(prompt_id, recorded)

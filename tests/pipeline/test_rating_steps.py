@@ -50,9 +50,7 @@ NAMES = {
     for letter, name in zip("ab", "rs", strict=True)
 }
 IMITATED = SimpleNamespace(
-    corpus=SimpleNamespace(
-        moments=lambda split: {prompt: (who, 0.0) for prompt, who in SPEAKERS.items()}
-    ),
+    corpus=SimpleNamespace(conversations=lambda split: SPEAKERS),
     policy=SimpleNamespace(to_motion=lambda reaction: reaction.actions),
 )
 
