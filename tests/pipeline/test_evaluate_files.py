@@ -156,6 +156,11 @@ def test_segments_of_lm_listener(tmp_path):
     inputs = read_inputs(files)
     assert inputs["target"][0].layout.fps == 25 and np.array_equal(inputs["partner"][0].values, p1)
     assert evaluate("lm_listener", **inputs)["L2"] == pytest.approx(1, rel=1e-5)
+    times = {"split_start_time": 10916 / 25, "split_end_time": 10976 / 25}
+    torch.save([segment | times], tmp_path / "timed.pth")
+    assert read_clips(tmp_path / "timed.pth")["025_10916"].layout.fps == 25
+    with pytest.raises(CorpusError, match=r"timed.pth has 25 fps .* not 60: give files.fps=25"):
+        read_clips(tmp_path / "timed.pth", fps=60)
 
 
 def test_l2_affect_with_an_estimator_of_an_earlier_run(tiny_corpus, tmp_path):

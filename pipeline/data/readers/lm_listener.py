@@ -174,7 +174,8 @@ def read_lm_listener(
     """
     counts = ReadCounts() if counts is None else counts
     files = _files(Path(root))
-    rate = _rate(files, fps)
+    # Without a rate it is that of the training file.
+    rate = fps or rate_of_segments(read_segments(files["train"]))
     length = round(seconds * rate)
     step = round(stride * rate)
     before = round(past * rate)
@@ -296,11 +297,9 @@ def _files(root: Path) -> dict[str, Path]:
     return {split: files[name] for split, name in ours.items() if name in files}
 
 
-def _rate(files: dict[str, Path], fps: float | None) -> float:
-    """Frames per second: as given, or else as the training file says."""
-    if fps is not None:
-        return fps
-    rate = _said_rate(read_segments(files["train"]))
+def rate_of_segments(segments: list[dict[str, Any]]) -> float:
+    """Frames per second of a file by its own times; `FPS` where it has none."""
+    rate = _said_rate(segments)
     if rate is None:
         return FPS
     # Seconds are rounded: the usual rate that is meant.
@@ -337,7 +336,7 @@ def _whole_segments(
     path: Path, split: str, layout: Layout, counts: ReadCounts
 ) -> Iterator[tuple[str, _Piece]]:
     segments = read_segments(path)
-    _check_rate(path, segments, layout.fps)
+    check_rate(path, segments, layout.fps, setting="corpus.fps")
     _check_raw(path, segments)
     for index, segment in enumerate(segments):
         counts.segments += 1
@@ -483,13 +482,13 @@ def _check_raw(path: Path, segments: list[dict[str, Any]]) -> None:
         )
 
 
-def _check_rate(path: Path, segments: list[dict[str, Any]], fps: float) -> None:
-    """Raise when the file's own times say another frame rate than `fps`."""
+def check_rate(path: Path, segments: list[dict[str, Any]], fps: float, *, setting: str) -> None:
+    """Raise `CorpusError` when the file's own times say another rate than `fps` of `setting`."""
     rate = _said_rate(segments)
     if rate is not None and abs(rate / fps - 1) > 0.05:
         raise CorpusError(
-            f"{path} has {rate:.4g} fps by its own times, not {fps:g}: give corpus.fps={rate:.4g}. "
-            "Rates do not mix in a corpus"
+            f"{path} has {rate:.4g} fps by its own times, not {fps:g}: give {setting}={rate:.4g}. "
+            "Rates do not mix"
         )
 
 

@@ -186,10 +186,13 @@ def _corpus(path: Path, side: Side) -> dict[str, Motion]:
 
 
 def _segments(path: Path, side: Side, fps: float | None) -> dict[str, Motion]:
-    layout = replace(lm_listener.LAYOUT, fps=fps or lm_listener.FPS)
+    segments = lm_listener.read_segments(path)
+    rate = fps or lm_listener.rate_of_segments(segments)
+    lm_listener.check_rate(path, segments, rate, setting="files.fps")
+    layout = replace(lm_listener.LAYOUT, fps=rate)
     person = "p0" if side == "listener" else "p1"
     clips: dict[str, Motion] = {}
-    for index, segment in enumerate(lm_listener.read_segments(path)):
+    for index, segment in enumerate(segments):
         where = f"{path}, segment {index}"
         try:
             name = f"{Path(str(segment['fname'])).stem}_{int(segment['split_start_frame'])}"
