@@ -15,6 +15,7 @@ import pytest
 
 from rapport.pipeline.data.corpora import look_at_corpus, open_corpus
 from rapport.pipeline.data.readers import video
+from rapport.pipeline.data.readers.splits import Stretch
 from rapport.pipeline.data.recording import RecordingError, open_media
 from rapport.pipeline.data.settings import CorpusConfig
 from rapport.pipeline.data.store import Corpus, CorpusError
@@ -35,6 +36,7 @@ from rapport.pipeline.data.video.sides import Eyes, Side, brought, read_sides
 from rapport.pipeline.data.video.table import Person, Recorded, read_recordings, split_by_person
 from rapport.pipeline.data.video.tracking import BRIDGED_S, Track, on_clock
 from rapport.pipeline.report.tracked import write_tracked
+from rapport.policies.clip import Clip, Past, Word
 from rapport.policies.head.asset import load_head
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.motion import Layout, Motion
@@ -362,6 +364,15 @@ def test_a_transcript_that_came_later_is_another_shard(tmp_path):
 
 
 # -- Pictures of the speaker --
+
+
+def test_the_words_of_a_past_do_not_reach_over_the_border_of_a_split():
+    motion = Motion(np.zeros((25, 1)), Layout((("expr", 1),), 25, "builtin"))
+    words = (Word("train", -3.5, -2.5), Word("across", -2.3, -1.9), Word("test", -1.0, -0.5))
+    clip = Clip("c", "d", "train", motion, start=12.0, past=Past(motion, words=words))
+    halves = [Stretch("d", "d", "train", 0.0, 0.5), Stretch("d", "d", "test", 0.5, 1.0)]
+    placed = video._placed(clip, halves, 20.0)
+    assert placed.split == "test" and [word.text for word in placed.past.words] == ["test"]
 
 
 def test_pictures_of_a_speaker_show_where_the_head_goes_and_all_of_it(tmp_path):

@@ -181,12 +181,18 @@ def _regressor(config: CorpusConfig, head: HeadConfig) -> Regressor:
 
 
 def _placed(clip: Clip, stretches: Sequence[Stretch], seconds: float) -> Clip | None:
-    """The clip in the split in which it lies; None on a border. No past reaches over one."""
+    """The clip in the split in which it lies; None on a border. No past reaches over one.
+
+    Nor do the words of the past, which are remembered for longer.
+    """
     for stretch in stretches:
         begin = stretch.begin * seconds
         if begin - 1e-6 <= clip.start and clip.start + clip.seconds <= stretch.end * seconds + 1e-6:
             before = 0.0 if clip.past is None else clip.past.listener.seconds
             past = clip.past if clip.start - before >= begin - 1e-6 else None
+            if past is not None and past.words is not None:
+                heard = (w for w in past.words if clip.start + (w.start + w.end) / 2 >= begin)
+                past = replace(past, words=tuple(heard))
             return replace(clip, split=stretch.split, past=past)
     return None
 
