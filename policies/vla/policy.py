@@ -39,7 +39,7 @@ from rapport.policies.vla.prompt import build_prompt
 from rapport.policies.vla.sampling import sample_prompt
 from rapport.policies.vla.sequence import seen_in, seen_of
 from rapport.policies.vla.settings import VlaConfig
-from rapport.policies.vla.text import encode_text
+from rapport.policies.vla.text import encode_word
 from rapport.policies.vla.training import (
     PROMPT_COLUMNS,
     ActionLogits,
@@ -104,10 +104,10 @@ class VlaPolicy(Policy):
         )
 
     def word_ids(self, word: str) -> Sequence[int]:
-        """Ids of a word."""
+        """Ids of a word of a sentence."""
         if word not in self._word_ids:
             config = self.model.config
-            self._word_ids[word] = encode_text(
+            self._word_ids[word] = encode_word(
                 self.tokenizer, word, config.action_token_start, action_bins=config.action_bins
             )
         return self._word_ids[word]

@@ -162,3 +162,17 @@ def encode_text(
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     actions = range(action_token_start, action_token_start + action_bins)
     return [token for token in ids if token not in actions]
+
+
+def encode_word(
+    tokenizer: PreTrainedTokenizerBase, word: str, action_token_start: int, action_bins: int = 256
+) -> list[int]:
+    """Token ids of a word as it stands in a sentence: after a space.
+
+    Of a text of one word LLaMA 2's tokenizer thinks the space by itself; those of LLaMA 3 and Qwen
+    read the word as if it went on from the one before.
+    """
+    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    twice = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    space = "" if twice == alone * 2 else " "
+    return encode_text(tokenizer, space + word, action_token_start, action_bins)

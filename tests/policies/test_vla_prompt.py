@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.sound import BANDS
@@ -16,6 +18,7 @@ from rapport.policies.vla.text import (
     SPECIALS,
     build_text_tokenizer,
     encode_text,
+    encode_word,
     load_llama_tokenizer,
     special_ids,
 )
@@ -225,6 +228,28 @@ def test_any_text_survives_the_round_trip(tokenizer, text):
     assert all(len(SPECIALS) <= i < 768 for i in ids)
 
 
+@pytest.mark.parametrize(
+    "splits",
+    [
+        pre_tokenizers.Metaspace(prepend_scheme="first"),  # LLaMA 2
+        pre_tokenizers.ByteLevel(add_prefix_space=False),  # LLaMA 3, Qwen
+        pre_tokenizers.ByteLevel(add_prefix_space=True),  # the tiny one
+    ],
+)
+def test_words_one_by_one_are_the_sentence(splits):
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = splits
+    alphabet = [*pre_tokenizers.ByteLevel.alphabet(), "▁"]
+    words = ["so", "happy", "a", "day"]
+    inner.train_from_iterator(
+        [" ".join(words)] * 9, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    one_by_one = [token for word in words for token in encode_word(tokenizer, word, 1000)]
+    begun = encode_text(tokenizer, " ".join(["a", *words]), 1000)
+    assert one_by_one == begun[len(encode_text(tokenizer, "a", 1000)) :]
+
+
 def test_words_of_the_corpus_are_shorter_than_bytes(tokenizer):
     assert len(encode_text(tokenizer, "happy", 768)) < len("happy")
 
@@ -246,9 +271,6 @@ def test_saved_tokenizer_reads_alike(tmp_path, tokenizer):
 
 def llama_like(path):
     """A byte-level tokenizer of 300 words without our special tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = ["<unk>", "<s>", "</s>"] + sorted(pre_tokenizers.ByteLevel.alphabet())
     words += [f"<rare{i}>" for i in range(300 - len(words))]
     inner = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
