@@ -48,6 +48,16 @@ class Mirror:
             self._files.makedirs(os.path.dirname(target), exist_ok=True)
             self._files.put_file(str(file), target)
 
+    def replace(self, file: Path, path: Path) -> None:
+        """Copy `file` in the place of `path` of the run directory.
+
+        What was copied there before stays until the new copy is whole.
+        """
+        target = f"{self._root}/{path.relative_to(self._directory).as_posix()}"
+        self._files.makedirs(os.path.dirname(target), exist_ok=True)
+        self._files.put_file(str(file), f"{target}.part")
+        self._files.mv(f"{target}.part", target)
+
     def fetch(self) -> bool:
         """Fill the missing run directory from the copy; False when there is no copy."""
         if not self._files.exists(f"{self._root}/config.yaml"):

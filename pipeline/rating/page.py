@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.rating.store import Store
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.settings import TOKEN
+from rapport.pipeline.storage import Mirror
 
+ANSWERS = "ratings.db"
+COPY_S = 5.0
 START_S = 30.0
 STOP_S = 10.0
 LOOK_S = 2.0
@@ -36,17 +40,21 @@ class Page:
         folder: of answers and links, which is made where it is not there.
         config: of the page.
         seed: of all that is drawn.
+        mirror: copy of the run directory, which soon has every answer, too; None = there is none.
 
     Raises:
         RunError: somebody listens at the address already.
     """
 
-    def __init__(self, folder: Path, config: RateSection, seed: int) -> None:
+    def __init__(
+        self, folder: Path, config: RateSection, seed: int, mirror: Mirror | None = None
+    ) -> None:
         self.config = config
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # links and answers are nobody else's
         self._listens = listening(config.host, config.port, "rate.port")
-        self.store = Store(folder / "ratings.db", config, seed)
+        folder.chmod(0o700)  # one that came back from storage is as open as any
+        self.store = Store(folder / ANSWERS, config, seed)
         self.token = os.environ.get(TOKEN) or self.store.secret("studio")
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -61,12 +69,17 @@ class Page:
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listens]}, daemon=True
         )
+        self._mirror = mirror
+        self._over = threading.Event()
+        self._copies = threading.Thread(target=self._keep_copying, daemon=True)
 
     def __enter__(self) -> Self:
         write_atomic(
             self.folder / "links.csv",
             "".join(f"{name},{url}\n" for name, url in links(self.store).items()),
         )
+        self.copy()
+        self._copies.start()
         self._thread.start()
         until = time.monotonic() + START_S
         while not self._server.started:
@@ -79,7 +92,37 @@ class Page:
         self._server.should_exit = True
         self._thread.join(STOP_S)
         self._listens.close()
-        self.store.close()
+        self._over.set()
+        self._copies.join()
+        try:
+            self.copy()
+        finally:
+            self.store.close()
+
+    def copy(self) -> None:
+        """Copy links and answers to the run's storage, where it has one.
+
+        Raises:
+            OSError: the storage does not take them.
+        """
+        if self._mirror is None:
+            return
+        self._mirror.push(self.folder / "links.csv")
+        with tempfile.TemporaryDirectory() as scratch:
+            copied = Path(scratch) / ANSWERS
+            self.store.copy_to(copied)
+            self._mirror.replace(copied, self.folder / ANSWERS)
+
+    def _keep_copying(self) -> None:
+        """Copy what is new every `COPY_S` seconds; what fails is tried again."""
+        while not self._over.wait(COPY_S):
+            if not self.store.changed.is_set():
+                continue
+            try:
+                self.copy()
+            except OSError as error:
+                self.store.changed.set()
+                logger.warning(f"WARNING: answers are not copied to storage.uri: {error}")
 
     @property
     def studio(self) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,7 @@ class Store:
         self.per_group = config.per_group
         self.offer: Offer | None = None
         self.more = True  # will be offered, where nothing is
+        self.changed = threading.Event()
         self._clock = clock
         self._lock = threading.RLock()
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -189,6 +190,12 @@ class Store:
         if config.recruit == "links":
             self._make_links()
 
+    def copy_to(self, path: Path) -> None:
+        """Copy all that is kept into a new file, while others go on."""
+        self.changed.clear()
+        with closing(sqlite3.connect(path)) as copy, self._lock:
+            self._database.backup(copy)
+
     def close(self) -> None:
         """Nothing can be asked after it."""
         with self._lock:
@@ -197,6 +204,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            before = self._database.total_changes
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -204,6 +212,8 @@ class Store:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+            if self._database.total_changes != before:
+                self.changed.set()
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:

@@ -25,7 +25,7 @@ from rapport.pipeline.steps.sampling import earlier, earlier_imitation
 
 def run(config: RateConfig, run: Run) -> None:
     """Offer, listen; at Ctrl-C write what was said. `--resume` opens the page again."""
-    with Page(run.directory / FOLDER, config.rate, config.seed) as page:
+    with Page(run.directory / FOLDER, config.rate, config.seed, run.mirror) as page:
         offer = _offer(config, run)
         page.open(offer)
         say_where(page)

@@ -64,7 +64,7 @@ def rating_page(run: Workspace, config: Preferences) -> Iterator[Page | None]:
     if not config.live:
         yield None
         return
-    with Page(run.directory / FOLDER, config.rate, config.seed) as page:
+    with Page(run.directory / FOLDER, config.rate, config.seed, run.mirror) as page:
         say_where(page)
         yield page
 

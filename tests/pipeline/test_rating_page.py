@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import shutil
 import sqlite3
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from rapport.pipeline.rating.app import CONSENT, links, scales
 from rapport.pipeline.rating.page import Page
 from rapport.pipeline.rating.settings import RateSection
 from rapport.pipeline.rundir import RunError
+from rapport.pipeline.storage import Mirror
 from rapport.rewards.ratings.comparisons import read_comparisons
 from rapport.rewards.ratings.ratings import CRITERIA, read_ratings
 from tests.chromium import CHROMIUM, PHONE, Chromium
@@ -274,6 +276,59 @@ def rate_all(opened, number, steady=True):
     while (turn := store.turn(rater)).item is not None:
         seed = turn.item.videos[0] if steady else f"{number} {turn.item.videos[0]}"
         store.answer(rater, turn.place, grade(seed, 0))
+
+
+def test_answers_are_in_storage_before_the_page_ends(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(rating_page, "COPY_S", 0.05)
+    lost, config = tmp_path / "run", RateSection(port=free_port(), per_group=2, raters=2)
+    mirror = Mirror(f"{tmp_path}/storage", lost)
+    with Page(lost / "rating", config, 0, mirror) as opened:
+        opened.open(offer_at(package))
+        rate_all(opened, 1)
+        until = time.monotonic() + 30
+        while opened.store.changed.is_set() or not list(tmp_path.rglob("storage/**/ratings.db")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        monkeypatch.setattr(opened, "copy", lambda: None)  # as if the node were gone now
+        said = opened.store.answers(1)
+        addresses = (lost / "rating" / "links.csv").read_text()
+    (lost / "config.yaml").touch()
+    mirror.push(lost / "config.yaml")
+    shutil.rmtree(lost)
+    assert mirror.fetch() and not list(lost.rglob("*.part"))
+    with Page(lost / "rating", config, 0, mirror) as again:
+        assert said and again.store.answers(1) == said
+        assert (lost / "rating" / "links.csv").read_text() == addresses
+        again.open(offer_at(package))
+        rate_all(again, 2)
+        said = again.store.answers(1)
+    shutil.rmtree(lost)
+    assert mirror.fetch()
+    with Page(lost / "rating", config, 0) as copied:
+        assert copied.store.answers(1) == said, "the last answers are copied at the end"
+
+
+def test_storage_that_fails_is_said_and_tried_again(package, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(rating_page, "COPY_S", 0.05)
+    mirror = Mirror(f"{tmp_path}/storage", tmp_path / "run")
+    config = RateSection(port=free_port(), per_group=2, raters=2)
+    with Page(tmp_path / "run" / "rating", config, 0, mirror) as opened:
+        opened.open(offer_at(package))
+        works = mirror.replace
+        monkeypatch.setattr(mirror, "replace", lambda *_: fails())
+        rate_all(opened, 1)
+        until = time.monotonic() + 30
+        while "not copied to storage.uri: full" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        monkeypatch.setattr(mirror, "replace", works)
+        while opened.store.changed.is_set():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def fails():
+    raise OSError("full")
 
 
 def waits(opened, clock):
