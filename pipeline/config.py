@@ -120,11 +120,27 @@ def _problem(problem: Any, recipe: type[RecipeConfig]) -> str:
 
 
 def chosen_policy(file: Path | None, overrides: list[str]) -> str | None:
-    """Which policy `policy=NAME` or `file` asks for; None = neither does."""
+    """Which policy `policy=NAME` or `file` asks for; None = neither does.
+
+    Raises:
+        ConfigError: what the file has there is no name.
+    """
     named = [text.partition("=")[2] for text in overrides if text.startswith("policy=")]
     if named:
         return named[-1]
-    return None if file is None else read_yaml(file).get("policy")
+    name = None if file is None else read_yaml(file).get("policy")
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"{file}: policy is a name, and not {name!r}")
+    return name
+
+
+def chosen_storage(file: Path | None, overrides: list[str]) -> str | None:
+    """Where `storage.uri=URI` or `file` has runs copied to; None = neither does."""
+    named = [text.partition("=")[2] for text in overrides if text.startswith("storage.uri=")]
+    if named:
+        return named[-1]
+    uri = None if file is None else flatten(read_yaml(file)).get("storage.uri")
+    return None if uri is None else str(uri)
 
 
 def present_name(key: str) -> str:

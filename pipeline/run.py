@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     file = args.config or (args.run_dir / "config.yaml" if args.resume else None)
     try:
         if args.resume and not args.run_dir.exists():
-            _fetch(args.run_dir.absolute(), overrides)
+            _fetch(args.run_dir.absolute(), cfg.chosen_storage(args.config, overrides))
         config_type = config_of(args.recipe, args.subject, file, overrides=overrides)
         config = cfg.load_config(config_type, file, overrides)
     except (ConfigError, StorageError) as error:
@@ -255,14 +255,12 @@ def _refused(recipe: str, why: str) -> int:
     return 2
 
 
-def _fetch(run_dir: Path, overrides: list[str]) -> None:
-    """A run directory that is not there, from the storage that `storage.uri=URI` names."""
-    for text in overrides:
-        key, _, uri = text.partition("=")
-        if key == "storage.uri" and not Mirror(uri, run_dir).fetch():
-            raise StorageError(
-                f"nothing to resume: neither {run_dir} nor {uri} has a run {run_dir.name}"
-            )
+def _fetch(run_dir: Path, uri: str | None) -> None:
+    """A run directory that is not there, from the storage that it was copied to."""
+    if uri is not None and not Mirror(uri, run_dir).fetch():
+        raise StorageError(
+            f"nothing to resume: neither {run_dir} nor {uri} has a run {run_dir.name}"
+        )
 
 
 def config_of(

@@ -400,12 +400,16 @@ class Run(Workspace):
             run_id=earlier,
             system_metrics=tracking.system_metrics,
         )
-        self._done.mkdir(exist_ok=True)
-        write_atomic(id_file, self.tracker.run_id)
-        write_atomic(self.directory / "config.yaml", to_yaml(self.config))
-        self._push(self.directory / "config.yaml", id_file)
-        if self.tracker.run_id != earlier:
-            self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
+        try:
+            self._done.mkdir(exist_ok=True)
+            write_atomic(id_file, self.tracker.run_id)
+            write_atomic(self.directory / "config.yaml", to_yaml(self.config))
+            self._push(self.directory / "config.yaml", id_file)
+            if self.tracker.run_id != earlier:
+                self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
+        except BaseException:
+            self.tracker.close(failed=True)  # MLflow would say that it finished
+            raise
         logger.info(f"rapport {self.recipe}: {self.directory}\n  MLflow {self.tracker.uri}")
 
     def __exit__(

@@ -248,6 +248,9 @@ def test_a_recipe_aligns_its_own_policy_or_the_one_named(capsys, tmp_path):
         assert printed(recipe, "--config", str(tmp_path / "config.yaml")) == values
     assert main(["gdpo", "policy=gan", "--print-config"]) == 2
     assert "policy=gan: gdpo takes flow or vla" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("policy: 3")
+    assert main(["gdpo", "--config", str(tmp_path / "config.yaml"), "--print-config"]) == 2
+    assert "config.yaml: policy is a name, and not 3" in capsys.readouterr().err
 
 
 def test_an_unknown_key_ends_with_code_2_and_a_message(capsys, tmp_path):

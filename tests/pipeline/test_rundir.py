@@ -12,6 +12,7 @@ from rapport.pipeline import tracking
 from rapport.pipeline.run import main
 from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.settings import PrepareConfig
+from rapport.pipeline.storage import Mirror
 
 
 class SilentTracker:
@@ -372,6 +373,23 @@ def test_finished_phases_are_copied_and_a_lost_run_directory_is_fetched(tmp_path
     assert main(["prepare", "--resume", "--run-dir", str(place), f"storage.uri={uri}"]) == 0
     assert (place / "first" / "made.txt").read_text() == "first" and len(done) == 2
     assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
+
+    shutil.copy(place / "config.yaml", tmp_path / "kept.yaml")
+    shutil.rmtree(place)
+    told = ["--config", str(tmp_path / "kept.yaml")]  # a file may say where copies are, too
+    assert main(["prepare", "--resume", "--run-dir", str(place), *told]) == 0
+    assert (place / "first" / "made.txt").read_text() == "first" and len(done) == 4
+
+
+def test_a_run_that_cannot_begin_has_failed(tmp_path, monkeypatch):
+    def full(mirror, path):
+        raise OSError("bucket full")
+
+    monkeypatch.setattr(Mirror, "push", full)
+    run = start(tmp_path / "run", storage={"uri": (tmp_path / "bucket").as_uri()})
+    with pytest.raises(OSError, match="bucket full"), run:
+        pytest.fail("it began")
+    assert run.tracker.closed is True
 
 
 def test_storage_that_cannot_be_reached_is_named(tmp_path, capsys):
