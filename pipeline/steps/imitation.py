@@ -8,7 +8,7 @@ corpus and a policy's folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,6 +97,18 @@ def as_trained(config: Config) -> Config:
     else:
         return config
     return config.model_copy(update={name: getattr(trained, name) for name in STAGE_ONE})
+
+
+def begins_aligned(settings: Mapping[str, Any]) -> bool:
+    """Whether a run begins with a policy that an earlier one aligned.
+
+    Args:
+        settings: its config, by key.
+    """
+    if settings.get("aligned"):
+        return True
+    earlier = settings.get("imitation") or settings.get("candidates")
+    return earlier is not None and begins_aligned(read_yaml(Path(earlier) / "config.yaml"))
 
 
 def _stage_one(key: str, folder: Path) -> OfFlow:

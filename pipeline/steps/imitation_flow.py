@@ -59,10 +59,11 @@ def earlier_flow(directory: Path, *, aligned: bool = False) -> Imitated:
     """
     file = directory / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {"artifacts": {}}
-    policy_name = "flow_policy"
+    there = summary["artifacts"]
     if aligned:
-        by_dpo = "dpo_policy" in summary["artifacts"]
-        policy_name = "dpo_policy" if by_dpo else "gdpo_policy"
+        policy_name = "dpo_policy" if "dpo_policy" in there else "gdpo_policy"
+    else:  # a run on earlier candidates says sft_policy
+        policy_name = "sft_policy" if "sft_policy" in there else "flow_policy"
     names = ("corpus", "encode_tables", policy_name)
     artifacts, gone = still_there(directory, summary, names)
     if gone:

@@ -26,6 +26,7 @@ from rapport.pipeline.settings import Judged, JudgedOfFlow, Preferences
 from rapport.pipeline.steps import flow_studies
 from rapport.pipeline.steps.checks import say_what_raters_miss
 from rapport.pipeline.steps.flow_standards import deterministic
+from rapport.pipeline.steps.imitation import begins_aligned
 from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.judging import (
     Judge,
@@ -52,6 +53,7 @@ from rapport.policies.tables import read_table
 from rapport.policies.vla.settings import ActionConfig
 from rapport.rewards.dynamics import LEAST_FRAMES
 
+EARLIER = {"aligned", "imitation", "candidates"}  # keys that say which policy a run begins with
 ALIGNED_BEFORE = "aligned before"  # what a policy is called that is aligned further
 
 
@@ -152,7 +154,7 @@ class Jury:
     def name_of(self, policy: Policy, round_index: int) -> str:
         """What a policy is called in tables."""
         if round_index == 0:
-            further = isinstance(self.config, JudgedOfFlow) and self.config.aligned
+            further = begins_aligned(self.config.model_dump(include=EARLIER))
             return ALIGNED_BEFORE if further else policy.supervised
         if not isinstance(self.config, Preferences):
             return policy.aligned["gdpo"]

@@ -42,6 +42,7 @@ from rapport.pipeline.settings import RankConfig
 from rapport.pipeline.steps.checks import cluster_of
 from rapport.pipeline.steps.corpus import choose
 from rapport.pipeline.steps.flow_studies import ode_sampler
+from rapport.pipeline.steps.imitation import begins_aligned
 from rapport.pipeline.steps.imitation_vla import action_layout
 from rapport.pipeline.steps.jury import ALIGNED_BEFORE
 from rapport.pipeline.steps.learning import Imitated
@@ -110,11 +111,12 @@ class TrainedRun:
             settings = read_yaml(folder / "config.yaml")
             kind = str(settings["policy"])
             judge = MovementConfig(**settings.get("judge", {})) if kind == "flow" else None
+            further = begins_aligned(settings)
         except (KeyError, ValueError) as error:
             raise RunError(
                 f"{where}: its config.yaml is of another version ({error}); run `{algorithm}` again"
             ) from error
-        # A run on earlier candidates says sft_policy whatever the policy, and has no tables.
+        # A run on earlier candidates says sft_policy whatever the policy.
         imitator = IMITATORS.get(kind, "imitate_policy")
         if imitator not in summary["artifacts"]:
             imitator = "sft_policy"
@@ -132,7 +134,6 @@ class TrainedRun:
             Corpus(artifacts["corpus"]), artifacts[imitator], artifacts.get("encode_tables")
         )
         folder_of = None if aligned is None else artifacts[aligned]
-        further = bool(settings.get("aligned", False))
         return cls(algorithm, kind, imitated, aligned=folder_of, judge=judge, further=further)
 
     @property

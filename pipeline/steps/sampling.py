@@ -175,6 +175,8 @@ def starting_point(run: Workspace, config: Preferences) -> Imitated:
     else:
         imitated = earlier_imitation(config.candidates)
     run.leave({"corpus": imitated.corpus.path, "sft_policy": imitated.policy_path})
+    if imitated.windows is not None:
+        run.leave({"encode_tables": imitated.windows})
     return imitated
 
 

@@ -14,12 +14,12 @@ from rapport.pipeline.config import load_config, to_yaml
 from rapport.pipeline.data.flow import WINDOW_SCHEMA, window_rows, windows
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.objectives.settings import FlowGdpoConfig, FlowTraining
-from rapport.pipeline.rundir import RunError
+from rapport.pipeline.rundir import Run, RunError
 from rapport.pipeline.settings import AblateOfFlow, DpoOfFlow, GdpoOfFlow, RolloutOfFlow
 from rapport.pipeline.steps import flow_standards, flow_studies
 from rapport.pipeline.steps.faces import faces_of
 from rapport.pipeline.steps.flow_standards import Regressions, deterministic
-from rapport.pipeline.steps.imitation import as_trained
+from rapport.pipeline.steps.imitation import as_trained, begins_aligned
 from rapport.pipeline.steps.imitation_flow import earlier_flow
 from rapport.pipeline.steps.learning import Imitated, own_device
 from rapport.pipeline.steps.movement import (
@@ -29,6 +29,7 @@ from rapport.pipeline.steps.movement import (
     motions_of,
 )
 from rapport.pipeline.steps.movement_tables import tabulate_movement
+from rapport.pipeline.steps.sampling import starting_point
 from rapport.pipeline.steps.settings import MovementConfig
 from rapport.policies.flow import config
 from rapport.policies.flow.encoders import FeatureCache, LogMel, TextEncoder
@@ -453,6 +454,30 @@ def test_what_a_run_aligned_is_aligned_further(corpus, tmp_path, last):
         earlier_flow(tmp_path, aligned=True)
     file.write_text(json.dumps({"artifacts": artifacts | {last: "last"}}))
     assert earlier_flow(tmp_path, aligned=True).policy_path == tmp_path / "last"
+    file.write_text(json.dumps({"artifacts": artifacts | {"sft_policy": "flow"}}))
+    (tmp_path / "config.yaml").write_text("policy: flow\n")
+    first = DpoOfFlow(candidates=tmp_path)
+    run = Run("dpo", first, tmp_path / "run")
+    starting_point(run, first)
+    left = run.summary["artifacts"]
+    assert left["sft_policy"] == str(tmp_path / "flow")
+    assert left["encode_tables"] == str(tmp_path / "encode"), "so it can be aligned further"
+
+
+def test_who_was_aligned_before_is_known_through_all_runs_between(tmp_path):
+    def began(**keys):
+        return begins_aligned({name: str(value) for name, value in keys.items()})
+
+    for name, text in {
+        "imitated": "aligned: false\nimitation: null\n",
+        "further": f"aligned: true\nimitation: {tmp_path}/imitated\n",
+        "candidates": f"aligned: false\nimitation: {tmp_path}/further\n",
+        "others": f"aligned: false\nimitation: {tmp_path}/imitated\n",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    assert began(candidates=tmp_path / "candidates") and began(imitation=tmp_path / "further")
+    assert not began(candidates=tmp_path / "others") and not began(imitation=tmp_path / "imitated")
 
 
 def test_an_imitation_brings_its_own_settings():

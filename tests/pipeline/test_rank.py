@@ -120,6 +120,9 @@ def test_what_was_aligned_before_is_not_called_imitation(tiny_corpus, tmp_path, 
     folder = finished(tmp_path / "run", "gdpo", corpus=str(tiny_corpus.path), **here)
     (folder / "config.yaml").write_text(f"policy: flow\naligned: {aligned}\n")
     assert TrainedRun.of_folder("gdpo", folder).methods == names
+    on_it = finished(tmp_path / "next", "gdpo", corpus=str(tiny_corpus.path), **here)
+    (on_it / "config.yaml").write_text(f"policy: flow\naligned: false\nimitation: {folder}\n")
+    assert TrainedRun.of_folder("gdpo", on_it).methods == names
 
 
 def test_unlike_corpora_are_refused_and_equal_ones_may_lie_anywhere(tiny_corpus, tmp_path):
