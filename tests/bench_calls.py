@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from rapport.pipeline.data.video import voices
 from rapport.pipeline.data.video.quality import Gauge, errors
@@ -50,6 +51,7 @@ def compare(folder: Path, run: Path) -> None:
         print(f"{role}s, {sum(len(was) for was, _ in pairs) / FPS:.0f} s:")
         for part, far in errors(gauge, pairs).items():
             print(f"  {part}: " + ", ".join(f"{name} {value:.2f}" for name, value in far.items()))
+        print(f"  rot, but for what is the same in all pictures: degrees {_wandering(pairs):.2f}")
     for ear in ("loudness", "silero"):
         hears = voices.ear_of(ear)
         wrong = [
@@ -66,12 +68,30 @@ def read_beside(
     """What was done and what was read, where a face was tracked."""
     for number, call in enumerate(calls):
         track = Track.load(tracked / f"call{number}" / f"track-{side}.npz")
-        was = getattr(call, role).subset(track.motion.layout)
+        was = _turned(getattr(call, role)).subset(track.motion.layout)
         there = track.there[: len(was)]
         yield tuple(
             Motion(motion.values[: len(there)][there], motion.layout)
             for motion in (was, track.motion)
         )
+
+
+def _turned(motion: Motion) -> Motion:
+    """With all of the head's turn in `rot`: a film does not tell what of it is the neck's."""
+    values = motion.values.copy()
+    root, neck = (Rotation.from_rotvec(motion.group(name)) for name in ("rot", "neck"))
+    values[:, motion.layout.columns("rot")] = (root * neck).as_rotvec()
+    return Motion(values, motion.layout)
+
+
+def _wandering(pairs: list[tuple[Motion, Motion]]) -> float:
+    """Degrees that heads are off about what is the same in all pictures of a person."""
+    off = []
+    for was, read in pairs:
+        true, told = (Rotation.from_rotvec(motion.group("rot")) for motion in (was, read))
+        same = (true.inv() * told).mean()
+        off.append(((true * same).inv() * told).magnitude())
+    return float(np.degrees(np.concatenate(off).mean()))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from rapport.pipeline.data.video.regressor import Lessons, Regressor, learnt
 from rapport.pipeline.data.video.shards import RECORD, key_of, read_shard, write_shard
 from rapport.pipeline.data.video.sides import Eyes, Side, brought, read_sides
 from rapport.pipeline.data.video.table import Person, Recorded, read_recordings, split_by_person
-from rapport.pipeline.data.video.tracking import BRIDGED_S, Track, on_clock
+from rapport.pipeline.data.video.tracking import BRIDGED_S, SMOOTHED_S, Track, on_clock, smoothed
 from rapport.pipeline.report.tracked import write_tracked
 from rapport.policies.clip import Clip, Past, Word
 from rapport.policies.head.asset import load_head
@@ -178,8 +178,12 @@ def test_jitter_is_the_noise_and_not_the_movement():
     slow = np.sin(np.arange(500) / 40)[:, None, None] * np.ones((1, 2, 3))
     noise = rng.normal(0, 0.1, slow.shape)
     seen = np.ones(500, bool)
-    assert jitter(slow, seen) < 0.01
-    assert jitter(slow + noise, seen) == pytest.approx(0.1 * np.sqrt(3), rel=0.25)
+    assert jitter(slow, seen, 0.0) < 0.01
+    assert jitter(slow + noise, seen, 0.0) == pytest.approx(0.1 * np.sqrt(3), rel=0.25)
+    times, layout = np.arange(5000) / 25, Layout((("expr", 3),), 25.0, "builtin")
+    left = smoothed(times, rng.normal(0, 0.1, (5000, 3)), layout)
+    told = jitter(left[:, None], np.ones(5000, bool), SMOOTHED_S * 25)
+    assert told == pytest.approx(left.std() * np.sqrt(3), rel=0.25), "what is left of it"
     assert movement(slow, seen, 100) > 0.5
     assert np.isnan(movement(slow, np.zeros(500, bool), 100))
 

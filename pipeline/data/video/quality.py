@@ -1,7 +1,7 @@
 """How well a face was tracked, in figures that stand beside what there was to track.
 
-Jitter is what of a landmark's way from frame to frame is noise: half of what a third frame does
-that the two around it do not say. A listener at rest moves little; where that is no more than the
+Jitter is what of a landmark's way is noise, by what a frame does that the two around it do not
+say. A listener at rest moves little; where that is no more than the
 tracker errs, the recording does not tell it, and both stand in one table.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from rapport.policies.head.asset import HeadAsset
@@ -27,6 +28,7 @@ REGIONS = {
 }
 _STILL = ("rot", "neck", "trans")  # a head is looked at from where it is
 _MM = 1e3
+_IMPULSE = np.eye(1, 65, 32)[0]
 
 
 class Gauge:
@@ -63,17 +65,25 @@ class Gauge:
         }
 
 
-def jitter(places: np.ndarray, seen: np.ndarray) -> float:
-    """Noise of places (time, landmarks, 3) from frame to frame, rms in their unit.
+def jitter(places: np.ndarray, seen: np.ndarray, smoothed: float) -> float:
+    """Noise that is in places (time, landmarks, 3), rms in their unit.
 
-    Of white noise the second difference has 6 times the variance.
+    Of white noise the second difference has 6 times the variance; of noise that was smoothed it has
+    less, however much of it is left.
+
+    Args:
+        places: on a clock.
+        seen: (time,) where they are known.
+        smoothed: standard deviation in frames of the Gaussian that they went through; 0 = none.
     """
+    kernel = gaussian_filter1d(_IMPULSE, smoothed) if smoothed else _IMPULSE
+    bends = np.sum(np.diff(kernel, n=2) ** 2) / np.sum(kernel**2)
     inside = seen[:-2] & seen[1:-1] & seen[2:]
     if not inside.any():
         return float("nan")
     bend = (places[:-2] - 2 * places[1:-1] + places[2:])[inside]
     # Most frames are at rest: the median tells noise from blinks and speech.
-    squares = (bend**2).sum(axis=2) / 6
+    squares = (bend**2).sum(axis=2) / bends
     return float(np.sqrt(np.median(squares, axis=0).mean()))
 
 

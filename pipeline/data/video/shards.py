@@ -36,7 +36,7 @@ from rapport.pipeline.data.video.beside import write_beside
 from rapport.pipeline.data.video.quality import Gauge, jitter, movement
 from rapport.pipeline.data.video.sides import Side
 from rapport.pipeline.data.video.table import Recorded
-from rapport.pipeline.data.video.tracking import Track, face_of, film_of
+from rapport.pipeline.data.video.tracking import SMOOTHED_S, Track, face_of, film_of
 from rapport.pipeline.data.windows import cut, window_starts
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import TopologyError
@@ -184,8 +184,10 @@ def _figures(known: Side, gauge: Gauge) -> dict[str, Any]:
         return figures
     quiet = track.there if known.speech is None else track.there & ~known.speech
     window = round(_WINDOW_S * motion.layout.fps)
+    # Tracks of others come as they are.
+    smoothed = SMOOTHED_S * motion.layout.fps if known.person.track is None else 0.0
     for region in ("lips", "brows"):
-        figures[f"jitter_{region}"] = jitter(places[region], track.seen)
+        figures[f"jitter_{region}"] = jitter(places[region], track.seen, smoothed)
         figures[f"quiet_{region}"] = movement(places[region], quiet, window)
     return figures
 
