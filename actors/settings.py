@@ -106,11 +106,10 @@ class EngineConfig(FleetConfig):
 
     def moot(self) -> dict[str, tuple[str, ...]]:
         """What belongs to vLLM."""
-        return (
-            {"rollout.engine=hf has no such cache": ("kv_cache_gib",)}
-            if self.engine == "hf"
-            else {}
-        )
+        if self.engine == "vllm":
+            return {}
+        keys = ("kv_cache_gib", "max_num_seqs", "enforce_eager")
+        return {"rollout.engine=hf samples a call at once, as it is": keys}
 
     @property
     def gpus_per_actor(self) -> float:

@@ -380,8 +380,8 @@ class Preferences(Judged, Rated):
     """What recipes take that align a policy with preferences."""
 
     ratings: Literal["live"] | Path | None = None
-    """people's ratings of `candidates`, a sheet or a folder of them; live = people are asked on a
-    page (rate.*); empty = simulated raters"""
+    """people's ratings of `candidates`, a sheet, a folder of them or that of a `rate` run; live =
+    people are asked on a page (rate.*); empty = simulated raters"""
     candidates: Path | None = None
     """folder of a `rollout` run whose candidates (and policy) are used; needed with sheets in
     `ratings`; with ratings=live they are those of the first round"""
@@ -846,6 +846,11 @@ class AblateOfReactFace(JudgedOfReactFace):
     def clips(self) -> int:
         """None."""
         return 0
+
+    def moot(self) -> dict[str, tuple[str, ...]]:
+        """What draws."""
+        drawn = tuple(f"render.{name}" for name in RenderConfig.model_fields)
+        return super().moot() | {"ablate policy=reactface shows no clips": drawn}
 
     @model_validator(mode="after")
     def _reactions_can_be_compared(self) -> Self:

@@ -21,7 +21,7 @@ from rapport.pipeline.data.synthetic.words import LEXICON
 from rapport.pipeline.objectives.dpo import pair_schema
 from rapport.pipeline.rating.page import Page
 from rapport.pipeline.rating.quality import Opinions
-from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, left_in, phase
 from rapport.pipeline.settings import Judged, Preferences
 from rapport.pipeline.steps.contrast import contrast_rows, contrasted
 from rapport.pipeline.steps.learning import Imitated
@@ -174,18 +174,19 @@ def _rated(
 ) -> PhaseResult:
     described = None
     answered = step.directory / "answered.jsonl"
-    if config.sheets is None:
+    sheets = sheets_of(config)
+    if sheets is None:
         prompts = {
             clip_id: partial(_watched_group, imitated, clip_id, group)
             for clip_id, group in groups.items()
         }
         ratings = kept_ratings(answered, prompts, raters, config.seed)
         source = f"{config.raters.count} SIMULATED raters"
-    elif holds_comparisons(config.sheets):
-        return peoples_comparisons(step, config.sheets, groups)
+    elif holds_comparisons(sheets):
+        return peoples_comparisons(step, sheets, groups)
     else:
         ratings, described = peoples_ratings(step, config, _members(groups))
-        source = f"{len(described['raters'])} people ({config.sheets.name})"
+        source = f"{len(described['raters'])} people ({sheets.name})"
     kept = keep_ratings(step, ratings, source)
     answered.unlink(missing_ok=True)  # they stand in one file now
     return replace(kept, value=described)
@@ -223,20 +224,21 @@ def check_ratings(config: Preferences) -> None:
     """
     if config.live and config.candidates is not None:
         require_package(config.candidates)
-    if config.sheets is None or config.candidates is None:
+    sheets = sheets_of(config)
+    if sheets is None or config.candidates is None:
         return
-    if holds_comparisons(config.sheets):
+    if holds_comparisons(sheets):
         if config.score.learnt:
             raise RunError(
                 f"score.learnt learns from grades on the four scales, {config.ratings} holds "
                 "choices between two: leave it out"
             )
         require_members(
-            read_comparisons(config.sheets),
+            read_comparisons(sheets),
             read_members(earlier(config.candidates, "candidates")),
         )
         return
-    ratings, remarks = _sheets(config.sheets, config.candidates)
+    ratings, remarks = _sheets(sheets, config.candidates)
     members = read_members(earlier(config.candidates, "candidates"))
     scores, _ = score_candidates(ratings, config.score.weights, members)
     if config.learns_ratings:
@@ -245,6 +247,14 @@ def check_ratings(config: Preferences) -> None:
             require_groups(len(rated))
     for remark in remarks:
         logger.warning(f"WARNING: {config.ratings}: {remark}")
+
+
+def sheets_of(config: Preferences) -> Path | None:
+    """What people wrote before the run: a sheet, a folder of them, or what a `rate` run left."""
+    if config.sheets is None:
+        return None
+    left = left_in(config.sheets) or {}
+    return left.get("ratings", config.sheets)
 
 
 def peoples_ratings(
@@ -261,9 +271,10 @@ def peoples_ratings(
         ratings without the raters' names; a `Survey` and its warnings, among them what was left out
         of the sheets.
     """
-    if config.sheets is None or config.candidates is None:
+    sheets = sheets_of(config)
+    if sheets is None or config.candidates is None:
         raise ValueError("ratings=FILE needs candidates=RUN_DIR")
-    named, remarks = _sheets(config.sheets, config.candidates)
+    named, remarks = _sheets(sheets, config.candidates)
     ratings = anonymous(named)
     surveyed = survey(ratings, members)
     step.say(

@@ -13,7 +13,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 ADAPTER = "default"
 
 
-def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> None:
+def add_lora(model: FaceVLA, rank: int, alpha: float) -> None:
     """Put adapters on every linear layer of the language model's blocks, in place.
 
     Afterwards the adapters, the projector, the slot embeddings, the token embeddings and the output
@@ -24,7 +24,6 @@ def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> N
         model: the policy.
         rank: of the adapters.
         alpha: an adapter's product counts alpha / rank times.
-        dropout: of what goes into the adapters.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -33,7 +32,6 @@ def add_lora(model: FaceVLA, rank: int, alpha: float, dropout: float = 0.0) -> N
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, but any number does
-        lora_dropout=dropout,
         target_modules=blocks,
     )
     # Injecting freezes all that is no adapter.

@@ -17,8 +17,9 @@ from rapport.pipeline.steps.preferences import (
     pairs_of,
     peoples_ratings,
     require_batch,
+    sheets_of,
 )
-from rapport.rewards.ratings.ratings import Rating, RatingError, read_ratings
+from rapport.rewards.ratings.ratings import Rating, RatingError, read_ratings, write_ratings
 from rapport.rewards.ratings.scores import ScoreConfig
 
 GRADES = {"q": {"a": 1, "b": 5, "c": 3}, "p": {"a": 4, "b": 2, "c": 2}, "tied": {"a": 3, "b": 3}}
@@ -101,6 +102,17 @@ def test_sheets_are_checked_before_anything_starts(rollout, capsys):
     sheet(rollout, "bert.csv", "video,rater,empathy\n0001-a,Bert,7\n")
     with pytest.raises(RatingError, match="bert.csv, line 2: empathy is 7, outside 1 to 5"):
         check_ratings(rollout)
+
+
+def test_the_folder_of_a_rate_run_is_what_it_left(rollout):
+    asked = rollout.ratings
+    ratings = [Rating("p", candidate, "Ann", 3, 3, 3, 3) for candidate in "ab"]
+    for suffix in ("csv", "parquet"):
+        write_ratings(asked / f"ratings.{suffix}", ratings)
+    left = {"artifacts": {"ratings": "ratings.parquet", "ratings_csv": "ratings.csv"}}
+    (asked / "summary.json").write_text(json.dumps(left))
+    assert sheets_of(rollout) == asked / "ratings.parquet"
+    check_ratings(rollout)
 
 
 def test_a_rating_of_no_candidate_is_found_before_anything_starts(rollout):
