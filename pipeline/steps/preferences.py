@@ -34,6 +34,7 @@ from rapport.pipeline.steps.sampling import (
     earlier,
     motions_of_group,
 )
+from rapport.pipeline.steps.sheets import digest_of, require_read
 from rapport.policies.clip import Clip
 from rapport.policies.motion import Motion
 from rapport.policies.tables import write_table
@@ -151,6 +152,7 @@ def rate(
             run, config, imitated, groups=groups, raters=raters, round_index=round_index
         )
         if result.value is not None:
+            require_read(sheets_of(config), result.value["sheets"])
             run.summary["survey"] = result.value
         said = read_said(result.artifacts["ratings"])
     if not config.learns_ratings:
@@ -183,9 +185,11 @@ def _rated(
         ratings = kept_ratings(answered, prompts, raters, config.seed)
         source = f"{config.raters.count} SIMULATED raters"
     elif holds_comparisons(sheets):
-        return peoples_comparisons(step, sheets, groups)
+        chosen = peoples_comparisons(step, sheets, groups)
+        return replace(chosen, value=chosen.value | {"sheets": digest_of(sheets)})
     else:
         ratings, described = peoples_ratings(step, config, _members(groups))
+        described["sheets"] = digest_of(sheets)
         source = f"{len(described['raters'])} people ({sheets.name})"
     kept = keep_ratings(step, ratings, source)
     answered.unlink(missing_ok=True)  # they stand in one file now

@@ -33,6 +33,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, found, ph
 from rapport.pipeline.settings import Evaluated
 from rapport.pipeline.steps.corpus import chosen
 from rapport.pipeline.steps.rejudging import Source
+from rapport.pipeline.steps.sheets import digest_of, require_read
 from rapport.pipeline.steps.showing import render_pool, render_videos, speaker_panel
 from rapport.rewards.ratings.raters import anonymous, survey
 from rapport.rewards.ratings.ratings import CRITERIA, Rating, Remark, read_ratings
@@ -160,6 +161,7 @@ def read_study(run: Run, config: Evaluated) -> None:
     """What people think of each method: the terminal, `study_results.json`, the summary."""
     assert config.reactions is not None and config.ratings is not None
     results = _read(run, config, config.reactions, config.ratings).value
+    require_read(config.ratings, results.pop("sheets"))
     _show(results)
     file = run.directory / "study_results.json"
     write_atomic(file, strict_json(results, indent=2) + "\n")
@@ -180,7 +182,7 @@ def _read(step: Phase, config: Evaluated, reactions: Path, sheets: Path) -> Phas
     raters = len(results["survey"]["raters"])
     step.say(f"{len(ratings)} ratings by {raters} people")
     return PhaseResult(
-        value=results,
+        value=results | {"sheets": digest_of(sheets)},
         counts={"result_ratings": len(ratings)},
         engines={"result_raters": f"{raters} people ({sheets.name})"},
     )
