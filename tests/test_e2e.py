@@ -307,7 +307,7 @@ def test_sheets_that_people_filled_in_are_learned_from_by_a_submitted_job(
     assert "cluster at" in process.stdout and "succeeded" in process.stdout
     found = json.loads((run / "summary.json").read_text())
     assert found["status"] == "finished" and found["engines"]["rollout"]["name"] == "vllm"
-    assert found["engines"]["raters"] == "2 people (sheets)"
+    assert found["engines"]["raters"] == "2 people"
     assert "WARNING: empathy: raters hardly agree" in process.stdout
     assert "sft_learner" not in found["engines"] and found["counts"]["ratings"] == 48
     assert found["survey"]["raters"] == {"rater-1": 24, "rater-2": 24}

@@ -274,7 +274,7 @@ def test_what_was_said_on_the_page_until_it_was_interrupted_is_read_by_dpo(candi
     finally:
         process.kill()
     assert same == link
-    with (folder / "answers.csv").open() as file:
+    with (folder / "rating" / "answers.csv").open() as file:
         kinds = [row["kind"] for row in csv.DictReader(file)]
     sheet = folder / "ratings.csv"
     said = read_ratings(sheet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import av
 from rapport.files import write_atomic
 from rapport.pipeline.data.rating_package import HAND_OUT, read_manifest, video_of_face
 from rapport.pipeline.rundir import RunError
+from rapport.rewards.ratings.scores import ScoreConfig
 
 CONTROLS = ("video", "prompt_id", "source", "counterpart", "other_prompt", "candidate_id")
 
@@ -66,12 +67,14 @@ class Offer:
         groups: neutral name -> its videos, those of the candidates first.
         controls: by the name of their video.
         sources: prompt and candidate id -> who answered; empty where it is not known.
+        weights: of the criteria, by which a rating is one number.
     """
 
     number: int
     groups: Mapping[str, Sequence[Shown]]
     controls: Mapping[str, Control]
     sources: Mapping[tuple[str, str], str]
+    weights: Mapping[str, float] = field(default_factory=lambda: ScoreConfig().weights)
 
     @cached_property
     def videos(self) -> dict[str, Shown]:

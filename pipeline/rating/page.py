@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 import tempfile
 import threading
 import time
@@ -120,7 +121,7 @@ class Page:
                 continue
             try:
                 self.copy()
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:
                 self.store.changed.set()
                 logger.warning(f"WARNING: answers are not copied to storage.uri: {error}")
 
@@ -175,7 +176,7 @@ class Page:
             finished = self.store.finished()
             full = sum(finished[name] >= self.store.per_group for name in offer.groups)
             if full == len(offer.groups):
-                alpha = agreement(self.said(offer))
+                alpha = agreement(self.said(offer), offer.weights)
                 if self.config.alpha is None or (alpha or 0.0) >= self.config.alpha:
                     say(f"all {full} groups have {self.store.per_group} raters")
                     return True

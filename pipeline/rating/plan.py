@@ -78,12 +78,17 @@ def items_of(
     place = len(groups) - 1
     rng = drawn_by(seed, "items", offer.number, rater, groups[-1])
     items = _whole_group(offer, config.form, rater, group=groups[-1], seed=seed)
-    if config.instruct_every and place % config.instruct_every == min(1, config.instruct_every - 1):
+    most = min(config.groups or len(offer.groups), len(offer.groups))
+    every = config.instruct_every
+    if every and place % every == min(1, every - 1, most - 1):
         told = TOLD[rng.integers(len(TOLD))] if config.form == "scales" else SIDES[rng.integers(2)]
-        seen = items[rng.integers(len(items))]
-        items.insert(int(rng.integers(1, len(items) + 1)), Item("instructed", seen.videos, told))
-    if config.repeat_every and place % config.repeat_every == config.repeat_every - 1:
-        earlier = groups[place - config.repeat_every + 1]
+        # Of a clip that was rated before: one that is rated later must not have been seen.
+        position = int(rng.integers(1, len(items) + 1))
+        seen = items[rng.integers(position)]
+        items.insert(position, Item("instructed", seen.videos, told))
+    every = min(config.repeat_every, most)
+    if every and place % every == every - 1:
+        earlier = groups[place - every + 1]
         plain = [
             item
             for item in _whole_group(offer, config.form, rater, group=earlier, seed=seed)

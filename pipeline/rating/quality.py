@@ -24,12 +24,13 @@ from rapport.rewards.ratings.comparisons import (
 )
 from rapport.rewards.ratings.raters import Survey, krippendorff_alpha, survey
 from rapport.rewards.ratings.ratings import CRITERIA, Rating
-from rapport.rewards.ratings.scores import ScoreConfig, overall
+from rapport.rewards.ratings.scores import difference
 
 Opinions = list[Rating] | list[Comparison]
 
 FEWEST = 5  # items of a rater before their habits are spoken of
 STRAIGHT = 0.8  # share of items with one grade on all scales, or of choices of one side
+REPEATS = 2  # items that were seen twice before steadiness is spoken of
 UNSTEADY = 1.0  # mean difference between two ratings of the same clip by the same person
 QUICK = 0.1  # share of items answered before the video could have ended
 SEEN = 0.9  # share of a video's length that nobody can be quicker than; clocks differ
@@ -48,7 +49,7 @@ class Habits:
         straight: share of items with one grade on all scales, or of choices of the same side; None
             below `FEWEST` items.
         unsteady: scales: mean absolute difference between two ratings of a clip; pairs: share of
-            repeated choices that turned; None where nothing was repeated.
+            repeated choices that turned; None below `REPEATS` items that were repeated.
         checks: instructed items: obeyed, and all of them.
         quick: share of items answered before the video could have ended.
         against: agreement (alpha) of all without this rater less that with them.
@@ -110,18 +111,18 @@ def surveyed(said: Opinions, offer: Offer) -> Survey:
     return survey([each for each in said if isinstance(each, Rating)], offer.members)
 
 
-def agreement(said: Opinions, weights: Mapping[str, float] | None = None) -> float | None:
+def agreement(said: Opinions, weights: Mapping[str, float]) -> float | None:
     """Alpha: of choices, or the mean of those of the criteria that weigh anything; None = unknown.
 
     Args:
         said: by everybody who counts.
-        weights: of the criteria; None = those of `ScoreConfig`.
+        weights: of the criteria.
     """
     comparisons = [each for each in said if isinstance(each, Comparison)]
     if comparisons:
         return comparison_alpha(comparisons)
     ratings = [each for each in said if isinstance(each, Rating)]
-    weighed = [name for name, w in (weights or ScoreConfig().weights).items() if w > 0]
+    weighed = [name for name, w in weights.items() if w > 0]
     alphas = [krippendorff_alpha(ratings, name) for name in weighed]
     known = [alpha for alpha in alphas if alpha is not None]
     return float(np.mean(known)) if known else None
@@ -136,14 +137,15 @@ def matched(
     half, where chance is .5; `difference` that of the ratings, None where sides were chosen. Both
     listeners of a judgement are of one source and stand beside one speaker, judged by one person.
     """
-    weights = ScoreConfig().weights
     present = [
         each for each in answers if each.place.round == offer.number and each.rater not in left_out
     ]
     graded = {
-        (each.rater, each.item.videos[0]): overall(Rating("-", "-", "-", **each.answer), weights)
+        (each.rater, each.item.videos[0]): Rating("-", "-", "-", **each.answer)
         for each in present
-        if len(each.item.videos) == 1 and each.item.kind in ("plain", "control")
+        if len(each.item.videos) == 1
+        and each.item.kind in ("plain", "control")
+        and any(grade is not None for grade in each.answer.values())
     }
     by_candidate = {(v.prompt_id, v.candidate_id): name for name, v in offer.videos.items()}
     differences: dict[str, list[float]] = defaultdict(list)
@@ -158,9 +160,12 @@ def matched(
             differences[control.source].append((share - 0.5) * (1 if own_is_first else -1))
             continue
         own = graded.get((each.rater, by_candidate[control.prompt_id, control.counterpart]))
-        other = graded[each.rater, video]
-        if own is not None and other is not None:
-            differences[control.source].append(own - other)
+        other = graded.get((each.rater, video))
+        if own is None or other is None:
+            continue
+        apart = difference(own, other, offer.weights)
+        if apart is not None:
+            differences[control.source].append(apart)
     scales = bool(graded)
     return {
         source: {
@@ -182,11 +187,11 @@ def habits(store: Store, offer: Offer) -> list[Habits]:
         by_rater[each.rater].append(each)
     said = opinions(answers, offer, store.left_out())
     who_said = {each.rater for each in said}
-    whole = agreement(said)
+    whole = agreement(said, offer.weights)
     rows = []
     for number, given in sorted(by_rater.items()):
         without: Opinions = [each for each in said if each.rater != raters[number].name]  # type: ignore[assignment]
-        alone = agreement(without) if raters[number].name in who_said else None
+        alone = agreement(without, offer.weights) if raters[number].name in who_said else None
         against = None if whole is None or alone is None else alone - whole
         rows.append(_habits(raters[number], given, offer, finished[number], against))
     return rows
@@ -248,16 +253,18 @@ def unsteadiness(given: Sequence[Answered]) -> float | None:
     """By how much a rater differs from themselves; see `Habits.unsteady`."""
     first = {frozenset(each.item.videos): each for each in given if each.item.kind == "plain"}
     gaps: list[float] = []
+    repeated = 0
     for again in given:
         before = first.get(frozenset(again.item.videos))
         if again.item.kind != "repeated" or before is None:
             continue
+        repeated += 1
         if len(again.item.videos) == 2:
             gaps.append(float(_favourite(again) != _favourite(before)))
             continue
         both = [(again.answer[name], before.answer[name]) for name in CRITERIA]
         gaps += [abs(one - other) for one, other in both if one is not None and other is not None]
-    return float(np.mean(gaps)) if gaps else None
+    return float(np.mean(gaps)) if gaps and repeated >= REPEATS else None
 
 
 def _favourite(answered: Answered) -> str:
@@ -288,8 +295,8 @@ def status(store: Store, offer: Offer) -> dict[str, Any]:
         "answers": len(answers),
         "opinions": len(said),
         "survey": asdict(survey) | {"warnings": survey.warnings},
-        "agreement": agreement(said),
-        "agreement_without_flagged": agreement(unflagged) if flagged else None,
+        "agreement": agreement(said, offer.weights),
+        "agreement_without_flagged": agreement(unflagged, offer.weights) if flagged else None,
         "matched": matched(answers, offer, left_out),
         "strengths": strengths_of(said, offer),
         "raters": [asdict(row) for row in rows],

@@ -34,9 +34,11 @@ class RateSection(Section):
     """share of the groups with one listener more, who was listening to somebody else: whoever rates
     that one lower is rating what is answered to this speaker"""
     repeat_every: int = Field(3, ge=0)
-    """of so many groups of a rater, the last ends with an item seen before; 0 = never"""
+    """of so many groups of a rater (or of all that they are given, where those are fewer), the last
+    ends with an item seen before; 0 = never"""
     instruct_every: int = Field(3, ge=0)
-    """of so many groups of a rater, the second has an item that says what to choose; 0 = never"""
+    """of so many groups of a rater, the second (the only one) has an item that says what to choose;
+    0 = never"""
     lease_minutes: float = Field(20, gt=0)
     """a group goes to somebody else when its rater has not answered for so long"""
     alpha: float | None = Field(None, gt=-1, lt=1)

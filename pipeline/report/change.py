@@ -16,6 +16,7 @@ METRICS = {
     "simulated_rating": "SIMULATED rating (1 to 5, higher is better)",
     "truth_affect_error": "Truth affect error (lower is better; nothing trains on it)",
 }
+COUNTED = {"right": "points"}
 DISTANCES = {"l2": "L2", "fd": "FD"}
 
 
@@ -47,7 +48,7 @@ def _sentence(summary: Summary, metric: str, change: IntervalValues) -> str:
     text = (
         f"{METRICS[metric]}: {number(before, '.3f')} to {number(after, '.3f')}, "
         f"by {change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}] "
-        f"(95{PERCENT}, {change['n']} prompts)."
+        f"(95{PERCENT}, {change['n']} {COUNTED.get(metric, 'prompts')})."
     )
     if change["low"] <= 0 <= change["high"]:
         text += " The interval holds 0, so it may be chance."

@@ -26,7 +26,7 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dpo": {
         "loss": ("loss",),
-        "share of pairs ordered as rated": ("accuracy",),
+        "share of pairs ordered as chosen": ("accuracy",),
         "reward against the reference": ("chosen_reward", "rejected_reward"),
         "divergence from the reference, nats per token": ("kl/reference",),
         "gradient norm": ("gradient_norm",),

@@ -53,7 +53,9 @@ def results_by_method(facts: Facts) -> dict[str, object] | None:
         "directions": _directions(summary),
         "has_criteria": any(_measured(summary, f"simulated_{c}") for c in USER_STUDY.columns),
         "criteria": [_criteria(summary), _paper_table(USER_STUDY, ".1f")],
-        "ablation": [_ablation(summary), _paper_table(ABLATION, marked=FULL)],
+        "ablation": [_ablation(summary), _paper_table(ABLATION, marked=FULL)]
+        if summary.recipe == "dpo"
+        else [],
     }
 
 

@@ -58,17 +58,24 @@ def follow(
         return
     judged_by = on_validation(config, config.curve)
     verdict = Verdict.of_run(run, judged_by, imitated, fleet=fleet, raters=raters)
-    judged = _curve(run, imitated.policy_path, aligned, verdict, round_index=round_index)
+    # The summary adds up the rounds, and has this one already.
+    before = int(run.summary["counts"]["dpo_steps"] - aligned.counts["dpo_steps"])
+    judged = _curve(run, imitated.policy_path, aligned, verdict, before, round_index=round_index)
     run.summary["metrics"].setdefault("curve", []).extend(judged.value)
 
 
 @phase("curve")
 def _curve(
-    step: Phase, start: Path, aligned: PhaseResult, verdict: Verdict, *, round_index: int
+    step: Phase,
+    start: Path,
+    aligned: PhaseResult,
+    verdict: Verdict,
+    before: int,
+    *,
+    round_index: int,
 ) -> PhaseResult:
     last = aligned.artifacts["dpo_policy"]
     steps = int(aligned.counts["dpo_steps"])
-    before = steps * (round_index - 1)
     on_the_way = aligned.value["milestones"].items()
     policies = [(before + int(count), last.parent / name) for count, name in on_the_way]
     policies.append((before + steps, last))

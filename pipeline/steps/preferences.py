@@ -190,7 +190,7 @@ def _rated(
     else:
         ratings, described = peoples_ratings(step, config, _members(groups))
         described["sheets"] = digest_of(sheets)
-        source = f"{len(described['raters'])} people ({sheets.name})"
+        source = f"{len(described['raters'])} people"
     kept = keep_ratings(step, ratings, source)
     answered.unlink(missing_ok=True)  # they stand in one file now
     return replace(kept, value=described)
@@ -310,7 +310,7 @@ def peoples_comparisons(step: Phase, sheet: Path, groups: CandidateGroups) -> Ph
     }
     return PhaseResult(
         artifacts={"ratings": file},
-        engines={"raters": f"{len(names)} people ({sheet.name})"},
+        engines={"raters": f"{len(names)} people"},
         value=described,
     )
 

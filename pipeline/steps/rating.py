@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from rapport.actors.renderer import RenderPool
 from rapport.actors.settings import RenderConfig
+from rapport.files import write_atomic
 from rapport.log import logger
 from rapport.pipeline.config import read_yaml
 from rapport.pipeline.data.candidates import GROUND_TRUTH, Candidate
@@ -137,10 +138,15 @@ def described_opinions(page: Page, offer: Offer, said: Opinions) -> dict[str, An
 
 
 def write_said(folder: Path, page: Page, said: Opinions) -> Path:
-    """Write what counts, for `dpo ratings=`, and all answers; returns the former's Parquet."""
+    """Write what counts, for `dpo ratings=`, and beside the page's own file all answers.
+
+    Returns:
+        the Parquet of what counts.
+    """
     for suffix in ("csv", "parquet"):
         write_opinions(folder / f"ratings.{suffix}", said, page.config.form)
-    (folder / "answers.csv").write_text(answers_csv(page.store))
+    # What Prolific calls somebody stays where nobody else may look.
+    write_atomic(page.folder / "answers.csv", answers_csv(page.store))
     return folder / "ratings.parquet"
 
 
@@ -187,7 +193,10 @@ def offered(
             drawing=drawing,
             round_index=round_index,
         ).artifacts["controls"]
-    return read_offer(round_index, manifest, folder, sources_of(groups))
+    offer = read_offer(round_index, manifest, folder, sources_of(groups))
+    if isinstance(config, Preferences):
+        offer = replace(offer, weights=config.score.weights)
+    return offer
 
 
 @phase("controls")
@@ -257,11 +266,12 @@ def choose_controls(
     def frames(candidate: Candidate) -> int:
         return len(imitated.policy.to_motion(candidate.reaction))
 
+    there = [kind for kind in (True, False) if any(answers_of(p, kind) for p in prompts.values())]
     chosen: list[Control] = []
     wanted = max(round(share * len(prompts)), 1)
     for group in [sorted(prompts)[place] for place in rng.permutation(len(prompts))]:
         prompt_id = prompts[group]
-        recorded = len(chosen) % 2 == 0
+        recorded = there[len(chosen) % len(there)]
         of = conversations[prompt_id]
         others = [p for p in prompts.values() if conversations[p] != of]
         rng.shuffle(others)

@@ -184,7 +184,7 @@ def _read(step: Phase, config: Evaluated, reactions: Path, sheets: Path) -> Phas
     return PhaseResult(
         value=results | {"sheets": digest_of(sheets)},
         counts={"result_ratings": len(ratings)},
-        engines={"result_raters": f"{raters} people ({sheets.name})"},
+        engines={"result_raters": f"{raters} people"},
     )
 
 

@@ -203,12 +203,14 @@ def require_members(
 def comparison_alpha(comparisons: Iterable[Comparison]) -> float | None:
     """How far raters agree about who listens better: Krippendorff's ordinal alpha, a tie between.
 
+    Every couple counts both ways round: which of the two is its first says nothing of them.
     None where no two raters compared the same two candidates.
     """
     shares: dict[Couple, list[float]] = defaultdict(list)
     for comparison in comparisons:
         shares[comparison.couple].append(comparison.share)
-    return ordinal_alpha(shares.values())
+    turned = [[1 - share for share in of_couple] for of_couple in shares.values()]
+    return ordinal_alpha([*shares.values(), *turned])
 
 
 def survey_comparisons(
@@ -216,22 +218,23 @@ def survey_comparisons(
 ) -> Survey:
     """How much was compared, and how far raters agree; its one criterion is `CRITERION`."""
     by_couple: dict[Couple, set[str]] = defaultdict(set)
+    by_candidate: dict[tuple[str, str], set[str]] = defaultdict(set)
     by_rater: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for comparison in comparisons:
         prompt_id, *candidates = comparison.couple
         by_couple[comparison.couple].add(comparison.rater)
         by_rater[comparison.rater] |= {(prompt_id, candidate) for candidate in candidates}
-    rated = {(couple[0], candidate) for couple in by_couple for candidate in couple[1:]}
-    twice = [couple for couple, raters in by_couple.items() if len(raters) > 1]
+        for candidate in candidates:
+            by_candidate[prompt_id, candidate].add(comparison.rater)
     per_couple = float(np.mean([len(raters) for raters in by_couple.values()] or [0]))
     alpha = comparison_alpha(comparisons)
     reliability = None if alpha is None else panel_reliability(alpha, per_couple)
     return Survey(
         raters={rater: len(seen) for rater, seen in by_rater.items()},
         candidates=sum(map(len, members.values())),
-        rated=len(rated),
-        rated_twice=len({(couple[0], each) for couple in twice for each in couple[1:]}),
-        raters_per_candidate=per_couple,
+        rated=len(by_candidate),
+        rated_twice=sum(len(raters) > 1 for raters in by_candidate.values()),
+        raters_per_candidate=float(np.mean([len(each) for each in by_candidate.values()] or [0])),
         alpha={CRITERION: alpha},
         reliability={CRITERION: reliability},
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapport.rewards.ratings.ratings import CRITERIA, Rating
-from rapport.rewards.ratings.scores import overall
+from rapport.rewards.ratings.scores import difference, overall
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def preference_shares(
 ) -> dict[tuple[str, str], Estimate]:
     """(A, B) -> how often somebody rated A above B for the same prompt; ties count half.
 
-    A pair that nobody rated both of is left out.
+    Two ratings are compared over the criteria that both give. A pair that nobody rated both of is
+    left out.
 
     Args:
         ratings: candidate ids are methods.
@@ -75,16 +76,20 @@ def preference_shares(
         resamples: of the intervals.
         seed: of the resampling.
     """
-    grades: dict[str, dict[tuple[str, str], float]] = {}
+    by_method: dict[str, dict[tuple[str, str], Rating]] = {}
     for rating in ratings:
-        grade = overall(rating, weights)
-        if grade is not None:
-            grades.setdefault(rating.candidate_id, {})[rating.rater, rating.prompt_id] = grade
+        by_method.setdefault(rating.candidate_id, {})[rating.rater, rating.prompt_id] = rating
     shares = {}
-    for one, other in itertools.permutations(grades, 2):
+    for one, other in itertools.permutations(by_method, 2):
+        both = sorted(by_method[one].keys() & by_method[other].keys())
+        apart = {
+            place: difference(by_method[one][place], by_method[other][place], weights)
+            for place in both
+        }
         cells = {
-            place: 0.5 + 0.5 * float(np.sign(grades[one][place] - grades[other][place]))
-            for place in grades[one].keys() & grades[other].keys()
+            place: 0.5 + 0.5 * float(np.sign(value))
+            for place, value in apart.items()
+            if value is not None
         }
         share = estimate(cells, resamples=resamples, seed=seed)
         if share is not None:

@@ -34,7 +34,7 @@ class ScoreConfig(Section):
     """w_N (Eq. 10); the four sum to 1"""
     rater_scales: bool = True
     """take out how lenient each person is and how much of the scale they use (people's ratings)"""
-    minimum_margin: float = Field(default=0.0, ge=0)
+    minimum_margin: float = Field(default=0.0, ge=0, le=1)
     """pairs whose scores (0 to 1) differ by less are dropped"""
     learnt: bool = False
     """groups that people had no time for are rated by a model of their ratings, where it proves
@@ -160,6 +160,23 @@ def overall(rating: Rating, weights: Mapping[str, float]) -> float | None:
     if not total:
         return None
     return math.fsum(w * getattr(rating, name) for name, w in rated.items()) / total
+
+
+def difference(one: Rating, other: Rating, weights: Mapping[str, float]) -> float | None:
+    """By how much one rating is above another, over the criteria that both give.
+
+    None where they share none that weighs anything. Rounded, so that equal ratings are equal.
+    """
+    shared = {
+        name: w
+        for name, w in weights.items()
+        if w > 0 and getattr(one, name) is not None and getattr(other, name) is not None
+    }
+    total = math.fsum(shared.values())
+    if not total:
+        return None
+    apart = (w * (getattr(one, name) - getattr(other, name)) for name, w in shared.items())
+    return round(math.fsum(apart) / total, DIGITS)
 
 
 def score_candidates(

@@ -75,6 +75,12 @@ def test_controls_are_of_people_and_the_policy_in_turn():
     assert len(chosen(share=0.25)) == 1 and len(chosen(share=0.5)) == 2
 
 
+def test_without_recorded_people_all_controls_are_of_the_policy():
+    alone = {prompt: group[1:] for prompt, group in GROUPS.items()}
+    shown = {name: who for name, who in NAMES.items() if who[1] == "s"}
+    assert [control.source for control in chosen(names=shown, groups=alone)] == [POLICY] * 3
+
+
 def test_what_is_not_shown_to_raters_is_no_control():
     few = {name: shown for name, shown in NAMES.items() if shown[0] in ("p0", "p2")}
     assert {c.other_prompt for c in chosen(names=few)} <= {"p0", "p2"}

@@ -134,6 +134,21 @@ def test_checks_come_as_often_as_asked(offer, form):
     assert any(set(again.videos) == set(item.videos) for item in before), "of the group before last"
 
 
+@pytest.mark.parametrize("form", ["scales", "pairs"])
+def test_a_rater_of_one_group_is_checked_too(offer, form):
+    config = RateSection(form=form, groups=1)
+    kinds = Counter(item.kind for item in items_of(offer, config, 5, ["0002"], seed=0))
+    assert kinds["instructed"] == kinds["repeated"] == 1
+
+
+def test_no_clip_is_seen_by_a_check_before_it_is_rated(offer):
+    config = RateSection(instruct_every=1, repeat_every=0)
+    for rater in range(60):
+        items = items_of(offer, config, rater, ["0002"], seed=0)
+        [place] = [n for n, item in enumerate(items) if item.kind == "instructed"]
+        assert items[place].videos in [item.videos for item in items[:place]]
+
+
 def test_an_instruction_says_what_obeys_it(offer):
     config = RateSection(instruct_every=1)
     for rater in range(20):
@@ -310,7 +325,8 @@ def test_the_next_round_is_offered_to_the_same_raters(make, folder):
     assert rate_group(store, ann).groups == 1
     assert [row.groups for row in habits(store, store.offer)] == [1]
     assert {each.place.round for each in store.answers()} == {1, 2}
-    assert len(store.answers(2)) == len(opinions(store.answers(), store.offer)) == 3
+    plain = [each for each in store.answers(2) if each.item.kind == "plain"]
+    assert len(plain) == len(opinions(store.answers(), store.offer)) == 3
 
 
 # -- What answers are worth --
@@ -339,7 +355,7 @@ def test_grades_of_nothing_are_no_rating(make, offer):
     place = store.turn(ann).place
     store.answer(ann, place, dict.fromkeys(CRITERIA))
     assert opinions(store.answers(), offer) == []
-    assert surveyed([], offer).rated == 0 and agreement([]) is None
+    assert surveyed([], offer).rated == 0 and agreement([], offer.weights) is None
 
 
 @pytest.mark.parametrize("form", ["scales", "pairs"])

@@ -135,11 +135,31 @@ def test_agreement_is_one_for_the_same_choice_on_other_sides_and_below_0_for_the
     assert comparison_alpha([choice("a", "b", "first")]) is None
 
 
+def test_agreement_does_not_depend_on_names():
+    rng = np.random.default_rng(0)
+    for names in (("0", "people"), ("people", "0"), ("z", "people")):
+        said = [
+            Comparison(f"p{n}", *(names if n % 2 else names[::-1]), rater, preferred)
+            for n in range(40)
+            for rater in ("ann", "bert", "cem")
+            for preferred in [rng.choice(["first", "second"], p=[0.9, 0.1])]
+        ]
+        turned = [
+            Comparison(c.prompt_id, c.first_id, f"a{c.second_id}", c.rater, c.preferred)
+            for c in said
+        ]
+        assert comparison_alpha(said) == pytest.approx(comparison_alpha(turned))
+    always = [
+        Comparison(f"p{n}", "0", "people", rater, "second") for n in range(9) for rater in "ab"
+    ]
+    assert comparison_alpha(always) == pytest.approx(1.0), "they do agree"
+
+
 def test_a_survey_counts_candidates_and_names_what_nobody_saw():
     said = [choice("a", "b", "first"), choice("a", "b", "first", "bert"), choice("b", "c", "tie")]
     found = survey_comparisons(said, MEMBERS)
     assert (found.candidates, found.rated, found.rated_twice) == (5, 3, 2)
-    assert found.raters == {"ann": 3, "bert": 2} and found.raters_per_candidate == 1.5
+    assert found.raters == {"ann": 3, "bert": 2} and found.raters_per_candidate == 5 / 3
     assert "2 of 5 candidates were rated by nobody" in found.warnings
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from rapport.rewards.ratings.ratings import Rating
 from rapport.rewards.ratings.results import estimate, method_means, preference_shares
+from rapport.rewards.ratings.scores import difference
 
 WEIGHTS = {"empathy": 0.5, "appropriateness": 0.5}
 
@@ -45,6 +46,17 @@ def test_preferences_are_of_one_rater_and_one_prompt_and_ties_count_half():
     assert shares["A", "B"].mean == pytest.approx((1 + 0 + 0.5) / 3)
     assert shares["A", "B"].ratings == 3
     assert shares["A", "B"].mean + shares["B", "A"].mean == pytest.approx(1)
+
+
+def test_two_ratings_are_compared_over_what_both_give_and_equal_ones_are_equal():
+    weights = {"empathy": 0.4, "appropriateness": 0.3, "engagement": 0.2, "naturalness": 0.1}
+    full, partial = Rating("p", "A", "r", 4, 4, 4, 1), Rating("p", "B", "r", 4, 4, 4, None)
+    assert difference(full, partial, weights) == 0.0
+    one, other = Rating("p", "A", "r", 1, 1, 1, 3), Rating("p", "B", "r", 1, 1, 2, 1)
+    assert difference(one, other, weights) == 0.0 and difference(one, other, WEIGHTS) == 0.0
+    assert difference(partial, Rating("p", "A", "r", naturalness=2), weights) is None
+    shares = preference_shares([full, partial, one, other], weights, resamples=10)
+    assert all(share.mean == 0.5 for share in shares.values())
 
 
 @pytest.mark.parametrize("varies", ["raters", "prompts"])
