@@ -28,6 +28,7 @@ def run(config: ServeConfig, run: Run) -> None:
     # Where somebody listens already, both would get every other request.
     listening(config.serve.host, config.serve.port, "serve.port").close()
     with cluster(config.cluster.address, config.cluster.cpus):
+        require_no_server()
         serve_until_interrupted(run, config)
 
 
@@ -40,7 +41,7 @@ def serve_until_interrupted(step: Phase, config: ServeConfig) -> PhaseResult:
         registry = registry_of(config, step.logger.outbox.uri)
         application = built(config.serve, config.head, registry)
         serve.run(application, name=APPLICATION, route_prefix="/")
-        url = f"http://{config.serve.host}:{config.serve.port}"
+        url = url_of(config.serve.host, config.serve.port)
         _require_ready(url)
         ready = time.monotonic() - began
         step.say(f"{url} is ready after {ready:.1f} s; Ctrl-C ends it")
@@ -61,6 +62,23 @@ def registry_of(config: ServeConfig, own: str) -> str:
         own: of this run, where nothing else is said.
     """
     return config.tracking.uri or os.environ.get(REGISTRY) or own
+
+
+def require_no_server() -> None:
+    """Raise `RunError` where Ray Serve runs on the cluster: what it serves would end with us."""
+    status = serve.status()
+    if status.proxies:
+        names = ", ".join(status.applications) or "no application"
+        raise RunError(
+            f"Ray Serve runs on this cluster already ({names}), and `serve` would end it with "
+            "itself: bring the listener there by `serve deploy infra/serve.yaml`, or end what runs "
+            "by `serve shutdown`"
+        )
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a server listens; an address of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen_at(host: str, port: int) -> None:

@@ -141,7 +141,8 @@ def application(server: Server) -> FastAPI:
         voice = server.check(asked)
         server.seats.require(address(request.scope))
         server.require_room(voice)
-        reserved = server.reserved(asked)
+        # By name: replicas may have another first policy while they load others.
+        reserved = server.reserved(asked.model_copy(update={"policy": voice.name}))
         scheme = "wss" if request.url.scheme == "https" else "ws"
         layout = voice.policy.layout
         return {
@@ -238,10 +239,10 @@ async def _live(server: Server, socket: WebSocket) -> None:
         reserved = server.tickets.open(ticket.removeprefix(wire.TICKET))
         asked = reserved.request
         voice = server.check(asked)
-        server.require_room(voice)
         limits = server.config.limits
         with server.seats.taken(address(socket.scope)):
-            await socket.accept(spoken)
+            with server.place(voice):
+                await socket.accept(spoken)
             channel = SocketChannel(socket, spoken == wire.PROTOCOL_OF_TEXTS)
             session = Session(
                 server.name_of(reserved),

@@ -125,7 +125,7 @@ async def bridge(
     places = open_places(config)
     recording = open_speaker(config)
     wanted = Wanted(config.policy, config.seed, config.text, config.lead, ("arkit",))
-    client = Client(config.server, wanted, token=os.environ.get(TOKEN))
+    client = Client(config.server, wanted, token=os.environ.get(TOKEN) or None)
     # All is ready before the session is: its server does not wait for the first chunk.
     with _sender(places, config.name) as send:
         async with client:

@@ -103,7 +103,7 @@ def built(config: ServeSection, head: HeadConfig, registry: str | None = None) -
         config.model_dump(mode="json", exclude={"policies"}),
         head.model_dump(mode="json"),
         secret,
-        os.environ.get(TOKEN),
+        os.environ.get(TOKEN) or None,
     )
     deployment = Listeners.options(  # type: ignore[attr-defined]
         name=APPLICATION,

@@ -6,7 +6,8 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class Server:
         self.eyes = _eyes(self.head) if config.watch else None
         self.sessions: dict[str, Session] = {}
         self.voices: dict[str, Voice] = {}
+        self._coming: list[Voice] = []  # of sessions whose sockets are being opened
         self.resumed = 0
         self.trouble: str | None = None  # with policies that should have been loaded
         self._canaries: dict[str, np.ndarray] = {}
@@ -92,22 +94,32 @@ class Server:
         """Serve these policies from now on; sessions keep the one that they began with."""
         with self._loading:
             sources: dict[str, str | None] = dict(policies) or {SHIPPED: None}
-            for name, source in sources.items():
-                if name in self.voices and self._sources[name] == source:
-                    continue
-                voice = load_voice(name, source, self.config, self.head)
-                if voice.policy.takes_text:
-                    voice.policy.told("")  # its encoder loads here, before threads could meet
-                self._canaries[name] = _canary(voice)
+            try:
+                fresh = {
+                    name: self._fresh(name, source)
+                    for name, source in sources.items()
+                    if name not in self.voices or self._sources[name] != source
+                }
+            finally:
+                if self._looked_at is not None:
+                    self.looked_at()  # Ray Serve did not, meanwhile
+            for name, (voice, canary) in fresh.items():  # all of them can be served
                 self.voices[name] = voice
-                self._sources[name] = source
-                _say(voice)
-                self._say_of_faces(voice)
+                self._canaries[name] = canary
+            self._sources = sources
             for name in self.voices.keys() - sources.keys():
                 del self.voices[name]
             self._judged = -math.inf
-            if self._looked_at is not None:
-                self.looked_at()
+
+    def _fresh(self, name: str, source: str | None) -> tuple[Voice, np.ndarray]:
+        """A policy that can be served, and what it answers to its canary."""
+        voice = load_voice(name, source, self.config, self.head)
+        if voice.policy.takes_text:
+            voice.policy.told("")  # its encoder loads here, before threads could meet
+        canary = _canary(voice)
+        _say(voice)
+        self._say_of_faces(voice)
+        return voice, canary
 
     def reload(self, policies: Mapping[str, str]) -> None:
         """The same, where the present ones are kept if one of these cannot be loaded."""
@@ -140,10 +152,25 @@ class Server:
         if self.leaving:
             raise full("this replica goes away", 1)
         open_sessions = [each for each in self.sessions.values() if not each.ended]
-        load = sum(1 / session.voice.sessions for session in open_sessions)
-        if load + 1 / voice.sessions > 1 + 1e-9 or len(open_sessions) >= self.config.sessions:
+        voices = [*(session.voice for session in open_sessions), *self._coming]
+        load = sum(1 / each.sessions for each in voices)
+        if load + 1 / voice.sessions > 1 + 1e-9 or len(voices) >= self.config.sessions:
             telemetry.record(telemetry.REFUSED, 1)
-            raise full(f"{len(open_sessions)} sessions, no more fit", RETRY_S)
+            raise full(f"{len(voices)} sessions, no more fit", RETRY_S)
+
+    @contextmanager
+    def place(self, voice: Voice) -> Iterator[None]:
+        """A place for a session that is about to begin: others may ask meanwhile.
+
+        Raises:
+            Refused: there is none.
+        """
+        self.require_room(voice)
+        self._coming.append(voice)
+        try:
+            yield
+        finally:
+            self._coming.remove(voice)
 
     def check(self, request: SessionRequest) -> Voice:
         """The policy that a session is asked for with.
@@ -156,7 +183,8 @@ class Server:
             raise Refused(422, "text", f"{voice.name} takes no text", field="text")
         if request.lead not in voice.delay:
             raise Refused(422, "lead", "lead is for AR-Flow, leave it out", field="lead")
-        if request.outputs == ["arkit"] and voice.rig is None:
+        wanted = {*request.outputs} - {"act"}
+        if wanted == {"arkit"} and voice.rig is None:
             raise Refused(
                 422,
                 "outputs",

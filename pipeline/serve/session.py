@@ -29,6 +29,7 @@ from rapport.policies.motion import LayoutError, Motion
 if TYPE_CHECKING:
     from rapport.pipeline.serve.eyes import Eyes
 
+SLOWER = 3  # parts in a row that come after their time: the way to here has become longer
 DRIFT = 5e-4  # of a client's clock against ours, at most; sound cards have .0001
 AHEAD_S = 2.0  # of sound that may lie before the chunk that is heard
 LAGS_S = 2.0  # a client shows an answer later than it should by, and is sent no more
@@ -184,6 +185,7 @@ class Session:
         self._changed_text = False
         self._liveliness = 1.0
         self._began: float | None = None  # when sample 0 was spoken, on the engine's clock
+        self._too_late: list[float] = []  # the same by parts in a row that came after their time
         self._shown = voice.border(request.number)
         self._sent = self._shown  # newest sample that an answer was sent for
         self._unshown: deque[tuple[int, float]] = deque()  # answers: first sample, when sent
@@ -297,12 +299,31 @@ class Session:
                 "pace",
                 close=wire.FORBIDDEN,
             )
-        # The earliest moment at which all of it can have been spoken says when sample 0 was.
-        began = now - self._sound.at / AUDIO_RATE
-        drifted = began if self._began is None else self._began + DRIFT * samples / AUDIO_RATE
-        self._began = min(began, drifted)
+        self._set_clock(now - (part.sample + samples) / AUDIO_RATE, samples, late=not heard)
         while self._sound.at >= self.voice.border(self._number + 1):
             self._complete(flags=0)
+
+    def _set_clock(self, began: float, samples: int, *, late: bool) -> None:
+        """Say when sample 0 was spoken.
+
+        The earliest moment at which all of a part can have been spoken says it. Where parts come
+        after their time one after the other, the way to here takes longer than it did.
+
+        Args:
+            began: by the part that came.
+            samples: of that part.
+            late: silence was heard in its place.
+        """
+        if self._began is None:
+            self._began = began
+        elif late:
+            self._too_late.append(began)
+            if len(self._too_late) == SLOWER:
+                self._began = max(self._began, min(self._too_late))
+                self._too_late.clear()
+        else:
+            self._too_late.clear()
+            self._began = min(began, self._began + DRIFT * samples / AUDIO_RATE)
 
     def _extend(self, hearing: Hearing, part: Part) -> None:
         """More of a voice: what comes twice is left out, what is missing was silence."""
@@ -351,7 +372,7 @@ class Session:
         """Time passed: hear silence where sound is late, look whether the client is there."""
         now = self._engine.clock()
         if now - self._alive > GONE_S:
-            self._leave(wire.FORBIDDEN, f"nothing was heard of the client for {GONE_S:g} s")
+            self._leave(wire.MOVED, f"nothing was heard of the client for {GONE_S:g} s")
             return
         if now - self._pinged > PING_S:
             self._pinged = now
@@ -563,7 +584,7 @@ class Session:
         self._acts += self._act_part(answer)
         last = self._is_last(answer.chunk)
         if behind > LOST_S:
-            self._leave(wire.FORBIDDEN, f"the client is {LOST_S:g} s behind, or sends no ack")
+            self._leave(wire.MOVED, f"the client is {LOST_S:g} s behind, or sends no ack")
         elif behind > LAGS_S + self.voice.delay[self.request.lead] and not last:
             self.dropped += 1
             telemetry.record(telemetry.DROPPED, 1)

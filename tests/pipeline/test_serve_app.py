@@ -10,6 +10,7 @@ import os
 import signal
 import time
 import wave
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -25,6 +26,7 @@ from rapport.pipeline.serve import app, voices, wire
 from rapport.pipeline.serve import session as serve_session
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import built
+from rapport.pipeline.serve.doors import Refused
 from rapport.pipeline.serve.engine import in_silence
 from rapport.pipeline.serve.record import Recorder
 from rapport.pipeline.serve.server import Server
@@ -334,6 +336,43 @@ def test_whatever_is_asked_nobody_meets_a_traceback(client, asked, path, name, b
     ]
     for answer in answers:
         assert answer.status_code < 500 or answer.status_code == 503, answer.text
+
+
+def test_a_reload_that_fails_changes_nothing(server, monkeypatch):
+    sources = dict(server._sources)
+    voices, canaries = dict(server.voices), dict(server._canaries)
+    monkeypatch.setattr(server, "_looked_at", time.monotonic() - FORGOTTEN_S - 1)
+    wanted = {"flow": sources["vla"], "vla": sources["vla"], "new": "/nowhere"}
+    server.reload(wanted)
+    assert "/nowhere" in server.trouble and not server.leaving, "nobody is sent away"
+    assert server.voices == voices and server._canaries == canaries
+    assert server._sources == sources
+    server.reload(sources)
+    assert server.trouble is None and server.voices == voices
+
+
+def test_sessions_that_come_at_once_find_no_more_places_than_there_are(server):
+    voice = server.voice("flow")
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(server.place(voice))  # their sockets are being opened
+        with pytest.raises(Refused, match="no more fit"):
+            server.require_room(voice)
+    server.require_room(voice)
+
+
+def test_a_face_of_another_head_is_refused_where_nothing_else_is_asked_for(server, monkeypatch):
+    voice = server.voice("flow")
+    monkeypatch.setitem(server.voices, "flow", replace(voice, rig=None))
+    for outputs in (["arkit"], ["arkit", "act"]):
+        with pytest.raises(Refused, match="another head"):
+            server.check(SessionRequest(policy="flow", outputs=outputs))
+    server.check(SessionRequest(policy="flow", outputs=["motion", "arkit", "act"]))
+
+
+def test_a_ticket_names_its_policy(client, server):
+    reserved = server.tickets.open(ticket(client)["ticket"])
+    assert reserved.request.policy == "flow"
 
 
 def test_a_replica_that_goes_says_so_and_closes_its_sockets(client, server, monkeypatch):

@@ -223,16 +223,49 @@ def test_late_sound_is_heard_as_silence_and_time_goes_on(voice, engine, clock):
     np.testing.assert_array_equal(client.shown(layout).values, other[1].shown(layout).values)
 
 
+class Idle:
+    """An engine of which nobody wants answers."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def submit(self, line, job):
+        pass
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.3, 1.0])
+def test_a_way_that_gets_longer_costs_a_second_and_one_that_stalls_no_more(voice, clock, delay):
+    session, _ = begin(voice, Idle(clock))
+    begun = clock.now
+    waits = 0.32 + 0.08  # from the end of a chunk to silence in place of the next
+
+    def speak(number, after):
+        for moment in np.arange(clock.now, begun + (number + 1) * 0.32 + after, 0.02):
+            clock.now = float(moment)
+            session.tick()
+        clock.now = begun + (number + 1) * 0.32 + after
+        session.hear(wire.packed([sound_part(np.zeros(5120, "<i2"), 5120 * number)]))
+
+    for number in range(10):
+        speak(number, 0.02)
+    assert session.late == 0
+    for number in range(10, 40):
+        speak(number, 0.02 + delay)
+    lost = session.late
+    assert 0 < lost <= 3 + np.ceil(delay / 0.32)
+    for number in range(40, 200):
+        speak(number, 0.02 + delay)
+    assert session.late == lost
+    for number in range(200, 203):  # the way is short again, and the clock as before
+        speak(number, 0.02)
+    clock.now += waits + 0.02
+    session.tick()
+    assert session.late == lost + 1
+
+
 @pytest.mark.parametrize("parts_per_million", [-100, 100])
 def test_a_clock_that_runs_a_little_fast_or_slow_is_kept_up_with(voice, clock, parts_per_million):
-    class Idle:  # what is answered is of no interest here
-        def __init__(self):
-            self.clock = clock
-
-        def submit(self, line, job):
-            pass
-
-    session, _ = begin(voice, Idle())
+    session, _ = begin(voice, Idle(clock))
     begun = clock.now
     for number in range(11_250):  # an hour
         clock.now = begun + (number + 1) * 0.32 * (1 + parts_per_million / 1e6)
@@ -369,7 +402,7 @@ def test_a_client_that_lags_is_sent_no_more_and_then_given_up(voice, engine, clo
         number += 1
         assert number < 60
     client.until(lambda c: c.closed)
-    assert client.closed[0] == wire.FORBIDDEN and "no ack" in client.closed[1]
+    assert client.closed[0] == wire.MOVED and "no ack" in client.closed[1]
     assert LOST_S < number * 0.32 < LOST_S + 3
     assert session.dropped > 10
     assert len(client.parts(Kind.SHOWN)) == pytest.approx(9, abs=2)
@@ -421,7 +454,7 @@ def test_a_client_that_is_gone_is_noticed(voice, engine, clock):
     session.hear(wire.Pong().model_dump_json())
     clock.now += GONE_S + 0.1
     session.tick()
-    assert client.closed[0] == wire.FORBIDDEN and "nothing was heard" in client.closed[1]
+    assert client.closed[0] == wire.MOVED and "nothing was heard" in client.closed[1]
 
 
 def test_sound_may_not_come_faster_than_it_is_spoken(voice, engine, clock):

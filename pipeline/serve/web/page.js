@@ -99,6 +99,19 @@ async function askToken() {
   return token !== "";
 }
 
+/** Tries until the server answers. */
+async function keepLoading() {
+  for (;;) {
+    try {
+      return await loadPolicies();
+    } catch (error) {
+      complain(error);
+      if (error.final) return;
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+    }
+  }
+}
+
 async function loadPolicies() {
   const answer = await ask("GET", "v1/policies");
   policies = answer.policies;
@@ -226,13 +239,14 @@ function frames(sample, values) {
   talk.record.show(sample, values);
 }
 
-/** Telephones pause sound. What was kept goes on afterwards, as after a lost connection. */
+/** Telephones pause sound. The session waits, and goes on where it was, as after a lost connection. */
 function keepAwake(sound, session) {
   let paused = false;
   sound.context.onstatechange = () => {
     const running = sound.context.state === "running";
     if (running && paused) session.goOn();
     paused = !running && !session.over;
+    if (paused) session.pause();
     if (paused) $("says").textContent = "Your browser paused the sound: touch the page to go on.";
   };
 }
@@ -282,12 +296,12 @@ $("liveliness").oninput = () => {
   $("amount").textContent = `${Math.round(100 * value)} %`;
   talk?.session.liven(value);
 };
-$("save").onclick = () => talk.record.save();
+$("save").onclick = () => talk?.record?.save();
 $("kill").onclick = () => ask("POST", "v1/demo/kill").catch((refusal) => ($("says").textContent = refusal.message));
 document.addEventListener("pointerdown", () => talk?.session.over === false && talk.sound.context.resume());
 
 const complain = (error) => ($("says").textContent = error.message);
 face.load("head.glb").catch(() => complain(new Error("The head could not be loaded: reload the page.")));
-loadPolicies().catch(complain);
+keepLoading();
 setInterval(turnDials, 250);
 draw();

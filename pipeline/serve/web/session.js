@@ -29,6 +29,7 @@ export class Session {
     this.on = on;
     this.info = null;
     this.next = 0; // the first chunk that was not answered
+    this.said = 0; // the chunk that is said next
     this.text = wishes.text; // what the listener is told there
     this.told = null; // [what it is told from the chunk on that is said next]
     this.pictures = []; // of that chunk
@@ -56,6 +57,7 @@ export class Session {
 
   /** A chunk of sound: int16 samples. Chunks come in order, from 0 on. */
   say(number, samples) {
+    this.said = number + 1;
     if (number >= this.next) this.#keep(number, new Uint8Array(samples.buffer)); // else silence was heard
     this.kept.delete(number - this.#memory() - this.#chunks(2 * PATIENCE_S));
     if (number + 1 >= this.endsAfter) this.#end();
@@ -93,7 +95,18 @@ export class Session {
 
   /** Connects anew, with all that was kept. */
   goOn() {
-    if (this.info && !this.over && !this.trying) this.#try("going on");
+    if (!this.info || this.over || this.trying) return;
+    // While sound is paused the server hears silence and answers that; it will be said yet.
+    for (let n = this.said; n < this.next; n += 1) this.kept.delete(n);
+    this.next = Math.min(this.next, this.said);
+    this.#try("going on");
+  }
+
+  /** Leaves the server until `goOn`: nothing is said meanwhile. */
+  pause() {
+    if (!this.info || this.over) return;
+    this.socket?.close(ENDED);
+    this.socket = null; // whose end is no news
   }
 
   /** Ends after the chunk so many: its answer and the remaining frames still come. */
@@ -166,6 +179,7 @@ export class Session {
       if (tired) return this.#finish("failed", this.complaint ?? "The session ends again and again.");
       try {
         await this.#connect();
+        if (this.over) return;
         this.attempt += 1; // a session that ends before it answers is no success
         this.trying = false;
         this.on.state("listening", "");
@@ -293,7 +307,9 @@ export class Session {
         const number = Math.round(sample / this.info.chunk_samples);
         const act = new Uint8Array(payload);
         const chunk = this.kept.get(number);
-        if (!chunk || flags & LATE) this.kept.set(number, { ...this.#silence(number), told: chunk?.told, act });
+        const silent = { ...this.#silence(number), told: chunk?.told, act };
+        if (!chunk) this.kept.set(number, silent);
+        else if (flags & LATE) this.kept.set(number, { ...silent, pictures: chunk.pictures }); // these were seen
         else chunk.act = act;
         for (; this.next <= number; this.next += 1) {
           const told = this.kept.get(this.next)?.told;
@@ -320,7 +336,7 @@ export class Session {
   #watch() {
     const chunkS = this.info ? this.info.chunk_samples / this.info.rate : 0;
     const silentS = (performance.now() - this.heardFrom) / 1000;
-    const waits = this.info && this.kept.has(this.next); // for an answer
+    const waits = this.info && this.socket && this.kept.has(this.next); // for an answer
     if (waits && silentS > Math.max(SILENT_S, 3 * chunkS)) this.goOn();
   }
 }
