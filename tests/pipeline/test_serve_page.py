@@ -85,6 +85,7 @@ class Listener:
     late: bool = False  # says of chunks of odd numbers that it heard silence
     fails: bool = False  # the policy does, in every chunk
     full: int = 0  # so many sessions are refused
+    slow_s: float = 0.0  # that it takes to give a ticket
     ws: WebSocket | None = None  # of the session that began last
 
     @property
@@ -108,10 +109,15 @@ class Listener:
 
     def say(self, text):
         """Sends a text in the session that began last."""
-        sent = asyncio.run_coroutine_threadsafe(
-            self.ws.send_text(text.model_dump_json()), self.loop
-        )
-        sent.result(10)
+        self._wait_for(self.ws.send_text(text.model_dump_json()))
+
+    def answer_silence(self, number):
+        """Answers a chunk that was not said."""
+        act = wire.Part(wire.Kind.ACT, self.border(number), b"silence", wire.LATE)
+        self._wait_for(self.ws.send_bytes(wire.packed([act])))
+
+    def _wait_for(self, sent):
+        asyncio.run_coroutine_threadsafe(sent, self.loop).result(10)
 
     def heard(self):
         """(samples,) of int16 without a hole, from sample 0 on."""
@@ -157,6 +163,7 @@ def app_of(listener, head):
             listener.full -= 1
             return JSONResponse({}, 503, {"Retry-After": "1"})
         listener.wishes.append(await request.json())
+        await asyncio.sleep(listener.slow_s)
         return {
             "id": "1",
             "ticket": f"number{listener.wishes[-1]['number']}",
@@ -468,6 +475,54 @@ def test_it_goes_on_with_what_it_kept(chromium, listener, address, way):
     sample, weight, _ = shown_now(tab)
     assert weight == pytest.approx(jaw(sample), abs=0.01)
     assert tab.value("rapport.state") == "listening"
+    assert tab.complaints == []
+
+
+@needs_chromium
+def test_a_page_that_is_stopped_while_it_connects_can_be_started_again(chromium, listener, address):
+    listener.slow_s = 1.0
+    tab = started(chromium, address)
+    until(lambda: listener.wishes)
+    tab.wait_for("rapport.state === 'connecting' && !start.disabled")
+    tab.click("#start")
+    tab.wait_for("rapport.state === 'ended'")
+    time.sleep(2)
+    assert tab.value("[rapport.state, start.textContent]") == ["ended", "Start"]
+    listener.slow_s = 0.0
+    tab.click("#start")
+    tab.wait_for("rapport.stats.answered >= 2")
+    assert tab.complaints == []
+
+
+@needs_chromium
+def test_sound_that_a_telephone_pauses_goes_on_where_it_was(chromium, listener, address):
+    tab = chromium.open(address)
+    tab.value(
+        "window.AudioContext = class extends AudioContext {"
+        " constructor(...given) { super(...given); window.context = this; } }; 0"
+    )
+    tab.wait_for("!start.disabled")
+    tab.click("#start")
+    tab.wait_for("rapport.stats.answered >= 7")
+    tab.value("context.suspend(); 0")
+    until(lambda: listener.ws.client_state.name == "DISCONNECTED")
+    said = len(listener.sound)
+    time.sleep(1)
+    assert len(listener.wishes) == 1, "it waits"
+    tab.value("context.resume(); 0")
+    tab.wait_for("rapport.stats.went_on === 1 && rapport.state === 'listening'")
+    assert listener.wishes[1]["number"] in (said - 1, said)
+    # Frozen with its sound, a page hears of silence only when it wakes.
+    tab.wait_for(f"rapport.stats.answered >= {said + 3}")
+    said = len(listener.sound)
+    for number in range(said + 1, said + 6):
+        listener.answer_silence(number)
+    tab.value("context.suspend(); 0")
+    until(lambda: listener.ws.client_state.name == "DISCONNECTED")
+    tab.value("context.resume(); 0")
+    tab.wait_for(f"rapport.stats.went_on === 2 && rapport.stats.answered > {said + 8}")
+    assert listener.wishes[2]["number"] <= said + 3
+    listener.heard()  # has no hole
     assert tab.complaints == []
 
 
