@@ -68,7 +68,7 @@ def listening_frames(actor_speaks: np.ndarray, partner_speaks: np.ndarray) -> np
 
 
 def motion_limits(motions: Iterable[Motion]) -> Motion:
-    """Lowest and highest value of every channel in a corpus: the limits for `penalties`.
+    """Lowest and highest value of every channel in a corpus: the limits of `energy_features`.
 
     Returns:
         A motion of two frames, first the lowest values, then the highest.
