@@ -174,6 +174,7 @@ class Counts:
     failed: int = 0
     longest_s: float = 0.0
     last_step: float = 0.0  # on the engine's clock
+    idle_until: float = 0.0  # when something came after nothing was waiting
 
 
 class Engine:
@@ -204,6 +205,8 @@ class Engine:
         with self._changed:
             if line.closed:
                 return
+            if not self.waiting():
+                self.counts.idle_until = self.clock()
             line.jobs.append((job, self.clock()))
             self._lines[id(line)] = line
             self._changed.notify()

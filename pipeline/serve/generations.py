@@ -312,7 +312,9 @@ class Generations:
         look()
         self._put(job.model_copy(update={"status": "runs"}))
         self._require_small(speaker)
-        served = self.policies[job.policy]
+        served = self.policies.get(job.policy)
+        if served is None:
+            raise RunError(f"policy {job.policy} is served no longer: ask again with another one")
         policy = served.policy
         session = session_of(policy, job.policy, speaker, config)
         recording = session.recording

@@ -271,7 +271,8 @@ class Server:
 
     def require_alive(self) -> None:
         """Raise `RuntimeError` unless the engine steps what it has."""
-        since = self.engine.clock() - self.engine.counts.last_step
+        counts = self.engine.counts
+        since = self.engine.clock() - max(counts.last_step, counts.idle_until)
         if self.engine.waiting() and self.engine.counts.steps and since > STALE_S:
             raise RuntimeError(f"the engine has not stepped for {since:.1f} s")
 

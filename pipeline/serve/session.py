@@ -582,7 +582,7 @@ class Session:
         behind = self._behind(first)
         self._sent = round((answer.first + len(answer.motion)) * rate)
         self._acts += self._act_part(answer)
-        last = self._is_last(answer.chunk)
+        last = self._ending and answer.chunk == self._number - 1
         if behind > LOST_S:
             self._leave(wire.MOVED, f"the client is {LOST_S:g} s behind, or sends no ack")
         elif behind > LAGS_S + self.voice.delay[self.request.lead] and not last:
@@ -594,7 +594,8 @@ class Session:
             self._lost_answers = False
             acts, self._acts = self._acts, []
             self._deliver(self._shown_by(answer.motion, answer.arkit, first, flags) + acts)
-        if last:
+        # Only now: the client's end may come meanwhile, and must find this chunk sent.
+        if self._is_last(answer.chunk):
             self._finish()
 
     def _followed(self, chunk: int) -> None:

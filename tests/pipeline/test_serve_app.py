@@ -11,6 +11,7 @@ import signal
 import time
 import wave
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -27,7 +28,7 @@ from rapport.pipeline.serve import session as serve_session
 from rapport.pipeline.serve.client import Client, Wanted
 from rapport.pipeline.serve.deployment import built
 from rapport.pipeline.serve.doors import Refused
-from rapport.pipeline.serve.engine import in_silence
+from rapport.pipeline.serve.engine import Counts, in_silence
 from rapport.pipeline.serve.record import Recorder
 from rapport.pipeline.serve.server import Server
 from rapport.pipeline.serve.session import Session, SessionRequest
@@ -368,6 +369,16 @@ def test_a_face_of_another_head_is_refused_where_nothing_else_is_asked_for(serve
         with pytest.raises(Refused, match="another head"):
             server.check(SessionRequest(policy="flow", outputs=outputs))
     server.check(SessionRequest(policy="flow", outputs=["motion", "arkit", "act"]))
+
+
+def test_an_engine_that_stands_is_told_from_one_that_had_nothing_to_do(server, monkeypatch):
+    counts = Counts(steps=5, last_step=10.0, idle_until=99.9)
+    engine = SimpleNamespace(clock=lambda: 100.0, waiting=lambda: 1, counts=counts)
+    monkeypatch.setattr(server, "engine", engine)
+    server.require_alive()
+    counts.idle_until = 90.0
+    with pytest.raises(RuntimeError, match=r"has not stepped for 10.0 s"):
+        server.require_alive()
 
 
 def test_a_ticket_names_its_policy(client, server):

@@ -223,6 +223,30 @@ def test_late_sound_is_heard_as_silence_and_time_goes_on(voice, engine, clock):
     np.testing.assert_array_equal(client.shown(layout).values, other[1].shown(layout).values)
 
 
+def test_an_end_that_comes_while_the_last_answer_is_sent_loses_none(voice, engine):
+    class Ending(Client):
+        def send(self, message):
+            if isinstance(message, bytes) and len(self.parts(Kind.SHOWN)) == 2:
+                session.hear(wire.End().model_dump_json())  # from the thread that receives
+            super().send(message)
+
+    session, client = begin(voice, engine, Ending())
+    say(session, speech()[: voice.border(3)])
+    client.until(lambda c: c.closed)
+    assert client.closed == (wire.ENDED, "ended")
+    assert len(client.shown(voice.policy.layout)) > 3 * R - 1, "no gap, and what was left"
+
+
+def test_an_engine_says_since_when_it_has_something_to_do(voice, engine, clock):
+    session, client = begin(voice, engine)
+    say(session, speech()[: voice.border(1)])
+    client.until(lambda c: c.parts(Kind.SHOWN))
+    settle(engine)
+    clock.now += 3600
+    say(session, speech()[voice.border(1) : voice.border(2)], first=voice.border(1), ack=False)
+    assert engine.counts.idle_until == clock.now
+
+
 class Idle:
     """An engine of which nobody wants answers."""
 
