@@ -27,6 +27,7 @@ from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.live import Chunk
 
 PIPE = Path("-")
+SLOWER = 3  # answers in a row that come late
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Bridged:
         frames: that were sent.
         late: frames that were not, since their answer came after their time.
         sessions: more than one where a session was lost and gone on with.
-        delay_s: by which a frame is shown later than the sound that it belongs to.
+        delay_s: by which a frame is shown later than the sound that it belongs to, at the end.
         policy: that listened.
         simulated: whether it was trained on synthetic people.
         places: whom it was sent to.
@@ -144,7 +145,7 @@ async def bridge(
                 places=[f"{key} {address}" for key, address in config.addresses.items()],
             )
             say(f"{session.policy} at {config.server}; frames are sent {done.delay_s:g} s later")
-            await _play(client, chunks, partial(send, session.fps), done)
+            await _play(client, chunks, partial(send, session.fps), done, config.buffer_s)
             done.sessions = client.sessions
     if not done.chunks:
         raise RunError(f"speaker={config.speaker}: no whole chunk was heard")
@@ -156,14 +157,25 @@ async def _play(
     chunks: AsyncIterator[Chunk],
     send: Callable[[np.ndarray, float], None],
     done: Bridged,
+    buffer_s: float,
 ) -> None:
-    """Send each frame when it is to be shown; one that comes later than the next is left out."""
+    """Send each frame when it is to be shown; one that comes later than the next is left out.
+
+    Where answers come late one after the other, the way has become longer, or the clock of who
+    talks is slow: all is shown later from then on.
+    """
     clock = asyncio.get_running_loop()
     rate, fps = client.session.rate, client.session.fps
     midnight = _since_midnight() - clock.time()
+    in_a_row = 0
     async for answer in client.converse(chunks):
         done.chunks += answer.chunk is not None
         assert answer.arkit is not None
+        behind = clock.time() - (client.begins + done.delay_s + answer.sample / rate)
+        in_a_row = in_a_row + 1 if behind > 1 / fps else 0
+        if in_a_row == SLOWER:
+            done.delay_s += behind + buffer_s
+            in_a_row = 0
         for number, values in enumerate(answer.arkit):
             due = client.begins + done.delay_s + answer.sample / rate + number / fps
             wait = due - clock.time()

@@ -7,6 +7,7 @@ import re
 import socket
 import struct
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from rapport.pipeline.run import main
 from rapport.pipeline.serve import packets
-from rapport.pipeline.serve.bridge import bridge
+from rapport.pipeline.serve.bridge import Bridged, _play, bridge
 from rapport.pipeline.settings import BridgeConfig
 from rapport.policies.head.arkit import arkit_layout
 from rapport.policies.head.livelink import CHANNELS, write_livelink
@@ -255,6 +256,37 @@ def test_frames_whose_time_has_gone_are_not_sent(talk):
         applied = [m for packet in received(sockets["vmc"]) for m in read_bundle(packet)]
     assert bridged.late >= 12 and bridged.late + bridged.frames == 20
     assert applied.count(("/VMC/Ext/Blend/Apply",)) == bridged.frames
+
+
+def test_where_answers_come_later_for_good_all_is_shown_later():
+    rate, fps, frames = 16000, 25.0, 4
+
+    class Slower:
+        """Its answers are .3 s later from the fourth on."""
+
+        session = SimpleNamespace(rate=rate, fps=fps)
+
+        async def converse(self, chunks):
+            clock = asyncio.get_running_loop()
+            for number in range(14):
+                due = self.begins + (number + 1) * frames / fps + 0.3 * (number > 3)
+                await asyncio.sleep(max(due - clock.time(), 0))
+                yield SimpleNamespace(
+                    chunk=number,
+                    sample=number * frames * rate / fps,
+                    arkit=np.zeros((frames, 61)),
+                )
+
+    async def played():
+        client = Slower()
+        client.begins = asyncio.get_running_loop().time()
+        made = Bridged(delay_s=frames / fps + 0.05)
+        await _play(client, None, lambda values, moment: None, made, 0.05)
+        return made
+
+    made = asyncio.run(played())
+    assert made.chunks == 14 and made.frames + made.late == 14 * frames
+    assert made.late <= 3 * frames and made.delay_s == pytest.approx(0.56, abs=0.1)
 
 
 def test_sound_from_a_pipe_is_heard_from_the_beginning_of_the_session():
