@@ -20,6 +20,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def url_of(host: str, port: int) -> str:
+    """Where somebody listens; an address of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Section(BaseModel):
     """Settings of one component. The sentence under a field is what `--help` says about its key."""
 

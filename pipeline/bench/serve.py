@@ -39,6 +39,7 @@ from rapport.policies.flow.vae import MotionVAE
 from rapport.policies.head.settings import HeadConfig
 from rapport.policies.live import Chunk
 from rapport.policies.motion import Layout
+from rapport.settings import url_of
 
 TEXT_DIM = 32  # of the tiny text encoder
 SAID_S = 8.0  # before a replica is killed
@@ -69,7 +70,7 @@ def _served(name: str, policy: Path, config: ServeBench) -> dict[str, Any]:
         sessions=config.bench.sessions,
         limits=LIMITS,
     )
-    url = f"http://{section.host}:{section.port}"
+    url = url_of(section.host, section.port)
     began = time.monotonic()
     listen_at(section.host, section.port)
     try:

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rapport.pipeline.serve.settings import TOKEN
-from rapport.settings import Section, is_loopback
+from rapport.settings import Section, is_loopback, url_of
 
 PAGE = Path(__file__).parent / "web"
 
@@ -64,8 +64,7 @@ class RateSection(Section):
     @property
     def url(self) -> str:
         """Of the page, for raters."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (self.address or f"http://{host}:{self.port}").rstrip("/")
+        return (self.address or url_of(self.host, self.port)).rstrip("/")
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

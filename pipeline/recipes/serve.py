@@ -16,6 +16,7 @@ from rapport.pipeline.rundir import Phase, PhaseResult, Run, RunError, phase
 from rapport.pipeline.serve.deployment import APPLICATION, REGISTRY, built
 from rapport.pipeline.serve.record import require_folder
 from rapport.pipeline.settings import ServeConfig
+from rapport.settings import url_of
 
 READY_S = 120.0
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
@@ -74,11 +75,6 @@ def require_no_server() -> None:
             "itself: bring the listener there by `serve deploy infra/serve.yaml`, or end what runs "
             "by `serve shutdown`"
         )
-
-
-def url_of(host: str, port: int) -> str:
-    """Where a server listens; an address of IPv6 stands in brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen_at(host: str, port: int) -> None:

@@ -6,14 +6,16 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
-from rapport.files import file_digest, visible
+from rapport.files import file_digest
 from rapport.pipeline.rundir import RunError
+from rapport.rewards.ratings.sheets import SUFFIXES, files_of
 
 
 def digest_of(sheets: Path) -> str:
-    """The same for the same files, wherever they are."""
-    files = [sheets] if sheets.is_file() else filter(Path.is_file, visible(sheets, "**/*"))
-    names = {str(file.relative_to(sheets)): file_digest(file) for file in files}
+    """The same for the same sheets, wherever they are; what lies beside them is not read."""
+    files = [sheets] if sheets.is_file() else files_of(sheets)
+    read = (file for file in files if file == sheets or file.suffix.lower() in SUFFIXES)
+    names = {str(file.relative_to(sheets)): file_digest(file) for file in read}
     return sha256(json.dumps(names).encode()).hexdigest()
 
 

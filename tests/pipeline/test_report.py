@@ -429,6 +429,11 @@ def test_each_section_appears_when_its_data_is_there():
     assert "From supervised to the aligned policy" in sections["tables"]
 
 
+def test_the_ablation_of_the_paper_stands_where_dpo_was_run_alone():
+    assert "<h3>Ablation</h3>" in page(facts())
+    assert "<h3>Ablation</h3>" not in page(facts(summary=summary_of("gdpo")))
+
+
 def test_methods_are_compared_by_their_names_in_the_summary():
     metrics = {"compared": ["a", "b"], "evaluation": {"a": row(3.0, 0.5), "b": row(4.0, 0.5)}}
     tags = read(page(facts(summary=summary_of(**metrics)))).tags

@@ -13,6 +13,7 @@ def test_a_sheet_that_came_later_is_named_and_one_that_is_gone_was_read(tmp_path
     (sheets / ".DS_Store").write_text("of a Mac")
     read = digest_of(sheets)
     (sheets / ".DS_Store").write_text("of a Mac, later")
+    (sheets / "0001-a.mp4").write_text("a video, which is no sheet")
     require_read(sheets, read)
     sheets.rename(tmp_path / "moved")
     require_read(sheets, read)
