@@ -822,7 +822,7 @@ Variant = Literal[
     "no L_smo",
     "no SLBS",
     "no expectation",
-    "nearest",
+    "recorded",
     "random",
     "cover",
 ]

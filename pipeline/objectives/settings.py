@@ -200,10 +200,11 @@ class ReactFaceTraining(ImitationConfig):
     synchronise: Literal["both", "face", "voice", "none"] = "both"
     """what of the speaker a window is held against once it is made (SLBS): the face (VIM, Eq. 14)
     and the voice (MIM, Eq. 15); one or none of them is the paper's ablation. z* hears both"""
-    assign: Literal["nearest", "recorded", "random", "cover"] = "recorded"
-    """which appropriate reactions a sample is trained on: nearest = the one most like it (the
-    paper's Eq. 20), recorded = the clip's own listener, random = one drawn for each sample, cover =
-    every one is met by the sample most like it"""
+    assign: Literal["nearest", "recorded", "random", "cover"] = "nearest"
+    """which of the reactions that the corpus calls appropriate a sample is trained on: nearest =
+    the one most like it (the paper's Eq. 20), random = one drawn for each sample, cover = every one
+    is met by the sample most like it; recorded = the clip's own listener, as everywhere in a corpus
+    that names nobody"""
     neighbours: int = Field(20, ge=1)
     """appropriate reactions of a clip that a step looks at, at most"""
     absent: float = Field(0.2, ge=0, lt=1)

@@ -24,7 +24,14 @@ from rapport.pipeline.steps.ablation import (
     learn_variant,
     learnt_variants,
 )
-from rapport.pipeline.steps.ablation_parts import FULL, JUDGED_BY, MOVES, left_out, with_moves
+from rapport.pipeline.steps.ablation_parts import (
+    FULL,
+    JUDGED_BY,
+    MOVES,
+    check_assigned,
+    left_out,
+    with_moves,
+)
 from rapport.pipeline.steps.checks import cluster_of, preflight
 from rapport.pipeline.steps.corpus import prepare
 from rapport.pipeline.steps.imitation import as_trained, imitate
@@ -69,6 +76,8 @@ def on_one_corpus(run: Run, config: Config) -> Config:
     if isinstance(config, OfFlow) and config.imitation is not None:
         return config  # that run has brought its own
     corpus = prepare(run, config)
+    if isinstance(config, AblateOfReactFace):
+        check_assigned(config, corpus)
     prepared = config.corpus.model_copy(update={"kind": "parquet", "root": corpus.path})
     return config.model_copy(update={"corpus": prepared})
 

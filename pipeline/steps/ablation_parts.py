@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from rapport.pipeline.data.neighbours import named
+from rapport.pipeline.data.store import Corpus
+from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import AblateOfReactFace, Variant
 from rapport.pipeline.steps.ablation import VARIANTS
 from rapport.pipeline.steps.judging import Answers, MethodRow
@@ -32,7 +35,7 @@ PARTS: dict[Variant, dict[str, Any]] = {
     "no L_smo": {"smooth": 0.0},
     "no SLBS": {"synchronise": "none"},
     "no expectation": {"expect": 0.0, "overheard": 0},
-    "nearest": {"assign": "nearest"},
+    "recorded": {"assign": "recorded"},
     "random": {"assign": "random"},
     "cover": {"assign": "cover"},
 }
@@ -50,6 +53,22 @@ def left_out(config: AblateOfReactFace) -> dict[str, AblateOfReactFace]:
         name: config.model_copy(update={"reactface": own.model_copy(update=PARTS[name])})
         for name in config.ablation.variants
     }
+
+
+def check_assigned(config: AblateOfReactFace, corpus: Corpus) -> None:
+    """Variants that imitate somebody else need somebody else.
+
+    Raises:
+        RunError: the corpus names nobody but recorded listeners.
+    """
+    others = [name for name in config.ablation.variants if "assign" in PARTS[name]]
+    several = any(set(names) - {clip} for clip, names in named(corpus, "train").items())
+    if others and not several:
+        left = [name for name in config.ablation.variants if name not in others]
+        raise RunError(
+            f"{corpus.path} names nobody but recorded listeners, so {', '.join(others)} would be "
+            f"the full one again: 'ablation.variants=[{', '.join(left)}]'"
+        )
 
 
 def with_moves(row: MethodRow, answers: Answers, recorded: Mapping[str, Motion]) -> MethodRow:

@@ -13,7 +13,7 @@ from rapport.pipeline.data.neighbours import appropriate_to, named
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
 from rapport.pipeline.objectives.settings import ReactFaceTraining
-from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
 from rapport.pipeline.settings import OfReactFace
 from rapport.pipeline.steps.learning import learn
 from rapport.policies.flow.encoders import LogMel
@@ -57,32 +57,28 @@ def _imitate(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
     policy.save(initial)
     schema = pa.schema(dict(policy.prompt_columns) | EXAMPLE_COLUMNS)
     rows = write_table(table, example_rows(policy, corpus, fitting), schema)
-    labels = sum(map(len, fitting.values())) / rows
     parameters = sum(p.numel() for p in policy.model.parameters()) / 1e6
-    step.say(
-        f"{parameters:.2f} M parameters, {rows} clips, {labels:.1f} appropriate reactions each, of "
-        f"which {own.assign}; {own.steps} steps"
-    )
+    step.say(f"{parameters:.2f} M parameters, {rows} clips, {own.steps} steps; {_labels(own, fitting)}")
     return learn(Reacting(initial, table, own, seed=config.seed), config.learner, step)
 
 
 def fitting_clips(corpus: Corpus, config: ReactFaceTraining) -> dict[str, list[str]]:
     """For each training clip, in order, those whose listeners fit its speaker.
 
-    With `assign=recorded` that is its own one; so it is where nobody fits.
-
-    Raises:
-        RunError: nobody but recorded listeners fits any speaker.
+    With `assign=recorded` that is its own one; so it is where the corpus names nobody.
     """
     if config.assign == "recorded":
         return appropriate_to(corpus, "train", "recorded")
-    fitting = named(corpus, "train")
-    if not any(set(names) - {clip_id} for clip_id, names in fitting.items()):
-        raise RunError(
-            f"reactface.assign={config.assign} needs several appropriate reactions to a speaker, "
-            f"and {corpus.path} knows none but recorded ones: reactface.assign=recorded"
-        )
-    return {clip_id: names or [clip_id] for clip_id, names in fitting.items()}
+    return {clip_id: names or [clip_id] for clip_id, names in named(corpus, "train").items()}
+
+
+def _labels(config: ReactFaceTraining, fitting: Mapping[str, Sequence[str]]) -> str:
+    """Who is imitated, in words."""
+    if all(list(names) == [clip_id] for clip_id, names in fitting.items()):
+        asked = config.assign == "recorded"
+        return "each clip's own listener" + ("" if asked else ", as the corpus names nobody else")
+    mean = sum(map(len, fitting.values())) / len(fitting)
+    return f"{mean:.1f} appropriate reactions to each, of which {config.assign}"
 
 
 def example_rows(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rapport.pipeline.objectives.dpo import pair_schema
+from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import AblateOfFlow, AblateOfReactFace, AblateOfVla, PartsConfig
 from rapport.pipeline.steps import ablation
 from rapport.pipeline.steps.ablation import (
@@ -27,6 +28,7 @@ from rapport.pipeline.steps.ablation_parts import (
     JUDGED_BY,
     MOVES,
     PARTS,
+    check_assigned,
     left_out,
     with_moves,
 )
@@ -201,6 +203,18 @@ def moving(expr, turns=0.0):
     values[:, 0] = expr
     values[:, 2] = np.cumsum(np.broadcast_to(turns, 24))
     return Motion(values, LAYOUT)
+
+
+def test_where_a_corpus_names_nobody_nobody_else_is_imitated(tiny_corpus):
+    with pytest.raises(RunError, match=r"so recorded, cover would be the full .*=\[no L_s\]'"):
+        check_assigned(
+            AblateOfReactFace(ablation=PartsConfig(variants=["recorded", "no L_s", "cover"])),
+            tiny_corpus,
+        )
+    check_assigned(
+        AblateOfReactFace(ablation=PartsConfig(variants=["no L_s"])),
+        tiny_corpus,
+    )
 
 
 def test_how_reactions_move_by_hand():

@@ -15,7 +15,6 @@ from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
 from rapport.pipeline.objectives.settings import GdpoConfig, ReactFaceDpoConfig, ReactFaceTraining
-from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import DpoOfReactFace
 from rapport.pipeline.steps.alignment import sampled_by
 from rapport.pipeline.steps.imitation_reactface import example_rows, fitting_clips, sizes_of
@@ -112,18 +111,11 @@ def test_learners_share_a_batch(corpus, tmp_path):
     assert whole["present"].any(1).all() and not whole["present"].all()
 
 
-def test_without_other_listeners_only_recorded_ones_can_be_learnt(tiny_corpus):
+def test_where_a_corpus_names_nobody_each_clips_own_listener_fits(tiny_corpus):
     for assign in ASSIGNS:
-        config = ReactFaceTraining(assign=assign)
-        if assign == "recorded":
-            assert all(
-                [clip_id] == own for clip_id, own in fitting_clips(tiny_corpus, config).items()
-            )
-            continue
-        with pytest.raises(
-            RunError, match="knows none but recorded ones: reactface.assign=recorded"
-        ):
-            fitting_clips(tiny_corpus, config)
+        fitting = fitting_clips(tiny_corpus, ReactFaceTraining(assign=assign))
+        assert list(fitting) == list(tiny_corpus.clip_ids("train"))
+        assert all([clip_id] == names for clip_id, names in fitting.items())
 
 
 def test_pairs_are_of_samples():
