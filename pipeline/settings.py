@@ -229,7 +229,7 @@ class OfFlow(Learning):
 
 
 class OfReactFace(Learning):
-    """A ReactFace, imitating. It sees no video."""
+    """A ReactFace, imitating. It sees no video unless told to."""
 
     corpus: CorpusConfig = CorpusConfig(frames=0)
     policy: Literal["reactface"] = "reactface"
@@ -242,6 +242,15 @@ class OfReactFace(Learning):
     def _reactface_batches_can_be_shared(self) -> Self:
         require_equal_shares(self, "reactface")
         require_equal_shares(self, "reactface", key="overheard")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_there(self) -> Self:
+        made_here = self.corpus.kind != "parquet"
+        if self.reactface.sees == "frames" and made_here and not self.corpus.frames:
+            raise ValueError(
+                "reactface.sees=frames needs pictures: corpus.frames=5, so many a second"
+            )
         return self
 
     @model_validator(mode="after")

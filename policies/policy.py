@@ -110,7 +110,7 @@ class Policy(ABC):
     likelihood_draws: ClassVar[bool] = False  # whether `log_likelihood` is of drawn noise
     seed_per_prompt: ClassVar[bool] = True  # whether one prompt, asked twice, is answered alike
     # Modalities of a speaker that `encode` reads, names of `Clip`.
-    reads: ClassVar[tuple[str, ...]] = ("speaker", "speaker_frames", "speaker_audio", "words")
+    reads: tuple[str, ...] = ("speaker", "speaker_frames", "speaker_audio", "words")
     layout: Layout
     sampler: Any = None  # how it samples, where there are several ways; the policy's own kind
     takes_text: ClassVar[bool] = False  # whether `told` knows what to do with a text

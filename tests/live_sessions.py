@@ -4,6 +4,7 @@ import numpy as np
 
 from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.live import Chunk
+from rapport.policies.pictures import evenly_taken
 
 LOST = 50  # chunks after which a session is lost
 
@@ -19,11 +20,24 @@ def chunks_of(clip, frames, waits=False):
     for number in range(len(clip.listener) // frames - waits):
         start, end = number * frames, (number + 1) * frames
         samples = slice(round(start * rate), round(end * rate))
+        pictures, taken = pictures_between(clip, start, end)
         yield Chunk(
+            frames=pictures,
+            taken=taken,
             audio=None if clip.speaker_audio is None else clip.speaker_audio[samples],
             motion=None if clip.speaker is None else clip.speaker.window(start, frames),
             own_audio=None if clip.listener_audio is None else clip.listener_audio[samples],
         )
+
+
+def pictures_between(clip, start, end):
+    """The pictures of a clip that are taken in some frames, and when, seconds from the first."""
+    if clip.speaker_frames is None:
+        return None, None
+    fps = clip.listener.layout.fps
+    taken = evenly_taken(len(clip.speaker_frames), clip.seconds)
+    within = (start / fps + 1e-9 < taken) & (taken <= end / fps + 1e-9)
+    return clip.speaker_frames[within], taken[within] - start / fps
 
 
 def listened(live, state, chunks):

@@ -37,6 +37,12 @@ def talking(layout, seed=0, windows=WINDOWS):
     return two_people(layout, windows * W, seed)
 
 
+def shown(clip, seed=0, count=13):
+    """The same clip with pictures of the speaker."""
+    rng = np.random.default_rng(seed)
+    return replace(clip, speaker_frames=rng.integers(0, 256, (count, 20, 20, 3), dtype=np.uint8))
+
+
 def changed_from(clip, frame):
     """From a frame on the speaker moves otherwise and is eight times as loud."""
     layout = clip.listener.layout

@@ -15,12 +15,13 @@ from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import ReactFaceTraining
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.reactface import loss
-from rapport.policies.reactface.model import FACE, Scene
-from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.reactface.model import FACE
+from rapport.policies.reactface.policy import ReactFacePolicy, scene_of
 from rapport.policies.tables import generator_of
 
-# Beside the prompt: the listener's frames as float32 bytes, and the rows whose listeners fit.
-EXAMPLE_COLUMNS = {"listener": pa.binary(), "fitting": pa.list_(pa.int32())}
+# Beside the prompt: the listener's frames as float32 bytes, the rows whose listeners fit, and, of
+# who is seen in pictures, how their face moves.
+EXAMPLE_COLUMNS = {"listener": pa.binary(), "fitting": pa.list_(pa.int32()), "face": pa.binary()}
 
 
 class Reacting(PolicyObjective):
@@ -58,8 +59,15 @@ class Reacting(PolicyObjective):
         picked = torch.rand(drawn, generator=generator)
         order = torch.rand(count, len(self.rows), generator=generator)[share]
         labels, there = self._labels(rows, order)
+        present = scene["present"] & kept[share].to(scene["present"].device)
+        if sizes.sees == "frames":
+            scene["motion"], told = self.policy.padded(rows, "face", self.policy.layout.dim)
+            told &= present[:, FACE]
+        else:
+            told = present[:, FACE]
         return scene | {
-            "present": scene["present"] & kept[share].to(scene["present"].device),
+            "present": present,
+            "told": told,
             "noise": noise[share],
             "picked": picked[share],
             "labels": labels,
@@ -97,7 +105,7 @@ class Reacting(PolicyObjective):
         config = self.config
         model = self.policy.model
         layout = self.policy.layout
-        scene = Scene(batch["motion"], batch["voice"], batch["present"])
+        scene = scene_of(batch)
         made, read = forward("react", scene, batch["noise"])
         labels = model.listener(batch["labels"])
         frames = labels.shape[2]
@@ -112,13 +120,12 @@ class Reacting(PolicyObjective):
         there = batch["there"][..., None, None]
         average = torch.where(there, labels, 0.0).sum(1) / there.sum(1)
         answers = average[:, sizes.ahead * sizes.window :]  # nobody expects what is shown already
-        face = scene.present[:, FACE]
         losses = {
             "appropriate": loss.appropriate_loss(
                 apart, batch["there"][:answered], config.assign, batch["picked"]
             ).mean(),
             "expect": loss.path_loss(read.expected, answers, layout),
-            "speaker": loss.speaker_loss(read.motion[:, :frames], speaker, face, layout),
+            "speaker": loss.speaker_loss(read.motion[:, :frames], speaker, batch["told"], layout),
             "kl": loss.kl_loss(made.mean, made.log_std),
             "smooth": loss.smooth_loss(samples, layout),
             "diversity": loss.spread_loss(samples, layout)

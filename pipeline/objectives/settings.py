@@ -175,6 +175,9 @@ class ReactFaceTraining(ImitationConfig):
 
     size: Literal["tiny", "paper", "printed"] = "tiny"
     """size of ReactFace; paper = 128 wide, as its programs run, printed = 256 wide"""
+    sees: Literal["motion", "frames"] = "motion"
+    """what it sees of the speaker: the tracked motion of their face, or pictures of it, as in the
+    paper, corpus.frames a second"""
     steps: int = Field(1200, ge=1)
     """optimiser steps"""
     batch_size: int = Field(8, ge=1)

@@ -12,7 +12,8 @@ from rapport.pipeline.data.prompts import NAMES, require_unlike_prompts
 from rapport.pipeline.data.store import PAST, SPLITS, Corpus, CorpusError
 from rapport.pipeline.report.tracked import write_tracked
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
-from rapport.pipeline.settings import Judged, Learning, PrepareConfig
+from rapport.pipeline.settings import Judged, Learning, OfReactFace, PrepareConfig
+from rapport.policies.reactface.config import streams_of
 
 
 def prepare(run: Workspace, config: PrepareConfig) -> Corpus:
@@ -24,6 +25,8 @@ def perceived(config: PrepareConfig) -> tuple[str, ...]:
     """Modalities of a speaker that the policy of a recipe reads; all, where there is none yet."""
     if not isinstance(config, Learning):
         return tuple(NAMES)
+    if isinstance(config, OfReactFace):
+        return streams_of(config.reactface.sees)
     from rapport.policies.policy import policy_class
 
     return policy_class(config.policy).reads

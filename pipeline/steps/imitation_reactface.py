@@ -13,17 +13,15 @@ from rapport.pipeline.data.neighbours import appropriate_to, named
 from rapport.pipeline.data.store import Corpus
 from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
 from rapport.pipeline.objectives.settings import ReactFaceTraining
-from rapport.pipeline.rundir import Phase, PhaseResult, Workspace, phase
+from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import OfReactFace
 from rapport.pipeline.steps.learning import learn
 from rapport.policies.flow.encoders import LogMel
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.motion import Layout
-from rapport.policies.reactface.config import ReactFaceSizes, reactface_config
+from rapport.policies.reactface.config import ReactFaceSizes, reactface_config, streams_of
 from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.policies.tables import write_table
-
-STREAMS = ("speaker", "speaker_audio")
 
 
 def imitate_reactface(run: Workspace, config: OfReactFace, corpus: Corpus) -> Path:
@@ -42,23 +40,31 @@ def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
         synchronise=config.synchronise,
         expects=config.expect > 0,
         heed=config.heed,
+        sees=config.sees,
     )
 
 
 @phase("imitate")
 def _imitate(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
     own = config.reactface
+    if own.sees == "frames" and corpus.at("train", 0).speaker_frames is None:
+        raise RunError(
+            f"reactface.sees=frames, and {corpus.path} has no pictures of its speakers: prepare it "
+            "with corpus.frames=5, so many a second, or leave reactface.sees=motion"
+        )
     initial = step.directory / "initial"
     table = step.directory / "examples.arrow"
     fitting = fitting_clips(corpus, own)
     sizes = sizes_of(own, corpus.layout)
-    clips = corpus.clips("train", STREAMS)
+    clips = corpus.clips("train", {*streams_of(own.sees), "speaker"})
     policy = ReactFacePolicy.untrained(corpus.layout, clips, config.seed, sizes)
     policy.save(initial)
     schema = pa.schema(dict(policy.prompt_columns) | EXAMPLE_COLUMNS)
     rows = write_table(table, example_rows(policy, corpus, fitting), schema)
     parameters = sum(p.numel() for p in policy.model.parameters()) / 1e6
-    step.say(f"{parameters:.2f} M parameters, {rows} clips, {own.steps} steps; {_labels(own, fitting)}")
+    step.say(
+        f"{parameters:.2f} M parameters, {rows} clips, {own.steps} steps; {_labels(own, fitting)}"
+    )
     return learn(Reacting(initial, table, own, seed=config.seed), config.learner, step)
 
 
@@ -86,8 +92,10 @@ def example_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of prompts and EXAMPLE_COLUMNS, one a training clip."""
     numbers = {clip_id: number for number, clip_id in enumerate(fitting)}
-    for clip in corpus.clips("train", STREAMS):
+    for clip in corpus.clips("train", {*policy.reads, "speaker"}):
+        face = None if clip.speaker is None else policy.motion_of(clip.speaker, len(clip.listener))
         yield policy.prompt_row(policy.encode(clip)) | {
             "listener": to_bytes(clip.listener.subset(policy.layout).values),
+            "face": face if policy.model.sizes.sees == "frames" else None,
             "fitting": [numbers[name] for name in fitting[clip.clip_id]],
         }

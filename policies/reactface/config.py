@@ -12,6 +12,7 @@ from rapport.policies.motion import Layout
 Size = Literal["tiny", "paper", "printed"]
 Delay = Literal["w", 0]
 Synchronise = Literal["both", "face", "voice", "none"]
+Sees = Literal["motion", "frames"]
 EXPECTING = 2  # layers that expect
 
 
@@ -40,6 +41,8 @@ class ReactFaceSizes:
         expects: says what to expect of a listener's face before it draws one.
         heed: by what factor samplers follow that; 1 = as it was taught. What is expected is a mean,
             and stiller than anybody.
+        sees: of the speaker's face: its motion, or pictures of it.
+        pixels: height and width of those.
     """
 
     layout: Layout
@@ -58,6 +61,8 @@ class ReactFaceSizes:
     synchronise: Synchronise = "both"
     expects: bool = True
     heed: float = 1.0
+    sees: Sees = "motion"
+    pixels: int = 56
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -67,6 +72,10 @@ class ReactFaceSizes:
             raise ValueError(
                 f"hidden {self.hidden} must be a multiple of twice heads {self.heads}: rotations "
                 "turn pairs of channels"
+            )
+        if self.pixels % 8:
+            raise ValueError(
+                f"pixels {self.pixels} must be a multiple of 8: they are halved thrice"
             )
         for name in ("momentum", "mood"):
             alpha = getattr(self, name)
@@ -121,6 +130,11 @@ class ReactFaceSizes:
         """Read what `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {"layout": Layout(**values["layout"])})
+
+
+def streams_of(sees: Sees) -> tuple[str, ...]:
+    """Modalities of a speaker, names of `Clip`, that are read by one that sees this."""
+    return ("speaker_frames" if sees == "frames" else "speaker", "speaker_audio")
 
 
 def reactface_config(size: Size, layout: Layout, audio_dim: int) -> ReactFaceSizes:

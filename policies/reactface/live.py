@@ -18,8 +18,9 @@ from torch import Tensor
 from rapport.policies.flow.sampling import latent_noise
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion
+from rapport.policies.pictures import resized
 from rapport.policies.reactface.model import Past, Scene, Senses
-from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.reactface.policy import ReactFacePolicy, seen
 from rapport.policies.sessions import (
     apart,
     chunk_motion,
@@ -37,18 +38,34 @@ class Kept(NamedTuple):
     past: Past
 
 
+class Heard(NamedTuple):
+    """What a chunk says of a session's speaker; None where a stream is absent.
+
+    Args:
+        motion: (window, dim).
+        voice: (window, audio_dim).
+        shown: pictures (n, pixels, pixels, 3) uint8, the last one of before first, and when they
+            were taken, (n,) seconds from the start of the chunk.
+    """
+
+    motion: Tensor | None
+    voice: Tensor | None
+    shown: tuple[np.ndarray, np.ndarray] | None
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """A session between two chunks.
 
-    It holds what the encoders made of the speaker's last seconds and of its own face, and the last
-    25 ms of a voice. Whoever stores it stores those.
+    It holds what the encoders made of the speaker's last seconds and of its own face, the last
+    25 ms of a voice, and the last picture of one that sees them. Whoever stores it stores those.
 
     Args:
         seed: of the noise.
         number: of the next window.
         heard: number of the next chunk; below 0, the next window comes before anything is heard.
         sound: the end of the voice, for the bands of the next chunk.
+        picture: the last one, or none: (0 or 1, pixels, pixels, 3) uint8.
         kept: all else.
     """
 
@@ -56,6 +73,7 @@ class State:
     number: int
     heard: int
     sound: np.ndarray
+    picture: np.ndarray
     kept: Kept
 
     @property
@@ -90,7 +108,9 @@ class LiveReactFace:
         ahead = self.model.sizes.ahead
         number = first + ahead if first else 0
         kept = Kept(self.model.unsensed(1), self.model.nothing(1))
-        return State(seed, number, number - ahead, np.zeros(0, np.float32), kept)
+        pixels = self.model.sizes.pixels
+        picture = np.zeros((0, pixels, pixels, 3), np.uint8)
+        return State(seed, number, number - ahead, np.zeros(0, np.float32), picture, kept)
 
     def tell(self, state: State, prompt: Any) -> State:
         """It takes no text.
@@ -144,13 +164,14 @@ class LiveReactFace:
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
         plain = {name: getattr(state, name) for name in ("seed", "number", "heard")}
-        return packed(plain, to_arrays(state.kept) | {"sound": state.sound})
+        arrays = {name: getattr(state, name) for name in ("sound", "picture")}
+        return packed(plain, to_arrays(state.kept) | arrays)
 
     def unpack(self, session: bytes) -> State:
         """What `pack` was given."""
         plain, arrays = unpacked(session)
         kept = from_arrays(arrays, like=self.start(0).kept)
-        return State(**plain, sound=arrays["sound"], kept=kept)
+        return State(**plain, sound=arrays["sound"], picture=arrays["picture"], kept=kept)
 
     @torch.no_grad()
     def _advance(
@@ -161,14 +182,10 @@ class LiveReactFace:
     ) -> list[State]:
         """The step; `done` is (sessions, latent) z where it is known."""
         model = self.model
-        listened = [self._listen(state, chunk) for state, chunk in zip(states, heard, strict=True)]
-        motions, voices, present, sounds = zip(*listened, strict=True)
+        sensed = [self._sensed(state, chunk) for state, chunk in zip(states, heard, strict=True)]
+        rows, sounds, pictures = zip(*sensed, strict=True)
         like = model.head.weight
-        scene = Scene(
-            torch.stack(motions).to(like),
-            torch.stack(voices).to(like),
-            torch.tensor(present).to(like.device),
-        )
+        scene = self._scene(rows)
         senses, past = together([state.kept for state in states])
         tokens, senses = model.sense(scene, senses)
         past = model.listen(past, tokens)
@@ -179,14 +196,21 @@ class LiveReactFace:
             done = model.momentum(past, gaussian, gaussian.sample(noise))
         kept = Kept(senses, model.make(past, done.to(like), model.sizes.heed))
         return [
-            replace(state, number=state.number + 1, heard=state.heard + 1, sound=sound, kept=alone)
-            for state, sound, alone in zip(states, sounds, apart(kept), strict=True)
+            replace(
+                state,
+                number=state.number + 1,
+                heard=state.heard + 1,
+                sound=sound,
+                picture=picture,
+                kept=alone,
+            )
+            for state, sound, picture, alone in zip(
+                states, sounds, pictures, apart(kept), strict=True
+            )
         ]
 
-    def _listen(
-        self, state: State, chunk: Chunk | None
-    ) -> tuple[Tensor, Tensor, tuple[bool, bool], np.ndarray]:
-        """Motion and voice of a chunk, which of them there are, and the end of the sound."""
+    def _sensed(self, state: State, chunk: Chunk | None) -> tuple[Heard, np.ndarray, np.ndarray]:
+        """A chunk as features, and the end of the sound and the last picture for the next one."""
         if (chunk is None) != state.waits:
             raise ValueError(
                 "with delay=0 the first window is made before anything is heard, every other one "
@@ -194,14 +218,42 @@ class LiveReactFace:
             )
         chunk = Chunk() if chunk is None else chunk
         sizes = self.model.sizes
-        frames = sizes.window
-        motion = torch.zeros(frames, sizes.layout.dim)
-        if chunk.motion is not None:
+        frames, fps = sizes.window, sizes.layout.fps
+        motion = None
+        if sizes.sees == "motion" and chunk.motion is not None:
             motion = chunk_motion(chunk.motion, sizes.layout, frames, "the speaker's motion")
-        voice = torch.zeros(frames, sizes.audio_dim)
-        sound = state.sound[:0]
+        shown, picture = None, state.picture[:0]
+        if sizes.sees == "frames" and chunk.frames is not None and chunk.taken is not None:
+            pictures = state.picture
+            taken = np.full(len(pictures), -np.inf)
+            if len(chunk.frames):
+                pictures = np.concatenate([pictures, resized(chunk.frames, sizes.pixels)])
+                taken = np.concatenate([taken, chunk.taken])
+            shown, picture = (pictures, taken), pictures[-1:]
+        voice, sound = None, state.sound[:0]
         if chunk.audio is not None:
             first = state.heard * frames
-            fps = sizes.layout.fps
             voice, sound = self.policy.audio.follow(state.sound, chunk.audio, first, frames, fps)
-        return motion, voice, (chunk.motion is not None, chunk.audio is not None), sound
+        return Heard(motion, voice, shown), sound, picture
+
+    def _scene(self, rows: Sequence[Heard]) -> Scene:
+        """What sessions heard and saw in a chunk, together."""
+        sizes = self.model.sizes
+        like = self.model.head.weight
+        motion = like.new_zeros(len(rows), sizes.window, sizes.layout.dim)
+        voice = like.new_zeros(len(rows), sizes.window, sizes.audio_dim)
+        present = []
+        for number, row in enumerate(rows):
+            if row.motion is not None:
+                motion[number] = row.motion.to(like)
+            if row.voice is not None:
+                voice[number] = row.voice.to(like)
+            face = row.motion is not None or row.shown is not None
+            present.append([face, row.voice is not None])
+        scene = Scene(motion, voice, torch.tensor(present).to(like.device))
+        if sizes.sees == "motion":
+            return scene
+        nothing = np.zeros((0, sizes.pixels, sizes.pixels, 3), np.uint8), np.zeros(0)
+        shown = [nothing if row.shown is None else row.shown for row in rows]
+        looked_at = seen(shown, sizes.window, sizes.layout.fps)
+        return replace(scene, **{name: value.to(like.device) for name, value in looked_at.items()})

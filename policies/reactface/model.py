@@ -1,8 +1,8 @@
 """ReactFace (Luo et al. 2024): several appropriate reactions to a speaker, window by window.
 
-What a window is made from: MSBEA encodes what is seen and heard, CIE reads its own last frames and
-says how the next window is distributed, momentum ties what is drawn to the window before, LRD makes
-frames of it, SLBS holds them against the speaker.
+What a window is made from: MSBEA encodes what is seen, a tracked face or pictures of one, and what
+is heard, CIE reads its own last frames and says how the next window is distributed, momentum ties
+what is drawn to the window before, LRD makes frames of it, SLBS holds them against the speaker.
 
 Every pass is a loop of `listen`, `distribution` and `make`: training, sampling, replaying and
 listening live. So a listener of an hour does what it was trained to do, and looks back as far.
@@ -34,6 +34,7 @@ from rapport.policies.flow.transformer import CausalTransformer, Memory
 from rapport.policies.flow.voice import Hearing, VoiceEncoder
 from rapport.policies.motion import Layout
 from rapport.policies.reactface.config import EXPECTING, ReactFaceSizes, Synchronise
+from rapport.policies.reactface.sight import Sight
 
 FACE, VOICE = 0, 1  # streams, columns of `present`
 WIDEST = 4.0  # of |log sigma|
@@ -45,14 +46,19 @@ class Scene:
     """What is seen and heard of a speaker.
 
     Args:
-        motion: (batch, frames, dim), in the layout's units.
+        motion: (batch, frames, dim), in the layout's units; not read by one that sees pictures.
         voice: (batch, frames, audio_dim), features of sound.
-        present: (batch, 2) bool, which of both there is; the other's numbers are not read.
+        present: (batch, 2) bool, whether there is a face, a voice; of what there is not numbers
+            are not read.
+        pictures: (batch, pictures, height, width, 3) uint8, of one that sees them.
+        newest: (batch, frames) int64, which of them is on show; -1 = none yet.
     """
 
     motion: Tensor
     voice: Tensor
     present: Tensor
+    pictures: Tensor | None = None
+    newest: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -401,7 +407,8 @@ class ReactFace(nn.Module):
         self.speaker = Channels(dim)
         self.sound = Channels(sizes.audio_dim)
         # MSBEA
-        self.see = VoiceEncoder(dim, sizes.senses, hidden)
+        self.sight = Sight(sizes.pixels, hidden) if sizes.sees == "frames" else None
+        self.see = VoiceEncoder(dim if self.sight is None else hidden, sizes.senses, hidden)
         self.hear = VoiceEncoder(sizes.audio_dim, sizes.senses, hidden)
         self.align = nn.Linear(hidden, hidden, bias=False)  # PMA where k = 1: one key a frame
         self.speaker_head = nn.Linear(hidden, dim)
@@ -503,7 +510,7 @@ class ReactFace(nn.Module):
 
         A stream that is absent is forgotten: what comes after begins anew.
         """
-        faces, seen = self.see.follow(self.speaker(scene.motion), before.face)
+        faces, seen = self.see.follow(self.face(scene), before.face)
         voices, heard = self.hear.follow(self.sound(scene.voice), before.voice)
         face, voice = (scene.present[:, stream, None, None] for stream in (FACE, VOICE))
         aligned = torch.where(face, faces, 0.0) + torch.where(voice, self.align(voices), 0.0)
@@ -519,6 +526,15 @@ class ReactFace(nn.Module):
         own = self.own_synchronisation.hold(aligned, voices)
         shown = self.synchronisation.hold(aligned, voices)
         return Tokens(aligned, own, shown, there, expected), senses
+
+    def face(self, scene: Scene) -> Tensor:
+        """What is seen of the speaker, frame by frame: motion, standardised, or of pictures."""
+        seen: Tensor = (
+            self.speaker(scene.motion)
+            if self.sight is None
+            else self.sight(scene.pictures, scene.newest)
+        )
+        return seen
 
     def expect(self, frames: Tensor, before: Memory) -> tuple[Tensor, Memory]:
         """`Expectation` of encoded frames; nothing, of a model that expects nothing."""

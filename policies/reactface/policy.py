@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.nn.utils.rnn import pad_sequence
 
 from rapport.files import atomic
 from rapport.policies.clip import AUDIO_RATE, Clip
@@ -27,9 +28,10 @@ from rapport.policies.flow.encoders import LogMel
 from rapport.policies.flow.sampling import window_noise
 from rapport.policies.flow.training import from_bytes, to_bytes
 from rapport.policies.motion import Layout, Motion
+from rapport.policies.pictures import evenly_taken, newest, resized
 from rapport.policies.policy import Forward, Likelihood, Policy, Reaction, Row, write_kind
 from rapport.policies.reactface import checkpoint
-from rapport.policies.reactface.config import ReactFaceSizes, reactface_config
+from rapport.policies.reactface.config import ReactFaceSizes, reactface_config, streams_of
 from rapport.policies.reactface.model import ReactFace, Scene, initialised
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 BATCH = 32  # prompts answered at once
 GPU_BATCH = 256
+SCENE = tuple(Scene.__dataclass_fields__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +49,16 @@ class ReactFacePrompt:
     Args:
         prompt_id: of the clip.
         frames: of it.
-        motion: (frames, dim) of the speaker as float32 bytes; None = absent.
+        motion: (frames, dim) of the speaker as float32 bytes; None = absent, or not seen.
         voice: (frames, audio_dim) log-mel bands of their voice, likewise.
+        pictures: (n, pixels, pixels, 3) uint8 bytes, evenly spaced; None = absent, or not seen.
     """
 
     prompt_id: str
     frames: int
     motion: bytes | None
     voice: bytes | None
+    pictures: bytes | None = None
 
 
 class ReactFacePolicy(Policy):
@@ -64,7 +69,7 @@ class ReactFacePolicy(Policy):
     """
 
     kind = "reactface"
-    reads = ("speaker", "speaker_audio")
+    reads = streams_of("motion")  # of one that sees pictures, those
     supervised = "ReactFace"
     aligned = {"dpo": "ReactFace + DPO", "gdpo": "ReactFace + GDPO"}
     prompt_columns = {
@@ -72,6 +77,7 @@ class ReactFacePolicy(Policy):
         "frames": pa.int32(),
         "motion": pa.binary(),
         "voice": pa.binary(),
+        "pictures": pa.binary(),
     }
     action_type = pa.list_(pa.list_(pa.float32()))
     tells_recorded = False
@@ -80,20 +86,29 @@ class ReactFacePolicy(Policy):
         self.model = model
         self.layout = model.sizes.layout
         self.audio = LogMel()
+        self.reads = streams_of(model.sizes.sees)
 
     # -- Reacting --
 
     def encode(self, clip: Clip) -> ReactFacePrompt:
-        """The speaker's motion, and the bands of their voice."""
+        """The speaker's motion or pictures of them, and the bands of their voice."""
         frames = len(clip.listener)
-        motion = voice = None
-        if clip.speaker is not None:
-            motion = to_bytes(clip.speaker.window(0, frames).subset(self.layout).values)
+        sizes = self.model.sizes
+        motion = voice = pictures = None
+        if sizes.sees == "frames" and clip.speaker_frames is not None and len(clip.speaker_frames):
+            pictures = resized(clip.speaker_frames, sizes.pixels).tobytes()
+        if sizes.sees == "motion" and clip.speaker is not None:
+            motion = self.motion_of(clip.speaker, frames)
         if clip.speaker_audio is not None:
             samples = round(frames * AUDIO_RATE / self.layout.fps)
             sound = clip.speaker_audio[:samples]
             voice = to_bytes(self.audio(sound, frames, self.layout.fps))
-        return ReactFacePrompt(clip.clip_id, frames, motion, voice)
+        return ReactFacePrompt(clip.clip_id, frames, motion, voice, pictures)
+
+    def motion_of(self, speaker: Motion, frames: int) -> bytes:
+        """The first frames of a speaker, (frames, dim) as float32 bytes."""
+        values = speaker.window(0, frames).subset(self.layout).values
+        return np.ascontiguousarray(values, np.float32).tobytes()
 
     @torch.no_grad()
     def sample(
@@ -112,7 +127,7 @@ class ReactFacePolicy(Policy):
         self, prompts: Sequence[ReactFacePrompt], samples: int, seeds: Sequence[int]
     ) -> list[list[Reaction]]:
         sizes = self.model.sizes
-        scene = _scene(self.collate([vars(prompt) for prompt in prompts]))
+        scene = scene_of(self.collate([vars(prompt) for prompt in prompts]))
         windows = scene.motion.shape[1] // sizes.window
         noise = window_noise(seeds, samples, windows, sizes.latent).to(self._device)
         made, _ = self.model.react(scene, noise, heed=sizes.heed)
@@ -192,22 +207,34 @@ class ReactFacePolicy(Policy):
         Zeros stand where there is nothing, to be masked, and after the end of a clip, where nobody
         knows of them but frames that are left out.
         """
-        sizes = self.model.sizes
-        frames = max(self.windows(row["frames"]) for row in rows) * sizes.window
+        sizes, fps = self.model.sizes, self.layout.fps
+        motion, moves = self.padded(rows, "motion", self.layout.dim)
+        voice, heard = self.padded(rows, "voice", sizes.audio_dim)
+        batch = {"motion": motion, "voice": voice}
+        if sizes.sees == "motion":
+            return batch | {"present": torch.stack([moves, heard], dim=1)}
+        size = (sizes.pixels, sizes.pixels, 3)
+        shown = []
+        for row in rows:
+            pictures = np.frombuffer(row["pictures"] or b"", np.uint8).reshape(-1, *size)
+            shown.append((pictures, evenly_taken(len(pictures), row["frames"] / fps)))
+        there = torch.tensor([len(pictures) > 0 for pictures, _ in shown]).to(self._device)
+        looked_at = seen(shown, motion.shape[1], fps)
+        batch |= {name: values.to(self._device) for name, values in looked_at.items()}
+        return batch | {"present": torch.stack([there, heard], dim=1)}
 
-        def padded(name: str, dim: int) -> Tensor:
-            whole = torch.zeros(len(rows), frames, dim)
-            for place, row in zip(whole, rows, strict=True):
-                if row[name] is not None:
-                    place[: row["frames"]] = from_bytes(row[name], -1, dim)
-            return whole.to(self._device)
+    def padded(self, rows: Sequence[Row], column: str, dim: int) -> tuple[Tensor, Tensor]:
+        """A column of float32 bytes, (rows, frames, dim), and where there is one, (rows,) bool.
 
-        present = [[row[name] is not None for name in ("motion", "voice")] for row in rows]
-        return {
-            "motion": padded("motion", self.layout.dim),
-            "voice": padded("voice", sizes.audio_dim),
-            "present": torch.tensor(present).to(self._device),
-        }
+        Frames are those of whole windows, as many as the longest row takes.
+        """
+        frames = max(self.windows(row["frames"]) for row in rows) * self.model.sizes.window
+        whole = torch.zeros(len(rows), frames, dim)
+        for place, row in zip(whole, rows, strict=True):
+            if row[column] is not None:
+                place[: row["frames"]] = from_bytes(row[column], -1, dim)
+        there = torch.tensor([row[column] is not None for row in rows])
+        return whole.to(self._device), there.to(self._device)
 
     def action_log_probs(self, forward: Forward, batch: Mapping[str, Tensor]) -> Tensor:
         """Log N(z*; mu, sigma | own past) of each window, (prompts, reactions, windows)."""
@@ -226,7 +253,7 @@ class ReactFacePolicy(Policy):
         sizes = self.model.sizes
         done = batch["actions"][..., sizes.latent :]
         frames = torch.unflatten(done, -1, (sizes.window, -1))
-        density: Tensor = forward("density", _scene(batch), frames)
+        density: Tensor = forward("density", scene_of(batch), frames)
         return density
 
     def _drawn(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -264,8 +291,8 @@ class ReactFacePolicy(Policy):
         for clip in clips:
             listeners.append(torch.from_numpy(clip.listener.subset(layout).values))
             prompt = policy.encode(clip)
-            if prompt.motion is not None:
-                speakers.append(from_bytes(prompt.motion, -1, layout.dim))
+            if clip.speaker is not None:
+                speakers.append(torch.from_numpy(clip.speaker.subset(layout).values))
             if prompt.voice is not None:
                 voices.append(from_bytes(prompt.voice, -1, sizes.audio_dim))
         policy.model.listener.fit(listeners)
@@ -287,8 +314,26 @@ class ReactFacePolicy(Policy):
         return cls(checkpoint.read(Path(path)))
 
 
-def _scene(batch: Mapping[str, Tensor]) -> Scene:
-    return Scene(batch["motion"], batch["voice"], batch["present"])
+def scene_of(batch: Mapping[str, Tensor]) -> Scene:
+    """What `collate` made, as the model takes it."""
+    return Scene(**{name: batch[name] for name in SCENE if name in batch})
+
+
+def seen(
+    shown: Sequence[tuple[np.ndarray, np.ndarray]], frames: int, fps: float
+) -> dict[str, Tensor]:
+    """`pictures` and `newest` of a `Scene`.
+
+    Args:
+        shown: of each speaker, pictures (n, pixels, pixels, 3) uint8, and when they were taken,
+            (n,) seconds from the first frame on.
+        frames: of the scene.
+        fps: frames a second.
+    """
+    own = [torch.from_numpy(pictures.copy()) for pictures, _ in shown]
+    pictures = pad_sequence(own, batch_first=True)
+    numbers = [newest(taken, frames, fps) for _, taken in shown]
+    return {"pictures": pictures, "newest": torch.from_numpy(np.stack(numbers))}
 
 
 def log_density(drawn: Tensor, density: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from rapport.policies.clip import AUDIO_RATE, Clip, Word
+from rapport.policies.pictures import resized
 from rapport.policies.sound import BANDS
 from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.sound import log_mel, sound_before, voice_frames
@@ -204,26 +203,6 @@ def voice_of(streams: Sequence[Heard], end: float, config: FaceVLAConfig) -> np.
     if known_from > begin + SAME_S:
         return None
     return log_mel(np.concatenate(pieces), config.chunk_seconds)
-
-
-def resized(frames: np.ndarray, size: int) -> np.ndarray:
-    """Frames (n, height, width, 3) uint8 with another height and width, (n, size, size, 3) uint8.
-
-    Raises:
-        ValueError: they are no RGB images.
-    """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(
-            f"speaker frames must be (n, height, width, 3) uint8, got {frames.shape} {frames.dtype}"
-        )
-    if frames.shape[1:3] == (size, size):
-        return np.ascontiguousarray(frames)
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-    pixels = F.interpolate(
-        pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    bytes_again = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return bytes_again.contiguous().numpy()
 
 
 def _stacked(items: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -184,6 +184,11 @@ def test_a_bad_override_is_named_with_the_way_out(override, parts):
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
+def test_pictures_that_are_to_be_seen_must_be_there(capsys):
+    assert main(["sft", "policy=reactface", "reactface.sees=frames", "--print-config"]) == 2
+    assert "corpus.frames=5" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -406,7 +411,7 @@ MOOT = {
     "rate.completion_code=C": "rate",
     "rate.hours=3": "rate",
     "aligned=true": "distil imitation=x",
-    "reactface.neighbours=5": "sft policy=reactface",
+    "reactface.neighbours=5": "sft policy=reactface reactface.assign=recorded",
     "reactface.diversity=2": "reactface",
     "reactface.diversity_scale=2": "reactface reactface.spread=paper reactface.diversity=0",
     "reactface.span=3": "dpo policy=reactface candidates=x",
@@ -497,6 +502,8 @@ def test_a_key_that_would_do_nothing_is_refused(moot, capsys):
         "rank rank.dpo=x rollout.workers=1",
         "preflight corpus.kind=dualtalk corpus.frames=3",
         "sft policy=reactface reactface.assign=nearest reactface.neighbours=5",
+        "sft policy=reactface reactface.sees=frames corpus.frames=5 corpus.image_size=40",
+        "sft policy=reactface reactface.sees=frames corpus.kind=parquet corpus.root=y",
         "reactface reactface.spread=paper reactface.diversity=2 reactface.diversity_scale=2",
     ],
 )

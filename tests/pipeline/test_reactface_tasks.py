@@ -67,6 +67,26 @@ def test_every_part_learns(corpus, tmp_path, assign, spread, weight):
     assert not still
 
 
+def test_whose_face_pictures_show_is_told_by_its_motion(tmp_path):
+    """L_s teaches to look: its label is the tracked face, which is not among what is seen."""
+    design = Design(seconds=1, past=0, listeners=1, frames=4, image_size=24)
+    filmed = generate_corpus(tmp_path / "filmed", 8, 2, 2, design=design, workers=0)
+    task = imitation(filmed, tmp_path, sees="frames", absent=0.0)
+    module = task.module()
+    batch = task.batch(0, 0, 1)
+    clips = {clip.clip_id: clip for clip in filmed.clips("train")}
+    rows = [task.rows[index] for index in task.share(0, 0, 1, 4 + 2)]
+    for row, motion, told in zip(rows, batch["motion"], batch["told"], strict=True):
+        expected = torch.from_numpy(clips[row["prompt_id"]].speaker.values)
+        assert row["motion"] is None and told
+        torch.testing.assert_close(motion[: len(expected)], expected)
+    loss, parts = task.loss(module, batch)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+    blind = batch | {"told": torch.zeros_like(batch["told"])}
+    assert task.loss(module, blind)[1]["speaker"] == 0 < parts["speaker"]
+
+
 @pytest.mark.parametrize("synchronise", ["face", "voice", "none"])
 def test_without_vim_or_mim_all_that_is_left_learns(corpus, tmp_path, synchronise):
     task = imitation(corpus, tmp_path, synchronise=synchronise)

@@ -10,7 +10,7 @@ from rapport.policies.live import Chunk, LiveError
 from rapport.policies.motion import LayoutError, Motion
 from tests import live_sessions
 from tests.live_sessions import gone_on, listened
-from tests.small_reactface import WINDOWS, W, small_reactface, talking
+from tests.small_reactface import WINDOWS, W, shown, small_reactface, talking
 
 
 @pytest.fixture(scope="module", params=["w", 0])
@@ -47,6 +47,48 @@ def test_live_equals_offline(policy, delay, lacks):
     np.testing.assert_allclose(motion, offline(policy, clip, seed=5), atol=1e-5)
     if lacks:
         assert np.abs(motion - offline(policy, talking(policy.layout), seed=5)).max() > 1e-2
+
+
+@pytest.mark.parametrize("lacks", [{}, {"speaker_audio": None}, {"speaker_frames": None}])
+def test_one_that_sees_pictures_does_live_what_it_does_offline(delay, lacks):
+    """A picture stays on show until there is another one, into the next chunk and beyond."""
+    policy = small_reactface(delay=delay, sees="frames", pixels=16)
+    assert policy.reads == ("speaker_frames", "speaker_audio")
+    clip = replace(shown(talking(policy.layout)), speaker=None, **lacks)
+    live = policy.live()
+    chunks = list(chunks_of(clip, delay))
+    if not lacks:
+        assert {len(chunk.frames) for chunk in chunks if chunk is not None} == {1, 2}
+    motion, state = listened(live, live.start(5), chunks)
+    np.testing.assert_allclose(motion, offline(policy, clip, seed=5), atol=1e-5)
+    moved = live.unpack(live.pack(state))
+    assert np.array_equal(moved.picture, state.picture)
+    if lacks:
+        assert np.abs(motion - offline(policy, shown(talking(policy.layout)), seed=5)).max() > 1e-2
+    seldom = replace(clip, speaker_frames=clip.speaker_frames[:5]) if not lacks else clip
+    motion, _ = listened(live, live.start(5), chunks_of(seldom, delay))
+    np.testing.assert_allclose(motion, offline(policy, seldom, seed=5), atol=1e-5)
+
+
+def test_sessions_that_see_pictures_do_not_disturb_each_other(delay):
+    """Some have more of them in a chunk than others, some have none."""
+    policy = small_reactface(delay=delay, sees="frames", pixels=16)
+    live = policy.live()
+    clips = [
+        shown(talking(policy.layout, 0), 0),
+        shown(talking(policy.layout, 1), 1, count=30),
+        talking(policy.layout, 2),
+    ]
+    heard = [list(chunks_of(clip, delay)) for clip in clips]
+    alone = [listened(live, live.start(n), chunks)[0] for n, chunks in enumerate(heard)]
+    states = [live.start(n) for n in range(3)]
+    pieces = []
+    for chunks in zip(*heard, strict=True):
+        motions, states = live.step(states, chunks)
+        pieces.append([motion.values for motion in motions])
+    together = [np.concatenate(motions) for motions in zip(*pieces, strict=True)]
+    for motion, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(motion, expected, atol=1e-5)
 
 
 def test_sessions_do_not_disturb_each_other(policy, delay):

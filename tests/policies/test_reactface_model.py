@@ -24,7 +24,7 @@ from rapport.policies.reactface.model import (
     interpolated,
 )
 from rapport.policies.reactface.policy import ReactFacePolicy
-from tests.small_reactface import WINDOWS, W, changed_from, small_reactface, talking
+from tests.small_reactface import WINDOWS, W, changed_from, shown, small_reactface, talking
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +236,52 @@ def test_likelihoods_do_not_know_what_comes_after(policy, clip):
     assert (found[0][:, 5:] != found[1][:, 5:]).all()
 
 
+def test_pictures_are_not_seen_before_they_are_taken():
+    """To the bit; and those of others in the batch change nothing."""
+    policy = small_reactface(sees="frames", pixels=16)
+    clip = shown(talking(policy.layout))
+    other = shown(clip, seed=1).speaker_frames
+    changed = np.concatenate([clip.speaker_frames[:6], other[6:]])  # taken at 6.5 / 13 of it
+    noise = torch.randn(1, 2, WINDOWS, 4, generator=torch.Generator().manual_seed(0))
+    frames, features = [], []
+    for pictures in (clip.speaker_frames, changed):
+        scene = scene_of(policy, replace(clip, speaker_frames=pictures))
+        features.append(policy.model.face(scene)[0])
+        frames.append(policy.model.react(scene, noise)[0].frames)
+    first = int((features[0] != features[1]).any(-1).nonzero()[0])
+    assert first == WINDOWS * W / 2 - 1, "the frame at whose end it is taken"
+    known = first // W * W
+    assert torch.equal(frames[0][:, :known], frames[1][:, :known])
+    assert (frames[0][:, known + W] != frames[1][:, known + W]).all()
+    assert not features[0][0].any(), "before the first picture nothing is seen"
+    rows = [policy.encode(c) for c in (clip, shown(clip, 2, count=40), talking(policy.layout))]
+    beside = collated(policy, rows)
+    alone, among = scene_of(policy, clip), Scene(**beside)
+    assert among.present.tolist() == [[True, True], [True, True], [False, True]]
+    torch.testing.assert_close(policy.model.face(among)[:1], policy.model.face(alone))
+
+
+def test_one_that_sees_pictures_learns_to_look(tmp_path):
+    policy = small_reactface(sees="frames", pixels=16)
+    policy.save(tmp_path / "saved")
+    same = ReactFacePolicy.load(tmp_path / "saved")
+    assert same.model.sizes == policy.model.sizes and same.reads == policy.reads
+    clip = shown(talking(policy.layout))
+    noise = torch.randn(1, 2, WINDOWS, 4, generator=torch.Generator().manual_seed(0))
+    made, read = same.model.react(scene_of(same, clip), noise)
+    (made.frames.square().mean() + read.motion.square().mean()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in same.model.sight.parameters())
+
+
 # -- What is expected --
 
 
+def collated(policy, prompts):
+    return policy.collate([policy.prompt_row(prompt) for prompt in prompts])
+
+
 def scene_of(policy, clip):
-    return Scene(**policy.collate([policy.prompt_row(policy.encode(clip))]))
+    return Scene(**collated(policy, [policy.encode(clip)]))
 
 
 def test_what_is_drawn_departs_from_what_is_expected(policy, clip):

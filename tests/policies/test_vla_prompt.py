@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rapport.policies.clip import AUDIO_RATE
+from rapport.policies.pictures import resized
 from rapport.policies.sound import BANDS
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.prompt import Heard, pictures, resized, text_region, voice_of
+from rapport.policies.vla.prompt import Heard, pictures, text_region, voice_of
 from rapport.policies.vla.sequence import context_ids, seen_of
 from rapport.policies.vla.sound import log_mel, sound_before, voice_frames
 from rapport.policies.vla.text import (
