@@ -178,8 +178,8 @@ class ReactFaceTraining(ImitationConfig):
     sees: Literal["motion", "frames"] = "motion"
     """what it sees of the speaker: the tracked motion of their face, or pictures of it, as in the
     paper, corpus.frames a second"""
-    steps: int = Field(1200, ge=1)
-    """optimiser steps"""
+    steps: int = Field(400, ge=1)
+    """optimiser steps; where a clip's own listener is imitated, 1200 learn more"""
     batch_size: int = Field(8, ge=1)
     """clips per step over all learners that are answered (the paper's is 4)"""
     overheard: int = Field(56, ge=0)
