@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import wave
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rapport.files import atomic, write_atomic
+from rapport.files import write_atomic
 from rapport.pipeline.rundir import RunError
 from rapport.policies.clip import AUDIO_RATE
 
@@ -35,7 +36,10 @@ def require_folder(folder: Path | None) -> None:
 
 
 class Recorder:
-    """Keeps what one session hears, until it is written.
+    """Writes what one session hears, chunk by chunk.
+
+    Until the session has ended its sound is `NAME.wav.partial`, a file that plays at any time, also
+    where the process is gone.
 
     Args:
         folder: of all recordings.
@@ -43,10 +47,14 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, session: Session) -> None:
-        self._folder = folder
+        self._path = folder / f"{session.name}.wav"
+        self._partial = folder / f"{session.name}.wav.partial"
         self._session = session
-        self._sound: list[bytes] = []
         self._texts: list[tuple[int, str | None]] = []
+        self._file = wave.open(str(self._partial), "wb")  # noqa: SIM115 -- closed by `write`
+        self._file.setnchannels(1)
+        self._file.setsampwidth(2)
+        self._file.setframerate(AUDIO_RATE)
         session.noted = self.heard
 
     @classmethod
@@ -57,17 +65,13 @@ class Recorder:
     def heard(self, number: int, chunk: Chunk, *told: str | None) -> None:
         """A chunk, and what the listener is told from it on, where that changes."""
         assert chunk.audio is not None
-        self._sound.append(np.rint(chunk.audio * 32768).astype("<i2").tobytes())
+        self._file.writeframes(np.rint(chunk.audio * 32768).astype("<i2").tobytes())
         self._texts += [(number, text) for text in told]
 
     def write(self) -> None:
-        """`NAME.wav`, what was heard; `NAME.json`, what was asked for, and told in which chunk."""
+        """`NAME.json`, what was asked for, and told in which chunk; then `NAME.wav`, all of it."""
         session = self._session
-        path = self._folder / f"{session.name}.wav"
-        with atomic(path) as partial, wave.open(str(partial), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(AUDIO_RATE)
-            file.writeframes(b"".join(self._sound))
         asked = session.request.model_dump() | {"policy": session.voice.name, "texts": self._texts}
-        write_atomic(self._folder / f"{session.name}.json", json.dumps(asked, indent=1))
+        write_atomic(self._path.with_suffix(".json"), json.dumps(asked, indent=1))
+        self._file.close()
+        os.replace(self._partial, self._path)

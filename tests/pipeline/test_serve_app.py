@@ -239,6 +239,9 @@ def test_a_recorded_session_says_so_and_is_kept(client, server, monkeypatch):
         act = wire.Part(wire.Kind.ACT, 0, np.zeros(dim, "<f4").tobytes())
         live.send(wire.packed([sound_part(sound[:5120], 0), act]))
         live.send(wire.packed([sound_part(sound[5120:10240], 5120)]))
+        assert isinstance(received(live), list), "answered"
+        with wave.open(str(server.config.record / f"{name}.wav.partial")) as file:
+            assert file.readframes(99_999) == sound[5120:10240].tobytes(), "it plays at any time"
         live.send(wire.Told(text="happy").model_dump_json())
         live.send(wire.packed([sound_part(sound[10240:], 10240)]))
         live.send(wire.End().model_dump_json())
@@ -250,7 +253,7 @@ def test_a_recorded_session_says_so_and_is_kept(client, server, monkeypatch):
         assert file.readframes(99_999) == sound[5120:].tobytes()
     kept = json.loads((folder / f"{name}.json").read_text())
     assert (kept["seed"], kept["number"], kept["texts"]) == (11, 1, [[2, "happy"]])
-    assert len(written) == 1
+    assert len(written) == 1 and not list(folder.glob("*.partial"))
 
 
 def test_a_folder_that_takes_no_recordings_is_named_before_anybody_talks(tmp_path, capsys):
