@@ -831,6 +831,7 @@ Variant = Literal[
     "no L_smo",
     "no SLBS",
     "no expectation",
+    "nearest",
     "recorded",
     "random",
     "cover",
@@ -838,7 +839,9 @@ Variant = Literal[
 
 
 class PartsConfig(AblationConfig):
-    variants: list[Variant] = list(get_args(Variant))
+    variants: list[Variant] = Field(
+        [name for name in get_args(Variant) if name != "nearest"], min_length=1
+    )
     """which are held against the full one; each imitates anew"""
 
 

@@ -47,3 +47,19 @@ def newest(taken: np.ndarray, frames: int, fps: float) -> np.ndarray:
     """
     ends = np.arange(1, frames + 1) / fps
     return np.searchsorted(taken, ends + _SAME_S, side="right") - 1
+
+
+def thinned(taken: np.ndarray, rate: float, last: float = -np.inf) -> np.ndarray:
+    """Numbers of pictures that are left of so many as come, at about `rate` a second: (n,) int64.
+
+    Args:
+        taken: (pictures,) when, seconds, rising.
+        rate: that many a second; a tenth nearer to each other is still as many.
+        last: when the last one before them was taken that was left.
+    """
+    left = []
+    for number, moment in enumerate(taken):
+        if moment - last >= 0.9 / rate:
+            left.append(number)
+            last = moment
+    return np.array(left, np.int64)

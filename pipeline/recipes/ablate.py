@@ -49,6 +49,8 @@ Config = Aligned | AblateOfReactFace
 def run(config: Config, run: Run) -> None:
     """All variants over several seeds."""
     config = as_trained(config)
+    if isinstance(config, AblateOfReactFace):
+        left_out(config)  # which refuses what needs no run
     with cluster_of(config):
         if isinstance(config, AblateOfReactFace):
             seeds = each_seed(run, config, parts_left_out)

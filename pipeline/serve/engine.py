@@ -28,6 +28,8 @@ from rapport.policies.seams import Joints, Smoother
 MEASURED = 3  # steps of each batch size, of which the median counts
 PROBED_S = 4.0  # of silence, in which a listener shows its delay
 FULL = 0.5  # share of a chunk that a step of all sessions may take
+PICTURE_S = 0.2  # from one picture of a page to the next
+SIDE = 224  # pixels of theirs
 
 
 class NotDone(ValueError):
@@ -342,11 +344,18 @@ def _held(line: Line, frames: int) -> Motion:
 
 
 def measure(
-    listener: Listener, start: Callable[..., Any], rig: ArkitRig | None, most: int
+    listener: Listener, start: Callable[..., Any], rig: ArkitRig | None, most: int, sees: bool
 ) -> dict[int, float]:
     """Seconds of a step by the number of sessions that share it: 1, 2, 4, ... up to `most`.
 
     It ends where a step takes longer than it may.
+
+    Args:
+        listener: that steps.
+        start: of a session, by its seed.
+        rig: where ARKit's weights are asked for, too.
+        most: sessions.
+        sees: whether it is sent pictures by all of them.
     """
     costs: dict[int, float] = {}
     count = 1
@@ -356,7 +365,8 @@ def measure(
         for number in range(MEASURED + 1):
             if states[0].waits:
                 _, states = listener.step(states, [None] * count)
-            heard = [silence(listener, number)] * count
+            chunk = silence(listener, number)
+            heard = [pictured(chunk, listener.chunk) if sees else chunk] * count
             began = time.monotonic()
             motions, states = listener.step(states, heard)
             if rig is not None:
@@ -377,6 +387,13 @@ def capacity(costs: Mapping[int, float], budget: float) -> int:
     sizes = sorted(costs)
     seconds = np.maximum.accumulate([costs[size] for size in sizes])
     return max(int(np.interp(budget, seconds, sizes, left=1)), 1)
+
+
+def pictured(chunk: Chunk, seconds: float) -> Chunk:
+    """The same with as many pictures as a page sends, of nothing."""
+    taken = np.arange(PICTURE_S / 2, seconds, PICTURE_S)
+    frames = np.zeros((len(taken), SIDE, SIDE, 3), np.uint8)
+    return replace(chunk, frames=frames, taken=taken)
 
 
 def delay_of(listener: Listener, state: Any) -> float:

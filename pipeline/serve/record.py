@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rapport.files import write_atomic
+from rapport.log import logger
 from rapport.pipeline.rundir import RunError
 from rapport.policies.clip import AUDIO_RATE
 
@@ -38,8 +39,9 @@ def require_folder(folder: Path | None) -> None:
 class Recorder:
     """Writes what one session hears, chunk by chunk.
 
-    Until the session has ended its sound is `NAME.wav.partial`, a file that plays at any time, also
-    where the process is gone.
+    Until the session has ended its sound is `NAME.wav.partial`, which plays as far as it goes at
+    any time, also where the process is gone. A disk that takes no more ends the recording, not the
+    session.
 
     Args:
         folder: of all recordings.
@@ -51,27 +53,48 @@ class Recorder:
         self._partial = folder / f"{session.name}.wav.partial"
         self._session = session
         self._texts: list[tuple[int, str | None]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._say()
         self._file = wave.open(str(self._partial), "wb")  # noqa: SIM115 -- closed by `write`
         self._file.setnchannels(1)
         self._file.setsampwidth(2)
         self._file.setframerate(AUDIO_RATE)
+        self._file.writeframes(b"")  # its length stands in the header from here on
         session.noted = self.heard
 
     @classmethod
     def of(cls, folder: Path | None, session: Session) -> Recorder | None:
-        """None where nothing is kept."""
-        return None if folder is None else cls(folder, session)
+        """None where nothing is kept, or nothing can be."""
+        if folder is None:
+            return None
+        try:
+            return cls(folder, session)
+        except OSError as error:
+            logger.error(f"session {session.name} is not recorded: {error}")
+            return None
 
     def heard(self, number: int, chunk: Chunk, *told: str | None) -> None:
         """A chunk, and what the listener is told from it on, where that changes."""
         assert chunk.audio is not None
-        self._file.writeframes(np.rint(chunk.audio * 32768).astype("<i2").tobytes())
-        self._texts += [(number, text) for text in told]
+        try:
+            self._file.writeframes(np.rint(chunk.audio * 32768).astype("<i2").tobytes())
+            if told:
+                self._texts += [(number, text) for text in told]
+                self._say()
+        except OSError as error:
+            self._session.noted = None
+            logger.error(f"session {self._session.name} is recorded no further: {error}")
+
+    def _say(self) -> None:
+        """`NAME.json`: what was asked for, and told in which chunk."""
+        asked = self._session.request.model_dump()
+        asked |= {"policy": self._session.voice.name, "texts": self._texts}
+        write_atomic(self._path.with_suffix(".json"), json.dumps(asked, indent=1))
 
     def write(self) -> None:
-        """`NAME.json`, what was asked for, and told in which chunk; then `NAME.wav`, all of it."""
-        session = self._session
-        asked = session.request.model_dump() | {"policy": session.voice.name, "texts": self._texts}
-        write_atomic(self._path.with_suffix(".json"), json.dumps(asked, indent=1))
-        self._file.close()
-        os.replace(self._partial, self._path)
+        """`NAME.wav`: it has ended."""
+        try:
+            self._file.close()
+            os.replace(self._partial, self._path)
+        except OSError as error:
+            logger.error(f"what session {self._session.name} heard stays as it is: {error}")

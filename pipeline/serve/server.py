@@ -17,7 +17,7 @@ from rapport.log import logger
 from rapport.pipeline.explained import explained_errors
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.serve.doors import Refused, Rules, Seats, Tickets, full
-from rapport.pipeline.serve.engine import Engine, Voice, in_silence
+from rapport.pipeline.serve.engine import PICTURE_S, SIDE, Engine, Voice, in_silence
 from rapport.pipeline.serve.generations import Generations, Limits
 from rapport.pipeline.serve.record import require_folder
 from rapport.pipeline.serve.session import Reserved, Session, SessionRequest
@@ -214,7 +214,7 @@ class Server:
         which reads a face off them ("face").
         """
         if "speaker_frames" in voice.policy.reads:
-            return {"reads": "pictures", "side": 224, "every_s": 0.2}
+            return {"reads": "pictures", "side": SIDE, "every_s": PICTURE_S}
         if self.eyes_for(voice) is not None:
             return {"reads": "face", "side": 256, "every_s": 0.08}
         return None

@@ -6,6 +6,7 @@ No socket is in here and no clock of its own, so that all that can go wrong can 
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ GONE_S = 15.0  # without a sign of life
 PICTURE_BYTES = 48 * 1024
 PICTURE_PIXELS = 512
 MOST_PICTURES = 64  # that wait for their chunk
+BLIND_S = 2.0  # without a picture: nobody is seen any more
 OWN_AHEAD_S = 60.0  # of its own voice that an avatar may send before it says it
 
 # What Pillow raises, of a picture that says that it is huge, too.
@@ -172,7 +174,7 @@ class Session:
         self._own: Hearing | None = None
         self._motion: Motion | None = None
         self._pictures: list[tuple[int, np.ndarray]] = []
-        self._sees = False
+        self._saw = -math.inf  # when the newest picture of the chunks until now was taken, samples
         self._eyes = eyes
         self._watch = None if eyes is None else eyes.watch(voice.policy.layout)
         self._looked_on: dict[int, bytes] = {}  # motion that was read, by chunk, not yet told
@@ -282,7 +284,6 @@ class Session:
             self._eyes.see(self._watch, sample / AUDIO_RATE, picture)
         else:
             self._pictures.append((sample, picture))
-            self._sees = True
 
     def _hear_sound(self, part: Part) -> None:
         now = self._engine.clock()
@@ -413,9 +414,7 @@ class Session:
                 own, self._own = None, None  # it has ended
         seen = [(sample, image) for sample, image in self._pictures if sample < end]
         self._pictures = [(sample, image) for sample, image in self._pictures if sample >= end]
-        frames = taken = None
-        if self._sees:
-            frames, taken = _seen(seen, first)
+        frames, taken = self._seen(seen, first)
         motion, self._motion = self._motion, None
         if motion is None and self._watch is not None:
             motion = self._read(first)
@@ -426,6 +425,15 @@ class Session:
             frames=frames,
             taken=taken,
         )
+
+    def _seen(
+        self, pictures: Sequence[tuple[int, np.ndarray]], first: int
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Pictures of a chunk and when they were taken; None once there was none for `BLIND_S`."""
+        self._saw = max([self._saw, *(sample for sample, _ in pictures)])
+        if first - self._saw > BLIND_S * AUDIO_RATE:
+            return None, None
+        return _of_one_size(pictures, first)
 
     def _read(self, first: int) -> Motion | None:
         """The speaker's motion in the present chunk, as far as it was read off pictures."""
@@ -516,11 +524,8 @@ class Session:
             if kind in by_kind
         }
         motion = by_kind.get(Kind.MOTION)
-        frames = taken = None
-        if pictures or self._sees:
-            self._sees = True
-            seen = [(part.sample, _picture(part)) for part in pictures]
-            frames, taken = _seen(seen, self.voice.border(number))
+        seen = [(part.sample, _picture(part)) for part in pictures]
+        frames, taken = self._seen(seen, self.voice.border(number))
         chunk = Chunk(
             audio=sounds[Kind.SOUND],
             own_audio=sounds.get(Kind.OWN_SOUND),
@@ -756,7 +761,9 @@ def _picture(part: Part) -> np.ndarray:
         raise WireError("a picture is no JPEG", "picture", "picture") from None
 
 
-def _seen(pictures: Sequence[tuple[int, np.ndarray]], first: int) -> tuple[np.ndarray, np.ndarray]:
+def _of_one_size(
+    pictures: Sequence[tuple[int, np.ndarray]], first: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of a chunk of one size, and when they were taken, seconds from its first sample."""
     if not pictures:
         return np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0)

@@ -60,7 +60,7 @@ def load_voice(name: str, source: str | None, config: ServeSection, head: HeadAs
         start=start,
         delay=delay,
         act_type="<i4" if np.issubdtype(listener.act(state).dtype, np.integer) else "<f4",
-        costs=measure(listener, start, rig, config.sessions),
+        costs=measure(listener, start, rig, config.sessions, sees="speaker_frames" in policy.reads),
         smoother=smoother_of(config.smoother, policy.layout),
         simulated=simulated,
     )

@@ -35,6 +35,7 @@ PARTS: dict[Variant, dict[str, Any]] = {
     "no L_smo": {"smooth": 0.0},
     "no SLBS": {"synchronise": "none"},
     "no expectation": {"expect": 0.0, "overheard": 0},
+    "nearest": {"assign": "nearest"},
     "recorded": {"assign": "recorded"},
     "random": {"assign": "random"},
     "cover": {"assign": "cover"},
@@ -47,12 +48,20 @@ JUDGED_BY = (
 
 
 def left_out(config: AblateOfReactFace) -> dict[str, AblateOfReactFace]:
-    """Variant -> its config; first the one that lacks nothing."""
+    """Variant -> its config; first the one that lacks nothing.
+
+    Raises:
+        RunError: a variant is the full one again.
+    """
     own = config.reactface
-    return {FULL: config} | {
+    variants = {FULL: config} | {
         name: config.model_copy(update={"reactface": own.model_copy(update=PARTS[name])})
         for name in config.ablation.variants
     }
+    same = [name for name, each in variants.items() if name != FULL and each == config]
+    if same:
+        raise RunError(f"{', '.join(same)} would be the full one again: {_without(same, config)}")
+    return variants
 
 
 def check_assigned(config: AblateOfReactFace, corpus: Corpus) -> None:
@@ -64,11 +73,16 @@ def check_assigned(config: AblateOfReactFace, corpus: Corpus) -> None:
     others = [name for name in config.ablation.variants if "assign" in PARTS[name]]
     several = any(set(names) - {clip} for clip, names in named(corpus, "train").items())
     if others and not several:
-        left = [name for name in config.ablation.variants if name not in others]
         raise RunError(
             f"{corpus.path} names nobody but recorded listeners, so {', '.join(others)} would be "
-            f"the full one again: 'ablation.variants=[{', '.join(left)}]'"
+            f"the full one again: {_without(others, config)}"
         )
+
+
+def _without(names: Sequence[str], config: AblateOfReactFace) -> str:
+    """How to leave some variants out."""
+    left = [name for name in config.ablation.variants if name not in names]
+    return f"'ablation.variants=[{', '.join(left)}]'" if left else "name others, such as no L_s"
 
 
 def with_moves(row: MethodRow, answers: Answers, recorded: Mapping[str, Motion]) -> MethodRow:

@@ -61,13 +61,25 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
         RunError: it is another kind of policy than the config is for.
     """
     path = path.absolute()
-    policy_at(path, config.policy)
+    policy = policy_at(path, config.policy)
     corpus = prepared(run, config)
+    require_pictures(policy, corpus, path)
     if not isinstance(config, OfFlow):
         return Imitated(corpus, path)
     folder = run.directory / "features"
     encoded = encode(run, config, corpus, vae=path / VAE_FOLDER, features=folder)
     return Imitated(corpus, path, encoded.artifacts["encode_tables"])
+
+
+def require_pictures(policy: Policy, corpus: Corpus, path: Path) -> None:
+    """Raise `RunError` where a ReactFace that sees pictures would be shown none."""
+    if policy.kind != "reactface" or "speaker_frames" not in policy.reads:
+        return
+    if all(corpus.at(split, 0).speaker_frames is None for split in corpus.splits):
+        raise RunError(
+            f"{path} sees pictures of the speaker, and {corpus.path} has none: corpus.frames=5, so "
+            "many a second, or the corpus of the run that it is of"
+        )
 
 
 def policy_at(checkpoint: Path, kind: str) -> Policy:

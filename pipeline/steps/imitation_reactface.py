@@ -47,15 +47,12 @@ def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
 @phase("imitate")
 def _imitate(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
     own = config.reactface
-    if own.sees == "frames" and corpus.at("train", 0).speaker_frames is None:
-        raise RunError(
-            f"reactface.sees=frames, and {corpus.path} has no pictures of its speakers: prepare it "
-            "with corpus.frames=5, so many a second, or leave reactface.sees=motion"
-        )
     initial = step.directory / "initial"
     table = step.directory / "examples.arrow"
     fitting = fitting_clips(corpus, own)
     sizes = sizes_of(own, corpus.layout)
+    if own.sees == "frames":
+        sizes = replace(sizes, rate=pictures_a_second(corpus))
     clips = corpus.clips("train", {*streams_of(own.sees), "speaker"})
     policy = ReactFacePolicy.untrained(corpus.layout, clips, config.seed, sizes)
     policy.save(initial)
@@ -78,11 +75,27 @@ def fitting_clips(corpus: Corpus, config: ReactFaceTraining) -> dict[str, list[s
     return {clip_id: names or [clip_id] for clip_id, names in named(corpus, "train").items()}
 
 
+def pictures_a_second(corpus: Corpus) -> float:
+    """Of the training speakers, from the first clip that has any.
+
+    Raises:
+        RunError: none has.
+    """
+    for clip in corpus.clips("train", ("speaker_frames",)):
+        if clip.speaker_frames is not None and len(clip.speaker_frames):
+            return len(clip.speaker_frames) / clip.seconds
+    raise RunError(
+        f"reactface.sees=frames, and {corpus.path} has no pictures of its speakers: prepare it "
+        "with corpus.frames=5, so many a second, or leave reactface.sees=motion"
+    )
+
+
 def _labels(config: ReactFaceTraining, fitting: Mapping[str, Sequence[str]]) -> str:
     """Who is imitated, in words."""
     if all(list(names) == [clip_id] for clip_id, names in fitting.items()):
         asked = config.assign == "recorded"
-        return "each clip's own listener" + ("" if asked else ", as the corpus names nobody else")
+        why = ", as the corpus names nobody else: reactface.steps=1200 learns more of them"
+        return "each clip's own listener" + ("" if asked else why)
     mean = sum(map(len, fitting.values())) / len(fitting)
     return f"{mean:.1f} appropriate reactions to each, of which {config.assign}"
 

@@ -43,6 +43,7 @@ class ReactFaceSizes:
             and stiller than anybody.
         sees: of the speaker's face: its motion, or pictures of it.
         pixels: height and width of those.
+        rate: how many a second it was trained on; what comes faster is thinned. 0 = as they come.
     """
 
     layout: Layout
@@ -63,6 +64,7 @@ class ReactFaceSizes:
     heed: float = 1.0
     sees: Sees = "motion"
     pixels: int = 56
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -18,7 +18,7 @@ from torch import Tensor
 from rapport.policies.flow.sampling import latent_noise
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion
-from rapport.policies.pictures import resized
+from rapport.policies.pictures import resized, thinned
 from rapport.policies.reactface.model import Past, Scene, Senses
 from rapport.policies.reactface.policy import ReactFacePolicy, seen
 from rapport.policies.sessions import (
@@ -53,6 +53,14 @@ class Heard(NamedTuple):
     shown: tuple[np.ndarray, np.ndarray] | None
 
 
+class Left(NamedTuple):
+    """What of a chunk the next one begins with, see `State`."""
+
+    sound: np.ndarray
+    picture: np.ndarray
+    taken: float
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """A session between two chunks.
@@ -66,6 +74,7 @@ class State:
         heard: number of the next chunk; below 0, the next window comes before anything is heard.
         sound: the end of the voice, for the bands of the next chunk.
         picture: the last one, or none: (0 or 1, pixels, pixels, 3) uint8.
+        taken: when that was, seconds from the start of the next chunk; -inf where there is none.
         kept: all else.
     """
 
@@ -74,6 +83,7 @@ class State:
     heard: int
     sound: np.ndarray
     picture: np.ndarray
+    taken: float
     kept: Kept
 
     @property
@@ -110,7 +120,8 @@ class LiveReactFace:
         kept = Kept(self.model.unsensed(1), self.model.nothing(1))
         pixels = self.model.sizes.pixels
         picture = np.zeros((0, pixels, pixels, 3), np.uint8)
-        return State(seed, number, number - ahead, np.zeros(0, np.float32), picture, kept)
+        sound = np.zeros(0, np.float32)
+        return State(seed, number, number - ahead, sound, picture, -math.inf, kept)
 
     def tell(self, state: State, prompt: Any) -> State:
         """It takes no text.
@@ -163,7 +174,7 @@ class LiveReactFace:
 
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
-        plain = {name: getattr(state, name) for name in ("seed", "number", "heard")}
+        plain = {name: getattr(state, name) for name in ("seed", "number", "heard", "taken")}
         arrays = {name: getattr(state, name) for name in ("sound", "picture")}
         return packed(plain, to_arrays(state.kept) | arrays)
 
@@ -183,7 +194,7 @@ class LiveReactFace:
         """The step; `done` is (sessions, latent) z where it is known."""
         model = self.model
         sensed = [self._sensed(state, chunk) for state, chunk in zip(states, heard, strict=True)]
-        rows, sounds, pictures = zip(*sensed, strict=True)
+        rows = [row for row, _ in sensed]
         like = model.head.weight
         scene = self._scene(rows)
         senses, past = together([state.kept for state in states])
@@ -200,17 +211,14 @@ class LiveReactFace:
                 state,
                 number=state.number + 1,
                 heard=state.heard + 1,
-                sound=sound,
-                picture=picture,
                 kept=alone,
+                **left._asdict(),
             )
-            for state, sound, picture, alone in zip(
-                states, sounds, pictures, apart(kept), strict=True
-            )
+            for state, (_, left), alone in zip(states, sensed, apart(kept), strict=True)
         ]
 
-    def _sensed(self, state: State, chunk: Chunk | None) -> tuple[Heard, np.ndarray, np.ndarray]:
-        """A chunk as features, and the end of the sound and the last picture for the next one."""
+    def _sensed(self, state: State, chunk: Chunk | None) -> tuple[Heard, Left]:
+        """A chunk as features, and what of it the next one begins with."""
         if (chunk is None) != state.waits:
             raise ValueError(
                 "with delay=0 the first window is made before anything is heard, every other one "
@@ -222,19 +230,27 @@ class LiveReactFace:
         motion = None
         if sizes.sees == "motion" and chunk.motion is not None:
             motion = chunk_motion(chunk.motion, sizes.layout, frames, "the speaker's motion")
-        shown, picture = None, state.picture[:0]
+        shown, picture, last = None, state.picture[:0], -math.inf
         if sizes.sees == "frames" and chunk.frames is not None and chunk.taken is not None:
-            pictures = state.picture
-            taken = np.full(len(pictures), -np.inf)
-            if len(chunk.frames):
-                pictures = np.concatenate([pictures, resized(chunk.frames, sizes.pixels)])
-                taken = np.concatenate([taken, chunk.taken])
-            shown, picture = (pictures, taken), pictures[-1:]
+            pictures, taken, last = (
+                state.picture,
+                np.array([state.taken][: len(state.picture)]),
+                state.taken,
+            )
+            left = np.arange(len(chunk.taken))
+            if sizes.rate:
+                left = thinned(chunk.taken, sizes.rate, last)
+            if len(left):
+                new = resized(chunk.frames[left], sizes.pixels)
+                pictures = np.concatenate([pictures, new])
+                taken = np.concatenate([taken, chunk.taken[left]])
+                last = float(taken[-1])
+            shown, picture, last = (pictures, taken), pictures[-1:], last - self.chunk
         voice, sound = None, state.sound[:0]
         if chunk.audio is not None:
             first = state.heard * frames
             voice, sound = self.policy.audio.follow(state.sound, chunk.audio, first, frames, fps)
-        return Heard(motion, voice, shown), sound, picture
+        return Heard(motion, voice, shown), Left(sound, picture, last)
 
     def _scene(self, rows: Sequence[Heard]) -> Scene:
         """What sessions heard and saw in a chunk, together."""

@@ -185,8 +185,9 @@ def test_means_over_seeds_reach_terminal_summary_and_mlflow(capsys):
 def test_a_reactface_lacks_one_part_at_a_time():
     config = AblateOfReactFace()
     variants = left_out(config)
-    assert list(variants) == [FULL, *PARTS] and variants[FULL] == config
-    for name, changes in PARTS.items():
+    parts = {name: changes for name, changes in PARTS.items() if name != "nearest"}
+    assert list(variants) == [FULL, *parts] and variants[FULL] == config
+    for name, changes in parts.items():
         own = variants[name].reactface.model_dump()
         full = config.reactface.model_dump()
         assert {key for key in full if own[key] != full[key]} == set(changes)
@@ -203,6 +204,16 @@ def moving(expr, turns=0.0):
     values[:, 0] = expr
     values[:, 2] = np.cumsum(np.broadcast_to(turns, 24))
     return Motion(values, LAYOUT)
+
+
+def test_a_variant_that_is_the_full_one_again_is_refused():
+    own = AblateOfReactFace().reactface.model_copy(update={"assign": "random"})
+    asked = PartsConfig(variants=["nearest", "random"])
+    with pytest.raises(RunError, match=r"random would be the full one again: .*=\[nearest\]'"):
+        left_out(AblateOfReactFace(reactface=own, ablation=asked))
+    alone = PartsConfig(variants=["random"])
+    with pytest.raises(RunError, match="again: name others"):
+        left_out(AblateOfReactFace(reactface=own, ablation=alone))
 
 
 def test_where_a_corpus_names_nobody_nobody_else_is_imitated(tiny_corpus):

@@ -15,9 +15,16 @@ from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.gdpo import Gdpo
 from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
 from rapport.pipeline.objectives.settings import GdpoConfig, ReactFaceDpoConfig, ReactFaceTraining
+from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import DpoOfReactFace
 from rapport.pipeline.steps.alignment import sampled_by
-from rapport.pipeline.steps.imitation_reactface import example_rows, fitting_clips, sizes_of
+from rapport.pipeline.steps.imitation import require_pictures
+from rapport.pipeline.steps.imitation_reactface import (
+    example_rows,
+    fitting_clips,
+    pictures_a_second,
+    sizes_of,
+)
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rewarding import scenes_of
 from rapport.policies.policy import load_policy
@@ -26,6 +33,7 @@ from rapport.policies.tables import read_table, write_table
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
 from tests.pipeline.descent import descend
 from tests.pipeline.iterations import LocalFleet, experience_of
+from tests.small_reactface import small_reactface
 
 ASSIGNS = ("nearest", "recorded", "random", "cover")
 
@@ -129,6 +137,18 @@ def test_learners_share_a_batch(corpus, tmp_path):
         together = torch.stack([part[name] for part in parts], dim=1).flatten(0, 1)
         torch.testing.assert_close(together, whole[name])
     assert whole["present"].any(1).all() and not whole["present"].all()
+
+
+def test_a_policy_that_sees_pictures_needs_some(corpus, tiny_corpus, tmp_path):
+    """Those of a run are as many a second as its corpus has."""
+    sees = small_reactface(sees="frames", pixels=16)
+    with pytest.raises(RunError, match=r"sees pictures of the speaker, .* has none: corpus.frames"):
+        require_pictures(sees, corpus, tmp_path)
+    with pytest.raises(RunError, match="has no pictures of its speakers"):
+        pictures_a_second(corpus)
+    require_pictures(small_reactface(), corpus, tmp_path)
+    require_pictures(sees, tiny_corpus, tmp_path)
+    assert pictures_a_second(tiny_corpus) == 1
 
 
 def test_where_a_corpus_names_nobody_each_clips_own_listener_fits(tiny_corpus):

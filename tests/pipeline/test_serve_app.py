@@ -256,6 +256,35 @@ def test_a_recorded_session_says_so_and_is_kept(client, server, monkeypatch):
     assert len(written) == 1 and not list(folder.glob("*.partial"))
 
 
+def test_a_disk_that_takes_no_more_ends_the_recording_and_not_the_session(tmp_path, monkeypatch):
+    session = SimpleNamespace(
+        name="replica.abc",
+        request=SessionRequest(seed=3),
+        voice=SimpleNamespace(name="flow"),
+        noted=None,
+    )
+    recorder = Recorder.of(tmp_path / "made", session)
+    sound = np.arange(2 * 5120, dtype="<i2")
+    session.noted(0, Chunk(audio=sound[:5120] / 32768))
+    folder = tmp_path / "made"
+    with wave.open(str(folder / "replica.abc.wav.partial")) as file:
+        assert file.readframes(99_999) == sound[:5120].tobytes()
+    assert json.loads((folder / "replica.abc.json").read_text())["seed"] == 3
+
+    def full(data):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(recorder._file, "writeframes", full)
+    session.noted(1, Chunk(audio=sound[5120:] / 32768))
+    assert session.noted is None, "nobody tries again"
+    recorder.write()
+    with wave.open(str(folder / "replica.abc.wav")) as file:
+        assert file.readframes(99_999) == sound[:5120].tobytes()
+    (tmp_path / "file").write_text("")
+    assert Recorder.of(tmp_path / "file", session) is None
+    assert Recorder.of(None, session) is None
+
+
 def test_a_folder_that_takes_no_recordings_is_named_before_anybody_talks(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     section = ServeSection(record=tmp_path / "file" / "kept")

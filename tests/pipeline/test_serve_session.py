@@ -727,7 +727,7 @@ def test_whatever_is_sent_nothing_but_a_reason_comes_back(voice, messages):
 
 def test_what_is_measured(policy):
     voice = voice_of(policy, lead=0)
-    costs = measure(voice.listener, voice.start, None, most=6)
+    costs = measure(voice.listener, voice.start, None, most=6, sees=False)
     assert sorted(costs) == [1, 2, 4, 6][: len(costs)] and all(costs.values())
     r, fps = 8, policy.layout.fps
     for lead, chunks in ((0, 0), (4, 1), (8, 1), (12, 2)):
@@ -898,6 +898,9 @@ VOICES = {
     "flow": voice_of,
     "vla": lambda _: other_voice(small_vla(), "<i4"),
     "reactface": lambda _: other_voice(small_reactface(), "<f4"),
+    "reactface that sees": lambda _: other_voice(
+        small_reactface(sees="frames", pixels=16, rate=5.0), "<f4"
+    ),
 }
 
 
@@ -933,6 +936,36 @@ def test_a_session_goes_on_with_all_that_it_perceived(policy, engine, kind):
     expected = [np.frombuffer(part.payload, voice.act_type) for part in acts[lost:]]
     np.testing.assert_allclose(like, expected, atol=1e-5)
     assert np.abs(np.array(unlike) - expected).max() > 1e-3
+
+
+def test_who_is_shown_no_more_is_not_seen_for_ever(engine):
+    """A camera that is off is absent, as a film that has ended is; for 2 s a picture may stand."""
+    voice = VOICES["reactface that sees"](None)
+    session, _ = begin(voice, engine)
+    seen = []
+    session.noted = lambda number, chunk, *told: seen.append(chunk.frames)
+    for number in range(12):
+        besides, sound = said_of(voice, number)
+        session.hear(wire.packed([besides, sound] if number in (1, 10) else [sound]))
+        settle(engine)
+    counts = [None if frames is None else len(frames) for frames in seen]
+    assert counts == [None, 1, *[0] * 6, None, None, 1, 0]
+
+
+def test_room_for_sessions_is_measured_with_the_pictures_that_they_send(monkeypatch):
+    voice = VOICES["reactface that sees"](None)
+    counts = []
+    step = voice.listener.step
+
+    def noted(states, heard):
+        counts.append([None if c.frames is None else len(c.frames) for c in heard])
+        return step(states, heard)
+
+    monkeypatch.setattr(voice.listener, "step", noted)
+    measure(voice.listener, voice.start, None, most=2, sees=True)
+    assert counts[-1] == [2, 2]
+    measure(voice.listener, voice.start, None, most=1, sees=False)
+    assert counts[-1] == [None]
 
 
 def test_the_past_is_told_once(voice, engine):

@@ -70,6 +70,30 @@ def test_one_that_sees_pictures_does_live_what_it_does_offline(delay, lacks):
     np.testing.assert_allclose(motion, offline(policy, seldom, seed=5), atol=1e-5)
 
 
+def test_pictures_that_come_faster_than_in_training_are_thinned(delay):
+    """A film of 25 a second is seen as a corpus of 5 a second would show it."""
+    policy = small_reactface(fps=25, delay=delay, sees="frames", pixels=16, rate=5.0)
+    live = policy.live()
+    film = shown(talking(policy.layout), count=WINDOWS * W)
+    seldom = replace(film, speaker_frames=film.speaker_frames[2::5])
+    motions = []
+    for clip, fps in ((film, 25), (seldom, 5)):
+        state, pieces = live.start(5), []
+        for number, chunk in enumerate(chunks_of(clip, delay)):
+            if chunk is not None:
+                start = (number - (delay == 0)) * W / 25
+                count = len(clip.speaker_frames)
+                taken = (2.5 / 25 if fps == 5 else 0.5 / 25) + np.arange(count) / fps
+                first = 0.1 - 1e-9  # the film begins to be seen where the corpus does
+                within = (max(start + 1e-9, first) < taken) & (taken <= start + W / 25 + 1e-9)
+                frames = clip.speaker_frames[within]
+                chunk = replace(chunk, frames=frames, taken=taken[within] - start)
+            [motion], [state] = live.step([state], [chunk])
+            pieces.append(motion.values)
+        motions.append(np.concatenate(pieces))
+    np.testing.assert_allclose(*motions, atol=1e-5)
+
+
 def test_sessions_that_see_pictures_do_not_disturb_each_other(delay):
     """Some have more of them in a chunk than others, some have none."""
     policy = small_reactface(delay=delay, sees="frames", pixels=16)
