@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+BLIND_S = 2.0  # without a picture, live: nobody is seen any more
 _SAME_S = 1e-6  # times closer than this are the same: they are sums of decimals
 
 
@@ -49,17 +50,11 @@ def newest(taken: np.ndarray, frames: int, fps: float) -> np.ndarray:
     return np.searchsorted(taken, ends + _SAME_S, side="right") - 1
 
 
-def thinned(taken: np.ndarray, rate: float, last: float = -np.inf) -> np.ndarray:
-    """Numbers of pictures that are left of so many as come, at about `rate` a second: (n,) int64.
+def parts(taken: np.ndarray, rate: float) -> np.ndarray:
+    """In which of `rate` equal parts of each second pictures were taken: (n,) int64.
 
     Args:
-        taken: (pictures,) when, seconds, rising.
-        rate: that many a second; a tenth nearer to each other is still as many.
-        last: when the last one before them was taken that was left.
+        taken: (n,) when, seconds from a beginning that all of a stream shares.
+        rate: parts a second.
     """
-    left = []
-    for number, moment in enumerate(taken):
-        if moment - last >= 0.9 / rate:
-            left.append(number)
-            last = moment
-    return np.array(left, np.int64)
+    return np.floor(taken * rate + _SAME_S).astype(np.int64)

@@ -286,7 +286,7 @@ async def _talk(
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             await _account_for(ended, session, socket)
         if recorder is not None:
-            await asyncio.to_thread(recorder.write)  # others go on while a disk is slow
+            await asyncio.to_thread(recorder.write)
         logger.info(
             f"session {session.name}: ended, {session.late} late, {session.dropped} dropped"
         )

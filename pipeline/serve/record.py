@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,13 @@ class Recorder:
         self._session = session
         self._texts: list[tuple[int, str | None]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self._say()
         self._file = wave.open(str(self._partial), "wb")  # noqa: SIM115 -- closed by `write`
         self._file.setnchannels(1)
         self._file.setsampwidth(2)
         self._file.setframerate(AUDIO_RATE)
         self._file.writeframes(b"")  # its length stands in the header from here on
+        self._say()
+        self._writer = ThreadPoolExecutor(1, "recorder")  # others go on while a disk is slow
         session.noted = self.heard
 
     @classmethod
@@ -76,10 +78,14 @@ class Recorder:
     def heard(self, number: int, chunk: Chunk, *told: str | None) -> None:
         """A chunk, and what the listener is told from it on, where that changes."""
         assert chunk.audio is not None
+        sound = np.rint(chunk.audio * 32768).astype("<i2").tobytes()
+        self._writer.submit(self._append, sound, [(number, text) for text in told])
+
+    def _append(self, sound: bytes, texts: list[tuple[int, str | None]]) -> None:
         try:
-            self._file.writeframes(np.rint(chunk.audio * 32768).astype("<i2").tobytes())
-            if told:
-                self._texts += [(number, text) for text in told]
+            self._file.writeframes(sound)
+            if texts:
+                self._texts += texts
                 self._say()
         except OSError as error:
             self._session.noted = None
@@ -93,6 +99,7 @@ class Recorder:
 
     def write(self) -> None:
         """`NAME.wav`: it has ended."""
+        self._writer.shutdown()
         try:
             self._file.close()
             os.replace(self._partial, self._path)

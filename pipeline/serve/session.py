@@ -26,6 +26,7 @@ from rapport.policies.clip import AUDIO_RATE
 from rapport.policies.head.arkit import NAMES
 from rapport.policies.live import Chunk
 from rapport.policies.motion import LayoutError, Motion
+from rapport.policies.pictures import BLIND_S
 
 if TYPE_CHECKING:
     from rapport.pipeline.serve.eyes import Eyes
@@ -41,7 +42,6 @@ GONE_S = 15.0  # without a sign of life
 PICTURE_BYTES = 48 * 1024
 PICTURE_PIXELS = 512
 MOST_PICTURES = 64  # that wait for their chunk
-BLIND_S = 2.0  # without a picture: nobody is seen any more
 OWN_AHEAD_S = 60.0  # of its own voice that an avatar may send before it says it
 
 # What Pillow raises, of a picture that says that it is huge, too.
@@ -771,5 +771,5 @@ def _of_one_size(
     same = [(sample, image) for sample, image in sorted(pictures, key=lambda p: p[0])]
     same = [(sample, image) for sample, image in same if image.shape == size]
     frames = np.stack([image for _, image in same])
-    taken = np.array([max(sample - first, 0) / AUDIO_RATE for sample, _ in same])
+    taken = np.array([(sample - first) / AUDIO_RATE for sample, _ in same])
     return frames, taken

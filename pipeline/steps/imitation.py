@@ -8,7 +8,7 @@ corpus and a policy's folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from rapport.pipeline.objectives.imitation import Imitation
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import (
     STAGE_ONE,
+    Judged,
     Learning,
     OfFlow,
     OfOther,
@@ -29,13 +30,15 @@ from rapport.pipeline.settings import (
 )
 from rapport.pipeline.steps.corpus import prepared
 from rapport.pipeline.steps.imitation_flow import encode, imitate_flow
-from rapport.pipeline.steps.imitation_reactface import imitate_reactface
+from rapport.pipeline.steps.imitation_reactface import imitate_reactface, pictures_a_second
 from rapport.pipeline.steps.imitation_vla import imitate_vla
 from rapport.pipeline.steps.learning import Imitated, learn
 from rapport.policies.flow.policy import VAE_FOLDER
 from rapport.policies.policy import Policy, load_policy, policy_class
+from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.policies.tables import write_table
 
+MOST_FASTER = 1.5  # times as many pictures as in training
 Config = TypeVar("Config", bound=Learning)
 
 
@@ -63,7 +66,8 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
     path = path.absolute()
     policy = policy_at(path, config.policy)
     corpus = prepared(run, config)
-    require_pictures(policy, corpus, path)
+    splits = config.judged_splits if isinstance(config, Judged) else corpus.splits
+    require_pictures(policy, corpus, splits, path)
     if not isinstance(config, OfFlow):
         return Imitated(corpus, path)
     folder = run.directory / "features"
@@ -71,14 +75,26 @@ def of_checkpoint(run: Workspace, config: Learning, path: Path) -> Imitated:
     return Imitated(corpus, path, encoded.artifacts["encode_tables"])
 
 
-def require_pictures(policy: Policy, corpus: Corpus, path: Path) -> None:
-    """Raise `RunError` where a ReactFace that sees pictures would be shown none."""
-    if policy.kind != "reactface" or "speaker_frames" not in policy.reads:
+def require_pictures(policy: Policy, corpus: Corpus, splits: Collection[str], path: Path) -> None:
+    """Raise `RunError` where a ReactFace that sees pictures would be shown none, or far more.
+
+    Args:
+        policy: of any kind.
+        corpus: that it is asked about.
+        splits: of it.
+        path: of the policy.
+    """
+    if not isinstance(policy, ReactFacePolicy) or "speaker_frames" not in policy.reads:
         return
-    if all(corpus.at(split, 0).speaker_frames is None for split in corpus.splits):
+    trained = policy.model.sizes.rate
+    for split in splits:
+        shown = pictures_a_second(corpus, split)
+        if shown and not (trained and shown > MOST_FASTER * trained):
+            continue
+        so_many = f"{shown:.3g} a second" if shown else "none"
         raise RunError(
-            f"{path} sees pictures of the speaker, and {corpus.path} has none: corpus.frames=5, so "
-            "many a second, or the corpus of the run that it is of"
+            f"{path} was trained on pictures of the speaker, {trained:.3g} a second, and {split} "
+            f"of {corpus.path} has {so_many}: prepare it with corpus.frames={trained or 5:.3g}"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from rapport.policies.flow.config import VoiceSizes
 from rapport.policies.motion import Layout
+from rapport.policies.pictures import BLIND_S
 
 Size = Literal["tiny", "paper", "printed"]
 Delay = Literal["w", 0]
@@ -43,7 +44,8 @@ class ReactFaceSizes:
             and stiller than anybody.
         sees: of the speaker's face: its motion, or pictures of it.
         pixels: height and width of those.
-        rate: how many a second it was trained on; what comes faster is thinned. 0 = as they come.
+        rate: how many a second it was trained on; what comes faster live is thinned. 0 = as they
+            come.
     """
 
     layout: Layout
@@ -121,7 +123,8 @@ class ReactFaceSizes:
         senses = self.senses
         reach = senses.convolutions * (senses.kernel - 1) + senses.layers * senses.look_back
         expecting = EXPECTING * self.looked_back if self.expects else 0
-        return self.layers * self.looked_back + self.kept + reach + expecting + self.window
+        shown = round(BLIND_S * self.layout.fps) if self.sees == "frames" else 0
+        return self.layers * self.looked_back + self.kept + reach + expecting + shown + self.window
 
     def to_json(self) -> str:
         """A text that `from_json` reads."""

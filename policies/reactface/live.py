@@ -18,7 +18,7 @@ from torch import Tensor
 from rapport.policies.flow.sampling import latent_noise
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion
-from rapport.policies.pictures import resized, thinned
+from rapport.policies.pictures import parts, resized
 from rapport.policies.reactface.model import Past, Scene, Senses
 from rapport.policies.reactface.policy import ReactFacePolicy, seen
 from rapport.policies.sessions import (
@@ -58,7 +58,7 @@ class Left(NamedTuple):
 
     sound: np.ndarray
     picture: np.ndarray
-    taken: float
+    part: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class State:
         heard: number of the next chunk; below 0, the next window comes before anything is heard.
         sound: the end of the voice, for the bands of the next chunk.
         picture: the last one, or none: (0 or 1, pixels, pixels, 3) uint8.
-        taken: when that was, seconds from the start of the next chunk; -inf where there is none.
+        part: of the seconds, in which the newest was taken, see `parts`; -1 = none was.
         kept: all else.
     """
 
@@ -83,7 +83,7 @@ class State:
     heard: int
     sound: np.ndarray
     picture: np.ndarray
-    taken: float
+    part: int
     kept: Kept
 
     @property
@@ -121,7 +121,7 @@ class LiveReactFace:
         pixels = self.model.sizes.pixels
         picture = np.zeros((0, pixels, pixels, 3), np.uint8)
         sound = np.zeros(0, np.float32)
-        return State(seed, number, number - ahead, sound, picture, -math.inf, kept)
+        return State(seed, number, number - ahead, sound, picture, -1, kept)
 
     def tell(self, state: State, prompt: Any) -> State:
         """It takes no text.
@@ -174,7 +174,7 @@ class LiveReactFace:
 
     def pack(self, state: State) -> bytes:
         """A session as bytes, for another process; see `State` for what they hold."""
-        plain = {name: getattr(state, name) for name in ("seed", "number", "heard", "taken")}
+        plain = {name: getattr(state, name) for name in ("seed", "number", "heard", "part")}
         arrays = {name: getattr(state, name) for name in ("sound", "picture")}
         return packed(plain, to_arrays(state.kept) | arrays)
 
@@ -230,27 +230,23 @@ class LiveReactFace:
         motion = None
         if sizes.sees == "motion" and chunk.motion is not None:
             motion = chunk_motion(chunk.motion, sizes.layout, frames, "the speaker's motion")
-        shown, picture, last = None, state.picture[:0], -math.inf
+        shown, picture, part = None, state.picture[:0], state.part
         if sizes.sees == "frames" and chunk.frames is not None and chunk.taken is not None:
-            pictures, taken, last = (
-                state.picture,
-                np.array([state.taken][: len(state.picture)]),
-                state.taken,
-            )
-            left = np.arange(len(chunk.taken))
-            if sizes.rate:
-                left = thinned(chunk.taken, sizes.rate, last)
-            if len(left):
-                new = resized(chunk.frames[left], sizes.pixels)
-                pictures = np.concatenate([pictures, new])
-                taken = np.concatenate([taken, chunk.taken[left]])
-                last = float(taken[-1])
-            shown, picture, last = (pictures, taken), pictures[-1:], last - self.chunk
+            new, when = chunk.frames, chunk.taken
+            if sizes.rate and len(when):  # the first of each part is as many as in training
+                numbers = parts(state.heard * self.chunk + when, sizes.rate)
+                left = np.diff(numbers, prepend=part) > 0
+                new, when, part = new[left], when[left], int(numbers[-1])
+            pictures, taken = state.picture, np.full(len(state.picture), -np.inf)
+            if len(new):
+                pictures = np.concatenate([pictures, resized(new, sizes.pixels)])
+                taken = np.concatenate([taken, when])
+            shown, picture = (pictures, taken), pictures[-1:]
         voice, sound = None, state.sound[:0]
         if chunk.audio is not None:
             first = state.heard * frames
             voice, sound = self.policy.audio.follow(state.sound, chunk.audio, first, frames, fps)
-        return Heard(motion, voice, shown), Left(sound, picture, last)
+        return Heard(motion, voice, shown), Left(sound, picture, part)
 
     def _scene(self, rows: Sequence[Heard]) -> Scene:
         """What sessions heard and saw in a chunk, together."""

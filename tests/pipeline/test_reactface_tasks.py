@@ -140,15 +140,21 @@ def test_learners_share_a_batch(corpus, tmp_path):
 
 
 def test_a_policy_that_sees_pictures_needs_some(corpus, tiny_corpus, tmp_path):
-    """Those of a run are as many a second as its corpus has."""
-    sees = small_reactface(sees="frames", pixels=16)
-    with pytest.raises(RunError, match=r"sees pictures of the speaker, .* has none: corpus.frames"):
-        require_pictures(sees, corpus, tmp_path)
-    with pytest.raises(RunError, match="has no pictures of its speakers"):
-        pictures_a_second(corpus)
-    require_pictures(small_reactface(), corpus, tmp_path)
-    require_pictures(sees, tiny_corpus, tmp_path)
-    assert pictures_a_second(tiny_corpus) == 1
+    """About as many a second as it was trained on."""
+    assert (pictures_a_second(tiny_corpus), pictures_a_second(corpus)) == (1, 0)
+    splits = ["validation", "test"]
+    for rate, has, says in (
+        (5.0, corpus, "validation of .* has none: prepare it with corpus.frames=5"),
+        (0.0, corpus, "corpus.frames=5"),
+        (0.5, tiny_corpus, "0.5 a second, .* has 1 a second: .* corpus.frames=0.5"),
+    ):
+        sees = small_reactface(sees="frames", pixels=16, rate=rate)
+        with pytest.raises(RunError, match=says):
+            require_pictures(sees, has, splits, tmp_path)
+    for rate in (0.0, 1.0, 5.0):
+        sees = small_reactface(sees="frames", pixels=16, rate=rate)
+        require_pictures(sees, tiny_corpus, splits, tmp_path)
+    require_pictures(small_reactface(), corpus, splits, tmp_path)
 
 
 def test_where_a_corpus_names_nobody_each_clips_own_listener_fits(tiny_corpus):
