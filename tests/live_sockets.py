@@ -30,7 +30,7 @@ def loaded(section, fits=False):
     """
     server = Server(section, HeadConfig(), "replica", SECRET, None)
     costs = dict.fromkeys((1, section.sessions), 0.001)
-    with mock.patch.object(voices, "measure", lambda *_: costs) if fits else nullcontext():
+    with mock.patch.object(voices, "measure", lambda *_, **__: costs) if fits else nullcontext():
         server.load(section.policies)
     return server
 
