@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 BLIND_S = 2.0  # without a picture, live: nobody is seen any more
-_SAME_S = 1e-6  # times closer than this are the same: they are sums of decimals
+SAME_S = 1e-6  # times closer than this are the same: they are sums of decimals
 
 
 def resized(frames: np.ndarray, size: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def newest(taken: np.ndarray, frames: int, fps: float) -> np.ndarray:
         (frames,) int64.
     """
     ends = np.arange(1, frames + 1) / fps
-    return np.searchsorted(taken, ends + _SAME_S, side="right") - 1
+    return np.searchsorted(taken, ends + SAME_S, side="right") - 1
 
 
 def parts(taken: np.ndarray, rate: float) -> np.ndarray:
@@ -57,4 +57,4 @@ def parts(taken: np.ndarray, rate: float) -> np.ndarray:
         taken: (n,) when, seconds from a beginning that all of a stream shares.
         rate: parts a second.
     """
-    return np.floor(taken * rate + _SAME_S).astype(np.int64)
+    return np.floor(taken * rate + SAME_S).astype(np.int64)

@@ -12,9 +12,9 @@ import pyarrow as pa
 from rapport.policies.clip import Clip
 from rapport.policies.head.asset import HeadAsset
 from rapport.policies.motion import Layout, Motion
-from rapport.policies.pictures import resized
+from rapport.policies.pictures import SAME_S, resized
 from rapport.policies.vla.config import FaceVLAConfig
-from rapport.policies.vla.prompt import SAME_S, Heard, heard_of, pictures_taken, voice_of
+from rapport.policies.vla.prompt import Heard, heard_of, pictures_taken, voice_of
 from rapport.policies.vla.sound import LEFT_S
 
 PERCEPTION_SCHEMA = pa.schema(

@@ -87,9 +87,11 @@ class Recorder:
             if texts:
                 self._texts += texts
                 self._say()
-        except OSError as error:
+        except Exception as error:  # nobody asks this thread how it went
             self._session.noted = None
-            logger.error(f"session {self._session.name} is recorded no further: {error}")
+            logger.error(
+                f"session {self._session.name} is recorded no further: {error}", exc_info=error
+            )
 
     def _say(self) -> None:
         """`NAME.json`: what was asked for, and told in which chunk."""

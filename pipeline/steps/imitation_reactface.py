@@ -103,10 +103,11 @@ def example_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of prompts and EXAMPLE_COLUMNS, one a training clip."""
     numbers = {clip_id: number for number, clip_id in enumerate(fitting)}
+    pictured = policy.model.sizes.sees == "frames"
     for clip in corpus.clips("train", {*policy.reads, "speaker"}):
-        face = None if clip.speaker is None else policy.motion_of(clip.speaker, len(clip.listener))
+        face = policy.motion_of(clip.speaker, len(clip.listener)) if pictured else None
         yield policy.prompt_row(policy.encode(clip)) | {
             "listener": to_bytes(clip.listener.subset(policy.layout).values),
-            "face": face if policy.model.sizes.sees == "frames" else None,
+            "face": face,
             "fitting": [numbers[name] for name in fitting[clip.clip_id]],
         }

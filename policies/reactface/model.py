@@ -48,8 +48,8 @@ class Scene:
     Args:
         motion: (batch, frames, dim), in the layout's units; not read by one that sees pictures.
         voice: (batch, frames, audio_dim), features of sound.
-        present: (batch, 2) bool, whether there is a face, a voice; of what there is not numbers
-            are not read.
+        present: (batch, 2) bool, whether there is a face, a voice; numbers of an absent one are not
+            read.
         pictures: (batch, pictures, height, width, 3) uint8, of one that sees them.
         newest: (batch, frames) int64, which of them is on show; -1 = none yet.
     """

@@ -97,7 +97,7 @@ class ReactFacePolicy(Policy):
         motion = voice = pictures = None
         if sizes.sees == "frames" and clip.speaker_frames is not None and len(clip.speaker_frames):
             pictures = resized(clip.speaker_frames, sizes.pixels).tobytes()
-        if sizes.sees == "motion" and clip.speaker is not None:
+        if sizes.sees == "motion":
             motion = self.motion_of(clip.speaker, frames)
         if clip.speaker_audio is not None:
             samples = round(frames * AUDIO_RATE / self.layout.fps)
@@ -105,10 +105,11 @@ class ReactFacePolicy(Policy):
             voice = to_bytes(self.audio(sound, frames, self.layout.fps))
         return ReactFacePrompt(clip.clip_id, frames, motion, voice, pictures)
 
-    def motion_of(self, speaker: Motion, frames: int) -> bytes:
-        """The first frames of a speaker, (frames, dim) as float32 bytes."""
-        values = speaker.window(0, frames).subset(self.layout).values
-        return np.ascontiguousarray(values, np.float32).tobytes()
+    def motion_of(self, speaker: Motion | None, frames: int) -> bytes | None:
+        """The first frames of a speaker, (frames, dim) as float32 bytes; None = absent."""
+        if speaker is None:
+            return None
+        return to_bytes(speaker.window(0, frames).subset(self.layout).values)
 
     @torch.no_grad()
     def sample(

@@ -18,10 +18,9 @@ from torch import Tensor
 from rapport.policies.clip import Past, Word
 from rapport.policies.live import Chunk, LiveError, packed, unpacked
 from rapport.policies.motion import Motion
-from rapport.policies.pictures import resized
+from rapport.policies.pictures import SAME_S, resized
 from rapport.policies.vla.actions import Drawn
 from rapport.policies.vla.policy import VlaPolicy
-from rapport.policies.vla.prompt import SAME_S
 from rapport.policies.vla.sampling import chunk_noise, next_actions
 from rapport.policies.vla.sequence import seen_of
 from rapport.policies.vla.sound import log_mel, sound_before

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapport.policies.clip import AUDIO_RATE, Clip, Word
-from rapport.policies.pictures import resized
+from rapport.policies.pictures import SAME_S, resized
 from rapport.policies.sound import BANDS
 from rapport.policies.vla.config import FaceVLAConfig
 from rapport.policies.vla.sound import log_mel, sound_before, voice_frames
 from rapport.policies.vla.vla_prompt import VlaPrompt
 
 Encode = Callable[[str], Sequence[int]]  # of a word, into ids of the text vocabulary
-# Times closer than this are the same: they are sums of decimals.
-SAME_S = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
