@@ -10,9 +10,9 @@ import uvicorn
 WAIT_S = 60
 
 
-def until(what):
+def until(what, seconds=WAIT_S):
     """Wait until something holds."""
-    patience = time.monotonic() + WAIT_S
+    patience = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < patience
         time.sleep(0.02)
