@@ -241,7 +241,8 @@ class OfReactFace(Learning):
     @model_validator(mode="after")
     def _reactface_batches_can_be_shared(self) -> Self:
         require_equal_shares(self, "reactface")
-        require_equal_shares(self, "reactface", key="overheard")
+        if self.reactface.listening:
+            require_equal_shares(self, "reactface", key="heard")
         return self
 
     @model_validator(mode="after")
@@ -254,13 +255,8 @@ class OfReactFace(Learning):
         return self
 
     @model_validator(mode="after")
-    def _batches_go_through_whole(self) -> Self:
+    def _nothing_is_computed_twice(self) -> Self:
         refuse_gradient_checkpointing(self)
-        if self.learner.micro_batch is not None and self.reactface.overheard:
-            raise ValueError(
-                "learner.micro_batch cannot cut a batch of which some clips are only heard: leave "
-                "it out, or say reactface.overheard=0"
-            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""Imitation by ReactFace: free running over whole clips, by its five losses (Eq. 18)."""
+"""Imitation by ReactFace: it learns to listen, and then to react, free running (Eq. 18)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rapport.pipeline.objectives.objective import Forward, Loss, PolicyObjective
 from rapport.pipeline.objectives.settings import ReactFaceTraining
 from rapport.policies.flow.training import from_bytes
 from rapport.policies.reactface import loss
-from rapport.policies.reactface.model import FACE
+from rapport.policies.reactface.model import FACE, Read
 from rapport.policies.reactface.policy import ReactFacePolicy, scene_of
 from rapport.policies.tables import generator_of
 
@@ -24,12 +24,8 @@ from rapport.policies.tables import generator_of
 EXAMPLE_COLUMNS = {"listener": pa.binary(), "fitting": pa.list_(pa.int32()), "face": pa.binary()}
 
 
-class Reacting(PolicyObjective):
-    """Algorithm 1 over the clips in `table` (prompt columns and EXAMPLE_COLUMNS).
-
-    All M samples bear all losses, where the paper's second and third bear diversity alone: the
-    same in expectation, with less noise.
-    """
+class _Imitating(PolicyObjective):
+    """Of speakers and the listeners that fit them, in `table` (prompt columns, EXAMPLE_COLUMNS)."""
 
     config: ReactFaceTraining
     policy: ReactFacePolicy
@@ -39,40 +35,21 @@ class Reacting(PolicyObjective):
         """Of the table what labels are made of: prompts are large."""
         return self.rows.select_columns(["listener"])
 
-    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """Speakers, some without a stream, the reactions to be near to, and noise.
+    def _scene(self, rows: Sequence[Mapping[str, Any]], drawn: Tensor) -> dict[str, Tensor]:
+        """Speakers, some without a stream, and of whose face it is known how it moves.
 
-        Drawn for the whole batch, so that nothing depends on how it is shared. Noise is of the
-        first clips, which are answered.
+        Args:
+            rows: of the table.
+            drawn: (rows, 2) in [0, 1), which streams are lost.
         """
-        config = self.config
-        sizes = self.policy.model.sizes
-        generator = generator_of(self.seed, step)
-        count = config.batch_size + config.overheard
-        rows = [self.rows[index] for index in self.share(step, rank, world_size, count)]
-        share = slice(rank, None, world_size)
-        drawn = (config.batch_size, config.samples)
         scene = self.policy.collate(rows)
-        windows = scene["motion"].shape[1] // sizes.window
-        noise = torch.randn(*drawn, windows, sizes.latent, generator=generator)
-        kept = _kept(torch.rand(count, 2, generator=generator), config.absent)
-        picked = torch.rand(drawn, generator=generator)
-        order = torch.rand(count, len(self.rows), generator=generator)[share]
-        labels, there = self._labels(rows, order)
-        present = scene["present"] & kept[share].to(scene["present"].device)
-        if sizes.sees == "frames":
-            scene["motion"], told = self.policy.padded(rows, "face", self.policy.layout.dim)
-            told &= present[:, FACE]
-        else:
-            told = present[:, FACE]
-        return scene | {
-            "present": present,
-            "told": told,
-            "noise": noise[share],
-            "picked": picked[share],
-            "labels": labels,
-            "there": there,
-        }
+        kept = _kept(drawn, self.config.absent)
+        present = scene["present"] & kept.to(scene["present"].device)
+        told = present[:, FACE]
+        if self.policy.model.sizes.sees == "frames":
+            scene["motion"], moves = self.policy.padded(rows, "face", self.policy.layout.dim)
+            told = told & moves
+        return scene | {"present": present, "told": told}
 
     def _labels(self, rows: Sequence[Mapping[str, Any]], order: Tensor) -> tuple[Tensor, Tensor]:
         """(share, labels, frames, dim), and (share, labels) bool which of them there are.
@@ -100,32 +77,97 @@ class Reacting(PolicyObjective):
                 there[i, k] = True
         return labels, there
 
+    def _speaker_loss(self, read: Read, batch: Mapping[str, Any]) -> Tensor:
+        """L_s (Eq. 19)."""
+        frames = batch["labels"].shape[2]
+        speaker = self.policy.model.speaker(batch["motion"][:, :frames])
+        told = batch["told"]
+        return loss.speaker_loss(read.motion[:, :frames], speaker, told, self.policy.layout)
+
+
+class Expecting(_Imitating):
+    """What comes first: to encode a speaker, and what to expect of a listener's face."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.config.listening
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """Speakers, some without a stream, and all that their listeners may do.
+
+        Drawn for the whole batch, so that nothing depends on how it is shared.
+        """
+        count = self.config.heard
+        generator = generator_of(self.seed, step)
+        share = slice(rank, None, world_size)
+        rows = [self.rows[index] for index in self.share(step, rank, world_size, count)]
+        lost = torch.rand(count, 2, generator=generator)[share]
+        order = torch.rand(count, len(self.rows), generator=generator)[share]
+        labels, there = self._labels(rows, order)
+        return self._scene(rows, lost) | {"labels": labels, "there": there}
+
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
-        """Eq. 18."""
+        """Squares, and L_s."""
+        model = self.policy.model
+        read = forward("read", scene_of(batch))
+        labels, there = model.listener(batch["labels"]), batch["there"][..., None, None]
+        average = torch.where(there, labels, 0.0).sum(1) / there.sum(1)
+        answers = average[:, model.sizes.ahead * model.sizes.window :]  # what is not shown yet
+        losses = {
+            "expect": loss.path_loss(read.expected, answers, self.policy.layout),
+            "speaker": self._speaker_loss(read, batch),
+        }
+        total = losses["expect"] + self.config.speaker * losses["speaker"]
+        return total, {name: value.detach() for name, value in losses.items()}
+
+
+class Reacting(_Imitating):
+    """Algorithm 1 over the clips.
+
+    All M samples bear all losses, where the paper's second and third bear diversity alone: the
+    same in expectation, with less noise.
+    """
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """Speakers, some without a stream, the reactions to be near to, and noise.
+
+        Drawn for the whole batch, so that nothing depends on how it is shared.
+        """
+        config = self.config
+        sizes = self.policy.model.sizes
+        generator = generator_of(self.seed, step)
+        rows = [self.rows[index] for index in self.share(step, rank, world_size)]
+        share = slice(rank, None, world_size)
+        drawn = (config.batch_size, config.samples)
+        windows = max(self.policy.windows(row["frames"]) for row in rows)
+        noise = torch.randn(*drawn, windows, sizes.latent, generator=generator)
+        lost = torch.rand(config.batch_size, 2, generator=generator)[share]
+        picked = torch.rand(drawn, generator=generator)
+        order = torch.rand(config.batch_size, len(self.rows), generator=generator)[share]
+        labels, there = self._labels(rows, order)
+        return self._scene(rows, lost) | {
+            "noise": noise[share],
+            "picked": picked[share],
+            "labels": labels,
+            "there": there,
+        }
+
+    def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
+        """Eq. 18; without L_s where the speaker is encoded as `Expecting` taught."""
         config = self.config
         model = self.policy.model
         layout = self.policy.layout
-        scene = scene_of(batch)
-        made, read = forward("react", scene, batch["noise"])
+        made, read = forward("react", scene_of(batch), batch["noise"])
         labels = model.listener(batch["labels"])
         frames = labels.shape[2]
         samples = torch.unflatten(made.frames[:, :frames], 0, (-1, config.samples))
-        answered = len(samples)
         energy = config.spread == "energy"
-        apart = (loss.energy_distances if energy else loss.distances)(
-            samples, labels[:answered], layout
-        )
-        speaker = model.speaker(scene.motion[:, :frames])
-        sizes = model.sizes
-        there = batch["there"][..., None, None]
-        average = torch.where(there, labels, 0.0).sum(1) / there.sum(1)
-        answers = average[:, sizes.ahead * sizes.window :]  # nobody expects what is shown already
+        apart = (loss.energy_distances if energy else loss.distances)(samples, labels, layout)
         losses = {
             "appropriate": loss.appropriate_loss(
-                apart, batch["there"][:answered], config.assign, batch["picked"]
+                apart, batch["there"], config.assign, batch["picked"]
             ).mean(),
-            "expect": loss.path_loss(read.expected, answers, layout),
-            "speaker": loss.speaker_loss(read.motion[:, :frames], speaker, batch["told"], layout),
             "kl": loss.kl_loss(made.mean, made.log_std),
             "smooth": loss.smooth_loss(samples, layout),
             "diversity": loss.spread_loss(samples, layout)
@@ -134,12 +176,13 @@ class Reacting(PolicyObjective):
         }
         weights = {
             "appropriate": 1.0,
-            "expect": config.expect,
-            "speaker": config.speaker,
             "kl": config.kl,
             "smooth": config.smooth,
             "diversity": 1.0 if energy else config.diversity,
         }
+        if not config.listening:
+            losses["speaker"] = self._speaker_loss(read, batch)
+            weights["speaker"] = config.speaker
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return total, {name: value.detach() for name, value in losses.items()}
 

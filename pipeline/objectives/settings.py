@@ -178,13 +178,17 @@ class ReactFaceTraining(ImitationConfig):
     sees: Literal["motion", "frames"] = "motion"
     """what it sees of the speaker: the tracked motion of their face, or pictures of it, as in the
     paper, corpus.frames a second"""
-    steps: int = Field(400, ge=1)
-    """optimiser steps; where a clip's own listener is imitated, 1200 learn more"""
+    listening: int = Field(400, ge=0)
+    """optimiser steps, before all others, in which it learns to encode the speaker and, by least
+    squares, where a listener's face is on average; what is drawn departs from there. Without them
+    next to nothing is learnt of the speaker; 0 = the paper's, all is learnt at once"""
+    heard: int = Field(64, ge=1)
+    """clips per step of those over all learners: what a speaker explains is faint, and cheap to
+    learn"""
+    steps: int = Field(1200, ge=1)
+    """optimiser steps after them, in which it learns to react"""
     batch_size: int = Field(8, ge=1)
-    """clips per step over all learners that are answered (the paper's is 4)"""
-    overheard: int = Field(56, ge=0)
-    """more clips per step over all learners, of which is only learnt what to expect: that is faint,
-    and cheap to learn (the paper's is 0)"""
+    """clips per step of those over all learners (the paper's is 4)"""
     learning_rate: float = Field(2e-3, gt=0)
     """peak; same schedule as SFT (the paper's is a constant 2e-5)"""
     samples: int = Field(3, ge=2)
@@ -213,13 +217,8 @@ class ReactFaceTraining(ImitationConfig):
     absent: float = Field(0.2, ge=0, lt=1)
     """share of the clips in which a stream is absent, face or voice, so that neither starves the
     other; never both"""
-    expect: float = Field(1.0, ge=0)
-    """weight of learning, by least squares and from the speaker alone, where a listener's face is
-    on average; what is drawn departs from there. Without it next to nothing is learnt of the
-    speaker; 0 = the paper's"""
     heed: float = Field(3.0, ge=0)
-    """by what factor samplers follow what is expected of expressions, neck and head; 1 = as it was
-    taught"""
+    """by what factor samplers follow what is expected of expressions; 1 = as it was taught"""
     speaker: float = Field(1.0, ge=0)
     """weight of L_s: the speaker's motion is read off the encoded speaker (Eq. 19)"""
     kl: float = Field(1e-3, ge=0)
@@ -248,8 +247,8 @@ class ReactFaceTraining(ImitationConfig):
             )
         elif not self.diversity:
             keys["reactface.diversity=0"] = ("diversity_scale",)
-        if not self.expect:
-            keys["reactface.expect=0"] = ("heed",)
+        if not self.listening:
+            keys["reactface.listening=0 expects nothing"] = ("heard", "heed")
         return keys
 
 

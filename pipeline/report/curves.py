@@ -41,6 +41,18 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
         "error of the path that is expected": ("path",),
         "gradient norm": ("gradient_norm",),
     },
+    "expect": {
+        "error of the path that is expected": ("expect",),
+        "error of the speaker's motion as it is read off": ("speaker",),
+        "gradient norm": ("gradient_norm",),
+    },
+    "imitate": {
+        "loss": ("loss",),
+        "distance to reactions that fit, and minus that of two samples": (
+            *("appropriate", "diversity"),
+        ),
+        "gradient norm": ("gradient_norm",),
+    },
     "gdpo": {
         "reward, mean of the groups": ("reward",),
         "reward, face": ("reward/expr", "reward/eyelid", "reward/eyepose"),

@@ -18,7 +18,7 @@ from rapport.rewards.ratings.raters import survey
 from rapport.rewards.ratings.ratings import read_ratings
 
 # Phases that learn, in the order in which the page shows them; others come after them.
-LEARNING = ("pretraining", "sft", "vae", "flow", "dpo", "gdpo")
+LEARNING = ("pretraining", "sft", "vae", "flow", "expect", "imitate", "dpo", "gdpo")
 LABEL = re.compile(r"[a-z_]+(-\d+)?")  # a phase, and which round of it after the first
 
 

@@ -34,7 +34,7 @@ PARTS: dict[Variant, dict[str, Any]] = {
     "no L_s": {"speaker": 0.0},
     "no L_smo": {"smooth": 0.0},
     "no SLBS": {"synchronise": "none"},
-    "no expectation": {"expect": 0.0, "overheard": 0},
+    "no expectation": {"listening": 0},  # as in the paper, all is learnt at once
     "nearest": {"assign": "nearest"},
     "recorded": {"assign": "recorded"},
     "random": {"assign": "random"},

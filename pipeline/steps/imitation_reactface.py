@@ -1,4 +1,4 @@
-"""Imitation by ReactFace (section 4.4): clips, the reactions that fit them, five losses."""
+"""Imitation by ReactFace (section 4.4): what fits a clip, listening, reacting."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from rapport.pipeline.data.neighbours import appropriate_to, named
 from rapport.pipeline.data.store import Corpus
-from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
+from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Expecting, Reacting
 from rapport.pipeline.objectives.settings import ReactFaceTraining
 from rapport.pipeline.rundir import Phase, PhaseResult, RunError, Workspace, phase
 from rapport.pipeline.settings import OfReactFace
@@ -20,13 +23,22 @@ from rapport.policies.flow.encoders import LogMel
 from rapport.policies.flow.training import to_bytes
 from rapport.policies.motion import Layout
 from rapport.policies.reactface.config import ReactFaceSizes, reactface_config, streams_of
-from rapport.policies.reactface.policy import ReactFacePolicy
+from rapport.policies.reactface.loss import UNSEEN, slow
+from rapport.policies.reactface.policy import ReactFacePolicy, scene_of
 from rapport.policies.tables import write_table
 
 
 def imitate_reactface(run: Workspace, config: OfReactFace, corpus: Corpus) -> Path:
-    """Train a ReactFace; returns its folder."""
-    return _imitate(run, config, corpus).artifacts["imitate_policy"]
+    """Train a ReactFace; returns its folder.
+
+    It learns to listen before it learns to react: what a speaker explains of a face is little, and
+    learnt by heart in as many steps as faces take.
+    """
+    begun = _examples(run, config, corpus).artifacts
+    initial, examples = begun["reactface_initial"], begun["reactface_examples"]
+    if config.reactface.listening:
+        initial = _expect(run, config, corpus, initial, examples).artifacts["expect_policy"]
+    return _imitate(run, config, initial, examples).artifacts["imitate_policy"]
 
 
 def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
@@ -38,14 +50,15 @@ def sizes_of(config: ReactFaceTraining, layout: Layout) -> ReactFaceSizes:
         mood=config.mood,
         delay=config.delay,
         synchronise=config.synchronise,
-        expects=config.expect > 0,
+        expects=config.listening > 0,
         heed=config.heed,
         sees=config.sees,
     )
 
 
-@phase("imitate")
-def _imitate(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
+@phase("examples")
+def _examples(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
+    """Random weights, and the clips with the reactions that fit them."""
     own = config.reactface
     initial = step.directory / "initial"
     table = step.directory / "examples.arrow"
@@ -64,20 +77,89 @@ def _imitate(step: Phase, config: OfReactFace, corpus: Corpus) -> PhaseResult:
     schema = pa.schema(dict(policy.prompt_columns) | EXAMPLE_COLUMNS)
     rows = write_table(table, example_rows(policy, corpus, fitting), schema)
     parameters = sum(p.numel() for p in policy.model.parameters()) / 1e6
-    step.say(
-        f"{parameters:.2f} M parameters, {rows} clips, {own.steps} steps; {_labels(own, fitting)}"
+    step.say(f"{parameters:.2f} M parameters, {rows} clips; {_labels(own, fitting)}")
+    return PhaseResult(artifacts={"reactface_initial": initial, "reactface_examples": table})
+
+
+@phase("expect")
+def _expect(
+    step: Phase, config: OfReactFace, corpus: Corpus, initial: Path, examples: Path
+) -> PhaseResult:
+    """How a speaker is encoded, and what is expected of who listens to them."""
+    own = config.reactface
+    step.say(f"{own.listening} steps of {own.heard} clips")
+    task = Expecting(initial, examples, own, seed=config.seed, part="listening")
+    result = learn(task, config.learner, step)
+    split = "validation"
+    if split not in corpus.splits:
+        return result
+    policy = ReactFacePolicy.load(result.artifacts["expect_policy"])
+    found = explained(policy, corpus, split, fitting_clips(corpus, own, split))
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
+    step.say(f"of the slow motion of unseen listeners it explains: {shares}")
+    return replace(result, metrics={**result.metrics, "explained": found})
+
+
+@phase("imitate")
+def _imitate(step: Phase, config: OfReactFace, initial: Path, examples: Path) -> PhaseResult:
+    """How listeners react, whatever is heard and expected."""
+    own = config.reactface
+    part = "reacting" if own.listening else "all"
+    step.say(f"{own.steps} steps of {own.batch_size} clips")
+    return learn(
+        Reacting(initial, examples, own, seed=config.seed, part=part), config.learner, step
     )
-    return learn(Reacting(initial, table, own, seed=config.seed), config.learner, step)
 
 
-def fitting_clips(corpus: Corpus, config: ReactFaceTraining) -> dict[str, list[str]]:
-    """For each training clip, in order, those whose listeners fit its speaker.
+@torch.no_grad()
+def explained(
+    policy: ReactFacePolicy, corpus: Corpus, split: str, fitting: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """What part of how listeners move slowly is expected, of each group that moves.
+
+    Of variance over clips and time: 1 = all, 0 = no more than a constant says, below 0 less.
+
+    Args:
+        policy: that expects.
+        corpus: of the clips.
+        split: of it, which the policy was not trained on.
+        fitting: clip -> the clips whose listeners fit its speaker; what is expected is their mean.
+    """
+    model, layout = policy.model.eval(), policy.layout
+    motions = {name: motion.subset(layout).values for name, motion in corpus.listeners(split)}
+    expected, moved = [], []
+    for clip in corpus.clips(split, {*policy.reads, "speaker"}):
+        names = fitting[clip.clip_id]
+        mean = np.mean([motions[name] for name in names], axis=0, dtype=np.float32)
+        read = model.read(scene_of(policy.collate([policy.prompt_row(policy.encode(clip))])))
+        shown = model.sizes.ahead * model.sizes.window  # before anything is expected
+        path = slow(model.listener(torch.from_numpy(mean)[None, shown:]))
+        expected.append(read.expected[0, : path.shape[1]])
+        moved.append(path[0])
+    errors = _centred(torch.cat(moved) - torch.cat(expected)).square().mean(0)
+    variance = _centred(torch.cat(moved)).square().mean(0)
+    shares = {}
+    for name in layout.names:
+        columns = layout.columns(name)
+        if (there := variance[columns].mean()) > UNSEEN**2:
+            shares[name] = 1 - (errors[columns].mean() / there).item()
+    return shares
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(0)
+
+
+def fitting_clips(
+    corpus: Corpus, config: ReactFaceTraining, split: str = "train"
+) -> dict[str, list[str]]:
+    """For each clip of a split, in order, those whose listeners fit its speaker.
 
     With `assign=recorded` that is its own one; so it is where the corpus names nobody.
     """
     if config.assign == "recorded":
-        return appropriate_to(corpus, "train", "recorded")
-    return {clip_id: names or [clip_id] for clip_id, names in named(corpus, "train").items()}
+        return appropriate_to(corpus, split, "recorded")
+    return {clip_id: names or [clip_id] for clip_id, names in named(corpus, split).items()}
 
 
 def pictures_a_second(corpus: Corpus, split: str = "train") -> float:
@@ -92,8 +174,8 @@ def _labels(config: ReactFaceTraining, fitting: Mapping[str, Sequence[str]]) -> 
     """Who is imitated, in words."""
     if all(list(names) == [clip_id] for clip_id, names in fitting.items()):
         asked = config.assign == "recorded"
-        why = ", as the corpus names nobody else: reactface.steps=1200 learns more of them"
-        return "each clip's own listener" + ("" if asked else why)
+        why = "" if asked else ", as the corpus names nobody else"
+        return f"each clip's own listener{why}"
     mean = sum(map(len, fitting.values())) / len(fitting)
     return f"{mean:.1f} appropriate reactions to each, of which {config.assign}"
 

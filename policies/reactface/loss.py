@@ -30,6 +30,8 @@ def by_group(errors: Tensor, layout: Layout) -> Tensor:
 def speaker_loss(read: Tensor, motion: Tensor, present: Tensor, layout: Layout) -> Tensor:
     """L_s, Eq. 19: smooth L1 of the speaker's motion as it is read off the encoded speaker.
 
+    A mean over all clips, of which those without any motion add nothing.
+
     Args:
         read: (batch, frames, dim), standardised.
         motion: likewise.
@@ -37,7 +39,7 @@ def speaker_loss(read: Tensor, motion: Tensor, present: Tensor, layout: Layout) 
         layout: of it.
     """
     errors = by_group(F.smooth_l1_loss(read, motion, reduction="none"), layout).mean(-1)
-    return torch.where(present, errors, 0.0).sum() / present.sum().clamp(min=1)
+    return torch.where(present, errors, 0.0).mean()
 
 
 def path_loss(expected: Tensor, motion: Tensor, layout: Layout) -> Tensor:
@@ -50,8 +52,14 @@ def path_loss(expected: Tensor, motion: Tensor, layout: Layout) -> Tensor:
         motion: (batch, frames, dim), standardised.
         layout: of the motion.
     """
-    path = F.avg_pool1d(motion.mT, PATH, stride=1, padding=PATH // 2, count_include_pad=False).mT
+    path = slow(motion)
     return by_group((expected[:, : path.shape[1]] - path).square(), layout).mean()
+
+
+def slow(motion: Tensor) -> Tensor:
+    """Means over the `PATH` frames around each of (batch, frames, dim), fewer at both ends."""
+    padding = PATH // 2
+    return F.avg_pool1d(motion.mT, PATH, stride=1, padding=padding, count_include_pad=False).mT
 
 
 def distances(samples: Tensor, labels: Tensor, layout: Layout) -> Tensor:

@@ -38,7 +38,9 @@ from rapport.policies.reactface.sight import Sight
 
 FACE, VOICE = 0, 1  # streams, columns of `present`
 WIDEST = 4.0  # of |log sigma|
-HEEDED = ("expr", "neck", "rot")  # groups of whose motion a speaker explains anything in people
+# Groups of which what is expected says anything: of the slow part of unseen listeners' expressions
+# it explained .13, of their lids .01, of how they turn neck and head less than nothing.
+HEEDED = ("expr",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +95,6 @@ class Tokens:
             shown=(last(before.shown[0], self.shown[0]), last(before.shown[1], self.shown[1])),
             there=last(before.there, self.there),
         )
-
-    def first(self, count: int) -> Tokens:
-        """Those of the first speakers of the batch."""
-        return self._each(lambda x: x[:count])
 
     def repeat(self, times: int) -> Tokens:
         """Each speaker of the batch several times in a row."""
@@ -436,24 +434,30 @@ class ReactFace(nn.Module):
 
     # -- Whole clips --
 
-    def forward(self, asked: Literal["react", "density"], *arguments: Any) -> Any:
+    def forward(self, asked: Literal["read", "react", "density"], *arguments: Any) -> Any:
         """What learners ask of it, as sharded training hooks into this."""
         return getattr(self, asked)(*arguments)
+
+    def read(self, scene: Scene) -> Read:
+        """What whole windows of each speaker say, before anything is drawn."""
+        return self._read(self.encode(scene))
+
+    def _read(self, tokens: Tokens) -> Read:
+        return Read(self.speaker_head(tokens.faces), tokens.expected)
 
     def react(self, scene: Scene, noise: Tensor, heed: float = 1.0) -> tuple[Reactions, Read]:
         """Free running: its past is what it did itself, with gradients through all windows.
 
         Args:
             scene: whole windows of each speaker.
-            noise: (answered, samples, windows, latent) from N(0, I); the first speakers are
-                answered, those after them only read.
+            noise: (batch, samples, windows, latent) from N(0, I).
             heed: see `make`.
 
         Returns:
-            Reactions of (answered * samples, ...), and what is read off the aligned features.
+            Reactions of (batch * samples, ...), and what is read off the aligned features.
         """
         tokens = self.encode(scene)
-        repeated = tokens.first(len(noise)).repeat(noise.shape[1])
+        repeated = tokens.repeat(noise.shape[1])
         past = self.nothing(len(repeated.there))
         made = []
         for number, drawn in enumerate(noise.flatten(0, 1).unbind(1)):
@@ -467,7 +471,7 @@ class ReactFace(nn.Module):
         reactions = Reactions(
             torch.cat(frames, dim=1), *(torch.stack(x, dim=1) for x in of_latents)
         )
-        return reactions, Read(self.speaker_head(tokens.faces), tokens.expected)
+        return reactions, self._read(tokens)
 
     def density(self, scene: Scene, frames: Tensor) -> Tensor:
         """Mean and log sigma of z* in every window, given the own frames before it.

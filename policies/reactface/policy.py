@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 BATCH = 32  # prompts answered at once
 GPU_BATCH = 256
 SCENE = tuple(Scene.__dataclass_fields__)
+# Parts that encode a speaker and say what to expect of a listener.
+LISTENS = ("sight", "see", "hear", "align", "speaker_head", "expectation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +195,17 @@ class ReactFacePolicy(Policy):
     def module(self) -> nn.Module:
         """All of it; its forward pass is that of `ReactFace`."""
         return self.model
+
+    def prepare_training(self, config: Any, part: str = "all") -> None:
+        """Of "listening" what encodes a speaker and expects learns, of "reacting" the rest."""
+        super().prepare_training(config, part)
+        if part == "all":
+            return
+        if part not in ("listening", "reacting"):
+            raise ValueError(f"ReactFace has no part {part!r}: all, listening, reacting")
+        for name, weight in self.model.named_parameters():
+            listens = name.partition(".")[0] in LISTENS
+            weight.requires_grad_(listens == (part == "listening"))
 
     def prompt_row(self, prompt: ReactFacePrompt) -> dict[str, Any]:
         """Its fields are columns."""

@@ -132,17 +132,13 @@ def test_where_there_is_no_page_people_are_not_waited_for(recipe, says):
         load("ratings=live", recipe=recipe)
 
 
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("learner.micro_batch=4", "of which some clips are only heard"),
-        ("learner.gradient_checkpointing=true", "gradient_checkpointing is for policy=vla"),
-    ],
-)
-def test_a_batch_of_reactface_is_not_cut(override, says):
-    with pytest.raises(ConfigError, match=says):
-        load(override, recipe=settings.DpoOfReactFace)
-    load("learner.micro_batch=4", "reactface.overheard=0", recipe=settings.DpoOfReactFace)
+def test_a_reactface_computes_nothing_twice_and_shares_what_it_hears():
+    three = ("learner.world_size=3", "reactface.batch_size=9")
+    with pytest.raises(ConfigError, match="reactface.heard=64 must be a multiple"):
+        load(*three, recipe=settings.DpoOfReactFace)
+    load(*three, "reactface.listening=0", recipe=settings.DpoOfReactFace)
+    with pytest.raises(ConfigError, match="gradient_checkpointing is for policy=vla"):
+        load("learner.gradient_checkpointing=true", recipe=settings.DpoOfReactFace)
 
 
 def test_given_candidates_are_one_round():
@@ -413,6 +409,7 @@ MOOT = {
     "aligned=true": "distil imitation=x",
     "reactface.neighbours=5": "sft policy=reactface reactface.assign=recorded",
     "reactface.diversity=2": "reactface",
+    "reactface.heard=8": "reactface reactface.listening=0",
     "reactface.diversity_scale=2": "reactface reactface.spread=paper reactface.diversity=0",
     "reactface.span=3": "dpo policy=reactface candidates=x",
     "reactface.momentum=0.5": "evaluate policy=reactface checkpoint=x",

@@ -13,7 +13,7 @@ from rapport.pipeline.data.store import load_appropriate
 from rapport.pipeline.data.synthetic.generate import Design, generate_corpus
 from rapport.pipeline.objectives.dpo import Dpo, pair_schema
 from rapport.pipeline.objectives.gdpo import Gdpo
-from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Reacting
+from rapport.pipeline.objectives.reactface import EXAMPLE_COLUMNS, Expecting, Reacting
 from rapport.pipeline.objectives.settings import GdpoConfig, ReactFaceDpoConfig, ReactFaceTraining
 from rapport.pipeline.rundir import RunError
 from rapport.pipeline.settings import DpoOfReactFace
@@ -22,6 +22,7 @@ from rapport.pipeline.steps.alignment import sampled_by
 from rapport.pipeline.steps.imitation import require_pictures
 from rapport.pipeline.steps.imitation_reactface import (
     example_rows,
+    explained,
     fitting_clips,
     pictures_a_second,
     sizes_of,
@@ -29,6 +30,7 @@ from rapport.pipeline.steps.imitation_reactface import (
 from rapport.pipeline.steps.learning import Imitated
 from rapport.pipeline.steps.rewarding import scenes_of
 from rapport.policies.policy import load_policy
+from rapport.policies.reactface.model import Read
 from rapport.policies.reactface.policy import ReactFacePolicy
 from rapport.policies.tables import read_table, write_table
 from rapport.rewards.settings import GroupWeightsConfig, RewardConfig
@@ -47,8 +49,8 @@ def corpus(tmp_path_factory):
     return generate_corpus(folder, 12, 2, 2, design=design, workers=0)
 
 
-def imitation(corpus, folder, **keys):
-    config = ReactFaceTraining(**{"steps": 4, "batch_size": 4, "overheard": 2, "span": 2} | keys)
+def imitation(corpus, folder, task=Reacting, part="all", **keys):
+    config = ReactFaceTraining(**{"steps": 4, "batch_size": 4, "heard": 6, "span": 2} | keys)
     clips = list(corpus.clips("train"))
     sizes = replace(sizes_of(config, corpus.layout), hidden=32, latent=4, layers=1)
     policy = ReactFacePolicy.untrained(corpus.layout, clips, 0, sizes)
@@ -56,57 +58,120 @@ def imitation(corpus, folder, **keys):
     rows = example_rows(policy, corpus, fitting_clips(corpus, config))
     table = folder / "examples.arrow"
     write_table(table, rows, pa.schema(dict(policy.prompt_columns) | EXAMPLE_COLUMNS))
-    return Reacting(folder / "initial", table, config, seed=0)
+    return task(folder / "initial", table, config, seed=0, part=part)
+
+
+def learns(module):
+    """Parts that get a gradient."""
+    named = module.named_parameters()
+    return {name.partition(".")[0] for name, p in named if p.grad is not None and p.grad.any()}
+
+
+def test_it_learns_to_listen_and_then_to_react(corpus, tmp_path):
+    """What listens is taught by what is expected and L_s; whatever is drawn leaves it alone."""
+    task = imitation(corpus, tmp_path, Expecting, "listening")
+    loss, parts = task.loss(task.module(), task.batch(0, 0, 1))
+    assert (task.steps, set(parts)) == (400, {"expect", "speaker"})
+    torch.testing.assert_close(loss.detach(), parts["expect"] + parts["speaker"])
+    loss.backward()
+    listens = {"see", "hear", "align", "speaker_head", "expectation"}
+    assert learns(task.module()) == listens
+    every = {name.partition(".")[0] for name, _ in task.module().named_parameters()}
+    then = imitation(corpus, tmp_path, part="reacting")
+    loss, parts = then.loss(then.module(), then.batch(0, 0, 1))
+    assert (then.steps, set(parts)) == (4, {"appropriate", "kl", "smooth", "diversity"})
+    loss.backward()
+    assert learns(then.module()) == every - listens
+
+
+@pytest.mark.parametrize(("delay", "shown"), [("w", 0), (0, 8)])
+def test_what_is_expected_is_the_mean_of_those_who_fit(corpus, tmp_path, delay, shown):
+    """Of all of them, a second around each frame that is not shown yet."""
+    task = imitation(corpus, tmp_path, Expecting, absent=0.0, delay=delay)
+    module = task.module()
+    batch = task.batch(0, 0, 1)
+    with torch.no_grad():
+        module.expectation.path.weight.zero_()
+        module.expectation.path.bias.zero_()
+        _, parts = task.loss(module, batch)
+    errors = []
+    for labels, there in zip(module.listener(batch["labels"]), batch["there"], strict=True):
+        mean = labels[there].mean(0).numpy()[shown:]
+        path = [mean[max(0, n - 12) : n + 13].mean(0) for n in range(len(mean))]
+        groups = [np.square(path)[:, corpus.layout.columns(name)] for name in corpus.layout.names]
+        errors.append(np.mean([group.mean() for group in groups]))
+    assert parts["expect"].item() == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(("delay", "shown"), [("w", 0), (0, 8)])
+def test_of_unseen_listeners_it_is_said_what_is_expected(corpus, tmp_path, delay, shown):
+    """All of it by who knows them, nothing by a constant, and by their opposites less."""
+    policy = imitation(corpus, tmp_path, Expecting, delay=delay).policy
+    fitting = fitting_clips(corpus, ReactFaceTraining(), "validation")
+    listeners = dict(corpus.listeners("validation"))
+    known = []
+    for names in fitting.values():
+        mean = np.mean([listeners[name].values for name in names], axis=0)[shown:]
+        path = np.stack([mean[max(0, n - 12) : n + 13].mean(0) for n in range(len(mean))])
+        known.append(policy.model.listener(torch.from_numpy(path)))
+
+    def said(factor):
+        paths = iter(known)
+        policy.model.read = lambda scene: Read(None, factor * next(paths)[None])
+        return explained(policy, corpus, "validation", fitting)
+
+    assert set(said(1)) <= set(corpus.layout.names) and "expr" in said(1)
+    for factor, share in ((1, 1.0), (0, 0.0), (-1, -3.0)):
+        assert said(factor) == pytest.approx(dict.fromkeys(said(1), share), abs=1e-4)
 
 
 @pytest.mark.parametrize(("spread", "weight"), [("energy", 1.0), ("paper", 0.3)])
 @pytest.mark.parametrize("assign", ASSIGNS)
-def test_every_part_learns(corpus, tmp_path, assign, spread, weight):
-    task = imitation(corpus, tmp_path, assign=assign, spread=spread)
+def test_as_in_the_paper_every_part_learns_at_once(corpus, tmp_path, assign, spread, weight):
+    task = imitation(corpus, tmp_path, assign=assign, spread=spread, listening=0)
     module = task.module()
+    assert module.expectation is None
     loss, parts = task.loss(module, task.batch(0, 0, 1))
-    assert set(parts) == {"appropriate", "expect", "speaker", "kl", "smooth", "diversity"}
-    expected = sum(
-        factor * parts[name]
-        for name, factor in zip(parts, (1.0, 1.0, 1.0, 1e-3, 1.0, weight), strict=True)
-    )
+    weights = {"appropriate": 1.0, "kl": 1e-3, "smooth": 1.0, "diversity": weight, "speaker": 1.0}
+    assert set(parts) == set(weights)
+    expected = sum(factor * parts[name] for name, factor in weights.items())
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
-    still = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not still
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
 def test_whose_face_pictures_show_is_told_by_its_motion(tmp_path):
     """L_s teaches to look: its label is the tracked face, which is not among what is seen."""
     design = Design(seconds=1, past=0, listeners=1, frames=4, image_size=24)
     filmed = generate_corpus(tmp_path / "filmed", 8, 2, 2, design=design, workers=0)
-    task = imitation(filmed, tmp_path, sees="frames", absent=0.0)
+    task = imitation(filmed, tmp_path, Expecting, "listening", sees="frames", absent=0.0)
     module = task.module()
     batch = task.batch(0, 0, 1)
     clips = {clip.clip_id: clip for clip in filmed.clips("train")}
-    rows = [task.rows[index] for index in task.share(0, 0, 1, 4 + 2)]
+    rows = [task.rows[index] for index in task.share(0, 0, 1, 6)]
     for row, motion, told in zip(rows, batch["motion"], batch["told"], strict=True):
         expected = torch.from_numpy(clips[row["prompt_id"]].speaker.values)
         assert row["motion"] is None and told
         torch.testing.assert_close(motion[: len(expected)], expected)
     loss, parts = task.loss(module, batch)
     loss.backward()
-    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+    assert "sight" in learns(module)
     blind = batch | {"told": torch.zeros_like(batch["told"])}
     assert task.loss(module, blind)[1]["speaker"] == 0 < parts["speaker"]
 
 
 @pytest.mark.parametrize("synchronise", ["face", "voice", "none"])
 def test_without_vim_or_mim_all_that_is_left_learns(corpus, tmp_path, synchronise):
-    task = imitation(corpus, tmp_path, synchronise=synchronise)
+    task = imitation(corpus, tmp_path, synchronise=synchronise, listening=0)
     module = task.module()
     loss, _ = task.loss(module, task.batch(0, 0, 1))
     loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
-def test_a_few_steps_lower_the_loss(corpus, tmp_path):
-    task = imitation(corpus, tmp_path, spread="paper", diversity=0.0, absent=0.0)
+@pytest.mark.parametrize(("task", "part"), [(Expecting, "listening"), (Reacting, "reacting")])
+def test_a_few_steps_lower_the_loss(corpus, tmp_path, task, part):
+    task = imitation(corpus, tmp_path, task, part, spread="paper", diversity=0.0, absent=0.0)
     losses, _ = descend(task, task.module(), [0] * 12, rate=3e-3)
     assert losses[-1] < 0.7 * losses[0]
 
@@ -115,7 +180,7 @@ def test_labels_are_the_listeners_that_fit(corpus, tmp_path):
     appropriate = load_appropriate(corpus.path)
     listeners = dict(corpus.listeners("train"))
     task = imitation(corpus, tmp_path, assign="nearest", batch_size=36)
-    rows = [task.rows[index] for index in task.share(0, 0, 1, 36 + 2)]
+    rows = [task.rows[index] for index in task.share(0, 0, 1)]
     batch = task.batch(0, 0, 1)
     several = 0
     for row, labels, there in zip(rows, batch["labels"], batch["there"], strict=True):
@@ -126,18 +191,20 @@ def test_labels_are_the_listeners_that_fit(corpus, tmp_path):
         several += len(expected) > 1
     assert several
     own = imitation(corpus, tmp_path, assign="recorded").batch(0, 0, 1)
-    assert own["labels"].shape[:2] == (4 + 2, 1) and own["there"].all()
+    assert own["labels"].shape[:2] == (4, 1) and own["there"].all()
 
 
 def test_learners_share_a_batch(corpus, tmp_path):
     """Two of them see what one sees; a stream is lost, never both."""
-    task = imitation(corpus, tmp_path, assign="random", batch_size=36, absent=0.9)
-    whole = task.batch(1, 0, 1)
-    parts = [task.batch(1, rank, 2) for rank in range(2)]
-    for name in ("motion", "present", "labels", "noise", "picked"):
-        together = torch.stack([part[name] for part in parts], dim=1).flatten(0, 1)
-        torch.testing.assert_close(together, whole[name])
-    assert whole["present"].any(1).all() and not whole["present"].all()
+    for kind, names in ((Expecting, ()), (Reacting, ("noise", "picked"))):
+        keys = {"assign": "random", "batch_size": 36, "heard": 36, "absent": 0.9}
+        task = imitation(corpus, tmp_path / kind.__name__, kind, **keys)
+        whole = task.batch(1, 0, 1)
+        parts = [task.batch(1, rank, 2) for rank in range(2)]
+        for name in ("motion", "present", "told", "labels", "there", *names):
+            together = torch.stack([part[name] for part in parts], dim=1).flatten(0, 1)
+            torch.testing.assert_close(together, whole[name])
+        assert whole["present"].any(1).all() and not whole["present"].all()
 
 
 def test_a_policy_that_sees_pictures_needs_some(corpus, tiny_corpus, tmp_path):

@@ -177,5 +177,5 @@ def test_a_speaker_who_is_not_seen_is_not_read():
     read = torch.zeros(3, 2, 4)
     motion = torch.stack([torch.full((2, 4), value) for value in (0.2, 0.4, 9.0)])
     present = torch.tensor([True, True, False])
-    assert speaker_loss(read, motion, present, LAYOUT).item() == pytest.approx((0.02 + 0.08) / 2)
+    assert speaker_loss(read, motion, present, LAYOUT).item() == pytest.approx((0.02 + 0.08) / 3)
     assert speaker_loss(read, motion, present & False, LAYOUT) == 0
