@@ -133,7 +133,7 @@ def test_where_there_is_no_page_people_are_not_waited_for(recipe, says):
 
 
 def test_a_reactface_computes_nothing_twice_and_shares_what_it_hears():
-    three = ("learner.world_size=3", "reactface.batch_size=9")
+    three = ("learner.world_size=3", "reactface.batch_size=9", "dpo.batch_size=9")
     with pytest.raises(ConfigError, match="reactface.heard=64 must be a multiple"):
         load(*three, recipe=settings.DpoOfReactFace)
     load(*three, "reactface.listening=0", recipe=settings.DpoOfReactFace)
