@@ -836,7 +836,7 @@ Variant = Literal[
 
 class PartsConfig(AblationConfig):
     variants: list[Variant] = Field(
-        [name for name in get_args(Variant) if name != "nearest"], min_length=1
+        [name for name in get_args(Variant) if name != "random"], min_length=1
     )
     """which are held against the full one; each imitates anew"""
 

@@ -185,7 +185,7 @@ class ReactFaceTraining(ImitationConfig):
     heard: int = Field(64, ge=1)
     """clips per step of those over all learners: what a speaker explains is faint, and cheap to
     learn"""
-    steps: int = Field(1200, ge=1)
+    steps: int = Field(800, ge=1)
     """optimiser steps after them, in which it learns to react"""
     batch_size: int = Field(8, ge=1)
     """clips per step of those over all learners (the paper's is 4)"""
@@ -207,11 +207,11 @@ class ReactFaceTraining(ImitationConfig):
     synchronise: Literal["both", "face", "voice", "none"] = "both"
     """what of the speaker a window is held against once it is made (SLBS): the face (VIM, Eq. 14)
     and the voice (MIM, Eq. 15); one or none of them is the paper's ablation. z* hears both"""
-    assign: Literal["nearest", "recorded", "random", "cover"] = "nearest"
-    """which of the reactions that the corpus calls appropriate a sample is trained on: nearest =
-    the one most like it (the paper's Eq. 20), random = one drawn for each sample, cover = every one
-    is met by the sample most like it; recorded = the clip's own listener, as everywhere in a corpus
-    that names nobody"""
+    assign: Literal["nearest", "recorded", "random", "cover"] = "random"
+    """which of the reactions that the corpus calls appropriate a sample is trained on: random = one
+    drawn for each sample, by which the energy score is best where samples are spread as people are;
+    nearest = the one most like it (the paper's Eq. 20), cover = every one is met by the sample most
+    like it; recorded = the clip's own listener, as everywhere in a corpus that names nobody"""
     neighbours: int = Field(20, ge=1)
     """appropriate reactions of a clip that a step looks at, at most"""
     absent: float = Field(0.2, ge=0, lt=1)
