@@ -177,7 +177,7 @@ def _labels(config: ReactFaceTraining, fitting: Mapping[str, Sequence[str]]) -> 
         why = "" if asked else ", as the corpus names nobody else"
         return f"each clip's own listener{why}"
     mean = sum(map(len, fitting.values())) / len(fitting)
-    return f"{mean:.1f} appropriate reactions to each, of which {config.assign}"
+    return f"{mean:.1f} appropriate reactions to each, assign={config.assign}"
 
 
 def example_rows(
