@@ -35,21 +35,25 @@ class _Imitating(PolicyObjective):
         """Of the table what labels are made of: prompts are large."""
         return self.rows.select_columns(["listener"])
 
-    def _scene(self, rows: Sequence[Mapping[str, Any]], drawn: Tensor) -> dict[str, Tensor]:
-        """Speakers, some without a stream, and of whose face it is known how it moves.
+    def _clips(
+        self, rows: Sequence[Mapping[str, Any]], lost: Tensor, order: Tensor
+    ) -> dict[str, Tensor]:
+        """Speakers, some without a stream, of whose face it is known how it moves, and `_labels`.
 
         Args:
             rows: of the table.
-            drawn: (rows, 2) in [0, 1), which streams are lost.
+            lost: (rows, 2) in [0, 1), which streams are lost.
+            order: (rows, rows of the table) in [0, 1), which labels come first.
         """
         scene = self.policy.collate(rows)
-        kept = _kept(drawn, self.config.absent)
+        labels, there = self._labels(rows, order)
+        kept = _kept(lost, self.config.absent)
         present = scene["present"] & kept.to(scene["present"].device)
         told = present[:, FACE]
         if self.policy.model.sizes.sees == "frames":
             scene["motion"], moves = self.policy.padded(rows, "face", self.policy.layout.dim)
             told = told & moves
-        return scene | {"present": present, "told": told}
+        return scene | {"present": present, "told": told, "labels": labels, "there": there}
 
     def _labels(self, rows: Sequence[Mapping[str, Any]], order: Tensor) -> tuple[Tensor, Tensor]:
         """(share, labels, frames, dim), and (share, labels) bool which of them there are.
@@ -104,8 +108,7 @@ class Expecting(_Imitating):
         rows = [self.rows[index] for index in self.share(step, rank, world_size, count)]
         lost = torch.rand(count, 2, generator=generator)[share]
         order = torch.rand(count, len(self.rows), generator=generator)[share]
-        labels, there = self._labels(rows, order)
-        return self._scene(rows, lost) | {"labels": labels, "there": there}
+        return self._clips(rows, lost, order)
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Squares, and L_s."""
@@ -145,13 +148,8 @@ class Reacting(_Imitating):
         lost = torch.rand(config.batch_size, 2, generator=generator)[share]
         picked = torch.rand(drawn, generator=generator)
         order = torch.rand(config.batch_size, len(self.rows), generator=generator)[share]
-        labels, there = self._labels(rows, order)
-        return self._scene(rows, lost) | {
-            "noise": noise[share],
-            "picked": picked[share],
-            "labels": labels,
-            "there": there,
-        }
+        drawn_anew = {"noise": noise[share], "picked": picked[share]}
+        return self._clips(rows, lost, order) | drawn_anew
 
     def loss(self, forward: Forward, batch: Mapping[str, Any]) -> Loss:
         """Eq. 18; without L_s where the speaker is encoded as `Expecting` taught."""

@@ -126,13 +126,13 @@ def explained(
         fitting: clip -> the clips whose listeners fit its speaker; what is expected is their mean.
     """
     model, layout = policy.model.eval(), policy.layout
+    shown = model.sizes.ahead * model.sizes.window  # frames before anything is expected
     motions = {name: motion.subset(layout).values for name, motion in corpus.listeners(split)}
     expected, moved = [], []
     for clip in corpus.clips(split, {*policy.reads, "speaker"}):
         names = fitting[clip.clip_id]
         mean = np.mean([motions[name] for name in names], axis=0, dtype=np.float32)
         read = model.read(scene_of(policy.collate([policy.prompt_row(policy.encode(clip))])))
-        shown = model.sizes.ahead * model.sizes.window  # before anything is expected
         path = slow(model.listener(torch.from_numpy(mean)[None, shown:]))
         expected.append(read.expected[0, : path.shape[1]])
         moved.append(path[0])
