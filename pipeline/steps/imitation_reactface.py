@@ -97,6 +97,7 @@ def _expect(
     found = explained(policy, corpus, split, fitting_clips(corpus, own, split))
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
     step.say(f"of the slow motion of unseen listeners it explains: {shares}")
+    step.logger.log({f"explained/{name}": share for name, share in found.items()}, own.listening)
     return replace(result, metrics={**result.metrics, "explained": found})
 
 
